@@ -1,0 +1,50 @@
+# Everything sets itself up on a fresh Debian 12+ or Ubuntu 24.04+.
+.POSIX:
+.PHONY: help setup setup-dev demo test check test-unit test-simulation test-vm format clean
+
+BIN = .venv/bin
+PYTEST = $(BIN)/python -m pytest
+
+help:
+	@echo 'make demo             the main job on real VMs: upgrade, bad image, rollback'
+	@echo 'make test             checks and all three rings of tests'
+	@echo 'make check            formatting, lint, types, import rules'
+	@echo 'make test-unit        milliseconds'
+	@echo 'make test-simulation  seconds'
+	@echo 'make test-vm          minutes: real VMs'
+	@echo 'make format           formats the code'
+	@echo 'make clean            removes the virtual environment'
+
+setup:
+	@scripts/setup
+
+setup-dev:
+	@scripts/setup dev
+
+demo: setup
+	@$(BIN)/vmss demo
+
+check: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check
+	$(PYTEST) tests --durations=15
+
+test-unit: setup-dev
+	$(PYTEST) tests/unit
+
+test-simulation: setup-dev
+	$(PYTEST) tests/simulation
+
+test-vm: setup-dev
+	$(PYTEST) tests/vm --durations=15
+
+format: setup-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .setup-*

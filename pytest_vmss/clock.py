@@ -1,0 +1,109 @@
+"""Time, as the lab sees it, and the one way to wait.
+
+Everything that waits takes a :class:`Clock`, so that simulations run on a
+virtual one. Every wait has a limit and says what it waits for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
+
+from pytest_vmss.errors import WaitTimeoutError
+
+__all__ = ["Clock", "Interrupted", "SystemClock", "wait_for"]
+
+_T = TypeVar("_T")
+
+
+class Clock(Protocol):
+    """What the lab asks about time."""
+
+    def now(self) -> datetime:
+        """The time of day, in UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def sleep(self, seconds: float) -> None:
+        """Lets time pass."""
+
+
+class Interrupted(BaseException):
+    """The lab is being closed: every wait ends, and the journal stays as after a kill."""
+
+
+class SystemClock:
+    """The host's clock; closing it ends all waits on it."""
+
+    def __init__(self) -> None:
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Makes every wait, now and later, raise :class:`Interrupted`."""
+        self._closed.set()
+
+    def now(self) -> datetime:
+        """The time of day, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Blocks the calling thread.
+
+        Raises:
+            Interrupted: The lab is being closed.
+        """
+        if self._closed.wait(seconds):
+            raise Interrupted
+
+
+def wait_for(
+    what: str,
+    probe: Callable[[], _T | None],
+    *,
+    limit: float,
+    clock: Clock,
+    interval: float = 0.2,
+    describe: Callable[[], str] = lambda: "",
+) -> _T:
+    """Waits until a probe answers something.
+
+    Args:
+        what: What is waited for, in words, for the error message.
+        probe: Asked again and again; None means "not yet". What it raises
+            ends the wait.
+        limit: Seconds; a probe that succeeds later than that fails too.
+        clock: Whose seconds these are.
+        interval: Seconds between two probes.
+        describe: How far things got, for the error message.
+
+    Raises:
+        WaitTimeoutError: The limit was reached.
+    """
+    start = clock.monotonic()
+
+    def is_late(_: RetryCallState) -> bool:
+        return clock.monotonic() - start >= limit
+
+    def give_up(_: RetryCallState) -> None:
+        raise WaitTimeoutError(what, limit=limit, last=describe())
+
+    answer: _T | None = Retrying(
+        retry=retry_if_result(lambda value: value is None),
+        wait=wait_fixed(interval),
+        stop=is_late,
+        sleep=clock.sleep,
+        retry_error_callback=give_up,
+    )(probe)
+    if answer is None:  # pragma: no cover - give_up always raises
+        raise WaitTimeoutError(what, limit=limit, last=describe())
+    return answer

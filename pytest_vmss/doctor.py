@@ -1,0 +1,127 @@
+"""What the host lacks, and the command that mends it (L2)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from pytest_vmss.errors import HostError, VmssError
+from pytest_vmss.hypervisor.accelerator import choose_accelerator
+from pytest_vmss.process import PACKAGES, require
+from pytest_vmss.settings import Settings
+
+__all__ = ["Finding", "examine"]
+
+_RUN = ("qemu-system-x86_64", "qemu-img")
+_BUILD = ("mmdebstrap", "mke2fs", "sfdisk", "mformat", "grub-mkimage", "depmod")
+_BUILD_FILES = {
+    Path("/usr/lib/grub/i386-pc/boot.img"): "grub-pc-bin",
+    Path("/usr/lib/grub/x86_64-efi/kernel.img"): "grub-efi-amd64-bin",
+    Path("/usr/share/keyrings/debian-archive-keyring.gpg"): "debian-archive-keyring",
+}
+_MEMORY_MIB = 2048
+_DISK_GIB = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: ``lacking`` keeps the product from working.
+        what: What was found, in words.
+        mend: The command or step that mends it.
+    """
+
+    level: Literal["ok", "note", "lacking"]
+    what: str
+    mend: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Looks at everything that a lab needs of its host; changes nothing that lasts."""
+    return [
+        *_programs(_RUN, "to run VMs"),
+        *_libvirt(settings),
+        *_accelerator(settings),
+        *_room(settings),
+        *_programs(_BUILD, "to build images"),
+        *_files(),
+    ]
+
+
+def _programs(programs: tuple[str, ...], purpose: str) -> Iterator[Finding]:
+    if os.geteuid() != 0 and purpose == "to build images":
+        programs = (*programs, "fakeroot")
+    for program in programs:
+        try:
+            yield Finding("ok", f"{program}: {require(program)}")
+        except HostError:
+            yield Finding(
+                "lacking",
+                f"{program} is not installed (needed {purpose})",
+                f"apt-get install {PACKAGES.get(program, program)}",
+            )
+
+
+def _files() -> Iterator[Finding]:
+    for path, package in _BUILD_FILES.items():
+        if not path.exists():
+            yield Finding(
+                "lacking",
+                f"{path} is not there (needed to build images)",
+                f"apt-get install {package}",
+            )
+
+
+def _libvirt(settings: Settings) -> Iterator[Finding]:
+    from pytest_vmss.lab import Lab
+
+    try:
+        lab = Lab.session(settings)
+    except VmssError as unusable:
+        yield Finding("lacking", str(unusable), "export VMSS_STATE_DIR=/a/folder/you/may/write")
+        return
+    try:
+        from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
+
+        hypervisor = lab.hypervisor
+        if isinstance(hypervisor, LibvirtHypervisor):
+            yield Finding("ok", f"libvirt answers at {hypervisor.uri}")
+    except (VmssError, ImportError) as missing:
+        yield Finding("lacking", str(missing), "apt-get install libvirt-daemon-system")
+    finally:
+        lab.destroy()
+
+
+def _accelerator(settings: Settings) -> Iterator[Finding]:
+    try:
+        choice = choose_accelerator(settings.accelerator)
+    except HostError as refused:
+        yield Finding("lacking", str(refused), f"adduser {os.environ.get('USER', 'YOU')} kvm")
+        return
+    if choice.accelerator == "kvm":
+        yield Finding("ok", f"accelerator: KVM, since {choice.why}")
+    else:
+        yield Finding(
+            "note",
+            f"accelerator: TCG, since {choice.why}; guests are 10 to 20 times slower, "
+            f"limits are multiplied by {choice.slow_factor:g}",
+        )
+
+
+def _room(settings: Settings) -> Iterator[Finding]:
+    memory = psutil.virtual_memory().available // 1024**2
+    level: Literal["ok", "note"] = "ok" if memory >= _MEMORY_MIB else "note"
+    yield Finding(level, f"memory available: {memory} MiB (the demo needs {_MEMORY_MIB})")
+    for folder in {settings.state_dir, settings.cache_dir}:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(existing).free // 1024**3
+        level = "ok" if free >= _DISK_GIB else "note"
+        yield Finding(level, f"disk free at {folder}: {free} GiB (the demo needs {_DISK_GIB})")

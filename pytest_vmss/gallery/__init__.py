@@ -1,0 +1,7 @@
+"""Image versions: published once, immutable, addressed by digest (B1, B2, B4)."""
+
+from __future__ import annotations
+
+from pytest_vmss.gallery.gallery import Gallery, ImageAddress, Images
+
+__all__ = ["Gallery", "ImageAddress", "Images"]

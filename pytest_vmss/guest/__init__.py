@@ -1,0 +1,8 @@
+"""Inside the guest: its console, SSH, cloud-init, extensions."""
+
+from __future__ import annotations
+
+from pytest_vmss.guest.guest import BootFacts, Guest, LinuxGuest, SshAccess
+from pytest_vmss.guest.shell import CommandResult, Shell
+
+__all__ = ["BootFacts", "CommandResult", "Guest", "LinuxGuest", "Shell", "SshAccess"]

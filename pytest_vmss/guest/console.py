@@ -1,0 +1,77 @@
+"""The serial console: how far a boot got, and what went wrong (E5)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["Console", "Trouble"]
+
+Trouble = Literal["panic", "no boot"]
+
+_TAIL_LINES = 40
+_TAIL_BYTES = 16384
+
+_TROUBLE: tuple[tuple[Trouble, re.Pattern[bytes]], ...] = (
+    ("panic", re.compile(rb"Kernel panic - not syncing")),
+    ("no boot", re.compile(rb"No bootable device|grub rescue>|Boot failed: not a bootable disk")),
+    ("no boot", re.compile(rb"error: [^\n]*\bnot found\.\s*error: you need to load the kernel")),
+)
+
+#: Signs on the console of how far a boot got, furthest last.
+_MILESTONES: tuple[tuple[str, re.Pattern[bytes]], ...] = (
+    ("the firmware", re.compile(rb"SeaBIOS|BdsDxe|UEFI")),
+    ("the boot loader", re.compile(rb"GRUB|ISOLINUX|systemd-boot")),
+    ("the kernel", re.compile(rb"Linux version|\[ +\d+\.\d+\] ")),
+    ("systemd", re.compile(rb"systemd\[1\]|Welcome to |\[  OK  \]|Reached target")),
+    ("cloud-init", re.compile(rb"cloud-init\[\d+\]|Cloud-init v\.")),
+    ("a login prompt", re.compile(rb" login: ?")),
+    ("the end of cloud-init", re.compile(rb"Cloud-init v\. \S+ finished at")),
+)
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>()][0-9A-B]?|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Console:
+    """The console log of one generation.
+
+    Args:
+        path: The log; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+
+    def _read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def mark(self) -> None:
+        """Ignores what was written so far: the next boot appends to the same log."""
+        self._offset = len(self._read())
+
+    def trouble(self) -> Trouble | None:
+        """What the console says went wrong since the mark, if anything."""
+        text = self._read()[self._offset :]
+        for trouble, pattern in _TROUBLE:
+            if pattern.search(text):
+                return trouble
+        return None
+
+    def milestone(self) -> str:
+        """How far the boot got since the mark, in words."""
+        text = self._read()[self._offset :]
+        for milestone, pattern in reversed(_MILESTONES):
+            if pattern.search(text):
+                return f"reached {milestone}"
+        return "the console shows nothing" if not text.strip() else "the console shows no boot"
+
+    def tail(self, lines: int = _TAIL_LINES) -> str:
+        """The last lines, as a person would have read them."""
+        text = self._read()[-_TAIL_BYTES:].decode(errors="replace")
+        clean = [line.rstrip() for line in _CONTROL.sub("", text).splitlines()]
+        return "\n".join([line for line in clean if line][-lines:])

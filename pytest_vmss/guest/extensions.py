@@ -1,0 +1,184 @@
+"""VM extensions: a registry by publisher and type (H2)."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, Protocol
+
+from pytest_vmss.clock import Clock, wait_for
+from pytest_vmss.errors import GuestCommandError, ModelProblem, NotFoundError, WaitTimeoutError
+from pytest_vmss.guest.shell import Shell
+from pytest_vmss.model import Extension
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["CustomScript", "Handler", "check_settings", "find_handler", "known_types", "register"]
+
+_MESSAGE_CHARS = 4096
+
+
+class Handler(Protocol):
+    """Runs the extensions of one type."""
+
+    publisher: str
+    type: str
+
+    def check(self, extension: Extension) -> list[str]:
+        """What is wrong with its settings, before anything is created."""
+
+    def run(
+        self, shell: Shell, extension: Extension, *, limit: float, clock: Clock
+    ) -> ExtensionRecord:
+        """Runs it in the guest once; an earlier run's result is returned as it is.
+
+        Args:
+            shell: Connection to the guest.
+            extension: The extension with its settings.
+            limit: Seconds that it may take.
+            clock: The lab's.
+        """
+
+
+_handlers: dict[tuple[str, str], Handler] = {}
+
+
+def register(handler: Handler) -> None:
+    """Makes a handler known; one of the same publisher and type is replaced."""
+    _handlers[handler.publisher.lower(), handler.type.lower()] = handler
+
+
+def known_types() -> frozenset[tuple[str, str]]:
+    """Publisher and type of every known handler, in lower case."""
+    return frozenset(_handlers)
+
+
+def find_handler(publisher: str, type: str) -> Handler:
+    """The handler of an extension.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    handler = _handlers.get((publisher.lower(), type.lower()))
+    if handler is None:
+        raise NotFoundError(f"no handler for the extension {publisher}/{type}")
+    return handler
+
+
+def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
+    """What is wrong with the settings of extensions whose types are known."""
+    problems = []
+    for index, extension in enumerate(extensions):
+        handler = _handlers.get((extension.publisher.lower(), extension.type.lower()))
+        path = f"$.virtualMachineProfile.extensionProfile.extensions[{index}].settings"
+        for wrong in handler.check(extension) if handler else ():
+            problems.append(ModelProblem(path, "VMExtensionManagementInputError", wrong))
+    return problems
+
+
+# Runs apart from the SSH session, so that neither a broken connection nor a
+# killed orchestrator ends it or runs it twice.
+_LAUNCH = """\
+set -eu
+umask 077
+folder={folder}
+mkdir -p "$folder"
+if [ ! -e "$folder/started" ]; then
+    cat > "$folder/command"
+    : > "$folder/started"
+    setsid sh -c '
+        umask 022
+        cd "$1"
+        sh ./command > stdout 2> stderr < /dev/null
+        echo "$?" > status.part
+        mv status.part status
+    ' sh "$folder" < /dev/null > /dev/null 2>&1 &
+fi
+"""
+
+_RESULT = """\
+cd {folder}
+tries=0
+while [ ! -e status ]; do
+    tries=$((tries + 1))
+    [ "$tries" -gt 20 ] && exit 75
+    sleep 0.1
+done
+cat status
+tail -c 2048 stdout
+echo
+tail -c 2048 stderr
+"""
+_AGAIN = 75
+
+
+class CustomScript:
+    """``Microsoft.Azure.Extensions/CustomScript`` for Linux: ``commandToExecute``."""
+
+    publisher = "Microsoft.Azure.Extensions"
+    type = "CustomScript"
+
+    def check(self, extension: Extension) -> list[str]:
+        """What is wrong with its settings."""
+        places = [
+            settings
+            for settings in (extension.settings or {}, extension.protected_settings or {})
+            if "commandToExecute" in settings
+        ]
+        problems = []
+        if len(places) != 1:
+            problems.append(
+                "needs commandToExecute, in settings or in protectedSettings"
+                if not places
+                else "has commandToExecute both in settings and in protectedSettings"
+            )
+        elif not isinstance(places[0]["commandToExecute"], str):
+            problems.append("commandToExecute must be a string")
+        unsupported = sorted(
+            {*(extension.settings or {}), *(extension.protected_settings or {})}
+            - {"commandToExecute", "timestamp", "skipDos2Unix"}
+        )
+        if unsupported:
+            problems.append(f"these settings cannot be run here yet: {', '.join(unsupported)}")
+        return problems
+
+    def run(
+        self, shell: Shell, extension: Extension, *, limit: float, clock: Clock
+    ) -> ExtensionRecord:
+        """Runs ``commandToExecute`` as root; its text goes through standard input."""
+        protected: dict[str, Any] = extension.protected_settings or {}
+        command = str({**(extension.settings or {}), **protected}["commandToExecute"])
+        folder = shlex.quote(f"/var/lib/waagent/custom-script/{extension.name}")
+        start = clock.monotonic()
+        try:
+            shell.check(_LAUNCH.format(folder=folder), stdin=command.encode() + b"\n", sudo=True)
+
+            def probe() -> str | None:
+                result = shell.run(_RESULT.format(folder=folder), sudo=True)
+                return None if result.exit_code == _AGAIN else result.stdout
+
+            answer = wait_for(
+                f"the extension {extension.name}", probe, limit=limit, clock=clock, interval=0.05
+            )
+        except (GuestCommandError, WaitTimeoutError) as failed:
+            return ExtensionRecord(
+                name=extension.name,
+                type=f"{self.publisher}.{self.type}",
+                status="error",
+                message=failed.message,
+                seconds=clock.monotonic() - start,
+            )
+        code, _, output = answer.partition("\n")
+        exit_code = int(code)
+        message = output.strip()[-_MESSAGE_CHARS:]
+        if protected:
+            message = message.replace(command, "***")
+        return ExtensionRecord(
+            name=extension.name,
+            type=f"{self.publisher}.{self.type}",
+            status="success" if exit_code == 0 else "error",
+            exit_code=exit_code,
+            message=message,
+            seconds=clock.monotonic() - start,
+        )
+
+
+register(CustomScript())

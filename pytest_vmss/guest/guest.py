@@ -1,0 +1,309 @@
+"""A guest, from its first byte on the console to its extensions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pytest_vmss.clock import Clock, wait_for
+from pytest_vmss.errors import (
+    CloudInitError,
+    GuestCommandError,
+    GuestUnreachableError,
+    KernelPanicError,
+    NoBootError,
+    WaitTimeoutError,
+)
+from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.extensions import find_handler
+from pytest_vmss.guest.shell import HostKeyMismatch, Shell
+from pytest_vmss.model import Extension
+from pytest_vmss.settings import Limits
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["BootFacts", "Guest", "LinuxGuest", "SshAccess"]
+
+
+@dataclass(frozen=True)
+class BootFacts:
+    """What a booted guest says of itself.
+
+    Attributes:
+        boot_id: The kernel's, new with every boot.
+        kernel: Release, as of ``uname -r``.
+        image_version: ``IMAGE_VERSION`` of its os-release; None where it has none (E2).
+    """
+
+    boot_id: str
+    kernel: str
+    image_version: str | None
+
+
+class Guest(Protocol):
+    """What the engine asks of a guest."""
+
+    def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
+        """Waits for a boot other than a previous one, and asks the guest about it."""
+
+    def wait_cloud_init(self) -> str:
+        """Waits for cloud-init to end; returns its status, ``done`` or ``disabled``."""
+
+    def run_extension(self, extension: Extension) -> ExtensionRecord:
+        """Runs an extension once; an earlier run's result is returned as it is."""
+
+    def close(self) -> None:
+        """Ends the connection to it."""
+
+
+@dataclass(frozen=True)
+class SshAccess:
+    """How to log in to one generation of an instance."""
+
+    address: str
+    port: int
+    user: str
+    key: Path
+    host_key: str
+
+
+_FACTS = """\
+cat /proc/sys/kernel/random/boot_id
+uname -r
+. /etc/os-release
+echo "$IMAGE_VERSION"
+"""
+
+# One command that waits in the guest costs less than many that ask.
+_CLOUD_INIT = """\
+tries=0
+while [ ! -s /run/cloud-init/result.json ] && [ ! -e /run/cloud-init/disabled ]; do
+    tries=$((tries + 1))
+    [ "$tries" -gt 12 ] && exit 75
+    sleep 0.25
+done
+[ -s /run/cloud-init/result.json ] && exec cat /run/cloud-init/result.json
+echo disabled
+"""
+_AGAIN = 75
+_LOGIN_S = 10.0
+
+
+class LinuxGuest:
+    """A Linux guest over SSH.
+
+    Args:
+        name: The instance's, for messages.
+        access: How to log in.
+        console: Its console.
+        limits: Limits of the waits, already scaled.
+        clock: The lab's.
+        is_running: Whether its machine runs.
+        factor: By how much it is slower than under KVM.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        access: SshAccess,
+        console: Console,
+        limits: Limits,
+        clock: Clock,
+        is_running: Callable[[], bool],
+        factor: float = 1.0,
+    ) -> None:
+        self.name = name
+        self._access = access
+        self._console = console
+        self._limits = limits
+        self._clock = clock
+        self._is_running = is_running
+        self._login_limit = _LOGIN_S * factor
+        self._shell: Shell | None = None
+
+    def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
+        """Waits until SSH answers from a new boot.
+
+        Args:
+            previous_boot_id: The boot before; it does not count.
+
+        Raises:
+            KernelPanicError: The kernel panicked.
+            NoBootError: Nothing to boot was found, or the machine ended.
+            GuestUnreachableError: SSH did not answer in time.
+        """
+
+        def probe() -> BootFacts | None:
+            self._check_console()
+            shell = self._connect()
+            if shell is None:
+                return None
+            try:
+                facts = _parse_facts(shell.check(_FACTS, timeout=self._login_limit))
+            except GuestCommandError:
+                self.close()
+                return None
+            if facts.boot_id == previous_boot_id:
+                self.close()  # the old boot, on its way down
+                return None
+            return facts
+
+        try:
+            return wait_for(
+                f"{self.name} to boot and answer over SSH",
+                probe,
+                limit=self._limits.boot,
+                clock=self._clock,
+                describe=self._console.milestone,
+            )
+        except WaitTimeoutError as late:
+            raise GuestUnreachableError(
+                f"did not answer over SSH within {self._limits.boot:.0f} s; the boot "
+                f"{self._console.milestone()}",
+                instance=self.name,
+                console_tail=self._console.tail(),
+                log=self._console.path,
+            ) from late
+
+    def wait_cloud_init(self) -> str:
+        """Waits until cloud-init has ended.
+
+        Raises:
+            CloudInitError: It ended in error, or not in time.
+            GuestUnreachableError: The guest went away.
+        """
+
+        def probe() -> str | None:
+            self._check_console()
+            try:
+                result = self.shell().run(_CLOUD_INIT, timeout=self._login_limit)
+            except GuestCommandError:
+                self.close()
+                return None
+            return None if result.exit_code == _AGAIN else result.stdout
+
+        try:
+            answer = wait_for(
+                f"cloud-init on {self.name} to end",
+                probe,
+                limit=self._limits.cloud_init,
+                clock=self._clock,
+                interval=0.05,
+                describe=self._console.milestone,
+            )
+        except WaitTimeoutError as late:
+            raise CloudInitError(
+                f"cloud-init did not end within {self._limits.cloud_init:.0f} s; "
+                f"the boot {self._console.milestone()}",
+                instance=self.name,
+                console_tail=self._console.tail(),
+                log=self._console.path,
+            ) from late
+        if answer.strip() == "disabled":
+            return "disabled"
+        errors = [str(error) for error in json.loads(answer)["v1"].get("errors", [])]
+        if errors:
+            raise CloudInitError(
+                f"cloud-init ended in error: {'; '.join(errors)}",
+                instance=self.name,
+                errors=errors,
+                console_tail=self._console.tail(),
+                log=self._console.path,
+            )
+        return "done"
+
+    def run_extension(self, extension: Extension) -> ExtensionRecord:
+        """Runs an extension once.
+
+        Raises:
+            GuestUnreachableError: The guest went away.
+        """
+        handler = find_handler(extension.publisher, extension.type)
+        return handler.run(
+            self.shell(), extension, limit=self._limits.extension, clock=self._clock
+        )
+
+    def shell(self) -> Shell:
+        """The connection to the guest, made anew where it broke.
+
+        Raises:
+            GuestUnreachableError: The guest does not answer.
+        """
+
+        def probe() -> Shell | None:
+            self._check_console()
+            return self._connect()
+
+        try:
+            return wait_for(
+                f"{self.name} to answer over SSH",
+                probe,
+                limit=self._login_limit * 2,
+                clock=self._clock,
+                describe=self._console.milestone,
+            )
+        except WaitTimeoutError as late:
+            raise GuestUnreachableError(
+                f"does not answer over SSH; the boot {self._console.milestone()}",
+                instance=self.name,
+                console_tail=self._console.tail(),
+                log=self._console.path,
+            ) from late
+
+    def close(self) -> None:
+        """Ends the connection."""
+        if self._shell is not None:
+            self._shell.close()
+            self._shell = None
+
+    def _connect(self) -> Shell | None:
+        if self._shell is not None and self._shell.alive:
+            return self._shell
+        try:
+            self._shell = Shell.connect(
+                self._access.address,
+                self._access.port,
+                user=self._access.user,
+                key=self._access.key,
+                host_key=self._access.host_key,
+                name=self.name,
+                timeout=self._login_limit,
+            )
+        except HostKeyMismatch as other:
+            raise GuestUnreachableError(
+                f"answers over SSH with another host key than its seed gave it ({other}); "
+                "does the custom data or the image bring ssh_keys of its own?",
+                instance=self.name,
+                console_tail=self._console.tail(),
+                log=self._console.path,
+            ) from other
+        return self._shell
+
+    def _check_console(self) -> None:
+        """Ends a wait early where the console or the machine shows that it is hopeless."""
+        trouble = self._console.trouble()
+        if trouble == "panic":
+            raise KernelPanicError(
+                f"the kernel panicked; the boot {self._console.milestone()}",
+                instance=self.name,
+                console_tail=self._console.tail(),
+                log=self._console.path,
+            )
+        if trouble == "no boot" or not self._is_running():
+            what = "found nothing to boot" if trouble else "the machine ended while it booted"
+            raise NoBootError(
+                f"{what}; {self._console.milestone()}",
+                instance=self.name,
+                console_tail=self._console.tail(),
+                log=self._console.path,
+            )
+
+
+def _parse_facts(text: str) -> BootFacts:
+    boot_id, kernel, version = (text.splitlines() + ["", "", ""])[:3]
+    return BootFacts(boot_id.strip(), kernel.strip(), version.strip() or None)
+
+

@@ -1,0 +1,84 @@
+"""What an instance's cloud-init is told for one generation of its OS disk."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import yaml
+
+from pytest_vmss.guest.keys import KeyPair
+from pytest_vmss.hypervisor import Seed
+from pytest_vmss.model import ScaleSetModel
+
+__all__ = ["build_seed"]
+
+# QEMU's user network: each guest sees the same one, and only its own.
+_ADDRESS = "10.0.2.15/24"
+_GATEWAY = "10.0.2.2"
+_NAME_SERVER = "10.0.2.3"
+
+
+def build_seed(
+    model: ScaleSetModel,
+    *,
+    cloud_instance_id: str,
+    computer_name: str,
+    mac: str,
+    host_key: KeyPair,
+    lab_key: KeyPair,
+    grow: bool,
+) -> Seed:
+    """Builds the seed.
+
+    The custom data is passed unchanged as user data (H1); what the lab needs
+    for itself goes into vendor data, which user data may override.
+
+    Args:
+        model: The scale set.
+        cloud_instance_id: New for each generation, so that cloud-init runs again.
+        computer_name: The guest's host name.
+        mac: Address of its network card.
+        host_key: The generation's SSH host key.
+        lab_key: Key with which the lab logs in.
+        grow: The OS disk is larger than its image.
+    """
+    profile = model.virtual_machine_profile.os_profile
+    linux = profile.linux_configuration
+    keys = [lab_key.public]
+    if linux is not None and linux.ssh is not None:
+        keys += [key.key_data for key in linux.ssh.public_keys]
+    vendor: dict[str, object] = {
+        # `user` adapts the image's default user, also where custom data lists users of its own.
+        "user": {
+            "name": profile.admin_username,
+            "gecos": profile.admin_username,
+            "shell": "/bin/bash",
+            "sudo": ["ALL=(ALL) NOPASSWD:ALL"],
+            "lock_passwd": True,
+            "ssh_authorized_keys": keys,
+        },
+        "ssh_keys": {"ed25519_private": host_key.private, "ed25519_public": host_key.public},
+    }
+    if grow:
+        vendor["growpart"] = {"mode": "auto", "devices": ["/"]}
+        vendor["resize_rootfs"] = True
+    network = {
+        "version": 2,
+        "ethernets": {
+            "primary": {
+                "match": {"macaddress": mac},
+                "addresses": [_ADDRESS],
+                "gateway4": _GATEWAY,
+                "nameservers": {"addresses": [_NAME_SERVER]},
+            }
+        },
+    }
+    custom = profile.custom_data
+    user_data = b"" if custom is None else base64.b64decode(custom.get_secret_value())
+    return Seed(
+        meta_data=json.dumps({"instance-id": cloud_instance_id, "local-hostname": computer_name}),
+        network_config=json.dumps(network),
+        vendor_data="#cloud-config\n" + yaml.safe_dump(vendor, width=10_000),
+        user_data=user_data,
+    )

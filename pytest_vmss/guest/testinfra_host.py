@@ -1,0 +1,40 @@
+"""Instances as testinfra hosts, over the lab's own pinned connection (L6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from testinfra.backend.base import BaseBackend, CommandResult
+from testinfra.host import Host
+
+from pytest_vmss.guest.shell import Shell
+
+__all__ = ["testinfra_host"]
+
+
+class _ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra's backends are untyped
+    """Runs testinfra's commands as root."""
+
+    NAME = "vmss"
+
+    def __init__(self, name: str, shell: Callable[[], Shell]) -> None:
+        super().__init__(name)
+        self._connect = shell
+
+    def run(self, command: str, *args: str, **_: Any) -> CommandResult:
+        line = self.get_command(command, *args)
+        done = self._connect().run(line, sudo=True, timeout=300.0)
+        return self.result(
+            done.exit_code, self.encode(line), self.encode(done.stdout), self.encode(done.stderr)
+        )
+
+
+def testinfra_host(name: str, shell: Callable[[], Shell]) -> Host:
+    """A testinfra host that runs everything as root.
+
+    Args:
+        name: The instance's.
+        shell: Gives the connection, made anew after a swap.
+    """
+    return Host(_ShellBackend(name, shell))

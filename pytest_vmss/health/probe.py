@@ -1,0 +1,73 @@
+"""A load balancer's probe, made by the lab itself (F2)."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from dataclasses import dataclass
+
+from pytest_vmss.model import Probe
+
+__all__ = ["ProbeResult", "probe_once"]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What one probe saw.
+
+    Attributes:
+        healthy: Azure's rule: HTTP status 200, or a TCP connection.
+        detail: What was seen, in words.
+    """
+
+    healthy: bool
+    detail: str
+
+
+def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> ProbeResult:
+    """Probes an instance once.
+
+    Args:
+        probe: What to ask.
+        address: Loopback address that leads to the guest.
+        port: Port on it that leads to the probe's port.
+        timeout: Limit in seconds.
+    """
+    where = f"{probe.protocol.lower()}://…:{probe.port}{probe.request_path or ''}"
+    try:
+        if probe.protocol == "Tcp":
+            return _probe_tcp(address, port, where, timeout)
+        return _probe_http(probe, address, port, where, timeout)
+    except (OSError, http.client.HTTPException) as failed:
+        return ProbeResult(False, f"{where}: {failed or type(failed).__name__}")
+
+
+def _probe_tcp(address: str, port: int, where: str, timeout: float) -> ProbeResult:
+    with socket.create_connection((address, port), timeout=timeout) as link:
+        # QEMU's user network takes the connection itself, and ends it at once
+        # where nobody in the guest does.
+        link.settimeout(min(timeout, 0.5))
+        try:
+            if link.recv(1) == b"":
+                return ProbeResult(False, f"{where}: connection refused")
+        except TimeoutError:
+            pass  # open, and silent
+    return ProbeResult(True, f"{where}: connected")
+
+
+def _probe_http(probe: Probe, address: str, port: int, where: str, timeout: float) -> ProbeResult:
+    if probe.protocol == "Https":
+        # Azure's probes take any certificate.
+        context = ssl._create_unverified_context()  # noqa: S323
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            address, port, timeout=timeout, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    try:
+        connection.request("GET", probe.request_path or "/", headers={"Connection": "close"})
+        status = connection.getresponse().status
+    finally:
+        connection.close()
+    return ProbeResult(status == 200, f"{where}: HTTP status {status}")

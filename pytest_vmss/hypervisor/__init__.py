@@ -1,0 +1,20 @@
+"""Running machines: the protocol, and QEMU through libvirt behind it."""
+
+from __future__ import annotations
+
+import os
+
+from pytest_vmss.hypervisor.protocol import (
+    Disk,
+    Forward,
+    Hypervisor,
+    Machine,
+    PowerState,
+    Seed,
+)
+
+__all__ = ["Disk", "Forward", "Hypervisor", "Machine", "PowerState", "Seed"]
+
+# libvirt's embedded driver logs to standard error otherwise, and reads this when
+# it is loaded, below this package; every failure is raised as an exception too.
+os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "3:file:/dev/null")

@@ -1,0 +1,73 @@
+"""KVM where it really works, TCG everywhere else (A7)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_vmss.errors import HostError
+from pytest_vmss.settings import TCG_FACTOR, Accelerator
+
+__all__ = ["Choice", "choose_accelerator"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which accelerator was chosen, and why."""
+
+    accelerator: Accelerator
+    why: str
+
+    @property
+    def slow_factor(self) -> float:
+        """By how much guests are slower than under KVM."""
+        return 1.0 if self.accelerator == "kvm" else TCG_FACTOR
+
+
+def choose_accelerator(
+    forced: Accelerator | None = None,
+    *,
+    cpuinfo: Path = Path("/proc/cpuinfo"),
+    device: Path = Path("/dev/kvm"),
+) -> Choice:
+    """Chooses as virt-host-validate would: CPU flag and a device that can be written.
+
+    That ``/dev/kvm`` can be opened proves nothing: some hosts have it, and no
+    guest kernel runs on them.
+
+    Args:
+        forced: What the user wants, whatever was found.
+        cpuinfo: Where the CPU's flags are read.
+        device: KVM's device.
+
+    Raises:
+        HostError: KVM is forced and cannot be opened.
+    """
+    if forced == "tcg":
+        return Choice("tcg", "forced by the user")
+    usable = os.access(device, os.R_OK | os.W_OK)
+    if forced == "kvm":
+        if not usable:
+            raise HostError(
+                f"KVM was asked for, but {device} cannot be opened for writing; "
+                "add your user to the group kvm, or leave the choice to the lab"
+            )
+        return Choice("kvm", "forced by the user")
+    flags: set[str] = set()
+    try:
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("flags"):
+                flags = set(line.partition(":")[2].split())
+                break
+    except OSError:
+        pass
+    is_x86 = platform.machine() in ("x86_64", "AMD64", "i686")
+    if is_x86 and not flags & {"vmx", "svm"}:
+        return Choice("tcg", "the CPU offers no hardware virtualization (no vmx or svm)")
+    if not device.exists():
+        return Choice("tcg", f"there is no {device}; load the module kvm_intel or kvm_amd")
+    if not usable:
+        return Choice("tcg", f"{device} cannot be written; add your user to the group kvm")
+    return Choice("kvm", f"the CPU offers hardware virtualization and {device} can be written")

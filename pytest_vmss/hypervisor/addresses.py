@@ -1,0 +1,67 @@
+"""Loopback addresses: a /24 of 127.0.0.0/8 for each lab, one address for each instance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from pathlib import Path
+
+from pytest_vmss.errors import CapacityError
+
+__all__ = ["claim_network", "host_port", "instance_address", "release_network"]
+
+_FIRST, _COUNT = 64, 64 * 256  # 127.64.0.0 to 127.127.255.0
+_PRIVILEGED = 1024
+_RAISE = 10000
+
+
+def claim_network(folder: Path, lab_id: str) -> str:
+    """Claims a network for a lab, for as long as it lives.
+
+    Args:
+        folder: Where the claims of this user's labs are kept.
+        lab_id: Whose claim it is.
+
+    Returns:
+        The first three parts, e.g. ``127.64.7``.
+
+    Raises:
+        CapacityError: All are claimed.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Users cannot see each other's claims: start somewhere else for each.
+    start = zlib.crc32(f"{os.getuid()}/{lab_id}".encode())
+    for offset in range(_COUNT):
+        number = (start + offset) % _COUNT
+        network = f"127.{_FIRST + number // 256}.{number % 256}"
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(folder / network, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(lab_id)
+            return network
+    raise CapacityError(
+        f"all {_COUNT} loopback networks are claimed under {folder}; "
+        "remove dead labs with: vmss reap"
+    )
+
+
+def release_network(folder: Path, network: str) -> None:
+    """Gives a lab's network back."""
+    (folder / network).unlink(missing_ok=True)
+
+
+def instance_address(network: str, number: int) -> str:
+    """The number-th address of a lab's network.
+
+    Raises:
+        CapacityError: A network has 254.
+    """
+    if number >= 254:
+        raise CapacityError("a lab has 254 loopback addresses, one for each instance, all in use")
+    return f"{network}.{number + 1}"
+
+
+def host_port(guest_port: int) -> int:
+    """The host's port that leads to a guest's: the same, or 10000 more below 1024."""
+    return guest_port + _RAISE if guest_port < _PRIVILEGED else guest_port

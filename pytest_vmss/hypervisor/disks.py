@@ -1,0 +1,97 @@
+"""Disks and seeds as files of the host."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pycdlib
+
+from pytest_vmss.errors import HostError
+from pytest_vmss.hypervisor.protocol import Seed
+from pytest_vmss.process import run
+
+__all__ = ["create_data_disk", "create_os_disk", "write_seed"]
+
+
+def create_data_disk(path: Path, size_gib: int) -> None:
+    """Makes an empty data disk; one that exists is never touched (A5).
+
+    Args:
+        path: The qcow2 to make.
+        size_gib: Virtual size in GiB.
+    """
+    if path.exists():
+        return
+    part = path.with_suffix(".part")
+    run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", part, f"{size_gib}G"],
+        what=f"making the data disk {path}",
+    )
+    part.chmod(0o600)
+    _settle(part, path)
+
+
+def create_os_disk(path: Path, image: Path, size_gib: int | None) -> None:
+    """Makes a fresh copy-on-write disk on an image.
+
+    Args:
+        path: The qcow2 to make; an older file is replaced.
+        image: The qcow2 that it stands on; only ever read.
+        size_gib: Virtual size in GiB; None for the image's own.
+    """
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    size = [] if size_gib is None else [f"{size_gib}G"]
+    run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, part, *size],
+        what=f"making the OS disk {path}",
+    )
+    part.chmod(0o600)
+    _settle(part, path)
+
+
+def write_seed(path: Path, seed: Seed) -> None:
+    """Writes the NoCloud disk: an ISO 9660 file system labelled ``cidata``.
+
+    Args:
+        path: The file to write, with mode 0600: it holds keys and custom data.
+        seed: What cloud-init reads.
+    """
+    files = {
+        "meta-data": seed.meta_data.encode(),
+        "network-config": seed.network_config.encode(),
+        "vendor-data": seed.vendor_data.encode(),
+        "user-data": seed.user_data,
+    }
+    iso = pycdlib.PyCdlib()
+    iso.new(vol_ident="cidata", rock_ridge="1.09", joliet=3)
+    for number, (name, content) in enumerate(files.items()):
+        iso.add_fp(
+            io.BytesIO(content), len(content), f"/F{number}.;1",
+            rr_name=name, joliet_path=f"/{name}",
+        )  # fmt: skip
+    out = io.BytesIO()
+    iso.write_fp(out)
+    iso.close()
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(out.getvalue())
+    except OSError as full:
+        part.unlink(missing_ok=True)
+        raise HostError(f"the seed {path} cannot be written: {full.strerror}") from full
+    _settle(part, path)
+
+
+def _settle(part: Path, path: Path) -> None:
+    """Gives a finished file its name, durably."""
+    descriptor = os.open(part, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    part.replace(path)

@@ -1,0 +1,145 @@
+"""The domain XML of a machine, built with an XML library (M6)."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from pytest_vmss.hypervisor.protocol import Machine
+from pytest_vmss.settings import Accelerator
+
+__all__ = ["AGENT_CHANNEL", "domain_xml", "generation_in"]
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_VMSS = "urn:pytest-vmss:domain:1"
+
+# QEMU's translation cache for each guest; its default of a quarter of the
+# host's memory fills a laptop with three guests (measured: same speed).
+_TB_CACHE_MIB = 128
+
+# libvirt assigns the low slots; the network card that it does not know sits here.
+_NIC_SLOT = "0x1d"
+
+ET.register_namespace("qemu", _QEMU)
+ET.register_namespace("vmss", _VMSS)
+
+
+def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: str) -> ET.Element:
+    element = ET.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def domain_xml(machine: Machine, *, accelerator: Accelerator, run_as: str | None) -> str:
+    """Describes a machine to libvirt.
+
+    Args:
+        machine: The machine.
+        accelerator: ``kvm`` or ``tcg``.
+        run_as: Owner of the QEMU process as a libvirt label, ``+uid:+gid``,
+            where it is not the connection's own.
+    """
+    domain = ET.Element("domain", {"type": "kvm" if accelerator == "kvm" else "qemu"})
+    _add(domain, "name", machine.name)
+    _add(domain, "uuid", machine.uuid)
+    metadata = _add(domain, "metadata")
+    ET.SubElement(metadata, f"{{{_VMSS}}}instance", {"generation": str(machine.generation)})
+    _add(domain, "memory", str(machine.memory_mib), unit="MiB")
+    _add(domain, "vcpu", str(machine.vcpus))
+    os = _add(domain, "os")
+    _add(os, "type", "hvm", arch="x86_64", machine="pc")
+    features = _add(domain, "features")
+    _add(features, "acpi")
+    _add(features, "apic")
+    if accelerator == "tcg":
+        tcg = _add(features, "tcg")
+        _add(tcg, "tb-cache", str(_TB_CACHE_MIB), unit="MiB")
+        # Newer models make glibc pick vector code that TCG has to emulate.
+        cpu = _add(domain, "cpu", mode="custom", match="exact", check="none")
+        _add(cpu, "model", "qemu64", fallback="forbid")
+    else:
+        _add(domain, "cpu", mode="host-passthrough", check="none")
+    _add(domain, "clock", offset="utc")
+    _add(domain, "on_poweroff", "destroy")
+    _add(domain, "on_reboot", "restart")
+    _add(domain, "on_crash", "destroy")
+
+    devices = _add(domain, "devices")
+    _add_disk(devices, machine.os_disk, "vda", serial="os", boot=True)
+    _add_disk(devices, machine.seed, "vdb", serial="seed", format="raw", readonly=True)
+    for number, disk in enumerate(machine.data_disks):
+        _add_disk(devices, disk.path, _target(number + 2), serial=f"lun{disk.lun}")
+    _add(devices, "controller", type="usb", model="none")
+    serial = _add(devices, "serial", type="file")
+    _add(serial, "source", path=str(machine.console), append="on")
+    _add(serial, "target", port="0")
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "source", mode="bind", path=str(machine.agent))
+    _add(channel, "target", type="virtio", name=AGENT_CHANNEL)
+    rng = _add(devices, "rng", model="virtio")
+    _add(rng, "backend", "/dev/urandom", model="random")
+    _add(devices, "memballoon", model="none")
+    if run_as is not None:
+        label = _add(domain, "seclabel", type="static", model="dac", relabel="no")
+        _add(label, "label", run_as)
+    _add_network(domain, machine)
+    return ET.tostring(domain, encoding="unicode")
+
+
+def _target(number: int) -> str:
+    """The number-th disk's name, as Linux counts: vda … vdz, vdaa …."""
+    name = ""
+    number += 1
+    while number:
+        number, letter = divmod(number - 1, 26)
+        name = chr(ord("a") + letter) + name
+    return "vd" + name
+
+
+def _add_disk(
+    devices: ET.Element,
+    path: Path,
+    target: str,
+    *,
+    serial: str,
+    format: str = "qcow2",
+    boot: bool = False,
+    readonly: bool = False,
+) -> None:
+    disk = _add(devices, "disk", type="file", device="disk")
+    # writeback: the guest's flushes reach the host's disk.
+    _add(disk, "driver", name="qemu", type=format, cache="writeback", discard="unmap")
+    _add(disk, "source", file=str(path))
+    _add(disk, "target", dev=target, bus="virtio")
+    if readonly:
+        _add(disk, "readonly")
+    _add(disk, "serial", serial)
+    if boot:
+        _add(disk, "boot", order="1")
+
+
+def _add_network(domain: ET.Element, machine: Machine) -> None:
+    """QEMU's own user network: needs no root, forwards from loopback only (M5).
+
+    libvirt learnt port forwards with version 9.2 only, and for passt only.
+    """
+    forwards = "".join(
+        f",hostfwd=tcp:{forward.address}:{forward.host_port}-:{forward.guest_port}"
+        for forward in machine.forwards
+    )
+    command = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
+    for value in (
+        "-netdev", f"user,id=vmss0{forwards}",
+        "-device", f"virtio-net-pci,netdev=vmss0,mac={machine.mac},addr={_NIC_SLOT},romfile=",
+        # Without a graphics card the firmware's messages go to the serial console.
+        "-machine", "graphics=off",
+    ):  # fmt: skip
+        ET.SubElement(command, f"{{{_QEMU}}}arg", {"value": value})
+
+
+def generation_in(xml: str) -> int | None:
+    """Reads the generation back from a domain's XML; None where it is not ours."""
+    element = ET.fromstring(xml).find(f"metadata/{{{_VMSS}}}instance")
+    return None if element is None else int(element.get("generation", "-1"))

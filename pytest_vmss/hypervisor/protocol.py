@@ -1,0 +1,123 @@
+"""What the lab asks of a hypervisor. Every call can be repeated without harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["Disk", "Forward", "Hypervisor", "Machine", "PowerState", "Seed"]
+
+
+class PowerState(StrEnum):
+    """Azure's power states, as far as they exist here."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A port of the host's loopback that leads into the guest."""
+
+    address: str
+    host_port: int
+    guest_port: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A data disk by its LUN."""
+
+    lun: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What cloud-init's NoCloud source reads; ``user_data`` is passed unchanged (H1)."""
+
+    meta_data: str
+    network_config: str
+    vendor_data: str
+    user_data: bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One instance on one generation of its OS disk.
+
+    Attributes:
+        name: Domain name, ``vmss-{lab}-{set}_{id}``.
+        uuid: Lasting, the instance's own.
+        generation: Number of the OS disk.
+        vcpus: Number of virtual CPUs.
+        memory_mib: Memory in MiB.
+        mac: Address of the network card.
+        forwards: Ports that lead into the guest.
+        os_disk: The copy-on-write disk.
+        seed: The NoCloud disk.
+        console: Log of the serial console, of this generation.
+        agent: Socket of the guest agent's channel.
+        data_disks: By LUN.
+    """
+
+    name: str
+    uuid: str
+    generation: int
+    vcpus: int
+    memory_mib: int
+    mac: str
+    forwards: tuple[Forward, ...]
+    os_disk: Path
+    seed: Path
+    console: Path
+    agent: Path
+    data_disks: tuple[Disk, ...]
+
+
+class Hypervisor(Protocol):
+    """Runs machines."""
+
+    @property
+    def accelerator(self) -> str:
+        """``kvm`` or ``tcg``."""
+
+    @property
+    def slow_factor(self) -> float:
+        """By how much guests are slower than under KVM."""
+
+    def create_data_disk(self, path: Path, size_gib: int) -> None:
+        """Makes an empty data disk unless there is one; never touches one that exists."""
+
+    def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
+        """Makes a fresh copy-on-write disk on an image, in place of an older file."""
+
+    def write_seed(self, path: Path, seed: Seed) -> None:
+        """Writes a NoCloud disk with mode 0600."""
+
+    def start(self, machine: Machine) -> None:
+        """Runs a machine; nothing happens where it runs already on that generation."""
+
+    def state(self, name: str) -> PowerState:
+        """Whether a machine runs."""
+
+    def running_generation(self, name: str) -> int | None:
+        """The generation that a machine runs on; None where it does not run."""
+
+    def request_stop(self, name: str) -> None:
+        """Asks the guest to shut down, over its agent and by ACPI; returns at once."""
+
+    def power_off(self, name: str) -> None:
+        """Cuts a machine's power."""
+
+    def remove(self, name: str) -> None:
+        """Cuts a machine's power and forgets it."""
+
+    def machines(self, prefix: str) -> list[str]:
+        """Names of all machines that start so."""
+
+    def close(self) -> None:
+        """Ends the connection; machines run on."""

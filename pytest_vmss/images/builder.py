@@ -1,0 +1,190 @@
+"""Building and caching images; safe for parallel runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pytest_vmss.errors import WaitTimeoutError
+from pytest_vmss.images.recipe import (
+    BaseRecipe,
+    ImageRecipe,
+    digest_of,
+    find_recipes,
+    load_image,
+)
+from pytest_vmss.process import require, run
+
+__all__ = ["BuiltImage", "ImageBuilder"]
+
+_LOCK_LIMIT = 1800.0
+_MMDEBSTRAP_LIMIT = 1200.0
+
+_FETCH_KERNELS = """\
+set -eu
+for meta in {kernels}; do
+    mkdir -p "$1/kernels/$meta"
+    cd "$1/kernels/$meta"
+    package=$(apt-cache depends "$meta" | sed -n 's/^ *Depends: \\(linux-image-.*\\)/\\1/p' | head -n 1)
+    apt-get -o APT::Sandbox::User=root download "${{package:-$meta}}"
+    dpkg-deb -x ./*.deb .
+    rm ./*.deb
+    rm -r boot/System.map-* usr
+done
+"""
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """A built version.
+
+    Attributes:
+        name: Image definition.
+        version: ``Major.Minor.Patch``.
+        path: The qcow2 in the cache; do not change it.
+        recipe: The image definition's recipe.
+    """
+
+    name: str
+    version: str
+    path: Path
+    recipe: ImageRecipe
+
+
+class ImageBuilder:
+    """Builds the versions of one image definition.
+
+    Args:
+        folder: The image definition's folder, e.g. ``images/web``.
+        cache: Folder where root filesystems and disks are kept.
+        say: Told in words what is being built.
+    """
+
+    def __init__(self, folder: Path, cache: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        self.recipe = load_image(folder.resolve())
+        self._cache = cache
+        self._say = say
+
+    @classmethod
+    def named(
+        cls, name: str, cache: Path, say: Callable[[str], None] = lambda _: None
+    ) -> ImageBuilder:
+        """The builder of an image that ships with pytest-vmss."""
+        return cls(find_recipes() / name, cache, say)
+
+    def build(self, version: str) -> BuiltImage:
+        """Builds one version, or finds it in the cache.
+
+        Args:
+            version: ``Major.Minor.Patch``, one of the recipe's.
+
+        Raises:
+            NotFoundError: There is no such recipe.
+            HostError: A tool is missing.
+            ToolError: A tool failed; nothing half-built is left.
+        """
+        recipe = self.recipe.version(version)
+        base = self.recipe.base_recipe()
+        digest = digest_of(base, self.recipe, recipe, extra=_own_digest())
+        disk = self._cache / "disks" / f"{self.recipe.name}-{version}-{digest}.qcow2"
+        if not disk.exists():
+            with self._lock(disk):
+                if not disk.exists():
+                    rootfs = self._rootfs(base)
+                    self._say(f"assembling {self.recipe.name} {version}")
+                    self._assemble(version, rootfs, disk)
+        return BuiltImage(self.recipe.name, version, disk, self.recipe)
+
+    def _lock(self, target: Path) -> FileLock:
+        """A lock held while one file of the cache is made; waits for another run's."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{target}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._say(f"waiting for another run that builds {target.name}")
+            try:
+                lock.acquire(timeout=_LOCK_LIMIT)
+            except Timeout as timeout:
+                raise WaitTimeoutError(
+                    f"another run to finish {target}", limit=_LOCK_LIMIT
+                ) from timeout
+        # FileLock counts its acquisitions: the caller's `with` must be the only one.
+        lock.release()
+        return lock
+
+    def _rootfs(self, base: BaseRecipe) -> Path:
+        # Only what mmdebstrap is told; the rest is laid over its result later.
+        identity = base.model_dump_json(exclude={"mask", "wants", "remove"}) + _FETCH_KERNELS
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        tar = self._cache / "rootfs" / f"{base.folder.name}-{digest}.tar"
+        if tar.exists():
+            return tar
+        with self._lock(tar):
+            if not tar.exists():
+                self._say(
+                    f"building the root filesystem {base.folder.name} from Debian packages "
+                    "(once; about a minute)"
+                )
+                self._mmdebstrap(base, tar)
+        return tar
+
+    def _mmdebstrap(self, base: BaseRecipe, tar: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=tar.parent, prefix="mmdebstrap-") as work:
+            hook = Path(work) / "fetch-kernels"
+            hook.write_text(_FETCH_KERNELS.format(kernels=" ".join(base.kernels)))
+            part = Path(work) / "root.tar"
+            excluded = ("man", "locale", "doc", "info", "lintian", "bash-completion")
+            run(
+                [
+                    "mmdebstrap", "--variant=apt", "--format=tar",
+                    f"--include={','.join(base.packages)}",
+                    '--aptopt=Apt::Install-Recommends "false"',
+                    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
+                    f'--customize-hook=sh {hook} "$1"',
+                    base.suite, part,
+                    *(line.format(suite=base.suite) for line in _mirrors(base)),
+                ],
+                what=f"building the root filesystem {base.folder.name}",
+                timeout=_MMDEBSTRAP_LIMIT,
+                env={"SOURCE_DATE_EPOCH": str(base.timestamp), "TMPDIR": work},
+            )  # fmt: skip
+            part.replace(tar)
+
+    def _assemble(self, version: str, rootfs: Path, disk: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=disk.parent, prefix="build-") as work:
+            part = Path(work) / "disk.qcow2"
+            fakeroot = [] if os.geteuid() == 0 else ["fakeroot", "--"]
+            if fakeroot:
+                require("fakeroot")
+            run(
+                [*fakeroot, sys.executable, "-m", "pytest_vmss.images.assemble",
+                 self.recipe.folder, version, rootfs, part],
+                what=f"assembling {self.recipe.name} {version}",
+                timeout=600.0,
+            )  # fmt: skip
+            part.chmod(0o444)
+            part.replace(disk)
+
+
+@cache
+def _own_digest() -> str:
+    """A digest of the code that lays disks out: other code may build other disks."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def _mirrors(base: BaseRecipe) -> list[str]:
+    """The base's package sources; ``VMSS_DEBIAN_MIRROR`` replaces the archive's host."""
+    mirror = os.environ.get("VMSS_DEBIAN_MIRROR")
+    if not mirror:
+        return list(base.mirrors)
+    return [line.replace("http://deb.debian.org", mirror.rstrip("/")) for line in base.mirrors]

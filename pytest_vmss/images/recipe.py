@@ -1,0 +1,188 @@
+"""Recipes of images: what a folder under ``images/`` says.
+
+``<base>/base.yaml`` describes a root filesystem, ``<image>/image.yaml`` an
+image definition, ``<image>/<Major.Minor.Patch>/version.yaml`` one version. A
+``files/`` folder beside any of them is laid over the root filesystem.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from pytest_vmss.errors import ImageError, NotFoundError
+
+__all__ = ["BaseRecipe", "ImageRecipe", "VersionRecipe", "find_recipes"]
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+Unit = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9@_.:\\-]+$")]
+GuestPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9@%+=:,./_*\[\]-]+$")]
+
+_VERSION = re.compile(r"^\d+\.\d+\.\d+$")
+
+
+class _Recipe(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    folder: Path = Field(exclude=True)
+
+    @property
+    def files(self) -> Path:
+        """Folder of files that are laid over the root filesystem."""
+        return self.folder / "files"
+
+
+class BaseRecipe(_Recipe):
+    """A root filesystem.
+
+    Attributes:
+        suite: Debian release, e.g. ``bookworm``.
+        mirrors: ``apt`` source lines; ``{suite}`` is replaced.
+        packages: What mmdebstrap installs.
+        kernels: Kernel metapackages; each version of an image takes one.
+        initramfs_modules: Modules that find the root disk, in no order.
+        mask: systemd units that a guest of the lab has no use for.
+        wants: systemd units started by ``multi-user.target`` besides the
+            packages' own.
+        remove: Paths (globs) deleted from the finished filesystem.
+        timestamp: Seconds since 1970 that all files' times are clamped to.
+    """
+
+    suite: Name
+    mirrors: tuple[str, ...]
+    packages: tuple[Package, ...]
+    kernels: tuple[Package, ...]
+    initramfs_modules: tuple[Name, ...]
+    mask: tuple[Unit, ...] = ()
+    wants: tuple[Unit, ...] = ()
+    remove: tuple[GuestPath, ...] = ()
+    timestamp: int = 1_700_000_000
+
+
+class ImageRecipe(_Recipe):
+    """An image definition, in Azure's words.
+
+    Attributes:
+        publisher: Azure's identifier, with ``offer`` and ``sku``.
+        base: Folder of the :class:`BaseRecipe`.
+        size_mib: Virtual size of the OS disk in MiB.
+        cmdline: Kernel command line besides ``root=``.
+    """
+
+    publisher: Name
+    offer: Name
+    sku: Name
+    base: Name
+    size_mib: int = Field(default=1024, ge=512, le=65536)
+    cmdline: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the image definition: its folder's."""
+        return self.folder.name
+
+    def versions(self) -> list[str]:
+        """Versions that have a recipe, lowest first."""
+        found = [
+            entry.name
+            for entry in self.folder.iterdir()
+            if _VERSION.match(entry.name) and (entry / "version.yaml").is_file()
+        ]
+        return sorted(found, key=lambda version: tuple(int(part) for part in version.split(".")))
+
+    def version(self, version: str) -> VersionRecipe:
+        """Reads one version's recipe.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        folder = self.folder / version
+        if version not in self.versions():
+            raise NotFoundError(
+                f"no recipe for {self.name} {version} under {self.folder}; "
+                f"there are: {', '.join(self.versions()) or 'none'}"
+            )
+        return _load(VersionRecipe, folder, "version.yaml")
+
+    def base_recipe(self) -> BaseRecipe:
+        """Reads the recipe of the root filesystem."""
+        return _load(BaseRecipe, self.folder.parent / self.base, "base.yaml")
+
+
+class VersionRecipe(_Recipe):
+    """One version of an image.
+
+    Attributes:
+        kernel: Kernel metapackage, one of the base's.
+        remove: Paths (globs) deleted from the finished filesystem.
+        description: What this version is for.
+    """
+
+    kernel: Package
+    remove: tuple[GuestPath, ...] = ()
+    description: str = ""
+
+    @property
+    def name(self) -> str:
+        """The version, ``Major.Minor.Patch``."""
+        return self.folder.name
+
+
+_R = TypeVar("_R", bound=_Recipe)
+
+
+def _load(kind: type[_R], folder: Path, filename: str) -> _R:
+    path = folder / filename
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+        return kind.model_validate({**data, "folder": folder})
+    except FileNotFoundError as missing:
+        raise NotFoundError(f"no recipe at {path}") from missing
+    except (yaml.YAMLError, ValidationError, TypeError) as wrong:
+        raise ImageError(f"the recipe {path} is not valid: {wrong}") from wrong
+
+
+def find_recipes() -> Path:
+    """Where the recipes that ship with pytest-vmss are.
+
+    In a checkout that is ``images/``; an installed package carries them along.
+
+    Raises:
+        NotFoundError: The installation is incomplete.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_images", package.parent / "images"):
+        if folder.is_dir():
+            return folder
+    raise NotFoundError("this installation of pytest-vmss has no image recipes; reinstall it")
+
+
+def load_image(folder: Path) -> ImageRecipe:
+    """Reads the recipe of an image definition.
+
+    Raises:
+        NotFoundError: There is no ``image.yaml`` in the folder.
+        ImageError: It is not valid.
+    """
+    return _load(ImageRecipe, folder, "image.yaml")
+
+
+def digest_of(*recipes: _Recipe, extra: str = "") -> str:
+    """A digest of everything that recipes say, files included (hex, 16 digits)."""
+    state = hashlib.sha256(extra.encode())
+    for recipe in recipes:
+        state.update(recipe.model_dump_json().encode())
+        for path in sorted(recipe.files.rglob("*")):
+            name = str(path.relative_to(recipe.files))
+            state.update(f"\0{name}\0{path.lstat().st_mode:o}\0".encode())
+            if path.is_symlink():
+                state.update(str(path.readlink()).encode())
+            elif path.is_file():
+                state.update(path.read_bytes())
+    return state.hexdigest()[:16]

@@ -1,0 +1,297 @@
+"""Azure's scale-set model: wire names as Azure has them, snake_case in Python.
+
+Only what means something locally is spelled out; everything else is accepted,
+kept, returned, and listed by :meth:`ScaleSetModel.not_modelled` (A6).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic.alias_generators import to_camel
+
+__all__ = [
+    "AutomaticOSUpgradePolicy",
+    "AzureModel",
+    "DataDisk",
+    "Extension",
+    "ExtensionProfile",
+    "HealthProbeReference",
+    "ImageReference",
+    "LinuxConfiguration",
+    "NetworkProfile",
+    "OSDisk",
+    "OSProfile",
+    "RollingUpgradePolicy",
+    "ScaleSetModel",
+    "Sku",
+    "SshPublicKey",
+    "StorageProfile",
+    "UpgradePolicy",
+    "VirtualMachineProfile",
+]
+
+
+class AzureModel(BaseModel):
+    """A part of Azure's wire model; unknown properties are kept as they are."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="allow",
+        validate_assignment=True,
+        ser_json_timedelta="iso8601",
+    )
+
+    def unknown(self, path: str) -> Iterator[str]:
+        """JSON paths of properties that mean nothing locally."""
+        for name, value in (self.model_extra or {}).items():
+            if value not in (None, [], {}):
+                yield f"{path}.{name}"
+        for name, field in type(self).model_fields.items():
+            alias = field.alias or name
+            value = getattr(self, name)
+            if isinstance(value, AzureModel):
+                yield from value.unknown(f"{path}.{alias}")
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    if isinstance(item, AzureModel):
+                        yield from item.unknown(f"{path}.{alias}[{index}]")
+
+    def wire(self) -> dict[str, Any]:
+        """The JSON body, without secrets and nulls, as a GET would return it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _check_base64(value: SecretStr) -> SecretStr:
+    try:
+        decoded = base64.b64decode(value.get_secret_value(), validate=False)
+    except (binascii.Error, ValueError):
+        decoded = None
+    if decoded is None:
+        raise ValueError("must be base64")
+    if len(decoded) > 65536:
+        raise ValueError(f"holds {len(decoded)} bytes; Azure takes 65536 at most")
+    return value
+
+
+#: Write-only base64 text, shown to nobody.
+Base64Secret = Annotated[SecretStr, AfterValidator(_check_base64)]
+
+
+class Sku(AzureModel):
+    """Size and number of the instances."""
+
+    name: str
+    tier: str | None = None
+    capacity: Annotated[int, Field(ge=0, le=1000)] = 0
+
+
+class RollingUpgradePolicy(AzureModel):
+    """How batches are cut and when an upgrade stops; percentages of all instances."""
+
+    max_batch_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
+    max_unhealthy_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
+    max_unhealthy_upgraded_instance_percent: Annotated[int, Field(ge=0, le=100)] = 20
+    pause_time_between_batches: str = "PT0S"
+    enable_cross_zone_upgrade: bool = False
+    prioritize_unhealthy_instances: bool = False
+    rollback_failed_instances_on_policy_breach: bool = False
+    max_surge: bool = False
+
+
+class AutomaticOSUpgradePolicy(AzureModel):
+    """Whether new image versions roll through the set by themselves."""
+
+    enable_automatic_os_upgrade: Annotated[bool, Field(alias="enableAutomaticOSUpgrade")] = False
+    disable_automatic_rollback: bool = False
+    use_rolling_upgrade_policy: bool = False
+
+
+class UpgradePolicy(AzureModel):
+    """How changes reach instances."""
+
+    mode: Literal["Automatic", "Manual", "Rolling"] = "Manual"
+    rolling_upgrade_policy: RollingUpgradePolicy | None = None
+    automatic_os_upgrade_policy: Annotated[
+        AutomaticOSUpgradePolicy | None, Field(alias="automaticOSUpgradePolicy")
+    ] = None
+
+
+class SshPublicKey(AzureModel):
+    """A key that may log in as the administrator."""
+
+    path: str | None = None
+    key_data: str
+
+
+class SshConfiguration(AzureModel):
+    """Keys that may log in as the administrator."""
+
+    public_keys: list[SshPublicKey] = []
+
+
+class LinuxConfiguration(AzureModel):
+    """What only Linux guests have."""
+
+    disable_password_authentication: bool | None = None
+    ssh: SshConfiguration | None = None
+
+
+class OSProfile(AzureModel):
+    """What the guest is told at its first boot."""
+
+    computer_name_prefix: Annotated[
+        str, Field(min_length=1, max_length=58, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$")
+    ]
+    admin_username: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "azureuser"
+    admin_password: SecretStr | None = Field(default=None, exclude=True)
+    custom_data: Base64Secret | None = Field(default=None, exclude=True)
+    linux_configuration: LinuxConfiguration | None = None
+    windows_configuration: dict[str, Any] | None = None
+
+
+class ImageReference(AzureModel):
+    """Which image the OS disk is made from."""
+
+    id: str | None = None
+    publisher: str | None = None
+    offer: str | None = None
+    sku: str | None = None
+    version: str | None = None
+    exact_version: str | None = None
+
+
+class OSDisk(AzureModel):
+    """The OS disk of each instance."""
+
+    create_option: Literal["FromImage", "Empty", "Attach", "Copy", "Restore"] = "FromImage"
+    caching: Literal["None", "ReadOnly", "ReadWrite"] | None = None
+    os_type: Literal["Linux", "Windows"] | None = None
+    disk_size_gb: Annotated[int, Field(ge=1, le=4095)] | None = Field(
+        default=None, alias="diskSizeGB"
+    )
+
+
+def _capitalised(value: object) -> object:
+    # az vmss create sends "empty" (azure-arm.md Q5).
+    return value[:1].upper() + value[1:] if isinstance(value, str) else value
+
+
+class DataDisk(AzureModel):
+    """A data disk of each instance."""
+
+    lun: Annotated[int, Field(ge=0, le=63)]
+    name: str | None = None
+    create_option: Annotated[
+        Literal["Empty", "FromImage", "Attach", "Copy", "Restore"], BeforeValidator(_capitalised)
+    ]
+    disk_size_gb: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        default=None, alias="diskSizeGB"
+    )
+    delete_option: Literal["Delete", "Detach"] | None = None
+
+
+class StorageProfile(AzureModel):
+    """The disks of each instance."""
+
+    image_reference: ImageReference
+    os_disk: OSDisk = Field(default_factory=OSDisk)
+    data_disks: list[DataDisk] = []
+
+
+class HealthProbeReference(AzureModel):
+    """A probe of a load balancer, by id."""
+
+    id: str
+
+
+class NetworkProfile(AzureModel):
+    """How instances are reached."""
+
+    health_probe: HealthProbeReference | None = None
+
+
+class Extension(AzureModel):
+    """A VM extension, with ``properties`` laid flat."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    publisher: str
+    type: str
+    type_handler_version: Annotated[str, Field(pattern=r"^\d+(\.\d+)*$")]
+    settings: dict[str, Any] | None = None
+    protected_settings: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
+    provision_after_extensions: list[str] = []
+    force_update_tag: str | None = None
+    suppress_failures: bool = False
+
+
+class ExtensionProfile(AzureModel):
+    """The VM extensions of each instance."""
+
+    extensions: list[Extension] = []
+    extensions_time_budget: str | None = None
+
+
+class VirtualMachineProfile(AzureModel):
+    """What every instance is made of."""
+
+    os_profile: OSProfile
+    storage_profile: StorageProfile
+    network_profile: NetworkProfile | None = None
+    extension_profile: ExtensionProfile | None = None
+
+
+class ScaleSetModel(AzureModel):
+    """The body of a ``Microsoft.Compute/virtualMachineScaleSets`` resource.
+
+    ``properties`` are laid flat, as ``az vmss show`` prints them.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$")]
+    location: str = "local"
+    tags: dict[str, str] = {}
+    zones: list[str] = []
+    sku: Sku
+    upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
+    virtual_machine_profile: VirtualMachineProfile
+    orchestration_mode: Literal["Uniform"] = "Uniform"
+
+    def not_modelled(self) -> list[str]:
+        """JSON paths of properties that are kept but mean nothing here."""
+        return sorted(self.unknown("$"))
+
+    @property
+    def automatic_os_upgrade(self) -> AutomaticOSUpgradePolicy:
+        """The policy of automatic OS upgrades, with Azure's defaults."""
+        return self.upgrade_policy.automatic_os_upgrade_policy or AutomaticOSUpgradePolicy()
+
+    @property
+    def rolling_policy(self) -> RollingUpgradePolicy:
+        """The policy of rolling upgrades, with Azure's defaults."""
+        return self.upgrade_policy.rolling_upgrade_policy or RollingUpgradePolicy()
+
+    @property
+    def extensions(self) -> list[Extension]:
+        """The extensions, in the model's order."""
+        profile = self.virtual_machine_profile.extension_profile
+        return profile.extensions if profile else []
+
+    def full(self) -> dict[str, Any]:
+        """Everything, secrets included, for the lab's own 0600 database only."""
+        body = self.wire()
+        profile = self.virtual_machine_profile.os_profile
+        os_profile = body["virtualMachineProfile"]["osProfile"]
+        if profile.custom_data is not None:
+            os_profile["customData"] = profile.custom_data.get_secret_value()
+        if profile.admin_password is not None:
+            os_profile["adminPassword"] = profile.admin_password.get_secret_value()
+        for index, extension in enumerate(self.extensions):
+            if extension.protected_settings is not None:
+                extensions = body["virtualMachineProfile"]["extensionProfile"]["extensions"]
+                extensions[index]["protectedSettings"] = extension.protected_settings
+        return body

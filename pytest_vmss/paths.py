@@ -1,0 +1,76 @@
+"""Where a lab keeps what. Every file of a lab is below its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LabPaths"]
+
+
+@dataclass(frozen=True)
+class LabPaths:
+    """The files of one lab.
+
+    Attributes:
+        folder: The lab's own folder, mode 0700.
+    """
+
+    folder: Path
+
+    @property
+    def database(self) -> Path:
+        """Records, journal and events."""
+        return self.folder / "vmss.db"
+
+    @property
+    def identity(self) -> Path:
+        """Who made the lab."""
+        return self.folder / "lab.json"
+
+    @property
+    def key(self) -> Path:
+        """The lab's SSH key."""
+        return self.folder / "id_ed25519"
+
+    @property
+    def images(self) -> Path:
+        """Published versions, by digest."""
+        return self.folder / "images"
+
+    @property
+    def libvirt(self) -> Path:
+        """Files of libvirt's embedded driver."""
+        return self.folder / "libvirt"
+
+    def agent_socket(self, uuid: str) -> Path:
+        """The guest agent's channel; short, for sockets' paths are limited."""
+        return self.folder / "run" / f"{uuid[:8]}.ga"
+
+    def scale_set(self, name: str) -> Path:
+        """Everything of one set."""
+        return self.folder / "sets" / name
+
+    def lock(self, name: str) -> Path:
+        """Held by whoever changes a set (M4)."""
+        return self.folder / "sets" / f"{name}.lock"
+
+    def instance(self, scale_set: str, instance_id: int) -> Path:
+        """Everything of one instance."""
+        return self.scale_set(scale_set) / str(instance_id)
+
+    def data_disk(self, scale_set: str, instance_id: int, lun: int) -> Path:
+        """A data disk."""
+        return self.instance(scale_set, instance_id) / f"lun{lun}.qcow2"
+
+    def os_disk(self, scale_set: str, instance_id: int, generation: int) -> Path:
+        """A generation's OS disk."""
+        return self.instance(scale_set, instance_id) / f"os-{generation}.qcow2"
+
+    def seed(self, scale_set: str, instance_id: int, generation: int) -> Path:
+        """A generation's NoCloud disk."""
+        return self.instance(scale_set, instance_id) / f"seed-{generation}.iso"
+
+    def console(self, scale_set: str, instance_id: int, generation: int) -> Path:
+        """A generation's console log."""
+        return self.instance(scale_set, instance_id) / f"console-{generation}.log"

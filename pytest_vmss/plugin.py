@@ -1,0 +1,240 @@
+"""The pytest plugin: options, fixtures, the marker.
+
+The rest of the package is imported only when a test asks for a fixture, so that
+suites which do not use the plugin pay next to nothing for it (L1).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pytest_vmss.gallery import Gallery
+    from pytest_vmss.lab import Lab
+    from pytest_vmss.scale_set import ScaleSet
+    from pytest_vmss.settings import Accelerator, Settings
+
+__all__ = ["gallery", "scale_set", "vmss"]
+
+_MARKER = (
+    "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout): the scale "
+    "set that the fixture scale_set creates for the test"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options."""
+    group = parser.getgroup("vmss", "VM scale sets on QEMU")
+    group.addoption(
+        "--vmss-connect",
+        metavar="URI",
+        help="libvirt connection; chosen by user and host otherwise",
+    )
+    group.addoption(
+        "--vmss-accel", choices=["kvm", "tcg"], help="force the accelerator; what works otherwise"
+    )
+    group.addoption(
+        "--vmss-timeout-factor",
+        type=float,
+        metavar="N",
+        help="multiply the limits of waits for guests (1 with KVM and 10 without)",
+    )
+    group.addoption(
+        "--vmss-state-dir", type=Path, metavar="DIR", help="folder of all labs (VMSS_STATE_DIR)"
+    )
+    group.addoption(
+        "--vmss-cache-dir", type=Path, metavar="DIR", help="folder of images (VMSS_CACHE_DIR)"
+    )
+    group.addoption(
+        "--vmss-keep",
+        action="store_true",
+        help="keep the VMs after the session; `vmss --lab NAME ssh …` gets at them",
+    )
+    group.addoption(
+        "--vmss-live",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="show what the VMs do while tests run (auto: on a terminal)",
+    )
+    parser.addini(
+        "vmss_sizes",
+        "VM sizes of your own, a line each: NAME = VCPUS, MEMORY_MIB",
+        type="linelist",
+        default=[],
+    )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Adds the hooks."""
+    from pytest_vmss import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Adds the marker."""
+    config.addinivalue_line("markers", _MARKER)
+
+
+def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
+    sizes = {}
+    for line in cast("list[str]", config.getini("vmss_sizes")):
+        name, _, value = line.partition("=")
+        try:
+            vcpus, memory = (int(part) for part in value.split(","))
+        except ValueError as wrong:
+            raise pytest.UsageError(
+                f"vmss_sizes: {line!r} is not of the form NAME = VCPUS, MEMORY_MIB"
+            ) from wrong
+        sizes[name.strip()] = (vcpus, memory)
+    return sizes
+
+
+def _settings(config: pytest.Config) -> Settings:
+    from pytest_vmss.settings import Settings
+
+    given: dict[str, Any] = {
+        "connect": config.getoption("--vmss-connect"),
+        "accelerator": cast("Accelerator | None", config.getoption("--vmss-accel")),
+        "timeout_factor": config.getoption("--vmss-timeout-factor"),
+        "state_dir": config.getoption("--vmss-state-dir"),
+        "cache_dir": config.getoption("--vmss-cache-dir"),
+    }
+    for name in ("state_dir", "cache_dir"):
+        if given[name] is not None:
+            given[name] = given[name].absolute()
+    settings = Settings(
+        **{name: value for name, value in given.items() if value is not None},
+        sizes=_sizes(config),
+        keep=bool(config.getoption("--vmss-keep")),
+    )
+    changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)
+    return changed or settings
+
+
+class _Terminal:
+    """pytest's own terminal as a file, which output capturing does not touch."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._writer = config.get_terminal_writer()
+
+    def write(self, text: str) -> int:
+        self._writer.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+def _console(config: pytest.Config) -> Console | None:
+    """Where to show what goes on; None for nowhere."""
+    from rich.console import Console
+
+    wanted = config.getoption("--vmss-live")
+    terminal = _Terminal(config)
+    if wanted == "off" or (wanted == "auto" and not terminal.isatty()):
+        return None
+    return Console(file=cast("Any", terminal), force_terminal=terminal.isatty())
+
+
+@pytest.fixture(scope="session")
+def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
+    """The session's lab, removed with all its VMs at the session's end."""
+    from pytest_vmss.lab import Lab
+    from pytest_vmss.reap import reap
+    from pytest_vmss.report import LiveView
+
+    settings = _settings(pytestconfig)
+    reap(settings)
+    lab = Lab.session(settings)
+    console = _console(pytestconfig)
+    view = None
+    try:
+        if console is not None:
+            console.print()
+            view = LiveView(lab.store, console)
+            view.__enter__()
+        lab.watch()
+        pytestconfig.hook.pytest_vmss_configure_lab(config=pytestconfig, lab=lab)
+        yield lab
+    finally:
+        if view is not None:
+            view.__exit__(None, None, None)
+        pytestconfig.stash[_SUMMARIES] = _summarise(lab)
+        if settings.keep:
+            (lab.paths.folder / "keep").touch()
+            lab.close()
+        else:
+            lab.destroy()
+
+
+_SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+def _summarise(lab: Lab) -> list[str]:
+    """A line for each upgrade of the session, and where kept VMs are."""
+    lines = []
+    if lab.settings.keep:
+        lines.append(f"VMs are kept: vmss --lab {lab.paths.folder.name} list")
+    for record in lab.finished_upgrades():
+        took = (record.ended - record.started).total_seconds() if record.ended else 0.0
+        outcomes = ", ".join(
+            f"{number}: {outcome}" for number, outcome in sorted(record.outcomes.items())
+        )
+        lines.append(
+            f"{record.scale_set} → {record.target}  {record.status}  {took:.0f} s  ({outcomes})"
+        )
+    return lines
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Shows the upgrades of the session."""
+    lines = config.stash.get(_SUMMARIES, [])
+    if lines:
+        terminalreporter.section("upgrades")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def gallery(vmss: Lab) -> Gallery:
+    """The lab's gallery; others are ``vmss.gallery(name)``."""
+    return vmss.gallery()
+
+
+@pytest.fixture
+def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
+    """The scale set of the test's marker ``vmss``, deleted after the test."""
+    marker = request.node.get_closest_marker("vmss")
+    arguments = dict(marker.kwargs) if marker else {}
+    if marker and marker.args:
+        arguments["model"] = marker.args[0]
+    if "model" not in arguments:
+        raise pytest.UsageError(
+            "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
+        )
+    source = arguments.pop("model")
+    for name, value in (("model", source), ("load_balancer", arguments.get("load_balancer"))):
+        if isinstance(value, str) and not Path(value).is_absolute():
+            beside = request.path.parent / value
+            if beside.exists():  # a file beside the test is meant, wherever pytest was started
+                if name == "model":
+                    source = beside
+                else:
+                    arguments[name] = beside
+    created = vmss.create(source, **arguments)
+    yield created
+    if not vmss.settings.keep:
+        created.delete()

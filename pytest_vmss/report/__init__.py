@@ -1,0 +1,8 @@
+"""What people see: a live view, tables. It only reads the store."""
+
+from __future__ import annotations
+
+from pytest_vmss.report.live import LiveView
+from pytest_vmss.report.tables import instance_table, stage_table, upgrade_summary
+
+__all__ = ["LiveView", "instance_table", "stage_table", "upgrade_summary"]

@@ -1,0 +1,129 @@
+"""A view of what goes on, while it goes on: a table on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pytest_vmss.store import EventRecord, GenerationRecord, InstanceRecord, Store
+
+__all__ = ["LiveView"]
+
+_INTERVAL = 0.2
+
+
+@dataclass
+class _Row:
+    version: str = ""
+    phase: str = ""
+    step: str = ""
+    since: float = 0.0
+    outcome: str = ""
+
+
+class LiveView:
+    """Shows events of a lab from now on, until it is closed.
+
+    Args:
+        store: The lab's store, which is only read.
+        console: Where to show them.
+    """
+
+    def __init__(self, store: Store, console: Console) -> None:
+        self._store = store
+        self._console = console
+        self._start = time.monotonic()
+        events = store.events()
+        self._last = events[-1].id if events else 0
+        self._rows: dict[str, _Row] = {}
+        self._stop = threading.Event()
+        self._live: Live | None = None
+        self._thread = threading.Thread(target=self._run, name="vmss-live", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(
+                console=self._console, refresh_per_second=4, transient=True, auto_refresh=False
+            )
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+
+    def _run(self) -> None:
+        while True:
+            ending = self._stop.wait(_INTERVAL)
+            for event in self._store.events(after=self._last):
+                self._last = event.id
+                self._take(event)
+            if self._live is not None and not ending:
+                self._live.update(self._table(), refresh=True)
+            if ending:
+                return
+
+    def _take(self, event: EventRecord) -> None:
+        who = event.scale_set
+        if event.instance_id is not None:
+            who = f"{event.scale_set}_{event.instance_id}"
+            row = self._rows.setdefault(who, _Row())
+            if event.kind == "step":
+                row.phase, _, row.step = event.message.partition(": ")
+                row.since = time.monotonic()
+                row.outcome = ""
+            elif event.kind == "outcome":
+                row.outcome = event.message
+        if self._live is None or event.kind in ("batch", "error", "warning", "end", "image"):
+            style = {"error": "red", "warning": "yellow", "end": "bold"}.get(event.kind, "")
+            elapsed = time.monotonic() - self._start
+            self._console.print(
+                f"{elapsed:7.1f} s  {who:<10} {event.message}",
+                style=style,
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _table(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("instance", "image", "doing", "step", "for"):
+            table.add_column(column)
+        now = time.monotonic()
+        versions = self._versions()
+        for name, row in sorted(self._rows.items()):
+            if row.outcome:
+                style = "green" if row.outcome == "succeeded" else "yellow"
+                doing, step, seconds = f"[{style}]{row.outcome}[/]", "", ""
+            else:
+                doing, step, seconds = row.phase, row.step, f"{now - row.since:.0f} s"
+            table.add_row(name, versions.get(name, ""), doing, step, seconds)
+        return table
+
+    def _versions(self) -> dict[str, str]:
+
+
+        versions = {}
+        for record in self._store.list(InstanceRecord):
+            generation = self._store.get(
+                GenerationRecord, *record.key, f"{record.generation:06d}"
+            )
+            if generation is not None:
+                versions[record.name] = generation.found_version or generation.version
+        return versions

@@ -1,0 +1,91 @@
+"""Tables of instances, of an upgrade's end, and of how long its stages took."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from pytest_vmss.scale_set import ScaleSet, Upgrade
+from pytest_vmss.store import Outcome
+
+__all__ = ["instance_table", "stage_table", "upgrade_summary"]
+
+_STYLES = {
+    Outcome.SUCCEEDED: "green",
+    Outcome.ROLLED_BACK: "yellow",
+    Outcome.FAILED: "red",
+    Outcome.ROLLBACK_FAILED: "bold red",
+    Outcome.NOT_STARTED: "dim",
+    Outcome.SKIPPED: "dim",
+}
+
+
+def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
+    """The instances of a set.
+
+    Args:
+        scale_set: The set.
+        health: Ask each for its health, which takes a moment.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("instance", "state", "image", "OS disk", "kernel", "boot id", "SSH at"):
+        table.add_column(column, overflow="fold")
+    if health:
+        table.add_column("health")
+    for instance in scale_set:
+        record = instance.record
+        view = [instance.name, record.provisioning]
+        if record.generation:
+            generation = instance.generation
+            view += [
+                instance.image_version or "",
+                str(generation.number),
+                generation.kernel or "",
+                (generation.boot_id or "")[:8],
+            ]
+        else:
+            view += ["", "", "", ""]
+        address, port = instance.address(22)
+        view.append(f"{address}:{port}")
+        if health:
+            state = instance.health
+            view.append(f"[{'green' if state == 'Healthy' else 'red'}]{state}[/]")
+        table.add_row(*view)
+    return table
+
+
+def upgrade_summary(upgrade: Upgrade) -> Text:
+    """How an upgrade ended, in two lines."""
+    record = upgrade.record
+    style = {"Completed": "bold green", "Faulted": "bold red"}.get(record.status, "bold yellow")
+    text = Text.assemble(
+        f"{record.scale_set}: {', '.join(record.source_versions)} → {record.target}  ",
+        (record.status, style),
+    )
+    if record.error_code:
+        text.append(f"\n{record.error_code}", style="red")
+    for number, outcome in sorted(record.outcomes.items()):
+        text.append(f"\n  {record.scale_set}_{number}: ")
+        text.append(str(outcome), style=_STYLES.get(outcome, ""))
+        if error := record.errors.get(number):
+            text.append(f"  {error.code}: {error.message}")
+    return text
+
+
+def stage_table(upgrade: Upgrade) -> Table:
+    """Seconds that each stage of each instance took."""
+    stages = upgrade.stages
+    names = list(dict.fromkeys(name for stage in stages.values() for name in stage))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("seconds")
+    for number in stages:
+        table.add_column(escape(f"{upgrade.record.scale_set}_{number}"), justify="right")
+    for name in names:
+        table.add_row(
+            name, *(f"{stage[name]:.1f}" if name in stage else "" for stage in stages.values())
+        )
+    table.add_section()
+    table.add_row("sum", *(f"{sum(stage.values()):.1f}" for stage in stages.values()))
+    return table

@@ -1,0 +1,85 @@
+"""Where a lab keeps its files, and the limits of its waits."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Self
+
+from platformdirs import user_cache_path, user_state_path
+
+__all__ = ["Accelerator", "Limits", "Settings"]
+
+Accelerator = Literal["kvm", "tcg"]
+
+#: Guests under TCG run 10 to 20 times slower than under KVM.
+TCG_FACTOR = 10.0
+
+
+def default_state_dir() -> Path:
+    """The folder of all labs: ``VMSS_STATE_DIR``, else the user's state folder."""
+    return Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")).absolute()
+
+
+def default_cache_dir() -> Path:
+    """The folder of built images: ``VMSS_CACHE_DIR``, else the user's cache folder."""
+    return Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")).absolute()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the lab waits for a guest, in seconds, as under KVM.
+
+    All but ``health`` are multiplied without KVM; ``health`` is Azure's five
+    minutes (F6), which are ample under TCG too.
+
+    Attributes:
+        stop: For a graceful stop, before the power is cut.
+        boot: From start until SSH answers.
+        cloud_init: From then until cloud-init has ended.
+        extension: For each extension.
+        health: For the application, after all that.
+    """
+
+    stop: float = 12.0
+    boot: float = 30.0
+    cloud_init: float = 60.0
+    extension: float = 90.0
+    health: float = 300.0
+
+    def scaled(self, factor: float) -> Self:
+        """The limits for a host whose guests are slower by a factor."""
+        return replace(
+            self,
+            stop=self.stop * min(factor, 5.0),
+            boot=self.boot * factor,
+            cloud_init=self.cloud_init * factor,
+            extension=self.extension * factor,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a lab needs to know about its host.
+
+    Attributes:
+        state_dir: Folder of all labs.
+        cache_dir: Folder of built images.
+        connect: libvirt connection URI; None lets the lab choose.
+        accelerator: ``kvm`` or ``tcg`` to force one; None lets the lab choose.
+        timeout_factor: Multiplier of the guest-side limits; None means 1 with
+            KVM and 10 without.
+        limits: The limits before the multiplier.
+        sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
+        keep: Keep the VMs of a session for a look at them.
+    """
+
+    state_dir: Path = field(default_factory=default_state_dir)
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    connect: str | None = field(default_factory=lambda: os.environ.get("VMSS_CONNECT") or None)
+    accelerator: Accelerator | None = None
+    timeout_factor: float | None = None
+    limits: Limits = field(default_factory=Limits)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    keep: bool = False

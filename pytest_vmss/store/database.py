@@ -1,0 +1,199 @@
+"""The lab's database: SQLite with a write-ahead log and full synchronisation."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pytest_vmss.clock import Clock
+from pytest_vmss.errors import LabError
+from pytest_vmss.store.records import EventRecord, Record, StepRecord
+
+__all__ = ["Store"]
+
+_FORMAT = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS record (
+    kind TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS step (
+    operation TEXT NOT NULL, scale_set TEXT NOT NULL, instance_id INTEGER NOT NULL,
+    phase TEXT NOT NULL, sequence INTEGER NOT NULL, name TEXT NOT NULL,
+    intended TEXT NOT NULL, done TEXT, error TEXT,
+    PRIMARY KEY (operation, instance_id, phase, sequence)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS event (
+    id INTEGER PRIMARY KEY, time TEXT NOT NULL, scale_set TEXT NOT NULL, instance_id INTEGER,
+    operation TEXT, kind TEXT NOT NULL, message TEXT NOT NULL
+);
+"""
+
+_R = TypeVar("_R", bound=Record)
+
+
+def _key(parts: Sequence[str]) -> str:
+    return "".join(f"{part}/" for part in parts)
+
+
+class Store:
+    """Records, steps and events of one lab; safe for threads and processes.
+
+    Args:
+        path: The database; made with mode 0600 where there is none.
+        clock: Where times come from.
+
+    Raises:
+        LabError: The file is not a database of this version.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._depth = 0
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        try:
+            self._db = sqlite3.connect(
+                path, timeout=30.0, isolation_level=None, check_same_thread=False
+            )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _FORMAT):
+                raise LabError(
+                    f"{path} was written by another version of pytest-vmss (format {version}, "
+                    f"this one reads {_FORMAT}); use another state directory"
+                )
+            self._db.executescript(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={_FORMAT}")
+        except sqlite3.DatabaseError as broken:
+            raise LabError(f"{path} cannot be used as the lab's database: {broken}") from broken
+
+    def close(self) -> None:
+        """Closes the database."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Makes everything written inside durable at once, or not at all."""
+        with self._lock:
+            if self._depth == 0:
+                self._db.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+            except BaseException:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._depth -= 1
+            if self._depth == 0:
+                self._db.execute("COMMIT")
+
+    def put(self, record: Record) -> None:
+        """Writes a record, in place of an older one with the same key."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
+                (record.kind, _key(record.key), record.model_dump_json()),
+            )
+
+    def delete(self, record: Record) -> None:
+        """Forgets a record."""
+        with self.transaction():
+            self._db.execute(
+                "DELETE FROM record WHERE kind = ? AND key = ?", (record.kind, _key(record.key))
+            )
+
+    def get(self, kind: type[_R], *key: str) -> _R | None:
+        """Reads one record by its whole key."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT body FROM record WHERE kind = ? AND key = ?", (kind.kind, _key(key))
+            ).fetchone()
+        return None if row is None else kind.model_validate_json(row[0])
+
+    def list(self, kind: type[_R], *prefix: str) -> list[_R]:
+        """Reads the records whose key starts so, in the order of their keys."""
+        start = _key(prefix)
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT body FROM record WHERE kind = ? AND substr(key, 1, ?) = ? ORDER BY key",
+                (kind.kind, len(start), start),
+            ).fetchall()
+        return [kind.model_validate_json(row[0]) for row in rows]
+
+    def intend(
+        self, operation: str, scale_set: str, instance_id: int, phase: str, sequence: int, name: str
+    ) -> StepRecord:
+        """Journals that a step is about to be taken; an earlier entry is taken up again."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
+                "ON CONFLICT DO UPDATE SET intended = excluded.intended",
+                (operation, scale_set, instance_id, phase, sequence, name,
+                 self._clock.now().isoformat()),
+            )  # fmt: skip
+        return StepRecord(
+            operation=operation, scale_set=scale_set, instance_id=instance_id, phase=phase,
+            sequence=sequence, name=name, intended=self._clock.now(),
+        )  # fmt: skip
+
+    def done(self, step: StepRecord, *, error: str | None = None) -> None:
+        """Journals that a step has ended, well or with an error."""
+        with self.transaction():
+            self._db.execute(
+                "UPDATE step SET done = ?, error = ? WHERE operation = ? AND instance_id = ? "
+                "AND phase = ? AND sequence = ?",
+                (self._clock.now().isoformat(), error, step.operation, step.instance_id,
+                 step.phase, step.sequence),
+            )  # fmt: skip
+
+    def steps(self, operation: str) -> list[StepRecord]:
+        """The journal of an operation, in the order in which steps were begun."""
+        columns = "operation, scale_set, instance_id, phase, sequence, name, intended, done, error"
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT {columns} FROM step WHERE operation = ? ORDER BY intended, sequence",
+                (operation,),
+            ).fetchall()
+        names = columns.split(", ")
+        return [StepRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
+
+    def event(
+        self,
+        scale_set: str,
+        kind: str,
+        message: str,
+        *,
+        instance_id: int | None = None,
+        operation: str | None = None,
+    ) -> None:
+        """Writes that something happened; the message must hold no secret."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT INTO event (time, scale_set, instance_id, operation, kind, message) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (self._clock.now().isoformat(), scale_set, instance_id, operation, kind, message),
+            )
+
+    def events(self, *, after: int = 0, scale_set: str | None = None) -> list[EventRecord]:
+        """Events with a higher number, oldest first."""
+        columns = "id, time, scale_set, instance_id, operation, kind, message"
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "
+                "ORDER BY id",
+                (after, scale_set, scale_set),
+            ).fetchall()
+        names = columns.split(", ")
+        return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
+
+

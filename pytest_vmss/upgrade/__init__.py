@@ -1,0 +1,1 @@
+"""Upgrades: the planner decides, the engine acts."""
