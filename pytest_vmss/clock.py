@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
 
 from pytest_vmss.errors import WaitTimeoutError
 
-__all__ = ["Clock", "Interrupted", "SystemClock", "wait_for"]
+__all__ = ["Clock", "Interrupted", "SystemClock", "VirtualClock", "wait_for"]
 
 _T = TypeVar("_T")
 
@@ -64,6 +64,30 @@ class SystemClock:
         """
         if self._closed.wait(seconds):
             raise Interrupted
+
+
+class VirtualClock:
+    """A clock on which time passes at once, for simulations.
+
+    Threads that sleep side by side each push time on; no order is promised.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._elapsed = 0.0
+
+    def now(self) -> datetime:
+        """The time of day, in UTC; it begins with the year 2026."""
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._elapsed)
+
+    def monotonic(self) -> float:
+        """Seconds since the clock was made."""
+        return self._elapsed
+
+    def sleep(self, seconds: float) -> None:
+        """Lets time pass at once."""
+        with self._lock:
+            self._elapsed += seconds
 
 
 def wait_for(

@@ -222,7 +222,7 @@ class Lab:
                 key=self.paths.key,
                 host_key=generation.host_key,
             ),
-            console=Console(machine.console),
+            console=Console(machine.console, generation.console_from),
             limits=context.limits,
             clock=self.clock,
             is_running=lambda: hypervisor.state(context.domain) is PowerState.RUNNING,
@@ -349,7 +349,7 @@ class Lab:
         model = document.model
         if self.store.get(ScaleSetRecord, model.name.lower()) is not None:
             raise ConflictError(f"there is a scale set {model.name!r} already", code="Conflict")
-        used = {record.address for record in self.store.list(InstanceRecord)}
+        used = {record.address for record in self.store.select(InstanceRecord)}
         free = (
             address
             for number in range(255)
@@ -386,7 +386,7 @@ class Lab:
     def _set_record(self, name: str) -> ScaleSetRecord:
         record = self.store.get(ScaleSetRecord, name.lower())
         if record is None:
-            known = ", ".join(entry.name for entry in self.store.list(ScaleSetRecord))
+            known = ", ".join(entry.name for entry in self.store.select(ScaleSetRecord))
             raise NotFoundError(
                 f"there is no scale set {name!r} in this lab; there are: {known or 'none'}"
             )
@@ -403,7 +403,7 @@ class Lab:
 
     def scale_sets(self) -> list[ScaleSet]:
         """All scale sets of the lab."""
-        return [self.scale_set(record.name) for record in self.store.list(ScaleSetRecord)]
+        return [self.scale_set(record.name) for record in self.store.select(ScaleSetRecord)]
 
     def delete(self, name: str) -> None:
         """Deletes a scale set, its machines and all their disks.
@@ -419,7 +419,7 @@ class Lab:
 
     def _delete(self, record: ScaleSetRecord) -> None:
         self.store.put(record.model_copy(update={"state": "Deleting"}))
-        instances = self.store.list(InstanceRecord, record.name.lower())
+        instances = self.store.select(InstanceRecord, record.name.lower())
         for instance in instances:
             self.hypervisor.remove(f"vmss-{self.identity.id}-{instance.name}")
             self.paths.agent_socket(instance.uuid).unlink(missing_ok=True)
@@ -427,7 +427,7 @@ class Lab:
         self._deleted_upgrades += self._ended_upgrades(record.name)
         with self.store.transaction():
             for kind in (InstanceRecord, GenerationRecord, OperationRecord):
-                for entry in self.store.list(kind, record.name.lower()):
+                for entry in self.store.select(kind, record.name.lower()):
                     self.store.delete(entry)
             self.store.delete(record)
             self.store.event(record.name, "deleted", f"deleted {len(instances)} instances")
@@ -436,7 +436,7 @@ class Lab:
     # Upgrades.
 
     def _ended_upgrades(self, *scale_set: str) -> list[OperationRecord]:
-        operations = self.store.list(OperationRecord, *(name.lower() for name in scale_set))
+        operations = self.store.select(OperationRecord, *(name.lower() for name in scale_set))
         return [entry for entry in operations if entry.action == "upgrade" and entry.ended]
 
     def finished_upgrades(self) -> list[OperationRecord]:
@@ -503,9 +503,7 @@ class Lab:
 
     def _address(self, name: str) -> ImageAddress:
         model = ScaleSetModel.model_validate(self._set_record(name).model)
-        return self.images.address_of(
-            model.virtual_machine_profile.storage_profile.image_reference
-        )
+        return self.images.address_of(model.virtual_machine_profile.storage_profile.image_reference)
 
     def due(self, name: str) -> VersionRecord | None:
         """The version to which a set is due to upgrade by itself (C1)."""
@@ -523,14 +521,14 @@ class Lab:
         engine = Engine(self.world, name)
         versions = [
             engine.version_of(instance)
-            for instance in self.store.list(InstanceRecord, name.lower())
+            for instance in self.store.select(InstanceRecord, name.lower())
         ]
         if all(
             version is None or version_key(version) >= version_key(target.version)
             for version in versions
         ):
             return f"all its instances are on {target.version}, the latest version, or later"
-        for operation in self.store.list(OperationRecord, name.lower()):
+        for operation in self.store.select(OperationRecord, name.lower()):
             if operation.action == "upgrade" and operation.digest == target.digest:
                 return (
                     f"an upgrade to the latest version, {target.version}, was tried already "
@@ -542,7 +540,7 @@ class Lab:
         """Runs every upgrade that is due, sets side by side, until none is."""
         while due := {
             record.name: target
-            for record in self.store.list(ScaleSetRecord)
+            for record in self.store.select(ScaleSetRecord)
             if (target := self.due(record.name)) is not None
         }:
             with ThreadPoolExecutor(len(due), "automatic-upgrade") as pool:
@@ -607,7 +605,7 @@ class Lab:
             self._watcher.close()
         for thread in self._threads:
             thread.join()
-        records = self.store.list(ScaleSetRecord)
+        records = self.store.select(ScaleSetRecord)
         if records:
             prefix = f"vmss-{self.identity.id}-"
             for machine in self.hypervisor.machines(prefix):

@@ -51,8 +51,7 @@ def require(program: str) -> str:
     if found is None:
         package = PACKAGES.get(program, program)
         raise HostError(
-            f"the program {program!r} is not installed; "
-            f"install it with: apt-get install {package}"
+            f"the program {program!r} is not installed; install it with: apt-get install {package}"
         )
     return found
 

@@ -307,7 +307,7 @@ class ScaleSet:
         return self.instances[index]
 
     def _records(self) -> list[InstanceRecord]:
-        return self._lab.world.store.list(InstanceRecord, self.name.lower())
+        return self._lab.world.store.select(InstanceRecord, self.name.lower())
 
     @property
     def record(self) -> ScaleSetRecord:
@@ -426,7 +426,7 @@ class ScaleSet:
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
         """Upgrades of the set, newest first; Azure keeps five (J2)."""
-        operations = self._lab.world.store.list(OperationRecord, self.name.lower())
+        operations = self._lab.world.store.select(OperationRecord, self.name.lower())
         upgrades = [entry for entry in operations if entry.action == "upgrade"]
         return [Upgrade(self._lab, self.name, entry.id) for entry in reversed(upgrades)][:limit]
 
@@ -469,4 +469,3 @@ def _view(instance: Instance) -> dict[str, Any]:
         "cloudInit": generation.cloud_init,
         "extensions": [entry.model_dump(mode="json") for entry in generation.extensions],
     }
-

@@ -91,14 +91,14 @@ class Images:
                 raise NotFoundError(f"{reference.id!r} names no image of a gallery")
             return ImageAddress(match["gallery"], match["definition"], match["version"])
         wanted = (reference.publisher, reference.offer, reference.sku)
-        for record in self._store.list(DefinitionRecord):
+        for record in self._store.select(DefinitionRecord):
             if (record.publisher, record.offer, record.sku) == wanted:
                 version = reference.version
                 exact = None if version is None or version.lower() == "latest" else version
                 return ImageAddress(record.gallery, record.name, exact)
         known = ", ".join(
             f"{record.publisher}:{record.offer}:{record.sku}"
-            for record in self._store.list(DefinitionRecord)
+            for record in self._store.select(DefinitionRecord)
         )
         raise NotFoundError(
             f"no image {':'.join(str(part) for part in wanted)} was published; "
@@ -125,13 +125,13 @@ class Images:
         known = ", ".join(record.version for record in versions)
         raise NotFoundError(
             f"the image {address.definition!r} of the gallery {address.gallery!r} has no {what}; "
-            + (f"there are: {known}" if known else self._hint(address)),
+            + (f"there are: {known}" if known else self._hint()),
             code="GalleryImageNotFound",
         )
 
-    def _hint(self, address: ImageAddress) -> str:
+    def _hint(self) -> str:
         known = ", ".join(
-            f"{record.gallery}/{record.name}" for record in self._store.list(DefinitionRecord)
+            f"{record.gallery}/{record.name}" for record in self._store.select(DefinitionRecord)
         )
         return (
             f"publish one first (gallery.publish or `vmss image publish`); "
@@ -140,12 +140,12 @@ class Images:
 
     def versions(self, gallery: str, definition: str) -> list[VersionRecord]:
         """The versions of an image definition, lowest first."""
-        records = self._store.list(VersionRecord, gallery.lower(), definition.lower())
+        records = self._store.select(VersionRecord, gallery.lower(), definition.lower())
         return sorted(records, key=lambda record: version_key(record.version))
 
     def definitions(self) -> list[DefinitionRecord]:
         """All image definitions of the lab."""
-        return self._store.list(DefinitionRecord)
+        return self._store.select(DefinitionRecord)
 
     def path_of(self, record: VersionRecord) -> Path:
         """The version's file, after its digest was checked (B1).

@@ -13,6 +13,8 @@ from pytest_vmss.process import run
 __all__ = ["DiskImage", "inspect"]
 
 _MAGIC = b"QFI\xfb"
+#: Status of qemu-img check for wasted space: nothing is lost.
+_LEAKS_ONLY = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ def inspect(path: Path, *, raw: bool = False) -> DiskImage:
             f"{path} is not a qcow2 image: it starts with {head[:4]!r}, not {_MAGIC!r}; "
             "convert it with: qemu-img convert -O qcow2 IN OUT (or publish a raw disk with raw)"
         )
+    virtual_size = _check_header(path)
+    _check_content(path)
+    return DiskImage(path, "qcow2", virtual_size)
+
+
+def _check_header(path: Path) -> int:
+    """Refuses an image that is not whole; returns its virtual size in bytes."""
     try:
         info = json.loads(
             run(
@@ -63,27 +72,26 @@ def inspect(path: Path, *, raw: bool = False) -> DiskImage:
         )
     except ToolError as broken:
         raise ImageError(f"{path} is not a usable qcow2 image: {broken.stderr}") from broken
-    if backing := info.get("backing-filename"):
-        raise ImageError(
-            f"{path} has a backing file ({backing}), so it is not whole; "
-            "flatten it with: qemu-img convert -O qcow2 IN OUT"
-        )
     data = info.get("format-specific", {}).get("data", {})
+    flatten = "so it is not whole; flatten it with: qemu-img convert -O qcow2 IN OUT"
+    if backing := info.get("backing-filename"):
+        raise ImageError(f"{path} has a backing file ({backing}), {flatten}")
     if external := data.get("data-file"):
-        raise ImageError(
-            f"{path} keeps its data in another file ({external}), so it is not whole; "
-            "flatten it with: qemu-img convert -O qcow2 IN OUT"
-        )
+        raise ImageError(f"{path} keeps its data in another file ({external}), {flatten}")
     if data.get("corrupt"):
         raise ImageError(f"{path} is marked corrupt; try: qemu-img check -r all IN")
     if info.get("encrypted"):
         raise ImageError(f"{path} is encrypted; guests here cannot be given its key")
+    return int(info["virtual-size"])
+
+
+def _check_content(path: Path) -> None:
+    """Refuses an image whose tables do not fit together."""
     try:
         run(["qemu-img", "check", "-q", "-f", "qcow2", path], what=f"checking {path}")
     except ToolError as broken:
-        if broken.returncode != 3:  # leaked clusters only: wasted space, nothing lost
+        if broken.returncode != _LEAKS_ONLY:
             raise ImageError(
                 f"{path} is damaged: {broken.stderr or 'qemu-img check found errors'}; "
                 "try: qemu-img check -r all IN"
             ) from broken
-    return DiskImage(path, "qcow2", int(info["virtual-size"]))

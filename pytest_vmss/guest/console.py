@@ -38,11 +38,12 @@ class Console:
 
     Args:
         path: The log; it need not exist yet.
+        start: Bytes of earlier boots, which do not count.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0) -> None:
         self.path = path
-        self._offset = 0
+        self._start = start
 
     def _read(self) -> bytes:
         try:
@@ -50,21 +51,17 @@ class Console:
         except FileNotFoundError:
             return b""
 
-    def mark(self) -> None:
-        """Ignores what was written so far: the next boot appends to the same log."""
-        self._offset = len(self._read())
-
     def trouble(self) -> Trouble | None:
-        """What the console says went wrong since the mark, if anything."""
-        text = self._read()[self._offset :]
+        """What the console says went wrong in this boot, if anything."""
+        text = self._read()[self._start :]
         for trouble, pattern in _TROUBLE:
             if pattern.search(text):
                 return trouble
         return None
 
     def milestone(self) -> str:
-        """How far the boot got since the mark, in words."""
-        text = self._read()[self._offset :]
+        """How far the boot got, in words."""
+        text = self._read()[self._start :]
         for milestone, pattern in reversed(_MILESTONES):
             if pattern.search(text):
                 return f"reached {milestone}"

@@ -65,12 +65,14 @@ def find_handler(publisher: str, type: str) -> Handler:
 
 def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
     """What is wrong with the settings of extensions whose types are known."""
-    problems = []
+    problems: list[ModelProblem] = []
     for index, extension in enumerate(extensions):
         handler = _handlers.get((extension.publisher.lower(), extension.type.lower()))
         path = f"$.virtualMachineProfile.extensionProfile.extensions[{index}].settings"
-        for wrong in handler.check(extension) if handler else ():
-            problems.append(ModelProblem(path, "VMExtensionManagementInputError", wrong))
+        problems += [
+            ModelProblem(path, "VMExtensionManagementInputError", wrong)
+            for wrong in (handler.check(extension) if handler else ())
+        ]
     return problems
 
 

@@ -19,7 +19,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import find_handler
-from pytest_vmss.guest.shell import HostKeyMismatch, Shell
+from pytest_vmss.guest.shell import HostKeyMismatchError, Shell
 from pytest_vmss.model import Extension
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import ExtensionRecord
@@ -222,9 +222,7 @@ class LinuxGuest:
             GuestUnreachableError: The guest went away.
         """
         handler = find_handler(extension.publisher, extension.type)
-        return handler.run(
-            self.shell(), extension, limit=self._limits.extension, clock=self._clock
-        )
+        return handler.run(self.shell(), extension, limit=self._limits.extension, clock=self._clock)
 
     def shell(self) -> Shell:
         """The connection to the guest, made anew where it broke.
@@ -272,7 +270,7 @@ class LinuxGuest:
                 name=self.name,
                 timeout=self._login_limit,
             )
-        except HostKeyMismatch as other:
+        except HostKeyMismatchError as other:
             raise GuestUnreachableError(
                 f"answers over SSH with another host key than its seed gave it ({other}); "
                 "does the custom data or the image bring ssh_keys of its own?",
@@ -303,7 +301,5 @@ class LinuxGuest:
 
 
 def _parse_facts(text: str) -> BootFacts:
-    boot_id, kernel, version = (text.splitlines() + ["", "", ""])[:3]
+    boot_id, kernel, version = [*text.splitlines(), "", "", ""][:3]
     return BootFacts(boot_id.strip(), kernel.strip(), version.strip() or None)
-
-

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import paramiko
+from paramiko.ssh_exception import IncompatiblePeer
 
 from pytest_vmss.errors import GuestCommandError
 
-__all__ = ["CommandResult", "HostKeyMismatch", "Shell"]
+__all__ = ["CommandResult", "HostKeyMismatchError", "Shell"]
 
 _CONNECT_S = 2.0
 _BANNER_S = 2.0
 
 
-class HostKeyMismatch(Exception):
+class HostKeyMismatchError(Exception):
     """The guest showed another host key than the one its seed gave it."""
 
 
@@ -75,7 +76,7 @@ class Shell:
             None where no server answers yet, or it lets nobody in yet.
 
         Raises:
-            HostKeyMismatch: Another machine answers, or the host key was replaced.
+            HostKeyMismatchError: Another machine answers, or the host key was replaced.
         """
         link = _dial(address, port)
         if link is None:
@@ -89,11 +90,13 @@ class Shell:
             transport.start_client(timeout=timeout)
             shown = transport.get_remote_server_key()
             if shown.get_base64() != blob.split()[0]:
-                raise HostKeyMismatch(f"shows the host key {shown.get_name()} {shown.fingerprint}")
+                raise HostKeyMismatchError(
+                    f"shows the host key {shown.get_name()} {shown.fingerprint}"
+                )
             transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
-        except paramiko.IncompatiblePeer as other:
+        except IncompatiblePeer as other:
             transport.close()
-            raise HostKeyMismatch(f"has no {kind} host key: {other}") from other
+            raise HostKeyMismatchError(f"has no {kind} host key: {other}") from other
         except (paramiko.SSHException, EOFError, OSError):
             transport.close()
             return None

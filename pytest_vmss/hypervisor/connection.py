@@ -6,6 +6,7 @@ import ctypes
 import os
 import threading
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import libvirt
@@ -23,9 +24,6 @@ _SOCKET_PATH_MAX = 107
 _MONITOR_SUFFIX = len("/lib/qemu/domain-9999-" + "n" * 20 + "/monitor.sock")
 
 _PR_SET_CHILD_SUBREAPER = 36
-
-_loop_started = False
-_loop_lock = threading.Lock()
 
 
 @dataclass
@@ -104,22 +102,18 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
     return Connection(connection, uri, run_as, lock, reaper)
 
 
+@cache
 def _start_event_loop() -> None:
     """Starts the process's one event loop, which must be there before a connection."""
-    global _loop_started
-    with _loop_lock:
-        if _loop_started:
-            return
-        # Every failure is raised as an exception; nothing needs printing too.
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        libvirt.virEventRegisterDefaultImpl()
+    # Every failure is raised as an exception; nothing needs printing too.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.virEventRegisterDefaultImpl()
 
-        def loop() -> None:
-            while True:
-                libvirt.virEventRunDefaultImpl()
+    def loop() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
 
-        threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
-        _loop_started = True
+    threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
 
 
 def _prepare_embedded(root: Path, cache: Path) -> FileLock:

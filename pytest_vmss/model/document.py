@@ -219,7 +219,9 @@ def _explain(error: dict[str, Any]) -> str:
     given = error.get("input")
     if isinstance(given, (str, int, float, bool)):
         if isinstance(given, str) and given.startswith("["):
-            return f"{message}; {given!r} is an expression of a template: put its value in its place"
+            return (
+                f"{message}; {given!r} is an expression of a template: put its value in its place"
+            )
         return f"{message}; given {given!r}"
     return message
 
@@ -228,9 +230,7 @@ _PROBE_IN_ID = re.compile(r"probes/([A-Za-z0-9_.-]+)", re.IGNORECASE)
 _LAST_QUOTED = re.compile(r"'([^']+)'[^']*$")
 
 
-def _find_probe(
-    model: ScaleSetModel, balancers: list[dict[str, Any]], label: str
-) -> Probe | None:
+def _find_probe(model: ScaleSetModel, balancers: list[dict[str, Any]], label: str) -> Probe | None:
     network = model.virtual_machine_profile.network_profile
     if network is None or network.health_probe is None:
         return None

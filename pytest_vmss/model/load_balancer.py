@@ -32,4 +32,4 @@ class LoadBalancer(AzureModel):
     """A ``Microsoft.Network/loadBalancers`` resource."""
 
     name: str = "loadBalancer"
-    probes: list[Probe] = []
+    probes: list[Probe] = Field(default_factory=list)

@@ -118,12 +118,9 @@ class LiveView:
 
     def _versions(self) -> dict[str, str]:
 
-
         versions = {}
-        for record in self._store.list(InstanceRecord):
-            generation = self._store.get(
-                GenerationRecord, *record.key, f"{record.generation:06d}"
-            )
+        for record in self._store.select(InstanceRecord):
+            generation = self._store.get(GenerationRecord, *record.key, f"{record.generation:06d}")
             if generation is not None:
                 versions[record.name] = generation.found_version or generation.version
         return versions

@@ -120,7 +120,7 @@ class Store:
             ).fetchone()
         return None if row is None else kind.model_validate_json(row[0])
 
-    def list(self, kind: type[_R], *prefix: str) -> list[_R]:
+    def select(self, kind: type[_R], *prefix: str) -> list[_R]:
         """Reads the records whose key starts so, in the order of their keys."""
         start = _key(prefix)
         with self._lock:
@@ -161,7 +161,7 @@ class Store:
         columns = "operation, scale_set, instance_id, phase, sequence, name, intended, done, error"
         with self._lock:
             rows = self._db.execute(
-                f"SELECT {columns} FROM step WHERE operation = ? ORDER BY intended, sequence",
+                f"SELECT {columns} FROM step WHERE operation = ? ORDER BY intended, sequence",  # noqa: S608 - constants
                 (operation,),
             ).fetchall()
         names = columns.split(", ")
@@ -189,11 +189,9 @@ class Store:
         columns = "id, time, scale_set, instance_id, operation, kind, message"
         with self._lock:
             rows = self._db.execute(
-                f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "
+                f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "  # noqa: S608
                 "ORDER BY id",
                 (after, scale_set, scale_set),
             ).fetchall()
         names = columns.split(", ")
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
-
-

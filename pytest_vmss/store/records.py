@@ -174,6 +174,8 @@ class GenerationRecord(Record):
         state: Where it stands between being made and being discarded.
         found_version: ``IMAGE_VERSION`` that was read inside the guest (E2).
         boot_id: Of the last boot that was proved.
+        boot_before: What ``boot_id`` was when the machine was started last.
+        console_from: Bytes that its console log had then.
     """
 
     kind: ClassVar[str] = "generation"
@@ -191,6 +193,8 @@ class GenerationRecord(Record):
     state: Literal["preparing", "current", "previous", "discarded"] = "preparing"
     found_version: str | None = None
     boot_id: str | None = None
+    boot_before: str | None = None
+    console_from: int = 0
     kernel: str | None = None
     cloud_init: str | None = None
     extensions: tuple[ExtensionRecord, ...] = ()

@@ -81,7 +81,7 @@ class Engine:
     def provision(self, instance_ids: Sequence[int], version: VersionRecord) -> OperationRecord:
         """Brings recorded instances up, all side by side; call with the set claimed."""
         operation = self._open("create", version, started_by="User", rollback=False)
-        outcomes = {number: Outcome.IN_PROGRESS for number in instance_ids}
+        outcomes = dict.fromkeys(instance_ids, Outcome.IN_PROGRESS)
         self._update(operation.id, outcomes=outcomes)
         with self._ending(operation.id):
             self._on_instances(operation.id, instance_ids, version, self._create)
@@ -131,7 +131,7 @@ class Engine:
         Returns:
             The operation as it ended; None where there was none to go on with.
         """
-        for operation in self._store.list(OperationRecord, self._name.lower()):
+        for operation in self._store.select(OperationRecord, self._name.lower()):
             if operation.action == "upgrade" and operation.ended is None:
                 self._store.event(
                     self._name, "upgrade", "resumed after an interruption", operation=operation.id
@@ -145,7 +145,7 @@ class Engine:
         Raises:
             ConflictError: None is running.
         """
-        for operation in self._store.list(OperationRecord, self._name.lower()):
+        for operation in self._store.select(OperationRecord, self._name.lower()):
             if operation.action == "upgrade" and operation.ended is None:
                 self._update(operation.id, cancel_requested=True)
                 return
@@ -224,7 +224,7 @@ class Engine:
         if context.instance_id not in self._operation(operation_id).errors:
             try:
                 self._run_phase(context, "swap", swap_steps(old, new, version))
-            except Exception as error:  # whatever it is, the instance must not stay half done
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing stays half done
                 self._failed(context, error, Outcome.IN_PROGRESS)
             else:
                 self._outcome(context, Outcome.SUCCEEDED)
@@ -236,8 +236,8 @@ class Engine:
         self._update(operation_id, status="RollingBack")
         try:
             self._run_phase(context, "rollback", rollback_steps(old, new))
-        except Exception as error:
-            context.event("error", f"the rollback failed too: {error}")
+        except Exception as error:  # noqa: BLE001 - as above
+            context.event("error", f"the rollback failed too: {_describe(error)[1]}")
             self._store.put(context.record.model_copy(update={"provisioning": "Failed"}))
             self._outcome(context, Outcome.ROLLBACK_FAILED)
         else:
@@ -248,8 +248,8 @@ class Engine:
         """Numbers of the old and the new OS disk, the same after a resume."""
         for step in self._store.steps(context.operation):
             if step.instance_id == context.instance_id and step.name.startswith("plan "):
-                old, new = step.name.removeprefix("plan ").split(">")
-                return int(old), int(new)
+                first, second = step.name.removeprefix("plan ").split(">")
+                return int(first), int(second)
         old = context.record.generation
         new = max(generation.number for generation in context.generations()) + 1
         step = self._store.intend(
@@ -267,9 +267,7 @@ class Engine:
 
         def look(number: int) -> None:
             result = observe_health(self._context("", number))
-            health[number] = (
-                planner.Health.HEALTHY if result.healthy else planner.Health.UNHEALTHY
-            )
+            health[number] = planner.Health.HEALTHY if result.healthy else planner.Health.UNHEALTHY
 
         self._side_by_side([record.instance_id for record in records], look)
         return [
@@ -369,7 +367,7 @@ class Engine:
         now = self._world.clock.now()
         unfinished = [
             operation.id
-            for operation in self._store.list(OperationRecord, self._name.lower())
+            for operation in self._store.select(OperationRecord, self._name.lower())
             if operation.ended is None and operation.action == "upgrade"
         ]
         if unfinished:
@@ -450,7 +448,7 @@ class Engine:
         return operation
 
     def _instances(self) -> list[InstanceRecord]:
-        return self._store.list(InstanceRecord, self._name.lower())
+        return self._store.select(InstanceRecord, self._name.lower())
 
     def _context(self, operation: str, number: int) -> InstanceContext:
         return InstanceContext(self._world, self._name, number, operation)

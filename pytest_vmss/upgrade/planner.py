@@ -172,9 +172,7 @@ def _stopped_by_upgraded(policy: Policy, progress: Progress) -> Stop | None:
     )
 
 
-def _stopped_by_set(
-    members: Sequence[Member], policy: Policy, progress: Progress
-) -> Stop | None:
+def _stopped_by_set(members: Sequence[Member], policy: Policy, progress: Progress) -> Stop | None:
     """D1 and D6: too much of the whole set is unhealthy, for whatever reason."""
     unhealthy = [member.instance_id for member in members if member.unhealthy]
     share = _percent(len(unhealthy), len(members))

@@ -140,7 +140,17 @@ class Start:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
-        context.world.hypervisor.start(context.machine(self.generation))
+        hypervisor = context.world.hypervisor
+        if hypervisor.running_generation(context.domain) == self.generation:
+            return  # begun before a crash, or never stopped
+        machine = context.machine(self.generation)
+        generation = _existing(context, self.generation)
+        # A later proof of the boot needs to know what was there before it.
+        log = machine.console.stat().st_size if machine.console.exists() else 0
+        context.world.store.put(
+            generation.model_copy(update={"boot_before": generation.boot_id, "console_from": log})
+        )
+        hypervisor.start(machine)
 
 
 @dataclass(frozen=True)
@@ -154,7 +164,7 @@ class ProveBoot:
     def apply(self, context: InstanceContext) -> None:
         store = context.world.store
         generation = _existing(context, self.generation)
-        facts = context.guest(generation).wait_boot(generation.boot_id)
+        facts = context.guest(generation).wait_boot(generation.boot_before)
         store.put(
             generation.model_copy(
                 update={

@@ -153,7 +153,7 @@ class InstanceContext:
 
     def generations(self) -> list[GenerationRecord]:
         """Records of all OS disks so far, oldest first."""
-        return self.world.store.list(
+        return self.world.store.select(
             GenerationRecord, self.scale_set.lower(), f"{self.instance_id:06d}"
         )
 

@@ -1,0 +1,116 @@
+"""A guest in memory, which behaves as its image version says (simulation ring)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+from pytest_vmss.clock import Clock
+from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
+from pytest_vmss.guest.guest import BootFacts
+from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
+from pytest_vmss.model import Extension
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["Behaviour", "SimulatedGuest"]
+
+_BOOT_S = 30.0
+_CLOUD_INIT_S = 8.0
+_EXTENSION_S = 1.0
+
+
+class Behaviour(StrEnum):
+    """How the instances of an image version fare."""
+
+    GOOD = "good"
+    PANICS = "panics"
+    CLOUD_INIT_FAILS = "cloud-init fails"
+    EXTENSION_FAILS = "extension fails"
+    UNHEALTHY = "unhealthy"
+
+
+class SimulatedGuest:
+    """Implements :class:`~pytest_vmss.guest.Guest`.
+
+    Args:
+        name: The instance's.
+        domain: Its machine's name.
+        generation: Number of the OS disk that is expected to run.
+        version: Its image version.
+        behaviour: How it fares.
+        hypervisor: Where its machine runs.
+        clock: Lets time pass for what takes time.
+        runs: Everything that custom data and extensions did: an entry each time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        domain: str,
+        generation: int,
+        version: str,
+        behaviour: Callable[[], Behaviour],
+        hypervisor: SimulatedHypervisor,
+        clock: Clock,
+        runs: dict[tuple[str, int, str], int],
+    ) -> None:
+        self.name = name
+        self._domain = domain
+        self._generation = generation
+        self._version = version
+        self._behaviour = behaviour
+        self._hypervisor = hypervisor
+        self._clock = clock
+        self._runs = runs
+
+    def _alive(self) -> None:
+        if self._hypervisor.running_generation(self._domain) != self._generation:
+            raise NoBootError("the machine ended while it booted", instance=self.name)
+
+    def _once(self, what: str) -> None:
+        """What a guest does once for each OS disk, by its own records on that disk."""
+        self._runs.setdefault((self.name, self._generation, what), 1)
+
+    def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
+        """Boots, or panics."""
+        self._alive()
+        self._clock.sleep(_BOOT_S)
+        self._alive()
+        if self._behaviour() is Behaviour.PANICS:
+            raise KernelPanicError(
+                "the kernel panicked",
+                instance=self.name,
+                console_tail="Kernel panic - not syncing: Attempted to kill init!",
+                log=Path("console.log"),
+            )
+        boot_id = f"boot-{self._hypervisor.boots[self._domain]}"
+        if boot_id == previous_boot_id:
+            raise NoBootError("it is still the boot before", instance=self.name)
+        return BootFacts(boot_id, f"kernel-{self._version}", self._version)
+
+    def wait_cloud_init(self) -> str:
+        """Runs the custom data, once for the OS disk."""
+        self._alive()
+        self._clock.sleep(_CLOUD_INIT_S)
+        if self._behaviour() is Behaviour.CLOUD_INIT_FAILS:
+            raise CloudInitError("cloud-init ended in error", instance=self.name)
+        self._once("custom data")
+        return "done"
+
+    def run_extension(self, extension: Extension) -> ExtensionRecord:
+        """Runs an extension, once for the OS disk."""
+        self._alive()
+        self._clock.sleep(_EXTENSION_S)
+        self._once(extension.name)
+        failed = self._behaviour() is Behaviour.EXTENSION_FAILS
+        return ExtensionRecord(
+            name=extension.name,
+            type=f"{extension.publisher}.{extension.type}",
+            status="error" if failed else "success",
+            exit_code=1 if failed else 0,
+        )
+
+    def close(self) -> None:
+        """Does nothing."""

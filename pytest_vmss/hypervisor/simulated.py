@@ -1,0 +1,101 @@
+"""A hypervisor in memory: the same protocol, no processes (for the simulation ring).
+
+Disks are small files, so that what must be left and what must be gone can be
+seen; machines are entries of a dictionary that a test keeps across "crashes".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pytest_vmss.clock import Clock
+from pytest_vmss.errors import HypervisorError
+from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
+
+__all__ = ["SimulatedHypervisor"]
+
+
+class SimulatedHypervisor:
+    """Implements :class:`~pytest_vmss.hypervisor.protocol.Hypervisor`.
+
+    Args:
+        clock: Lets time pass for what takes time.
+
+    Attributes:
+        defined: Machines by name; whether they run is in ``running``.
+        running: Names of the machines that run.
+        starts: Every start so far: (name, generation).
+    """
+
+    accelerator = "tcg"
+    slow_factor = 10.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.defined: dict[str, Machine] = {}
+        self.running: set[str] = set()
+        self.starts: list[tuple[str, int]] = []
+        self.boots: dict[str, int] = {}
+        self.deaf: set[str] = set()
+        self.fail_os_disks = False
+
+    def create_data_disk(self, path: Path, size_gib: int) -> None:
+        """Makes an empty data disk unless there is one."""
+        if not path.exists():
+            path.write_text(json.dumps({"data": size_gib}))
+
+    def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
+        """Makes a fresh disk on an image."""
+        if self.fail_os_disks:
+            raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
+        path.write_text(json.dumps({"backing": str(image), "gib": size_gib}))
+
+    def write_seed(self, path: Path, seed: Seed) -> None:
+        """Writes the seed's instance id."""
+        path.touch(mode=0o600)
+        path.write_text(seed.meta_data)
+
+    def start(self, machine: Machine) -> None:
+        """Runs a machine whose disks are there."""
+        if self.running_generation(machine.name) == machine.generation:
+            return
+        for disk in (machine.os_disk, machine.seed, *(disk.path for disk in machine.data_disks)):
+            if not disk.exists():
+                raise HypervisorError(f"{machine.name} cannot be started: {disk} is not there")
+        self._clock.sleep(0.2)
+        self.defined[machine.name] = machine
+        self.running.add(machine.name)
+        self.starts.append((machine.name, machine.generation))
+        self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
+
+    def state(self, name: str) -> PowerState:
+        """Whether a machine runs."""
+        if name not in self.defined:
+            return PowerState.ABSENT
+        return PowerState.RUNNING if name in self.running else PowerState.STOPPED
+
+    def running_generation(self, name: str) -> int | None:
+        """The generation that a machine runs on."""
+        return self.defined[name].generation if name in self.running else None
+
+    def request_stop(self, name: str) -> None:
+        """Stops a machine, unless its guest is deaf."""
+        if name not in self.deaf:
+            self.running.discard(name)
+
+    def power_off(self, name: str) -> None:
+        """Cuts a machine's power."""
+        self.running.discard(name)
+
+    def remove(self, name: str) -> None:
+        """Cuts a machine's power and forgets it."""
+        self.running.discard(name)
+        self.defined.pop(name, None)
+
+    def machines(self, prefix: str) -> list[str]:
+        """Names of all machines that start so."""
+        return sorted(name for name in self.defined if name.startswith(prefix))
+
+    def close(self) -> None:
+        """Does nothing: machines run on."""

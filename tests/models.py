@@ -1,0 +1,104 @@
+"""Models that tests share."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+IMAGE_ID = (
+    "/subscriptions/0/resourceGroups/lab/providers/Microsoft.Compute"
+    "/galleries/gallery/images/{definition}"
+)
+
+CUSTOM_DATA = """\
+#cloud-config
+fs_setup:
+  - device: /dev/disk/by-id/virtio-lun0
+    partition: auto
+    filesystem: ext4
+    label: data
+    overwrite: false
+mounts:
+  - [LABEL=data, /data, ext4, "defaults,nofail"]
+runcmd:
+  - [sh, -c, "echo $(cat /var/lib/cloud/data/instance-id) >> /data/custom-data-runs"]
+"""
+
+
+def encode(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def web_model(
+    name: str = "web",
+    *,
+    capacity: int = 3,
+    definition: str = "web",
+    automatic: bool = True,
+    policy: dict[str, Any] | None = None,
+    extensions: bool = True,
+    disable_rollback: bool = False,
+) -> dict[str, Any]:
+    """ARM's body of a scale set with a data disk, a probe and an extension."""
+    extension = {
+        "name": "register",
+        "properties": {
+            "publisher": "Microsoft.Azure.Extensions",
+            "type": "CustomScript",
+            "typeHandlerVersion": "2.1",
+            "settings": {
+                "commandToExecute": (
+                    "echo $(cat /var/lib/cloud/data/instance-id) >> /data/extension-runs"
+                )
+            },
+        },
+    }
+    return {
+        "name": name,
+        "location": "westeurope",
+        "sku": {"name": "Standard_B1ls", "tier": "Standard", "capacity": capacity},
+        "properties": {
+            "orchestrationMode": "Uniform",
+            "upgradePolicy": {
+                "mode": "Manual",
+                "rollingUpgradePolicy": policy or {},
+                "automaticOSUpgradePolicy": {
+                    "enableAutomaticOSUpgrade": automatic,
+                    "disableAutomaticRollback": disable_rollback,
+                },
+            },
+            "virtualMachineProfile": {
+                "osProfile": {
+                    "computerNamePrefix": name,
+                    "adminUsername": "azureuser",
+                    "customData": encode(CUSTOM_DATA),
+                },
+                "storageProfile": {
+                    "imageReference": {"id": IMAGE_ID.format(definition=definition)},
+                    "osDisk": {"createOption": "FromImage"},
+                    "dataDisks": [{"lun": 0, "createOption": "Empty", "diskSizeGB": 1}],
+                },
+                "networkProfile": {"healthProbe": {"id": "/…/loadBalancers/web-lb/probes/healthz"}},
+                "extensionProfile": {"extensions": [extension] if extensions else []},
+            },
+        },
+    }
+
+
+LOAD_BALANCER: dict[str, Any] = {
+    "name": "web-lb",
+    "properties": {
+        "probes": [
+            {
+                "name": "healthz",
+                "properties": {
+                    "protocol": "Http",
+                    "port": 80,
+                    "requestPath": "/healthz",
+                    "intervalInSeconds": 5,
+                    "numberOfProbes": 2,
+                },
+            }
+        ]
+    },
+}

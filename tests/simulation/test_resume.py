@@ -1,0 +1,143 @@
+"""M1: killed before, after or inside any step, a later resume ends where it should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.store import Outcome, Store
+from pytest_vmss.upgrade import steps
+from tests.simulation.conftest import SimulatedLab
+from tests.simulation.test_upgrade import check_accounts
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the product catches it."""
+
+
+STEPS: list[Any] = [
+    steps.PrepareDisk,
+    steps.Stop,
+    steps.Start,
+    steps.ProveBoot,
+    steps.FinishCloudInit,
+    steps.RunExtensions,
+    steps.AwaitHealth,
+    steps.Commit,
+    steps.Discard,
+]
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, step: Any, when: str, nth: int) -> None:
+    """Kills the n-th application of a step, before or after its effect, or its journal entry."""
+    count = 0
+    original, done = step.apply, Store.done
+
+    def apply(self: Any, context: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == nth and when == "before":
+            raise Killed
+        original(self, context)
+        if count == nth and when == "after":
+            raise Killed
+
+    def entry(self: Store, record: Any, *, error: str | None = None) -> None:
+        done(self, record, error=error)
+        if count == nth and when == "journalled" and record.name == step.name:
+            raise Killed
+
+    monkeypatch.setattr(step, "apply", apply)
+    monkeypatch.setattr(Store, "done", entry)
+
+
+@pytest.mark.parametrize("when", ["before", "after", "journalled"])
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+def test_an_upgrade_killed_at_any_step_is_completed_by_resume(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: Any, when: str
+) -> None:
+    """M1, E4."""
+    web = lab.start()
+    lab.publish("1.1.0")
+    with monkeypatch.context() as patch:
+        kill_at(patch, step, when, 2)  # in the second batch
+        with pytest.raises(Killed):
+            lab.run_due()
+    assert not web.history()[0].ended
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.completed, upgrade.explain()
+    assert set(upgrade.outcomes.values()) == {Outcome.SUCCEEDED}
+    assert {instance.image_version for instance in web} == {"1.1.0"}
+    assert set(lab.runs.values()) == {1}
+    check_accounts(lab, web)
+    assert web.resume() is None
+
+
+@pytest.mark.parametrize("when", ["before", "after", "journalled"])
+@pytest.mark.parametrize(
+    ("step", "nth"),
+    [
+        (steps.AwaitHealth, 1),
+        (steps.Stop, 2),
+        (steps.Start, 2),
+        (steps.ProveBoot, 2),
+        (steps.AwaitHealth, 2),
+        (steps.Commit, 1),
+        (steps.Discard, 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_rollback_killed_at_any_step_is_finished_by_resume(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: Any, nth: int, when: str
+) -> None:
+    """M1, G1."""
+    if step is steps.AwaitHealth and nth == 1 and when == "after":
+        pytest.skip("the step fails: there is no moment after its effect")
+    web = lab.start()
+    lab.publish("1.1.0", Behaviour.UNHEALTHY)
+    with monkeypatch.context() as patch:
+        kill_at(patch, step, when, nth)
+        with pytest.raises(Killed):
+            lab.run_due()
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.faulted
+    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert {instance.image_version for instance in web} == {"1.0.0"}
+    assert web.healthy
+    check_accounts(lab, web)
+
+
+def test_a_machine_that_died_with_the_orchestrator_is_rolled_back(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M1: QEMU is gone too; the instance gets its old disk back."""
+    web = lab.start(1)
+    lab.publish("1.1.0")
+    with monkeypatch.context() as patch:
+        kill_at(patch, steps.ProveBoot, "before", 1)
+        with pytest.raises(Killed):
+            lab.run_due()
+    lab.simulated.running.clear()
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    check_accounts(lab, web)
+
+
+def test_an_interrupted_upgrade_must_be_resumed_first(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C4."""
+    web = lab.start()
+    lab.publish("1.1.0")
+    with monkeypatch.context() as patch:
+        kill_at(patch, steps.Start, "before", 1)
+        with pytest.raises(Killed):
+            lab.run_due()
+    with pytest.raises(Exception, match="was interrupted") as refused:
+        web.upgrade()
+    assert getattr(refused.value, "code", "") == "OperationNotAllowed"

@@ -1,0 +1,239 @@
+"""Upgrades in simulation: what the engine decides and what it leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vmss.errors import ConflictError, ProvisioningError, UpgradeError
+from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.store import Outcome
+from pytest_vmss.upgrade.engine import Engine
+from tests.simulation.conftest import SimulatedLab
+
+BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
+
+
+def check_accounts(lab: SimulatedLab, web: ScaleSet) -> None:
+    """G2, L5: nothing half done, no disk that the records do not know."""
+    for instance in web:
+        record = instance.record
+        name = f"vmss-{lab.identity.id}-{instance.name}"
+        assert lab.simulated.running_generation(name) == record.generation
+        folder = lab.paths.instance(web.name, record.instance_id)
+        disks = {path.name for path in folder.iterdir() if path.suffix in (".qcow2", ".iso")}
+        assert disks == {
+            f"os-{record.generation}.qcow2",
+            f"seed-{record.generation}.iso",
+            "lun0.qcow2",
+        }
+        assert [g.number for g in instance._context.generations() if g.state == "current"] == [
+            record.generation
+        ]
+
+
+def test_a_good_version_rolls_through(lab: SimulatedLab) -> None:
+    """C1, D2, E4: every instance once, custom data and extension once for each OS disk."""
+    web = lab.start(5)
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed, upgrade.explain()
+    assert upgrade.record.started_by == "Platform"
+    assert upgrade.batches == [(0,), (1,), (2,), (3,), (4,)]
+    assert set(upgrade.outcomes.values()) == {Outcome.SUCCEEDED}
+    assert {instance.image_version for instance in web} == {"1.1.0"}
+    assert set(lab.runs.values()) == {1}
+    assert {key[1:] for key in lab.runs} == {
+        (generation, what) for generation in (1, 2) for what in ("custom data", "register")
+    }
+    check_accounts(lab, web)
+
+
+def test_twenty_percent_of_fifteen_are_three_in_one_update_domain(lab: SimulatedLab) -> None:
+    """D2, D3."""
+    web = lab.start(15)
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed
+    assert upgrade.batches == [tuple(range(domain, 15, 5)) for domain in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [
+        (Behaviour.PANICS, "OSProvisioningKernelPanic"),
+        (Behaviour.CLOUD_INIT_FAILS, "OSProvisioningClientError"),
+        (Behaviour.EXTENSION_FAILS, "VMExtensionProvisioningError"),
+        (Behaviour.UNHEALTHY, "InstanceUnhealthy"),
+    ],
+)
+def test_a_bad_version_is_stopped_and_undone(
+    lab: SimulatedLab, behaviour: Behaviour, code: str
+) -> None:
+    """D7, G1, G2, G3, E5."""
+    web = lab.start()
+    before = {instance.name: (instance.os_disk, instance.boot_id) for instance in web}
+    inode = web[0].os_disk.stat().st_ino
+    upgrade = lab.roll(web, "1.1.0", behaviour)
+    assert upgrade.faulted
+    assert upgrade.error is not None
+    assert upgrade.error.code == BREACH
+    assert upgrade.outcomes == {
+        0: Outcome.ROLLED_BACK,
+        1: Outcome.NOT_STARTED,
+        2: Outcome.NOT_STARTED,
+    }
+    assert upgrade.errors[0].code == code
+    assert web[0].os_disk == before["web_0"][0]
+    assert web[0].os_disk.stat().st_ino == inode
+    for instance in web[1], web[2]:
+        assert (instance.os_disk, instance.boot_id) == before[instance.name]
+    assert web.healthy
+    check_accounts(lab, web)
+
+
+def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:
+    """C1: one automatic attempt; a higher version is another upgrade."""
+    web = lab.start()
+    lab.roll(web, "1.1.0", Behaviour.PANICS)
+    lab.run_due()
+    assert len(web.history()) == 1
+    assert "was tried already" in lab.why_not_due("web")
+    assert lab.roll(web, "1.2.0").completed
+
+
+def test_started_by_hand_there_is_no_rollback(lab: SimulatedLab) -> None:
+    """C3, G1: the failed instance stays on the new disk, and its old disk is kept."""
+    web = lab.start(automatic=False)
+    lab.publish("1.1.0", Behaviour.UNHEALTHY)
+    old = web[0].os_disk
+    upgrade = web.upgrade()
+    assert upgrade.faulted
+    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert web[0].image_version == "1.1.0"
+    assert web[0].record.provisioning == "Failed"
+    assert old.exists()
+
+
+def test_instances_on_the_target_are_not_touched(lab: SimulatedLab) -> None:
+    """C3."""
+    web = lab.start(automatic=False)
+    starts = len(lab.simulated.starts)
+    upgrade = web.upgrade()
+    assert upgrade.completed
+    assert upgrade.batches == []
+    assert len(lab.simulated.starts) == starts
+
+
+def test_disabled_automatic_rollback_leaves_the_instance(lab: SimulatedLab) -> None:
+    """G1."""
+    web = lab.start(disable_rollback=True)
+    upgrade = lab.roll(web, "1.1.0", Behaviour.UNHEALTHY)
+    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert web[0].image_version == "1.1.0"
+
+
+def test_too_many_sick_before_the_first_batch(lab: SimulatedLab) -> None:
+    """D1: nothing is touched."""
+    web = lab.start()
+    lab.sick.add("web_2")
+    starts = len(lab.simulated.starts)
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.error is not None
+    assert upgrade.error.code == "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
+    assert len(lab.simulated.starts) == starts
+    assert set(upgrade.outcomes.values()) == {Outcome.NOT_STARTED}
+
+
+def test_a_set_that_does_not_opt_in_is_left_alone(lab: SimulatedLab) -> None:
+    """C1."""
+    web = lab.start(automatic=False)
+    lab.publish("1.1.0")
+    lab.run_due()
+    assert web.history() == []
+    assert "enableAutomaticOSUpgrade" in lab.why_not_due("web")
+    with pytest.raises(UpgradeError, match="enableAutomaticOSUpgrade"):
+        web.wait_for_upgrade()
+
+
+def test_the_watcher_upgrades_on_publication(lab: SimulatedLab) -> None:
+    """C1: in a thread of its own, and wait_for_upgrade returns each upgrade once."""
+    web = lab.start()
+    lab.watch()
+    lab.publish("1.1.0")
+    assert web.wait_for_upgrade().completed
+    lab.publish("1.2.0", Behaviour.PANICS)
+    assert web.wait_for_upgrade().faulted
+    with pytest.raises(UpgradeError, match="was tried already"):
+        web.wait_for_upgrade()
+
+
+def test_a_second_upgrade_is_refused(lab: SimulatedLab) -> None:
+    """C4, M4: 409 OperationNotAllowed, and nothing changes."""
+    web = lab.start(automatic=False)
+    lab.publish("1.1.0")
+    with Engine(lab.world, "web").claim():
+        with pytest.raises(ConflictError) as refused:
+            web.upgrade()
+        assert refused.value.code == "OperationNotAllowed"
+        with pytest.raises(ConflictError):
+            web.delete()
+    assert web.history() == []
+
+
+def test_a_guest_that_ignores_the_shutdown_loses_its_power(lab: SimulatedLab) -> None:
+    """E1: after the limit."""
+    web = lab.start(1)
+    lab.simulated.deaf.add(f"vmss-{lab.identity.id}-web_0")
+    start = lab.virtual.monotonic()
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed
+    assert lab.virtual.monotonic() - start >= lab.world.limits.stop
+    assert any("cutting its power" in event.message for event in upgrade.events)
+
+
+def test_a_full_disk_leaves_the_instance_as_it_was(lab: SimulatedLab) -> None:
+    """M3, G2: the new disk is made before the old one is given up."""
+    web = lab.start()
+    boot = web[0].boot_id
+    lab.publish("1.1.0")
+    lab.simulated.fail_os_disks = True
+    lab.run_due()
+    upgrade = web.history()[0]
+    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert "no space left" in upgrade.errors[0].message
+    assert web[0].image_version == "1.0.0"
+    assert web[0].boot_id == boot
+    check_accounts(lab, web)
+
+
+def test_instances_that_do_not_come_up_are_an_error_with_evidence(lab: SimulatedLab) -> None:
+    """E5."""
+    lab.publish("1.0.0", Behaviour.PANICS)
+    with pytest.raises(ProvisioningError, match="Kernel panic - not syncing") as failed:
+        lab.start()
+    assert failed.value.code == "OSProvisioningKernelPanic"
+    lab.scale_set("web").delete()
+    assert lab.simulated.defined == {}
+
+
+def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
+    """D8: what is upgraded stays upgraded, the rest stays."""
+    web = lab.start()
+    lab.publish("1.1.0")
+    cancelled = False
+    probe = lab.world.probe
+
+    def cancelling(*arguments: object) -> object:
+        nonlocal cancelled
+        if not cancelled and web.history() and web.history()[0].batches == [(0,)]:
+            cancelled = True
+            web.cancel()
+        return probe(*arguments)  # type: ignore[arg-type]
+
+    lab.world.probe = cancelling  # type: ignore[assignment]
+    lab.run_due()
+    upgrade = web.history()[0]
+    assert upgrade.cancelled
+    assert [instance.image_version for instance in web] == ["1.1.0", "1.0.0", "1.0.0"]
+    with pytest.raises(ConflictError, match="no ongoing Rolling Upgrade"):
+        web.cancel()
+    check_accounts(lab, web)

@@ -1,0 +1,198 @@
+"""A project that has only the package installed: as root, and as an unprivileged user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_vmss.errors import VmssError
+from pytest_vmss.settings import Settings
+from tests.vm.conftest import qemu_processes
+
+ROOT = Path(__file__).resolve().parents[2]
+NOBODY = 65534
+
+TEST_FILE = """
+import http.client
+import os
+import pytest
+
+MODEL = {{
+    "name": "app",
+    "sku": {{"name": "Standard_B1ls", "capacity": 1}},
+    "properties": {{
+        "virtualMachineProfile": {{
+            "osProfile": {{"computerNamePrefix": "app"}},
+            "storageProfile": {{
+                "imageReference": {{"id": "/galleries/gallery/images/web"}},
+                "dataDisks": [{{"lun": 0, "createOption": "Empty", "diskSizeGB": 1}}],
+            }},
+        }},
+    }},
+}}
+
+@pytest.fixture(autouse=True)
+def image(gallery):
+    gallery.publish("web", "1.0.0", {image!r})
+
+@pytest.mark.vmss(model=MODEL, ports=[80])
+def test_the_application_answers(scale_set, vmss):
+    assert vmss.hypervisor.uri.startswith({uri!r})
+    address, port = scale_set[0].address(80)
+    connection = http.client.HTTPConnection(address, port, timeout=20)
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().status == 200
+    assert scale_set[0].host.system_info.codename == "bookworm"
+    assert scale_set.healthy
+"""
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """A folder that every user can reach; pytest's own are the owner's alone."""
+    with tempfile.TemporaryDirectory(prefix="vmss-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def python(place: Path) -> Path:
+    """The interpreter of a virtual environment with only the package, from its wheel."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(place), ROOT]
+    subprocess.run(build, check=True, timeout=300)
+    base = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+    subprocess.run([base, "-m", "venv", place / "venv"], check=True, timeout=120)
+    found = place / "venv/bin/python"
+    (wheel,) = place.glob("*.whl")
+    subprocess.run([found, "-m", "pip", "install", "--quiet", wheel], check=True, timeout=600)
+    return found
+
+
+def write_project(folder: Path, image: Path, uri: str) -> None:
+    folder.mkdir()
+    (folder / "test_app.py").write_text(TEST_FILE.format(image=str(image), uri=uri))
+
+
+def run_pytest(
+    python: Path, folder: Path, home: Path, user: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home / "run"),
+        "LANG": "C.UTF-8",
+    }
+    return subprocess.run(
+        [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "."],
+        cwd=folder,
+        env=environment,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def test_with_only_the_package_installed(
+    python: Path, place: Path, built: Callable[[str], Path]
+) -> None:
+    """The acceptance line: an empty folder, one test file; nothing is left (L5)."""
+    write_project(
+        place / "project",
+        built("1.0.0"),
+        "qemu:///" if os.geteuid() == 0 else "qemu:///session",
+    )
+    home = place / "home"
+    (home / "run").mkdir(parents=True)
+    done = run_pytest(python, place / "project", home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert qemu_processes("app_0") == []
+    labs = home / ".local/state/pytest-vmss/labs"
+    assert list(labs.iterdir()) == []
+    assert list((home / ".local/state/pytest-vmss/networks").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the whole suite runs unprivileged already")
+def test_as_an_unprivileged_user(python: Path, place: Path, built: Callable[[str], Path]) -> None:
+    """qemu:///session, with no daemon running beforehand."""
+    image = place / "web.qcow2"
+    shutil.copyfile(built("1.0.0"), image)
+    write_project(place / "user-project", image, "qemu:///session")
+    home = place / "user"
+    (home / "run").mkdir(parents=True)
+    for path in (home, home / "run", place / "user-project"):
+        os.chown(path, NOBODY, NOBODY)
+    (home / "run").chmod(0o700)
+    done = run_pytest(python, place / "user-project", home, NOBODY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert qemu_processes("app_0") == []
+    assert list((home / ".local/state/pytest-vmss/labs").iterdir()) == []
+    assert list(home.rglob("vmss-*")) == []  # libvirt's own logs of our domains
+
+
+def test_what_a_killed_session_leaves_is_reaped(
+    python: Path, place: Path, built: Callable[[str], Path]
+) -> None:
+    """L5: SIGKILL in the middle of a boot; `vmss reap` removes that, and only that."""
+    write_project(place / "killed", built("1.0.0"), "qemu:///")
+    home = place / "killed-home"
+    (home / "run").mkdir(parents=True)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
+    session = subprocess.Popen(
+        [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "."],
+        cwd=place / "killed",
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not qemu_processes("app_0"):
+            assert session.poll() is None
+            assert time.monotonic() < deadline, "waited 120 s for the VM to start, in vain"
+            time.sleep(0.2)
+    finally:
+        session.send_signal(signal.SIGKILL)
+        session.wait()
+    assert qemu_processes("app_0")
+    reaped = subprocess.run(
+        [python.parent / "vmss", "reap"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert reaped.returncode == 0, reaped.stderr
+    assert "removed the lab" in reaped.stdout
+    assert qemu_processes("app_0") == []
+    assert list((home / ".local/state/pytest-vmss/labs").iterdir()) == []
+
+
+def test_the_cache_is_the_users_own(settings: Settings) -> None:
+    """Nothing outside the state and cache folders: both are below the user's home by default."""
+    try:
+        home = Path.home()
+    except RuntimeError as homeless:
+        raise VmssError("there is no home folder") from homeless
+    for variable, folder in (
+        ("VMSS_STATE_DIR", settings.state_dir),
+        ("VMSS_CACHE_DIR", settings.cache_dir),
+    ):
+        if not (os.environ.get(variable) or os.environ.get("XDG_CACHE_HOME")):
+            assert folder.is_relative_to(home)

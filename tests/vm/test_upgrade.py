@@ -1,0 +1,192 @@
+"""The main job on real VMs: one set, through a good version and three bad ones.
+
+The tests of this module share one set and run in the order of the file; each
+checks its own preconditions, so that one that failed shows itself only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_vmss.gallery import Gallery
+from pytest_vmss.lab import Lab
+from pytest_vmss.scale_set import ScaleSet, Upgrade
+from pytest_vmss.store import Outcome
+from tests.models import LOAD_BALANCER, web_model
+from tests.vm.conftest import qemu_processes
+
+BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
+SECRET = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="module")
+def web(vmss: Lab, built: Callable[[str], Path]) -> Iterator[ScaleSet]:
+    vmss.gallery("main-job").publish("web", "1.0.0", built("1.0.0"))
+    model = web_model(capacity=2)
+    profile = model["properties"]["virtualMachineProfile"]
+    image = profile["storageProfile"]["imageReference"]
+    image["id"] = image["id"].replace("/galleries/gallery/", "/galleries/main-job/")
+    profile["extensionProfile"]["extensions"].append(
+        {
+            "name": "secret",
+            "properties": {
+                "publisher": "Microsoft.Azure.Extensions",
+                "type": "CustomScript",
+                "typeHandlerVersion": "2.1",
+                "protectedSettings": {"commandToExecute": f"echo {SECRET} > /root/secret"},
+            },
+        }
+    )
+    created = vmss.create(model, load_balancer=LOAD_BALANCER, health_timeout=15)
+    yield created
+    created.delete()
+
+
+@pytest.fixture
+def main_gallery(vmss: Lab) -> Gallery:
+    return vmss.gallery("main-job")
+
+
+def test_instances_come_up_as_the_model_says(web: ScaleSet) -> None:
+    """A1, A4, A5, E2, E4, H2, L6."""
+    assert [instance.name for instance in web] == ["web_0", "web_1"]
+    assert web.healthy
+    for instance in web:
+        host = instance.host
+        assert host.check_output("hostname") == f"web{int(instance.instance_id):06d}"
+        assert instance.image_version == "1.0.0"
+        assert host.file("/dev/disk/azure/data/by-lun/0").exists
+        assert host.mount_point("/data").exists
+        assert host.service("nginx").is_running
+        assert host.file("/root/secret").content_string == f"{SECRET}\n"
+        runs = host.check_output("cat /data/custom-data-runs /data/extension-runs").split()
+        assert runs == [instance.generation.cloud_instance_id] * 2
+        assert "cloud-init" in instance.console.tail(200)
+        assert host.check_output("redis-cli set order %s", instance.name) == "OK"
+        # Idle disks have the same bytes afterwards; the guest's own writes are in them now.
+        host.check_output("sync")
+
+
+def test_a_good_version_rolls_through(
+    web: ScaleSet, main_gallery: Gallery, built: Callable[[str], Path]
+) -> None:
+    """C1, D2, E1-E4, F2: new boot, version and kernel; data there; everything run once."""
+    before = {i.name: (i.boot_id, i.kernel, i.data_disks[0].stat().st_ino) for i in web}
+    main_gallery.publish("web", "1.1.0", built("1.1.0"))
+    upgrade = web.wait_for_upgrade()
+    assert upgrade.completed, upgrade.explain()
+    assert upgrade.batches == [(0,), (1,)]
+    for instance in web:
+        boot_id, kernel, inode = before[instance.name]
+        host = instance.host
+        assert instance.image_version == "1.1.0"
+        assert host.check_output("cat /proc/sys/kernel/random/boot_id") != boot_id
+        assert host.check_output("uname -r") != kernel
+        assert '"1.1.0"' in host.check_output("curl -sf http://localhost/version")
+        assert host.check_output("redis-cli get order") == instance.name
+        assert instance.data_disks[0].stat().st_ino == inode
+        identity = instance.generation.cloud_instance_id
+        for path in ("/data/custom-data-runs", "/data/extension-runs"):
+            runs = host.check_output("cat %s", path).split()
+            assert len(runs) == 2
+            assert runs.count(identity) == 1
+        assert [entry.status for entry in instance.extensions] == ["success", "success"]
+    # The old OS disks are gone once the new ones are committed.
+    folder = web[0].os_disk.parent
+    assert sorted(path.name for path in folder.glob("os-*.qcow2")) == ["os-2.qcow2"]
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "message", "on_console"),
+    [
+        ("1.2.0", "InstanceUnhealthy", "did not become healthy", "nginx"),
+        ("1.3.0", "OSProvisioningKernelPanic", "the kernel panicked", "Kernel panic"),
+        ("1.4.0", "OSProvisioningClientError", "cloud-init ended in error", "cloud-init"),
+    ],
+)
+def test_a_bad_version_is_stopped_undone_and_told_apart(
+    web: ScaleSet,
+    main_gallery: Gallery,
+    built: Callable[[str], Path],
+    version: str,
+    code: str,
+    message: str,
+    on_console: str,
+) -> None:
+    """D7, E5, G1-G3: previous disk file back and healthy, the other never touched."""
+    assert {instance.image_version for instance in web} == {"1.1.0"}, "the set is not as expected"
+    disk = web[0].os_disk
+    inode = disk.stat().st_ino
+    boots = [instance.boot_id for instance in web]
+    runs = web[0].host.check_output("cat /data/custom-data-runs")
+    main_gallery.publish("web", version, built(version))
+    upgrade = web.wait_for_upgrade()
+    check_rolled_back(upgrade)
+    error = upgrade.errors[0]
+    assert error.code == code
+    assert message in error.message
+    assert on_console in error.console_tail
+    assert on_console in upgrade.explain()
+    assert Path(error.log).is_file()
+    assert web[0].os_disk == disk
+    assert disk.stat().st_ino == inode
+    assert web.healthy
+    assert web[0].boot_id != boots[0]
+    assert web[0].host.check_output("cat /proc/sys/kernel/random/boot_id") == web[0].boot_id
+    assert web[1].host.check_output("cat /proc/sys/kernel/random/boot_id") == boots[1]
+    for instance in web:
+        assert instance.image_version == "1.1.0"
+        assert instance.host.check_output("redis-cli get order") == instance.name
+    # On the old disk nothing is run again (E4).
+    identity = web[0].generation.cloud_instance_id
+    after = web[0].host.check_output("cat /data/custom-data-runs").split()
+    assert after.count(identity) == 1
+    assert after[: len(runs.split())] == runs.split()
+
+
+def check_rolled_back(upgrade: Upgrade) -> None:
+    assert upgrade.faulted, upgrade.explain()
+    assert upgrade.error is not None
+    assert upgrade.error.code == BREACH
+    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED}
+
+
+def test_a_dead_orchestrator_is_seen_through(web: ScaleSet, vmss: Lab) -> None:
+    """M4: the set is claimed by one at a time; L2: the view is the same from another lab object."""
+    other = Lab(vmss.settings, vmss.paths.folder, vmss.identity)
+    try:
+        seen = other.scale_set("web").instance_view()
+        assert [view["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
+    finally:
+        other.close()
+
+
+def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab) -> None:
+    """M5: 0600 in a 0700 folder; nothing in events, steps, process arguments."""
+    assert vmss.paths.folder.stat().st_mode & 0o777 == 0o700
+    for path in (vmss.paths.database, vmss.paths.key, web[0].os_disk, *web[0].data_disks.values()):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    for instance in web:
+        seed = vmss.paths.seed("web", int(instance.instance_id), instance.generation.number)
+        assert seed.stat().st_mode & 0o777 == 0o600
+    told = " ".join(event.message for event in vmss.store.events())
+    told += " ".join(upgrade.explain() for upgrade in web.history())
+    assert SECRET not in told
+    for pid in qemu_processes(vmss.identity.id):
+        line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        assert SECRET not in line
+        assert "hostfwd=tcp:127." in line
+
+
+def test_the_data_disk_keeps_its_bytes(web: ScaleSet, vmss: Lab) -> None:
+    """E3, A5: with the guests off, the file is the same before and after the host's own work."""
+    name = f"vmss-{vmss.identity.id}-web_1"
+    vmss.hypervisor.power_off(name)
+    path = web[1].data_disks[0]
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    vmss.hypervisor.create_data_disk(path, 1)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
