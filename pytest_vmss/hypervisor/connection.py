@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import os
+import tempfile
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -41,12 +44,15 @@ class Connection:
     run_as: str | None
     _lock: FileLock | None = None
     _reaper: _Reaper | None = None
+    _link: Path | None = None
 
     def close(self) -> None:
         """Closes it; machines run on."""
         self.libvirt.close()
         if self._reaper is not None:
             self._reaper.stop()
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.release()
 
@@ -75,21 +81,26 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
     Raises:
         HostError: libvirt or its QEMU driver is missing or does not answer.
         ConflictError: Another process uses the embedded driver's folder.
-        LabError: The folder's path is too long for the monitors' sockets.
+        LabError: The folder's path is too long, and has no short name to use.
     """
     _start_event_loop()
     uri = uri or default_uri(folder)
     lock: FileLock | None = None
     reaper: _Reaper | None = None
+    link: Path | None = None
     if uri.startswith("qemu:///embed"):
         root = Path(uri.partition("root=")[2].partition("&")[0] or folder)
         lock = _prepare_embedded(root, cache)
+        link = _short_link(root)
+        uri = f"qemu:///embed?root={link or root}"
         reaper = _Reaper(root)
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as refused:
         if reaper is not None:
             reaper.stop()
+        if link is not None:
+            link.unlink()
         if lock is not None:
             lock.release()
         raise HostError(
@@ -99,7 +110,7 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
         ) from refused
     # The system daemon's own user cannot reach into root's folders.
     run_as = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
-    return Connection(connection, uri, run_as, lock, reaper)
+    return Connection(connection, uri, run_as, lock, reaper, link)
 
 
 @cache
@@ -118,15 +129,9 @@ def _start_event_loop() -> None:
 
 def _prepare_embedded(root: Path, cache: Path) -> FileLock:
     """Readies the embedded driver's folder and claims it for this process."""
-    if len(str(root)) + _MONITOR_SUFFIX > _SOCKET_PATH_MAX:
-        raise LabError(
-            f"{root} is too long a path: sockets of QEMU below it would have more than "
-            f"{_SOCKET_PATH_MAX} characters; use a state directory of at most "
-            f"{_SOCKET_PATH_MAX - _MONITOR_SUFFIX - len('/labs/default/libvirt')} characters"
-        )
     etc = root / "etc"
     etc.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = FileLock(root.with_suffix(".lock"))
+    lock = FileLock(root.with_suffix(".lock"), is_singleton=False)
     try:
         lock.acquire(timeout=0)
     except Timeout as busy:
@@ -143,6 +148,29 @@ def _prepare_embedded(root: Path, cache: Path) -> FileLock:
         # Asking every QEMU binary what it can do takes seconds; once is enough.
         link.symlink_to(shared)
     return lock
+
+
+def _short_link(root: Path) -> Path | None:
+    """A short name for a folder whose path is too long for QEMU's sockets below it.
+
+    It is there while the connection is open, and made again for the next one.
+
+    Raises:
+        LabError: Something else has that name.
+    """
+    if len(str(root)) + _MONITOR_SUFFIX <= _SOCKET_PATH_MAX:
+        return None
+    folder = Path("/run") if os.geteuid() == 0 else Path(tempfile.gettempdir())
+    link = folder / f"vmss-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(root)
+    status = link.lstat()
+    if status.st_uid != os.geteuid() or not link.is_symlink() or link.readlink() != root:
+        raise LabError(
+            f"{root} is too long a path for QEMU's sockets, and its short name {link} is taken; "
+            "use a state directory with a shorter path (VMSS_STATE_DIR)"
+        )
+    return link
 
 
 class _Reaper:

@@ -54,7 +54,7 @@ class SimulatedLab(Lab):
             runs=self.runs,
         )
 
-    def _simulate_probe(self, probe: Probe, address: str, port: int) -> ProbeResult:
+    def _simulate_probe(self, _probe: Probe, address: str, _port: int) -> ProbeResult:
         for record in self.store.select(InstanceRecord):
             if record.address == address:
                 name = f"vmss-{self.identity.id}-{record.name}"

@@ -80,7 +80,6 @@ def test_an_upgrade_killed_at_any_step_is_completed_by_resume(
 @pytest.mark.parametrize(
     ("step", "nth"),
     [
-        (steps.AwaitHealth, 1),
         (steps.Stop, 2),
         (steps.Start, 2),
         (steps.ProveBoot, 2),
@@ -94,8 +93,6 @@ def test_a_rollback_killed_at_any_step_is_finished_by_resume(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: Any, nth: int, when: str
 ) -> None:
     """M1, G1."""
-    if step is steps.AwaitHealth and nth == 1 and when == "after":
-        pytest.skip("the step fails: there is no moment after its effect")
     web = lab.start()
     lab.publish("1.1.0", Behaviour.UNHEALTHY)
     with monkeypatch.context() as patch:

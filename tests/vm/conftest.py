@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +16,10 @@ from pytest_vmss.settings import Settings
 @pytest.fixture(scope="session")
 def built() -> Callable[[str], Path]:
     """The qcow2 of a version of the image web, built once for all runs."""
-    builder = ImageBuilder.named("web", Settings().cache_dir, say=lambda text: print(text))
+    builder = ImageBuilder.named(
+        "web", Settings().cache_dir, say=lambda text: print(text, file=sys.stderr)
+    )
     return lambda version: builder.build(version).path
-
-
-@pytest.fixture(scope="session")
-def settings() -> Settings:
-    return Settings()
 
 
 def qemu_processes(needle: str) -> list[int]:

@@ -1,0 +1,219 @@
+"""``python -m benchmarks.overhead``: what the product adds to one OS-disk swap.
+
+The same swap, from a running healthy guest of 1.0.0 to a healthy guest of
+1.1.0 on a new overlay with the data disk kept, is done by the product and by a
+bare script of qemu-img, QEMU, ssh and a guest-agent socket. They take turns;
+the ratio of their wall times is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import http.client
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_vmss.demo import example
+from pytest_vmss.guest.keys import KeyPair, generate, lab_key
+from pytest_vmss.guest.seed import build_seed
+from pytest_vmss.hypervisor.accelerator import choose_accelerator
+from pytest_vmss.hypervisor.disks import write_seed
+from pytest_vmss.images import ImageBuilder
+from pytest_vmss.lab import Lab
+from pytest_vmss.model import load_document
+from pytest_vmss.settings import Settings
+
+_ADDRESS = "127.63.0.1"
+_SSH, _HTTP = 10022, 10080
+_MAC = "52:54:00:00:00:63"
+_LIMIT = 900.0
+
+_REMOTE = """\
+while [ ! -s /run/cloud-init/result.json ]; do sleep 0.25; done
+cat /proc/sys/kernel/random/boot_id; uname -r; cat /run/cloud-init/result.json
+echo $(hostname) $(cat /var/lib/cloud/data/instance-id) | sudo -n tee -a /data/extension-runs
+"""
+
+
+@dataclass
+class Bare:
+    """One VM, run by nothing but commands."""
+
+    folder: Path
+    accelerator: str
+    key: KeyPair
+    qemu: subprocess.Popen[bytes] | None = None
+    generation: int = 0
+
+    def prepare(self, image: Path) -> None:
+        """A new overlay and a new seed."""
+        self.generation += 1
+        overlay = self.folder / f"os-{self.generation}.qcow2"
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, overlay],
+            check=True,
+        )
+        host_key = generate("bare")
+        document = load_document(example("template.yaml"), custom_data=_custom_data())
+        seed = build_seed(
+            document.model,
+            cloud_instance_id=f"bare-{self.generation}",
+            computer_name="bare000000",
+            mac=_MAC,
+            host_key=host_key,
+            lab_key=self.key,
+            grow=False,
+        )
+        write_seed(self.folder / f"seed-{self.generation}.iso", seed)
+        known = f"[{_ADDRESS}]:{_SSH} {host_key.public}\n"
+        (self.folder / "known_hosts").write_text(known)
+
+    def start(self) -> None:
+        """QEMU, with the arguments that libvirt gives it."""
+        disks = ("os", f"os-{self.generation}.qcow2", "qcow2"), ("lun0", "lun0.qcow2", "qcow2")
+        argv = ["qemu-system-x86_64", "-machine", "pc,graphics=off", "-m", "512", "-smp", "1"]
+        if self.accelerator == "kvm":
+            argv += ["-accel", "kvm", "-cpu", "host"]
+        else:
+            argv += ["-accel", "tcg,tb-size=128", "-cpu", "qemu64"]
+        argv += ["-display", "none", "-nodefaults", "-serial", f"file:{self.folder}/console.log"]
+        for number, (serial, name, kind) in enumerate(disks):
+            argv += [
+                "-drive", f"file={self.folder}/{name},if=none,id=d{number},format={kind}",
+                "-device", f"virtio-blk-pci,drive=d{number},serial={serial},bootindex={number}",
+            ]  # fmt: skip
+        argv += [
+            "-drive",
+            f"file={self.folder}/seed-{self.generation}.iso,if=none,id=s,format=raw,readonly=on",
+            "-device", "virtio-blk-pci,drive=s",
+            "-netdev", f"user,id=n,hostfwd=tcp:{_ADDRESS}:{_SSH}-:22,"
+            f"hostfwd=tcp:{_ADDRESS}:{_HTTP}-:80",
+            "-device", f"virtio-net-pci,netdev=n,mac={_MAC},romfile=",
+            "-object", "rng-random,filename=/dev/urandom,id=r", "-device", "virtio-rng-pci,rng=r",
+            "-chardev", f"socket,path={self.folder}/agent,server=on,wait=off,id=a",
+            "-device", "virtio-serial",
+            "-device", "virtserialport,chardev=a,name=org.qemu.guest_agent.0",
+        ]  # fmt: skip
+        self.qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        """Asks the guest agent, and waits for QEMU to end."""
+        assert self.qemu is not None
+        with socket.socket(socket.AF_UNIX) as agent:
+            agent.connect(f"{self.folder}/agent")
+            agent.sendall(json.dumps({"execute": "guest-shutdown"}).encode() + b"\n")
+            self.qemu.wait(_LIMIT)
+
+    def wait(self) -> None:
+        """Until SSH, cloud-init, the extension's command and the application are done."""
+        deadline = time.monotonic() + _LIMIT
+        argv = [
+            "ssh", "-i", str(self.folder / "id"), "-p", str(_SSH),
+            "-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={self.folder}/known_hosts",
+            "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=2",
+            f"azureuser@{_ADDRESS}", _REMOTE,
+        ]  # fmt: skip
+        while subprocess.run(argv, capture_output=True, check=False).returncode != 0:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {_LIMIT:.0f} s for the bare guest, in vain")
+            time.sleep(0.2)
+        while not _healthy():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {_LIMIT:.0f} s for the application, in vain")
+            time.sleep(0.2)
+
+
+def _healthy() -> bool:
+    connection = http.client.HTTPConnection(_ADDRESS, _HTTP, timeout=5)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _custom_data() -> str:
+    return base64.b64encode(example("custom-data.yaml").read_bytes()).decode()
+
+
+def by_bare_script(images: dict[str, Path], accelerator: str) -> float:
+    """Seconds of one swap by the bare script."""
+    with tempfile.TemporaryDirectory(prefix="bare-") as name:
+        folder = Path(name)
+        bare = Bare(folder, accelerator, lab_key(folder / "id"))
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", folder / "lun0.qcow2", "1G"], check=True
+        )
+        bare.prepare(images["1.0.0"])
+        bare.start()
+        try:
+            bare.wait()
+            start = time.monotonic()
+            bare.prepare(images["1.1.0"])
+            bare.stop()
+            bare.start()
+            bare.wait()
+            return time.monotonic() - start
+        finally:
+            if bare.qemu is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    bare.qemu.kill()
+                bare.qemu.wait()
+
+
+def by_product(images: dict[str, Path]) -> float:
+    """Seconds of one swap by the product: a whole upgrade of a set of one."""
+    lab = Lab.session(Settings())
+    try:
+        lab.gallery().publish("web", "1.0.0", images["1.0.0"])
+        web = lab.create(example("template.yaml"), capacity=1, custom_data=_custom_data())
+        lab.gallery().publish("web", "1.1.0", images["1.1.0"])
+        start = time.monotonic()
+        lab.run_due()
+        taken = time.monotonic() - start
+        (upgrade,) = web.history()
+        if not upgrade.completed:
+            raise SystemExit(upgrade.explain())
+        return taken
+    finally:
+        lab.destroy()
+
+
+def main() -> None:
+    """Runs both in turn and prints the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="swaps by each (default 3)")
+    rounds = parser.parse_args().rounds
+    settings = Settings()
+    builder = ImageBuilder.named(
+        "web", settings.cache_dir, say=lambda text: print(text, file=sys.stderr)
+    )
+    images = {version: builder.build(version).path for version in ("1.0.0", "1.1.0")}
+    accelerator = choose_accelerator(settings.accelerator).accelerator
+    product: list[float] = []
+    bare: list[float] = []
+    for number in range(rounds):
+        bare.append(by_bare_script(images, accelerator))
+        product.append(by_product(images))
+        print(f"round {number + 1}: bare {bare[-1]:.1f} s, product {product[-1]:.1f} s", flush=True)
+    ratio = statistics.median(product) / statistics.median(bare)
+    print(
+        f"accelerator={accelerator} rounds={rounds} "
+        f"bare={statistics.median(bare):.1f}s product={statistics.median(product):.1f}s "
+        f"ratio={ratio:.3f} (medians; the aim is 1.05 or less)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""B1, B2, B4: what may be published, and what stays as it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_vmss.clock import SystemClock
+from pytest_vmss.errors import ConflictError, ImageError, NotFoundError
+from pytest_vmss.gallery import Gallery, ImageAddress, Images
+from pytest_vmss.model import ImageReference
+from pytest_vmss.process import run
+from pytest_vmss.store import Store
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Iterator[Images]:
+    clock = SystemClock()
+    store = Store(tmp_path / "vmss.db", clock)
+    yield Images(tmp_path / "images", store, clock)
+    store.close()
+
+
+@pytest.fixture
+def gallery(images: Images) -> Gallery:
+    return images.gallery()
+
+
+def qcow2(path: Path, size: str = "1M", *options: str) -> Path:
+    run(["qemu-img", "create", "-q", "-f", "qcow2", *options, path, size], what="an image")
+    return path
+
+
+def stored(images: Images) -> list[str]:
+    return sorted(path.name for path in images._folder.glob("*")) if images._folder.exists() else []
+
+
+def test_publish_stores_by_digest_read_only(
+    gallery: Gallery, images: Images, tmp_path: Path
+) -> None:
+    source = qcow2(tmp_path / "a.qcow2")
+    record = gallery.publish("web", "1.0.0", source)
+    assert record.digest == hashlib.sha256(source.read_bytes()).hexdigest()
+    path = images.path_of(record)
+    assert path.stat().st_mode & 0o222 == 0
+    source.write_bytes(b"changed afterwards")
+    assert images.path_of(record).read_bytes() != source.read_bytes()
+
+
+def test_latest_is_by_number_and_not_excluded(gallery: Gallery, tmp_path: Path) -> None:
+    """B2."""
+    for number, version in enumerate(("1.9.0", "1.10.0", "1.2.11")):
+        gallery.publish("web", version, qcow2(tmp_path / version, f"{number + 1}M"))
+    assert gallery.versions("web") == ["1.2.11", "1.9.0", "1.10.0"]
+    assert gallery.latest("web") == "1.10.0"
+    gallery.publish("web", "2.0.0", qcow2(tmp_path / "x", "9M"), exclude_from_latest=True)
+    assert gallery.latest("web") == "1.10.0"
+
+
+def test_a_published_version_never_changes(
+    gallery: Gallery, images: Images, tmp_path: Path
+) -> None:
+    first = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
+    assert gallery.publish("web", "1.0.0", tmp_path / "a") == first  # the same again is fine
+    with pytest.raises(ConflictError, match="never changes"):
+        gallery.publish("web", "1.0.0", qcow2(tmp_path / "b", "2M"))
+    assert stored(images) == [f"{first.digest}.qcow2"]
+
+
+@pytest.mark.parametrize("bad", ["text", "empty", "missing", "backing", "data-file", "cut", "raw"])
+def test_a_bad_file_is_refused_and_nothing_is_stored(
+    gallery: Gallery, images: Images, tmp_path: Path, bad: str
+) -> None:
+    """B4."""
+    path, words = tmp_path / "bad", "not a qcow2"
+    match bad:
+        case "text":
+            path.write_text("this is no image")
+        case "empty":
+            path.touch()
+        case "missing":
+            words = "cannot be read"
+        case "backing":
+            qcow2(tmp_path / "base")
+            run(
+                ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base", path],
+                what="an overlay",
+            )
+            words = "backing file"
+        case "data-file":
+            qcow2(path, "1M", "-o", f"data_file={tmp_path / 'data'}")
+            words = "another file"
+        case "cut":
+            path.write_bytes(qcow2(tmp_path / "whole").read_bytes()[:60])
+            words = "not a usable qcow2"
+        case "raw":
+            path.write_bytes(bytes(4096))
+            words = "boot sector"
+    with pytest.raises(ImageError, match=words):
+        gallery.publish("web", "1.0.0", path, raw=bad == "raw")
+    assert stored(images) == []
+    assert gallery.versions("web") == []
+
+
+def test_a_raw_disk_becomes_a_qcow2(gallery: Gallery, images: Images, tmp_path: Path) -> None:
+    """B4."""
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(bytes(510) + b"\x55\xaa" + bytes(1024 * 1024 - 512))
+    record = gallery.publish("web", "1.0.0", disk, raw=True)
+    assert record.virtual_size == 1024 * 1024
+    assert images.path_of(record).read_bytes()[:4] == b"QFI\xfb"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.0.0.0", "latest", "01.0.0", "1.0.-1", "1.0.0/x"])
+def test_a_wrong_version_number(gallery: Gallery, tmp_path: Path, version: str) -> None:
+    with pytest.raises(ImageError, match=r"Major\.Minor\.Patch"):
+        gallery.publish("web", version, qcow2(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "..", "-a", "a" * 81])
+def test_a_wrong_name(images: Images, tmp_path: Path, name: str) -> None:
+    """M6."""
+    with pytest.raises(ImageError, match="no name"):
+        images.gallery().publish(name, "1.0.0", qcow2(tmp_path / "a"))
+    with pytest.raises(ImageError, match="no name"):
+        images.gallery(name)
+
+
+def test_a_file_that_was_changed_is_not_used(
+    gallery: Gallery, images: Images, tmp_path: Path
+) -> None:
+    """B1: checked on use."""
+    record = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
+    path = images.path_of(record)
+    path.chmod(0o600)
+    path.write_bytes(b"QFI\xfb and something else")
+    with pytest.raises(ImageError, match="was changed"):
+        images.path_of(record)
+    path.unlink()
+    with pytest.raises(ImageError, match="is gone"):
+        images.path_of(record)
+
+
+def test_addresses(gallery: Gallery, images: Images, tmp_path: Path) -> None:
+    gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"), identifier=("Acme", "Shop", "12-gen1"))
+    by_id = ImageReference(id="/x/galleries/Gallery/images/Web")
+    assert images.resolve(images.address_of(by_id)).version == "1.0.0"
+    exact = ImageReference(id="/x/galleries/gallery/images/web/versions/2.0.0")
+    with pytest.raises(NotFoundError, match=r"there are: 1\.0\.0"):
+        images.resolve(images.address_of(exact))
+    by_name = ImageReference(publisher="Acme", offer="Shop", sku="12-gen1", version="latest")
+    assert images.address_of(by_name) == ImageAddress("gallery", "web", None)
+    other = ImageReference(publisher="Acme", offer="Shop", sku="13", version="latest")
+    with pytest.raises(NotFoundError, match="Acme:Shop:12-gen1"):
+        images.address_of(other)
+    with pytest.raises(NotFoundError, match="published are: gallery/web"):
+        images.resolve(ImageAddress("gallery", "nothing"))

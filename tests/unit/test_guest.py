@@ -1,0 +1,167 @@
+"""E5, F2, F5, H2: reading consoles, probing, extensions' rules."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_vmss.clock import VirtualClock, wait_for
+from pytest_vmss.errors import InstanceError, WaitTimeoutError
+from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.extensions import CustomScript, find_handler
+from pytest_vmss.guest.shell import Shell
+from pytest_vmss.health import ProbeResult, Tracker, probe_once
+from pytest_vmss.model import Extension, Probe
+
+
+@pytest.mark.parametrize(
+    ("text", "trouble", "milestone"),
+    [
+        ("", None, "nothing"),
+        ("SeaBIOS (version 1.16)\nNo bootable device.", "no boot", "the firmware"),
+        ("GRUB loading\ngrub rescue> ", "no boot", "the boot loader"),
+        (
+            "GRUB\nerror: file `/vmlinuz' not found.\nerror: you need to load the kernel first.",
+            "no boot",
+            "the boot loader",
+        ),
+        ("[    0.1] x\n[    3.2] Kernel panic - not syncing: VFS", "panic", "the kernel"),
+        ("[    0.1] x\ncloud-init[123]: Cloud-init v. 22.4.2 running", None, "cloud-init"),
+        ("Cloud-init v. 22.4.2 finished at now\nhost login: ", None, "the end of cloud-init"),
+    ],
+)
+def test_the_console_tells_how_far_a_boot_got(
+    tmp_path: Path, text: str, trouble: str | None, milestone: str
+) -> None:
+    """E5."""
+    path = tmp_path / "console.log"
+    path.write_text(text)
+    console = Console(path)
+    assert console.trouble() == trouble
+    assert milestone in console.milestone()
+
+
+def test_an_earlier_boots_trouble_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "console.log"
+    path.write_text("Kernel panic - not syncing: x\n")
+    size = path.stat().st_size
+    with path.open("a") as file:
+        file.write("\x1b[0;32m[  OK  ]\x1b[0m Reached target\r\n\n" + "line\n" * 100)
+    console = Console(path, size)
+    assert console.trouble() is None
+    assert console.milestone() == "reached systemd"
+    assert console.tail(3) == "line\nline\nline"
+    assert "\x1b" not in console.tail(200)
+    assert Console(tmp_path / "missing").tail() == ""
+
+
+def test_an_error_of_an_instance_shows_the_consoles_tail() -> None:
+    error = InstanceError("broke", instance="web_0", console_tail="last words", log=Path("/x/log"))
+    assert "web_0: broke" in str(error)
+    assert "last words" in str(error)
+    assert "/x/log" in str(error)
+    assert error.message == "broke"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/healthz" else 204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield httpd.server_port
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_http_probe_wants_status_200(server: int) -> None:
+    """F2."""
+    good = Probe(name="p", protocol="Http", port=80, request_path="/healthz")
+    assert probe_once(good, "127.0.0.1", server, timeout=5).healthy
+    other = Probe(name="p", protocol="Http", port=80, request_path="/other")
+    result = probe_once(other, "127.0.0.1", server, timeout=5)
+    assert not result.healthy
+    assert "204" in result.detail
+
+
+def test_tcp_probe(server: int) -> None:
+    """F2: also where a forwarder takes the connection and drops it at once."""
+    probe = Probe(name="p", protocol="Tcp", port=80)
+    assert probe_once(probe, "127.0.0.1", server, timeout=5).healthy
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def drop() -> None:
+            link, _ = listener.accept()
+            link.close()
+
+        thread = threading.Thread(target=drop)
+        thread.start()
+        assert not probe_once(probe, "127.0.0.1", port, timeout=5).healthy
+        thread.join()
+    assert not probe_once(probe, "127.0.0.1", port, timeout=5).healthy
+
+
+def test_consecutive_observations_make_a_state() -> None:
+    """F5."""
+    tracker = Tracker(2)
+    good, bad = ProbeResult(True, "good"), ProbeResult(False, "bad")
+    assert tracker.observe(good) is None
+    assert tracker.observe(bad) is None
+    assert tracker.observe(good) is None
+    assert tracker.observe(good) is True
+    assert tracker.observe(bad) is True
+    assert tracker.observe(bad) is False
+
+
+def test_a_wait_says_what_it_waited_for() -> None:
+    clock = VirtualClock()
+    with pytest.raises(WaitTimeoutError, match=r"waited 10 s for the moon.*last seen: clouds"):
+        wait_for("the moon", lambda: None, limit=10, clock=clock, describe=lambda: "clouds")
+    assert 10 <= clock.monotonic() < 11
+    answers = iter([None, None, "up"])
+    assert wait_for("it", lambda: next(answers), limit=10, clock=clock) == "up"
+
+
+def test_custom_script_settings() -> None:
+    """H2: one commandToExecute, in one place."""
+
+    def check(**settings: object) -> list[str]:
+        extension = Extension(
+            name="x",
+            publisher="Microsoft.Azure.Extensions",
+            type="CustomScript",
+            type_handler_version="2.1",
+            **settings,
+        )
+        return find_handler("microsoft.azure.extensions", "CUSTOMSCRIPT").check(extension)
+
+    assert isinstance(find_handler("Microsoft.Azure.Extensions", "CustomScript"), CustomScript)
+    assert check(settings={"commandToExecute": "true"}) == []
+    assert check(protected_settings={"commandToExecute": "true"}) == []
+    assert "needs commandToExecute" in check(settings={})[0]
+    assert "must be a string" in check(settings={"commandToExecute": 1})[0]
+    assert "fileUris" in check(settings={"commandToExecute": "x", "fileUris": []})[0]
+
+
+def test_nobody_answers_ssh(tmp_path: Path) -> None:
+    """A listener without a greeting is a forwarder without a guest behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        shell = Shell.connect(
+            "127.0.0.1", port, user="u", key=tmp_path / "k", host_key="ssh-ed25519 A",
+            name="web_0", timeout=1,
+        )  # fmt: skip
+        assert shell is None

@@ -1,0 +1,199 @@
+"""A5, A7, M5-M7: what is asked of QEMU and libvirt, without starting anything."""
+
+from __future__ import annotations
+
+import io
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Literal
+
+import pycdlib
+import pytest
+
+from pytest_vmss.errors import CapacityError, ConflictError, HostError
+from pytest_vmss.guest.keys import generate, lab_key
+from pytest_vmss.guest.seed import build_seed
+from pytest_vmss.hypervisor import Disk, Forward, Machine, disks
+from pytest_vmss.hypervisor.accelerator import choose_accelerator
+from pytest_vmss.hypervisor.addresses import (
+    claim_network,
+    host_port,
+    instance_address,
+    release_network,
+)
+from pytest_vmss.hypervisor.capacity import check_capacity
+from pytest_vmss.hypervisor.connection import open_connection
+from pytest_vmss.hypervisor.domain import domain_xml, generation_in
+from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
+from pytest_vmss.model import load_document
+from pytest_vmss.settings import Limits, Settings
+from tests.models import CUSTOM_DATA, LOAD_BALANCER, web_model
+
+
+def machine(folder: Path, *, luns: tuple[int, ...] = (0,)) -> Machine:
+    return Machine(
+        name='vmss-x-a_0"<&',
+        uuid="406a9d04-57d7-48fb-9e7b-f19fe24fd39e",
+        generation=7,
+        vcpus=2,
+        memory_mib=512,
+        mac="52:54:00:00:00:01",
+        forwards=(Forward("127.64.0.1", 10022, 22), Forward("127.64.0.1", 10080, 80)),
+        os_disk=folder / "os.qcow2",
+        seed=folder / "seed.iso",
+        console=folder / "console.log",
+        agent=folder / "agent",
+        data_disks=tuple(Disk(lun, folder / f"lun{lun}.qcow2") for lun in luns),
+    )
+
+
+@pytest.mark.parametrize("accelerator", ["kvm", "tcg"])
+def test_domain_xml(tmp_path: Path, accelerator: Literal["kvm", "tcg"]) -> None:
+    xml = domain_xml(machine(tmp_path, luns=(0, 3, 30)), accelerator=accelerator, run_as="+0:+0")
+    root = ET.fromstring(xml)
+    assert root.findtext("name") == 'vmss-x-a_0"<&'  # M6: escaped, not pasted
+    assert root.get("type") == ("kvm" if accelerator == "kvm" else "qemu")
+    assert (root.find("features/tcg/tb-cache") is not None) == (accelerator == "tcg")
+    serials = [disk.findtext("serial") for disk in root.iter("disk")]
+    assert serials == ["os", "seed", "lun0", "lun3", "lun30"]
+    assert {d.get("cache") for d in root.iter("driver")} == {"writeback"}
+    assert generation_in(xml) == 7
+    arguments = [element.get("value", "") for element in root.iter() if element.tag.endswith("arg")]
+    (network,) = [value for value in arguments if value.startswith("user,")]
+    forwards = [part for part in network.split(",") if part.startswith("hostfwd=")]
+    assert len(forwards) == 2
+    assert all(part.startswith("hostfwd=tcp:127.") for part in forwards)  # M5
+
+
+def test_more_disks_than_letters(tmp_path: Path) -> None:
+    xml = domain_xml(machine(tmp_path, luns=tuple(range(30))), accelerator="tcg", run_as=None)
+    names = [target.get("dev") for target in ET.fromstring(xml).iterfind("devices/disk/target")]
+    assert names[:3] == ["vda", "vdb", "vdc"]
+    assert names[25:28] == ["vdz", "vdaa", "vdab"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "device", "expected", "why"),
+    [
+        ("fpu vmx", True, "kvm", "can be written"),
+        ("fpu svm", True, "kvm", "can be written"),
+        ("fpu hypervisor", True, "tcg", "no vmx or svm"),
+        ("fpu vmx", False, "tcg", "there is no"),
+    ],
+)
+def test_kvm_only_where_it_really_works(
+    tmp_path: Path, flags: str, device: bool, expected: str, why: str
+) -> None:
+    """A7: that the device can be opened proves nothing."""
+    cpuinfo, kvm = tmp_path / "cpuinfo", tmp_path / "kvm"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    if device:
+        kvm.touch()
+    choice = choose_accelerator(cpuinfo=cpuinfo, device=kvm)
+    assert choice.accelerator == expected
+    assert why in choice.why
+    assert choose_accelerator("tcg", cpuinfo=cpuinfo, device=kvm).accelerator == "tcg"
+    if not device:
+        with pytest.raises(HostError, match="group kvm"):
+            choose_accelerator("kvm", cpuinfo=cpuinfo, device=kvm)
+
+
+def test_limits_are_multiplied_without_kvm() -> None:
+    limits = Limits().scaled(10.0)
+    assert limits.boot == Limits().boot * 10
+    assert limits.cloud_init == Limits().cloud_init * 10
+    assert limits.health == Limits().health  # Azure's own five minutes
+
+
+def test_an_os_disk_stands_on_its_image_and_a_data_disk_is_never_made_twice(
+    tmp_path: Path,
+) -> None:
+    """A5, M3."""
+    image = tmp_path / "image.qcow2"
+    disks.create_data_disk(image, 1)
+    image.chmod(0o444)
+    before = image.read_bytes()
+    disks.create_os_disk(tmp_path / "os.qcow2", image, 2)
+    assert image.read_bytes() == before
+    assert (tmp_path / "os.qcow2").stat().st_mode & 0o777 == 0o600
+    data = tmp_path / "lun0.qcow2"
+    disks.create_data_disk(data, 1)
+    data.write_bytes(b"the guest's")
+    disks.create_data_disk(data, 1)
+    assert data.read_bytes() == b"the guest's"
+
+
+def test_the_seed_carries_custom_data_unchanged_and_is_the_owners_alone(tmp_path: Path) -> None:
+    """H1, M5, M6."""
+    model = load_document(web_model(), load_balancer=LOAD_BALANCER).model
+    host = generate("web000000")
+    seed = build_seed(
+        model,
+        cloud_instance_id="lab-web_0-2",
+        computer_name="web000000",
+        mac="52:54:00:00:00:01",
+        host_key=host,
+        lab_key=lab_key(tmp_path / "id"),
+        grow=False,
+    )
+    assert (tmp_path / "id").stat().st_mode & 0o777 == 0o600
+    path = tmp_path / "seed.iso"
+    disks.write_seed(path, seed)
+    assert path.stat().st_mode & 0o777 == 0o600
+    iso = pycdlib.PyCdlib()
+    iso.open(str(path))
+    content = {}
+    for name in ("meta-data", "user-data", "vendor-data", "network-config"):
+        out = io.BytesIO()
+        iso.get_file_from_iso_fp(out, joliet_path=f"/{name}")
+        content[name] = out.getvalue().decode()
+    iso.close()
+    assert content["user-data"] == CUSTOM_DATA
+    assert json.loads(content["meta-data"])["instance-id"] == "lab-web_0-2"
+    assert host.public in content["vendor-data"]
+    assert "PRIVATE KEY" not in repr(host)
+    assert b"cidata" in path.read_bytes()
+
+
+def test_addresses_of_labs_never_collide(tmp_path: Path) -> None:
+    """L4."""
+    networks = [claim_network(tmp_path, "same") for _ in range(20)]
+    assert len(set(networks)) == 20
+    assert all(network.startswith("127.") for network in networks)
+    release_network(tmp_path, networks[0])
+    assert claim_network(tmp_path, "same") == networks[0]
+    assert instance_address("127.64.0", 0) == "127.64.0.1"
+    with pytest.raises(CapacityError, match="254"):
+        instance_address("127.64.0", 254)
+    assert host_port(22) == 10022
+    assert host_port(8080) == 8080
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    """M7."""
+    check_capacity(1, 1, accelerator="kvm", folder=tmp_path, what="the set")
+    with pytest.raises(CapacityError, match=r"1000 x \(8192 \+ 256\)"):
+        check_capacity(1000, 8192, accelerator="tcg", folder=tmp_path, what="the set")
+
+
+def test_no_libvirt_is_a_clear_error(tmp_path: Path) -> None:
+    settings = Settings(connect="qemu+unix:///system?socket=/nonexistent/libvirt-sock")
+    with pytest.raises(HostError, match="libvirt-daemon-system"):
+        LibvirtHypervisor(settings, tmp_path / "libvirt")
+
+
+def test_a_folder_with_too_long_a_path_gets_a_short_name(tmp_path: Path) -> None:
+    """Sockets' paths are limited to 107 characters; nothing is left of the short name."""
+    root = tmp_path / ("x" * 80) / "libvirt"
+    uri = f"qemu:///embed?root={root}"
+    connection = open_connection(uri, folder=root, cache=tmp_path)
+    used = Path(connection.uri.partition("root=")[2])
+    try:
+        assert len(str(used)) < 60
+        assert used.readlink() == root
+        with pytest.raises(ConflictError, match="another process works on this lab"):
+            open_connection(uri, folder=root, cache=tmp_path)
+    finally:
+        connection.close()
+    assert not used.is_symlink()

@@ -1,0 +1,177 @@
+"""D1-D10: the planner's decisions, each with a reason in words."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vmss.upgrade.planner import (
+    Batch,
+    Complete,
+    Health,
+    Member,
+    Policy,
+    Progress,
+    Stop,
+    batch_limit,
+    next_batch,
+)
+
+NOTHING = Progress()
+
+
+def members(count: int, *, sick: frozenset[int] = frozenset(), domains: int = 5) -> list[Member]:
+    return [
+        Member(
+            number,
+            Health.UNHEALTHY if number in sick else Health.HEALTHY,
+            on_target=False,
+            domain=number % domains,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("total", "limit"), [(1, 1), (4, 1), (5, 1), (9, 1), (10, 2), (14, 2), (15, 3), (100, 20)]
+)
+def test_twenty_percent_rounded_down_at_least_one(total: int, limit: int) -> None:
+    """D2."""
+    assert batch_limit(total, 20) == limit
+    decision = next_batch(members(total, domains=1), Policy(), NOTHING)
+    assert isinstance(decision, Batch)
+    assert len(decision.instance_ids) == limit
+    assert "rounded down" in decision.why
+
+
+def test_a_batch_shrinks_when_others_are_down() -> None:
+    """D2: never more than the share is out at once."""
+    decision = next_batch(members(10, sick=frozenset({9}), domains=1), Policy(), NOTHING)
+    assert decision == Batch((0, 9), decision.why) or decision == Batch((0,), decision.why)
+    assert isinstance(decision, Batch)
+    healthy_out = [number for number in decision.instance_ids if number != 9]
+    assert len(healthy_out) == 1
+    assert "1 already down" in decision.why
+
+
+def test_unhealthy_first_when_asked() -> None:
+    """D5."""
+    sick = frozenset({7})
+    policy = Policy(prioritize_unhealthy_instances=True)
+    decision = next_batch(members(10, sick=sick), policy, NOTHING)
+    assert isinstance(decision, Batch)
+    assert 7 in decision.instance_ids
+
+
+def test_zones_one_after_another() -> None:
+    """D4."""
+    both = [
+        Member(number, Health.HEALTHY, on_target=False, zone=str(number % 2))
+        for number in range(20)
+    ]
+    decision = next_batch(both, Policy(), NOTHING)
+    assert isinstance(decision, Batch)
+    assert {number % 2 for number in decision.instance_ids} == {0}
+    decision = next_batch(both, Policy(enable_cross_zone_upgrade=True), NOTHING)
+    assert isinstance(decision, Batch)
+    assert {number % 2 for number in decision.instance_ids} == {0, 1}
+
+
+def test_too_many_unhealthy_before_and_during() -> None:
+    """D1, D6: exactly the threshold is still allowed."""
+    at_limit = members(10, sick=frozenset({0, 1}))
+    assert isinstance(next_batch(at_limit, Policy(), NOTHING), Batch)
+    over = members(10, sick=frozenset({0, 1, 2}))
+    before = next_batch(over, Policy(), NOTHING)
+    assert isinstance(before, Stop)
+    assert before.code == "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
+    assert "30% of instances" in before.message
+    during = next_batch(over, Policy(), Progress(attempted=frozenset({9})))
+    assert isinstance(during, Stop)
+    assert during.code == "MaxUnhealthyInstancePercentExceededInRollingUpgrade"
+
+
+def test_too_many_of_the_upgraded_failed() -> None:
+    """D7: one rolled back counts, though it is healthy again; at the threshold it goes on."""
+    progress = Progress(attempted=frozenset({0, 1, 2, 3}), failed=frozenset({3}))
+    stop = next_batch(members(10), Policy(), progress)
+    assert isinstance(stop, Stop)
+    assert stop.code == "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
+    assert "First failed instance ID is: 3." in stop.message
+    progress = Progress(attempted=frozenset(range(5)), failed=frozenset({3}))
+    assert isinstance(next_batch(members(10), Policy(), progress), Batch)
+
+
+def test_protected_instances_are_left_out_and_reported() -> None:
+    """D9."""
+    one = [Member(0, Health.HEALTHY, on_target=False, protected=True)]
+    assert next_batch(one, Policy(), NOTHING) == Complete("no instance is left to upgrade", (0,))
+
+
+def test_unknown_counts_as_unhealthy() -> None:
+    """F5."""
+    assert Member(0, Health.UNKNOWN, on_target=False).unhealthy
+
+
+@pytest.mark.parametrize(
+    ("count", "percent", "domains", "zones"),
+    list(itertools.product(range(1, 13), (5, 20, 34, 50, 100), range(1, 6), range(1, 4))),
+)
+def test_everyone_is_upgraded_once_in_bounded_steps(
+    count: int, percent: int, domains: int, zones: int
+) -> None:
+    """D2-D4: for all these sets, never more out than allowed, never two domains or zones."""
+    policy = Policy(max_batch_instance_percent=percent)
+    state = {
+        number: Member(
+            number,
+            Health.HEALTHY,
+            on_target=False,
+            domain=number % domains,
+            zone=str(number % zones) if zones > 1 else "",
+        )
+        for number in range(count)
+    }
+    attempted: list[int] = []
+    for _ in range(count + 1):
+        decision = next_batch(list(state.values()), policy, Progress(frozenset(attempted)))
+        if isinstance(decision, Complete):
+            break
+        assert isinstance(decision, Batch)
+        chosen = [state[number] for number in decision.instance_ids]
+        assert 1 <= len(chosen) <= max(1, count * percent // 100)
+        assert len({member.domain for member in chosen}) == 1
+        assert len({member.zone for member in chosen}) == 1
+        attempted += decision.instance_ids
+        for number in decision.instance_ids:
+            old = state[number]
+            state[number] = Member(number, old.health, on_target=True, domain=old.domain)
+    assert sorted(attempted) == list(range(count))
+
+
+@given(
+    st.lists(st.sampled_from(list(Health)), min_size=1, max_size=12),
+    st.sampled_from([5, 20, 50, 100]),
+    st.booleans(),
+)
+def test_never_more_out_than_allowed(health: list[Health], percent: int, prioritize: bool) -> None:
+    """M2: healthy instances that a batch takes out, with those already down, stay within it."""
+    every = [
+        Member(number, state, on_target=False, domain=number % 5)
+        for number, state in enumerate(health)
+    ]
+    policy = Policy(
+        max_batch_instance_percent=percent,
+        max_unhealthy_instance_percent=100,
+        prioritize_unhealthy_instances=prioritize,
+    )
+    decision = next_batch(every, policy, NOTHING)
+    assert isinstance(decision, Batch)
+    limit = batch_limit(len(every), percent)
+    assert len(decision.instance_ids) <= limit
+    down = sum(1 for member in every if member.unhealthy)
+    taken = sum(1 for number in decision.instance_ids if not every[number].unhealthy)
+    assert taken <= max(limit - down, 0) or decision.instance_ids == (decision.instance_ids[0],)

@@ -1,0 +1,84 @@
+"""L1: options, fixtures and markers; inert in suites that do not use it."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def test_help_and_marker(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest("--help")
+    result.stdout.fnmatch_lines(["*--vmss-connect=URI*"])
+    result = pytester.runpytest("--markers")
+    result.stdout.fnmatch_lines(["*@pytest.mark.vmss(model*"])
+
+
+def test_a_suite_that_does_not_use_it_imports_nothing_of_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing():
+            heavy = {"libvirt", "paramiko", "pydantic", "rich", "pytest_vmss.lab"}
+            assert not heavy & set(sys.modules)
+        """
+    )
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1)
+
+
+def test_the_fixture_needs_a_model(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(scale_set): pass")
+    result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*needs a model*"])
+    assert list((pytester.path / "state/labs").iterdir()) == []
+
+
+def test_bad_input_is_refused_before_anything_is_touched(pytester: pytest.Pytester) -> None:
+    """A6: nothing is made, and the message names path and code."""
+    pytester.makepyfile(
+        """
+        import pytest
+
+        MODEL = {"name": "a/b", "sku": {"name": "Standard_B1s", "capacity": -1}}
+
+        @pytest.mark.vmss(model=MODEL)
+        def test_it(scale_set): pass
+        """
+    )
+    result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*$.name*", "*$.sku.capacity*InvalidParameter*"])
+    assert list((pytester.path / "state/labs").iterdir()) == []
+
+
+def test_sizes_of_the_suites_own(pytester: pytest.Pytester) -> None:
+    """A3."""
+    pytester.makeini("[pytest]\nvmss_sizes =\n    Tiny = 1, 256\n")
+    pytester.makepyfile("def test_it(vmss): assert vmss.settings.sizes == {'Tiny': (1, 256)}")
+    pytester.runpytest_subprocess("--vmss-state-dir", "state").assert_outcomes(passed=1)
+    pytester.makeini("[pytest]\nvmss_sizes = Tiny\n")
+    result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
+    result.stdout.fnmatch_lines(["*NAME = VCPUS, MEMORY_MIB*"])
+
+
+def test_a_suite_hooks_into_settings_and_lab(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        from dataclasses import replace
+
+        def pytest_vmss_settings(config, settings):
+            return replace(settings, timeout_factor=3.0)
+
+        def pytest_vmss_configure_lab(config, lab):
+            lab.store.event("", "hook", "called")
+        """
+    )
+    pytester.makepyfile(
+        """
+        def test_it(vmss):
+            assert vmss.settings.timeout_factor == 3.0
+            assert [event.message for event in vmss.store.events()] == ["called"]
+        """
+    )
+    pytester.runpytest_subprocess("--vmss-state-dir", "state").assert_outcomes(passed=1)
