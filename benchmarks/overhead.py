@@ -34,6 +34,7 @@ from pytest_vmss.settings import Settings
 
 _ADDRESS = "127.63.0.1"
 _SSH, _HTTP = 10022, 10080
+_NETWORK = f"user,id=n,hostfwd=tcp:{_ADDRESS}:{_SSH}-:22,hostfwd=tcp:{_ADDRESS}:{_HTTP}-:80"
 _MAC = "52:54:00:00:00:63"
 _LIMIT = 900.0
 
@@ -95,8 +96,7 @@ class Bare:
             "-drive",
             f"file={self.folder}/seed-{self.generation}.iso,if=none,id=s,format=raw,readonly=on",
             "-device", "virtio-blk-pci,drive=s",
-            "-netdev", f"user,id=n,hostfwd=tcp:{_ADDRESS}:{_SSH}-:22,"
-            f"hostfwd=tcp:{_ADDRESS}:{_HTTP}-:80",
+            "-netdev", _NETWORK,
             "-device", f"virtio-net-pci,netdev=n,mac={_MAC},romfile=",
             "-object", "rng-random,filename=/dev/urandom,id=r", "-device", "virtio-rng-pci,rng=r",
             "-chardev", f"socket,path={self.folder}/agent,server=on,wait=off,id=a",

@@ -66,9 +66,9 @@ def _lab() -> Iterator[Lab]:
         lab.close()
 
 
-def _show_upgrade(upgrade: Upgrade) -> None:
-    console.print(upgrade_summary(upgrade))
-    console.print(stage_table(upgrade))
+def _show_upgrade(lab: Lab, upgrade: Upgrade) -> None:
+    console.print(upgrade_summary(upgrade.record))
+    console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
 
 
 def _instance(scale_set: ScaleSet, instance_id: int) -> Instance:
@@ -142,7 +142,7 @@ def image_publish(
             if entry.id not in before
         ]
         for entry in fresh:
-            _show_upgrade(entry)
+            _show_upgrade(lab, entry)
         if any(not entry.completed for entry in fresh):
             sys.exit(1)
 
@@ -279,7 +279,7 @@ def upgrade(name: str) -> None:
     with _lab() as lab:
         with LiveView(lab.store, console):
             ended = lab.scale_set(name).upgrade()
-        _finish(ended)
+        _finish(lab, ended)
 
 
 @main.command()
@@ -291,11 +291,11 @@ def resume(name: str) -> None:
             ended = lab.scale_set(name).resume()
         if ended is None:
             raise UpgradeError(f"no upgrade of {name!r} was interrupted")
-        _finish(ended)
+        _finish(lab, ended)
 
 
-def _finish(ended: Upgrade) -> None:
-    _show_upgrade(ended)
+def _finish(lab: Lab, ended: Upgrade) -> None:
+    _show_upgrade(lab, ended)
     if not ended.completed:
         click.echo(ended.explain(), err=True)
         sys.exit(1)
@@ -322,7 +322,7 @@ def history(name: str, explain: bool) -> None:
             if explain:
                 click.echo(entry.explain())
             else:
-                console.print(upgrade_summary(entry))
+                console.print(upgrade_summary(entry.record))
 
 
 @main.command()

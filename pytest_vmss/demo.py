@@ -128,7 +128,7 @@ def _play(
     with LiveView(lab.store, console):
         gallery.publish("web", "1.1.0", disks["1.1.0"])
         upgrade = web.wait_for_upgrade()
-    _show(console, upgrade, web)
+    _show(lab, console, upgrade, web)
     claims.check("the upgrade completed", upgrade.completed, upgrade.explain())
     claims.check("in three batches", upgrade.batches == [(0,), (1,), (2,)], upgrade.batches)
     for instance in web:
@@ -141,7 +141,7 @@ def _play(
     with LiveView(lab.store, console):
         gallery.publish("web", "1.2.0", disks["1.2.0"])
         upgrade = web.wait_for_upgrade()
-    _show(console, upgrade, web)
+    _show(lab, console, upgrade, web)
     error = upgrade.error
     claims.check("the upgrade ended Faulted", upgrade.faulted, upgrade.status)
     claims.check(
@@ -166,9 +166,9 @@ def _play(
             claims.check(f"{instance.name} was never touched", boot == boots[instance.name], boot)
 
 
-def _show(console: Console, upgrade: Upgrade, web: ScaleSet) -> None:
-    console.print(upgrade_summary(upgrade))
-    console.print(stage_table(upgrade))
+def _show(lab: Lab, console: Console, upgrade: Upgrade, web: ScaleSet) -> None:
+    console.print(upgrade_summary(upgrade.record))
+    console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
     console.print(instance_table(web))
 
 

@@ -305,13 +305,15 @@ class ProvisioningError(VmssError):
     """Instances of a new set did not come up; the set is there to be looked at.
 
     Attributes:
+        scale_set: Its name.
         evidence: For each failed instance what went wrong, with its console's tail.
     """
 
     code = "VMProvisioningFailed"
 
-    def __init__(self, message: str, *, evidence: str, code: str) -> None:
+    def __init__(self, message: str, *, scale_set: str, evidence: str, code: str) -> None:
         super().__init__(message, code=code)
+        self.scale_set = scale_set
         self.evidence = evidence
 
     def __str__(self) -> str:

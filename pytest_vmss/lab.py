@@ -302,6 +302,7 @@ class Lab:
             raise ProvisioningError(
                 f"the scale set {model.name!r} did not come up: "
                 f"{len(operation.errors)} of {len(ids)} instances failed",
+                scale_set=model.name,
                 evidence="\n".join(
                     f"{model.name}_{number}: {error.code}: {error.message}\n"
                     f"{error.console_tail}\nwhole console log: {error.log}"

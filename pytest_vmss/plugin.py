@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -182,19 +183,19 @@ _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def _summarise(lab: Lab) -> list[str]:
-    """A line for each upgrade of the session, and where kept VMs are."""
-    lines = []
-    if lab.settings.keep:
-        lines.append(f"VMs are kept: vmss --lab {lab.paths.folder.name} list")
+    """How each upgrade of the session ended, how long its stages took, where kept VMs are."""
+    from rich.console import Console
+
+    from pytest_vmss.report import stage_table, upgrade_summary
+
+    out = StringIO()
+    console = Console(file=out, width=120)
     for record in lab.finished_upgrades():
-        took = (record.ended - record.started).total_seconds() if record.ended else 0.0
-        outcomes = ", ".join(
-            f"{number}: {outcome}" for number, outcome in sorted(record.outcomes.items())
-        )
-        lines.append(
-            f"{record.scale_set} → {record.target}  {record.status}  {took:.0f} s  ({outcomes})"
-        )
-    return lines
+        console.print(upgrade_summary(record))
+        console.print(stage_table(record, lab.store.steps(record.id)))
+    if lab.settings.keep:
+        console.print(f"VMs are kept: vmss --lab {lab.paths.folder.name} list")
+    return out.getvalue().splitlines()
 
 
 def pytest_terminal_summary(
@@ -217,6 +218,8 @@ def gallery(vmss: Lab) -> Gallery:
 @pytest.fixture
 def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     """The scale set of the test's marker ``vmss``, deleted after the test."""
+    from pytest_vmss.errors import ProvisioningError
+
     marker = request.node.get_closest_marker("vmss")
     arguments = dict(marker.kwargs) if marker else {}
     if marker and marker.args:
@@ -234,7 +237,12 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
                     source = beside
                 else:
                     arguments[name] = beside
-    created = vmss.create(source, **arguments)
+    try:
+        created = vmss.create(source, **arguments)
+    except ProvisioningError as failed:
+        if not vmss.settings.keep:
+            vmss.delete(failed.scale_set)  # the next test may want its name
+        raise
     yield created
     if not vmss.settings.keep:
         created.delete()

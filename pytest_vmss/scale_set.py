@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from pytest_vmss.store import (
     OperationRecord,
     Outcome,
     ScaleSetRecord,
+    StepRecord,
 )
 from pytest_vmss.upgrade.engine import Engine
 from pytest_vmss.upgrade.planner import Health
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from pytest_vmss.lab import Lab
 
-__all__ = ["Instance", "ScaleSet", "Upgrade"]
+__all__ = ["Instance", "ScaleSet", "Upgrade", "stages_of"]
 
 _UPGRADE_LIMIT = 3600.0
 
@@ -251,12 +252,7 @@ class Upgrade:
     @property
     def stages(self) -> dict[int, dict[str, float]]:
         """Seconds that each step took, by instance and by step."""
-        stages: dict[int, dict[str, float]] = {}
-        for step in self._lab.world.store.steps(self.id):
-            if step.seconds is not None and step.phase != "plan":
-                phase = "" if step.phase in ("swap", "create") else f"{step.phase}: "
-                stages.setdefault(step.instance_id, {})[phase + step.name] = step.seconds
-        return stages
+        return stages_of(self._lab.world.store.steps(self.id))
 
     @property
     def events(self) -> list[EventRecord]:
@@ -282,6 +278,16 @@ class Upgrade:
                 if error.log:
                     lines.append(f"    whole console log: {error.log}")
         return "\n".join(lines)
+
+
+def stages_of(steps: Iterable[StepRecord]) -> dict[int, dict[str, float]]:
+    """Seconds that each step took, by instance and by step."""
+    stages: dict[int, dict[str, float]] = {}
+    for step in steps:
+        if step.seconds is not None and step.phase != "plan":
+            phase = "" if step.phase in ("swap", "create") else f"{step.phase}: "
+            stages.setdefault(step.instance_id, {})[phase + step.name] = step.seconds
+    return stages
 
 
 class ScaleSet:

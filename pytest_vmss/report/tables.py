@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pytest_vmss.scale_set import ScaleSet, Upgrade
-from pytest_vmss.store import Outcome
+from pytest_vmss.scale_set import ScaleSet, stages_of
+from pytest_vmss.store import OperationRecord, Outcome, StepRecord
 
 __all__ = ["instance_table", "stage_table", "upgrade_summary"]
 
@@ -56,9 +58,8 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
     return table
 
 
-def upgrade_summary(upgrade: Upgrade) -> Text:
-    """How an upgrade ended, in two lines."""
-    record = upgrade.record
+def upgrade_summary(record: OperationRecord) -> Text:
+    """How an upgrade ended, and what came of each instance."""
     style = {"Completed": "bold green", "Faulted": "bold red"}.get(record.status, "bold yellow")
     text = Text.assemble(
         f"{record.scale_set}: {', '.join(record.source_versions)} → {record.target}  ",
@@ -74,14 +75,19 @@ def upgrade_summary(upgrade: Upgrade) -> Text:
     return text
 
 
-def stage_table(upgrade: Upgrade) -> Table:
-    """Seconds that each stage of each instance took."""
-    stages = upgrade.stages
+def stage_table(record: OperationRecord, steps: Iterable[StepRecord]) -> Table:
+    """Seconds that each stage of each instance took.
+
+    Args:
+        record: The upgrade.
+        steps: Its journal.
+    """
+    stages = stages_of(steps)
     names = list(dict.fromkeys(name for stage in stages.values() for name in stage))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("seconds")
     for number in stages:
-        table.add_column(escape(f"{upgrade.record.scale_set}_{number}"), justify="right")
+        table.add_column(escape(f"{record.scale_set}_{number}"), justify="right")
     for name in names:
         table.add_row(
             name, *(f"{stage[name]:.1f}" if name in stage else "" for stage in stages.values())
