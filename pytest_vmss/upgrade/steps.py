@@ -381,14 +381,18 @@ def swap_steps(old: int, new: int, version: VersionRecord) -> Sequence[Step]:
 
 
 def rollback_steps(old: int, new: int) -> Sequence[Step]:
-    """The previous OS disk back: same file, its recovery checked too (G1)."""
+    """The previous OS disk back: same file, its recovery checked too (G1).
+
+    The new disk is given up first, so that nothing of it is left even if the
+    instance does not recover.
+    """
     return [
         Stop(new),
+        Commit(old),
+        Discard(old),
         Start(old),
         ProveBoot(old),
         AwaitHealth(old),
-        Commit(old),
-        Discard(old),
     ]
 
 

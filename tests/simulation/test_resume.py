@@ -81,11 +81,11 @@ def test_an_upgrade_killed_at_any_step_is_completed_by_resume(
     ("step", "nth"),
     [
         (steps.Stop, 2),
+        (steps.Commit, 1),
+        (steps.Discard, 1),
         (steps.Start, 2),
         (steps.ProveBoot, 2),
         (steps.AwaitHealth, 2),
-        (steps.Commit, 1),
-        (steps.Discard, 1),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

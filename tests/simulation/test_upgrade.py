@@ -14,12 +14,19 @@ from tests.simulation.conftest import SimulatedLab
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 
 
-def check_accounts(lab: SimulatedLab, web: ScaleSet) -> None:
-    """G2, L5: nothing half done, no disk that the records do not know."""
+def check_accounts(lab: SimulatedLab, web: ScaleSet, dead: frozenset[str] = frozenset()) -> None:
+    """G2, L5: nothing half done, no disk that the records do not know.
+
+    Args:
+        lab: The lab.
+        web: The set.
+        dead: Machines that a test has killed, which need not run.
+    """
     for instance in web:
         record = instance.record
         name = f"vmss-{lab.identity.id}-{instance.name}"
-        assert lab.simulated.running_generation(name) == record.generation
+        running = lab.simulated.running_generation(name)
+        assert running == record.generation or (running is None and name in dead)
         folder = lab.paths.instance(web.name, record.instance_id)
         disks = {path.name for path in folder.iterdir() if path.suffix in (".qcow2", ".iso")}
         assert disks == {
@@ -45,6 +52,17 @@ def test_a_good_version_rolls_through(lab: SimulatedLab) -> None:
     assert {key[1:] for key in lab.runs} == {
         (generation, what) for generation in (1, 2) for what in ("custom data", "register")
     }
+    check_accounts(lab, web)
+
+
+def test_an_instance_that_stays_sick_is_told_apart_and_nothing_is_left(lab: SimulatedLab) -> None:
+    """G3: its rollback fails too; it is on its previous disk, and the new one is gone."""
+    web = lab.start(5)
+    lab.sick.add("web_0")
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.outcomes[0] is Outcome.ROLLBACK_FAILED
+    assert web[0].record.provisioning == "Failed"
+    assert web[0].image_version == "1.0.0"
     check_accounts(lab, web)
 
 
