@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self
@@ -52,7 +52,7 @@ from pytest_vmss.model import (
     find_size,
     load_document,
 )
-from pytest_vmss.paths import LabPaths
+from pytest_vmss.paths import LabPaths, process_root
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
@@ -95,7 +95,8 @@ class LabIdentity:
         pid: Process that made it.
         started: When that process started, in seconds since 1970; tells a pid
             that was used again.
-        connect: The connection that its machines are on.
+        connect: The connection that the user named for its machines.
+        embedded: Folder of libvirt's embedded driver, where that is used.
     """
 
     id: str
@@ -104,6 +105,7 @@ class LabIdentity:
     pid: int
     started: float
     connect: str | None = None
+    embedded: str = ""
 
     @property
     def owner_alive(self) -> bool:
@@ -201,7 +203,8 @@ class Lab:
         # libvirt-python is a compiled library; whoever only reads does without it.
         from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
 
-        return LibvirtHypervisor(self.settings, self.paths.libvirt)
+        settings = replace(self.settings, connect=self.settings.connect or self.identity.connect)
+        return LibvirtHypervisor(settings, Path(self.identity.embedded))
 
     def _find_size(self, name: str) -> VmSize:
         size = find_size(name, self.settings.sizes)
@@ -627,6 +630,7 @@ def _write_identity(
         pid=os.getpid(),
         started=psutil.Process().create_time(),
         connect=settings.connect,
+        embedded=str(paths.libvirt if kind == "lasting" else process_root(settings.state_dir)),
     )
     part = paths.identity.with_suffix(".part")
     part.write_text(json.dumps(asdict(identity)))

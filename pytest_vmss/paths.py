@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-__all__ = ["LabPaths"]
+__all__ = ["PROCESS_ROOTS", "LabPaths", "process_root"]
+
+#: Folder, in the state directory, of the embedded driver's folders of processes.
+PROCESS_ROOTS = "embedded"
+
+
+@cache
+def process_root(state_dir: Path) -> Path:
+    """The embedded driver's folder for all session labs of this process.
+
+    libvirt's embedded driver serves one folder in each process. It is removed
+    when the process ends, unless machines are kept.
+    """
+    return state_dir / PROCESS_ROOTS / secrets.token_hex(3)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import libvirt
 from filelock import FileLock, Timeout
 
 from pytest_vmss.errors import ConflictError, HostError, LabError
+from pytest_vmss.paths import PROCESS_ROOTS
 
 __all__ = ["Connection", "default_uri", "open_connection"]
 
@@ -42,19 +46,10 @@ class Connection:
     libvirt: libvirt.virConnect
     uri: str
     run_as: str | None
-    _lock: FileLock | None = None
-    _reaper: _Reaper | None = None
-    _link: Path | None = None
 
     def close(self) -> None:
         """Closes it; machines run on."""
         self.libvirt.close()
-        if self._reaper is not None:
-            self._reaper.stop()
-        if self._link is not None:
-            self._link.unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.release()
 
 
 def default_uri(folder: Path) -> str:
@@ -80,29 +75,18 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
 
     Raises:
         HostError: libvirt or its QEMU driver is missing or does not answer.
-        ConflictError: Another process uses the embedded driver's folder.
+        ConflictError: Another process uses the embedded driver's folder, or
+            this process uses another folder.
         LabError: The folder's path is too long, and has no short name to use.
     """
     _start_event_loop()
     uri = uri or default_uri(folder)
-    lock: FileLock | None = None
-    reaper: _Reaper | None = None
-    link: Path | None = None
     if uri.startswith("qemu:///embed"):
         root = Path(uri.partition("root=")[2].partition("&")[0] or folder)
-        lock = _prepare_embedded(root, cache)
-        link = _short_link(root)
-        uri = f"qemu:///embed?root={link or root}"
-        reaper = _Reaper(root)
+        uri = _Embedded.claim(root, cache).uri
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as refused:
-        if reaper is not None:
-            reaper.stop()
-        if link is not None:
-            link.unlink()
-        if lock is not None:
-            lock.release()
         raise HostError(
             f"libvirt does not answer at {uri}: {refused}; install it with: apt-get install "
             "libvirt-daemon-system qemu-system-x86 "
@@ -110,7 +94,7 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
         ) from refused
     # The system daemon's own user cannot reach into root's folders.
     run_as = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
-    return Connection(connection, uri, run_as, lock, reaper, link)
+    return Connection(connection, uri, run_as)
 
 
 @cache
@@ -127,33 +111,78 @@ def _start_event_loop() -> None:
     threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
 
 
-def _prepare_embedded(root: Path, cache: Path) -> FileLock:
-    """Readies the embedded driver's folder and claims it for this process."""
-    etc = root / "etc"
-    etc.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = FileLock(root.with_suffix(".lock"), is_singleton=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as busy:
-        raise ConflictError(
-            f"another process works on this lab ({root.parent.name}); libvirt's embedded driver "
-            "serves one at a time: wait for it, or use another lab (--lab, VMSS_STATE_DIR)"
-        ) from busy
-    user = f'user = "+{os.geteuid()}"\ngroup = "+{os.getegid()}"\n' if os.geteuid() == 0 else ""
-    (etc / "qemu.conf").write_text(f'{user}stdio_handler = "file"\nremember_owner = 0\n')
-    shared = cache / "libvirt"
-    shared.mkdir(parents=True, exist_ok=True, mode=0o700)
-    link = root / "cache"
-    if not link.exists():
-        # Asking every QEMU binary what it can do takes seconds; once is enough.
-        link.symlink_to(shared)
-    return lock
+class _Embedded:
+    """libvirt's QEMU driver inside this process.
+
+    libvirt can open one folder in each process, until the process ends; one
+    process at a time may use a folder. So it is claimed once and kept.
+    """
+
+    _claimed: ClassVar[_Embedded | None] = None
+    _claiming: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        self.root = root
+        (root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = FileLock(root.with_suffix(".lock"), is_singleton=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as busy:
+            raise ConflictError(
+                f"another process works on this lab ({root.parent.name}); libvirt's embedded "
+                "driver serves one at a time: wait for it, or use another lab (--lab, "
+                "VMSS_STATE_DIR)"
+            ) from busy
+        try:
+            self._write_configuration(cache)
+            self._link = _short_link(root)
+        except BaseException:
+            self._lock.release()
+            raise
+        self.uri = f"qemu:///embed?root={self._link or root}"
+        self._reaper = _Reaper(root)
+        atexit.register(self._release)
+
+    @classmethod
+    def claim(cls, root: Path, cache: Path) -> _Embedded:
+        """The process's driver, on a folder."""
+        with cls._claiming:
+            if cls._claimed is None:
+                cls._claimed = cls(root, cache)
+            if cls._claimed.root != root:
+                raise ConflictError(
+                    "libvirt's embedded driver serves one folder in each process, and this one "
+                    f"has opened {cls._claimed.root}, not {root}; use a process for each lab, or a "
+                    "libvirt daemon"
+                )
+            return cls._claimed
+
+    def _write_configuration(self, cache: Path) -> None:
+        owner = f'user = "+{os.geteuid()}"\ngroup = "+{os.getegid()}"\n'
+        (self.root / "etc/qemu.conf").write_text(
+            (owner if os.geteuid() == 0 else "") + 'stdio_handler = "file"\nremember_owner = 0\n'
+        )
+        shared = cache / "libvirt"
+        shared.mkdir(parents=True, exist_ok=True, mode=0o700)
+        link = self.root / "cache"
+        if not link.exists():
+            # Asking every QEMU binary what it can do takes seconds; once is enough.
+            link.symlink_to(shared)
+
+    def _release(self) -> None:
+        self._reaper.stop()
+        if self._link is not None:
+            self._link.unlink(missing_ok=True)
+        if self.root.parent.name == PROCESS_ROOTS and not any(self.root.glob("etc/qemu/*.xml")):
+            shutil.rmtree(self.root, ignore_errors=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
 
 def _short_link(root: Path) -> Path | None:
     """A short name for a folder whose path is too long for QEMU's sockets below it.
 
-    It is there while the connection is open, and made again for the next one.
+    It is there while the process lives, and made again by the next one.
 
     Raises:
         LabError: Something else has that name.

@@ -107,9 +107,10 @@ class LiveView:
             table.add_column(column)
         now = time.monotonic()
         versions = self._versions()
-        for name, row in sorted(self._rows.items()):
+        for name in sorted({*versions, *self._rows}):
+            row = self._rows.get(name, _Row(outcome="–"))
             if row.outcome:
-                style = "green" if row.outcome == "succeeded" else "yellow"
+                style = {"succeeded": "green", "–": "dim"}.get(row.outcome, "yellow")
                 doing, step, seconds = f"[{style}]{row.outcome}[/]", "", ""
             else:
                 doing, step, seconds = row.phase, row.step, f"{now - row.since:.0f} s"
@@ -117,10 +118,14 @@ class LiveView:
         return table
 
     def _versions(self) -> dict[str, str]:
-
+        """The image that each instance is on, and the one that it is going to."""
         versions = {}
         for record in self._store.select(InstanceRecord):
-            generation = self._store.get(GenerationRecord, *record.key, f"{record.generation:06d}")
-            if generation is not None:
-                versions[record.name] = generation.found_version or generation.version
+            now, following = "", ""
+            for generation in self._store.select(GenerationRecord, *record.key):
+                if generation.number == record.generation:
+                    now = generation.found_version or generation.version
+                elif generation.state == "preparing":
+                    following = generation.version
+            versions[record.name] = " → ".join(part for part in (now, following) if part)
         return versions

@@ -156,13 +156,14 @@ class Store:
                  step.phase, step.sequence),
             )  # fmt: skip
 
-    def steps(self, operation: str) -> list[StepRecord]:
-        """The journal of an operation, in the order in which steps were begun."""
+    def steps(self, operation: str, instance_id: int | None = None) -> list[StepRecord]:
+        """The journal of an operation (of one instance), in the order in which steps were begun."""
         columns = "operation, scale_set, instance_id, phase, sequence, name, intended, done, error"
         with self._lock:
             rows = self._db.execute(
-                f"SELECT {columns} FROM step WHERE operation = ? ORDER BY intended, sequence",  # noqa: S608 - constants
-                (operation,),
+                f"SELECT {columns} FROM step WHERE operation = ?1 "  # noqa: S608 - constants
+                "AND (?2 IS NULL OR instance_id = ?2) ORDER BY intended, sequence",
+                (operation, instance_id),
             ).fetchall()
         names = columns.split(", ")
         return [StepRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]

@@ -246,8 +246,8 @@ class Engine:
 
     def _generations(self, context: InstanceContext) -> tuple[int, int]:
         """Numbers of the old and the new OS disk, the same after a resume."""
-        for step in self._store.steps(context.operation):
-            if step.instance_id == context.instance_id and step.name.startswith("plan "):
+        for step in self._store.steps(context.operation, context.instance_id):
+            if step.name.startswith("plan "):
                 first, second = step.name.removeprefix("plan ").split(">")
                 return int(first), int(second)
         old = context.record.generation
@@ -312,11 +312,8 @@ class Engine:
         """Runs the steps of a phase that the journal does not know as done."""
         done = {
             step.sequence
-            for step in self._store.steps(context.operation)
-            if step.instance_id == context.instance_id
-            and step.phase == phase
-            and step.done is not None
-            and step.error is None
+            for step in self._store.steps(context.operation, context.instance_id)
+            if step.phase == phase and step.done is not None and step.error is None
         }
         for sequence, step in enumerate(steps):
             if sequence in done:

@@ -4,87 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pytest_vmss.clock import VirtualClock
-from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
-from pytest_vmss.health import ProbeResult
-from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
-from pytest_vmss.lab import Lab
-from pytest_vmss.model import Probe
-from pytest_vmss.process import run
-from pytest_vmss.scale_set import ScaleSet, Upgrade
+from pytest_vmss import simulation
+from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
-from pytest_vmss.store import GenerationRecord, InstanceRecord
-from pytest_vmss.upgrade.world import InstanceContext
 from tests.models import LOAD_BALANCER, web_model
 
 
-class SimulatedLab(Lab):
-    """A real lab, whose world ends at a simulated hypervisor and simulated guests."""
+class SimulatedLab(simulation.SimulatedLab):
+    """Creates sets of the model that tests share."""
 
-    behaviours: dict[str, Behaviour]
-    sick: set[str]
-    runs: dict[tuple[str, int, str], int]
-    simulated: SimulatedHypervisor
-
-    def begin(self) -> None:
-        self.virtual = VirtualClock()
-        self.simulated = SimulatedHypervisor(self.virtual)
-        self.behaviours, self.sick, self.runs = {}, set(), {}
-        world = self.world
-        world.clock = self.virtual
-        world.connect = lambda: self.simulated
-        world.make_guest = self._simulate_guest
-        world.probe = self._simulate_probe
-        self.images._clock = self.virtual
-
-    def _simulate_guest(
-        self, context: InstanceContext, generation: GenerationRecord
-    ) -> SimulatedGuest:
-        return SimulatedGuest(
-            context.name,
-            domain=context.domain,
-            generation=generation.number,
-            version=generation.version,
-            behaviour=lambda: self.behaviours.get(generation.version, Behaviour.GOOD),
-            hypervisor=self.simulated,
-            clock=self.virtual,
-            runs=self.runs,
-        )
-
-    def _simulate_probe(self, _probe: Probe, address: str, _port: int) -> ProbeResult:
-        for record in self.store.select(InstanceRecord):
-            if record.address == address:
-                name = f"vmss-{self.identity.id}-{record.name}"
-                number = self.simulated.running_generation(name)
-                if number is None or record.name in self.sick:
-                    return ProbeResult(False, "sick")
-                generation = self.store.get(GenerationRecord, *record.key, f"{number:06d}")
-                assert generation is not None
-                behaviour = self.behaviours.get(generation.version, Behaviour.GOOD)
-                return ProbeResult(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
-        raise AssertionError(f"nobody has the address {address}")
-
-    def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
-        path = self.paths.folder / f"source-{version}.qcow2"
-        size = 1 + int(version.replace(".", ""))  # another size, another digest
-        run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size}M"], what="an image")
-        self.behaviours[version] = behaviour
-        self.gallery().publish("web", version, path)
-
-    def start(self, capacity: int = 3, **options: object) -> ScaleSet:
-        if not self.gallery().versions("web"):
-            self.publish("1.0.0")
-        body = web_model(capacity=capacity, **options)  # type: ignore[arg-type]
-        return self.create(body, load_balancer=LOAD_BALANCER)
-
-    def roll(self, web: ScaleSet, version: str, behaviour: Behaviour = Behaviour.GOOD) -> Upgrade:
-        """Publishes a version and runs what becomes due, in this thread."""
-        self.publish(version, behaviour)
-        self.run_due()
-        return web.history()[0]
+    def start_web(self, capacity: int = 3, **options: Any) -> ScaleSet:
+        return self.start(web_model(capacity=capacity, **options), LOAD_BALANCER)
 
 
 @pytest.fixture

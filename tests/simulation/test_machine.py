@@ -85,7 +85,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 7))
     def create(self, capacity: int) -> None:
-        self.web = self.lab.start(capacity)
+        self.web = self.lab.start_web(capacity)
         self.disks = {
             instance.name: {p: p.stat().st_ino for p in instance.data_disks.values()}
             for instance in self.web

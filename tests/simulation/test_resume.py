@@ -59,7 +59,7 @@ def test_an_upgrade_killed_at_any_step_is_completed_by_resume(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: Any, when: str
 ) -> None:
     """M1, E4."""
-    web = lab.start()
+    web = lab.start_web()
     lab.publish("1.1.0")
     with monkeypatch.context() as patch:
         kill_at(patch, step, when, 2)  # in the second batch
@@ -93,7 +93,7 @@ def test_a_rollback_killed_at_any_step_is_finished_by_resume(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: Any, nth: int, when: str
 ) -> None:
     """M1, G1."""
-    web = lab.start()
+    web = lab.start_web()
     lab.publish("1.1.0", Behaviour.UNHEALTHY)
     with monkeypatch.context() as patch:
         kill_at(patch, step, when, nth)
@@ -112,7 +112,7 @@ def test_a_machine_that_died_with_the_orchestrator_is_rolled_back(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M1: QEMU is gone too; the instance gets its old disk back."""
-    web = lab.start(1)
+    web = lab.start_web(1)
     lab.publish("1.1.0")
     with monkeypatch.context() as patch:
         kill_at(patch, steps.ProveBoot, "before", 1)
@@ -129,7 +129,7 @@ def test_an_interrupted_upgrade_must_be_resumed_first(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """C4."""
-    web = lab.start()
+    web = lab.start_web()
     lab.publish("1.1.0")
     with monkeypatch.context() as patch:
         kill_at(patch, steps.Start, "before", 1)

@@ -41,7 +41,7 @@ def check_accounts(lab: SimulatedLab, web: ScaleSet, dead: frozenset[str] = froz
 
 def test_a_good_version_rolls_through(lab: SimulatedLab) -> None:
     """C1, D2, E4: every instance once, custom data and extension once for each OS disk."""
-    web = lab.start(5)
+    web = lab.start_web(5)
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed, upgrade.explain()
     assert upgrade.record.started_by == "Platform"
@@ -57,7 +57,7 @@ def test_a_good_version_rolls_through(lab: SimulatedLab) -> None:
 
 def test_an_instance_that_stays_sick_is_told_apart_and_nothing_is_left(lab: SimulatedLab) -> None:
     """G3: its rollback fails too; it is on its previous disk, and the new one is gone."""
-    web = lab.start(5)
+    web = lab.start_web(5)
     lab.sick.add("web_0")
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.outcomes[0] is Outcome.ROLLBACK_FAILED
@@ -68,7 +68,7 @@ def test_an_instance_that_stays_sick_is_told_apart_and_nothing_is_left(lab: Simu
 
 def test_twenty_percent_of_fifteen_are_three_in_one_update_domain(lab: SimulatedLab) -> None:
     """D2, D3."""
-    web = lab.start(15)
+    web = lab.start_web(15)
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
     assert upgrade.batches == [tuple(range(domain, 15, 5)) for domain in range(5)]
@@ -87,7 +87,7 @@ def test_a_bad_version_is_stopped_and_undone(
     lab: SimulatedLab, behaviour: Behaviour, code: str
 ) -> None:
     """D7, G1, G2, G3, E5."""
-    web = lab.start()
+    web = lab.start_web()
     before = {instance.name: (instance.os_disk, instance.boot_id) for instance in web}
     inode = web[0].os_disk.stat().st_ino
     upgrade = lab.roll(web, "1.1.0", behaviour)
@@ -110,7 +110,7 @@ def test_a_bad_version_is_stopped_and_undone(
 
 def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:
     """C1: one automatic attempt; a higher version is another upgrade."""
-    web = lab.start()
+    web = lab.start_web()
     lab.roll(web, "1.1.0", Behaviour.PANICS)
     lab.run_due()
     assert len(web.history()) == 1
@@ -120,7 +120,7 @@ def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:
 
 def test_started_by_hand_there_is_no_rollback(lab: SimulatedLab) -> None:
     """C3, G1: the failed instance stays on the new disk, and its old disk is kept."""
-    web = lab.start(automatic=False)
+    web = lab.start_web(automatic=False)
     lab.publish("1.1.0", Behaviour.UNHEALTHY)
     old = web[0].os_disk
     upgrade = web.upgrade()
@@ -133,7 +133,7 @@ def test_started_by_hand_there_is_no_rollback(lab: SimulatedLab) -> None:
 
 def test_instances_on_the_target_are_not_touched(lab: SimulatedLab) -> None:
     """C3."""
-    web = lab.start(automatic=False)
+    web = lab.start_web(automatic=False)
     starts = len(lab.simulated.starts)
     upgrade = web.upgrade()
     assert upgrade.completed
@@ -143,7 +143,7 @@ def test_instances_on_the_target_are_not_touched(lab: SimulatedLab) -> None:
 
 def test_disabled_automatic_rollback_leaves_the_instance(lab: SimulatedLab) -> None:
     """G1."""
-    web = lab.start(disable_rollback=True)
+    web = lab.start_web(disable_rollback=True)
     upgrade = lab.roll(web, "1.1.0", Behaviour.UNHEALTHY)
     assert upgrade.outcomes[0] is Outcome.FAILED
     assert web[0].image_version == "1.1.0"
@@ -151,7 +151,7 @@ def test_disabled_automatic_rollback_leaves_the_instance(lab: SimulatedLab) -> N
 
 def test_too_many_sick_before_the_first_batch(lab: SimulatedLab) -> None:
     """D1: nothing is touched."""
-    web = lab.start()
+    web = lab.start_web()
     lab.sick.add("web_2")
     starts = len(lab.simulated.starts)
     upgrade = lab.roll(web, "1.1.0")
@@ -163,7 +163,7 @@ def test_too_many_sick_before_the_first_batch(lab: SimulatedLab) -> None:
 
 def test_a_set_that_does_not_opt_in_is_left_alone(lab: SimulatedLab) -> None:
     """C1."""
-    web = lab.start(automatic=False)
+    web = lab.start_web(automatic=False)
     lab.publish("1.1.0")
     lab.run_due()
     assert web.history() == []
@@ -174,7 +174,7 @@ def test_a_set_that_does_not_opt_in_is_left_alone(lab: SimulatedLab) -> None:
 
 def test_the_watcher_upgrades_on_publication(lab: SimulatedLab) -> None:
     """C1: in a thread of its own, and wait_for_upgrade returns each upgrade once."""
-    web = lab.start()
+    web = lab.start_web()
     lab.watch()
     lab.publish("1.1.0")
     assert web.wait_for_upgrade().completed
@@ -186,7 +186,7 @@ def test_the_watcher_upgrades_on_publication(lab: SimulatedLab) -> None:
 
 def test_a_second_upgrade_is_refused(lab: SimulatedLab) -> None:
     """C4, M4: 409 OperationNotAllowed, and nothing changes."""
-    web = lab.start(automatic=False)
+    web = lab.start_web(automatic=False)
     lab.publish("1.1.0")
     with Engine(lab.world, "web").claim():
         with pytest.raises(ConflictError) as refused:
@@ -199,7 +199,7 @@ def test_a_second_upgrade_is_refused(lab: SimulatedLab) -> None:
 
 def test_a_guest_that_ignores_the_shutdown_loses_its_power(lab: SimulatedLab) -> None:
     """E1: after the limit."""
-    web = lab.start(1)
+    web = lab.start_web(1)
     lab.simulated.deaf.add(f"vmss-{lab.identity.id}-web_0")
     start = lab.virtual.monotonic()
     upgrade = lab.roll(web, "1.1.0")
@@ -210,7 +210,7 @@ def test_a_guest_that_ignores_the_shutdown_loses_its_power(lab: SimulatedLab) ->
 
 def test_a_full_disk_leaves_the_instance_as_it_was(lab: SimulatedLab) -> None:
     """M3, G2: the new disk is made before the old one is given up."""
-    web = lab.start()
+    web = lab.start_web()
     boot = web[0].boot_id
     lab.publish("1.1.0")
     lab.simulated.fail_os_disks = True
@@ -227,7 +227,7 @@ def test_instances_that_do_not_come_up_are_an_error_with_evidence(lab: Simulated
     """E5."""
     lab.publish("1.0.0", Behaviour.PANICS)
     with pytest.raises(ProvisioningError, match="Kernel panic - not syncing") as failed:
-        lab.start()
+        lab.start_web()
     assert failed.value.code == "OSProvisioningKernelPanic"
     lab.scale_set("web").delete()
     assert lab.simulated.defined == {}
@@ -235,7 +235,7 @@ def test_instances_that_do_not_come_up_are_an_error_with_evidence(lab: Simulated
 
 def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
     """D8: what is upgraded stays upgraded, the rest stays."""
-    web = lab.start()
+    web = lab.start_web()
     lab.publish("1.1.0")
     cancelled = False
     probe = lab.world.probe

@@ -1,0 +1,102 @@
+"""A lab whose machines and guests are simulated, on a virtual clock.
+
+Everything from the engine up is the real thing; the world ends at the protocols
+of hypervisor and guest. For the simulation ring, the benchmarks, and suites that
+want to see what an upgrade policy does without starting a VM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_vmss.clock import VirtualClock
+from pytest_vmss.errors import NotFoundError
+from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
+from pytest_vmss.health import ProbeResult
+from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
+from pytest_vmss.lab import Lab
+from pytest_vmss.model import Probe
+from pytest_vmss.process import run
+from pytest_vmss.scale_set import ScaleSet, Upgrade
+from pytest_vmss.store import GenerationRecord, InstanceRecord
+from pytest_vmss.upgrade.world import InstanceContext
+
+__all__ = ["SimulatedLab"]
+
+
+class SimulatedLab(Lab):
+    """A real lab, whose world ends at a simulated hypervisor and simulated guests.
+
+    Call :meth:`begin` first.
+
+    Attributes:
+        behaviours: How the instances of each image version fare.
+        sick: Names of instances whose probe fails whatever they run.
+        runs: What custom data and extensions did: (instance, OS disk, what) to times.
+        simulated: The machines.
+    """
+
+    behaviours: dict[str, Behaviour]
+    sick: set[str]
+    runs: dict[tuple[str, int, str], int]
+    simulated: SimulatedHypervisor
+
+    def begin(self) -> None:
+        """Puts simulations in the place of machines, guests and time."""
+        self.virtual = VirtualClock()
+        self.simulated = SimulatedHypervisor(self.virtual)
+        self.behaviours, self.sick, self.runs = {}, set(), {}
+        world = self.world
+        world.clock = self.virtual
+        world.connect = lambda: self.simulated
+        world.make_guest = self._simulate_guest
+        world.probe = self._simulate_probe
+        self.images._clock = self.virtual
+
+    def _simulate_guest(
+        self, context: InstanceContext, generation: GenerationRecord
+    ) -> SimulatedGuest:
+        return SimulatedGuest(
+            context.name,
+            domain=context.domain,
+            generation=generation.number,
+            version=generation.version,
+            behaviour=lambda: self.behaviours.get(generation.version, Behaviour.GOOD),
+            hypervisor=self.simulated,
+            clock=self.virtual,
+            runs=self.runs,
+        )
+
+    def _simulate_probe(self, _probe: Probe, address: str, _port: int) -> ProbeResult:
+        for record in self.store.select(InstanceRecord):
+            if record.address == address:
+                name = f"vmss-{self.identity.id}-{record.name}"
+                number = self.simulated.running_generation(name)
+                if number is None or record.name in self.sick:
+                    return ProbeResult(False, "sick")
+                generation = self.store.get(GenerationRecord, *record.key, f"{number:06d}")
+                if generation is None:
+                    break
+                behaviour = self.behaviours.get(generation.version, Behaviour.GOOD)
+                return ProbeResult(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+        raise NotFoundError(f"nobody has the address {address}")
+
+    def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
+        """Publishes an image version whose instances fare so."""
+        path = self.paths.folder / f"source-{version}.qcow2"
+        size = 1 + int(version.replace(".", ""))  # another size, another digest
+        run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size}M"], what="an image")
+        self.behaviours[version] = behaviour
+        self.gallery().publish("web", version, path)
+
+    def start(self, body: dict[str, Any], load_balancer: dict[str, Any]) -> ScaleSet:
+        """Creates a set, on a good version 1.0.0 unless there is another."""
+        if not self.gallery().versions("web"):
+            self.publish("1.0.0")
+        return self.create(body, load_balancer=load_balancer)
+
+    def roll(self, web: ScaleSet, version: str, behaviour: Behaviour = Behaviour.GOOD) -> Upgrade:
+        """Publishes a version and runs what becomes due, in this thread."""
+        self.publish(version, behaviour)
+        self.run_due()
+        return web.history()[0]

@@ -1,0 +1,155 @@
+"""The same contract for the simulated hypervisor and the real one.
+
+The real machines run firmware only: they start in half a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_vmss.clock import SystemClock, VirtualClock, wait_for
+from pytest_vmss.errors import HypervisorError
+from pytest_vmss.guest.console import Console
+from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine, PowerState, Seed
+from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
+from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
+from pytest_vmss.paths import process_root
+from pytest_vmss.settings import Settings
+
+NAME = "vmss-contract-web_0"
+
+
+@pytest.fixture(params=["simulated", "libvirt"])
+def hypervisor(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
+    if request.param == "simulated":
+        yield SimulatedHypervisor(VirtualClock())
+        return
+    settings = Settings()
+    real = LibvirtHypervisor(settings, process_root(settings.state_dir))
+    try:
+        yield real
+    finally:
+        real.remove(NAME)
+        real.close()
+
+
+@pytest.fixture
+def machine(hypervisor: Hypervisor, tmp_path: Path) -> Machine:
+    image = tmp_path / "image.qcow2"
+    hypervisor.create_data_disk(image, 1)  # any qcow2 will do as an image that does not boot
+    made = Machine(
+        name=NAME,
+        uuid="406a9d04-57d7-48fb-9e7b-f19fe24fd39e",
+        generation=1,
+        vcpus=1,
+        memory_mib=128,
+        mac="52:54:00:00:00:01",
+        forwards=(Forward("127.62.0.1", 10022, 22),),
+        os_disk=tmp_path / "os-1.qcow2",
+        seed=tmp_path / "seed-1.iso",
+        console=tmp_path / "console-1.log",
+        agent=tmp_path / "ga",
+        data_disks=(Disk(0, tmp_path / "lun0.qcow2"),),
+    )
+    for generation in (1, 2):
+        hypervisor.create_os_disk(tmp_path / f"os-{generation}.qcow2", image, None)
+        hypervisor.write_seed(tmp_path / f"seed-{generation}.iso", Seed("{}", "", "", b""))
+    hypervisor.create_data_disk(tmp_path / "lun0.qcow2", 1)
+    return made
+
+
+def next_generation(machine: Machine) -> Machine:
+    folder = machine.os_disk.parent
+    return replace(
+        machine,
+        generation=2,
+        os_disk=folder / "os-2.qcow2",
+        seed=folder / "seed-2.iso",
+        console=folder / "console-2.log",
+    )
+
+
+def test_a_machines_life(hypervisor: Hypervisor, machine: Machine) -> None:
+    assert hypervisor.state(NAME) is PowerState.ABSENT
+    assert hypervisor.running_generation(NAME) is None
+    hypervisor.start(machine)
+    assert hypervisor.state(NAME) is PowerState.RUNNING
+    assert hypervisor.running_generation(NAME) == 1
+    assert hypervisor.machines("vmss-contract-") == [NAME]
+    assert hypervisor.machines("vmss-other-") == []
+    hypervisor.start(machine)  # runs already
+    hypervisor.power_off(NAME)
+    assert hypervisor.state(NAME) is PowerState.STOPPED
+    assert hypervisor.running_generation(NAME) is None
+    hypervisor.power_off(NAME)  # is off already
+    hypervisor.start(next_generation(machine))
+    assert hypervisor.running_generation(NAME) == 2
+    hypervisor.remove(NAME)
+    assert hypervisor.state(NAME) is PowerState.ABSENT
+    hypervisor.remove(NAME)  # is gone already
+
+
+def test_another_generation_takes_the_place_of_a_running_one(
+    hypervisor: Hypervisor, machine: Machine
+) -> None:
+    hypervisor.start(machine)
+    hypervisor.start(next_generation(machine))
+    assert hypervisor.running_generation(NAME) == 2
+
+
+def test_what_does_not_exist_can_be_asked_for(hypervisor: Hypervisor) -> None:
+    hypervisor.request_stop("vmss-contract-nobody")
+    hypervisor.power_off("vmss-contract-nobody")
+    hypervisor.remove("vmss-contract-nobody")
+    assert hypervisor.state("vmss-contract-nobody") is PowerState.ABSENT
+
+
+def test_a_missing_disk_is_a_clear_error(hypervisor: Hypervisor, machine: Machine) -> None:
+    machine.os_disk.unlink()
+    with pytest.raises(HypervisorError, match=r"cannot be started: .*os-1\.qcow2"):
+        hypervisor.start(machine)
+    assert hypervisor.running_generation(NAME) is None
+
+
+def test_a_data_disk_is_made_once_and_seeds_are_the_owners(
+    hypervisor: Hypervisor, machine: Machine
+) -> None:
+    """A5, M5."""
+    disk = machine.data_disks[0].path
+    before = (disk.read_bytes(), disk.stat().st_ino)
+    hypervisor.create_data_disk(disk, 2)
+    assert (disk.read_bytes(), disk.stat().st_ino) == before
+    assert machine.seed.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_console_is_logged_from_the_first_byte(tmp_path: Path) -> None:
+    """E5: also the firmware's own words, where there is nothing to boot."""
+    settings = Settings()
+    hypervisor = LibvirtHypervisor(settings, process_root(settings.state_dir))
+    disk = tmp_path / "os-1.qcow2"
+    hypervisor.create_data_disk(disk, 1)
+    hypervisor.write_seed(tmp_path / "seed.iso", Seed("{}", "", "", b""))
+    console = Console(tmp_path / "console.log")
+    made = Machine(
+        name=NAME, uuid="406a9d04-57d7-48fb-9e7b-f19fe24fd39e", generation=1, vcpus=1,
+        memory_mib=128, mac="52:54:00:00:00:01", forwards=(), os_disk=disk,
+        seed=tmp_path / "seed.iso", console=console.path, agent=tmp_path / "ga", data_disks=(),
+    )  # fmt: skip
+    try:
+        hypervisor.start(made)
+        wait_for(
+            "the firmware to find nothing to boot",
+            console.trouble,
+            limit=60,
+            clock=SystemClock(),
+            describe=console.tail,
+        )
+        assert console.trouble() == "no boot"
+        assert "SeaBIOS" in console.path.read_text(errors="replace")
+    finally:
+        hypervisor.remove(NAME)
+        hypervisor.close()
