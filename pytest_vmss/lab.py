@@ -229,6 +229,7 @@ class Lab:
             limits=context.limits,
             clock=self.clock,
             is_running=lambda: hypervisor.state(context.domain) is PowerState.RUNNING,
+            agent_connected=lambda: hypervisor.agent_connected(context.domain),
             factor=hypervisor.slow_factor,
         )
 

@@ -76,14 +76,15 @@ def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
     return problems
 
 
-# Runs apart from the SSH session, so that neither a broken connection nor a
-# killed orchestrator ends it or runs it twice.
-_LAUNCH = """\
+# The command runs apart from the SSH session, so that neither a broken
+# connection nor a killed orchestrator ends it or runs it twice. The same text
+# begins it, where it was not begun, and waits a while for its end.
+_RUN = """\
 set -eu
-umask 077
 folder={folder}
-mkdir -p "$folder"
 if [ ! -e "$folder/started" ]; then
+    umask 077
+    mkdir -p "$folder"
     cat > "$folder/command"
     : > "$folder/started"
     setsid sh -c '
@@ -94,14 +95,11 @@ if [ ! -e "$folder/started" ]; then
         mv status.part status
     ' sh "$folder" < /dev/null > /dev/null 2>&1 &
 fi
-"""
-
-_RESULT = """\
-cd {folder}
+cd "$folder"
 tries=0
 while [ ! -e status ]; do
     tries=$((tries + 1))
-    [ "$tries" -gt 20 ] && exit 75
+    [ "$tries" -gt 30 ] && exit 75
     sleep 0.1
 done
 cat status
@@ -151,11 +149,19 @@ class CustomScript:
         folder = shlex.quote(f"/var/lib/waagent/custom-script/{extension.name}")
         start = clock.monotonic()
         try:
-            shell.check(_LAUNCH.format(folder=folder), stdin=command.encode() + b"\n", sudo=True)
 
             def probe() -> str | None:
-                result = shell.run(_RESULT.format(folder=folder), sudo=True)
-                return None if result.exit_code == _AGAIN else result.stdout
+                result = shell.run(
+                    _RUN.format(folder=folder), stdin=command.encode() + b"\n", sudo=True
+                )
+                if result.exit_code not in (0, _AGAIN):
+                    raise GuestCommandError(
+                        f"the command could not be begun: {result.stderr.strip()[-500:]}",
+                        instance="",
+                        exit_code=result.exit_code,
+                        stderr=result.stderr,
+                    )
+                return result.stdout if result.exit_code == 0 else None
 
             answer = wait_for(
                 f"the extension {extension.name}", probe, limit=limit, clock=clock, interval=0.05

@@ -89,6 +89,7 @@ echo disabled
 """
 _AGAIN = 75
 _LOGIN_S = 10.0
+_PATIENCE_S = 6.0
 
 
 class LinuxGuest:
@@ -101,6 +102,7 @@ class LinuxGuest:
         limits: Limits of the waits, already scaled.
         clock: The lab's.
         is_running: Whether its machine runs.
+        agent_connected: Whether its guest agent has shown itself.
         factor: By how much it is slower than under KVM.
     """
 
@@ -113,6 +115,7 @@ class LinuxGuest:
         limits: Limits,
         clock: Clock,
         is_running: Callable[[], bool],
+        agent_connected: Callable[[], bool],
         factor: float = 1.0,
     ) -> None:
         self.name = name
@@ -121,6 +124,8 @@ class LinuxGuest:
         self._limits = limits
         self._clock = clock
         self._is_running = is_running
+        self._agent_connected = agent_connected
+        self._next_try = clock.monotonic() + _PATIENCE_S
         self._login_limit = _LOGIN_S * factor
         self._shell: Shell | None = None
 
@@ -138,7 +143,7 @@ class LinuxGuest:
 
         def probe() -> BootFacts | None:
             self._check_console()
-            shell = self._connect()
+            shell = self._connect() if self._worth_trying() else None
             if shell is None:
                 return None
             try:
@@ -256,6 +261,20 @@ class LinuxGuest:
         if self._shell is not None:
             self._shell.close()
             self._shell = None
+
+    def _worth_trying(self) -> bool:
+        """Whether to try SSH now: often once the agent is there, seldom before.
+
+        QEMU's user network holds connections for a guest that does not take
+        them yet. When it does, each costs it a process of sshd, in the middle
+        of its boot. Not every image has an agent, so do try now and then.
+        """
+        if self._agent_connected():
+            return True
+        if self._clock.monotonic() < self._next_try:
+            return False
+        self._next_try = self._clock.monotonic() + _PATIENCE_S
+        return True
 
     def _connect(self) -> Shell | None:
         if self._shell is not None and self._shell.alive:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator
 
-__all__ = ["AGENT_CHANNEL", "domain_xml", "generation_in"]
+__all__ = ["AGENT_CHANNEL", "agent_connected_in", "domain_xml", "generation_in"]
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
@@ -145,3 +145,12 @@ def generation_in(xml: str) -> int | None:
         f"metadata/{{{_VMSS}}}instance"
     )
     return None if element is None else int(element.get("generation", "-1"))
+
+
+def agent_connected_in(xml: str) -> bool:
+    """Reads from a running domain's XML whether its guest agent has opened the channel."""
+    targets = ET.fromstring(xml).iterfind("devices/channel/target")  # noqa: S314 - libvirt wrote it
+    return any(
+        target.get("name") == AGENT_CHANNEL and target.get("state") == "connected"
+        for target in targets
+    )

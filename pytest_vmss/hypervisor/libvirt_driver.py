@@ -13,7 +13,7 @@ from pytest_vmss.errors import HypervisorError
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.accelerator import Choice, choose_accelerator
 from pytest_vmss.hypervisor.connection import Connection, open_connection
-from pytest_vmss.hypervisor.domain import domain_xml, generation_in
+from pytest_vmss.hypervisor.domain import agent_connected_in, domain_xml, generation_in
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.settings import Settings
 
@@ -107,6 +107,16 @@ class LibvirtHypervisor:
             return generation_in(domain.XMLDesc())
         except libvirt.libvirtError:
             return None  # it has just ended
+
+    def agent_connected(self, name: str) -> bool:
+        """Whether the guest agent has opened its channel."""
+        domain = self._find(name)
+        if domain is None or not self._is_active(domain):
+            return False
+        try:
+            return agent_connected_in(domain.XMLDesc())
+        except libvirt.libvirtError:
+            return False  # it has just ended
 
     def request_stop(self, name: str) -> None:
         """Asks the guest to shut down: over its agent, and by ACPI where that fails."""

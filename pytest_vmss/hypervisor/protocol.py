@@ -107,6 +107,9 @@ class Hypervisor(Protocol):
     def running_generation(self, name: str) -> int | None:
         """The generation that a machine runs on; None where it does not run."""
 
+    def agent_connected(self, name: str) -> bool:
+        """Whether the guest agent has opened its channel: the guest's services start."""
+
     def request_stop(self, name: str) -> None:
         """Asks the guest to shut down, over its agent and by ACPI; returns at once."""
 

@@ -79,6 +79,10 @@ class SimulatedHypervisor:
         """The generation that a machine runs on."""
         return self.defined[name].generation if name in self.running else None
 
+    def agent_connected(self, name: str) -> bool:
+        """Always, in a machine that runs."""
+        return name in self.running
+
     def request_stop(self, name: str) -> None:
         """Stops a machine, unless its guest is deaf."""
         if name not in self.deaf:

@@ -22,7 +22,6 @@ _INTERVAL = 0.2
 
 @dataclass
 class _Row:
-    version: str = ""
     phase: str = ""
     step: str = ""
     since: float = 0.0
@@ -31,6 +30,9 @@ class _Row:
 
 class LiveView:
     """Shows events of a lab from now on, until it is closed.
+
+    The table stands while an operation runs and leaves no trace; what is worth
+    keeping is printed above it.
 
     Args:
         store: The lab's store, which is only read.
@@ -44,16 +46,12 @@ class LiveView:
         events = store.events()
         self._last = events[-1].id if events else 0
         self._rows: dict[str, _Row] = {}
+        self._running: set[str] = set()
         self._stop = threading.Event()
         self._live: Live | None = None
         self._thread = threading.Thread(target=self._run, name="vmss-live", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live = Live(
-                console=self._console, refresh_per_second=4, transient=True, auto_refresh=False
-            )
-            self._live.start()
         self._thread.start()
         return self
 
@@ -65,8 +63,8 @@ class LiveView:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if self._live is not None:
-            self._live.stop()
+        self._running.clear()
+        self._show()
 
     def _run(self) -> None:
         while True:
@@ -74,13 +72,29 @@ class LiveView:
             for event in self._store.events(after=self._last):
                 self._last = event.id
                 self._take(event)
-            if self._live is not None and not ending:
-                self._live.update(self._table(), refresh=True)
+            self._show()
             if ending:
                 return
 
+    def _show(self) -> None:
+        """Puts the table up while something runs, and takes it down afterwards."""
+        if self._running and self._live is None and self._console.is_terminal:
+            self._console.print()  # others may have left a line unfinished
+            self._live = Live(console=self._console, transient=True, auto_refresh=False)
+            self._live.start()
+        if self._live is not None:
+            if self._running:
+                self._live.update(self._table(), refresh=True)
+            else:
+                self._live.stop()
+                self._live = None
+
     def _take(self, event: EventRecord) -> None:
         who = event.scale_set
+        if event.operation and event.kind in ("create", "upgrade"):
+            self._running.add(event.operation)
+        if event.operation and event.kind == "end":
+            self._running.discard(event.operation)
         if event.instance_id is not None:
             who = f"{event.scale_set}_{event.instance_id}"
             row = self._rows.setdefault(who, _Row())
@@ -90,7 +104,13 @@ class LiveView:
                 row.outcome = ""
             elif event.kind == "outcome":
                 row.outcome = event.message
-        if self._live is None or event.kind in ("batch", "error", "warning", "end", "image"):
+        if not self._console.is_terminal or event.kind in (
+            "batch",
+            "error",
+            "warning",
+            "end",
+            "image",
+        ):
             style = {"error": "red", "warning": "yellow", "end": "bold"}.get(event.kind, "")
             elapsed = time.monotonic() - self._start
             self._console.print(

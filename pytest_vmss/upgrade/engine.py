@@ -10,6 +10,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal
 
 from filelock import FileLock, Timeout
@@ -171,8 +172,10 @@ class Engine:
         if operation.cancel_requested:
             self._end(operation_id, "Cancelled", why="cancelled after the current batch")
             return True
-        members = self.observe(version.version)
-        decision = planner.next_batch(members, self._policy(), _progress(operation))
+        # Whether anything is left does not depend on health, and looking takes a moment.
+        decision = self._decide(operation, self._members(version.version))
+        if isinstance(decision, planner.Batch):
+            decision = self._decide(operation, self.observe(version.version))
         match decision:
             case planner.Complete(why=why, skipped=skipped):
                 outcomes = {**operation.outcomes, **dict.fromkeys(skipped, Outcome.SKIPPED)}
@@ -260,27 +263,36 @@ class Engine:
 
     # What the planner needs to know.
 
-    def observe(self, target: str) -> list[planner.Member]:
-        """The health of all instances, asked for side by side."""
-        records = self._instances()
-        health: dict[int, planner.Health] = {}
+    def _decide(
+        self, operation: OperationRecord, members: Sequence[planner.Member]
+    ) -> planner.Decision:
+        return planner.next_batch(members, self._policy(), _progress(operation))
 
-        def look(number: int) -> None:
-            result = observe_health(self._context("", number))
-            health[number] = planner.Health.HEALTHY if result.healthy else planner.Health.UNHEALTHY
-
-        self._side_by_side([record.instance_id for record in records], look)
+    def _members(self, target: str) -> list[planner.Member]:
+        """All instances, taken for healthy."""
         return [
             planner.Member(
                 instance_id=record.instance_id,
-                health=health[record.instance_id],
+                health=planner.Health.HEALTHY,
                 on_target=self.version_of(record) == target,
                 domain=record.update_domain,
                 zone=record.zone,
                 protected=record.protected,
             )
-            for record in records
+            for record in self._instances()
         ]
+
+    def observe(self, target: str) -> list[planner.Member]:
+        """All instances with their health, asked for side by side."""
+        members = self._members(target)
+        health: dict[int, planner.Health] = {}
+
+        def look(number: int) -> None:
+            healthy = observe_health(self._context("", number)).healthy
+            health[number] = planner.Health.HEALTHY if healthy else planner.Health.UNHEALTHY
+
+        self._side_by_side([member.instance_id for member in members], look)
+        return [replace(member, health=health[member.instance_id]) for member in members]
 
     def version_of(self, record: InstanceRecord) -> str | None:
         """Version of the image that an instance's OS disk was made from."""

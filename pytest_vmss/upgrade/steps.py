@@ -30,7 +30,7 @@ __all__ = [
     "swap_steps",
 ]
 
-_HEALTH_INTERVAL = 0.5
+_HEALTH_INTERVAL = 0.2
 
 
 class Step(Protocol):

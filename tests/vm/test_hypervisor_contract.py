@@ -76,6 +76,7 @@ def next_generation(machine: Machine) -> Machine:
 def test_a_machines_life(hypervisor: Hypervisor, machine: Machine) -> None:
     assert hypervisor.state(NAME) is PowerState.ABSENT
     assert hypervisor.running_generation(NAME) is None
+    assert not hypervisor.agent_connected(NAME)
     hypervisor.start(machine)
     assert hypervisor.state(NAME) is PowerState.RUNNING
     assert hypervisor.running_generation(NAME) == 1
