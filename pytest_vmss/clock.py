@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -16,9 +17,12 @@ from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
 
 from pytest_vmss.errors import WaitTimeoutError
 
-__all__ = ["Clock", "Interrupted", "SystemClock", "VirtualClock", "wait_for"]
+__all__ = ["Clock", "Interrupted", "SystemClock", "VirtualClock", "side_by_side", "wait_for"]
 
+_I = TypeVar("_I")
 _T = TypeVar("_T")
+
+_SIDE_BY_SIDE = 32
 
 
 class Clock(Protocol):
@@ -32,6 +36,9 @@ class Clock(Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass."""
+
+    def close(self) -> None:
+        """Makes every wait, now and later, raise :class:`Interrupted`."""
 
 
 class Interrupted(BaseException):
@@ -75,6 +82,7 @@ class VirtualClock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._elapsed = 0.0
+        self._closed = False
 
     def now(self) -> datetime:
         """The time of day, in UTC; it begins with the year 2026."""
@@ -86,8 +94,38 @@ class VirtualClock:
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass at once."""
+        if self._closed:
+            raise Interrupted
         with self._lock:
             self._elapsed += seconds
+
+    def close(self) -> None:
+        """Makes every wait, from now on, raise :class:`Interrupted`."""
+        self._closed = True
+
+
+def side_by_side(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clock) -> None:
+    """Acts on items in threads, and returns when all have ended.
+
+    Args:
+        items: What to act on.
+        act: Called in a thread of its own for each; many at a time.
+        clock: On which the acts wait; it is closed on Ctrl-C, so that they end.
+
+    Raises:
+        Exception: The first item's that failed, after all have ended.
+    """
+    waiting = list(items)
+    if not waiting:
+        return
+    with ThreadPoolExecutor(min(len(waiting), _SIDE_BY_SIDE), "vmss") as pool:
+        futures = [pool.submit(act, item) for item in waiting]
+        try:
+            for future in futures:
+                future.result()
+        except KeyboardInterrupt:
+            clock.close()
+            raise
 
 
 def wait_for(

@@ -9,7 +9,6 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Literal, Self
 
 import psutil
 
-from pytest_vmss.clock import Interrupted, SystemClock
+from pytest_vmss.clock import Interrupted, SystemClock, side_by_side
 from pytest_vmss.errors import (
     ConflictError,
     LabError,
@@ -548,13 +547,10 @@ class Lab:
             for record in self.store.select(ScaleSetRecord)
             if (target := self.due(record.name)) is not None
         }:
-            with ThreadPoolExecutor(len(due), "automatic-upgrade") as pool:
-                for future in [
-                    pool.submit(self._run_automatic, name, target) for name, target in due.items()
-                ]:
-                    future.result()
+            side_by_side(due.items(), self._run_automatic, clock=self.clock)
 
-    def _run_automatic(self, name: str, target: VersionRecord) -> None:
+    def _run_automatic(self, due: tuple[str, VersionRecord]) -> None:
+        name, target = due
         model = ScaleSetModel.model_validate(self._set_record(name).model)
         self.run_upgrade(
             name,

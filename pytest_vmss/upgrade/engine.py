@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from pytest_vmss.clock import side_by_side
 from pytest_vmss.errors import ConflictError, InstanceError, NotFoundError, UpgradeError, VmssError
 from pytest_vmss.store import (
     ErrorRecord,
@@ -37,7 +37,6 @@ from pytest_vmss.upgrade.world import InstanceContext, World
 __all__ = ["Engine"]
 
 _Phase = Literal["create", "swap", "rollback", "settle"]
-_SIDE_BY_SIDE = 32
 
 
 class Engine:
@@ -218,7 +217,7 @@ class Engine:
             finally:
                 context.leave()
 
-        self._side_by_side(ids, act_on)
+        side_by_side(ids, act_on, clock=self._world.clock)
 
     def _swap(self, context: InstanceContext, version: VersionRecord) -> None:
         """Swaps one instance's OS disk, and rolls it back where that fails."""
@@ -285,13 +284,13 @@ class Engine:
     def observe(self, target: str) -> list[planner.Member]:
         """All instances with their health, asked for side by side."""
         members = self._members(target)
-        health: dict[int, planner.Health] = {}
+        health = {member.instance_id: member.health for member in members}
 
         def look(number: int) -> None:
             healthy = observe_health(self._context("", number)).healthy
             health[number] = planner.Health.HEALTHY if healthy else planner.Health.UNHEALTHY
 
-        self._side_by_side([member.instance_id for member in members], look)
+        side_by_side(health, look, clock=self._world.clock)
         return [replace(member, health=health[member.instance_id]) for member in members]
 
     def version_of(self, record: InstanceRecord) -> str | None:
@@ -461,15 +460,6 @@ class Engine:
 
     def _context(self, operation: str, number: int) -> InstanceContext:
         return InstanceContext(self._world, self._name, number, operation)
-
-    @staticmethod
-    def _side_by_side(ids: Sequence[int], act: Callable[[int], None]) -> None:
-        """Acts on instances in threads; the first exception is raised after all have ended."""
-        if not ids:
-            return
-        with ThreadPoolExecutor(min(len(ids), _SIDE_BY_SIDE), "instance") as pool:
-            for future in [pool.submit(act, number) for number in ids]:
-                future.result()
 
 
 def _describe(error: Exception) -> tuple[str, str]:

@@ -143,17 +143,15 @@ def test_as_an_unprivileged_user(python: Path, place: Path, built: Callable[[str
     assert list(home.rglob("vmss-*")) == []  # libvirt's own logs of our domains
 
 
-def test_what_a_killed_session_leaves_is_reaped(
-    python: Path, place: Path, built: Callable[[str], Path]
-) -> None:
-    """L5: SIGKILL in the middle of a boot; `vmss reap` removes that, and only that."""
-    write_project(place / "killed", built("1.0.0"), "qemu:///")
-    home = place / "killed-home"
+def stop_while_booting(
+    python: Path, folder: Path, home: Path, how: signal.Signals
+) -> dict[str, str]:
+    """Starts a session and stops it while its VM boots; returns its environment."""
     (home / "run").mkdir(parents=True)
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
     session = subprocess.Popen(
         [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "."],
-        cwd=place / "killed",
+        cwd=folder,
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -164,9 +162,22 @@ def test_what_a_killed_session_leaves_is_reaped(
             assert session.poll() is None
             assert time.monotonic() < deadline, "waited 120 s for the VM to start, in vain"
             time.sleep(0.2)
+        time.sleep(2.0)
+        session.send_signal(how)
+        session.wait(60)
     finally:
-        session.send_signal(signal.SIGKILL)
+        session.kill()
         session.wait()
+    return environment
+
+
+def test_what_a_killed_session_leaves_is_reaped(
+    python: Path, place: Path, built: Callable[[str], Path]
+) -> None:
+    """L5: SIGKILL in the middle of a boot; `vmss reap` removes that, and only that."""
+    write_project(place / "killed", built("1.0.0"), "qemu:///")
+    home = place / "killed-home"
+    environment = stop_while_booting(python, place / "killed", home, signal.SIGKILL)
     assert qemu_processes("app_0")
     reaped = subprocess.run(
         [python.parent / "vmss", "reap"],
@@ -179,4 +190,15 @@ def test_what_a_killed_session_leaves_is_reaped(
     assert reaped.returncode == 0, reaped.stderr
     assert "removed the lab" in reaped.stdout
     assert qemu_processes("app_0") == []
-    assert list((home / ".local/state/pytest-vmss/labs").iterdir()) == []
+    assert [path for path in (home / ".local").rglob("*") if not path.is_dir()] == []
+
+
+def test_an_interrupted_session_leaves_nothing(
+    python: Path, place: Path, built: Callable[[str], Path]
+) -> None:
+    """L5: Ctrl-C in the middle of a boot ends the waits at once, and cleans up."""
+    write_project(place / "interrupted", built("1.0.0"), "qemu:///")
+    home = place / "interrupted-home"
+    stop_while_booting(python, place / "interrupted", home, signal.SIGINT)
+    assert qemu_processes("app_0") == []
+    assert [path for path in (home / ".local").rglob("*") if not path.is_dir()] == []
