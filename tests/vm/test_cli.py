@@ -103,7 +103,7 @@ def test_a_scale_set_by_hand(
     # M1: killed in the middle of a swap, with the instance booting its new disk.
     vmss_command("ssh", "shop", "0", "redis-cli", "set", "order", "42")
     kill_while_booting(vmss_command, "image", "publish", "web", "1.1.0", built("1.1.0"))
-    assert len(qemu_processes("shop_0")) == 1
+    assert len(qemu_processes(str(vmss_command.state))) == 1
     refused = vmss_command("upgrade", "shop", ok=False)
     assert "vmss resume shop" in refused.stderr
     resumed = vmss_command("resume", "shop")
@@ -123,7 +123,7 @@ def test_a_scale_set_by_hand(
     assert "there are: shop" in missing.stderr
     vmss_command("delete", "--yes", "shop")
     assert vmss_command("list").stdout == ""
-    assert qemu_processes("shop_0") == []
+    assert qemu_processes(str(vmss_command.state)) == []
 
 
 def test_doctor_finds_this_host_fit(vmss_command: Command) -> None:
