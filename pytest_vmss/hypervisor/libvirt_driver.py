@@ -20,6 +20,11 @@ from pytest_vmss.settings import Settings
 __all__ = ["LibvirtHypervisor"]
 
 _AGENT_TIMEOUT_S = 5
+#: Where daemons keep their logs of domains.
+_LOGS = {
+    "qemu:///session": Path("~/.cache/libvirt/qemu/log"),
+    "qemu:///system": Path("/var/log/libvirt/qemu"),
+}
 _DOMAIN_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 
@@ -215,7 +220,8 @@ class LibvirtHypervisor:
             return False
 
     def _remove_log(self, name: str) -> None:
-        """Removes libvirt's log of a domain of the user's own daemon, which outlives it."""
-        if self.uri == "qemu:///session":
-            log = Path.home() / ".cache/libvirt/qemu/log" / f"{name}.log"
-            log.unlink(missing_ok=True)
+        """Removes a daemon's log of a domain, which would outlive it."""
+        folder = _LOGS.get(self.uri)
+        if folder is not None:
+            with contextlib.suppress(PermissionError):
+                (folder.expanduser() / f"{name}.log").unlink(missing_ok=True)
