@@ -6,11 +6,13 @@ suites which do not use the plugin pay next to nothing for it (L1).
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import pytest
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from pytest_vmss.settings import Accelerator, Settings
 
 __all__ = ["gallery", "scale_set", "vmss"]
+
+_SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
+_TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 
 _MARKER = (
     "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout): the scale "
@@ -80,8 +85,21 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Adds the marker."""
+    """Adds the marker, and keeps hold of the terminal."""
     config.addinivalue_line("markers", _MARKER)
+    wanted = config.getoption("--vmss-live")
+    if wanted == "on" or (wanted == "auto" and sys.stdout.isatty()):
+        # While tests run, pytest captures what is written to the terminal's descriptor.
+        with contextlib.suppress(OSError, ValueError):
+            descriptor = os.dup(sys.stdout.fileno())
+            config.stash[_TERMINAL] = os.fdopen(descriptor, "w", encoding="utf-8")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Lets go of the terminal."""
+    terminal = config.stash.get(_TERMINAL, None)
+    if terminal is not None:
+        terminal.close()
 
 
 def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
@@ -120,32 +138,14 @@ def _settings(config: pytest.Config) -> Settings:
     return changed or settings
 
 
-class _Terminal:
-    """pytest's own terminal as a file, which output capturing does not touch."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._writer = config.get_terminal_writer()
-
-    def write(self, text: str) -> int:
-        self._writer.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def isatty(self) -> bool:
-        return sys.__stdout__ is not None and sys.__stdout__.isatty()
-
-
 def _console(config: pytest.Config) -> Console | None:
     """Where to show what goes on; None for nowhere."""
+    terminal = config.stash.get(_TERMINAL, None)
+    if terminal is None:
+        return None
     from rich.console import Console
 
-    wanted = config.getoption("--vmss-live")
-    terminal = _Terminal(config)
-    if wanted == "off" or (wanted == "auto" and not terminal.isatty()):
-        return None
-    return Console(file=cast("Any", terminal), force_terminal=terminal.isatty())
+    return Console(file=terminal, force_terminal=terminal.isatty())
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +162,6 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     view = None
     try:
         if console is not None:
-            console.print()
             view = LiveView(lab.store, console)
             view.__enter__()
         lab.watch()
@@ -177,9 +176,6 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
             lab.close()
         else:
             lab.destroy()
-
-
-_SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def _summarise(lab: Lab) -> list[str]:
