@@ -80,7 +80,13 @@ class LiveView:
         """Puts the table up while something runs, and takes it down afterwards."""
         if self._running and self._live is None and self._console.is_terminal:
             self._console.print()  # others may have left a line unfinished
-            self._live = Live(console=self._console, transient=True, auto_refresh=False)
+            self._live = Live(
+                console=self._console,
+                transient=True,
+                auto_refresh=False,
+                redirect_stdout=False,  # they are pytest's
+                redirect_stderr=False,
+            )
             self._live.start()
         if self._live is not None:
             if self._running:
