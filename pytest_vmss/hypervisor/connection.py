@@ -140,7 +140,7 @@ class _Embedded:
             self._lock.release()
             raise
         self.uri = f"qemu:///embed?root={self._link or root}"
-        self._reaper = _Reaper(root)
+        self._reaper = _Reaper()
         atexit.register(self._release)
 
     @classmethod
@@ -203,19 +203,21 @@ def _short_link(root: Path) -> Path | None:
 
 
 class _Reaper:
-    """Reaps QEMU processes that this process started through the embedded driver.
+    """Reaps QEMU processes that libvirt's embedded driver started in this process.
 
     QEMU daemonizes, so it becomes a child of the nearest subreaper. Where that
-    is a slow PID 1, libvirt waits up to two seconds for each that ends. Only
-    pids that libvirt's own pid files name are reaped, never anyone else's.
+    is a slow PID 1, libvirt waits for each that ends: up to two seconds for a
+    machine, forty for a process that it asks what QEMU can do.
+
+    What is reaped is named qemu-system-…, and is in a session that neither this
+    process nor it itself leads: only a daemonized one is. Others' children are
+    left to them.
     """
 
     _INTERVAL = 0.05
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self) -> None:
         self._ended = threading.Event()
-        self._pids: set[int] = set()
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._thread = threading.Thread(target=self._run, name="qemu-reaper", daemon=True)
@@ -227,22 +229,39 @@ class _Reaper:
 
     def _run(self) -> None:
         while not self._ended.wait(self._INTERVAL):
-            # Machines, and the processes that libvirt asks what QEMU can do.
-            for path in (
-                *self._root.glob("run/qemu/*.pid"),
-                *self._root.glob("lib/qemu/qmp-*/qmp.pid"),
-            ):
-                try:
-                    self._pids.add(int(path.read_text()))
-                except (OSError, ValueError):
-                    continue  # being written, or gone again
-            for pid in tuple(self._pids):
-                try:
-                    reaped, _ = os.waitpid(pid, os.WNOHANG)
-                except ChildProcessError:
-                    # Not ours (yet): started by an earlier process, or about to be orphaned.
-                    if not Path(f"/proc/{pid}").exists():
-                        self._pids.discard(pid)
-                    continue
-                if reaped:
-                    self._pids.discard(pid)
+            with contextlib.suppress(ChildProcessError):
+                while (pid := self._peek()) and self._reap(pid):
+                    pass
+
+    @staticmethod
+    def _peek() -> int:
+        """A child that has ended and is still to be reaped; 0 where there is none."""
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return 0 if found is None else found.si_pid
+
+    def _reap(self, pid: int) -> bool:
+        """Reaps a child if it is libvirt's, else those behind it; whether to look again."""
+        if _is_daemonized_qemu(pid):
+            os.waitpid(pid, os.WNOHANG)
+            return True
+        # Somebody else's, who has yet to wait for it, hides what ended after it.
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and _is_daemonized_qemu(int(entry.name)):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(int(entry.name), os.WNOHANG)
+        return False
+
+
+def _is_daemonized_qemu(pid: int) -> bool:
+    """Whether a process is a child of this one, a QEMU, daemonized, and has ended."""
+    try:
+        head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return False
+    state, parent, _, session = tail.split()[:4]
+    return (
+        head.partition("(")[2].startswith("qemu-system")
+        and state == "Z"
+        and int(parent) == os.getpid()
+        and int(session) not in (pid, os.getsid(0))
+    )
