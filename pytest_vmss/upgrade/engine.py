@@ -232,7 +232,9 @@ class Engine:
                 self._outcome(context, Outcome.SUCCEEDED)
                 return
         if not self._operation(operation_id).rollback:
-            self._run_phase(context, "settle", settle_steps(new))
+            running = self._world.hypervisor.running_generation(context.domain)
+            # Never given up, e.g. because the new disk could not be made: it stays on the old.
+            self._run_phase(context, "settle", settle_steps(old if running == old else new, old))
             self._outcome(context, Outcome.FAILED)
             return
         self._update(operation_id, status="RollingBack")

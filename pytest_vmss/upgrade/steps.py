@@ -396,6 +396,12 @@ def rollback_steps(old: int, new: int) -> Sequence[Step]:
     ]
 
 
-def settle_steps(new: int) -> Sequence[Step]:
-    """Without rollback: the instance stays on the new disk, failed; the old one is kept."""
-    return [Commit(new, provisioning="Failed")]
+def settle_steps(stays: int, old: int) -> Sequence[Step]:
+    """Without rollback: the instance stays as it is, failed; the old disk is kept.
+
+    Args:
+        stays: The OS disk that it is on.
+        old: The one from before; where it is still on that, the new one is of no use.
+    """
+    commit = Commit(stays, provisioning="Failed")
+    return [commit, Discard(old)] if stays == old else [commit]

@@ -223,6 +223,18 @@ def test_a_full_disk_leaves_the_instance_as_it_was(lab: SimulatedLab) -> None:
     check_accounts(lab, web)
 
 
+def test_a_full_disk_without_rollback_leaves_the_instance_on_its_disk(lab: SimulatedLab) -> None:
+    """C3, G2, M3: what was never given up is not committed away."""
+    web = lab.start_web(automatic=False)
+    lab.publish("1.1.0")
+    lab.simulated.fail_os_disks = True
+    upgrade = web.upgrade()
+    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert web[0].record.provisioning == "Failed"
+    assert web[0].image_version == "1.0.0"
+    check_accounts(lab, web)
+
+
 def test_instances_that_do_not_come_up_are_an_error_with_evidence(lab: SimulatedLab) -> None:
     """E5."""
     lab.publish("1.0.0", Behaviour.PANICS)
