@@ -19,11 +19,13 @@ from rich.console import Console
 from pytest_vmss import __version__
 from pytest_vmss.errors import NotFoundError, UpgradeError, VmssError
 from pytest_vmss.images import ImageBuilder, find_recipes
+from pytest_vmss.instance import Instance
 from pytest_vmss.lab import Lab
+from pytest_vmss.operation import Upgrade
 from pytest_vmss.process import require
 from pytest_vmss.reap import reap as reap_labs
 from pytest_vmss.report import LiveView, instance_table, stage_table, upgrade_summary
-from pytest_vmss.scale_set import Instance, ScaleSet, Upgrade
+from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Accelerator, Settings
 
 __all__ = ["main"]
@@ -67,7 +69,7 @@ def _lab() -> Iterator[Lab]:
 
 
 def _show_upgrade(lab: Lab, upgrade: Upgrade) -> None:
-    console.print(upgrade_summary(upgrade.record))
+    console.print(upgrade_summary(upgrade.account))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
 
 
@@ -322,7 +324,7 @@ def history(name: str, explain: bool) -> None:
             if explain:
                 click.echo(entry.explain())
             else:
-                console.print(upgrade_summary(entry.record))
+                console.print(upgrade_summary(entry.account))
 
 
 @main.command()

@@ -6,6 +6,7 @@ virtual one. Every wait has a limit and says what it waits for.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -76,11 +77,16 @@ class SystemClock:
 class VirtualClock:
     """A clock on which time passes at once, for simulations.
 
-    Threads that sleep side by side each push time on; no order is promised.
+    What runs side by side runs one after another, in an order that depends on
+    the seed alone, each from the same moment; time then is the last one's end.
+
+    Args:
+        seed: The same seed gives the same order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         self._lock = threading.Lock()
+        self._random = random.Random(seed)  # noqa: S311 - nothing secret
         self._elapsed = 0.0
         self._closed = False
 
@@ -98,6 +104,22 @@ class VirtualClock:
             raise Interrupted
         with self._lock:
             self._elapsed += seconds
+
+    def interleave(self, items: list[_I], act: Callable[[_I], object]) -> None:
+        """Acts on items as if side by side; raises the first failure after all have ended."""
+        start = end = self._elapsed
+        failures: list[Exception] = []
+        self._random.shuffle(items)
+        for item in items:
+            self._elapsed = start
+            try:
+                act(item)
+            except Exception as failure:  # noqa: BLE001 - raised below
+                failures.append(failure)
+            end = max(end, self._elapsed)
+        self._elapsed = end
+        if failures:
+            raise failures[0]
 
     def close(self) -> None:
         """Makes every wait, from now on, raise :class:`Interrupted`."""
@@ -117,6 +139,9 @@ def side_by_side(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clo
     """
     waiting = list(items)
     if not waiting:
+        return
+    if isinstance(clock, VirtualClock):
+        clock.interleave(waiting, act)
         return
     with ThreadPoolExecutor(min(len(waiting), _SIDE_BY_SIDE), "vmss") as pool:
         futures = [pool.submit(act, item) for item in waiting]

@@ -12,9 +12,11 @@ from rich.console import Console
 from pytest_vmss.errors import NotFoundError, VmssError
 from pytest_vmss.hypervisor.accelerator import choose_accelerator
 from pytest_vmss.images import ImageBuilder
+from pytest_vmss.instance import Instance
 from pytest_vmss.lab import Lab
+from pytest_vmss.operation import Upgrade
 from pytest_vmss.report import LiveView, instance_table, stage_table, upgrade_summary
-from pytest_vmss.scale_set import Instance, ScaleSet, Upgrade
+from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import Outcome
 
@@ -167,7 +169,7 @@ def _play(
 
 
 def _show(lab: Lab, console: Console, upgrade: Upgrade, web: ScaleSet) -> None:
-    console.print(upgrade_summary(upgrade.record))
+    console.print(upgrade_summary(upgrade.account))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
     console.print(instance_table(web))
 

@@ -2,117 +2,64 @@
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 import shutil
 import threading
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
-
-import psutil
 
 from pytest_vmss.clock import Interrupted, SystemClock, side_by_side
 from pytest_vmss.errors import (
     ConflictError,
     LabError,
-    ModelError,
-    ModelProblem,
-    NotFoundError,
     ProvisioningError,
     UpgradeError,
     VmssError,
 )
-from pytest_vmss.gallery import Gallery, ImageAddress, Images
-from pytest_vmss.gallery.gallery import version_key
+from pytest_vmss.gallery import Gallery, Images
 from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.extensions import check_settings, known_types
 from pytest_vmss.guest.keys import lab_key
-from pytest_vmss.health import probe_once
+from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics, probe_once
 from pytest_vmss.hypervisor import Hypervisor, PowerState
-from pytest_vmss.hypervisor.addresses import (
-    claim_network,
-    host_port,
-    instance_address,
-    release_network,
-)
 from pytest_vmss.hypervisor.capacity import check_capacity
-from pytest_vmss.model import (
-    ScaleSetDocument,
-    ScaleSetModel,
-    Source,
-    VmSize,
-    check_model,
-    find_size,
-    load_document,
+from pytest_vmss.identity import (
+    LabIdentity,
+    LabNetworks,
+    labs_folder,
+    networks_folder,
+    read_identity,
+    write_identity,
 )
-from pytest_vmss.paths import LabPaths, process_root
+from pytest_vmss.model import Probe, Source, VmSize, load_document
+from pytest_vmss.paths import LabPaths
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
     GenerationRecord,
     InstanceRecord,
+    ModelRecord,
     OperationRecord,
     ScaleSetRecord,
     Store,
     VersionRecord,
 )
-from pytest_vmss.upgrade.engine import Engine
+from pytest_vmss.upgrade.declare import check_document, declare
+from pytest_vmss.upgrade.due import Rollouts
+from pytest_vmss.upgrade.engine import Engine, StartedBy
+from pytest_vmss.upgrade.enrol import enrol
+from pytest_vmss.upgrade.journal import Account
 from pytest_vmss.upgrade.watcher import Watcher
 from pytest_vmss.upgrade.world import InstanceContext, World
 
-__all__ = ["Lab", "LabIdentity", "labs_folder", "networks_folder"]
+__all__ = ["Lab"]
 
 _SSH_PORT = 22
-_UPDATE_DOMAINS = 5  # Azure's default in each placement group
 _PROBE_TIMEOUT = 5.0
-
-
-def labs_folder(settings: Settings) -> Path:
-    """Where the folders of all labs are."""
-    return settings.state_dir / "labs"
-
-
-def networks_folder(settings: Settings) -> Path:
-    """Where labs claim their loopback networks."""
-    return settings.state_dir / "networks"
-
-
-@dataclass(frozen=True)
-class LabIdentity:
-    """Who a lab is and who made it.
-
-    Attributes:
-        id: Part of every domain's name.
-        kind: A ``session`` lab ends with its process; a ``lasting`` one does not.
-        network: First three parts of its loopback addresses.
-        pid: Process that made it.
-        started: When that process started, in seconds since 1970; tells a pid
-            that was used again.
-        connect: The connection that the user named for its machines.
-        embedded: Folder of libvirt's embedded driver, where that is used.
-    """
-
-    id: str
-    kind: Literal["session", "lasting"]
-    network: str
-    pid: int
-    started: float
-    connect: str | None = None
-    embedded: str = ""
-
-    @property
-    def owner_alive(self) -> bool:
-        """Whether the process that made it still runs."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
-        except psutil.NoSuchProcess:
-            return False
 
 
 class Lab:
@@ -128,13 +75,12 @@ class Lab:
         self.clock = SystemClock()
         self.store = Store(self.paths.database, self.clock)
         self.images = Images(
-            self.paths.images, self.store, self.clock, on_publish=lambda _: self._wake()
+            self.paths.images, self.store, self.clock, on_publish=lambda _: self.wake()
         )
+        self.networks = LabNetworks(networks_folder(settings), identity, self.store)
         self._watcher: Watcher | None = None
         self._threads: list[threading.Thread] = []
-        self._create_lock = threading.Lock()
         self._sets: dict[str, ScaleSet] = {}
-        self._deleted_upgrades: list[OperationRecord] = []
 
     @classmethod
     def open(cls, settings: Settings, name: str = "default") -> Self:
@@ -161,8 +107,8 @@ class Lab:
             for below in ("run", "sets"):
                 (folder / below).mkdir(exist_ok=True, mode=0o700)
             if not paths.identity.exists():
-                _write_identity(settings, paths, kind)
-            identity = LabIdentity(**json.loads(paths.identity.read_text()))
+                write_identity(settings, paths, kind)
+            identity = read_identity(paths)
         except (OSError, ValueError, TypeError) as unusable:
             raise LabError(
                 f"the lab's folder {folder} cannot be used: {unusable}; "
@@ -185,9 +131,17 @@ class Lab:
             base_limits=self.settings.limits,
             lab_key=lab_key(self.paths.key),
             make_guest=self.make_guest,
-            probe=partial(probe_once, timeout=_PROBE_TIMEOUT),
-            find_size=self._find_size,
+            probe=_probe,
+            sizes=self.settings.sizes,
+            metrics=lambda _: RollingUpgradeMetrics(),
+            free_addresses=self.networks.free_addresses,
+            require_room=self._require_room,
         )
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        """When sets upgrade by themselves."""
+        return Rollouts(self.world, self.settings)
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -205,27 +159,31 @@ class Lab:
         settings = replace(self.settings, connect=self.settings.connect or self.identity.connect)
         return LibvirtHypervisor(settings, Path(self.identity.embedded))
 
-    def _find_size(self, name: str) -> VmSize:
-        size = find_size(name, self.settings.sizes)
-        if size is None:
-            raise NotFoundError(f"the size {name!r} is not known here")
-        return size
+    def _require_room(self, count: int, size: VmSize) -> None:
+        check_capacity(
+            count,
+            size.memory_mib,
+            accelerator=self.hypervisor.accelerator,
+            folder=self.paths.folder,
+            what=f"{count} more instance{'' if count == 1 else 's'} of {size.name}",
+        )
 
     def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> LinuxGuest:
         """The guest of a generation, over SSH."""
         record, machine = context.record, context.machine(generation.number)
+        model = context.revision(generation.revision).model
         hypervisor = self.world.hypervisor
         return LinuxGuest(
             context.name,
             access=SshAccess(
                 address=record.address,
                 port=record.forwards[_SSH_PORT],
-                user=context.model.virtual_machine_profile.os_profile.admin_username,
+                user=model.virtual_machine_profile.os_profile.admin_username,
                 key=self.paths.key,
                 host_key=generation.host_key,
             ),
             console=Console(machine.console, generation.console_from),
-            limits=context.limits,
+            limits=lambda: context.limits,
             clock=self.clock,
             is_running=lambda: hypervisor.state(context.domain) is PowerState.RUNNING,
             agent_connected=lambda: hypervisor.agent_connected(context.domain),
@@ -278,123 +236,59 @@ class Lab:
             capacity=capacity,
             custom_data=custom_data,
         )
-        version = self._check(document)
         model = document.model
-        size = self._find_size(model.sku.name)
-        check_capacity(
-            model.sku.capacity,
-            size.memory_mib,
-            accelerator=self.hypervisor.accelerator,
-            folder=self.paths.folder,
-            what=f"the scale set {model.name!r}",
-        )
-        forwarded = {_SSH_PORT, *ports}
-        if document.probe is not None:
-            forwarded.add(document.probe.port)
-        engine = Engine(self.world, model.name)
-        with engine.claim():
-            with self._create_lock, self.store.transaction():
-                ids = self._record(document, sorted(forwarded), health_timeout)
-            operation = engine.provision(ids, version)
-            record = self._set_record(model.name)
-            state: Literal["Succeeded", "Failed"] = (
-                "Succeeded" if operation.status == "Completed" else "Failed"
-            )
-            self.store.put(record.model_copy(update={"state": state}))
-        if state == "Failed":
-            raise ProvisioningError(
-                f"the scale set {model.name!r} did not come up: "
-                f"{len(operation.errors)} of {len(ids)} instances failed",
-                scale_set=model.name,
-                evidence="\n".join(
-                    f"{model.name}_{number}: {error.code}: {error.message}\n"
-                    f"{error.console_tail}\nwhole console log: {error.log}"
-                    for number, error in sorted(operation.errors.items())
-                ),
-                code=operation.error_code or "VMProvisioningFailed",
-            )
-        self._wake()
-        return self.scale_set(model.name)
-
-    def _check(self, document: ScaleSetDocument) -> VersionRecord:
-        """Everything that can be known to be wrong before anything is touched."""
-        model = document.model
-        problems = check_model(
-            model,
-            probe=document.probe,
-            sizes=self.settings.sizes,
-            extension_types=known_types(),
-        )
-        problems += check_settings(model.extensions)
-        if problems:
-            raise ModelError(problems, source=document.source)
         if self.store.get(ScaleSetRecord, model.name.lower()) is not None:
             raise ConflictError(
-                f"there is a scale set {model.name!r} already; delete it first, or take another name",
+                f"there is a scale set {model.name!r} already; delete it first, or take another "
+                "name",
                 code="Conflict",
             )
-        storage = model.virtual_machine_profile.storage_profile
-        version = self.images.resolve(self.images.address_of(storage.image_reference))
-        self.images.path_of(version)
-        gib = storage.os_disk.disk_size_gb
-        if gib is not None and gib * 1024**3 < version.virtual_size:
-            problem = ModelProblem(
-                "$.virtualMachineProfile.storageProfile.osDisk.diskSizeGB",
-                "InvalidParameter",
-                f"is {gib} GiB, smaller than the image's {version.virtual_size / 1024**3:.1f} GiB",
-            )
-            raise ModelError([problem], source=document.source)
-        return version
+        version = check_document(self.world, document)
+        self._require_room(model.sku.capacity, self.world.find_size(model.sku.name))
+        engine = Engine(self.world, model.name)
 
-    def _record(
-        self, document: ScaleSetDocument, ports: Sequence[int], health_timeout: float | None
-    ) -> list[int]:
-        """Records a set and its instances, before anything of them exists."""
-        model = document.model
-        if self.store.get(ScaleSetRecord, model.name.lower()) is not None:
-            raise ConflictError(f"there is a scale set {model.name!r} already", code="Conflict")
-        used = {record.address for record in self.store.select(InstanceRecord)}
-        free = (
-            address
-            for number in range(255)
-            if (address := instance_address(self.identity.network, number)) not in used
-        )
-        ids = list(range(model.sku.capacity))
-        self.store.put(
-            ScaleSetRecord(
-                name=model.name,
-                model=model.full(),
-                probe=None if document.probe is None else document.probe.wire(),
-                created=self.clock.now(),
-                next_instance_id=len(ids),
-                overrides={} if health_timeout is None else {"health": health_timeout},
-            )
-        )
-        prefix = model.virtual_machine_profile.os_profile.computer_name_prefix
-        for number in ids:
-            unique = uuid.uuid4()
-            self.store.put(
-                InstanceRecord(
-                    scale_set=model.name,
-                    instance_id=number,
-                    uuid=str(unique),
-                    computer_name=f"{prefix}{_base36(number):0>6}".lower(),
-                    mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in unique.bytes[-3:]),
-                    address=next(free),
-                    forwards={port: host_port(port) for port in ports},
-                    update_domain=number % _UPDATE_DOMAINS,
-                )
-            )
-        return ids
+        def begin() -> list[int]:
+            declare(self.world, document, ports=ports, health_timeout=health_timeout)
+            return enrol(self.world, model.name, model.sku.capacity)
 
-    def _set_record(self, name: str) -> ScaleSetRecord:
-        record = self.store.get(ScaleSetRecord, name.lower())
-        if record is None:
-            known = ", ".join(entry.name for entry in self.store.select(ScaleSetRecord))
-            raise NotFoundError(
-                f"there is no scale set {name!r} in this lab; there are: {known or 'none'}"
-            )
-        return record
+        with engine.claim():
+            account = engine.at_once("create", begin, version=version)
+            self.settle(model.name, account)
+        self.require_success(account)
+        self.wake()
+        return self.scale_set(model.name)
+
+    def settle(self, name: str, account: Account) -> None:
+        """Records what a set's first creation, or its deletion, came to; call with it claimed."""
+        record = self.world.set_record(name)
+        if record.state == "Creating" and account.record.action == "create":
+            succeeded = account.record.status == "Completed"
+            self.store.amend(record, state="Succeeded" if succeeded else "Failed")
+        elif record.state == "Deleting" and account.record.action == "delete":
+            self._forget(record)
+
+    @staticmethod
+    def require_success(account: Account) -> Account:
+        """Raises what an operation failed with.
+
+        Raises:
+            ProvisioningError: Instances failed, with the evidence of each.
+        """
+        record, errors = account.record, account.errors
+        if record.status != "Faulted":
+            return account
+        what = "did not come up" if record.action == "create" else f"failed to {record.action}"
+        raise ProvisioningError(
+            f"{len(errors)} of {len(account.results)} instances of the scale set "
+            f"{record.scale_set!r} {what}",
+            scale_set=record.scale_set,
+            evidence="\n".join(
+                f"{record.scale_set}_{number}: {error.code}: {error.message}\n"
+                f"{error.console_tail}\nwhole console log: {error.log}"
+                for number, error in sorted(errors.items())
+            ),
+            code=record.error_code or "VMProvisioningFailed",
+        )
 
     def scale_set(self, name: str) -> ScaleSet:
         """A scale set by name.
@@ -402,7 +296,7 @@ class Lab:
         Raises:
             NotFoundError: There is none.
         """
-        record = self._set_record(name)
+        record = self.world.set_record(name)
         return self._sets.setdefault(record.name, ScaleSet(self, record.name))
 
     def scale_sets(self) -> list[ScaleSet]:
@@ -416,53 +310,59 @@ class Lab:
             NotFoundError: There is none.
             ConflictError: An operation is in progress on it.
         """
-        record = self._set_record(name)
-        with Engine(self.world, record.name).claim():
-            self._delete(record)
+        record = self.world.set_record(name)
+        engine = Engine(self.world, record.name)
+        with engine.claim():
+            unfinished = engine.journal.unfinished()
+            with self.store.transaction():
+                self.store.amend(record, state="Deleting")
+                if unfinished is not None:
+                    engine.journal.end(unfinished.id, "Cancelled", why="the set is deleted")
+            everyone = [instance.instance_id for instance in engine.instances()]
+            self.require_success(engine.at_once("delete", everyone))
+            self._forget(record)
         self.paths.lock(record.name).unlink(missing_ok=True)
 
-    def _delete(self, record: ScaleSetRecord) -> None:
-        self.store.put(record.model_copy(update={"state": "Deleting"}))
-        instances = self.store.select(InstanceRecord, record.name.lower())
-        for instance in instances:
-            self.hypervisor.remove(f"vmss-{self.identity.id}-{instance.name}")
-            self.paths.agent_socket(instance.uuid).unlink(missing_ok=True)
-        shutil.rmtree(self.paths.scale_set(record.name), ignore_errors=True)
-        self._deleted_upgrades += self._ended_upgrades(record.name)
+    def _forget(self, record: ScaleSetRecord) -> None:
+        """Removes what is left of a set whose instances are gone; its history stays."""
+        folder = self.paths.scale_set(record.name)
+        if folder.exists():
+            shutil.rmtree(folder)
         with self.store.transaction():
-            for kind in (InstanceRecord, GenerationRecord, OperationRecord):
-                for entry in self.store.select(kind, record.name.lower()):
-                    self.store.delete(entry)
+            for revision in self.store.select(ModelRecord, record.unique_id):
+                self.store.delete(revision)
             self.store.delete(record)
-            self.store.event(record.name, "deleted", f"deleted {len(instances)} instances")
+            self.store.event(record.name, "deleted", "deleted")
         self._sets.pop(record.name, None)
 
     # Upgrades.
 
-    def _ended_upgrades(self, *scale_set: str) -> list[OperationRecord]:
-        operations = self.store.select(OperationRecord, *(name.lower() for name in scale_set))
-        return [entry for entry in operations if entry.action == "upgrade" and entry.ended]
-
-    def finished_upgrades(self) -> list[OperationRecord]:
-        """Upgrades that ended, also of sets that this process has deleted, oldest first."""
-        return sorted(
-            [*self._deleted_upgrades, *self._ended_upgrades()], key=lambda entry: entry.started
-        )
+    def finished_upgrades(self) -> list[Account]:
+        """Rolling upgrades that ended, also of sets that are gone, oldest first."""
+        records = [
+            record
+            for record in self.store.select(OperationRecord)
+            if record.rolling and record.ended is not None
+        ]
+        records.sort(key=lambda record: record.started)
+        return [Account.of(self.store, record) for record in records]
 
     def run_upgrade(
         self,
         name: str,
         *,
-        started_by: Literal["User", "Platform"],
+        action: Literal["upgrade", "extension-upgrade"] = "upgrade",
+        started_by: StartedBy,
         rollback: bool,
         on_open: Callable[[OperationRecord], None] = lambda _: None,
         wait: bool = True,
         target: VersionRecord | None = None,
     ) -> None:
-        """Rolls a set to a version.
+        """Rolls a set to an image version, or to newer extension handlers.
 
         Args:
             name: The set.
+            action: Which of the two.
             started_by: Azure's ``startedBy``.
             rollback: Give instances that do not recover their previous OS disk back.
             on_open: Told the operation before its first effect.
@@ -472,12 +372,33 @@ class Lab:
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
         """
-        version = target or self.images.resolve(self._address(name))
+        version = None
+        if action == "upgrade":
+            version = target or self.images.resolve(self.rollouts.address(name))
         engine = Engine(self.world, name)
-        if wait:
+
+        def go(opened: Callable[[OperationRecord], None]) -> None:
             with engine.claim():
-                engine.upgrade(version, started_by=started_by, rollback=rollback, on_open=on_open)
-            return
+                engine.roll(
+                    action,
+                    version=version,
+                    started_by=started_by,
+                    rollback=rollback,
+                    on_open=opened,
+                )
+
+        if wait:
+            go(on_open)
+        else:
+            self._in_background(f"upgrade-{name}", go, on_open)
+
+    def _in_background(
+        self,
+        name: str,
+        go: Callable[[Callable[[OperationRecord], None]], None],
+        on_open: Callable[[OperationRecord], None],
+    ) -> None:
+        """Runs an operation in a thread; returns when it has begun."""
         begun = threading.Event()
         refused: list[VmssError] = []
 
@@ -485,12 +406,9 @@ class Lab:
             on_open(operation)
             begun.set()
 
-        def go_on() -> None:
+        def run() -> None:
             try:
-                with engine.claim():
-                    engine.upgrade(
-                        version, started_by=started_by, rollback=rollback, on_open=opened
-                    )
+                go(opened)
             except VmssError as error:
                 refused.append(error)
             except Interrupted:
@@ -498,60 +416,21 @@ class Lab:
             finally:
                 begun.set()
 
-        thread = threading.Thread(target=go_on, name=f"upgrade-{name}", daemon=True)
+        thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         self._threads.append(thread)
         begun.wait()
         if refused:
             raise refused[0]
 
-    def _address(self, name: str) -> ImageAddress:
-        model = ScaleSetModel.model_validate(self._set_record(name).model)
-        return self.images.address_of(model.virtual_machine_profile.storage_profile.image_reference)
-
-    def due(self, name: str) -> VersionRecord | None:
-        """The version to which a set is due to upgrade by itself (C1)."""
-        return None if self.why_not_due(name) else self.images.resolve(self._address(name))
-
-    def why_not_due(self, name: str) -> str:
-        """Why a set does not upgrade by itself now; empty where it does."""
-        record = self._set_record(name)
-        model = ScaleSetModel.model_validate(record.model)
-        if record.state != "Succeeded":
-            return f"the set's provisioning state is {record.state}"
-        if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
-            return "enableAutomaticOSUpgrade is not true in its model"
-        target = self.images.resolve(self._address(name))
-        engine = Engine(self.world, name)
-        versions = [
-            engine.version_of(instance)
-            for instance in self.store.select(InstanceRecord, name.lower())
-        ]
-        if all(
-            version is None or version_key(version) >= version_key(target.version)
-            for version in versions
-        ):
-            return f"all its instances are on {target.version}, the latest version, or later"
-        for operation in self.store.select(OperationRecord, name.lower()):
-            if operation.action == "upgrade" and operation.digest == target.digest:
-                return (
-                    f"an upgrade to the latest version, {target.version}, was tried already "
-                    f"({operation.status})"
-                )
-        return ""
-
     def run_due(self) -> None:
-        """Runs every upgrade that is due, sets side by side, until none is."""
-        while due := {
-            record.name: target
-            for record in self.store.select(ScaleSetRecord)
-            if (target := self.due(record.name)) is not None
-        }:
-            side_by_side(due.items(), self._run_automatic, clock=self.clock)
+        """Runs every automatic upgrade that is due, sets side by side, until none is."""
+        while due := self.rollouts.due():
+            side_by_side(due.items(), self._run_automatic, clock=self.world.clock)
 
     def _run_automatic(self, due: tuple[str, VersionRecord]) -> None:
         name, target = due
-        model = ScaleSetModel.model_validate(self._set_record(name).model)
+        model = self.world.current_revision(name).model
         self.run_upgrade(
             name,
             started_by="Platform",
@@ -562,7 +441,7 @@ class Lab:
     def watch(self) -> None:
         """From now on, due upgrades run by themselves in this process."""
         if self._watcher is None:
-            self._watcher = Watcher(self.run_due)
+            self._watcher = Watcher(self.run_due, self._seconds_to_next)
         self._watcher.wake()
 
     @property
@@ -580,7 +459,15 @@ class Lab:
             ) from self._watcher.error
         return self._watcher.idle
 
-    def _wake(self) -> None:
+    def _seconds_to_next(self) -> float | None:
+        """Seconds until a delayed rollout is due; None where none is coming (C2)."""
+        start: datetime | None = self.rollouts.next_start()
+        if start is None:
+            return None
+        return max((start - self.world.clock.now()).total_seconds(), 0.0)
+
+    def wake(self) -> None:
+        """Says that an automatic upgrade may be due."""
         if self._watcher is not None:
             self._watcher.wake()
 
@@ -611,33 +498,11 @@ class Lab:
             prefix = f"vmss-{self.identity.id}-"
             for machine in self.hypervisor.machines(prefix):
                 self.hypervisor.remove(machine)
+        networks = self.networks.all()
         self.close()
         shutil.rmtree(self.paths.folder)
-        release_network(networks_folder(self.settings), self.identity.network)
+        self.networks.release(networks)
 
 
-def _write_identity(
-    settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
-) -> None:
-    lab_id = secrets.token_hex(3)
-    identity = LabIdentity(
-        id=lab_id,
-        kind=kind,
-        network=claim_network(networks_folder(settings), lab_id),
-        pid=os.getpid(),
-        started=psutil.Process().create_time(),
-        connect=settings.connect,
-        embedded=str(paths.libvirt if kind == "lasting" else process_root(settings.state_dir)),
-    )
-    part = paths.identity.with_suffix(".part")
-    part.write_text(json.dumps(asdict(identity)))
-    part.replace(paths.identity)
-
-
-def _base36(number: int) -> str:
-    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-    text = ""
-    while number:
-        number, digit = divmod(number, 36)
-        text = digits[digit] + text
-    return text or "0"
+def _probe(probe: Probe, record: InstanceRecord) -> ProbeResult:
+    return probe_once(probe, record.address, record.forwards[probe.port], timeout=_PROBE_TIMEOUT)

@@ -78,6 +78,10 @@ class LabPaths:
         """A data disk."""
         return self.instance(scale_set, instance_id) / f"lun{lun}.qcow2"
 
+    def detached_disk(self, instance: str, uuid: str, lun: int) -> Path:
+        """A data disk that outlives its instance."""
+        return self.folder / "detached" / f"{instance}-{uuid[:8]}-lun{lun}.qcow2"
+
     def os_disk(self, scale_set: str, instance_id: int, generation: int) -> Path:
         """A generation's OS disk."""
         return self.instance(scale_set, instance_id) / f"os-{generation}.qcow2"

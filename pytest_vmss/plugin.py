@@ -186,9 +186,9 @@ def _summarise(lab: Lab) -> list[str]:
 
     out = StringIO()
     console = Console(file=out, width=120)
-    for record in lab.finished_upgrades():
-        console.print(upgrade_summary(record))
-        console.print(stage_table(record, lab.store.steps(record.id)))
+    for account in lab.finished_upgrades():
+        console.print(upgrade_summary(account))
+        console.print(stage_table(account.record, lab.store.steps(account.record.id)))
     if lab.settings.keep:
         console.print(f"VMs are kept: vmss --lab {lab.paths.folder.name} list")
     return out.getvalue().splitlines()

@@ -7,7 +7,6 @@ each process.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,8 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pytest_vmss.errors import VmssError
-from pytest_vmss.lab import Lab, LabIdentity, labs_folder
-from pytest_vmss.paths import PROCESS_ROOTS
+from pytest_vmss.identity import LabIdentity, labs_folder, read_identity
+from pytest_vmss.lab import Lab
+from pytest_vmss.paths import PROCESS_ROOTS, LabPaths
 from pytest_vmss.settings import Settings
 
 __all__ = ["reap"]
@@ -100,7 +100,7 @@ def _labs(settings: Settings) -> list[tuple[Path, LabIdentity]]:
     found = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
-            identity = LabIdentity(**json.loads((entry / "lab.json").read_text()))
+            identity = read_identity(LabPaths(entry))
         except (OSError, ValueError, TypeError):
             continue  # being made, or not ours
         found.append((entry, identity))
@@ -110,7 +110,7 @@ def _labs(settings: Settings) -> list[tuple[Path, LabIdentity]]:
 def main() -> None:
     """Removes the lab whose folder the command line names."""
     folder = Path(sys.argv[1])
-    identity = LabIdentity(**json.loads((folder / "lab.json").read_text()))
+    identity = read_identity(LabPaths(folder))
     try:
         Lab(Settings(), folder, identity).destroy()
     except (VmssError, OSError) as error:

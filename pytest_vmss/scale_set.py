@@ -1,293 +1,48 @@
-"""What a test holds in its hand: a scale set, its instances, an upgrade."""
+"""What a test holds in its hand: a scale set, a sequence of its instances."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.errors import NotFoundError, UpgradeError, WaitTimeoutError
-from pytest_vmss.guest import LinuxGuest, Shell
-from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.testinfra_host import testinfra_host
-from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.model import ScaleSetModel
-from pytest_vmss.store import (
-    ErrorRecord,
-    EventRecord,
-    ExtensionRecord,
-    GenerationRecord,
-    InstanceRecord,
-    OperationRecord,
-    Outcome,
-    ScaleSetRecord,
-    StepRecord,
+from pytest_vmss.errors import (
+    ConflictError,
+    ModelError,
+    ModelProblem,
+    UpgradeError,
+    WaitTimeoutError,
 )
+from pytest_vmss.instance import Instance, instance_view
+from pytest_vmss.model import (
+    ScaleSetDocument,
+    ScaleSetModel,
+    Source,
+    keep_secrets,
+    load_document,
+    merge,
+    read_part,
+)
+from pytest_vmss.operation import Upgrade
+from pytest_vmss.store import Action, InstanceRecord, OperationRecord, ScaleSetRecord
+from pytest_vmss.upgrade.declare import check_document, revise
 from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.planner import Health
-from pytest_vmss.upgrade.steps import observe_health
-from pytest_vmss.upgrade.world import InstanceContext
+from pytest_vmss.upgrade.enrol import enrol
+from pytest_vmss.upgrade.history import history_info, status_info
+from pytest_vmss.upgrade.journal import Account
+from pytest_vmss.upgrade.placement import Placed, Spot, choose_to_remove
+from pytest_vmss.upgrade.world import Revision
 
 if TYPE_CHECKING:
-    from testinfra.host import Host
-
     from pytest_vmss.lab import Lab
 
-__all__ = ["Instance", "ScaleSet", "Upgrade", "stages_of"]
+__all__ = ["Ids", "ScaleSet"]
+
+#: Instances by number, as a number or as Azure's text; None for all of the set.
+Ids = Sequence[int | str] | None
 
 _UPGRADE_LIMIT = 3600.0
-
-
-class Instance:
-    """One VM of a scale set; it stays the same across swaps of its OS disk."""
-
-    def __init__(self, lab: Lab, scale_set: str, instance_id: int) -> None:
-        self._lab = lab
-        self._context = InstanceContext(lab.world, scale_set, instance_id, "")
-        self._guest: tuple[tuple[int, str], LinuxGuest] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Instance {self.name}>"
-
-    @property
-    def record(self) -> InstanceRecord:
-        """Its record in the store."""
-        return self._context.record
-
-    @property
-    def generation(self) -> GenerationRecord:
-        """The OS disk that it is on.
-
-        Raises:
-            NotFoundError: It never came up.
-        """
-        generation = self._context.generation(self.record.generation)
-        if generation is None:
-            raise NotFoundError(f"{self.name} has no OS disk yet")
-        return generation
-
-    @property
-    def name(self) -> str:
-        """Azure's name, ``{set}_{id}``."""
-        return self._context.name
-
-    @property
-    def instance_id(self) -> str:
-        """Azure's instance id."""
-        return str(self._context.instance_id)
-
-    @property
-    def computer_name(self) -> str:
-        """The guest's host name."""
-        return self.record.computer_name
-
-    @property
-    def image_version(self) -> str | None:
-        """The version read inside the guest; the published one where it has none (E2)."""
-        generation = self._context.generation(self.record.generation)
-        return None if generation is None else generation.found_version or generation.version
-
-    @property
-    def boot_id(self) -> str | None:
-        """The boot id of the last boot that was proved."""
-        return self.generation.boot_id
-
-    @property
-    def kernel(self) -> str | None:
-        """The kernel's release, read inside the guest."""
-        return self.generation.kernel
-
-    @property
-    def extensions(self) -> tuple[ExtensionRecord, ...]:
-        """What came of each extension on this OS disk."""
-        return self.generation.extensions
-
-    @property
-    def os_disk(self) -> Path:
-        """The file of its OS disk."""
-        return self._context.machine(self.record.generation).os_disk
-
-    @property
-    def data_disks(self) -> dict[int, Path]:
-        """The files of its data disks, by LUN; never open one for writing."""
-        machine = self._context.machine(self.record.generation)
-        return {disk.lun: disk.path for disk in machine.data_disks}
-
-    @property
-    def power_state(self) -> PowerState:
-        """Whether its machine runs."""
-        return self._lab.world.hypervisor.state(self._context.domain)
-
-    @property
-    def health(self) -> Health:
-        """Its health now."""
-        result = observe_health(self._context)
-        return Health.HEALTHY if result.healthy else Health.UNHEALTHY
-
-    def address(self, port: int) -> tuple[str, int]:
-        """Address and port of the host that lead to a port of the guest.
-
-        Raises:
-            NotFoundError: The port is not forwarded.
-        """
-        record = self.record
-        if port not in record.forwards:
-            ports = ", ".join(str(known) for known in record.forwards)
-            raise NotFoundError(
-                f"port {port} of {self.name} is not forwarded; forwarded are: {ports}; "
-                "ask for more with create(..., ports=[...])"
-            )
-        return record.address, record.forwards[port]
-
-    def url(self, port: int = 80) -> str:
-        """The instance's own URL."""
-        address, host_port = self.address(port)
-        return f"http://{address}:{host_port}"
-
-    @property
-    def console(self) -> Console:
-        """The console of the OS disk that it is on."""
-        return Console(self._context.machine(self.record.generation).console)
-
-    def shell(self) -> Shell:
-        """An SSH connection as the administrator; made anew after a swap.
-
-        Raises:
-            GuestUnreachableError: It does not answer.
-        """
-        generation = self.generation
-        mark = (generation.number, generation.boot_id or "")
-        if self._guest is None or self._guest[0] != mark:
-            if self._guest is not None:
-                self._guest[1].close()
-            self._guest = (mark, self._lab.make_guest(self._context, generation))
-        return self._guest[1].shell()
-
-    @cached_property
-    def host(self) -> Host:
-        """A testinfra host that runs everything as root (L6)."""
-        return testinfra_host(self.name, self.shell)
-
-    def close(self) -> None:
-        """Ends the connection to it."""
-        if self._guest is not None:
-            self._guest[1].close()
-            self._guest = None
-
-
-class Upgrade:
-    """An upgrade, running or ended; reads the store anew each time."""
-
-    def __init__(self, lab: Lab, scale_set: str, operation: str) -> None:
-        self._lab = lab
-        self._scale_set = scale_set
-        self.id = operation
-
-    def __repr__(self) -> str:
-        return f"<Upgrade of {self._scale_set} to {self.target}: {self.status}>"
-
-    @property
-    def record(self) -> OperationRecord:
-        """Its record in the store."""
-        record = self._lab.world.store.get(OperationRecord, self._scale_set.lower(), self.id)
-        if record is None:
-            raise NotFoundError(f"there is no operation {self.id} of {self._scale_set!r}")
-        return record
-
-    @property
-    def status(self) -> str:
-        """Azure's ``runningStatus.code``."""
-        return self.record.status
-
-    @property
-    def target(self) -> str:
-        """The version that it brings."""
-        return self.record.target
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended."""
-        return self.record.ended is not None
-
-    @property
-    def completed(self) -> bool:
-        """Whether it ended Completed."""
-        return self.status == "Completed"
-
-    @property
-    def faulted(self) -> bool:
-        """Whether it ended Faulted."""
-        return self.status == "Faulted"
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether it ended Cancelled."""
-        return self.status == "Cancelled"
-
-    @property
-    def error(self) -> ErrorRecord | None:
-        """Azure's code and message, where it ended Faulted."""
-        record = self.record
-        if record.error_code is None:
-            return None
-        return ErrorRecord(code=record.error_code, message=record.error_message or "")
-
-    @property
-    def errors(self) -> dict[int, ErrorRecord]:
-        """What went wrong on each instance, with the console's tail."""
-        return self.record.errors
-
-    @property
-    def outcomes(self) -> dict[int, Outcome]:
-        """What came of each instance, by number (G3)."""
-        return self.record.outcomes
-
-    @property
-    def batches(self) -> list[tuple[int, ...]]:
-        """The instances of each batch, in order."""
-        return [ids for ids, _ in self.record.batches]
-
-    @property
-    def stages(self) -> dict[int, dict[str, float]]:
-        """Seconds that each step took, by instance and by step."""
-        return stages_of(self._lab.world.store.steps(self.id))
-
-    @property
-    def events(self) -> list[EventRecord]:
-        """Everything that happened in it (J4)."""
-        events = self._lab.world.store.events(scale_set=self._scale_set)
-        return [event for event in events if event.operation == self.id]
-
-    def explain(self) -> str:
-        """What happened and why, for an assertion's message."""
-        record = self.record
-        lines = [f"upgrade of {self._scale_set} to {record.target}: {record.status}"]
-        if record.error_code:
-            lines.append(f"  {record.error_code}: {record.error_message}")
-        for number, (ids, why) in enumerate(record.batches, 1):
-            lines.append(f"  batch {number}: {', '.join(str(i) for i in ids)} — {why}")
-        if record.why:
-            lines.append(f"  {record.why}")
-        for instance, outcome in sorted(record.outcomes.items()):
-            lines.append(f"  {self._scale_set}_{instance}: {outcome}")
-            if error := record.errors.get(instance):
-                lines.append(f"    {error.code}: {error.message}")
-                lines += [f"    | {line}" for line in error.console_tail.splitlines()]
-                if error.log:
-                    lines.append(f"    whole console log: {error.log}")
-        return "\n".join(lines)
-
-
-def stages_of(steps: Iterable[StepRecord]) -> dict[int, dict[str, float]]:
-    """Seconds that each step took, by instance and by step."""
-    stages: dict[int, dict[str, float]] = {}
-    for step in steps:
-        if step.seconds is not None and step.phase != "plan":
-            phase = "" if step.phase in ("swap", "create") else f"{step.phase}: "
-            stages.setdefault(step.instance_id, {})[phase + step.name] = step.seconds
-    return stages
 
 
 class ScaleSet:
@@ -313,7 +68,9 @@ class ScaleSet:
         return self.instances[index]
 
     def _records(self) -> list[InstanceRecord]:
-        return self._lab.world.store.select(InstanceRecord, self.name.lower())
+        return self._engine.instances()
+
+    # What it is.
 
     @property
     def record(self) -> ScaleSetRecord:
@@ -322,15 +79,16 @@ class ScaleSet:
         Raises:
             NotFoundError: It was deleted.
         """
-        record = self._lab.world.store.get(ScaleSetRecord, self.name.lower())
-        if record is None:
-            raise NotFoundError(f"there is no scale set {self.name!r} in this lab")
-        return record
+        return self._lab.world.set_record(self.name)
+
+    @property
+    def _revision(self) -> Revision:
+        return self._lab.world.current_revision(self.name)
 
     @property
     def model(self) -> ScaleSetModel:
         """Its model."""
-        return ScaleSetModel.model_validate(self.record.model)
+        return self._revision.model
 
     @property
     def instances(self) -> list[Instance]:
@@ -350,8 +108,13 @@ class ScaleSet:
     @property
     def healthy(self) -> bool:
         """Whether all its instances are healthy now."""
-        members = self._engine.observe("")
-        return all(not member.unhealthy for member in members)
+        return all(not member.unhealthy for member in self._engine.members())
+
+    def instance_view(self) -> list[dict[str, Any]]:
+        """What is known of each instance, for people and programs (J3)."""
+        return [instance_view(instance) for instance in self.instances]
+
+    # Rolling upgrades.
 
     def upgrade(self, *, wait: bool = True) -> Upgrade:
         """Starts an OS upgrade by hand, to the latest version (C3).
@@ -365,21 +128,47 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
         """
+        return self._rolled("upgrade", wait=wait)
+
+    def upgrade_extensions(self, *, wait: bool = True) -> Upgrade:
+        """Rolls newer versions of extension handlers through the set.
+
+        Instances whose extensions all ran in the latest version are not touched.
+
+        Args:
+            wait: Return when it has ended; else a thread goes on with it.
+
+        Raises:
+            ConflictError: Another operation is in progress; nothing was changed.
+        """
+        return self._rolled("extension-upgrade", wait=wait)
+
+    def _rolled(self, action: Literal["upgrade", "extension-upgrade"], *, wait: bool) -> Upgrade:
         opened: list[OperationRecord] = []
         self._lab.run_upgrade(
-            self.name, started_by="User", rollback=False, on_open=opened.append, wait=wait
+            self.name,
+            action=action,
+            started_by="User",
+            rollback=False,
+            on_open=opened.append,
+            wait=wait,
         )
         return self._taken(opened[0].id)
 
     def resume(self) -> Upgrade | None:
-        """Goes on with an upgrade that a killed process left (M1).
+        """Goes on with an operation that a killed process left (M1).
+
+        Returns:
+            The operation, ended; None where there was none to go on with.
 
         Raises:
             ConflictError: Another operation is in progress.
         """
         with self._engine.claim():
-            operation = self._engine.resume()
-        return None if operation is None else self._taken(operation.id)
+            account = self._engine.resume()
+            if account is not None:
+                self._lab.settle(self.name, account)
+        return None if account is None else self._taken(account.record.id)
 
     def cancel(self) -> None:
         """Lets the running upgrade end after its current batch (D8).
@@ -410,7 +199,7 @@ class ScaleSet:
                 return fresh[-1] if fresh[-1].ended else None
             if idle:
                 raise UpgradeError(
-                    f"no upgrade of {self.name!r} is due: {self._lab.why_not_due(self.name)}"
+                    f"no upgrade of {self.name!r} is due: {self._lab.rollouts.why_not(self.name)}"
                 )
             return None
 
@@ -431,10 +220,305 @@ class ScaleSet:
         return Upgrade(self._lab, self.name, operation)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
-        """Upgrades of the set, newest first; Azure keeps five (J2)."""
-        operations = self._lab.world.store.select(OperationRecord, self.name.lower())
-        upgrades = [entry for entry in operations if entry.action == "upgrade"]
+        """OS upgrades of the set, newest first; Azure keeps five (J2)."""
+        upgrades = [
+            entry for entry in self._engine.journal.operations() if entry.action == "upgrade"
+        ]
         return [Upgrade(self._lab, self.name, entry.id) for entry in reversed(upgrades)][:limit]
+
+    def rolling_upgrade_status(self) -> dict[str, Any]:
+        """Azure's ``RollingUpgradeStatusInfo`` of the latest rolling upgrade, of any kind (J1).
+
+        Raises:
+            NotFoundError: There was none yet.
+        """
+        return status_info(self._lab.world, self.name, self._accounts(lambda entry: entry.rolling))
+
+    def os_upgrade_history(self) -> list[dict[str, Any]]:
+        """Azure's ``UpgradeOperationHistoricalStatusInfo``, newest first (J2)."""
+        accounts = self._accounts(lambda entry: entry.action == "upgrade")
+        return history_info(self._lab.world, self.name, accounts)
+
+    def _accounts(self, wanted: Callable[[OperationRecord], bool]) -> list[Account]:
+        store = self._lab.world.store
+        return [
+            Account.of(store, entry) for entry in self._engine.journal.operations() if wanted(entry)
+        ]
+
+    # Its model.
+
+    def update(
+        self,
+        change: Source,
+        *,
+        replace: bool = False,
+        load_balancer: Source | None = None,
+        custom_data: str | None = None,
+    ) -> Upgrade | None:
+        """Changes the model, and brings it to the instances as ``upgradePolicy.mode`` says (C9).
+
+        Manual: not at all, see :meth:`update_instances`. Rolling: batch after
+        batch, without rollback unless ``rollbackFailedInstancesOnPolicyBreach``.
+        Automatic: to all at once. A changed capacity scales the set.
+
+        Args:
+            change: A part of the model, or the whole: laid over the one that the set has.
+                Write-only values that it lacks are kept.
+            replace: It is the whole model: what it lacks is gone.
+            load_balancer: Azure's JSON of the load balancer, where the probe changes.
+            custom_data: Replaces the custom data (base64).
+
+        Returns:
+            The operation that brought it to the instances; None where none was needed.
+
+        Raises:
+            ModelError: The model is not valid, or changes what Azure does not let change;
+                nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+            ProvisioningError: New instances did not come up.
+        """
+        part = read_part(change)
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            stored = self._revision.model.full()
+            body = keep_secrets(stored, part) if replace else merge(stored, part)
+            wanted = load_document(
+                {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
+                known_probe=self._revision.probe,
+            )  # fmt: skip
+            version = check_document(self._lab.world, wanted, current=self._revision)
+            capacity = wanted.model.sku.capacity
+            self._check_capacity(capacity)
+            revise(self._lab.world, self._sized(wanted, len(self)))
+            operation = None
+            behind = [record for record in self._records() if self._engine.is_behind(record)]
+            mode = self.model.upgrade_policy.mode
+            if mode == "Rolling" and behind:
+                account = self._engine.roll(
+                    "update", version=version, started_by="User", rollback=False
+                )
+                operation = self._taken(account.record.id)
+            elif mode == "Automatic" and behind:
+                ids = [record.instance_id for record in behind if not record.protected]
+                skipped = [record.instance_id for record in behind if record.protected]
+                account = self._engine.at_once("update", ids, version=version, skipped=skipped)
+                operation = self._taken(account.record.id)
+            if capacity != len(self):
+                self._scale(capacity)
+        self._lab.wake()
+        return operation
+
+    def update_instances(self, ids: Ids = None) -> Upgrade:
+        """Brings instances to the latest model, all at once (Azure's ``manualupgrade``, C9).
+
+        A changed image gives a new OS disk; another size or other data disks a
+        restart; changed extensions are run again. Changed custom data reaches
+        an instance with its next OS disk, as in Azure.
+
+        Args:
+            ids: Which; None for all.
+
+        Raises:
+            ModelError: There is no such instance; nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+            ProvisioningError: It failed on an instance.
+        """
+        images = self._lab.world.images
+        version = images.resolve(images.address_of(self.model.image_reference))
+        return self._at_once("update", ids, version=version)
+
+    def _sized(self, document: ScaleSetDocument, capacity: int) -> ScaleSetDocument:
+        """A model with another capacity.
+
+        Raises:
+            ModelError: Azure does not take that capacity.
+        """
+        sized = load_document(document.model.full(), capacity=capacity, known_probe=document.probe)
+        return dataclasses.replace(document, model=sized.model)
+
+    # Its size.
+
+    def scale(self, capacity: int) -> None:
+        """Scales out, with the current model, or in (A2).
+
+        Scaling in follows ``scaleInPolicy``; protected instances stay. Data
+        disks go with their instances unless ``deleteOption`` is Detach.
+
+        Args:
+            capacity: How many instances there are to be.
+
+        Raises:
+            ModelError: Not a capacity that Azure takes; nothing was changed.
+            CapacityError: The host has no room; nothing was changed.
+            ConflictError: Too many instances are protected, or another operation is in
+                progress; nothing was changed.
+            ProvisioningError: New instances did not come up; they are there to be looked at.
+        """
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            self._check_capacity(capacity)
+            self._scale(capacity)
+        self._lab.wake()
+
+    def _check_capacity(self, capacity: int) -> None:
+        more = capacity - len(self)
+        if more > 0:
+            size = self._lab.world.find_size(self.model.sku.name)
+            self._lab.world.require_room(more, size)
+        elif len(self._removable(-more)) < -more:
+            raise ConflictError(
+                f"{self.name!r} cannot be scaled in to {capacity}: too many of its instances are "
+                "protected (protectFromScaleIn or protectFromScaleSetActions)"
+            )
+
+    def _scale(self, capacity: int) -> None:
+        world, now = self._lab.world, len(self)
+        current = ScaleSetDocument(self._revision.model, self._revision.probe, self.name)
+        document = self._sized(current, capacity)
+        version = check_document(world, document, current=self._revision)
+        if capacity > now:
+
+            def grow() -> list[int]:
+                revise(world, document)
+                return enrol(world, self.name, capacity - now)
+
+            self._lab.require_success(self._engine.at_once("create", grow, version=version))
+        else:
+            gone = self._removable(now - capacity)
+            self._remove(gone, document)
+
+    def _removable(self, count: int) -> list[int]:
+        policy = self.model.scale_in_policy
+        sick: set[int] = set()
+        if policy is not None and policy.prioritize_unhealthy_vms:
+            sick = {m.instance_id for m in self._engine.members() if m.unhealthy}
+        placed = [
+            Placed(
+                record.instance_id,
+                Spot(record.zone, record.placement_group, record.update_domain),
+                record.created,
+                protected=record.protected or record.protect_from_scale_in,
+                unhealthy=record.instance_id in sick,
+            )
+            for record in self._records()
+        ]
+        rules = policy.rules if policy else []
+        return choose_to_remove(placed, count, rules, unhealthy_first=bool(sick))
+
+    def delete_instances(self, ids: Sequence[int | str]) -> None:
+        """Deletes instances, and makes the set's capacity smaller by them.
+
+        Args:
+            ids: Which; also protected ones, for they are named.
+
+        Raises:
+            ModelError: There is no such instance; nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+        """
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            numbers = self._numbers(ids)
+            current = ScaleSetDocument(self._revision.model, self._revision.probe, self.name)
+            self._remove(numbers, self._sized(current, len(self) - len(numbers)))
+
+    def _remove(self, numbers: Sequence[int], document: ScaleSetDocument) -> None:
+        for number in numbers:
+            instance = self._instances.pop(number, None)
+            if instance is not None:
+                instance.close()
+
+        def shrink() -> Sequence[int]:
+            revise(self._lab.world, document)
+            return numbers
+
+        self._lab.require_success(self._engine.at_once("delete", shrink))
+
+    # Its instances' power and disks (K1).
+
+    def start(self, ids: Ids = None) -> Upgrade:
+        """Starts instances, and waits until they have booted.
+
+        Args:
+            ids: Which; None for all.
+
+        Raises:
+            ModelError: There is no such instance; nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+            ProvisioningError: It failed on an instance.
+        """
+        return self._at_once("start", ids)
+
+    def stop(self, ids: Ids = None, *, skip_shutdown: bool = False) -> Upgrade:
+        """Stops instances; as :meth:`start`.
+
+        Args:
+            ids: Which; None for all.
+            skip_shutdown: Cut the power instead of asking the guest.
+        """
+        return self._at_once("stop", ids, skip_shutdown=skip_shutdown)
+
+    def deallocate(self, ids: Ids = None) -> Upgrade:
+        """Stops instances and gives their place up; locally the same as :meth:`stop`.
+
+        A set-wide call (without ids) leaves out instances with protectFromScaleSetActions.
+        """
+        return self._at_once("deallocate", ids)
+
+    def restart(self, ids: Ids = None) -> Upgrade:
+        """Restarts instances; as :meth:`start`."""
+        return self._at_once("restart", ids)
+
+    def reimage(self, ids: Ids = None) -> Upgrade:
+        """Gives instances a fresh OS disk of the image and model that they have (E3).
+
+        Data disks stay. A set-wide call (without ids) leaves out instances with
+        protectFromScaleSetActions. Raises as :meth:`start`.
+        """
+        return self._at_once("reimage", ids)
+
+    def reimage_all(self, ids: Ids = None) -> Upgrade:
+        """Gives instances a fresh OS disk and fresh, empty data disks; as :meth:`reimage`."""
+        return self._at_once("reimageall", ids)
+
+    def _at_once(self, action: Action, ids: Ids, **details: Any) -> Upgrade:
+        with self._engine.claim():
+            numbers = self._numbers(ids)
+            skipped: list[int] = []
+            if ids is None and action in ("update", "deallocate", "reimage", "reimageall"):
+                records = {record.instance_id: record for record in self._records()}
+                skipped = [number for number in numbers if records[number].protected]
+                numbers = [
+                    number
+                    for number in numbers
+                    if number not in skipped
+                    and (action != "update" or self._engine.is_behind(records[number]))
+                ]
+            account = self._engine.at_once(action, numbers, skipped=skipped, **details)
+            return Upgrade(self._lab, self.name, self._lab.require_success(account).record.id)
+
+    def _numbers(self, ids: Ids) -> list[int]:
+        """Instances by number.
+
+        Raises:
+            ModelError: There is none of that number; Azure's code and words.
+        """
+        known = [record.instance_id for record in self._records()]
+        if ids is None:
+            return known
+        wanted = list(dict.fromkeys(str(given) for given in ids))
+        problems = [
+            ModelProblem(
+                "instanceIds",
+                "InvalidParameter",
+                f"The provided instanceId {given} is not an active Virtual Machine Scale Set VM "
+                f"instanceId. (active are: {', '.join(str(n) for n in known) or 'none'})",
+            )
+            for given in wanted
+            if given not in {str(number) for number in known}
+        ]
+        if problems:
+            raise ModelError(problems, source="the list of instances")
+        return [int(given) for given in wanted]
 
     def delete(self) -> None:
         """Deletes the set, its machines and all their disks.
@@ -445,33 +529,3 @@ class ScaleSet:
         for instance in self.instances:
             instance.close()
         self._lab.delete(self.name)
-
-    def instance_view(self) -> list[dict[str, Any]]:
-        """What is known of each instance, for people and programs (J3)."""
-        return [_view(instance) for instance in self.instances]
-
-
-def _view(instance: Instance) -> dict[str, Any]:
-    record = instance.record
-    view: dict[str, Any] = {
-        "instanceId": instance.instance_id,
-        "name": instance.name,
-        "computerName": record.computer_name,
-        "provisioningState": record.provisioning,
-        "platformUpdateDomain": record.update_domain,
-        "address": record.address,
-        "forwards": {str(guest): host for guest, host in record.forwards.items()},
-    }
-    try:
-        generation = instance.generation
-    except NotFoundError:
-        return view
-    return {
-        **view,
-        "osDisk": {"generation": generation.number, "image": generation.version},
-        "imageVersionFound": generation.found_version,
-        "kernel": generation.kernel,
-        "bootId": generation.boot_id,
-        "cloudInit": generation.cloud_init,
-        "extensions": [entry.model_dump(mode="json") for entry in generation.extensions],
-    }

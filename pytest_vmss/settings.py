@@ -31,8 +31,8 @@ def default_cache_dir() -> Path:
 class Limits:
     """How long the lab waits for a guest, in seconds, as under KVM.
 
-    All but ``health`` are multiplied without KVM; ``health`` is Azure's five
-    minutes (F6), which are ample under TCG too.
+    All but ``health`` and ``upgrade`` are multiplied without KVM; ``health`` is Azure's
+    five minutes (F6), which are ample under TCG too.
 
     Attributes:
         stop: For a graceful stop, before the power is cut.
@@ -40,6 +40,9 @@ class Limits:
         cloud_init: From then until cloud-init has ended.
         extension: For each extension.
         health: For the application, after all that.
+        instance: For everything that an operation does to one instance; a rollback has
+            as much again.
+        upgrade: For a whole upgrade; it ends between two batches (G4).
     """
 
     stop: float = 12.0
@@ -47,6 +50,8 @@ class Limits:
     cloud_init: float = 60.0
     extension: float = 90.0
     health: float = 300.0
+    instance: float = 900.0
+    upgrade: float = 86_400.0
 
     def scaled(self, factor: float) -> Self:
         """The limits for a host whose guests are slower by a factor."""
@@ -56,6 +61,19 @@ class Limits:
             boot=self.boot * factor,
             cloud_init=self.cloud_init * factor,
             extension=self.extension * factor,
+            instance=self.instance * factor,
+        )
+
+    def clipped(self, seconds: float) -> Self:
+        """The limits where only so much time is left in all."""
+        left = max(seconds, 0.0)
+        return replace(
+            self,
+            stop=min(self.stop, left),
+            boot=min(self.boot, left),
+            cloud_init=min(self.cloud_init, left),
+            extension=min(self.extension, left),
+            health=min(self.health, left),
         )
 
 
@@ -73,6 +91,10 @@ class Settings:
         limits: The limits before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
         keep: Keep the VMs of a session for a look at them.
+        first_rollout_delay: Seconds from the moment at which automatic OS upgrades are
+            enabled to the first that may start; Azure takes up to 3 hours (C2).
+        rollout_delay: Seconds from a publication to its rollout, from and to; Azure
+            takes 30 to 60 minutes.
     """
 
     state_dir: Path = field(default_factory=default_state_dir)
@@ -83,3 +105,5 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     keep: bool = False
+    first_rollout_delay: float = 0.0
+    rollout_delay: tuple[float, float] = (0.0, 0.0)

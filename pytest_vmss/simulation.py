@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from pytest_vmss.clock import VirtualClock
-from pytest_vmss.errors import NotFoundError
+from pytest_vmss.errors import CapacityError
 from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
-from pytest_vmss.health import ProbeResult
+from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
 from pytest_vmss.lab import Lab
-from pytest_vmss.model import Probe
+from pytest_vmss.model import Probe, VmSize
+from pytest_vmss.operation import Upgrade
 from pytest_vmss.process import run
-from pytest_vmss.scale_set import ScaleSet, Upgrade
+from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import GenerationRecord, InstanceRecord
 from pytest_vmss.upgrade.world import InstanceContext
 
@@ -32,25 +33,36 @@ class SimulatedLab(Lab):
     Attributes:
         behaviours: How the instances of each image version fare.
         sick: Names of instances whose probe fails whatever they run.
+        metrics: Custom metrics by name of the instance.
         runs: What custom data and extensions did: (instance, OS disk, what) to times.
         simulated: The machines.
+        room: How many machines the host has room for.
     """
 
     behaviours: dict[str, Behaviour]
     sick: set[str]
+    metrics: dict[str, RollingUpgradeMetrics]
     runs: dict[tuple[str, int, str], int]
     simulated: SimulatedHypervisor
+    room: int = 10_000
 
-    def begin(self) -> None:
-        """Puts simulations in the place of machines, guests and time."""
-        self.virtual = VirtualClock()
+    def begin(self, seed: int = 0) -> None:
+        """Puts simulations in the place of machines, guests and time.
+
+        Args:
+            seed: The same seed gives the same run.
+        """
+        self.virtual = VirtualClock(seed)
         self.simulated = SimulatedHypervisor(self.virtual)
-        self.behaviours, self.sick, self.runs = {}, set(), {}
+        self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
         world = self.world
         world.clock = self.virtual
+        self.store._clock = self.virtual
         world.connect = lambda: self.simulated
         world.make_guest = self._simulate_guest
         world.probe = self._simulate_probe
+        world.metrics = lambda context: self.metrics.get(context.name, RollingUpgradeMetrics())
+        world.require_room = self._simulate_room
         self.images._clock = self.virtual
 
     def _simulate_guest(
@@ -67,19 +79,19 @@ class SimulatedLab(Lab):
             runs=self.runs,
         )
 
-    def _simulate_probe(self, _probe: Probe, address: str, _port: int) -> ProbeResult:
-        for record in self.store.select(InstanceRecord):
-            if record.address == address:
-                name = f"vmss-{self.identity.id}-{record.name}"
-                number = self.simulated.running_generation(name)
-                if number is None or record.name in self.sick:
-                    return ProbeResult(False, "sick")
-                generation = self.store.get(GenerationRecord, *record.key, f"{number:06d}")
-                if generation is None:
-                    break
-                behaviour = self.behaviours.get(generation.version, Behaviour.GOOD)
-                return ProbeResult(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
-        raise NotFoundError(f"nobody has the address {address}")
+    def _simulate_room(self, count: int, size: VmSize) -> None:
+        if len(self.simulated.defined) + count > self.room:
+            raise CapacityError(
+                f"{count} more instances of {size.name} do not fit: there is room for {self.room}"
+            )
+
+    def _simulate_probe(self, _probe: Probe, record: InstanceRecord) -> ProbeResult:
+        name = f"vmss-{self.identity.id}-{record.name}"
+        machine = self.simulated.defined.get(name)
+        if machine is None or name not in self.simulated.running or record.name in self.sick:
+            return ProbeResult(False, "sick")
+        behaviour = self.behaviours[self.simulated.image_of(machine)]
+        return ProbeResult(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
 
     def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
         """Publishes an image version whose instances fare so."""
@@ -87,7 +99,8 @@ class SimulatedLab(Lab):
         size = 1 + int(version.replace(".", ""))  # another size, another digest
         run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size}M"], what="an image")
         self.behaviours[version] = behaviour
-        self.gallery().publish("web", version, path)
+        record = self.gallery().publish("web", version, path)
+        self.simulated.images[record.digest] = version
 
     def start(self, body: dict[str, Any], load_balancer: dict[str, Any]) -> ScaleSet:
         """Creates a set, on a good version 1.0.0 unless there is another."""

@@ -11,7 +11,15 @@ from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["CustomScript", "Handler", "check_settings", "find_handler", "known_types", "register"]
+__all__ = [
+    "CustomScript",
+    "Handler",
+    "check_settings",
+    "find_handler",
+    "handler_versions",
+    "known_types",
+    "register",
+]
 
 _MESSAGE_CHARS = 4096
 
@@ -21,18 +29,21 @@ class Handler(Protocol):
 
     publisher: str
     type: str
+    version: str
+    """Of the handler itself; a higher one reaches instances by an extension upgrade."""
 
     def check(self, extension: Extension) -> list[str]:
         """What is wrong with its settings, before anything is created."""
 
     def run(
-        self, shell: Shell, extension: Extension, *, limit: float, clock: Clock
+        self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
     ) -> ExtensionRecord:
-        """Runs it in the guest once; an earlier run's result is returned as it is.
+        """Runs it in the guest once for each run; an earlier result of it is returned as it is.
 
         Args:
             shell: Connection to the guest.
             extension: The extension with its settings.
+            run: Names the run, the same after a crash.
             limit: Seconds that it may take.
             clock: The lab's.
         """
@@ -61,6 +72,11 @@ def find_handler(publisher: str, type: str) -> Handler:
     if handler is None:
         raise NotFoundError(f"no handler for the extension {publisher}/{type}")
     return handler
+
+
+def handler_versions() -> dict[tuple[str, str], str]:
+    """The version of every known handler, by publisher and type in lower case."""
+    return {key: handler.version for key, handler in _handlers.items()}
 
 
 def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
@@ -115,6 +131,7 @@ class CustomScript:
 
     publisher = "Microsoft.Azure.Extensions"
     type = "CustomScript"
+    version = "2.1.0"
 
     def check(self, extension: Extension) -> list[str]:
         """What is wrong with its settings."""
@@ -141,12 +158,12 @@ class CustomScript:
         return problems
 
     def run(
-        self, shell: Shell, extension: Extension, *, limit: float, clock: Clock
+        self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
     ) -> ExtensionRecord:
         """Runs ``commandToExecute`` as root; its text goes through standard input."""
         protected: dict[str, Any] = extension.protected_settings or {}
         command = str({**(extension.settings or {}), **protected}["commandToExecute"])
-        folder = shlex.quote(f"/var/lib/waagent/custom-script/{extension.name}")
+        folder = shlex.quote(f"/var/lib/waagent/custom-script/{extension.name}/{run}")
         start = clock.monotonic()
         try:
 
@@ -170,6 +187,7 @@ class CustomScript:
             return ExtensionRecord(
                 name=extension.name,
                 type=f"{self.publisher}.{self.type}",
+                version=self.version,
                 status="error",
                 message=failed.message,
                 seconds=clock.monotonic() - start,
@@ -182,6 +200,7 @@ class CustomScript:
         return ExtensionRecord(
             name=extension.name,
             type=f"{self.publisher}.{self.type}",
+            version=self.version,
             status="success" if exit_code == 0 else "error",
             exit_code=exit_code,
             message=message,

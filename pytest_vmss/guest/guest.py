@@ -51,8 +51,13 @@ class Guest(Protocol):
     def wait_cloud_init(self) -> str:
         """Waits for cloud-init to end; returns its status, ``done`` or ``disabled``."""
 
-    def run_extension(self, extension: Extension) -> ExtensionRecord:
-        """Runs an extension once; an earlier run's result is returned as it is."""
+    def run_extension(self, extension: Extension, run: str) -> ExtensionRecord:
+        """Runs an extension once for each run; an earlier result of it is returned as it is.
+
+        Args:
+            extension: The extension with its settings.
+            run: Names the run, the same after a crash.
+        """
 
     def close(self) -> None:
         """Ends the connection to it."""
@@ -99,7 +104,7 @@ class LinuxGuest:
         name: The instance's, for messages.
         access: How to log in.
         console: Its console.
-        limits: Limits of the waits, already scaled.
+        limits: Limits of the waits now, already scaled.
         clock: The lab's.
         is_running: Whether its machine runs.
         agent_connected: Whether its guest agent has shown itself.
@@ -112,7 +117,7 @@ class LinuxGuest:
         *,
         access: SshAccess,
         console: Console,
-        limits: Limits,
+        limits: Callable[[], Limits],
         clock: Clock,
         is_running: Callable[[], bool],
         agent_connected: Callable[[], bool],
@@ -140,6 +145,7 @@ class LinuxGuest:
             NoBootError: Nothing to boot was found, or the machine ended.
             GuestUnreachableError: SSH did not answer in time.
         """
+        limit = self._limits().boot
 
         def probe() -> BootFacts | None:
             self._check_console()
@@ -160,13 +166,13 @@ class LinuxGuest:
             return wait_for(
                 f"{self.name} to boot and answer over SSH",
                 probe,
-                limit=self._limits.boot,
+                limit=limit,
                 clock=self._clock,
                 describe=self._console.milestone,
             )
         except WaitTimeoutError as late:
             raise GuestUnreachableError(
-                f"did not answer over SSH within {self._limits.boot:.0f} s; the boot "
+                f"did not answer over SSH within {limit:.0f} s; the boot "
                 f"{self._console.milestone()}",
                 instance=self.name,
                 console_tail=self._console.tail(),
@@ -180,6 +186,7 @@ class LinuxGuest:
             CloudInitError: It ended in error, or not in time.
             GuestUnreachableError: The guest went away.
         """
+        limit = self._limits().cloud_init
 
         def probe() -> str | None:
             self._check_console()
@@ -194,14 +201,14 @@ class LinuxGuest:
             answer = wait_for(
                 f"cloud-init on {self.name} to end",
                 probe,
-                limit=self._limits.cloud_init,
+                limit=limit,
                 clock=self._clock,
                 interval=0.05,
                 describe=self._console.milestone,
             )
         except WaitTimeoutError as late:
             raise CloudInitError(
-                f"cloud-init did not end within {self._limits.cloud_init:.0f} s; "
+                f"cloud-init did not end within {limit:.0f} s; "
                 f"the boot {self._console.milestone()}",
                 instance=self.name,
                 console_tail=self._console.tail(),
@@ -220,14 +227,16 @@ class LinuxGuest:
             )
         return "done"
 
-    def run_extension(self, extension: Extension) -> ExtensionRecord:
-        """Runs an extension once.
+    def run_extension(self, extension: Extension, run: str) -> ExtensionRecord:
+        """Runs an extension once for each run.
 
         Raises:
             GuestUnreachableError: The guest went away.
         """
         handler = find_handler(extension.publisher, extension.type)
-        return handler.run(self.shell(), extension, limit=self._limits.extension, clock=self._clock)
+        return handler.run(
+            self.shell(), extension, run=run, limit=self._limits().extension, clock=self._clock
+        )
 
     def shell(self) -> Shell:
         """The connection to the guest, made anew where it broke.

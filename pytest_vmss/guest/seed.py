@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 
-import yaml
-
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.hypervisor import Seed
 from pytest_vmss.model import ScaleSetModel
@@ -76,9 +74,10 @@ def build_seed(
     }
     custom = profile.custom_data
     user_data = b"" if custom is None else base64.b64decode(custom.get_secret_value())
+    # JSON is YAML, and is written and read in a fraction of the time.
     return Seed(
         meta_data=json.dumps({"instance-id": cloud_instance_id, "local-hostname": computer_name}),
         network_config=json.dumps(network),
-        vendor_data="#cloud-config\n" + yaml.safe_dump(vendor, width=10_000),
+        vendor_data="#cloud-config\n" + json.dumps(vendor),
         user_data=user_data,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
+from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.guest.guest import BootFacts
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
 from pytest_vmss.model import Extension
@@ -99,15 +100,16 @@ class SimulatedGuest:
         self._once("custom data")
         return "done"
 
-    def run_extension(self, extension: Extension) -> ExtensionRecord:
-        """Runs an extension, once for the OS disk."""
+    def run_extension(self, extension: Extension, run: str) -> ExtensionRecord:
+        """Runs an extension, once for each run."""
         self._alive()
         self._clock.sleep(_EXTENSION_S)
-        self._once(extension.name)
+        self._once(extension.name if run == "1" else f"{extension.name} {run}")
         failed = self._behaviour() is Behaviour.EXTENSION_FAILS
         return ExtensionRecord(
             name=extension.name,
             type=f"{extension.publisher}.{extension.type}",
+            version=find_handler(extension.publisher, extension.type).version,
             status="error" if failed else "success",
             exit_code=1 if failed else 0,
         )

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pytest_vmss.health.metrics import RollingUpgradeMetrics, parse_custom_metrics
 from pytest_vmss.health.probe import ProbeResult, probe_once
 from pytest_vmss.health.tracker import Tracker
 
-__all__ = ["ProbeResult", "Tracker", "probe_once"]
+__all__ = [
+    "ProbeResult",
+    "RollingUpgradeMetrics",
+    "Tracker",
+    "parse_custom_metrics",
+    "probe_once",
+]

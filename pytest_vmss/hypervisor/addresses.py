@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_vmss.errors import CapacityError
 
-__all__ = ["claim_network", "host_port", "instance_address", "release_network"]
+__all__ = ["addresses_in", "claim_network", "host_port", "release_network"]
 
 _FIRST, _COUNT = 64, 64 * 256  # 127.64.0.0 to 127.127.255.0
 _PRIVILEGED = 1024
@@ -51,15 +51,9 @@ def release_network(folder: Path, network: str) -> None:
     (folder / network).unlink(missing_ok=True)
 
 
-def instance_address(network: str, number: int) -> str:
-    """The number-th address of a lab's network.
-
-    Raises:
-        CapacityError: A network has 254.
-    """
-    if number >= 254:
-        raise CapacityError("a lab has 254 loopback addresses, one for each instance, all in use")
-    return f"{network}.{number + 1}"
+def addresses_in(network: str) -> list[str]:
+    """All addresses of a network that instances can have."""
+    return [f"{network}.{number}" for number in range(1, 255)]
 
 
 def host_port(guest_port: int) -> int:

@@ -26,6 +26,7 @@ class SimulatedHypervisor:
         defined: Machines by name; whether they run is in ``running``.
         running: Names of the machines that run.
         starts: Every start so far: (name, generation).
+        images: Image versions by digest.
     """
 
     accelerator = "tcg"
@@ -39,6 +40,12 @@ class SimulatedHypervisor:
         self.boots: dict[str, int] = {}
         self.deaf: set[str] = set()
         self.fail_os_disks = False
+        self.images: dict[str, str] = {}
+        self._backing: dict[Path, str] = {}
+
+    def image_of(self, machine: Machine) -> str:
+        """The image version that a machine's OS disk was made from."""
+        return self._backing[machine.os_disk]
 
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Makes an empty data disk unless there is one."""
@@ -50,6 +57,7 @@ class SimulatedHypervisor:
         if self.fail_os_disks:
             raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
         path.write_text(json.dumps({"backing": str(image), "gib": size_gib}))
+        self._backing[path] = self.images.get(image.stem, "")
 
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes the seed's instance id."""

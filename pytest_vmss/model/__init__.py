@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_vmss.model.document import ScaleSetDocument, Source, load_document
+from pytest_vmss.model.document import ScaleSetDocument, Source, load_document, read_part
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe
 from pytest_vmss.model.rules import check_model
 from pytest_vmss.model.scale_set import (
@@ -15,6 +15,7 @@ from pytest_vmss.model.scale_set import (
     ScaleSetModel,
 )
 from pytest_vmss.model.sizes import SIZES, VmSize, find_size
+from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_of
 
 __all__ = [
     "SIZES",
@@ -31,6 +32,11 @@ __all__ = [
     "Source",
     "VmSize",
     "check_model",
+    "check_update",
     "find_size",
+    "keep_secrets",
     "load_document",
+    "merge",
+    "profile_of",
+    "read_part",
 ]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
@@ -20,14 +20,16 @@ from pydantic import ValidationError
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
+from pytest_vmss.model.service_fabric import Cluster
 
-__all__ = ["ScaleSetDocument", "Source", "load_document"]
+__all__ = ["ScaleSetDocument", "Source", "load_document", "read_part"]
 
 #: A file, or the document itself.
 Source = str | Path | Mapping[str, Any]
 
 _SCALE_SET = "microsoft.compute/virtualmachinescalesets"
 _LOAD_BALANCER = "microsoft.network/loadbalancers"
+_CLUSTER = "microsoft.servicefabric/clusters"
 
 #: Properties whose content is the user's own: taken as it is.
 _OPAQUE = frozenset({"settings", "protectedSettings", "tags"})
@@ -41,11 +43,13 @@ class ScaleSetDocument:
         model: The scale set.
         probe: The load balancer's probe that its ``healthProbe`` names.
         source: Where it was read from, for messages.
+        clusters: Service Fabric clusters beside it.
     """
 
     model: ScaleSetModel
     probe: Probe | None
     source: str
+    clusters: tuple[Cluster, ...] = ()
 
 
 def load_document(
@@ -55,6 +59,7 @@ def load_document(
     name: str | None = None,
     capacity: int | None = None,
     custom_data: str | None = None,
+    known_probe: Probe | None = None,
 ) -> ScaleSetDocument:
     """Reads a scale set.
 
@@ -66,6 +71,7 @@ def load_document(
         capacity: Replaces ``sku.capacity``.
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure
             never returns.
+        known_probe: The probe that the set has had so far, on an update.
 
     Raises:
         ModelError: The document cannot be read or is not valid; every problem
@@ -90,8 +96,26 @@ def load_document(
     balancers = [entry for entry in resources or [] if _type(entry) == _LOAD_BALANCER]
     if load_balancer is not None:
         balancers.append(_read(load_balancer, "the load balancer"))
-    probe = _find_probe(model, balancers, label)
-    return ScaleSetDocument(model, probe, label)
+    probe = _find_probe(model, balancers, known_probe, label)
+    clusters = tuple(
+        validate(Cluster, _flatten(entry), label)
+        for entry in resources or []
+        if _type(entry) == _CLUSTER
+    )
+    return ScaleSetDocument(model, probe, label, clusters)
+
+
+def read_part(source: Source) -> dict[str, Any]:
+    """Reads a part of a scale set's body, its ``properties`` laid flat, nulls left out.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    label = str(source) if isinstance(source, (str, Path)) else "the change"
+    raw = _read(source, label)
+    resources = _resources(raw, label)
+    flat = _flatten(_one(resources, _SCALE_SET, label) if resources is not None else raw)
+    return cast("dict[str, Any]", flat)
 
 
 def _read(source: Source, label: str) -> dict[str, Any]:
@@ -230,14 +254,19 @@ _PROBE_IN_ID = re.compile(r"probes/([A-Za-z0-9_.-]+)", re.IGNORECASE)
 _LAST_QUOTED = re.compile(r"'([^']+)'[^']*$")
 
 
-def _find_probe(model: ScaleSetModel, balancers: list[dict[str, Any]], label: str) -> Probe | None:
+def _find_probe(
+    model: ScaleSetModel,
+    balancers: list[dict[str, Any]],
+    known_probe: Probe | None,
+    label: str,
+) -> Probe | None:
     network = model.virtual_machine_profile.network_profile
     if network is None or network.health_probe is None:
         return None
     identifier = network.health_probe.id
     match = _PROBE_IN_ID.search(identifier) or _LAST_QUOTED.search(identifier)
     wanted = match[1] if match else identifier
-    known: list[Probe] = []
+    known = [] if known_probe is None or balancers else [known_probe]
     for balancer in balancers:
         known += validate(LoadBalancer, _flatten(balancer), "the load balancer").probes
     for probe in known:

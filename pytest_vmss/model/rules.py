@@ -7,12 +7,28 @@ from collections.abc import Iterator, Mapping
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.load_balancer import Probe
-from pytest_vmss.model.scale_set import ImageReference, ScaleSetModel
+from pytest_vmss.model.scale_set import ImageReference, PatchSettings, ScaleSetModel
+from pytest_vmss.model.service_fabric import (
+    Cluster,
+    check_service_fabric,
+    durability,
+    find_extension,
+)
 from pytest_vmss.model.sizes import SIZES, find_size
 
 __all__ = ["APPLICATION_HEALTH", "check_model"]
 
-APPLICATION_HEALTH = ("microsoft.managedservices", "applicationhealthlinux")
+#: Publisher of the Application Health extension, and its types.
+APPLICATION_HEALTH = (
+    "microsoft.managedservices",
+    "applicationhealthlinux",
+    "applicationhealthwindows",
+)
+
+_GROUP_SIZE = 100
+_FIRST_API_VERSION = "2018-10-01"
+#: Since then Windows' own updates exclude automatic OS upgrade (C6).
+_WINDOWS_API_VERSION = "2019-03-01"
 
 _PROFILE = "$.virtualMachineProfile"
 _AUTOMATIC = "$.upgradePolicy.automaticOSUpgradePolicy.enableAutomaticOSUpgrade"
@@ -24,6 +40,7 @@ def check_model(
     probe: Probe | None,
     sizes: Mapping[str, tuple[int, int]],
     extension_types: frozenset[tuple[str, str]],
+    clusters: list[Cluster] | None = None,
 ) -> list[ModelProblem]:
     """Everything that is wrong with a model whose values are each valid.
 
@@ -32,6 +49,7 @@ def check_model(
         probe: The load balancer's probe that it names.
         sizes: The user's own VM sizes.
         extension_types: Known extensions: (publisher, type) in lower case.
+        clusters: Service Fabric clusters that came with it.
     """
     return [
         *_check_size(model, sizes),
@@ -39,7 +57,9 @@ def check_model(
         *_check_disks(model),
         *_check_probe(probe),
         *_check_extensions(model, extension_types),
-        *_check_automatic_upgrade(model),
+        *_check_placement(model),
+        *_check_rolling_mode(model),
+        *_check_automatic_upgrade(model, clusters or []),
     ]
 
 
@@ -57,7 +77,7 @@ def _check_size(
 
 
 def _check_image(model: ScaleSetModel) -> Iterator[ModelProblem]:
-    reference = model.virtual_machine_profile.storage_profile.image_reference
+    reference = model.image_reference
     path = f"{_PROFILE}.storageProfile.imageReference"
     if reference.id is not None:
         if reference.version is not None:
@@ -78,7 +98,7 @@ def _check_image(model: ScaleSetModel) -> Iterator[ModelProblem]:
 
 
 def _check_disks(model: ScaleSetModel) -> Iterator[ModelProblem]:
-    disks = model.virtual_machine_profile.storage_profile.data_disks
+    disks = model.data_disks
     counts = Counter(disk.lun for disk in disks)
     for index, disk in enumerate(disks):
         path = f"{_PROFILE}.storageProfile.dataDisks[{index}]"
@@ -141,16 +161,73 @@ def _is_latest(reference: ImageReference) -> bool:
     return (reference.version or "").lower() == "latest"
 
 
-def _check_automatic_upgrade(model: ScaleSetModel) -> Iterator[ModelProblem]:
-    if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
-        return
-    profile = model.virtual_machine_profile
-    network = profile.network_profile
+def _health_sources(model: ScaleSetModel) -> tuple[bool, bool]:
+    """Whether it names a health probe, and whether it has the Application Health extension."""
+    network = model.virtual_machine_profile.network_profile
     has_probe = network is not None and network.health_probe is not None
     has_extension = any(
-        (extension.publisher.lower(), extension.type.lower()) == APPLICATION_HEALTH
+        extension.publisher.lower() == APPLICATION_HEALTH[0]
+        and extension.type.lower() in APPLICATION_HEALTH[1:]
         for extension in model.extensions
     )
+    return has_probe, has_extension
+
+
+def _check_placement(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    if model.single_placement_group and model.sku.capacity > _GROUP_SIZE:
+        yield ModelProblem(
+            "$.sku.capacity",
+            "InvalidParameter",
+            f"a set with singlePlacementGroup has {_GROUP_SIZE} instances at most; "
+            f"given {model.sku.capacity}: set singlePlacementGroup to false",
+        )
+
+
+def _check_rolling_mode(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    if model.upgrade_policy.mode == "Rolling" and not any(_health_sources(model)):
+        yield ModelProblem(
+            "$.upgradePolicy.mode",
+            "BadRequest",
+            "Rolling Upgrade mode is not supported for this Virtual Machine Scale Set because a "
+            "health probe or health extension was not provided.",
+        )
+
+
+def _check_automatic_upgrade(
+    model: ScaleSetModel, clusters: list[Cluster]
+) -> Iterator[ModelProblem]:
+    """C5-C7: what automatic OS upgrade needs."""
+    if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
+        return
+    yield from _check_api_version(model)
+    yield from _check_health_source(model)
+    yield from _check_patching(model)
+    yield from check_service_fabric(model, clusters)
+    if not _is_latest(model.image_reference):
+        yield ModelProblem(
+            f"{_PROFILE}.storageProfile.imageReference",
+            "BadRequest",
+            "automatic OS upgrade needs the image version 'latest' "
+            "(of a gallery: an image id without a version)",
+        )
+
+
+def _check_api_version(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    # Dates in this form sort as text; a suffix such as -preview comes after its date.
+    if model.api_version is not None and model.api_version < _FIRST_API_VERSION:
+        yield ModelProblem(
+            "$.apiVersion",
+            "BadRequest",
+            f"automatic OS upgrade needs the API version {_FIRST_API_VERSION} or later; "
+            f"given {model.api_version}",
+        )
+
+
+def _check_health_source(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    has_probe, has_extension = _health_sources(model)
+    service_fabric = find_extension(model)
+    if service_fabric is not None and durability(service_fabric[1]) in ("silver", "gold"):
+        return  # its health is Service Fabric's own affair
     feature = "Automatic OS Upgrade is not supported for this Virtual Machine Scale Set because"
     if not has_probe and not has_extension:
         yield ModelProblem(
@@ -165,10 +242,27 @@ def _check_automatic_upgrade(model: ScaleSetModel) -> Iterator[ModelProblem]:
             f"{feature} both a health probe and a health extension were provided. Remove the "
             "health probe or health extension prior to enabling automatic OS upgrade.",
         )
-    if not _is_latest(profile.storage_profile.image_reference):
+
+
+def _check_patching(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    """Nobody else may change the OS that an image brings."""
+    profile = model.virtual_machine_profile.os_profile
+    windows, linux = profile.windows_configuration, profile.linux_configuration
+    old_api = model.api_version is not None and model.api_version < _WINDOWS_API_VERSION
+    if windows is not None and windows.enable_automatic_updates and not old_api:
         yield ModelProblem(
-            f"{_PROFILE}.storageProfile.imageReference",
+            f"{_PROFILE}.osProfile.windowsConfiguration.enableAutomaticUpdates",
             "BadRequest",
-            "automatic OS upgrade needs the image version 'latest' "
-            "(of a gallery: an image id without a version)",
+            "must be false where automatic OS upgrade is enabled: an image brings its updates",
         )
+    settings: dict[str, PatchSettings | None] = {
+        "windowsConfiguration": windows.patch_settings if windows else None,
+        "linuxConfiguration": linux.patch_settings if linux else None,
+    }
+    for name, patching in settings.items():
+        if patching is not None and (patching.patch_mode or "").lower() == "automaticbyplatform":
+            yield ModelProblem(
+                f"{_PROFILE}.osProfile.{name}.patchSettings.patchMode",
+                "BadRequest",
+                "must not be AutomaticByPlatform where automatic OS upgrade is enabled",
+            )

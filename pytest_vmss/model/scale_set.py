@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -26,13 +27,16 @@ __all__ = [
     "NetworkProfile",
     "OSDisk",
     "OSProfile",
+    "PatchSettings",
     "RollingUpgradePolicy",
+    "ScaleInPolicy",
     "ScaleSetModel",
     "Sku",
     "SshPublicKey",
     "StorageProfile",
     "UpgradePolicy",
     "VirtualMachineProfile",
+    "WindowsConfiguration",
 ]
 
 
@@ -97,7 +101,7 @@ class RollingUpgradePolicy(AzureModel):
     max_batch_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
     max_unhealthy_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
     max_unhealthy_upgraded_instance_percent: Annotated[int, Field(ge=0, le=100)] = 20
-    pause_time_between_batches: str = "PT0S"
+    pause_time_between_batches: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(0)
     enable_cross_zone_upgrade: bool = False
     prioritize_unhealthy_instances: bool = False
     rollback_failed_instances_on_policy_breach: bool = False
@@ -135,11 +139,25 @@ class SshConfiguration(AzureModel):
     public_keys: list[SshPublicKey] = []
 
 
+class PatchSettings(AzureModel):
+    """Who patches the guest."""
+
+    patch_mode: str | None = None
+
+
 class LinuxConfiguration(AzureModel):
     """What only Linux guests have."""
 
     disable_password_authentication: bool | None = None
     ssh: SshConfiguration | None = None
+    patch_settings: PatchSettings | None = None
+
+
+class WindowsConfiguration(AzureModel):
+    """What only Windows guests have."""
+
+    enable_automatic_updates: bool | None = None
+    patch_settings: PatchSettings | None = None
 
 
 class OSProfile(AzureModel):
@@ -152,7 +170,7 @@ class OSProfile(AzureModel):
     admin_password: SecretStr | None = Field(default=None, exclude=True)
     custom_data: Base64Secret | None = Field(default=None, exclude=True)
     linux_configuration: LinuxConfiguration | None = None
-    windows_configuration: dict[str, Any] | None = None
+    windows_configuration: WindowsConfiguration | None = None
 
 
 class ImageReference(AzureModel):
@@ -246,6 +264,13 @@ class VirtualMachineProfile(AzureModel):
     extension_profile: ExtensionProfile | None = None
 
 
+class ScaleInPolicy(AzureModel):
+    """Which instances go when the set shrinks."""
+
+    rules: list[Literal["Default", "OldestVM", "NewestVM"]] = []
+    prioritize_unhealthy_vms: Annotated[bool, Field(alias="prioritizeUnhealthyVMs")] = False
+
+
 class ScaleSetModel(AzureModel):
     """The body of a ``Microsoft.Compute/virtualMachineScaleSets`` resource.
 
@@ -253,6 +278,7 @@ class ScaleSetModel(AzureModel):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$")]
+    api_version: str | None = None
     location: str = "local"
     tags: dict[str, str] = {}
     zones: list[str] = []
@@ -260,6 +286,8 @@ class ScaleSetModel(AzureModel):
     upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
     virtual_machine_profile: VirtualMachineProfile
     orchestration_mode: Literal["Uniform"] = "Uniform"
+    single_placement_group: bool | None = None
+    scale_in_policy: ScaleInPolicy | None = None
 
     def not_modelled(self) -> list[str]:
         """JSON paths of properties that are kept but mean nothing here."""
@@ -280,6 +308,16 @@ class ScaleSetModel(AzureModel):
         """The extensions, in the model's order."""
         profile = self.virtual_machine_profile.extension_profile
         return profile.extensions if profile else []
+
+    @property
+    def data_disks(self) -> list[DataDisk]:
+        """The data disks, in the model's order."""
+        return self.virtual_machine_profile.storage_profile.data_disks
+
+    @property
+    def image_reference(self) -> ImageReference:
+        """Which image the OS disks are made from."""
+        return self.virtual_machine_profile.storage_profile.image_reference
 
     def full(self) -> dict[str, Any]:
         """Everything, secrets included, for the lab's own 0600 database only."""

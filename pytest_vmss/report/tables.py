@@ -9,8 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pytest_vmss.scale_set import ScaleSet, stages_of
+from pytest_vmss.operation import stages_of
+from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
+from pytest_vmss.upgrade.journal import Account
 
 __all__ = ["instance_table", "stage_table", "upgrade_summary"]
 
@@ -58,21 +60,28 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
     return table
 
 
-def upgrade_summary(record: OperationRecord) -> Text:
+def upgrade_summary(account: Account) -> Text:
     """How an upgrade ended, and what came of each instance."""
+    record, errors = account.record, account.errors
     style = {"Completed": "bold green", "Faulted": "bold red"}.get(record.status, "bold yellow")
     text = Text.assemble(
-        f"{record.scale_set}: {', '.join(record.source_versions)} → {record.target}  ",
+        f"{record.scale_set}: {_what(record)}  ",
         (record.status, style),
     )
     if record.error_code:
         text.append(f"\n{record.error_code}", style="red")
-    for number, outcome in sorted(record.outcomes.items()):
+    for number, outcome in sorted(account.outcomes.items()):
         text.append(f"\n  {record.scale_set}_{number}: ")
         text.append(str(outcome), style=_STYLES.get(outcome, ""))
-        if error := record.errors.get(number):
+        if error := errors.get(number):
             text.append(f"  {error.code}: {error.message}")
     return text
+
+
+def _what(record: OperationRecord) -> str:
+    if record.action == "upgrade":
+        return f"{', '.join(record.source_versions)} → {record.target}"
+    return record.action
 
 
 def stage_table(record: OperationRecord, steps: Iterable[StepRecord]) -> Table:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pytest_vmss.store.database import Store
 from pytest_vmss.store.records import (
+    Action,
+    BatchRecord,
     DefinitionRecord,
+    DetachedDiskRecord,
     ErrorRecord,
     EventRecord,
     ExtensionRecord,
     GenerationRecord,
     InstanceRecord,
+    ModelRecord,
+    NetworkRecord,
     OperationRecord,
     Outcome,
+    OutcomeRecord,
     Record,
     ScaleSetRecord,
     StepRecord,
@@ -19,14 +25,20 @@ from pytest_vmss.store.records import (
 )
 
 __all__ = [
+    "Action",
+    "BatchRecord",
     "DefinitionRecord",
+    "DetachedDiskRecord",
     "ErrorRecord",
     "EventRecord",
     "ExtensionRecord",
     "GenerationRecord",
     "InstanceRecord",
+    "ModelRecord",
+    "NetworkRecord",
     "OperationRecord",
     "Outcome",
+    "OutcomeRecord",
     "Record",
     "ScaleSetRecord",
     "StepRecord",

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import LabError
+from pytest_vmss.errors import LabError, NotFoundError
 from pytest_vmss.store.records import EventRecord, Record, StepRecord
 
 __all__ = ["Store"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS record (
@@ -35,6 +35,8 @@ CREATE TABLE IF NOT EXISTS event (
 """
 
 _R = TypeVar("_R", bound=Record)
+
+_AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
 
 
 def _key(parts: Sequence[str]) -> str:
@@ -125,10 +127,28 @@ class Store:
         start = _key(prefix)
         with self._lock:
             rows = self._db.execute(
-                "SELECT body FROM record WHERE kind = ? AND substr(key, 1, ?) = ? ORDER BY key",
-                (kind.kind, len(start), start),
+                "SELECT body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
+                (kind.kind, start, start + _AFTER_ALL),
             ).fetchall()
         return [kind.model_validate_json(row[0]) for row in rows]
+
+    def amend(self, record: _R, **changes: object) -> _R:
+        """Changes fields of a record as it stands now, whoever wrote it last.
+
+        Args:
+            record: Which record; only its key matters.
+            changes: New values by field.
+
+        Raises:
+            NotFoundError: It was deleted.
+        """
+        with self.transaction():
+            current = self.get(type(record), *record.key)
+            if current is None:
+                raise NotFoundError(f"the {record.kind} {'/'.join(record.key)} is gone")
+            changed = current.model_copy(update=changes)
+            self.put(changed)
+        return changed
 
     def intend(
         self, operation: str, scale_set: str, instance_id: int, phase: str, sequence: int, name: str

@@ -9,14 +9,20 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 __all__ = [
+    "Action",
+    "BatchRecord",
     "DefinitionRecord",
+    "DetachedDiskRecord",
     "ErrorRecord",
     "EventRecord",
     "ExtensionRecord",
     "GenerationRecord",
     "InstanceRecord",
+    "ModelRecord",
+    "NetworkRecord",
     "OperationRecord",
     "Outcome",
+    "OutcomeRecord",
     "Record",
     "ScaleSetRecord",
     "StepRecord",
@@ -86,20 +92,28 @@ class ScaleSetRecord(Record):
     """A scale set.
 
     Attributes:
-        model: The whole model, secrets included.
-        probe: The load balancer's probe that the model names.
+        unique_id: Azure's ``uniqueId``; tells it from an earlier set of that name.
+        revision: Of its model now.
+        profile_revision: The first revision whose instances are made as the model
+            says now: instances on it or later have the latest model applied.
+        automatic_since: When automatic OS upgrades were enabled; None while they are not.
         state: Azure's provisioning state.
         next_instance_id: The number of the next new instance.
+        ports: Guest ports that are forwarded.
+        overrides: Limits of waits in place of the lab's.
     """
 
     kind: ClassVar[str] = "scale-set"
 
     name: str
-    model: dict[str, Any]
-    probe: dict[str, Any] | None
+    unique_id: str
+    revision: int = 1
+    profile_revision: int = 1
     created: datetime
+    automatic_since: datetime | None = None
     state: Literal["Creating", "Succeeded", "Failed", "Deleting"] = "Creating"
     next_instance_id: int = 0
+    ports: tuple[int, ...] = ()
     overrides: dict[str, float] = {}
 
     @property
@@ -108,14 +122,43 @@ class ScaleSetRecord(Record):
         return (self.name.lower(),)
 
 
+class ModelRecord(Record):
+    """A revision of a set's model; never changes.
+
+    Attributes:
+        set_id: The set's ``unique_id``.
+        model: The whole model, secrets included.
+        probe: The load balancer's probe that it names.
+    """
+
+    kind: ClassVar[str] = "model"
+
+    set_id: str
+    revision: int
+    created: datetime
+    model: dict[str, Any]
+    probe: dict[str, Any] | None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The set's id and the revision."""
+        return (self.set_id, f"{self.revision:06d}")
+
+
 class InstanceRecord(Record):
     """An instance's lasting identity (A4).
 
     Attributes:
         address: Loopback address of the host that is its own.
         forwards: Guest port to host port on that address.
+        placement_group: Number of the placement group; 100 instances at most are in one.
         generation: Number of the OS disk that is in use and committed.
+        version: Image version of that disk.
+        revision: Revision of the model that is applied to it.
+        power: What was asked for last; whether it runs is the hypervisor's to say.
         provisioning: Azure's provisioning state.
+        protect_from_scale_in: Scaling in never takes it.
+        protected: ``protectFromScaleSetActions``: set-wide actions leave it out.
     """
 
     kind: ClassVar[str] = "instance"
@@ -128,9 +171,15 @@ class InstanceRecord(Record):
     address: str
     forwards: dict[int, int]
     update_domain: int
+    placement_group: int = 0
     zone: str = ""
+    created: datetime
     generation: int = 0
+    version: str | None = None
+    revision: int = 0
+    power: Literal["running", "stopped", "deallocated"] = "running"
     provisioning: Literal["Creating", "Updating", "Succeeded", "Failed", "Deleting"] = "Creating"
+    protect_from_scale_in: bool = False
     protected: bool = False
 
     @property
@@ -144,6 +193,36 @@ class InstanceRecord(Record):
         return (self.scale_set.lower(), f"{self.instance_id:06d}")
 
 
+class NetworkRecord(Record):
+    """A loopback network that the lab has claimed besides its first."""
+
+    kind: ClassVar[str] = "network"
+
+    network: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The network."""
+        return (self.network,)
+
+
+class DetachedDiskRecord(Record):
+    """A data disk whose instance is gone (``deleteOption: Detach``, A2)."""
+
+    kind: ClassVar[str] = "detached-disk"
+
+    scale_set: str
+    instance_id: int
+    lun: int
+    path: str
+    detached: datetime
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The file's path."""
+        return (self.path,)
+
+
 class ExtensionRecord(BaseModel):
     """What came of an extension on one generation; never holds a secret.
 
@@ -151,12 +230,18 @@ class ExtensionRecord(BaseModel):
         exit_code: Of its command; None where it did not end.
         message: The end of its output.
         seconds: How long it ran.
+        version: Of the handler that ran it.
+        revision: Of the model that it was run from.
+        operation: The operation that ran it.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     type: str
+    version: str = ""
+    revision: int = 0
+    operation: str = ""
     status: Literal["success", "error"]
     exit_code: int | None = None
     message: str = ""
@@ -169,9 +254,11 @@ class GenerationRecord(Record):
     Attributes:
         version: Image version that it was made from.
         digest: That version's digest.
+        revision: Revision of the model that it was made from, or was given since.
         cloud_instance_id: ``instance-id`` of its seed.
         host_key: The guest's public SSH host key, pinned.
         state: Where it stands between being made and being discarded.
+        started: Whether a machine was ever started on it.
         found_version: ``IMAGE_VERSION`` that was read inside the guest (E2).
         boot_id: Of the last boot that was proved.
         boot_before: What ``boot_id`` was when the machine was started last.
@@ -187,10 +274,12 @@ class GenerationRecord(Record):
     definition: str
     version: str
     digest: str
+    revision: int
     cloud_instance_id: str
     host_key: str
     created: datetime
     state: Literal["preparing", "current", "previous", "discarded"] = "preparing"
+    started: bool = False
     found_version: str | None = None
     boot_id: str | None = None
     boot_before: str | None = None
@@ -228,45 +317,116 @@ class ErrorRecord(BaseModel):
     log: str = ""
 
 
+Action = Literal[
+    "create",
+    "upgrade",
+    "extension-upgrade",
+    "update",
+    "start",
+    "stop",
+    "deallocate",
+    "restart",
+    "reimage",
+    "reimageall",
+    "delete",
+]
+
+
 class OperationRecord(Record):
-    """Something done to a set: its creation, an upgrade, its deletion.
+    """Something done to a set: its creation, an upgrade, a restart.
 
     Attributes:
+        set_id: The set's ``unique_id``.
         status: Azure's ``runningStatus.code``.
         started_by: Azure's ``startedBy``.
-        target: Version that an upgrade brings.
-        outcomes: What came of each instance, by number.
-        errors: What went wrong on each.
-        batches: Instances in the order in which they were taken, with the planner's words.
+        rolling: Batch after batch, as the policy says; else all instances at once.
+        target: Image version that an upgrade brings.
+        revision: Revision of the model that it applies.
+        rollback: Give an instance that does not recover its previous state back.
+        spent: Seconds that it took until its last batch ended.
+        batch_ended: When that was.
+        error_code: Why it stops or has stopped; set before failed instances are rolled back.
     """
 
     kind: ClassVar[str] = "operation"
 
     id: str
     scale_set: str
-    action: Literal["create", "upgrade", "delete"]
+    set_id: str
+    action: Action
     status: Literal["RollingForward", "RollingBack", "Cancelled", "Completed", "Faulted"]
     started_by: Literal["Unknown", "User", "Platform"] = "User"
     started: datetime
     ended: datetime | None = None
+    rolling: bool = False
     gallery: str = ""
     definition: str = ""
     source_versions: tuple[str, ...] = ()
     target: str = ""
     digest: str = ""
-    rollback: bool = True
-    cancel_requested: bool = False
+    revision: int = 0
+    rollback: bool = False
+    skip_shutdown: bool = False
+    cancel_requested: datetime | None = None
+    spent: float = 0.0
+    batch_ended: datetime | None = None
     error_code: str | None = None
     error_message: str | None = None
     why: str = ""
-    outcomes: dict[int, Outcome] = {}
-    errors: dict[int, ErrorRecord] = {}
-    batches: tuple[tuple[tuple[int, ...], str], ...] = ()
 
     @property
     def key(self) -> tuple[str, ...]:
         """The set's name and the operation's id, which sorts by time."""
         return (self.scale_set.lower(), self.id)
+
+
+class BatchRecord(Record):
+    """A batch of an upgrade, with the planner's words."""
+
+    kind: ClassVar[str] = "batch"
+
+    scale_set: str
+    operation: str
+    number: int
+    instance_ids: tuple[int, ...]
+    why: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The operation and the batch's number."""
+        return (self.scale_set.lower(), self.operation, f"{self.number:04d}")
+
+
+class OutcomeRecord(Record):
+    """What an operation plans for an instance, and what came of it.
+
+    Attributes:
+        source: Number of the OS disk that it was on.
+        result: Number of the one that it goes to; the same where it is changed in place;
+            0 until that is decided.
+        source_revision: Revision of the model that was applied to it.
+        replacement: Number of the instance that takes its place (``maxSurge``).
+        phase: ``PhaseOrderingNumber``, read when the upgrade started.
+        error: What went wrong.
+    """
+
+    kind: ClassVar[str] = "outcome"
+
+    scale_set: str
+    operation: str
+    instance_id: int
+    outcome: Outcome
+    source: int = 0
+    result: int = 0
+    source_revision: int = 0
+    replacement: int | None = None
+    phase: int | None = None
+    error: ErrorRecord | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The operation and the instance's number."""
+        return (self.scale_set.lower(), self.operation, f"{self.instance_id:06d}")
 
 
 class StepRecord(BaseModel):

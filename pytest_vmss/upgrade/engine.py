@@ -1,4 +1,4 @@
-"""Carries operations out: batch after batch, step after journalled step.
+"""Carries operations out: batch after batch, or all instances at once.
 
 The planner decides and the engine acts. Whatever is killed at any point, a
 later :meth:`Engine.resume` goes on from the journal (M1).
@@ -7,40 +7,39 @@ later :meth:`Engine.resume` goes on from the journal (M1).
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from pytest_vmss.clock import side_by_side
-from pytest_vmss.errors import ConflictError, InstanceError, NotFoundError, UpgradeError, VmssError
+from pytest_vmss.errors import CapacityError, ConflictError
+from pytest_vmss.guest.extensions import handler_versions
 from pytest_vmss.store import (
-    ErrorRecord,
+    Action,
+    GenerationRecord,
     InstanceRecord,
     OperationRecord,
     Outcome,
+    OutcomeRecord,
     VersionRecord,
 )
 from pytest_vmss.upgrade import planner
-from pytest_vmss.upgrade.steps import (
-    Step,
-    create_steps,
-    observe_health,
-    rollback_steps,
-    settle_steps,
-    swap_steps,
-)
-from pytest_vmss.upgrade.world import InstanceContext, World
+from pytest_vmss.upgrade.enrol import enrol
+from pytest_vmss.upgrade.journal import ENDED, Account, Journal
+from pytest_vmss.upgrade.observe import observe_health
+from pytest_vmss.upgrade.work import Worker
+from pytest_vmss.upgrade.world import InstanceContext, Revision, World
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "StartedBy"]
 
-_Phase = Literal["create", "swap", "rollback", "settle"]
+StartedBy = Literal["User", "Platform"]
+_Opened = Callable[[OperationRecord], None]
 
 
 class Engine:
-    """Operations on one scale set.
+    """Operations on one scale set. Call what changes it with the set claimed.
 
     Args:
         world: What it acts on.
@@ -51,12 +50,12 @@ class Engine:
         self._world = world
         self._store = world.store
         self._name = scale_set
-
-    # Locking: one orchestrator at a time for a set, across processes (M4).
+        self.journal = Journal(world, scale_set)
+        self._worker = Worker(world, self.journal)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
-        """Claims the set for this thread.
+        """Claims the set for this thread: one orchestrator at a time, across processes (M4).
 
         Raises:
             ConflictError: Someone else works on it; nothing was changed.
@@ -76,68 +75,261 @@ class Engine:
         finally:
             lock.release()
 
-    # Creating instances.
+    # All at once.
 
-    def provision(self, instance_ids: Sequence[int], version: VersionRecord) -> OperationRecord:
-        """Brings recorded instances up, all side by side; call with the set claimed."""
-        operation = self._open("create", version, started_by="User", rollback=False)
-        outcomes = dict.fromkeys(instance_ids, Outcome.IN_PROGRESS)
-        self._update(operation.id, outcomes=outcomes)
-        with self._ending(operation.id):
-            self._on_instances(operation.id, instance_ids, version, self._create)
-            done = self._operation(operation.id)
-            failed = [n for n, outcome in done.outcomes.items() if outcome is Outcome.FAILED]
-            if failed:
-                first = done.errors[min(failed)]
-                self._end(operation.id, "Faulted", code=first.code, message=first.message)
-            else:
-                self._end(operation.id, "Completed")
-        return self._operation(operation.id)
-
-    def _create(self, context: InstanceContext, version: VersionRecord) -> None:
-        try:
-            self._run_phase(context, "create", create_steps(version))
-        except VmssError as error:
-            self._failed(context, error, Outcome.FAILED)
-            self._store.put(context.record.model_copy(update={"provisioning": "Failed"}))
-        else:
-            self._outcome(context, Outcome.SUCCEEDED)
-
-    # Upgrading.
-
-    def upgrade(
+    def at_once(
         self,
-        version: VersionRecord,
+        action: Action,
+        instance_ids: Sequence[int] | Callable[[], Sequence[int]],
         *,
-        started_by: Literal["User", "Platform"],
-        rollback: bool,
-        on_open: Callable[[OperationRecord], None] = lambda _: None,
-    ) -> OperationRecord:
-        """Rolls the set to a version; call with the set claimed.
+        version: VersionRecord | None = None,
+        skipped: Sequence[int] = (),
+        **details: Any,
+    ) -> Account:
+        """Does something to instances, side by side.
 
         Args:
+            action: What.
+            instance_ids: To which; what is called to know them is durable together with
+                the operation, or not at all.
+            version: The image version that it brings, where it brings one.
+            skipped: Instances that it leaves out and reports.
+            details: Other fields of the operation's record.
+
+        Raises:
+            UpgradeError: An earlier operation was interrupted; nothing was changed.
+        """
+        with self._store.transaction():
+            ids = instance_ids() if callable(instance_ids) else instance_ids
+            operation = self.journal.open(
+                action, ids, what=_in_words(action, version), version=version, **details
+            )
+            for number in skipped:
+                self._store.put(
+                    OutcomeRecord(
+                        scale_set=self._name,
+                        operation=operation.id,
+                        instance_id=number,
+                        outcome=Outcome.SKIPPED,
+                    )
+                )
+        return self._finish(operation.id)
+
+    def _finish(self, operation_id: str) -> Account:
+        with self.journal.ending(operation_id):
+            self._work_on_what_is_left(operation_id)
+            account = self.journal.account(operation_id)
+            if account.errors:
+                first = account.errors[min(account.errors)]
+                self.journal.end(operation_id, "Faulted", code=first.code, message=first.message)
+            else:
+                self.journal.end(operation_id, "Completed")
+        return self.journal.account(operation_id)
+
+    def _work_on_what_is_left(self, operation_id: str) -> None:
+        """Takes up the instances that are in progress, also those of a killed process."""
+        operation = self.journal.operation(operation_id)
+        account = self.journal.account(operation_id)
+        busy = [n for n, outcome in account.outcomes.items() if outcome is Outcome.IN_PROGRESS]
+
+        def act(number: int) -> None:
+            context = self._context(operation_id, number)
+            try:
+                self._worker.act(context, operation)
+            finally:
+                context.leave()
+
+        side_by_side(busy, act, clock=self._world.clock)
+
+    # Rolling.
+
+    def roll(
+        self,
+        action: Literal["upgrade", "extension-upgrade", "update"],
+        *,
+        version: VersionRecord | None,
+        started_by: StartedBy,
+        rollback: bool,
+        on_open: _Opened = lambda _: None,
+    ) -> Account:
+        """Rolls something through the set, batch after batch.
+
+        Args:
+            action: An OS upgrade, an extension upgrade, or the set's model.
             version: The target, fixed from now on (C4).
             started_by: Azure's ``startedBy``.
-            rollback: Give an instance that does not recover its previous OS disk back.
+            rollback: Give an instance that does not recover its previous state back.
             on_open: Told the operation before its first effect.
+
+        Raises:
+            UpgradeError: An earlier operation was interrupted; nothing was changed.
         """
-        operation = self._open("upgrade", version, started_by=started_by, rollback=rollback)
+        behind = [
+            record.instance_id
+            for record in self.instances()
+            if not self._is_on_target(action, record, version)
+        ]
+        operation = self.journal.open(
+            action,
+            behind,
+            what=_in_words(action, version),
+            outcome=Outcome.NOT_STARTED,
+            version=version,
+            rolling=True,
+            started_by=started_by,
+            rollback=rollback,
+        )
         on_open(operation)
+        with self.journal.ending(operation.id):
+            self._read_metrics(operation.id, behind)
         return self._roll(operation.id)
 
-    def resume(self) -> OperationRecord | None:
-        """Goes on with an upgrade that a killed process left; call with the set claimed.
+    def _read_metrics(self, operation_id: str, instance_ids: Sequence[int]) -> None:
+        """Reads the applications' custom metrics, once, at the start (D5)."""
+
+        def read(number: int) -> None:
+            context = self._context(operation_id, number)
+            metrics = self._world.metrics(context)
+            if metrics.skip:
+                self.journal.note(context, outcome=Outcome.SKIPPED)
+            elif metrics.phase is not None:
+                self.journal.note(context, phase=metrics.phase)
+
+        side_by_side(instance_ids, read, clock=self._world.clock)
+
+    def _roll(self, operation_id: str) -> Account:
+        begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
+        with self.journal.ending(operation_id):
+            while True:
+                self._work_on_what_is_left(operation_id)
+                self.journal.update(
+                    operation_id,
+                    spent=self._world.clock.monotonic() - begun,
+                    batch_ended=self._world.clock.now(),
+                )
+                if self._next(operation_id):
+                    break
+        return self.journal.account(operation_id)
+
+    def _next(self, operation_id: str) -> bool:
+        """Takes one decision and acts on it; True where it ended the upgrade."""
+        operation = self.journal.operation(operation_id)
+        account = self.journal.account(operation_id)
+        if operation.error_code is not None:  # decided before a crash
+            self._stop(account)
+            return True
+        # Whether anything is left does not depend on health, and looking takes a moment.
+        decision = self._decide(account, self._members(account))
+        if isinstance(decision, planner.Batch) and operation.cancel_requested is None:
+            self._pause(account)
+            operation = self.journal.operation(operation_id)
+            decision = self._decide(account, self._observe(self._members(account)))
+        if isinstance(decision, planner.Batch) and operation.cancel_requested is not None:
+            self.journal.end(operation_id, "Cancelled", why="cancelled after the current batch")
+            return True
+        match decision:
+            case planner.Complete(why=why, skipped=skipped):
+                with self._store.transaction():
+                    for number in skipped:
+                        self.journal.note(
+                            self._context(operation_id, number), outcome=Outcome.SKIPPED
+                        )
+                    self.journal.end(operation_id, "Completed", why=why)
+                return True
+            case planner.Stop(code=code, message=message, why=why):
+                self.journal.update(operation_id, error_code=code, error_message=message, why=why)
+                self._stop(self.journal.account(operation_id))
+                return True
+            case planner.Batch(instance_ids=ids, why=why):
+                self._take(operation, ids, why)
+                return False
+
+    def _take(self, operation: OperationRecord, ids: tuple[int, ...], why: str) -> None:
+        """Writes a batch down, with its replacements where it surges (D9)."""
+        with self._store.transaction():
+            if self._revision().model.rolling_policy.max_surge and self._surges(operation):
+                size = self._world.find_size(self._revision().model.sku.name)
+                try:
+                    self._world.require_room(len(ids), size)
+                except CapacityError as full:
+                    why += f"; in place, for there is no room for more: {full.message}"
+                else:
+                    new = enrol(self._world, self._name, len(ids))
+                    self.journal.add_batch(operation.id, ids, why)
+                    for number, replacement in zip(ids, new, strict=True):
+                        context = self._context(operation.id, number)
+                        record = context.record
+                        self.journal.note(
+                            context,
+                            source=record.generation,
+                            result=record.generation,
+                            source_revision=record.revision,
+                            replacement=replacement,
+                        )
+                    return
+            self.journal.add_batch(operation.id, ids, why)
+
+    @staticmethod
+    def _surges(operation: OperationRecord) -> bool:
+        return operation.action != "extension-upgrade"
+
+    def _pause(self, account: Account) -> None:
+        """Waits between two batches (D8); a cancellation ends the wait."""
+        pause = self._revision().model.rolling_policy.pause_time_between_batches.total_seconds()
+        last = account.record.batch_ended
+        if not account.batch_records or last is None or pause <= 0:
+            return
+        clock = self._world.clock
+        self._store.event(
+            self._name, "pause", f"pause of {pause:.0f} s between batches",
+            operation=account.record.id,
+        )  # fmt: skip
+        while (left := pause - (clock.now() - last).total_seconds()) > 0:
+            if self.journal.operation(account.record.id).cancel_requested is not None:
+                return
+            clock.sleep(min(left, 1.0))
+
+    def _stop(self, account: Account) -> None:
+        """Ends an upgrade Faulted, after failed instances were rolled back where that is asked."""
+        record = account.record
+        if self._revision().model.rolling_policy.rollback_failed_instances_on_policy_breach:
+            failed = [
+                number
+                for number, result in account.results.items()
+                if result.outcome is Outcome.FAILED and result.source and not result.replacement
+            ]
+
+            def roll_back(number: int) -> None:
+                context = self._context(record.id, number)
+                try:
+                    self._worker.roll_back(context, record)
+                finally:
+                    context.leave()
+
+            side_by_side(failed, roll_back, clock=self._world.clock)
+        self.journal.end(
+            record.id, "Faulted", code=record.error_code, message=record.error_message,
+            why=record.why,
+        )  # fmt: skip
+
+    # Going on, and giving up.
+
+    def resume(self) -> Account | None:
+        """Goes on with an operation that a killed process left.
 
         Returns:
             The operation as it ended; None where there was none to go on with.
         """
-        for operation in self._store.select(OperationRecord, self._name.lower()):
-            if operation.action == "upgrade" and operation.ended is None:
-                self._store.event(
-                    self._name, "upgrade", "resumed after an interruption", operation=operation.id
-                )
-                return self._roll(operation.id)
-        return None
+        operation = self.journal.unfinished()
+        if operation is None:
+            return None
+        self._store.event(
+            self._name,
+            operation.action,
+            "resumed after an interruption",
+            operation=operation.id,
+        )
+        return self._roll(operation.id) if operation.rolling else self._finish(operation.id)
 
     def cancel(self) -> None:
         """Asks the running upgrade to end after its current batch (D8).
@@ -145,336 +337,115 @@ class Engine:
         Raises:
             ConflictError: None is running.
         """
-        for operation in self._store.select(OperationRecord, self._name.lower()):
-            if operation.action == "upgrade" and operation.ended is None:
-                self._update(operation.id, cancel_requested=True)
-                return
-        raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
-
-    def _roll(self, operation_id: str) -> OperationRecord:
-        with self._ending(operation_id):
-            operation = self._operation(operation_id)
-            version = self._target(operation)
-            under_way = [
-                number
-                for number, outcome in operation.outcomes.items()
-                if outcome is Outcome.IN_PROGRESS
-            ]
-            self._on_instances(operation_id, under_way, version, self._swap)
-            while not self._next(operation_id, version):
-                pass
-        return self._operation(operation_id)
-
-    def _next(self, operation_id: str, version: VersionRecord) -> bool:
-        """Takes one decision and acts on it; True where it ended the upgrade."""
-        operation = self._operation(operation_id)
-        if operation.cancel_requested:
-            self._end(operation_id, "Cancelled", why="cancelled after the current batch")
-            return True
-        # Whether anything is left does not depend on health, and looking takes a moment.
-        decision = self._decide(operation, self._members(version.version))
-        if isinstance(decision, planner.Batch):
-            decision = self._decide(operation, self.observe(version.version))
-        match decision:
-            case planner.Complete(why=why, skipped=skipped):
-                outcomes = {**operation.outcomes, **dict.fromkeys(skipped, Outcome.SKIPPED)}
-                self._update(operation_id, outcomes=outcomes)
-                self._end(operation_id, "Completed", why=why)
-                return True
-            case planner.Stop(code=code, message=message, why=why):
-                self._end(operation_id, "Faulted", code=code, message=message, why=why)
-                return True
-            case planner.Batch(instance_ids=ids, why=why):
-                with self._store.transaction():
-                    self._update(
-                        operation_id,
-                        batches=(*operation.batches, (ids, why)),
-                        outcomes={**operation.outcomes, **dict.fromkeys(ids, Outcome.IN_PROGRESS)},
-                    )
-                    self._store.event(
-                        self._name,
-                        "batch",
-                        f"batch {len(operation.batches) + 1}: instances "
-                        f"{', '.join(str(number) for number in ids)} ({why})",
-                        operation=operation_id,
-                    )
-                self._on_instances(operation_id, ids, version, self._swap)
-                return False
-
-    def _on_instances(
-        self,
-        operation_id: str,
-        ids: Sequence[int],
-        version: VersionRecord,
-        act: Callable[[InstanceContext, VersionRecord], None],
-    ) -> None:
-        """Acts on instances side by side."""
-
-        def act_on(number: int) -> None:
-            context = self._context(operation_id, number)
-            try:
-                act(context, version)
-            finally:
-                context.leave()
-
-        side_by_side(ids, act_on, clock=self._world.clock)
-
-    def _swap(self, context: InstanceContext, version: VersionRecord) -> None:
-        """Swaps one instance's OS disk, and rolls it back where that fails."""
-        operation_id = context.operation
-        old, new = self._generations(context)
-        if context.instance_id not in self._operation(operation_id).errors:
-            try:
-                self._run_phase(context, "swap", swap_steps(old, new, version))
-            except Exception as error:  # noqa: BLE001 - whatever it is, nothing stays half done
-                self._failed(context, error, Outcome.IN_PROGRESS)
-            else:
-                self._outcome(context, Outcome.SUCCEEDED)
-                return
-        if not self._operation(operation_id).rollback:
-            running = self._world.hypervisor.running_generation(context.domain)
-            # Never given up, e.g. because the new disk could not be made: it stays on the old.
-            self._run_phase(context, "settle", settle_steps(old if running == old else new, old))
-            self._outcome(context, Outcome.FAILED)
-            return
-        self._update(operation_id, status="RollingBack")
-        try:
-            self._run_phase(context, "rollback", rollback_steps(old, new))
-        except Exception as error:  # noqa: BLE001 - as above
-            context.event("error", f"the rollback failed too: {_describe(error)[1]}")
-            self._store.put(context.record.model_copy(update={"provisioning": "Failed"}))
-            self._outcome(context, Outcome.ROLLBACK_FAILED)
-        else:
-            self._outcome(context, Outcome.ROLLED_BACK)
-        self._update(operation_id, status="RollingForward")
-
-    def _generations(self, context: InstanceContext) -> tuple[int, int]:
-        """Numbers of the old and the new OS disk, the same after a resume."""
-        for step in self._store.steps(context.operation, context.instance_id):
-            if step.name.startswith("plan "):
-                first, second = step.name.removeprefix("plan ").split(">")
-                return int(first), int(second)
-        old = context.record.generation
-        new = max(generation.number for generation in context.generations()) + 1
-        step = self._store.intend(
-            context.operation, self._name, context.instance_id, "plan", 0, f"plan {old}>{new}"
-        )
-        self._store.done(step)
-        return old, new
+        with self._store.transaction():
+            operation = self.journal.unfinished()
+            if operation is None or not operation.rolling:
+                raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
+            self.journal.update(operation.id, cancel_requested=self._world.clock.now())
 
     # What the planner needs to know.
 
-    def _decide(
-        self, operation: OperationRecord, members: Sequence[planner.Member]
-    ) -> planner.Decision:
-        return planner.next_batch(members, self._policy(), _progress(operation))
+    def _decide(self, account: Account, members: Sequence[planner.Member]) -> planner.Decision:
+        outcomes = account.outcomes
+        attempted = {number for number, outcome in outcomes.items() if outcome in ENDED}
+        failed = {n for n in attempted if outcomes[n] is not Outcome.SUCCEEDED}
+        skipped = {n for n, outcome in outcomes.items() if outcome is Outcome.SKIPPED}
+        progress = planner.Progress(
+            frozenset(attempted), frozenset(failed), frozenset(skipped), account.record.spent
+        )
+        return planner.next_batch(members, self._policy(), progress)
 
-    def _members(self, target: str) -> list[planner.Member]:
+    def _members(self, account: Account) -> list[planner.Member]:
         """All instances, taken for healthy."""
-        return [
-            planner.Member(
-                instance_id=record.instance_id,
-                health=planner.Health.HEALTHY,
-                on_target=self.version_of(record) == target,
-                domain=record.update_domain,
-                zone=record.zone,
-                protected=record.protected,
+        members = []
+        for record in self.instances():
+            result = account.results.get(record.instance_id)
+            members.append(
+                planner.Member(
+                    instance_id=record.instance_id,
+                    health=planner.Health.HEALTHY,
+                    on_target=result is None,  # it was not behind when this started (C4)
+                    domain=record.update_domain,
+                    group=record.placement_group,
+                    zone=record.zone,
+                    phase=None if result is None else result.phase,
+                    protected=record.protected,
+                )
             )
-            for record in self._instances()
-        ]
+        return members
 
-    def observe(self, target: str) -> list[planner.Member]:
+    def _is_on_target(
+        self, action: Action, record: InstanceRecord, version: VersionRecord | None
+    ) -> bool:
+        """Whether an instance has what an upgrade brings already."""
+        if action == "upgrade":
+            return version is not None and record.version == version.version
+        if action == "update":
+            return not self.is_behind(record)
+        generation = self._store.get(GenerationRecord, *record.key, f"{record.generation:06d}")
+        versions = {f"{p}.{t}": v for (p, t), v in handler_versions().items()}
+        return generation is None or all(
+            entry.version == versions.get(entry.type.lower(), entry.version)
+            for entry in generation.extensions
+        )
+
+    def is_behind(self, record: InstanceRecord) -> bool:
+        """Whether the set's model is still to be brought to an instance, or failed on it."""
+        return not self.has_latest_model(record) or record.provisioning != "Succeeded"
+
+    def has_latest_model(self, record: InstanceRecord) -> bool:
+        """Azure's ``latestModelApplied``."""
+        return record.revision >= self._world.set_record(self._name).profile_revision
+
+    def members(self) -> list[planner.Member]:
         """All instances with their health, asked for side by side."""
-        members = self._members(target)
-        health = {member.instance_id: member.health for member in members}
+        return self._observe(
+            [
+                planner.Member(record.instance_id, planner.Health.HEALTHY, on_target=True)
+                for record in self.instances()
+            ]
+        )
+
+    def _observe(self, members: Sequence[planner.Member]) -> list[planner.Member]:
+        probe = self._revision().probe
+        records = {record.instance_id: record for record in self.instances()}
+        health = {}
 
         def look(number: int) -> None:
-            healthy = observe_health(self._context("", number)).healthy
+            healthy = observe_health(self._world, records[number], probe).healthy
             health[number] = planner.Health.HEALTHY if healthy else planner.Health.UNHEALTHY
 
-        side_by_side(health, look, clock=self._world.clock)
+        side_by_side(records, look, clock=self._world.clock)
         return [replace(member, health=health[member.instance_id]) for member in members]
 
-    def version_of(self, record: InstanceRecord) -> str | None:
-        """Version of the image that an instance's OS disk was made from."""
-        generation = self._context("", record.instance_id).generation(record.generation)
-        return None if generation is None else generation.version
-
     def _policy(self) -> planner.Policy:
-        policy = self._context("", 0).model.rolling_policy
+        policy = self._revision().model.rolling_policy
         return planner.Policy(
             max_batch_instance_percent=policy.max_batch_instance_percent,
             max_unhealthy_instance_percent=policy.max_unhealthy_instance_percent,
             max_unhealthy_upgraded_instance_percent=policy.max_unhealthy_upgraded_instance_percent,
             prioritize_unhealthy_instances=policy.prioritize_unhealthy_instances,
             enable_cross_zone_upgrade=policy.enable_cross_zone_upgrade,
+            max_surge=policy.max_surge,
+            time_limit=self._world.base_limits.upgrade,
         )
 
-    def _target(self, operation: OperationRecord) -> VersionRecord:
-        for version in self._world.images.versions(operation.gallery, operation.definition):
-            if version.version == operation.target:
-                return version
-        raise NotFoundError(
-            f"the version {operation.target} of {operation.definition!r}, to which this upgrade "
-            "goes, is no longer in the gallery"
-        )
-
-    # Journal and bookkeeping.
-
-    def _run_phase(self, context: InstanceContext, phase: _Phase, steps: Sequence[Step]) -> None:
-        """Runs the steps of a phase that the journal does not know as done."""
-        done = {
-            step.sequence
-            for step in self._store.steps(context.operation, context.instance_id)
-            if step.phase == phase and step.done is not None and step.error is None
-        }
-        for sequence, step in enumerate(steps):
-            if sequence in done:
-                continue
-            with self._store.transaction():
-                entry = self._store.intend(
-                    context.operation, self._name, context.instance_id, phase, sequence, step.name
-                )
-                context.event("step", f"{phase}: {step.name}")
-            try:
-                step.apply(context)
-            except Exception as error:
-                self._store.done(entry, error=_describe(error)[1])
-                raise
-            self._store.done(entry)
-
-    def _failed(self, context: InstanceContext, error: Exception, outcome: Outcome) -> None:
-        code, message = _describe(error)
-        tail, log = "", ""
-        if isinstance(error, InstanceError):
-            tail, log = error.console_tail, str(error.log or "")
-        with self._store.transaction():
-            operation = self._operation(context.operation)
-            record = ErrorRecord(code=code, message=message, console_tail=tail, log=log)
-            self._update(
-                context.operation,
-                errors={**operation.errors, context.instance_id: record},
-                outcomes={**operation.outcomes, context.instance_id: outcome},
-            )
-            context.event("error", message)
-
-    def _outcome(self, context: InstanceContext, outcome: Outcome) -> None:
-        with self._store.transaction():
-            operation = self._operation(context.operation)
-            self._update(
-                context.operation, outcomes={**operation.outcomes, context.instance_id: outcome}
-            )
-            context.event("outcome", str(outcome))
-
-    def _open(
-        self,
-        action: Literal["create", "upgrade"],
-        version: VersionRecord,
-        *,
-        started_by: Literal["User", "Platform"],
-        rollback: bool,
-    ) -> OperationRecord:
-        now = self._world.clock.now()
-        unfinished = [
-            operation.id
-            for operation in self._store.select(OperationRecord, self._name.lower())
-            if operation.ended is None and operation.action == "upgrade"
-        ]
-        if unfinished:
-            raise UpgradeError(
-                f"an upgrade of {self._name!r} was interrupted; go on with it first: vmss resume "
-                f"{self._name}",
-                code="OperationNotAllowed",
-            )
-        versions = {self.version_of(record) for record in self._instances()} - {None}
-        operation = OperationRecord(
-            id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}",
-            scale_set=self._name,
-            action=action,
-            status="RollingForward",
-            started_by=started_by,
-            started=now,
-            gallery=version.gallery,
-            definition=version.definition,
-            source_versions=tuple(sorted(str(found) for found in versions)),
-            target=version.version,
-            digest=version.digest,
-            rollback=rollback,
-            outcomes={
-                record.instance_id: Outcome.NOT_STARTED
-                for record in self._instances()
-                if action == "upgrade" and self.version_of(record) != version.version
-            },
-        )
-        with self._store.transaction():
-            self._store.put(operation)
-            self._store.event(
-                self._name,
-                action,
-                f"{action} to {version.version} started by {started_by}",
-                operation=operation.id,
-            )
-        return operation
-
-    @contextlib.contextmanager
-    def _ending(self, operation_id: str) -> Iterator[None]:
-        """Sees to it that an operation ends, whatever happens on the way (G4)."""
-        try:
-            yield
-        except Exception as error:
-            code, message = _describe(error)
-            self._end(operation_id, "Faulted", code=code, message=message)
-            raise
-
-    def _end(
-        self,
-        operation_id: str,
-        status: Literal["Completed", "Cancelled", "Faulted"],
-        *,
-        code: str | None = None,
-        message: str | None = None,
-        why: str = "",
-    ) -> None:
-        with self._store.transaction():
-            self._update(
-                operation_id,
-                status=status,
-                ended=self._world.clock.now(),
-                error_code=code,
-                error_message=message,
-                why=why,
-            )
-            text = f"{status}: {message or why}" if message or why else status
-            self._store.event(self._name, "end", text, operation=operation_id)
-
-    def _update(self, operation_id: str, **changes: object) -> None:
-        with self._store.transaction():
-            self._store.put(self._operation(operation_id).model_copy(update=changes))
-
-    def _operation(self, operation_id: str) -> OperationRecord:
-        operation = self._store.get(OperationRecord, self._name.lower(), operation_id)
-        if operation is None:
-            raise NotFoundError(f"there is no operation {operation_id} of {self._name!r}")
-        return operation
-
-    def _instances(self) -> list[InstanceRecord]:
+    def instances(self) -> list[InstanceRecord]:
+        """The set's instances, by number."""
         return self._store.select(InstanceRecord, self._name.lower())
+
+    def _revision(self) -> Revision:
+        return self._world.current_revision(self._name)
 
     def _context(self, operation: str, number: int) -> InstanceContext:
         return InstanceContext(self._world, self._name, number, operation)
 
 
-def _describe(error: Exception) -> tuple[str, str]:
-    """Code and words of an error."""
-    if isinstance(error, VmssError):
-        return error.code, error.message
-    return "InternalExecutionError", f"{type(error).__name__}: {error}"
-
-
-def _progress(operation: OperationRecord) -> planner.Progress:
-    ended = {
-        Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED,
-    }  # fmt: skip
-    attempted = {number for number, outcome in operation.outcomes.items() if outcome in ended}
-    failed = {n for n in attempted if operation.outcomes[n] is not Outcome.SUCCEEDED}
-    return planner.Progress(frozenset(attempted), frozenset(failed))
+def _in_words(action: Action, version: VersionRecord | None) -> str:
+    if action == "upgrade" and version is not None:
+        return f"upgrade to {version.version}"
+    return {
+        "update": "update to the latest model",
+        "extension-upgrade": "upgrade of extensions",
+        "create": "creation" if version is None else f"creation on {version.version}",
+    }.get(action, action)

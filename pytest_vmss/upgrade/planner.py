@@ -19,6 +19,7 @@ __all__ = [
     "Policy",
     "Progress",
     "Stop",
+    "batch_limit",
     "next_batch",
 ]
 
@@ -38,9 +39,11 @@ class Member:
     Attributes:
         instance_id: The number in its name.
         health: As just observed.
-        on_target: Already on the version that the upgrade brings.
-        domain: Update domain; a batch stays inside one.
+        on_target: Already on what the upgrade brings.
+        domain: Update domain in its zone and placement group; a batch stays inside one.
+        group: Placement group.
         zone: Availability zone, empty for a regional set.
+        phase: ``PhaseOrderingNumber``; None comes last.
         protected: ``protectFromScaleSetActions``.
     """
 
@@ -48,7 +51,9 @@ class Member:
     health: Health
     on_target: bool
     domain: int = 0
+    group: int = 0
     zone: str = ""
+    phase: int | None = None
     protected: bool = False
 
     @property
@@ -59,13 +64,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Policy:
-    """``rollingUpgradePolicy``; percentages of all instances."""
+    """``rollingUpgradePolicy``; percentages of all instances.
+
+    Attributes:
+        time_limit: Seconds that the whole upgrade may take; None for no limit.
+    """
 
     max_batch_instance_percent: int = 20
     max_unhealthy_instance_percent: int = 20
     max_unhealthy_upgraded_instance_percent: int = 20
     prioritize_unhealthy_instances: bool = False
     enable_cross_zone_upgrade: bool = False
+    max_surge: bool = False
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,14 +84,16 @@ class Progress:
     """What the upgrade has done so far.
 
     Attributes:
-        attempted: Instances whose swap has ended, however.
+        attempted: Instances whose upgrade has ended, however.
         failed: Those of them that failed, rolled back or not.
-        skipped: Instances left out for good.
+        skipped: Instances left out for good, by ``SkipUpgrade``.
+        spent: Seconds since it began.
     """
 
     attempted: frozenset[int] = frozenset()
     failed: frozenset[int] = frozenset()
     skipped: frozenset[int] = frozenset()
+    spent: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,11 @@ class Stop:
 
 @dataclass(frozen=True)
 class Complete:
-    """Nothing is left to upgrade."""
+    """Nothing is left to upgrade.
+
+    Attributes:
+        skipped: Instances that stay as they are.
+    """
 
     why: str
     skipped: tuple[int, ...] = field(default=())
@@ -130,21 +147,22 @@ def next_batch(members: Sequence[Member], policy: Policy, progress: Progress) ->
     stop = _stopped_by_upgraded(policy, progress)
     if stop is not None:
         return stop
-    pending = [
-        member
-        for member in members
-        if not member.on_target
-        and member.instance_id not in progress.attempted
-        and member.instance_id not in progress.skipped
-        and not member.protected
-    ]
+    pending: list[Member] = []
+    left_out: list[Member] = []
+    for member in members:
+        if member.on_target or member.instance_id in progress.attempted:
+            continue
+        out = member.protected or member.instance_id in progress.skipped
+        (left_out if out else pending).append(member)
     if not pending:
-        left_out = tuple(sorted(m.instance_id for m in members if m.protected and not m.on_target))
-        return Complete("no instance is left to upgrade", left_out)
-    stop = _stopped_by_set(members, policy, progress)
+        why = "no instance is left to upgrade" + _left_out(left_out)
+        return Complete(why, tuple(sorted(member.instance_id for member in left_out)))
+    stop = _stopped_by_time(policy, progress, len(pending))
+    if stop is None:
+        stop = _stopped_by_set(members, policy, progress)
     if stop is not None:
         return stop
-    return _cut_batch(members, pending, policy)
+    return _cut_batch(members, pending, left_out, policy, progress)
 
 
 def _percent(part: int, whole: int) -> float:
@@ -153,6 +171,16 @@ def _percent(part: int, whole: int) -> float:
 
 def _names(ids: Collection[int]) -> str:
     return ", ".join(str(number) for number in sorted(ids)) or "none"
+
+
+def _left_out(members: Sequence[Member]) -> str:
+    """Which instances are left out and why, as the end of a sentence."""
+    reasons = {
+        "protectFromScaleSetActions": [m.instance_id for m in members if m.protected],
+        "SkipUpgrade": [m.instance_id for m in members if not m.protected],
+    }
+    told = [f"{_names(ids)} ({reason})" for reason, ids in reasons.items() if ids]
+    return f"; left out: {', '.join(told)}" if told else ""
 
 
 def _stopped_by_upgraded(policy: Policy, progress: Progress) -> Stop | None:
@@ -169,6 +197,19 @@ def _stopped_by_upgraded(policy: Policy, progress: Progress) -> Stop | None:
         f"First failed instance ID is: {min(progress.failed)}.",
         f"of {len(progress.attempted)} upgraded, {len(progress.failed)} failed "
         f"({_names(progress.failed)}): {share:g} % is more than {limit} %",
+    )
+
+
+def _stopped_by_time(policy: Policy, progress: Progress, pending: int) -> Stop | None:
+    """G4: an upgrade ends within a bounded time, between two batches."""
+    limit = policy.time_limit
+    if limit is None or progress.spent <= limit:
+        return None
+    return Stop(
+        "RollingUpgradeTimeoutError",
+        f"Rolling Upgrade did not end within {limit:.0f} s; {pending} instances are left as they "
+        "were. Raise the limit (Limits.upgrade), or start the upgrade again to go on.",
+        f"{progress.spent:.0f} s are more than {limit:.0f} s",
     )
 
 
@@ -201,26 +242,16 @@ def _stopped_by_set(members: Sequence[Member], policy: Policy, progress: Progres
     )
 
 
-def _cut_batch(members: Sequence[Member], pending: Sequence[Member], policy: Policy) -> Batch:
-    def rank(member: Member) -> tuple[str, int, bool, int]:
-        late = policy.prioritize_unhealthy_instances and not member.unhealthy
-        return ("" if policy.enable_cross_zone_upgrade else member.zone, member.domain, late,
-                member.instance_id)  # fmt: skip
-
-    ordered = sorted(pending, key=rank)
-    if policy.prioritize_unhealthy_instances:
-        # The domain of the first unhealthy one comes first, then the rest of its domain.
-        first = min(ordered, key=lambda member: (not member.unhealthy, rank(member)))
-    else:
-        first = ordered[0]
-    together = [
-        member
-        for member in ordered
-        if member.domain == first.domain
-        and (policy.enable_cross_zone_upgrade or member.zone == first.zone)
-    ]
+def _cut_batch(
+    members: Sequence[Member],
+    pending: Sequence[Member],
+    left_out: Sequence[Member],
+    policy: Policy,
+    progress: Progress,
+) -> Batch:
+    together, where = _next_place(members, pending, policy, progress)
     limit = batch_limit(len(members), policy.max_batch_instance_percent)
-    # Instances that are down already take their share of the limit; swapping
+    # Instances that are down already take their share of the limit; upgrading
     # one of them takes nothing more away (D2).
     down = sum(1 for member in members if member.unhealthy)
     room = max(limit - down, 0)
@@ -235,12 +266,59 @@ def _cut_batch(members: Sequence[Member], pending: Sequence[Member], policy: Pol
             room -= 1
     if not chosen:
         chosen = [together[0]]  # at least one, or the upgrade would never end
-    ids = tuple(member.instance_id for member in chosen)
-    place = f"update domain {first.domain}" + (f", zone {first.zone}" if first.zone else "")
     why = (
-        f"{len(ids)} of {len(pending)} left, at most {limit} at once "
-        f"({policy.max_batch_instance_percent} % of {len(members)}, rounded down), in {place}"
+        f"{len(chosen)} of {len(pending)} left, at most {limit} at once "
+        f"({policy.max_batch_instance_percent} % of {len(members)}, rounded down), in {where}"
     )
     if down:
         why += f"; {down} already down"
-    return Batch(ids, why)
+    if policy.max_surge:
+        why += "; replacements first (maxSurge)"
+    return Batch(tuple(member.instance_id for member in chosen), why + _left_out(left_out))
+
+
+def _next_place(
+    members: Sequence[Member], pending: Sequence[Member], policy: Policy, progress: Progress
+) -> tuple[list[Member], str]:
+    """The instances that may be in one batch now, best first, and where they are in words.
+
+    Phases come first, in ascending order (D5). Inside a phase unhealthy ones
+    come before all healthy ones where that is asked for, and a zone, a
+    placement group and an update domain that were begun are finished before
+    the next (D3, D4).
+    """
+    across = policy.enable_cross_zone_upgrade
+
+    def place(member: Member) -> tuple[str, int, int]:
+        return ("" if across else member.zone, member.group, member.domain)
+
+    phases = {member.phase for member in pending}
+    phase = min(phases, key=lambda number: (number is None, number or 0))
+    candidates = [member for member in pending if member.phase == phase]
+    sick = [member for member in candidates if member.unhealthy]
+    prioritised = bool(sick) and policy.prioritize_unhealthy_instances
+    if prioritised:
+        candidates = sick
+    begun = {place(member) for member in members if member.instance_id in progress.attempted}
+    begun_zones = {zone for zone, _, _ in begun}
+
+    def rank(spot: tuple[str, int, int]) -> tuple[bool, str, bool, int, int]:
+        zone, group, domain = spot
+        return (zone not in begun_zones, zone, spot not in begun, group, domain)
+
+    spot = min({place(member) for member in candidates}, key=rank)
+    together = sorted(
+        (member for member in candidates if place(member) == spot),
+        key=lambda member: member.instance_id,
+    )
+    zone, group, domain = spot
+    where = f"update domain {domain}"
+    if any(member.group for member in members):
+        where += f", placement group {group}"
+    if zone:
+        where += f", zone {zone}"
+    if phase is not None:
+        where += f", phase {phase}"
+    if prioritised:
+        where += ", unhealthy ones first"
+    return together, where

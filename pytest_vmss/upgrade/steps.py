@@ -1,36 +1,55 @@
 """The steps of an instance: small effects that can be taken again after a crash.
 
-A phase is a list of steps. Each step's :meth:`Step.apply` brings one effect
-about and may be repeated; the journal tells which are done (M1).
+Each step's :meth:`Step.apply` brings one effect about and may be repeated; the
+journal tells which are done (M1). Lists of them are in
+:mod:`pytest_vmss.upgrade.phases`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.errors import ExtensionError, HypervisorError, UnhealthyError, WaitTimeoutError
+from pytest_vmss.errors import ExtensionError, UnhealthyError, WaitTimeoutError
 from pytest_vmss.guest import keys
 from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.guest.seed import build_seed
-from pytest_vmss.health import ProbeResult, Tracker
+from pytest_vmss.health import Tracker
 from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.store import GenerationRecord, VersionRecord
+from pytest_vmss.model import Extension
+from pytest_vmss.store import (
+    DetachedDiskRecord,
+    ExtensionRecord,
+    GenerationRecord,
+    InstanceRecord,
+    VersionRecord,
+)
+from pytest_vmss.upgrade.observe import HEALTH_INTERVAL, look
 from pytest_vmss.upgrade.world import InstanceContext
 
 __all__ = [
+    "ApplyModel",
+    "AwaitHealth",
+    "Commit",
+    "CreateDataDisks",
+    "Discard",
+    "FinishCloudInit",
+    "Forget",
+    "PrepareDisk",
+    "ProveBoot",
+    "RemoveFiles",
+    "RemoveMachine",
+    "ReplaceDataDisks",
+    "RunExtensions",
+    "SetPower",
+    "Start",
     "Step",
-    "create_steps",
-    "observe_health",
-    "rollback_steps",
-    "settle_steps",
-    "swap_steps",
+    "Stop",
 ]
-
-_HEALTH_INTERVAL = 0.2
 
 
 class Step(Protocol):
@@ -44,18 +63,36 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class CreateDataDisks:
-    """Makes the data disks; the only time the host writes to them (A5)."""
+    """Makes the data disks that are not there; the only time the host writes to them (A5)."""
 
     name: ClassVar[str] = "create data disks"
+
+    revision: int
 
     def apply(self, context: InstanceContext) -> None:
         world = context.world
         world.paths.instance(context.scale_set, context.instance_id).mkdir(
             parents=True, exist_ok=True, mode=0o700
         )
-        for disk in context.model.virtual_machine_profile.storage_profile.data_disks:
+        for disk in context.revision(self.revision).model.data_disks:
             path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
             world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
+
+
+@dataclass(frozen=True)
+class ReplaceDataDisks:
+    """Makes new, empty data disks in place of the old ones (``reimageall`` only)."""
+
+    name: ClassVar[str] = "replace data disks"
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        for disk in context.revision(self.revision).model.data_disks:
+            context.world.paths.data_disk(context.scale_set, context.instance_id, disk.lun).unlink(
+                missing_ok=True
+            )
+        CreateDataDisks(self.revision).apply(context)
 
 
 @dataclass(frozen=True)
@@ -66,9 +103,11 @@ class PrepareDisk:
 
     number: int
     version: VersionRecord
+    revision: int
 
     def apply(self, context: InstanceContext) -> None:
-        world, model, record = context.world, context.model, context.record
+        world, record = context.world, context.record
+        model = context.revision(self.revision).model
         host_key = keys.generate(record.computer_name)
         identity = f"{world.lab_id}-{context.name}-{self.number}"
         generation = GenerationRecord(
@@ -79,6 +118,7 @@ class PrepareDisk:
             definition=self.version.definition,
             version=self.version.version,
             digest=self.version.digest,
+            revision=self.revision,
             cloud_instance_id=identity,
             host_key=host_key.public,
             created=world.clock.now(),
@@ -103,11 +143,16 @@ class PrepareDisk:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stops the machine: asks the guest, and cuts the power after the limit."""
+    """Stops the machine: asks the guest, and cuts the power after the limit.
+
+    Attributes:
+        abrupt: Cut the power at once, as Azure's ``skipShutdown``.
+    """
 
     name: ClassVar[str] = "stop"
 
     generation: int
+    abrupt: bool = False
 
     def apply(self, context: InstanceContext) -> None:
         hypervisor = context.world.hypervisor
@@ -115,7 +160,8 @@ class Stop:
             return
         context.leave()
         record = context.generation(self.generation)
-        if record is not None and record.boot_id is not None:
+        asks = record is not None and record.boot_id is not None and not self.abrupt
+        if asks and hypervisor.state(context.domain) is PowerState.RUNNING:
             hypervisor.request_stop(context.domain)
             try:
                 wait_for(
@@ -144,11 +190,13 @@ class Start:
         if hypervisor.running_generation(context.domain) == self.generation:
             return  # begun before a crash, or never stopped
         machine = context.machine(self.generation)
-        generation = _existing(context, self.generation)
+        generation = context.existing(self.generation)
         # A later proof of the boot needs to know what was there before it.
         log = machine.console.stat().st_size if machine.console.exists() else 0
         context.world.store.put(
-            generation.model_copy(update={"boot_before": generation.boot_id, "console_from": log})
+            generation.model_copy(
+                update={"boot_before": generation.boot_id, "console_from": log, "started": True}
+            )
         )
         hypervisor.start(machine)
 
@@ -163,7 +211,7 @@ class ProveBoot:
 
     def apply(self, context: InstanceContext) -> None:
         store = context.world.store
-        generation = _existing(context, self.generation)
+        generation = context.existing(self.generation)
         facts = context.guest(generation).wait_boot(generation.boot_before)
         store.put(
             generation.model_copy(
@@ -194,50 +242,96 @@ class FinishCloudInit:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
-        generation = _existing(context, self.generation)
+        generation = context.existing(self.generation)
         status = context.guest(generation).wait_cloud_init()
         context.world.store.put(generation.model_copy(update={"cloud_init": status}))
 
 
 @dataclass(frozen=True)
 class RunExtensions:
-    """Runs each extension once for the generation, in the model's order (E4)."""
+    """Runs the extensions that are due on the generation, in the model's order (E4).
+
+    Each is run once on a new OS disk. On one that has been in use, those run
+    again whose definition has changed or whose last run failed.
+
+    Attributes:
+        newer: Run those again, too, whose handler has got a higher version since.
+    """
 
     name: ClassVar[str] = "extensions"
 
     generation: int
+    newer: bool = False
 
     def apply(self, context: InstanceContext) -> None:
-        extensions = context.model.extensions
-        if not extensions:
+        generation = context.existing(self.generation)
+        revision = generation.revision
+        extensions = context.revision(revision).model.extensions
+        if not extensions and not generation.extensions:
             return
-        generation = _existing(context, self.generation)
-        console = Console(context.machine(self.generation).console)
+        known = {result.name: result for result in generation.extensions}
         for extension in extensions:
-            if any(done.name == extension.name for done in generation.extensions):
+            earlier = known.get(extension.name)
+            if earlier is not None and not self._due(context, extension, earlier, revision):
                 continue
-            result = context.guest(generation).run_extension(extension)
-            generation = generation.model_copy(
-                update={"extensions": (*generation.extensions, result)}
+            run = "1" if earlier is None else f"{context.operation}-{revision}"
+            result = context.guest(generation).run_extension(extension, run)
+            known[extension.name] = result.model_copy(
+                update={"revision": revision, "operation": context.operation}
             )
-            context.world.store.put(generation)
+            generation = self._keep(context, generation, extensions, known)
             context.event("extension", f"{extension.name}: {result.status}")
-        for result in generation.extensions:
+        for result in self._keep(context, generation, extensions, known).extensions:
             if result.status == "error":
-                ended = (
-                    "did not end"
-                    if result.exit_code is None
-                    else f"ended with exit code {result.exit_code}"
-                )
-                raise ExtensionError(
-                    f"VM has reported a failure when processing extension {result.name!r} "
-                    f"(type {result.type}): its command {ended}: {result.message or 'no output'}",
-                    instance=context.name,
-                    extension=result.name,
-                    exit_code=result.exit_code,
-                    console_tail=console.tail(),
-                    log=console.path,
-                )
+                raise self._failure(context, result)
+
+    def _due(
+        self,
+        context: InstanceContext,
+        extension: Extension,
+        earlier: ExtensionRecord,
+        revision: int,
+    ) -> bool:
+        if (earlier.operation, earlier.revision) == (context.operation, revision):
+            return False  # this very operation ran it
+        if earlier.status == "error":
+            return True
+        if extension not in context.revision(earlier.revision).model.extensions:
+            return True
+        version = find_handler(extension.publisher, extension.type).version
+        return self.newer and version != earlier.version
+
+    @staticmethod
+    def _keep(
+        context: InstanceContext,
+        generation: GenerationRecord,
+        extensions: list[Extension],
+        known: dict[str, ExtensionRecord],
+    ) -> GenerationRecord:
+        """Records what came of the model's extensions, and forgets those no longer in it."""
+        results = tuple(known[entry.name] for entry in extensions if entry.name in known)
+        if results == generation.extensions:
+            return generation
+        changed = generation.model_copy(update={"extensions": results})
+        context.world.store.put(changed)
+        return changed
+
+    def _failure(self, context: InstanceContext, result: ExtensionRecord) -> ExtensionError:
+        console = Console(context.machine(self.generation).console)
+        ended = (
+            "did not end"
+            if result.exit_code is None
+            else f"ended with exit code {result.exit_code}"
+        )
+        return ExtensionError(
+            f"VM has reported a failure when processing extension {result.name!r} "
+            f"(type {result.type}): its command {ended}: {result.message or 'no output'}",
+            instance=context.name,
+            extension=result.name,
+            exit_code=result.exit_code,
+            console_tail=console.tail(),
+            log=console.path,
+        )
 
 
 @dataclass(frozen=True)
@@ -249,12 +343,12 @@ class AwaitHealth:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
-        probe = context.probe
+        probe = context.revision(context.existing(self.generation).revision).probe
         tracker = Tracker(1 if probe is None else probe.threshold)
         limit = context.limits.health
 
         def healthy() -> bool | None:
-            return tracker.observe(_observe(context)) or None
+            return tracker.observe(look(context.world, context.record, probe)) or None
 
         try:
             wait_for(
@@ -262,7 +356,7 @@ class AwaitHealth:
                 healthy,
                 limit=limit,
                 clock=context.world.clock,
-                interval=_HEALTH_INTERVAL,
+                interval=HEALTH_INTERVAL,
                 describe=lambda: tracker.detail,
             )
         except WaitTimeoutError as late:
@@ -273,6 +367,32 @@ class AwaitHealth:
                 console_tail=console.tail(),
                 log=console.path,
             ) from late
+
+
+@dataclass(frozen=True)
+class ApplyModel:
+    """Gives an OS disk that is in use another revision of the model."""
+
+    name: ClassVar[str] = "apply model"
+
+    generation: int
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        generation = context.existing(self.generation)
+        context.world.store.put(generation.model_copy(update={"revision": self.revision}))
+
+
+@dataclass(frozen=True)
+class SetPower:
+    """Records which power state was asked for."""
+
+    name: ClassVar[str] = "power state"
+
+    power: Literal["running", "stopped", "deallocated"]
+
+    def apply(self, context: InstanceContext) -> None:
+        context.world.store.amend(context.record, power=self.power)
 
 
 @dataclass(frozen=True)
@@ -289,13 +409,17 @@ class Commit:
         with store.transaction():
             for generation in context.generations():
                 if generation.number == self.generation:
+                    version, revision = generation.version, generation.revision
                     store.put(generation.model_copy(update={"state": "current"}))
                 elif generation.state in ("current", "preparing"):
                     store.put(generation.model_copy(update={"state": "previous"}))
-            store.put(
-                context.record.model_copy(
-                    update={"generation": self.generation, "provisioning": self.provisioning}
-                )
+            store.amend(
+                context.record,
+                generation=self.generation,
+                version=version,
+                revision=revision,
+                power="running",
+                provisioning=self.provisioning,
             )
 
 
@@ -323,85 +447,62 @@ def _part(path: Path) -> Path:
     return path.with_suffix(".part")
 
 
-def _existing(context: InstanceContext, number: int) -> GenerationRecord:
-    generation = context.generation(number)
-    if generation is None:
-        raise HypervisorError(f"{context.name} has no OS disk number {number}")
-    return generation
+@dataclass(frozen=True)
+class RemoveMachine:
+    """Cuts the power of an instance that goes, and forgets its machine."""
+
+    name: ClassVar[str] = "remove machine"
+
+    def apply(self, context: InstanceContext) -> None:
+        context.leave()
+        context.world.hypervisor.remove(context.domain)
+        record = context.world.store.get(InstanceRecord, *context.key)
+        if record is not None:
+            context.world.paths.agent_socket(record.uuid).unlink(missing_ok=True)
 
 
-def observe_health(context: InstanceContext) -> ProbeResult:
-    """The instance's health now, after as many looks as its probe asks for (F5)."""
-    probe = context.probe
-    tracker = Tracker(1 if probe is None else probe.threshold)
-    while tracker.observe(result := _observe(context)) is None:
-        context.world.clock.sleep(_HEALTH_INTERVAL)
-    return result
+@dataclass(frozen=True)
+class RemoveFiles:
+    """Removes an instance's files; data disks with ``deleteOption: Detach`` are kept (A2)."""
+
+    name: ClassVar[str] = "remove files"
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world, uuid = context.world, context.record.uuid
+        for disk in context.revision(self.revision).model.data_disks:
+            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            if disk.delete_option == "Detach" and path.exists():
+                kept = world.paths.detached_disk(context.name, uuid, disk.lun)
+                world.store.put(
+                    DetachedDiskRecord(
+                        scale_set=context.scale_set,
+                        instance_id=context.instance_id,
+                        lun=disk.lun,
+                        path=str(kept),
+                        detached=world.clock.now(),
+                    )
+                )
+                kept.parent.mkdir(exist_ok=True, mode=0o700)
+                path.rename(kept)
+                context.event("disk", f"data disk {disk.lun} is kept: {kept}")
+        folder = world.paths.instance(context.scale_set, context.instance_id)
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
-def _observe(context: InstanceContext) -> ProbeResult:
-    """One look at the instance; without a probe: running, extensions succeeded (F1)."""
-    if context.world.hypervisor.state(context.domain) is not PowerState.RUNNING:
-        return ProbeResult(False, "the machine does not run")
-    probe, record = context.probe, context.record
-    if probe is not None:
-        return context.world.probe(probe, record.address, record.forwards[probe.port])
-    running = context.world.hypervisor.running_generation(context.domain)
-    generation = None if running is None else context.generation(running)
-    for extension in generation.extensions if generation else ():
-        if extension.status == "error":
-            return ProbeResult(False, f"the extension {extension.name} failed")
-    return ProbeResult(True, "running, and every extension succeeded")
+@dataclass(frozen=True)
+class Forget:
+    """Removes the records of an instance that is gone."""
 
+    name: ClassVar[str] = "forget"
 
-def _bring_up(generation: int) -> list[Step]:
-    return [
-        Start(generation),
-        ProveBoot(generation),
-        FinishCloudInit(generation),
-        RunExtensions(generation),
-        AwaitHealth(generation),
-    ]
-
-
-def create_steps(version: VersionRecord) -> Sequence[Step]:
-    """A new instance, from nothing to healthy."""
-    return [CreateDataDisks(), PrepareDisk(1, version), *_bring_up(1), Commit(1)]
-
-
-def swap_steps(old: int, new: int, version: VersionRecord) -> Sequence[Step]:
-    """A new OS disk in place of the old one (E1); the new one is made before the stop."""
-    return [
-        PrepareDisk(new, version),
-        Stop(old),
-        *_bring_up(new),
-        Commit(new),
-        Discard(new),
-    ]
-
-
-def rollback_steps(old: int, new: int) -> Sequence[Step]:
-    """The previous OS disk back: same file, its recovery checked too (G1).
-
-    The new disk is given up first, so that nothing of it is left even if the
-    instance does not recover.
-    """
-    return [
-        Stop(new),
-        Commit(old),
-        Discard(old),
-        Start(old),
-        ProveBoot(old),
-        AwaitHealth(old),
-    ]
-
-
-def settle_steps(stays: int, old: int) -> Sequence[Step]:
-    """Without rollback: the instance stays as it is, failed; the old disk is kept.
-
-    Args:
-        stays: The OS disk that it is on.
-        old: The one from before; where it is still on that, the new one is of no use.
-    """
-    commit = Commit(stays, provisioning="Failed")
-    return [commit, Discard(old)] if stays == old else [commit]
+    def apply(self, context: InstanceContext) -> None:
+        store = context.world.store
+        with store.transaction():
+            for generation in context.generations():
+                store.delete(generation)
+            record = store.get(InstanceRecord, *context.key)
+            if record is not None:
+                store.delete(record)

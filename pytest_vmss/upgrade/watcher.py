@@ -9,6 +9,9 @@ from pytest_vmss.clock import Interrupted
 
 __all__ = ["Watcher"]
 
+#: Seconds of the host between two looks at the lab's clock, while a rollout is delayed.
+_LOOK_S = 0.2
+
 
 class Watcher:
     """A thread that runs due upgrades whenever it is woken.
@@ -16,10 +19,16 @@ class Watcher:
     Args:
         run_due: Runs every upgrade that is due, one set after another or side
             by side, and returns when none is.
+        seconds_to_next: Seconds on the lab's clock until one that is delayed will be
+            due; None where none is coming.
     """
 
-    def __init__(self, run_due: Callable[[], None]) -> None:
+    def __init__(
+        self, run_due: Callable[[], None], seconds_to_next: Callable[[], float | None]
+    ) -> None:
         self._run_due = run_due
+        self._seconds_to_next = seconds_to_next
+        self._delayed = False
         self._condition = threading.Condition()
         self._woken = False
         self._busy = False
@@ -36,9 +45,9 @@ class Watcher:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is due and nothing runs."""
+        """Whether nothing is due or delayed, and nothing runs."""
         with self._condition:
-            return not self._woken and not self._busy
+            return not self._woken and not self._busy and not self._delayed
 
     def close(self) -> None:
         """Ends the thread; close the lab's clock first, so that waits end."""
@@ -51,13 +60,16 @@ class Watcher:
         while True:
             with self._condition:
                 while not self._woken and not self._closed:
-                    self._condition.wait()
+                    self._condition.wait(_LOOK_S if self._delayed else None)
+                    if self._delayed and self._seconds_to_next() in (None, 0.0):
+                        self._woken = True
                 if self._closed:
                     return
                 self._woken = False
                 self._busy = True
             try:
                 self._run_due()
+                self._delayed = self._seconds_to_next() is not None
             except Interrupted:
                 return
             except Exception as error:  # noqa: BLE001 - shown by whoever waits for the upgrade

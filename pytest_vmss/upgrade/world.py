@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 from pytest_vmss.clock import Clock
@@ -12,16 +13,36 @@ from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import Images
 from pytest_vmss.guest import Guest
 from pytest_vmss.guest.keys import KeyPair
-from pytest_vmss.health import ProbeResult
+from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
-from pytest_vmss.model import Probe, ScaleSetModel, VmSize
+from pytest_vmss.model import Probe, ScaleSetModel, VmSize, find_size
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.settings import Limits
-from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store
+from pytest_vmss.store import (
+    GenerationRecord,
+    InstanceRecord,
+    ModelRecord,
+    ScaleSetRecord,
+    Store,
+)
 
-__all__ = ["InstanceContext", "Prober", "World"]
+__all__ = ["InstanceContext", "Prober", "Revision", "World"]
 
-Prober = Callable[[Probe, str, int], ProbeResult]
+#: Makes one probe of an instance.
+Prober = Callable[[Probe, InstanceRecord], ProbeResult]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A revision of a set's model, read.
+
+    Attributes:
+        probe: The load balancer's probe that the model names.
+    """
+
+    number: int
+    model: ScaleSetModel
+    probe: Probe | None
 
 
 class GuestFactory(Protocol):
@@ -39,6 +60,11 @@ class World:
         lab_id: Part of every domain's name.
         connect: Opens the connection to the hypervisor; called once, when it is needed.
         base_limits: As under KVM.
+        probe: Makes a probe.
+        sizes: VM sizes besides the built-in ones.
+        metrics: Custom metrics that an instance's health extension reports now (D5).
+        free_addresses: Loopback addresses that are not among those in use, as many as asked for.
+        require_room: Raises CapacityError where so many instances of a size do not fit.
     """
 
     lab_id: str
@@ -51,7 +77,11 @@ class World:
     lab_key: KeyPair
     make_guest: GuestFactory
     probe: Prober
-    find_size: Callable[[str], VmSize]
+    sizes: Mapping[str, tuple[int, int]]
+    metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
+    require_room: Callable[[int, VmSize], None]
+    free_addresses: Callable[[set[str], int], list[str]]
+    _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,6 +102,59 @@ class World:
         """The limits of waits for guests on this host."""
         return self.base_limits.scaled(self.hypervisor.slow_factor)
 
+    def revision(self, set_id: str, number: int) -> Revision:
+        """A revision of a set's model; it never changes, so it is read once.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        found = self._revisions.get((set_id, number))
+        if found is None:
+            record = self.store.get(ModelRecord, set_id, f"{number:06d}")
+            if record is None:
+                raise NotFoundError(f"there is no revision {number} of the scale set {set_id}")
+            found = Revision(
+                number,
+                ScaleSetModel.model_validate(record.model),
+                None if record.probe is None else Probe.model_validate(record.probe),
+            )
+            self._revisions[set_id, number] = found
+        return found
+
+    def current_revision(self, scale_set: str) -> Revision:
+        """A set's model as it is now.
+
+        Raises:
+            NotFoundError: There is no such set.
+        """
+        record = self.set_record(scale_set)
+        return self.revision(record.unique_id, record.revision)
+
+    def set_record(self, scale_set: str) -> ScaleSetRecord:
+        """A set's record.
+
+        Raises:
+            NotFoundError: There is no such set.
+        """
+        record = self.store.get(ScaleSetRecord, scale_set.lower())
+        if record is None:
+            known = ", ".join(entry.name for entry in self.store.select(ScaleSetRecord))
+            raise NotFoundError(
+                f"there is no scale set {scale_set!r} in this lab; there are: {known or 'none'}"
+            )
+        return record
+
+    def find_size(self, name: str) -> VmSize:
+        """A VM size by name.
+
+        Raises:
+            NotFoundError: It is not known.
+        """
+        size = find_size(name, self.sizes)
+        if size is None:
+            raise NotFoundError(f"the size {name!r} is not known here")
+        return size
+
     def close(self) -> None:
         """Ends the connection, where there is one; machines run on."""
         with self._opening:
@@ -82,12 +165,18 @@ class World:
 
 @dataclass(frozen=True)
 class InstanceContext:
-    """One instance in one operation; reads the store anew each time."""
+    """One instance in one operation; reads the store anew each time.
+
+    Attributes:
+        deadline: Moment of the lab's clock by which the instance must be done; every
+            limit ends there at the latest.
+    """
 
     world: World
     scale_set: str
     instance_id: int
-    operation: str
+    operation: str = ""
+    deadline: float | None = None
     _guests: dict[int, Guest] = field(default_factory=dict, compare=False, repr=False)
 
     def guest(self, generation: GenerationRecord) -> Guest:
@@ -101,36 +190,41 @@ class InstanceContext:
         while self._guests:
             self._guests.popitem()[1].close()
 
-    @property
-    def set_record(self) -> ScaleSetRecord:
-        """The set's record."""
-        record = self.world.store.get(ScaleSetRecord, self.scale_set.lower())
-        if record is None:
-            raise NotFoundError(f"there is no scale set {self.scale_set!r}")
-        return record
+    def at(self, instance_id: int) -> InstanceContext:
+        """Another instance in the same operation."""
+        return replace(self, instance_id=instance_id, _guests={})
 
-    @property
-    def model(self) -> ScaleSetModel:
-        """The set's model."""
-        return ScaleSetModel.model_validate(self.set_record.model)
+    @cached_property
+    def set_id(self) -> str:
+        """The set's ``unique_id``."""
+        return self.world.set_record(self.scale_set).unique_id
 
-    @property
-    def probe(self) -> Probe | None:
-        """The load balancer's probe that the model names."""
-        raw = self.set_record.probe
-        return None if raw is None else Probe.model_validate(raw)
+    def revision(self, number: int) -> Revision:
+        """A revision of the set's model."""
+        return self.world.revision(self.set_id, number)
+
+    @cached_property
+    def base_limits(self) -> Limits:
+        """The limits of waits on this instance, were there no deadline."""
+        overrides = self.world.set_record(self.scale_set).overrides
+        return replace(self.world.limits, **overrides)
 
     @property
     def limits(self) -> Limits:
-        """The limits of waits on this instance."""
-        return replace(self.world.limits, **self.set_record.overrides)
+        """The limits of waits on this instance now."""
+        if self.deadline is None:
+            return self.base_limits
+        return self.base_limits.clipped(self.deadline - self.world.clock.monotonic())
+
+    @cached_property
+    def key(self) -> tuple[str, str]:
+        """The key of the instance's record."""
+        return (self.scale_set.lower(), f"{self.instance_id:06d}")
 
     @property
     def record(self) -> InstanceRecord:
         """The instance's record."""
-        record = self.world.store.get(
-            InstanceRecord, self.scale_set.lower(), f"{self.instance_id:06d}"
-        )
+        record = self.world.store.get(InstanceRecord, *self.key)
         if record is None:
             raise NotFoundError(f"there is no instance {self.scale_set}_{self.instance_id}")
         return record
@@ -147,40 +241,49 @@ class InstanceContext:
 
     def generation(self, number: int) -> GenerationRecord | None:
         """The record of the n-th OS disk."""
-        return self.world.store.get(
-            GenerationRecord, self.scale_set.lower(), f"{self.instance_id:06d}", f"{number:06d}"
-        )
+        return self.world.store.get(GenerationRecord, *self.key, f"{number:06d}")
 
     def generations(self) -> list[GenerationRecord]:
         """Records of all OS disks so far, oldest first."""
-        return self.world.store.select(
-            GenerationRecord, self.scale_set.lower(), f"{self.instance_id:06d}"
-        )
+        return self.world.store.select(GenerationRecord, *self.key)
 
-    def machine(self, generation: int) -> Machine:
-        """The machine on a generation."""
-        record, model, paths = self.record, self.model, self.world.paths
+    def existing(self, number: int) -> GenerationRecord:
+        """The record of the n-th OS disk.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        generation = self.generation(number)
+        if generation is None:
+            raise NotFoundError(f"{self.name} has no OS disk number {number}")
+        return generation
+
+    def machine(self, number: int) -> Machine:
+        """The machine on the n-th OS disk, as the model says that is applied to it.
+
+        Raises:
+            NotFoundError: There is no such disk.
+        """
+        record, paths = self.record, self.world.paths
+        model = self.revision(self.existing(number).revision).model
         size = self.world.find_size(model.sku.name)
         return Machine(
             name=self.domain,
             uuid=record.uuid,
-            generation=generation,
+            generation=number,
             vcpus=size.vcpus,
             memory_mib=size.memory_mib,
             mac=record.mac,
             forwards=tuple(
                 Forward(record.address, host, guest) for guest, host in record.forwards.items()
             ),
-            os_disk=paths.os_disk(self.scale_set, self.instance_id, generation),
-            seed=paths.seed(self.scale_set, self.instance_id, generation),
-            console=paths.console(self.scale_set, self.instance_id, generation),
+            os_disk=paths.os_disk(self.scale_set, self.instance_id, number),
+            seed=paths.seed(self.scale_set, self.instance_id, number),
+            console=paths.console(self.scale_set, self.instance_id, number),
             agent=paths.agent_socket(record.uuid),
             data_disks=tuple(
                 Disk(disk.lun, paths.data_disk(self.scale_set, self.instance_id, disk.lun))
-                for disk in sorted(
-                    model.virtual_machine_profile.storage_profile.data_disks,
-                    key=lambda disk: disk.lun,
-                )
+                for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
             ),
         )
 

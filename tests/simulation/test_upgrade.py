@@ -114,7 +114,7 @@ def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:
     lab.roll(web, "1.1.0", Behaviour.PANICS)
     lab.run_due()
     assert len(web.history()) == 1
-    assert "was tried already" in lab.why_not_due("web")
+    assert "was tried already" in lab.rollouts.why_not("web")
     assert lab.roll(web, "1.2.0").completed
 
 
@@ -167,7 +167,7 @@ def test_a_set_that_does_not_opt_in_is_left_alone(lab: SimulatedLab) -> None:
     lab.publish("1.1.0")
     lab.run_due()
     assert web.history() == []
-    assert "enableAutomaticOSUpgrade" in lab.why_not_due("web")
+    assert "enableAutomaticOSUpgrade" in lab.rollouts.why_not("web")
     with pytest.raises(UpgradeError, match="enableAutomaticOSUpgrade"):
         web.wait_for_upgrade()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,15 @@ def test_what_az_vmss_show_prints() -> None:
     assert model.name == "shop"
     assert model.upgrade_policy.mode == "Rolling"
     assert model.rolling_policy.max_batch_instance_percent == 40
-    assert model.rolling_policy.pause_time_between_batches == "PT30S"
+    assert model.rolling_policy.pause_time_between_batches == timedelta(seconds=30)
     assert model.extensions[0].settings == {"commandToExecute": "echo", "properties": None}
     unknown = model.not_modelled()
-    assert "$.singlePlacementGroup" in unknown
+    assert "$.overprovision" in unknown
     assert "$.virtualMachineProfile.diagnosticsProfile" in unknown
     assert "$.hostGroup" not in unknown  # null is absent
     wire = model.wire()
     assert wire["singlePlacementGroup"] is True
+    assert wire["upgradePolicy"]["rollingUpgradePolicy"]["pauseTimeBetweenBatches"] == "PT30S"
     assert wire["tags"] == {"team": "shop"}
 
 

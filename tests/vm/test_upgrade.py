@@ -14,7 +14,8 @@ import pytest
 
 from pytest_vmss.gallery import Gallery
 from pytest_vmss.lab import Lab
-from pytest_vmss.scale_set import ScaleSet, Upgrade
+from pytest_vmss.operation import Upgrade
+from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
 from tests.vm.conftest import qemu_processes

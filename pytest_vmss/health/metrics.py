@@ -1,0 +1,51 @@
+"""Custom metrics of the Application Health extension (D5, azure-arm.md 6.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["RollingUpgradeMetrics", "parse_custom_metrics"]
+
+
+@dataclass(frozen=True)
+class RollingUpgradeMetrics:
+    """What an application says about its own upgrade.
+
+    Attributes:
+        phase: ``PhaseOrderingNumber``: lower ones are upgraded first, those without one last.
+        skip: ``SkipUpgrade``: leave this instance out.
+    """
+
+    phase: int | None = None
+    skip: bool = False
+
+
+def parse_custom_metrics(text: str) -> RollingUpgradeMetrics:
+    """Reads ``customMetrics``, a JSON string as Azure has it.
+
+    Keys are taken in any case, and ``SkipUpgrade`` as a string too. What cannot
+    be read counts as not given: an application's mistake must not stop an upgrade.
+
+    Args:
+        text: E.g. ``{"rollingUpgrade": {"PhaseOrderingNumber": 0, "SkipUpgrade": "false"}}``.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError:
+        return RollingUpgradeMetrics()
+    values = _lower(_lower(raw).get("rollingupgrade"))
+    phase = values.get("phaseorderingnumber")
+    try:
+        number = None if phase is None or isinstance(phase, bool) else int(str(phase))
+    except ValueError:
+        number = None
+    return RollingUpgradeMetrics(number, str(values.get("skipupgrade", "")).lower() == "true")
+
+
+def _lower(value: object) -> dict[str, object]:
+    """An object with its keys in lower case; empty for anything else."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(key).lower(): item for key, item in value.items()}

@@ -1,0 +1,100 @@
+"""Service Fabric node types and what automatic OS upgrade asks of them (C7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from pytest_vmss.errors import ModelProblem
+from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
+
+__all__ = ["Cluster", "check_service_fabric", "durability", "find_extension"]
+
+_PUBLISHER = "microsoft.azure.servicefabric"
+_TYPES = ("servicefabricnode", "servicefabriclinuxnode")
+_LEVELS = ("bronze", "silver", "gold")
+
+
+class NodeType(AzureModel):
+    """A node type of a cluster: the scale set of that name."""
+
+    name: str
+    durability_level: Literal["Bronze", "Silver", "Gold"] = "Bronze"
+    is_stateless: bool = False
+
+
+class Cluster(AzureModel):
+    """A ``Microsoft.ServiceFabric/clusters`` resource, as far as it matters here."""
+
+    name: str = "cluster"
+    node_types: list[NodeType] = Field(default_factory=list)
+
+
+def find_extension(model: ScaleSetModel) -> tuple[int, Extension] | None:
+    """The scale set's Service Fabric extension and its place; None where it has none."""
+    for index, extension in enumerate(model.extensions):
+        if extension.publisher.lower() == _PUBLISHER and extension.type.lower() in _TYPES:
+            return index, extension
+    return None
+
+
+def durability(extension: Extension) -> str:
+    """``durabilityLevel`` of a Service Fabric extension, in lower case; Bronze by default."""
+    return str((extension.settings or {}).get("durabilityLevel", "Bronze")).lower()
+
+
+def check_service_fabric(model: ScaleSetModel, clusters: list[Cluster]) -> Iterator[ModelProblem]:
+    """What keeps a Service Fabric node type from automatic OS upgrade.
+
+    Args:
+        model: A scale set on which automatic OS upgrade is enabled.
+        clusters: The clusters that came with it, if any.
+    """
+    found = find_extension(model)
+    if found is None:
+        return
+    index, extension = found
+    path = f"$.virtualMachineProfile.extensionProfile.extensions[{index}]"
+    node_type = _node_type(extension, clusters)
+    level = durability(extension)
+    stateless = node_type is not None and node_type.is_stateless
+    if level not in _LEVELS:
+        yield ModelProblem(
+            f"{path}.settings.durabilityLevel",
+            "InvalidParameter",
+            f"must be Bronze, Silver or Gold; given {level!r}",
+        )
+    elif level == "bronze" and not stateless:
+        yield ModelProblem(
+            f"{path}.settings.durabilityLevel",
+            "BadRequest",
+            "automatic OS upgrade of a Service Fabric node type needs the durability level "
+            "Silver or Gold; Bronze is enough only for a stateless-only node type "
+            "(isStateless in the cluster's nodeTypes)",
+        )
+    version = tuple(int(part) for part in extension.type_handler_version.split("."))
+    if version < (1, 1):
+        yield ModelProblem(
+            f"{path}.typeHandlerVersion",
+            "BadRequest",
+            "automatic OS upgrade needs the Service Fabric extension in version 1.1 or later; "
+            f"given {extension.type_handler_version}",
+        )
+    if node_type is not None and node_type.durability_level.lower() != level:
+        yield ModelProblem(
+            f"{path}.settings.durabilityLevel",
+            "BadRequest",
+            "must be the same in the extension and in the cluster: the extension says "
+            f"{level.capitalize()}, the node type {node_type.name!r} {node_type.durability_level}",
+        )
+
+
+def _node_type(extension: Extension, clusters: list[Cluster]) -> NodeType | None:
+    name = str((extension.settings or {}).get("nodeTypeRef", "")).lower()
+    for cluster in clusters:
+        for node_type in cluster.node_types:
+            if node_type.name.lower() == name:
+                return node_type
+    return None

@@ -1,0 +1,159 @@
+"""Changing a model: what a PUT or PATCH leaves, and what Azure does not let change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pytest_vmss.errors import ModelProblem
+from pytest_vmss.model.scale_set import ScaleSetModel
+
+__all__ = ["check_update", "keep_secrets", "merge", "profile_of"]
+
+_REFERENCE = ("virtualMachineProfile", "storageProfile", "imageReference")
+
+
+def merge(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Lays a body over the stored one, as ARM does on an existing set.
+
+    Objects are merged, arrays and values replaced, what is absent is kept
+    (azure-arm.md, Q1). An image reference by id takes the place of one by
+    publisher, and the other way round.
+
+    Args:
+        stored: The whole stored body, with its secrets.
+        given: The new body or a part of it, its ``properties`` laid flat.
+    """
+    merged = _merge(stored, given)
+    reference = _at(given, _REFERENCE)
+    kept = _at(merged, _REFERENCE)
+    if "id" in reference:
+        for name in {"publisher", "offer", "sku", "version"} - reference.keys():
+            kept.pop(name, None)
+    elif {"publisher", "offer", "sku"} & reference.keys():
+        kept.pop("id", None)
+    return keep_secrets(stored, merged)
+
+
+def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Puts what a GET never returns back where a body lacks it; extensions match by name."""
+    result: dict[str, Any] = _merge({}, given)
+    old_os, new_os = (
+        _at(body, ("virtualMachineProfile", "osProfile")) for body in (stored, result)
+    )
+    for name in ("customData", "adminPassword"):
+        if name in old_os:
+            new_os.setdefault(name, old_os[name])
+    where = ("virtualMachineProfile", "extensionProfile")
+    protected = {
+        str(entry.get("name", "")).lower(): entry["protectedSettings"]
+        for entry in _at(stored, where).get("extensions", [])
+        if "protectedSettings" in entry
+    }
+    for entry in _at(result, where).get("extensions", []):
+        name = str(entry.get("name", "")).lower() if isinstance(entry, dict) else ""
+        if name in protected:
+            entry.setdefault("protectedSettings", protected[name])
+    return result
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {
+            **{key: _merge(value, {}) if isinstance(value, dict) else value
+               for key, value in old.items() if key not in new},
+            **{key: _merge(old.get(key), value) for key, value in new.items()},
+        }  # fmt: skip
+    if isinstance(new, dict):
+        return {key: _merge(None, value) for key, value in new.items()}
+    if isinstance(new, list):
+        return [_merge(None, item) for item in new]
+    return new
+
+
+def _at(body: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The object at a path; an empty one of its own where there is none."""
+    value: Any = body
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def profile_of(model: ScaleSetModel) -> tuple[object, ...]:
+    """What an instance is made from: where it differs, instances no longer have the latest model."""
+    return (model.sku.name, model.virtual_machine_profile)
+
+
+def check_update(old: ScaleSetModel, new: ScaleSetModel) -> list[ModelProblem]:
+    """What Azure does not let change on an existing set (C5, azure-arm.md 6.7)."""
+    return [*_check_fixed(old, new), *_check_zones(old, new), *_check_disks(old, new)]
+
+
+def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:
+    fixed = {
+        "name": (old.name.lower(), new.name.lower()),
+        "location": (old.location.lower(), new.location.lower()),
+        "orchestrationMode": (old.orchestration_mode, new.orchestration_mode),
+        "virtualMachineProfile.osProfile.computerNamePrefix": (
+            old.virtual_machine_profile.os_profile.computer_name_prefix,
+            new.virtual_machine_profile.os_profile.computer_name_prefix,
+        ),
+        "virtualMachineProfile.osProfile.adminUsername": (
+            old.virtual_machine_profile.os_profile.admin_username,
+            new.virtual_machine_profile.os_profile.admin_username,
+        ),
+        "virtualMachineProfile.storageProfile.imageReference.publisher": (
+            (old.image_reference.publisher or "").lower(),
+            (new.image_reference.publisher or "").lower(),
+        ),
+        "virtualMachineProfile.storageProfile.imageReference.offer": (
+            (old.image_reference.offer or "").lower(),
+            (new.image_reference.offer or "").lower(),
+        ),
+        "virtualMachineProfile.storageProfile.osDisk.managedDisk.storageAccountType": (
+            _storage_type(old), _storage_type(new),
+        ),
+    }  # fmt: skip
+    for path, (before, after) in fixed.items():
+        if before != after:
+            yield ModelProblem(
+                f"$.{path}",
+                "PropertyChangeNotAllowed",
+                f"Changing property {path.removeprefix('virtualMachineProfile.')!r} is not "
+                f"allowed; it is {before!r}, and {after!r} was given",
+            )
+    if old.single_placement_group is False and new.single_placement_group:
+        yield ModelProblem(
+            "$.singlePlacementGroup",
+            "PropertyChangeNotAllowed",
+            "Changing property 'singlePlacementGroup' from false to true is not allowed",
+        )
+
+
+def _storage_type(model: ScaleSetModel) -> object:
+    extra = model.virtual_machine_profile.storage_profile.os_disk.model_extra or {}
+    managed = extra.get("managedDisk")
+    return managed.get("storageAccountType") if isinstance(managed, dict) else None
+
+
+def _check_zones(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:
+    gone = [zone for zone in old.zones if zone not in new.zones]
+    if gone:
+        yield ModelProblem(
+            "$.zones",
+            "PropertyChangeNotAllowed",
+            f"zones can only be added; {', '.join(gone)} would go",
+        )
+
+
+def _check_disks(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:
+    before = {disk.lun: disk for disk in old.data_disks}
+    for index, disk in enumerate(new.data_disks):
+        earlier = before.get(disk.lun)
+        if earlier is not None and earlier.disk_size_gb != disk.disk_size_gb:
+            yield ModelProblem(
+                f"$.virtualMachineProfile.storageProfile.dataDisks[{index}].diskSizeGB",
+                "PropertyChangeNotAllowed",
+                f"the data disk at LUN {disk.lun} has {earlier.disk_size_gb} GiB, and keeps them: "
+                "add a disk at another LUN",
+            )

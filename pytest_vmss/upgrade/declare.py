@@ -1,0 +1,169 @@
+"""A set's model: checked before anything is touched, recorded before anything exists."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+
+from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
+from pytest_vmss.guest.extensions import check_settings, known_types
+from pytest_vmss.model import (
+    ScaleSetDocument,
+    ScaleSetModel,
+    check_model,
+    check_update,
+    profile_of,
+)
+from pytest_vmss.store import ModelRecord, ScaleSetRecord, VersionRecord
+from pytest_vmss.upgrade.world import Revision, World
+
+__all__ = ["check_document", "declare", "revise"]
+
+_SSH_PORT = 22
+
+
+def check_document(
+    world: World, document: ScaleSetDocument, *, current: Revision | None = None
+) -> VersionRecord:
+    """Everything that can be known to be wrong before anything is touched.
+
+    Args:
+        world: Where the set is, or is to be.
+        document: The model.
+        current: What the set has now, where it is there.
+
+    Returns:
+        The image version that the model asks for.
+
+    Raises:
+        ModelError: The model is not valid; every problem has its path and Azure's code.
+        NotFoundError: There is no such image.
+    """
+    model = document.model
+    problems = check_model(
+        model,
+        probe=document.probe,
+        sizes=world.sizes,
+        extension_types=known_types(),
+        clusters=list(document.clusters),
+    )
+    problems += check_settings(model.extensions)
+    if current is not None:
+        problems += check_update(current.model, model)
+        problems += _check_ports(world, model, document)
+    if problems:
+        raise ModelError(problems, source=document.source)
+    version = world.images.resolve(world.images.address_of(model.image_reference))
+    world.images.path_of(version)
+    gib = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
+    if gib is not None and gib * 1024**3 < version.virtual_size:
+        problem = ModelProblem(
+            "$.virtualMachineProfile.storageProfile.osDisk.diskSizeGB",
+            "InvalidParameter",
+            f"is {gib} GiB, smaller than the image's {version.virtual_size / 1024**3:.1f} GiB",
+        )
+        raise ModelError([problem], source=document.source)
+    return version
+
+
+def _check_ports(
+    world: World, model: ScaleSetModel, document: ScaleSetDocument
+) -> list[ModelProblem]:
+    ports = world.set_record(model.name).ports
+    if document.probe is None or document.probe.port in ports:
+        return []
+    return [
+        ModelProblem(
+            f"the probe {document.probe.name!r}.port",
+            "InvalidParameter",
+            f"the port {document.probe.port} is not forwarded to the instances of this set "
+            f"(forwarded are: {', '.join(str(port) for port in ports)}); name it when the set is "
+            "created (ports=)",
+        )
+    ]
+
+
+def declare(
+    world: World,
+    document: ScaleSetDocument,
+    *,
+    ports: Sequence[int],
+    health_timeout: float | None,
+) -> ScaleSetRecord:
+    """Records a new set.
+
+    Args:
+        world: Where it will be.
+        document: Its model, checked.
+        ports: Guest ports to forward besides SSH's and the probe's.
+        health_timeout: Seconds to wait for health, in place of the lab's limit.
+
+    Raises:
+        ConflictError: There is a set of that name.
+    """
+    model, now = document.model, world.clock.now()
+    forwarded = {_SSH_PORT, *ports}
+    if document.probe is not None:
+        forwarded.add(document.probe.port)
+    record = ScaleSetRecord(
+        name=model.name,
+        unique_id=str(uuid.uuid4()),
+        created=now,
+        automatic_since=_automatic_since(model, None, now),
+        ports=tuple(sorted(forwarded)),
+        overrides={} if health_timeout is None else {"health": health_timeout},
+    )
+    with world.store.transaction():
+        if world.store.get(ScaleSetRecord, model.name.lower()) is not None:
+            raise ConflictError(
+                f"there is a scale set {model.name!r} already; delete it first, or take another "
+                "name",
+                code="Conflict",
+            )
+        world.store.put(record)
+        _put_revision(world, record, document)
+    return record
+
+
+def revise(world: World, document: ScaleSetDocument) -> ScaleSetRecord:
+    """Records a new revision of a set's model, checked.
+
+    Returns:
+        The set's record, changed.
+    """
+    now = world.clock.now()
+    with world.store.transaction():
+        record = world.set_record(document.model.name)
+        before = world.revision(record.unique_id, record.revision).model
+        number = record.revision + 1
+        same = profile_of(before) == profile_of(document.model)
+        record = world.store.amend(
+            record,
+            revision=number,
+            profile_revision=record.profile_revision if same else number,
+            automatic_since=_automatic_since(document.model, record.automatic_since, now),
+        )
+        _put_revision(world, record, document)
+        world.store.event(record.name, "model", f"model changed (revision {number})")
+    return record
+
+
+def _put_revision(world: World, record: ScaleSetRecord, document: ScaleSetDocument) -> None:
+    world.store.put(
+        ModelRecord(
+            set_id=record.unique_id,
+            revision=record.revision,
+            created=world.clock.now(),
+            model=document.model.full(),
+            probe=None if document.probe is None else document.probe.wire(),
+        )
+    )
+
+
+def _automatic_since(
+    model: ScaleSetModel, before: datetime | None, now: datetime
+) -> datetime | None:
+    if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
+        return None
+    return before or now

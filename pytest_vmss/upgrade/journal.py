@@ -1,0 +1,335 @@
+"""What operations write down: before each effect, after it, and how it ended (M1)."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pytest_vmss.errors import (
+    InstanceError,
+    NotFoundError,
+    UpgradeError,
+    VmssError,
+    WaitTimeoutError,
+)
+from pytest_vmss.store import (
+    Action,
+    BatchRecord,
+    ErrorRecord,
+    InstanceRecord,
+    OperationRecord,
+    Outcome,
+    OutcomeRecord,
+    Store,
+    VersionRecord,
+)
+from pytest_vmss.upgrade.phases import Phase
+from pytest_vmss.upgrade.steps import Step
+from pytest_vmss.upgrade.world import InstanceContext, World
+
+__all__ = ["ENDED", "Account", "Journal", "describe"]
+
+#: Outcomes of instances that an operation is through with.
+ENDED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED})
+
+
+@dataclass(frozen=True)
+class Account:
+    """Everything that is known of an operation."""
+
+    record: OperationRecord
+    results: dict[int, OutcomeRecord]
+    batch_records: tuple[BatchRecord, ...]
+
+    @classmethod
+    def of(cls, store: Store, record: OperationRecord) -> Account:
+        """Reads what the store holds."""
+        key = (record.scale_set.lower(), record.id)
+        return cls(
+            record,
+            {result.instance_id: result for result in store.select(OutcomeRecord, *key)},
+            tuple(store.select(BatchRecord, *key)),
+        )
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        """What came of each instance, by number (G3)."""
+        return {number: result.outcome for number, result in self.results.items()}
+
+    @property
+    def errors(self) -> dict[int, ErrorRecord]:
+        """What went wrong on each instance."""
+        return {n: result.error for n, result in self.results.items() if result.error is not None}
+
+    @property
+    def batches(self) -> list[tuple[int, ...]]:
+        """The instances of each batch, in order."""
+        return [batch.instance_ids for batch in self.batch_records]
+
+    def count(self, *outcomes: Outcome) -> int:
+        """How many instances have one of these outcomes."""
+        return sum(1 for result in self.results.values() if result.outcome in outcomes)
+
+
+class Journal:
+    """The journal of one scale set.
+
+    Args:
+        world: What operations act on.
+        scale_set: The set's name.
+    """
+
+    def __init__(self, world: World, scale_set: str) -> None:
+        self._world = world
+        self._store = world.store
+        self._name = scale_set
+
+    # Operations.
+
+    def operations(self) -> list[OperationRecord]:
+        """The set's operations, oldest first; not those of an earlier set of its name."""
+        set_id = self._world.set_record(self._name).unique_id
+        records = self._store.select(OperationRecord, self._name.lower())
+        return [record for record in records if record.set_id == set_id]
+
+    def unfinished(self) -> OperationRecord | None:
+        """The operation that has not ended: under way, or interrupted."""
+        return next((entry for entry in self.operations() if entry.ended is None), None)
+
+    def operation(self, operation_id: str) -> OperationRecord:
+        """An operation by its id.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        operation = self._store.get(OperationRecord, self._name.lower(), operation_id)
+        if operation is None:
+            raise NotFoundError(f"there is no operation {operation_id} of {self._name!r}")
+        return operation
+
+    def account(self, operation_id: str) -> Account:
+        """Everything that is known of an operation."""
+        return Account.of(self._store, self.operation(operation_id))
+
+    def require_quiet(self) -> None:
+        """Refuses a new operation while another is unfinished.
+
+        Raises:
+            UpgradeError: One was interrupted.
+        """
+        unfinished = self.unfinished()
+        if unfinished is not None:
+            raise UpgradeError(
+                f"an operation ({unfinished.action}) on {self._name!r} was interrupted; go on with "
+                f"it first: vmss resume {self._name}",
+                code="OperationNotAllowed",
+            )
+
+    def open(
+        self,
+        action: Action,
+        instance_ids: Sequence[int],
+        *,
+        what: str,
+        outcome: Outcome = Outcome.IN_PROGRESS,
+        version: VersionRecord | None = None,
+        **details: Any,
+    ) -> OperationRecord:
+        """Opens an operation, durably, before its first effect.
+
+        Args:
+            action: What is done.
+            instance_ids: To which instances.
+            what: The same in words, for the event.
+            outcome: Where those instances stand.
+            version: The image version that it brings.
+            details: Other fields of the record.
+
+        Raises:
+            UpgradeError: Another operation was interrupted.
+        """
+        self.require_quiet()
+        now = self._world.clock.now()
+        set_record = self._world.set_record(self._name)
+        image = {}
+        if version is not None:
+            image = {
+                "gallery": version.gallery,
+                "definition": version.definition,
+                "target": version.version,
+                "digest": version.digest,
+            }
+        operation = OperationRecord.model_validate(
+            {
+                "id": f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}",
+                "scale_set": self._name,
+                "set_id": set_record.unique_id,
+                "action": action,
+                "status": "RollingForward",
+                "started": now,
+                "revision": set_record.revision,
+                "source_versions": self._versions(),
+                **image,
+                **details,
+            }
+        )
+        with self._store.transaction():
+            self._store.put(operation)
+            for number in instance_ids:
+                self._store.put(
+                    OutcomeRecord(
+                        scale_set=self._name,
+                        operation=operation.id,
+                        instance_id=number,
+                        outcome=outcome,
+                    )
+                )
+            self._store.event(
+                self._name, action, f"{what} started by {operation.started_by}",
+                operation=operation.id,
+            )  # fmt: skip
+        return operation
+
+    def _versions(self) -> tuple[str, ...]:
+        records = self._store.select(InstanceRecord, self._name.lower())
+        return tuple(sorted({record.version for record in records if record.version}))
+
+    def update(self, operation_id: str, **changes: object) -> OperationRecord:
+        """Changes an operation's record."""
+        return self._store.amend(self.operation(operation_id), **changes)
+
+    def end(
+        self,
+        operation_id: str,
+        status: Literal["Completed", "Cancelled", "Faulted"],
+        *,
+        why: str = "",
+        code: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Ends an operation."""
+        with self._store.transaction():
+            self.update(
+                operation_id,
+                status=status,
+                ended=self._world.clock.now(),
+                error_code=code,
+                error_message=message,
+                why=why,
+            )
+            text = f"{status}: {message or why}" if message or why else status
+            self._store.event(self._name, "end", text, operation=operation_id)
+
+    @contextlib.contextmanager
+    def ending(self, operation_id: str) -> Iterator[None]:
+        """Sees to it that an operation ends, whatever happens on the way (G4)."""
+        try:
+            yield
+        except Exception as error:
+            code, message = describe(error)
+            self.end(operation_id, "Faulted", code=code, message=message)
+            raise
+
+    # Instances in operations.
+
+    def result(self, context: InstanceContext) -> OutcomeRecord:
+        """Where an instance stands in its operation.
+
+        Raises:
+            NotFoundError: The operation has nothing to do with it.
+        """
+        result = self._store.get(
+            OutcomeRecord, self._name.lower(), context.operation, f"{context.instance_id:06d}"
+        )
+        if result is None:
+            raise NotFoundError(f"{context.name} has no part in the operation {context.operation}")
+        return result
+
+    def note(self, context: InstanceContext, **changes: object) -> OutcomeRecord:
+        """Notes something about an instance in its operation."""
+        return self._store.amend(self.result(context), **changes)
+
+    def outcome(self, context: InstanceContext, outcome: Outcome) -> None:
+        """Notes what came of an instance."""
+        with self._store.transaction():
+            self.note(context, outcome=outcome)
+            context.event("outcome", str(outcome))
+
+    def failed(self, context: InstanceContext, error: Exception) -> None:
+        """Notes what went wrong on an instance, with its evidence."""
+        code, message = describe(error)
+        tail, log = "", ""
+        if isinstance(error, InstanceError):
+            tail, log = error.console_tail, str(error.log or "")
+        with self._store.transaction():
+            self.note(
+                context,
+                error=ErrorRecord(code=code, message=message, console_tail=tail, log=log),
+            )
+            context.event("error", message)
+
+    def run_phase(self, context: InstanceContext, phase: Phase, steps: Sequence[Step]) -> None:
+        """Runs the steps of a phase that are not journalled as done.
+
+        Raises:
+            WaitTimeoutError: The instance's deadline has passed.
+        """
+        done = {
+            step.sequence
+            for step in self._store.steps(context.operation, context.instance_id)
+            if step.phase == phase and step.done is not None and step.error is None
+        }
+        for sequence, step in enumerate(steps):
+            if sequence in done:
+                continue
+            with self._store.transaction():
+                entry = self._store.intend(
+                    context.operation, self._name, context.instance_id, phase, sequence, step.name
+                )
+                context.event("step", f"{phase}: {step.name}")
+            try:
+                self._check_deadline(context, phase)
+                step.apply(context)
+            except Exception as error:
+                self._store.done(entry, error=describe(error)[1])
+                raise
+            self._store.done(entry)
+
+    def _check_deadline(self, context: InstanceContext, phase: Phase) -> None:
+        if context.deadline is not None and self._world.clock.monotonic() > context.deadline:
+            raise WaitTimeoutError(
+                f"the {phase} of {context.name} to end", limit=context.base_limits.instance
+            )
+
+    def add_batch(self, operation_id: str, instance_ids: tuple[int, ...], why: str) -> None:
+        """Notes which instances are taken next, before anything is done to them."""
+        number = len(self.account(operation_id).batch_records) + 1
+        with self._store.transaction():
+            self._store.put(
+                BatchRecord(
+                    scale_set=self._name,
+                    operation=operation_id,
+                    number=number,
+                    instance_ids=instance_ids,
+                    why=why,
+                )
+            )
+            for instance in instance_ids:
+                context = InstanceContext(self._world, self._name, instance, operation_id)
+                self.note(context, outcome=Outcome.IN_PROGRESS)
+            self._store.event(
+                self._name,
+                "batch",
+                f"batch {number}: instances {', '.join(str(n) for n in instance_ids)} ({why})",
+                operation=operation_id,
+            )
+
+
+def describe(error: Exception) -> tuple[str, str]:
+    """Code and words of an error."""
+    if isinstance(error, VmssError):
+        return error.code, error.message
+    return "InternalExecutionError", f"{type(error).__name__}: {error}"

@@ -1,0 +1,103 @@
+"""Where new instances go, and which go when a set shrinks. Pure functions (D3, A2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+__all__ = ["GROUP_SIZE", "Placed", "Spot", "choose_to_remove", "next_spot"]
+
+#: Instances that a placement group holds at most.
+GROUP_SIZE = 100
+#: Update domains of each placement group and zone.
+UPDATE_DOMAINS = 5
+
+ScaleInRule = Literal["Default", "OldestVM", "NewestVM"]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place in a set's topology."""
+
+    zone: str
+    group: int
+    domain: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An instance and where it is.
+
+    Attributes:
+        protected: By either kind of instance protection; never chosen for removal.
+        unhealthy: Counts only for ``prioritizeUnhealthyVMs``.
+    """
+
+    instance_id: int
+    spot: Spot
+    created: datetime
+    protected: bool = False
+    unhealthy: bool = False
+
+
+def next_spot(spots: Iterable[Spot], zones: Sequence[str]) -> Spot:
+    """The place of the next new instance: the emptiest zone, then its emptiest update domain.
+
+    Args:
+        spots: Where the set's instances are.
+        zones: The model's zones; none for a regional set.
+    """
+    taken = list(spots)
+    in_zones = Counter(spot.zone for spot in taken)
+    zone = min(zones, key=lambda name: (in_zones[name], zones.index(name))) if zones else ""
+    in_groups = Counter(spot.group for spot in taken if spot.zone == zone)
+    group = next(number for number in range(len(taken) + 1) if in_groups[number] < GROUP_SIZE)
+    in_domains = Counter(spot.domain for spot in taken if spot.zone == zone and spot.group == group)
+    domain = min(range(UPDATE_DOMAINS), key=lambda number: (in_domains[number], number))
+    return Spot(zone, group, domain)
+
+
+def choose_to_remove(
+    instances: Sequence[Placed],
+    count: int,
+    rules: Sequence[ScaleInRule],
+    *,
+    unhealthy_first: bool = False,
+) -> list[int]:
+    """Which instances go, by Azure's scale-in policy.
+
+    ``Default`` keeps the zones balanced and takes the highest instance id;
+    ``NewestVM`` and ``OldestVM`` balance the zones too. Protected ones are
+    never taken.
+
+    Args:
+        instances: All instances of the set.
+        count: How many go.
+        rules: ``scaleInPolicy.rules``; the first counts.
+        unhealthy_first: ``prioritizeUnhealthyVMs``.
+
+    Returns:
+        Their numbers; fewer than asked for where too many are protected.
+    """
+    rule = rules[0] if rules else "Default"
+    free = [placed for placed in instances if not placed.protected]
+    in_zones = Counter(placed.spot.zone for placed in instances)
+    chosen: list[int] = []
+    while free and len(chosen) < count:
+
+        def rank(placed: Placed) -> tuple[bool, int, float]:
+            age = {
+                "Default": float(placed.instance_id),
+                "NewestVM": placed.created.timestamp(),
+                "OldestVM": -placed.created.timestamp(),
+            }[rule]
+            return (unhealthy_first and placed.unhealthy, in_zones[placed.spot.zone], age)
+
+        goes = max(free, key=lambda placed: (*rank(placed), placed.instance_id))
+        free.remove(goes)
+        in_zones[goes.spot.zone] -= 1
+        chosen.append(goes.instance_id)
+    return chosen

@@ -1,0 +1,258 @@
+"""What operations do to one instance: journalled phases, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from pytest_vmss.errors import NotFoundError
+from pytest_vmss.store import OperationRecord, Outcome, OutcomeRecord, VersionRecord
+from pytest_vmss.upgrade import phases
+from pytest_vmss.upgrade.journal import Journal, describe
+from pytest_vmss.upgrade.steps import Step
+from pytest_vmss.upgrade.world import InstanceContext, World
+
+__all__ = ["Worker"]
+
+
+class Worker:
+    """Acts on instances of one set, one at a time, for an operation.
+
+    Every method can be called again after a crash, and goes on where the
+    journal ends.
+
+    Args:
+        world: What it acts on.
+        journal: The set's.
+    """
+
+    def __init__(self, world: World, journal: Journal) -> None:
+        self._world = world
+        self._journal = journal
+
+    def act(self, context: InstanceContext, operation: OperationRecord) -> None:
+        """Does what an operation does to an instance."""
+        match operation.action:
+            case "create":
+                self._create(context, operation)
+            case "upgrade" | "update" | "extension-upgrade" | "reimage" | "reimageall":
+                self._upgrade(context, operation)
+            case "delete":
+                self._delete(context)
+            case "start" | "stop" | "deallocate" | "restart":
+                self._set_power(context, operation)
+
+    # New instances, and instances that go.
+
+    def _create(self, context: InstanceContext, operation: OperationRecord) -> None:
+        if self._journal.result(context).error is None:
+            try:
+                steps = phases.create_steps(self._target(operation), operation.revision)
+                self._journal.run_phase(self._timed(context), "create", steps)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+                self._journal.failed(context, error)
+            else:
+                self._journal.outcome(context, Outcome.SUCCEEDED)
+                return
+        first = context.generation(1)
+        if first is not None and first.started:
+            # It is there to be looked at, and the next update mends it.
+            self._journal.run_phase(context, "settle", phases.settle_steps(1, 0))
+        self._mark_failed(context)
+        self._journal.outcome(context, Outcome.FAILED)
+
+    def _delete(self, context: InstanceContext) -> None:
+        plan = self._plan(context, None)
+        self._journal.run_phase(context, "delete", phases.delete_steps(plan.source_revision))
+        self._journal.outcome(context, Outcome.SUCCEEDED)
+
+    # Power.
+
+    def _set_power(self, context: InstanceContext, operation: OperationRecord) -> None:
+        disk = self._plan(context, None).source
+        steps: Sequence[Step]
+        try:
+            match operation.action:
+                case "start":
+                    steps = phases.start_steps(disk)
+                    self._journal.run_phase(self._timed(context), "start", steps)
+                case "restart":
+                    steps = phases.restart_steps(disk)
+                    self._journal.run_phase(self._timed(context), "restart", steps)
+                case action:
+                    power: Literal["stopped", "deallocated"] = (
+                        "deallocated" if action == "deallocate" else "stopped"
+                    )
+                    steps = phases.stop_steps(disk, power, abrupt=operation.skip_shutdown)
+                    self._journal.run_phase(self._timed(context), "stop", steps)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            self._journal.failed(context, error)
+            self._mark_failed(context)
+            self._journal.outcome(context, Outcome.FAILED)
+        else:
+            self._journal.outcome(context, Outcome.SUCCEEDED)
+
+    # Upgrades, updates, reimages.
+
+    def _upgrade(self, context: InstanceContext, operation: OperationRecord) -> None:
+        plan = self._plan(context, operation)
+        if plan.replacement is not None:
+            self._surge(context, operation, plan)
+            return
+        if plan.error is None:
+            try:
+                if plan.result != plan.source:
+                    self._swap(context, operation, plan)
+                else:
+                    self._change(context, operation, plan)
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing stays half done
+                self._journal.failed(context, error)
+            else:
+                self._journal.outcome(context, Outcome.SUCCEEDED)
+                return
+        if operation.rollback and plan.source:
+            self.roll_back(context, operation)
+            return
+        result = context.generation(plan.result)
+        stays = plan.result if result is not None and result.started else plan.source
+        if stays:
+            self._journal.run_phase(context, "settle", phases.settle_steps(stays, plan.source))
+        self._mark_failed(context)
+        self._journal.outcome(context, Outcome.FAILED)
+
+    def _swap(
+        self, context: InstanceContext, operation: OperationRecord, plan: OutcomeRecord
+    ) -> None:
+        reimage = operation.action in ("reimage", "reimageall")
+        version = self._version_of(context, plan.source) if reimage else self._target(operation)
+        steps = phases.swap_steps(
+            plan.source or plan.result - 1,  # one that never came up has none of its own
+            plan.result,
+            version,
+            plan.source_revision if reimage else operation.revision,
+            data_disks=operation.action == "reimageall",
+        )
+        self._journal.run_phase(self._timed(context), "swap", steps)
+
+    def _change(
+        self, context: InstanceContext, operation: OperationRecord, plan: OutcomeRecord
+    ) -> None:
+        upgrade = operation.action == "extension-upgrade"
+        revision = plan.source_revision if upgrade else operation.revision
+        steps = phases.change_steps(
+            plan.source,
+            revision,
+            restart=self._other_machine(context, plan.source_revision, revision),
+            newer=upgrade,
+        )
+        self._journal.run_phase(self._timed(context), "change", steps)
+
+    def roll_back(self, context: InstanceContext, operation: OperationRecord) -> None:
+        """Gives a failed instance back what it had: its previous OS disk, or its previous model."""
+        plan = self._journal.result(context)
+        if plan.result != plan.source:
+            steps = phases.rollback_steps(plan.source, plan.result)
+        else:
+            steps = phases.change_steps(
+                plan.source,
+                plan.source_revision,
+                restart=self._other_machine(context, plan.source_revision, operation.revision),
+            )
+        self._journal.update(operation.id, status="RollingBack")
+        try:
+            self._journal.run_phase(self._timed(context), "rollback", steps)
+        except Exception as error:  # noqa: BLE001 - the others go on
+            context.event("error", f"the rollback failed too: {describe(error)[1]}")
+            self._mark_failed(context)
+            self._journal.outcome(context, Outcome.ROLLBACK_FAILED)
+        else:
+            self._journal.outcome(context, Outcome.ROLLED_BACK)
+        self._journal.update(operation.id, status="RollingForward")
+
+    def _surge(
+        self, context: InstanceContext, operation: OperationRecord, plan: OutcomeRecord
+    ) -> None:
+        """A new instance in place of the old one, which goes once the new one is healthy (D9)."""
+        new = context.at(plan.replacement or 0)
+        try:
+            if plan.error is None:
+                try:
+                    steps = phases.create_steps(self._target(operation), operation.revision)
+                    self._journal.run_phase(self._timed(new), "create", steps)
+                except Exception as error:  # noqa: BLE001 - the old one stays
+                    self._journal.failed(context, error)
+                else:
+                    gone = phases.delete_steps(plan.source_revision)
+                    self._journal.run_phase(context, "delete", gone)
+                    self._journal.outcome(context, Outcome.SUCCEEDED)
+                    return
+        finally:
+            new.leave()
+        self._journal.run_phase(new, "delete", phases.delete_steps(operation.revision))
+        self._journal.outcome(
+            context, Outcome.ROLLED_BACK if operation.rollback else Outcome.FAILED
+        )
+
+    def _plan(self, context: InstanceContext, operation: OperationRecord | None) -> OutcomeRecord:
+        """From which OS disk to which, and from which model; the same after a resume."""
+        plan = self._journal.result(context)
+        if plan.result:
+            return plan
+        record = context.record
+        numbers = [generation.number for generation in context.generations()]
+        new = max(numbers, default=0) + 1
+        stays = operation is None or (
+            record.generation != 0 and not self._needs_disk(context, operation, record.revision)
+        )
+        return self._journal.note(
+            context,
+            source=record.generation,
+            result=record.generation or new if stays else new,
+            source_revision=record.revision,
+        )
+
+    def _needs_disk(
+        self, context: InstanceContext, operation: OperationRecord, applied: int
+    ) -> bool:
+        """Whether an instance gets a new OS disk, or is changed as it is."""
+        if operation.action == "update":
+            before, after = (
+                context.revision(applied).model,
+                context.revision(operation.revision).model,
+            )
+            return before.image_reference != after.image_reference
+        return operation.action != "extension-upgrade"
+
+    # Helpers.
+
+    def _other_machine(self, context: InstanceContext, before: int, after: int) -> bool:
+        """Whether two revisions of the model make different machines."""
+        if before == after:
+            return False
+        one, other = context.revision(before).model, context.revision(after).model
+        return one.sku.name != other.sku.name or one.data_disks != other.data_disks
+
+    def _target(self, operation: OperationRecord) -> VersionRecord:
+        return self._find(operation.gallery, operation.definition, operation.target)
+
+    def _version_of(self, context: InstanceContext, number: int) -> VersionRecord:
+        """The image version that an OS disk was made from."""
+        generation = context.existing(number)
+        return self._find(generation.gallery, generation.definition, generation.version)
+
+    def _find(self, gallery: str, definition: str, wanted: str) -> VersionRecord:
+        for version in self._world.images.versions(gallery, definition):
+            if version.version == wanted:
+                return version
+        raise NotFoundError(
+            f"the version {wanted} of {definition!r} is no longer in the gallery {gallery!r}"
+        )
+
+    def _mark_failed(self, context: InstanceContext) -> None:
+        self._world.store.amend(context.record, provisioning="Failed")
+
+    def _timed(self, context: InstanceContext) -> InstanceContext:
+        """An instance that must be done in time, from now on (G4)."""
+        limit = context.base_limits.instance
+        return replace(context, deadline=self._world.clock.monotonic() + limit)
