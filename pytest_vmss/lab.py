@@ -165,7 +165,7 @@ class Lab:
             size.memory_mib,
             accelerator=self.hypervisor.accelerator,
             folder=self.paths.folder,
-            what=f"{count} more instance{'' if count == 1 else 's'} of {size.name}",
+            what=f"room for {count} of {size.name}",
         )
 
     def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> LinuxGuest:
@@ -244,7 +244,7 @@ class Lab:
                 code="Conflict",
             )
         version = check_document(self.world, document)
-        self._require_room(model.sku.capacity, self.world.find_size(model.sku.name))
+        self.world.require_room(model.sku.capacity, self.world.find_size(model.sku.name))
         engine = Engine(self.world, model.name)
 
         def begin() -> list[int]:

@@ -53,7 +53,7 @@ class SimulatedLab(Lab):
             seed: The same seed gives the same run.
         """
         self.virtual = VirtualClock(seed)
-        self.simulated = SimulatedHypervisor(self.virtual)
+        self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
         self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
         world = self.world
         world.clock = self.virtual

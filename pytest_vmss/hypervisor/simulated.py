@@ -1,12 +1,12 @@
 """A hypervisor in memory: the same protocol, no processes (for the simulation ring).
 
-Disks are small files, so that what must be left and what must be gone can be
+Disks are empty files, so that what must be left and what must be gone can be
 seen; machines are entries of a dictionary that a test keeps across "crashes".
 """
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
@@ -21,6 +21,8 @@ class SimulatedHypervisor:
 
     Args:
         clock: Lets time pass for what takes time.
+        folder: Where the file is kept of which OS disks and seeds are further names; a
+            name costs a small part of what a file does.
 
     Attributes:
         defined: Machines by name; whether they run is in ``running``.
@@ -32,8 +34,10 @@ class SimulatedHypervisor:
     accelerator = "tcg"
     slow_factor = 10.0
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, folder: Path) -> None:
         self._clock = clock
+        self._blank = folder / "blank"
+        self._blank.touch(mode=0o600)
         self.defined: dict[str, Machine] = {}
         self.running: set[str] = set()
         self.starts: list[tuple[str, int]] = []
@@ -50,19 +54,22 @@ class SimulatedHypervisor:
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Makes an empty data disk unless there is one."""
         if not path.exists():
-            path.write_text(json.dumps({"data": size_gib}))
+            path.write_text(f"{size_gib} GiB")
 
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
         """Makes a fresh disk on an image."""
         if self.fail_os_disks:
             raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
-        path.write_text(json.dumps({"backing": str(image), "gib": size_gib}))
+        self._place(path)
         self._backing[path] = self.images.get(image.stem, "")
 
     def write_seed(self, path: Path, seed: Seed) -> None:
-        """Writes the seed's instance id."""
-        path.touch(mode=0o600)
-        path.write_text(seed.meta_data)
+        """Makes the seed's file."""
+        self._place(path)
+
+    def _place(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        os.link(self._blank, path)
 
     def start(self, machine: Machine) -> None:
         """Runs a machine whose disks are there."""

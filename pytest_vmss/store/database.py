@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,12 @@ CREATE TABLE IF NOT EXISTS event (
 _R = TypeVar("_R", bound=Record)
 
 _AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
+
+
+@lru_cache(maxsize=16_384)
+def _parse(kind: type[_R], body: str) -> _R:
+    """Reads a record; the same text gives the same record, which nobody changes."""
+    return kind.model_validate_json(body)
 
 
 def _key(parts: Sequence[str]) -> str:
@@ -120,7 +127,7 @@ class Store:
             row = self._db.execute(
                 "SELECT body FROM record WHERE kind = ? AND key = ?", (kind.kind, _key(key))
             ).fetchone()
-        return None if row is None else kind.model_validate_json(row[0])
+        return None if row is None else _parse(kind, row[0])
 
     def select(self, kind: type[_R], *prefix: str) -> list[_R]:
         """Reads the records whose key starts so, in the order of their keys."""
@@ -130,7 +137,7 @@ class Store:
                 "SELECT body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
                 (kind.kind, start, start + _AFTER_ALL),
             ).fetchall()
-        return [kind.model_validate_json(row[0]) for row in rows]
+        return [_parse(kind, row[0]) for row in rows]
 
     def amend(self, record: _R, **changes: object) -> _R:
         """Changes fields of a record as it stands now, whoever wrote it last.
@@ -179,11 +186,12 @@ class Store:
     def steps(self, operation: str, instance_id: int | None = None) -> list[StepRecord]:
         """The journal of an operation (of one instance), in the order in which steps were begun."""
         columns = "operation, scale_set, instance_id, phase, sequence, name, intended, done, error"
+        one = "" if instance_id is None else " AND instance_id = ?"
         with self._lock:
             rows = self._db.execute(
-                f"SELECT {columns} FROM step WHERE operation = ?1 "  # noqa: S608 - constants
-                "AND (?2 IS NULL OR instance_id = ?2) ORDER BY intended, sequence",
-                (operation, instance_id),
+                f"SELECT {columns} FROM step WHERE operation = ?{one} "  # noqa: S608 - constants
+                "ORDER BY intended, sequence",
+                (operation,) if instance_id is None else (operation, instance_id),
             ).fetchall()
         names = columns.split(", ")
         return [StepRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]

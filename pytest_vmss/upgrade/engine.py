@@ -117,7 +117,7 @@ class Engine:
 
     def _finish(self, operation_id: str) -> Account:
         with self.journal.ending(operation_id):
-            self._work_on_what_is_left(operation_id)
+            self._work(operation_id, self.journal.account(operation_id).busy)
             account = self.journal.account(operation_id)
             if account.errors:
                 first = account.errors[min(account.errors)]
@@ -126,11 +126,9 @@ class Engine:
                 self.journal.end(operation_id, "Completed")
         return self.journal.account(operation_id)
 
-    def _work_on_what_is_left(self, operation_id: str) -> None:
-        """Takes up the instances that are in progress, also those of a killed process."""
+    def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
+        """Works on instances side by side."""
         operation = self.journal.operation(operation_id)
-        account = self.journal.account(operation_id)
-        busy = [n for n, outcome in account.outcomes.items() if outcome is Outcome.IN_PROGRESS]
 
         def act(number: int) -> None:
             context = self._context(operation_id, number)
@@ -139,7 +137,7 @@ class Engine:
             finally:
                 context.leave()
 
-        side_by_side(busy, act, clock=self._world.clock)
+        side_by_side(instance_ids, act, clock=self._world.clock)
 
     # Rolling.
 
@@ -200,33 +198,38 @@ class Engine:
     def _roll(self, operation_id: str) -> Account:
         begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
         with self.journal.ending(operation_id):
-            while True:
-                self._work_on_what_is_left(operation_id)
+            # A killed process may have left some in the middle.
+            busy: Sequence[int] | None = self.journal.account(operation_id).busy
+            while busy is not None:
+                self._work(operation_id, busy)
                 self.journal.update(
                     operation_id,
                     spent=self._world.clock.monotonic() - begun,
                     batch_ended=self._world.clock.now(),
                 )
-                if self._next(operation_id):
-                    break
+                busy = self._next(operation_id)
         return self.journal.account(operation_id)
 
-    def _next(self, operation_id: str) -> bool:
-        """Takes one decision and acts on it; True where it ended the upgrade."""
-        operation = self.journal.operation(operation_id)
+    def _next(self, operation_id: str) -> Sequence[int] | None:
+        """Takes one decision and acts on it.
+
+        Returns:
+            The instances of the next batch; None where the upgrade has ended.
+        """
         account = self.journal.account(operation_id)
-        if operation.error_code is not None:  # decided before a crash
+        if account.record.error_code is not None:  # decided before a crash
             self._stop(account)
-            return True
+            return None
+        records = self.instances()
         # Whether anything is left does not depend on health, and looking takes a moment.
-        decision = self._decide(account, self._members(account))
-        if isinstance(decision, planner.Batch) and operation.cancel_requested is None:
+        members = _members(account, records)
+        decision = self._decide(account, members)
+        if isinstance(decision, planner.Batch):
             self._pause(account)
-            operation = self.journal.operation(operation_id)
-            decision = self._decide(account, self._observe(self._members(account)))
-        if isinstance(decision, planner.Batch) and operation.cancel_requested is not None:
-            self.journal.end(operation_id, "Cancelled", why="cancelled after the current batch")
-            return True
+            if self.journal.operation(operation_id).cancel_requested is not None:
+                self.journal.end(operation_id, "Cancelled", why="cancelled after the current batch")
+                return None
+            decision = self._decide(account, self._observe(members, records))
         match decision:
             case planner.Complete(why=why, skipped=skipped):
                 with self._store.transaction():
@@ -235,17 +238,17 @@ class Engine:
                             self._context(operation_id, number), outcome=Outcome.SKIPPED
                         )
                     self.journal.end(operation_id, "Completed", why=why)
-                return True
             case planner.Stop(code=code, message=message, why=why):
                 self.journal.update(operation_id, error_code=code, error_message=message, why=why)
                 self._stop(self.journal.account(operation_id))
-                return True
             case planner.Batch(instance_ids=ids, why=why):
-                self._take(operation, ids, why)
-                return False
+                self._take(account, ids, why)
+                return ids
+        return None
 
-    def _take(self, operation: OperationRecord, ids: tuple[int, ...], why: str) -> None:
+    def _take(self, account: Account, ids: tuple[int, ...], why: str) -> None:
         """Writes a batch down, with its replacements where it surges (D9)."""
+        operation = account.record
         with self._store.transaction():
             if self._revision().model.rolling_policy.max_surge and self._surges(operation):
                 size = self._world.find_size(self._revision().model.sku.name)
@@ -255,7 +258,7 @@ class Engine:
                     why += f"; in place, for there is no room for more: {full.message}"
                 else:
                     new = enrol(self._world, self._name, len(ids))
-                    self.journal.add_batch(operation.id, ids, why)
+                    self.journal.add_batch(account, ids, why)
                     for number, replacement in zip(ids, new, strict=True):
                         context = self._context(operation.id, number)
                         record = context.record
@@ -267,7 +270,7 @@ class Engine:
                             replacement=replacement,
                         )
                     return
-            self.journal.add_batch(operation.id, ids, why)
+            self.journal.add_batch(account, ids, why)
 
     @staticmethod
     def _surges(operation: OperationRecord) -> bool:
@@ -355,25 +358,6 @@ class Engine:
         )
         return planner.next_batch(members, self._policy(), progress)
 
-    def _members(self, account: Account) -> list[planner.Member]:
-        """All instances, taken for healthy."""
-        members = []
-        for record in self.instances():
-            result = account.results.get(record.instance_id)
-            members.append(
-                planner.Member(
-                    instance_id=record.instance_id,
-                    health=planner.Health.HEALTHY,
-                    on_target=result is None,  # it was not behind when this started (C4)
-                    domain=record.update_domain,
-                    group=record.placement_group,
-                    zone=record.zone,
-                    phase=None if result is None else result.phase,
-                    protected=record.protected,
-                )
-            )
-        return members
-
     def _is_on_target(
         self, action: Action, record: InstanceRecord, version: VersionRecord | None
     ) -> bool:
@@ -399,24 +383,30 @@ class Engine:
 
     def members(self) -> list[planner.Member]:
         """All instances with their health, asked for side by side."""
-        return self._observe(
-            [
-                planner.Member(record.instance_id, planner.Health.HEALTHY, on_target=True)
-                for record in self.instances()
-            ]
-        )
+        records = self.instances()
+        members = [
+            planner.Member(record.instance_id, planner.Health.HEALTHY, on_target=True)
+            for record in records
+        ]
+        return self._observe(members, records)
 
-    def _observe(self, members: Sequence[planner.Member]) -> list[planner.Member]:
+    def _observe(
+        self, members: Sequence[planner.Member], records: Sequence[InstanceRecord]
+    ) -> list[planner.Member]:
         probe = self._revision().probe
-        records = {record.instance_id: record for record in self.instances()}
-        health = {}
+        unhealthy: set[int] = set()
 
-        def look(number: int) -> None:
-            healthy = observe_health(self._world, records[number], probe).healthy
-            health[number] = planner.Health.HEALTHY if healthy else planner.Health.UNHEALTHY
+        def look(record: InstanceRecord) -> None:
+            if not observe_health(self._world, record, probe).healthy:
+                unhealthy.add(record.instance_id)
 
         side_by_side(records, look, clock=self._world.clock)
-        return [replace(member, health=health[member.instance_id]) for member in members]
+        return [
+            replace(member, health=planner.Health.UNHEALTHY)
+            if member.instance_id in unhealthy
+            else member
+            for member in members
+        ]
 
     def _policy(self) -> planner.Policy:
         policy = self._revision().model.rolling_policy
@@ -439,6 +429,26 @@ class Engine:
 
     def _context(self, operation: str, number: int) -> InstanceContext:
         return InstanceContext(self._world, self._name, number, operation)
+
+
+def _members(account: Account, records: Sequence[InstanceRecord]) -> list[planner.Member]:
+    """The set's instances for the planner, taken for healthy."""
+    members = []
+    for record in records:
+        result = account.results.get(record.instance_id)
+        members.append(
+            planner.Member(
+                instance_id=record.instance_id,
+                health=planner.Health.HEALTHY,
+                on_target=result is None,  # it was not behind when this started (C4)
+                domain=record.update_domain,
+                group=record.placement_group,
+                zone=record.zone,
+                phase=None if result is None else result.phase,
+                protected=record.protected,
+            )
+        )
+    return members
 
 
 def _in_words(action: Action, version: VersionRecord | None) -> str:

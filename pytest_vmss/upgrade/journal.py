@@ -23,11 +23,12 @@ from pytest_vmss.store import (
     OperationRecord,
     Outcome,
     OutcomeRecord,
+    StepRecord,
     Store,
     VersionRecord,
 )
 from pytest_vmss.upgrade.phases import Phase
-from pytest_vmss.upgrade.steps import Step
+from pytest_vmss.upgrade.steps import Conclusion, Step
 from pytest_vmss.upgrade.world import InstanceContext, World
 
 __all__ = ["ENDED", "Account", "Journal", "describe"]
@@ -68,6 +69,11 @@ class Account:
     def batches(self) -> list[tuple[int, ...]]:
         """The instances of each batch, in order."""
         return [batch.instance_ids for batch in self.batch_records]
+
+    @property
+    def busy(self) -> list[int]:
+        """The instances that it has begun with and is not through with."""
+        return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
 
     def count(self, *outcomes: Outcome) -> int:
         """How many instances have one of these outcomes."""
@@ -271,8 +277,23 @@ class Journal:
             )
             context.event("error", message)
 
-    def run_phase(self, context: InstanceContext, phase: Phase, steps: Sequence[Step]) -> None:
+    def run_phase(
+        self,
+        context: InstanceContext,
+        phase: Phase,
+        steps: Sequence[Step],
+        *,
+        outcome: Outcome | None = None,
+    ) -> None:
         """Runs the steps of a phase that are not journalled as done.
+
+        The end of one step, what came of it, and the intent of the next are one write.
+
+        Args:
+            context: The instance.
+            phase: Name of the phase.
+            steps: All its steps.
+            outcome: What has come of the instance once they are all done.
 
         Raises:
             WaitTimeoutError: The instance's deadline has passed.
@@ -282,21 +303,35 @@ class Journal:
             for step in self._store.steps(context.operation, context.instance_id)
             if step.phase == phase and step.done is not None and step.error is None
         }
+        ended: StepRecord | None = None
+        conclude: Conclusion | None = None
+
+        def end() -> None:
+            if conclude is not None:
+                conclude()
+            if ended is not None:
+                self._store.done(ended)
+
         for sequence, step in enumerate(steps):
             if sequence in done:
                 continue
             with self._store.transaction():
+                end()
                 entry = self._store.intend(
                     context.operation, self._name, context.instance_id, phase, sequence, step.name
                 )
                 context.event("step", f"{phase}: {step.name}")
             try:
                 self._check_deadline(context, phase)
-                step.apply(context)
+                conclude = step.apply(context)
             except Exception as error:
                 self._store.done(entry, error=describe(error)[1])
                 raise
-            self._store.done(entry)
+            ended = entry
+        with self._store.transaction():
+            end()
+            if outcome is not None:
+                self.outcome(context, outcome)
 
     def _check_deadline(self, context: InstanceContext, phase: Phase) -> None:
         if context.deadline is not None and self._world.clock.monotonic() > context.deadline:
@@ -304,9 +339,10 @@ class Journal:
                 f"the {phase} of {context.name} to end", limit=context.base_limits.instance
             )
 
-    def add_batch(self, operation_id: str, instance_ids: tuple[int, ...], why: str) -> None:
+    def add_batch(self, account: Account, instance_ids: tuple[int, ...], why: str) -> None:
         """Notes which instances are taken next, before anything is done to them."""
-        number = len(self.account(operation_id).batch_records) + 1
+        operation_id = account.record.id
+        number = len(account.batch_records) + 1
         with self._store.transaction():
             self._store.put(
                 BatchRecord(

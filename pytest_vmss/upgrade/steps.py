@@ -8,6 +8,7 @@ journal tells which are done (M1). Lists of them are in
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -35,6 +36,7 @@ __all__ = [
     "ApplyModel",
     "AwaitHealth",
     "Commit",
+    "Conclusion",
     "CreateDataDisks",
     "Discard",
     "FinishCloudInit",
@@ -52,13 +54,22 @@ __all__ = [
 ]
 
 
+#: Writes to the store what came of a step.
+Conclusion = Callable[[], None]
+
+
 class Step(Protocol):
     """One effect on one instance."""
 
     name: ClassVar[str]
 
-    def apply(self, context: InstanceContext) -> None:
-        """Brings the effect about, whether or not it was begun before."""
+    def apply(self, context: InstanceContext) -> Conclusion | None:
+        """Brings the effect about, whether or not it was begun before.
+
+        Returns:
+            What is to be written together with the journal's note that it is done:
+            both are durable, or neither. None for nothing.
+        """
 
 
 @dataclass(frozen=True)
@@ -209,28 +220,33 @@ class ProveBoot:
 
     generation: int
 
-    def apply(self, context: InstanceContext) -> None:
+    def apply(self, context: InstanceContext) -> Conclusion:
         store = context.world.store
         generation = context.existing(self.generation)
         facts = context.guest(generation).wait_boot(generation.boot_before)
-        store.put(
-            generation.model_copy(
-                update={
-                    "boot_id": facts.boot_id,
-                    "kernel": facts.kernel,
-                    "found_version": facts.image_version,
-                }
+
+        def conclude() -> None:
+            store.put(
+                generation.model_copy(
+                    update={
+                        "boot_id": facts.boot_id,
+                        "kernel": facts.kernel,
+                        "found_version": facts.image_version,
+                    }
+                )
             )
-        )
-        context.event(
-            "boot",
-            f"booted: image version {facts.image_version or 'unknown'}, kernel {facts.kernel}",
-        )
-        if facts.image_version not in (None, generation.version):
             context.event(
-                "warning",
-                f"the image published as {generation.version} calls itself {facts.image_version}",
+                "boot",
+                f"booted: image version {facts.image_version or 'unknown'}, kernel {facts.kernel}",
             )
+            if facts.image_version not in (None, generation.version):
+                context.event(
+                    "warning",
+                    f"the image published as {generation.version} calls itself "
+                    f"{facts.image_version}",
+                )
+
+        return conclude
 
 
 @dataclass(frozen=True)
@@ -241,10 +257,11 @@ class FinishCloudInit:
 
     generation: int
 
-    def apply(self, context: InstanceContext) -> None:
+    def apply(self, context: InstanceContext) -> Conclusion:
         generation = context.existing(self.generation)
         status = context.guest(generation).wait_cloud_init()
-        context.world.store.put(generation.model_copy(update={"cloud_init": status}))
+        concluded = generation.model_copy(update={"cloud_init": status})
+        return lambda: context.world.store.put(concluded)
 
 
 @dataclass(frozen=True)
@@ -279,8 +296,9 @@ class RunExtensions:
             known[extension.name] = result.model_copy(
                 update={"revision": revision, "operation": context.operation}
             )
-            generation = self._keep(context, generation, extensions, known)
-            context.event("extension", f"{extension.name}: {result.status}")
+            with context.world.store.transaction():
+                generation = self._keep(context, generation, extensions, known)
+                context.event("extension", f"{extension.name}: {result.status}")
         for result in self._keep(context, generation, extensions, known).extensions:
             if result.status == "error":
                 raise self._failure(context, result)
@@ -404,23 +422,25 @@ class Commit:
     generation: int
     provisioning: str = "Succeeded"
 
-    def apply(self, context: InstanceContext) -> None:
+    def apply(self, context: InstanceContext) -> Conclusion:
+        return lambda: self._commit(context)
+
+    def _commit(self, context: InstanceContext) -> None:
         store = context.world.store
-        with store.transaction():
-            for generation in context.generations():
-                if generation.number == self.generation:
-                    version, revision = generation.version, generation.revision
-                    store.put(generation.model_copy(update={"state": "current"}))
-                elif generation.state in ("current", "preparing"):
-                    store.put(generation.model_copy(update={"state": "previous"}))
-            store.amend(
-                context.record,
-                generation=self.generation,
-                version=version,
-                revision=revision,
-                power="running",
-                provisioning=self.provisioning,
-            )
+        for generation in context.generations():
+            if generation.number == self.generation:
+                version, revision = generation.version, generation.revision
+                store.put(generation.model_copy(update={"state": "current"}))
+            elif generation.state in ("current", "preparing"):
+                store.put(generation.model_copy(update={"state": "previous"}))
+        store.amend(
+            context.record,
+            generation=self.generation,
+            version=version,
+            revision=revision,
+            power="running",
+            provisioning=self.provisioning,
+        )
 
 
 @dataclass(frozen=True)
@@ -431,15 +451,23 @@ class Discard:
 
     keep: int
 
-    def apply(self, context: InstanceContext) -> None:
-        for generation in context.generations():
-            if generation.number == self.keep or generation.state == "discarded":
-                continue
+    def apply(self, context: InstanceContext) -> Conclusion:
+        gone = [
+            generation
+            for generation in context.generations()
+            if generation.number != self.keep and generation.state != "discarded"
+        ]
+        for generation in gone:
             machine = context.machine(generation.number)
             for path in (machine.os_disk, machine.seed):
                 path.unlink(missing_ok=True)
                 _part(path).unlink(missing_ok=True)
-            context.world.store.put(generation.model_copy(update={"state": "discarded"}))
+
+        def conclude() -> None:
+            for generation in gone:
+                context.world.store.put(generation.model_copy(update={"state": "discarded"}))
+
+        return conclude
 
 
 def _part(path: Path) -> Path:

@@ -49,11 +49,10 @@ class Worker:
         if self._journal.result(context).error is None:
             try:
                 steps = phases.create_steps(self._target(operation), operation.revision)
-                self._journal.run_phase(self._timed(context), "create", steps)
+                self._run(context, "create", steps)
             except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
                 self._journal.failed(context, error)
             else:
-                self._journal.outcome(context, Outcome.SUCCEEDED)
                 return
         first = context.generation(1)
         if first is not None and first.started:
@@ -64,8 +63,7 @@ class Worker:
 
     def _delete(self, context: InstanceContext) -> None:
         plan = self._plan(context, None)
-        self._journal.run_phase(context, "delete", phases.delete_steps(plan.source_revision))
-        self._journal.outcome(context, Outcome.SUCCEEDED)
+        self._run(context, "delete", phases.delete_steps(plan.source_revision))
 
     # Power.
 
@@ -76,22 +74,20 @@ class Worker:
             match operation.action:
                 case "start":
                     steps = phases.start_steps(disk)
-                    self._journal.run_phase(self._timed(context), "start", steps)
+                    self._run(context, "start", steps)
                 case "restart":
                     steps = phases.restart_steps(disk)
-                    self._journal.run_phase(self._timed(context), "restart", steps)
+                    self._run(context, "restart", steps)
                 case action:
                     power: Literal["stopped", "deallocated"] = (
                         "deallocated" if action == "deallocate" else "stopped"
                     )
                     steps = phases.stop_steps(disk, power, abrupt=operation.skip_shutdown)
-                    self._journal.run_phase(self._timed(context), "stop", steps)
+                    self._run(context, "stop", steps)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
             self._journal.failed(context, error)
             self._mark_failed(context)
             self._journal.outcome(context, Outcome.FAILED)
-        else:
-            self._journal.outcome(context, Outcome.SUCCEEDED)
 
     # Upgrades, updates, reimages.
 
@@ -109,7 +105,6 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - whatever it is, nothing stays half done
                 self._journal.failed(context, error)
             else:
-                self._journal.outcome(context, Outcome.SUCCEEDED)
                 return
         if operation.rollback and plan.source:
             self.roll_back(context, operation)
@@ -133,7 +128,7 @@ class Worker:
             plan.source_revision if reimage else operation.revision,
             data_disks=operation.action == "reimageall",
         )
-        self._journal.run_phase(self._timed(context), "swap", steps)
+        self._run(context, "swap", steps)
 
     def _change(
         self, context: InstanceContext, operation: OperationRecord, plan: OutcomeRecord
@@ -146,7 +141,7 @@ class Worker:
             restart=self._other_machine(context, plan.source_revision, revision),
             newer=upgrade,
         )
-        self._journal.run_phase(self._timed(context), "change", steps)
+        self._run(context, "change", steps)
 
     def roll_back(self, context: InstanceContext, operation: OperationRecord) -> None:
         """Gives a failed instance back what it had: its previous OS disk, or its previous model."""
@@ -161,13 +156,11 @@ class Worker:
             )
         self._journal.update(operation.id, status="RollingBack")
         try:
-            self._journal.run_phase(self._timed(context), "rollback", steps)
+            self._run(context, "rollback", steps, Outcome.ROLLED_BACK)
         except Exception as error:  # noqa: BLE001 - the others go on
             context.event("error", f"the rollback failed too: {describe(error)[1]}")
             self._mark_failed(context)
             self._journal.outcome(context, Outcome.ROLLBACK_FAILED)
-        else:
-            self._journal.outcome(context, Outcome.ROLLED_BACK)
         self._journal.update(operation.id, status="RollingForward")
 
     def _surge(
@@ -183,9 +176,7 @@ class Worker:
                 except Exception as error:  # noqa: BLE001 - the old one stays
                     self._journal.failed(context, error)
                 else:
-                    gone = phases.delete_steps(plan.source_revision)
-                    self._journal.run_phase(context, "delete", gone)
-                    self._journal.outcome(context, Outcome.SUCCEEDED)
+                    self._run(context, "delete", phases.delete_steps(plan.source_revision))
                     return
         finally:
             new.leave()
@@ -251,6 +242,16 @@ class Worker:
 
     def _mark_failed(self, context: InstanceContext) -> None:
         self._world.store.amend(context.record, provisioning="Failed")
+
+    def _run(
+        self,
+        context: InstanceContext,
+        phase: phases.Phase,
+        steps: Sequence[Step],
+        outcome: Outcome = Outcome.SUCCEEDED,
+    ) -> None:
+        """Runs a phase that must end in time (G4), and with which the instance is through."""
+        self._journal.run_phase(self._timed(context), phase, steps, outcome=outcome)
 
     def _timed(self, context: InstanceContext) -> InstanceContext:
         """An instance that must be done in time, from now on (G4)."""

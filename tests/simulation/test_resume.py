@@ -35,14 +35,15 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: Any, when: str, nth: int) -> 
     count = 0
     original, done = step.apply, Store.done
 
-    def apply(self: Any, context: Any) -> None:
+    def apply(self: Any, context: Any) -> Any:
         nonlocal count
         count += 1
         if count == nth and when == "before":
             raise Killed
-        original(self, context)
+        conclusion = original(self, context)
         if count == nth and when == "after":
             raise Killed
+        return conclusion
 
     def entry(self: Store, record: Any, *, error: str | None = None) -> None:
         done(self, record, error=error)

@@ -24,9 +24,9 @@ NAME = "vmss-contract-web_0"
 
 
 @pytest.fixture(params=["simulated", "libvirt"])
-def hypervisor(request: pytest.FixtureRequest) -> Iterator[Hypervisor]:
+def hypervisor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hypervisor]:
     if request.param == "simulated":
-        yield SimulatedHypervisor(VirtualClock())
+        yield SimulatedHypervisor(VirtualClock(), tmp_path)
         return
     settings = Settings()
     real = LibvirtHypervisor(settings, process_root(settings.state_dir))
