@@ -373,6 +373,8 @@ class ScaleSet:
 
     def _scale(self, capacity: int) -> None:
         world, now = self._lab.world, len(self)
+        if capacity == now == self.model.sku.capacity:
+            return
         current = ScaleSetDocument(self._revision.model, self._revision.probe, self.name)
         document = self._sized(current, capacity)
         version = check_document(world, document, current=self._revision)

@@ -74,6 +74,9 @@ class SimulatedGuest:
         """What a guest does once for each OS disk, by its own records on that disk."""
         self._runs.setdefault((self.name, self._generation, what), 1)
 
+    def _half_done(self) -> None:
+        """An effect is half done; whoever simulates kills may do so here."""
+
     def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
         """Boots, or panics."""
         self._alive()
@@ -98,6 +101,7 @@ class SimulatedGuest:
         if self._behaviour() is Behaviour.CLOUD_INIT_FAILS:
             raise CloudInitError("cloud-init ended in error", instance=self.name)
         self._once("custom data")
+        self._half_done()
         return "done"
 
     def run_extension(self, extension: Extension, run: str) -> ExtensionRecord:
@@ -105,6 +109,7 @@ class SimulatedGuest:
         self._alive()
         self._clock.sleep(_EXTENSION_S)
         self._once(extension.name if run == "1" else f"{extension.name} {run}")
+        self._half_done()
         failed = self._behaviour() is Behaviour.EXTENSION_FAILS
         return ExtensionRecord(
             name=extension.name,

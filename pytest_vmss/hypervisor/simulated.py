@@ -56,20 +56,32 @@ class SimulatedHypervisor:
         if not path.exists():
             path.write_text(f"{size_gib} GiB")
 
-    def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
+    def create_os_disk(
+        self,
+        path: Path,
+        image: Path,
+        size_gib: int | None,  # noqa: ARG002 - the protocol's
+    ) -> None:
         """Makes a fresh disk on an image."""
         if self.fail_os_disks:
             raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
         self._place(path)
         self._backing[path] = self.images.get(image.stem, "")
 
-    def write_seed(self, path: Path, seed: Seed) -> None:
+    def write_seed(self, path: Path, seed: Seed) -> None:  # noqa: ARG002 - the protocol's
         """Makes the seed's file."""
         self._place(path)
 
     def _place(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        os.link(self._blank, path)
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        os.link(self._blank, part)
+        self._half_done()
+        path.unlink(missing_ok=True)  # rename does nothing where both are one file
+        part.rename(path)
+
+    def _half_done(self) -> None:
+        """An effect is half done; whoever simulates kills may do so here."""
 
     def start(self, machine: Machine) -> None:
         """Runs a machine whose disks are there."""
@@ -80,6 +92,7 @@ class SimulatedHypervisor:
                 raise HypervisorError(f"{machine.name} cannot be started: {disk} is not there")
         self._clock.sleep(0.2)
         self.defined[machine.name] = machine
+        self._half_done()
         self.running.add(machine.name)
         self.starts.append((machine.name, machine.generation))
         self.boots[machine.name] = self.boots.get(machine.name, 0) + 1

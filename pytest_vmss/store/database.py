@@ -97,14 +97,17 @@ class Store:
             self._depth += 1
             try:
                 yield
+                if self._depth == 1:
+                    self._commit()
             except BaseException:
-                self._depth -= 1
-                if self._depth == 0:
+                if self._depth == 1 and self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-            self._depth -= 1
-            if self._depth == 0:
-                self._db.execute("COMMIT")
+            finally:
+                self._depth -= 1
+
+    def _commit(self) -> None:
+        self._db.execute("COMMIT")
 
     def put(self, record: Record) -> None:
         """Writes a record, in place of an older one with the same key."""
