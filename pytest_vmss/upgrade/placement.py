@@ -88,15 +88,17 @@ def choose_to_remove(
     chosen: list[int] = []
     while free and len(chosen) < count:
 
-        def rank(placed: Placed) -> tuple[bool, int, float]:
-            age = {
-                "Default": float(placed.instance_id),
-                "NewestVM": placed.created.timestamp(),
-                "OldestVM": -placed.created.timestamp(),
-            }[rule]
-            return (unhealthy_first and placed.unhealthy, in_zones[placed.spot.zone], age)
+        def rank(placed: Placed) -> tuple[bool, int, float, int]:
+            age, number = placed.created.timestamp(), placed.instance_id
+            by_rule = {
+                "Default": (0.0, number),
+                "NewestVM": (age, number),
+                "OldestVM": (-age, -number),
+            }
+            sick_first = unhealthy_first and placed.unhealthy
+            return (sick_first, in_zones[placed.spot.zone], *by_rule[rule])
 
-        goes = max(free, key=lambda placed: (*rank(placed), placed.instance_id))
+        goes = max(free, key=rank)
         free.remove(goes)
         in_zones[goes.spot.zone] -= 1
         chosen.append(goes.instance_id)

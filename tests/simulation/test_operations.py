@@ -1,0 +1,258 @@
+"""K1, A2, E3: what is done to instances besides upgrading them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_vmss.errors import (
+    CapacityError,
+    ConflictError,
+    ModelError,
+    ProvisioningError,
+)
+from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, Outcome
+from tests.models import LOAD_BALANCER, web_model
+from tests.simulation.conftest import SimulatedLab
+from tests.simulation.test_upgrade import check_accounts
+
+
+def inodes(web: ScaleSet) -> dict[str, int]:
+    return {i.name: i.data_disks[0].stat().st_ino for i in web}
+
+
+def test_stop_start_and_restart(lab: SimulatedLab) -> None:
+    """The same OS disk, another boot; the records tell what was asked for."""
+    web = lab.start_web(2)
+    boots = [i.boot_id for i in web]
+    assert web.stop([0]).completed
+    assert web[0].power_state is PowerState.STOPPED
+    assert (web[0].record.power, web[1].record.power) == ("stopped", "running")
+    assert not web.healthy
+    assert web.deallocate(["0"]).completed
+    assert web[0].record.power == "deallocated"
+    assert web.start().outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SUCCEEDED}
+    assert web.healthy
+    assert [i.boot_id for i in web] != boots
+    assert web[1].boot_id == boots[1]  # it ran already
+    web.restart()
+    assert web[1].boot_id != boots[1]
+    assert [i.record.generation for i in web] == [1, 1]
+    assert set(lab.runs.values()) == {1}
+    check_accounts(lab, web)
+
+
+def test_a_deaf_guest_is_stopped_by_its_power_at_once_with_skip_shutdown(
+    lab: SimulatedLab,
+) -> None:
+    web = lab.start_web(1)
+    lab.simulated.deaf.add(f"vmss-{lab.identity.id}-web_0")
+    start = lab.virtual.monotonic()
+    web.stop(skip_shutdown=True)
+    assert lab.virtual.monotonic() == start
+    assert web[0].power_state is PowerState.STOPPED
+
+
+def test_reimage_keeps_image_model_and_data_disks(lab: SimulatedLab) -> None:
+    """E3, E4: the version that the instance has, not the latest; everything run again, once."""
+    web = lab.start_web(2, automatic=False)
+    lab.publish("1.1.0")
+    disks = inodes(web)
+    assert web.reimage([1]).outcomes == {1: Outcome.SUCCEEDED}
+    assert [i.record.generation for i in web] == [1, 2]
+    assert [i.image_version for i in web] == ["1.0.0", "1.0.0"]
+    assert inodes(web) == disks
+    assert lab.runs["web_1", 2, "custom data"] == 1
+    check_accounts(lab, web)
+
+
+def test_reimage_all_takes_the_data_disks_too(lab: SimulatedLab) -> None:
+    """E3: and only when it is asked for by that name."""
+    web = lab.start_web(2)
+    disks = {i.name: i.data_disks[0] for i in web}
+    for path in disks.values():
+        path.write_text("written by the guest")
+    web.reimage_all(["0"])
+    assert disks["web_0"].read_text() == "1 GiB"
+    assert disks["web_1"].read_text() == "written by the guest"
+    check_accounts(lab, web)
+
+
+def test_a_failed_reimage_says_so_with_evidence(lab: SimulatedLab) -> None:
+    web = lab.start_web(2, automatic=False)
+    lab.behaviours["1.0.0"] = Behaviour.PANICS
+    with pytest.raises(ProvisioningError, match="Kernel panic - not syncing") as failed:
+        web.reimage([1])
+    assert failed.value.code == "OSProvisioningKernelPanic"
+    assert web[1].record.provisioning == "Failed"
+    lab.behaviours["1.0.0"] = Behaviour.GOOD
+    web.reimage([1])
+    assert web[1].record.provisioning == "Succeeded"
+    check_accounts(lab, web)
+
+
+def test_scale_out_and_in(lab: SimulatedLab) -> None:
+    """A2: new ids and the current model; the highest go first, with their disks."""
+    web = lab.start_web(2)
+    lab.roll(web, "1.1.0")
+    web.scale(4)
+    assert [i.instance_id for i in web] == ["0", "1", "2", "3"]
+    assert {i.image_version for i in web} == {"1.1.0"}
+    assert web.model.sku.capacity == 4
+    assert web.healthy
+    folders = [i.os_disk.parent for i in web]
+    web.scale(1)
+    assert [i.instance_id for i in web] == ["0"]
+    assert [folder.exists() for folder in folders] == [True, False, False, False]
+    web.scale(2)
+    assert [i.instance_id for i in web] == ["0", "4"]  # never an old id again
+    assert len(lab.simulated.defined) == 2
+    check_accounts(lab, web)
+    web.scale(0)
+    assert web.instances == []
+    assert web.capacity == 0
+
+
+def test_what_does_not_fit_is_refused_before_anything_changes(lab: SimulatedLab) -> None:
+    """M7."""
+    web = lab.start_web(2)
+    lab.room = 3
+    with pytest.raises(CapacityError):
+        web.scale(4)
+    assert web.model.sku.capacity == 2
+    assert len(web) == 2
+    with pytest.raises(ModelError, match="less than or equal to 1000"):
+        lab.room = 10_000
+        web.scale(1001)
+    assert web.model.sku.capacity == 2
+
+
+def test_new_instances_that_fail_are_there_to_be_looked_at(lab: SimulatedLab) -> None:
+    """E5; and the rest of the set is as it was."""
+    web = lab.start_web(1, automatic=False)
+    lab.publish("1.1.0", Behaviour.CLOUD_INIT_FAILS)
+    with pytest.raises(ProvisioningError, match="1 of 1 instances of the scale set 'web'"):
+        web.scale(2)
+    assert web[1].record.provisioning == "Failed"
+    assert web[1].image_version == "1.1.0"
+    assert web[0].health == "Healthy"
+    web.delete_instances([1])
+    assert [i.instance_id for i in web] == ["0"]
+    check_accounts(lab, web)
+
+
+def test_protection_from_scale_in(lab: SimulatedLab) -> None:
+    """A2, D9: protected ones stay; too many of them are an error before anything goes."""
+    web = lab.start_web(3)
+    web[2].protect(from_scale_in=True)
+    web.scale(2)
+    assert [i.instance_id for i in web] == ["0", "2"]
+    web[0].protect(from_scale_set_actions=True)
+    assert web[0].record.protect_from_scale_in
+    with pytest.raises(ConflictError, match="protected"):
+        web.scale(1)
+    assert len(web) == 2
+    with pytest.raises(ModelError, match="cannot be false"):
+        web[0].protect(from_scale_in=False)
+    web[0].protect(from_scale_in=False, from_scale_set_actions=False)
+    web.scale(1)
+    assert [i.instance_id for i in web] == ["2"]
+    web.delete_instances(["2"])  # protection is no help against being named
+    assert len(web) == 0
+
+
+def test_set_wide_actions_leave_protected_instances_out(lab: SimulatedLab) -> None:
+    """D9: skipped and reported; by name they are done."""
+    web = lab.start_web(3)
+    web[1].protect(from_scale_set_actions=True)
+    done = web.reimage()
+    assert done.outcomes == {
+        0: Outcome.SUCCEEDED,
+        1: Outcome.SKIPPED,
+        2: Outcome.SUCCEEDED,
+    }
+    assert [i.record.generation for i in web] == [2, 1, 2]
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed
+    assert upgrade.outcomes[1] is Outcome.SKIPPED
+    assert "protectFromScaleSetActions" in upgrade.explain()
+    web.reimage([1])
+    assert web[1].record.generation == 2
+    assert web[1].image_version == "1.0.0"
+
+
+def test_an_unknown_instance_is_azures_error_and_nothing_is_done(lab: SimulatedLab) -> None:
+    web = lab.start_web(1)
+    starts = len(lab.simulated.starts)
+    with pytest.raises(ModelError, match="The provided instanceId 9 is not an active"):
+        web.restart([0, 9])
+    assert len(lab.simulated.starts) == starts
+
+
+def test_detached_data_disks_outlive_their_instance(lab: SimulatedLab) -> None:
+    """A2: deleteOption Detach; also a set of the same name later does not touch them."""
+    body: dict[str, Any] = web_model(capacity=1)
+    storage = body["properties"]["virtualMachineProfile"]["storageProfile"]
+    storage["dataDisks"][0]["deleteOption"] = "Detach"
+    for _ in range(2):
+        web = lab.start(body, LOAD_BALANCER)
+        inode = web[0].data_disks[0].stat().st_ino
+        web.delete()
+        kept = [entry for entry in lab.store.select(DetachedDiskRecord)]
+        assert inode in {(lab.paths.folder / entry.path).stat().st_ino for entry in kept}
+    assert len(kept) == 2
+
+
+def test_scale_in_policy(lab: SimulatedLab) -> None:
+    """A2: scaleInPolicy and zones."""
+    body = web_model(capacity=5)
+    body["zones"] = ["1", "2"]
+    body["properties"]["scaleInPolicy"] = {"rules": ["OldestVM"]}
+    web = lab.start(body, LOAD_BALANCER)
+    assert [i.record.zone for i in web] == ["1", "2", "1", "2", "1"]
+    assert [i.record.update_domain for i in web] == [0, 0, 1, 1, 2]
+    web.scale(3)
+    assert [i.instance_id for i in web] == ["2", "3", "4"]  # zone 1 had more, then the older
+
+
+def test_more_instances_than_a_network_has_addresses(lab: SimulatedLab) -> None:
+    """Another loopback network is claimed, and given back at the end."""
+    body = web_model(capacity=300)
+    body["properties"]["singlePlacementGroup"] = False
+    lab.start(body, LOAD_BALANCER)
+    records = lab.store.select(InstanceRecord)
+    assert len({record.address for record in records}) == 300
+    assert [sum(1 for r in records if r.placement_group == n) for n in range(4)] == [100] * 3 + [0]
+    assert len(lab.networks.all()) == 2
+    claims = lab.settings.state_dir / "networks"
+    assert len(list(claims.iterdir())) == 2
+    lab.scale_set("web").delete()
+    lab.networks.release(lab.networks.all())
+    assert list(claims.iterdir()) == []
+
+
+def test_no_operation_while_another_is_interrupted(lab: SimulatedLab) -> None:
+    """M4, C4."""
+    web = lab.start_web(1)
+    engine = web._engine
+    engine.journal.open("restart", [0], what="restart")
+    for act in (web.restart, web.reimage, lambda: web.scale(2), lambda: web.update({"tags": {}})):
+        with pytest.raises(Exception, match="vmss resume web") as refused:
+            act()
+        assert getattr(refused.value, "code", "") == "OperationNotAllowed"
+    resumed = web.resume()
+    assert resumed is not None
+    assert resumed.completed
+    web.restart()
+
+
+def test_an_interrupted_set_can_be_deleted(lab: SimulatedLab) -> None:
+    web = lab.start_web(1)
+    web._engine.journal.open("restart", [0], what="restart")
+    web.delete()
+    assert lab.scale_sets() == []
+    assert lab.simulated.defined == {}
