@@ -19,7 +19,7 @@ from pytest_vmss.model import Probe, VmSize
 from pytest_vmss.operation import Upgrade
 from pytest_vmss.process import run
 from pytest_vmss.scale_set import ScaleSet
-from pytest_vmss.store import GenerationRecord, InstanceRecord
+from pytest_vmss.store import GenerationRecord, InstanceRecord, VersionRecord
 from pytest_vmss.upgrade.world import InstanceContext
 
 __all__ = ["SimulatedLab"]
@@ -28,7 +28,8 @@ __all__ = ["SimulatedLab"]
 class SimulatedLab(Lab):
     """A real lab, whose world ends at a simulated hypervisor and simulated guests.
 
-    Call :meth:`begin` first.
+    Call :meth:`begin` first. On a lab that has sets, their instances are taken to
+    run as the records say, and all images to be good.
 
     Attributes:
         behaviours: How the instances of each image version fare.
@@ -64,6 +65,18 @@ class SimulatedLab(Lab):
         world.metrics = lambda context: self.metrics.get(context.name, RollingUpgradeMetrics())
         world.require_room = self._simulate_room
         self.images._clock = self.virtual
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Takes the machines of the records for running."""
+        for version in self.store.select(VersionRecord):
+            self.behaviours[version.version] = Behaviour.GOOD
+            self.simulated.images[version.digest] = version.version
+        for record in self.store.select(InstanceRecord):
+            if record.generation:
+                context = InstanceContext(self.world, record.scale_set, record.instance_id)
+                machine = context.machine(record.generation)
+                self.simulated.adopt(machine, record.version or "")
 
     def _simulate_guest(
         self, context: InstanceContext, generation: GenerationRecord

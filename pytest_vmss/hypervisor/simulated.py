@@ -51,6 +51,13 @@ class SimulatedHypervisor:
         """The image version that a machine's OS disk was made from."""
         return self._backing[machine.os_disk]
 
+    def adopt(self, machine: Machine, version: str) -> None:
+        """Takes a machine for one that runs already, on a disk of an image version."""
+        self.defined[machine.name] = machine
+        self.running.add(machine.name)
+        self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
+        self._backing[machine.os_disk] = version
+
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Makes an empty data disk unless there is one."""
         if not path.exists():

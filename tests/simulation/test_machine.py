@@ -1,20 +1,28 @@
-"""A random life of a scale set: publications, crashes, resumes, sickness, dead machines.
+"""A random life of a scale set, of at least 10,000 steps.
 
-Invariants (M1-M4, G2, G4, E4), after every step:
+Publications good and bad, automatic upgrades, scaling, reimages, restarts,
+model changes, protection, cancellation; instances that fall sick or die at any
+moment, orchestrators that are killed at any moment and resumed, second ones.
 
-- each data disk is the file that was made at the beginning;
-- each instance's committed OS disk exists, and while no upgrade is interrupted
-  it is the one that the instance runs on, with no other disk beside it;
-- custom data and each extension ran at most once for each OS disk;
-- at most max(1, ⌊N·20 %⌋) instances are out because of an upgrade;
-- every upgrade that is not interrupted has ended.
+Invariants, after every step:
+
+- M1, M3: each data disk is the file that was made for its instance; each
+  instance's committed OS disk exists; no file or machine that the records do
+  not know, once nothing is interrupted.
+- G2: while nothing is interrupted, an instance that runs is on its committed OS
+  disk, and no other disk of its is half made.
+- E4: custom data and each extension ran at most once for each OS disk.
+- M4: a second orchestrator is refused with 409, and changes nothing.
+- G4: every operation that is not interrupted has ended.
+- M2, checked at every stop of a machine: an upgrade never has more than
+  max(1, ⌊N·20 %⌋) instances in hand.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +38,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pytest_vmss.errors import ConflictError
+from pytest_vmss.errors import ConflictError, ProvisioningError
 from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.settings import Settings
-from pytest_vmss.store import Outcome, Store
+from pytest_vmss.store import GenerationRecord, Outcome, Store
 from pytest_vmss.upgrade.engine import Engine
 from pytest_vmss.upgrade.planner import batch_limit
 from tests.simulation.conftest import SimulatedLab
-from tests.simulation.test_upgrade import check_accounts
+
+#: At least 10,000 in all.
+EXAMPLES, STEPS = 260, 50
 
 
 class Killed(BaseException):
@@ -45,51 +55,57 @@ class Killed(BaseException):
 
 
 @contextlib.contextmanager
-def killed_at(moment: int) -> Iterator[None]:
-    """Kills whoever writes the journal for the moment-th time, before or after it is written."""
-    originals: dict[str, Any] = {name: getattr(Store, name) for name in ("intend", "done", "put")}
+def at_write(moment: int, act: Callable[[], object]) -> Iterator[None]:
+    """Does something before the moment-th durable write, or after it."""
+    commit = Store._commit
     count = 0
 
-    def patched(name: str) -> Any:
-        def call(self: Store, *arguments: Any, **named: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == moment:
-                raise Killed
-            result = originals[name](self, *arguments, **named)
-            count += 1
-            if count == moment and self._depth == 0:
-                raise Killed
-            return result
+    def tick() -> None:
+        nonlocal count
+        count += 1
+        if count == moment:
+            act()
 
-        return call
+    def patched(self: Store) -> None:
+        tick()
+        commit(self)
+        tick()
 
-    for name in originals:
-        setattr(Store, name, patched(name))
+    Store._commit = patched  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(Store, name, original)
+        Store._commit = commit  # type: ignore[method-assign]
+
+
+def kill() -> None:
+    raise Killed
 
 
 class Life(RuleBasedStateMachine):
+    steps = 0  # of all lives so far
+
     def __init__(self) -> None:
         super().__init__()
-        self._folder = tempfile.TemporaryDirectory()
+        shared = Path("/dev/shm")
+        self._folder = tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
         folder = Path(self._folder.name)
         self.lab = SimulatedLab.session(Settings(state_dir=folder, cache_dir=folder / "cache"))
         self.lab.begin()
         self.number = 0
-        self.dead: set[str] = set()
+        self.size = 0
+        self.disks: dict[str, int] = {}
 
     @initialize(capacity=st.integers(1, 7))
     def create(self, capacity: int) -> None:
         self.web = self.lab.start_web(capacity)
-        self.disks = {
-            instance.name: {p: p.stat().st_ino for p in instance.data_disks.values()}
-            for instance in self.web
-        }
+        request_stop = self.lab.simulated.request_stop
+
+        def stop(name: str) -> None:
+            self.check_in_hand()
+            request_stop(name)
+
+        self.lab.simulated.request_stop = stop  # type: ignore[method-assign]
 
     def teardown(self) -> None:
         self.lab.destroy()
@@ -99,24 +115,54 @@ class Life(RuleBasedStateMachine):
 
     @property
     def interrupted(self) -> bool:
-        return any(not upgrade.ended for upgrade in self.web.history(limit=None))
+        return self.web._engine.journal.unfinished() is not None
 
-    @rule(behaviour=st.sampled_from(Behaviour))
+    def name_of(self, index: int) -> str | None:
+        return self.web[index % len(self.web)].name if len(self.web) else None
+
+    # What is done to it.
+
+    @rule(behaviour=st.sampled_from([Behaviour.GOOD, *Behaviour]))
     def publish(self, behaviour: Behaviour) -> None:
-        if self.number < 6:
+        if self.number < 8:
             self.number += 1
             self.lab.publish(f"1.{self.number}.0", behaviour)
 
-    @precondition(lambda self: not self.interrupted)
-    @rule()
-    def upgrade(self) -> None:
-        self.lab.run_due()
+    def act(self, what: str, number: int) -> None:
+        """One of the operations."""
+        with contextlib.suppress(ProvisioningError, ConflictError):
+            match what:
+                case "upgrade":
+                    self.lab.run_due()
+                case "scale":
+                    self.web.scale(number)
+                case "reimage":
+                    self.web.reimage()
+                case "restart":
+                    self.web.restart()
+                case "start":
+                    self.web.start()
+                case "update":
+                    self.size += 1
+                    size = ("Standard_B1ls", "Standard_B1s")[self.size % 2]
+                    self.web.update({"sku": {"name": size}})
+                    self.web.update_instances()
+
+    WHAT = st.sampled_from(
+        ["upgrade", "upgrade", "upgrade", "scale", "reimage", "restart", "start", "update"]
+    )
 
     @precondition(lambda self: not self.interrupted)
-    @rule(moment=st.integers(1, 160))
-    def crash(self, moment: int) -> None:
-        with killed_at(moment), contextlib.suppress(Killed):
-            self.lab.run_due()
+    @rule(what=WHAT, number=st.integers(0, 7))
+    def operate(self, what: str, number: int) -> None:
+        self.act(what, number)
+        assert not self.interrupted
+
+    @precondition(lambda self: not self.interrupted)
+    @rule(what=WHAT, number=st.integers(0, 7), moment=st.integers(1, 90))
+    def crash(self, what: str, number: int, moment: int) -> None:
+        with at_write(moment, kill), contextlib.suppress(Killed):
+            self.act(what, number)
 
     @precondition(lambda self: self.interrupted)
     @rule()
@@ -125,30 +171,61 @@ class Life(RuleBasedStateMachine):
         assert not self.interrupted
 
     @precondition(lambda self: self.interrupted)
-    @rule(moment=st.integers(1, 80))
+    @rule(moment=st.integers(1, 60))
     def crash_while_resuming(self, moment: int) -> None:
-        with killed_at(moment), contextlib.suppress(Killed):
+        with at_write(moment, kill), contextlib.suppress(Killed):
             self.web.resume()
+
+    @precondition(lambda self: not self.interrupted)
+    @rule(moment=st.integers(1, 60))
+    def cancel_meanwhile(self, moment: int) -> None:
+        def cancel() -> None:
+            with contextlib.suppress(ConflictError):
+                self.web.cancel()
+
+        with at_write(moment, cancel):
+            self.lab.run_due()
+        assert not self.interrupted
+
+    @rule(index=st.integers(0, 6), actions=st.booleans())
+    def protect(self, index: int, actions: bool) -> None:
+        if len(self.web):
+            self.web[index % len(self.web)].protect(
+                from_scale_set_actions=actions, from_scale_in=True if actions else None
+            )
+
+    # What befalls it.
 
     @rule(index=st.integers(0, 6))
     def fall_sick(self, index: int) -> None:
-        self.lab.sick.add(self.web[index % len(self.web)].name)
+        if (name := self.name_of(index)) is not None:
+            self.lab.sick.add(name)
 
     @rule()
     def recover(self) -> None:
         self.lab.sick.clear()
 
-    @precondition(lambda self: self.interrupted)
+    @precondition(lambda self: not self.interrupted)
+    @rule(index=st.integers(0, 6), moment=st.integers(1, 90), dies=st.booleans())
+    def trouble_meanwhile(self, index: int, moment: int, dies: bool) -> None:
+        """An instance's health or its machine goes in the middle of an upgrade."""
+        if (name := self.name_of(index)) is None:
+            return
+
+        def befall() -> None:
+            if dies:
+                self.lab.simulated.running.discard(f"vmss-{self.lab.identity.id}-{name}")
+            else:
+                self.lab.sick.add(name)
+
+        with at_write(moment, befall):
+            self.lab.run_due()
+        assert not self.interrupted
+
     @rule(index=st.integers(0, 6))
-    def machine_dies_meanwhile(self, index: int) -> None:
-        """Only those that are being worked on; the others' health is not the engine's to mend."""
-        outcomes = self.web.history(limit=None)[0].outcomes
-        busy = [number for number, what in outcomes.items() if what is Outcome.IN_PROGRESS]
-        if busy:
-            number = busy[index % len(busy)]
-            name = f"vmss-{self.lab.identity.id}-web_{number}"
-            self.lab.simulated.running.discard(name)
-            self.dead.add(name)
+    def machine_dies(self, index: int) -> None:
+        if (name := self.name_of(index)) is not None:
+            self.lab.simulated.running.discard(f"vmss-{self.lab.identity.id}-{name}")
 
     @rule()
     def second_orchestrator(self) -> None:
@@ -158,34 +235,75 @@ class Life(RuleBasedStateMachine):
         assert refused.value.code == "OperationNotAllowed"
         assert self.lab.store.events()[-1].id == before
 
+    # Invariants.
+
+    def check_in_hand(self) -> None:
+        """M2."""
+        operation = self.web._engine.journal.unfinished()
+        if operation is not None and operation.rolling:
+            account = self.web._engine.journal.account(operation.id)
+            limit = batch_limit(len(self.web), 20)
+            assert account.count(Outcome.IN_PROGRESS) <= limit
+
     @invariant()
     def nothing_is_lost(self) -> None:
         if not hasattr(self, "web"):
             return
+        Life.steps += 1
         for instance in self.web:
-            for path, inode in self.disks[instance.name].items():
-                assert path.stat().st_ino == inode
-            assert instance.os_disk.exists()
+            for path in instance.data_disks.values() if instance.record.generation else ():
+                inode = path.stat().st_ino
+                assert self.disks.setdefault(instance.record.uuid, inode) == inode
+            if instance.record.generation:
+                assert instance.os_disk.exists()
         assert set(self.lab.runs.values()) <= {1}
-        if not self.interrupted:
-            check_accounts(self.lab, self.web, frozenset(self.dead))
 
     @invariant()
-    def no_more_out_than_allowed(self) -> None:
-        if hasattr(self, "web"):
-            for upgrade in self.web.history(limit=None):
-                limit = batch_limit(len(self.web), 20)
-                assert all(len(ids) <= limit for ids in upgrade.batches)
+    def all_is_accounted_for(self) -> None:
+        if not hasattr(self, "web") or self.interrupted:
+            return
+        prefix = f"vmss-{self.lab.identity.id}-"
+        names = {f"{prefix}{instance.name}" for instance in self.web}
+        assert set(self.lab.simulated.defined) <= names
+        folder = self.lab.paths.scale_set("web")
+        assert {path.name for path in folder.iterdir()} <= {i.instance_id for i in self.web}
+        for instance in self.web:
+            self.check_instance(instance, prefix + instance.name)
+
+    def check_instance(self, instance: Any, domain: str) -> None:
+        record = instance.record
+        running = self.lab.simulated.running_generation(domain)
+        assert running in (None, record.generation)
+        generations = self.lab.store.select(GenerationRecord, *record.key)
+        assert [g.number for g in generations if g.state == "current"] == (
+            [record.generation] if record.generation else []
+        )
+        kept = [g.number for g in generations if g.state in ("current", "previous")]
+        folder = self.lab.paths.instance("web", record.instance_id)
+        files = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        known = {f"os-{n}.qcow2" for n in kept} | {f"seed-{n}.iso" for n in kept}
+        if record.generation:
+            assert files == known | {"lun0.qcow2"}
+        else:
+            assert record.provisioning == "Failed"
 
 
-def test_a_random_life() -> None:
+def live(examples: int, steps: int, *, derandomize: bool = True) -> None:
+    """Lives a number of lives of a number of steps each."""
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=60,
-            stateful_step_count=30,
+            max_examples=examples,
+            stateful_step_count=steps,
             deadline=None,
-            derandomize=True,
+            derandomize=derandomize,
+            database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_random_life() -> None:
+    before = Life.steps
+    live(EXAMPLES, STEPS)
+    assert Life.steps - before >= 10_000

@@ -100,9 +100,9 @@ def test_changed_custom_data_waits_for_the_next_os_disk(lab: SimulatedLab) -> No
     """As in Azure: manualupgrade takes the model over, reimage runs it."""
     web = start(lab, "Manual", 1)
     web.update({}, custom_data=encode("#!/bin/sh\ntrue\n"))
-    assert not web[0].latest_model_applied
+    assert [i.latest_model_applied for i in web] == [False]
     web.update_instances()
-    assert web[0].latest_model_applied
+    assert [i.latest_model_applied for i in web] == [True]
     assert lab.runs == {("web_0", 1, "custom data"): 1, ("web_0", 1, "register"): 1}
     web.reimage()
     assert lab.runs["web_0", 2, "custom data"] == 1
@@ -128,7 +128,7 @@ def test_a_failed_rolling_update_leaves_or_rolls_back(lab: SimulatedLab) -> None
     assert upgrade is not None
     assert upgrade.faulted
     assert upgrade.outcomes == {0: Outcome.FAILED, 1: Outcome.NOT_STARTED, 2: Outcome.NOT_STARTED}
-    assert web[0].record.provisioning == "Failed"
+    assert [i.record.provisioning for i in web] == ["Failed", "Succeeded", "Succeeded"]
     # A later update mends it too.
     lab.behaviours["1.0.0"] = Behaviour.GOOD
     mended = web.update(extension("true"))
@@ -155,7 +155,7 @@ def test_a_failed_rolling_update_leaves_or_rolls_back(lab: SimulatedLab) -> None
     assert undone.outcomes[0] is Outcome.ROLLED_BACK
     assert web.healthy
     assert [i.latest_model_applied for i in web] == [False] * 3
-    assert web[0].record.provisioning == "Succeeded"
+    assert [i.record.provisioning for i in web] == ["Succeeded"] * 3
     check_accounts(lab, web)
 
 

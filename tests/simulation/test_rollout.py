@@ -358,5 +358,5 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
 
 def test_waiting_for_nothing_says_why(lab: SimulatedLab) -> None:
     web = lab.start_web(1)
-    with pytest.raises(UpgradeError, match="all its instances are on 1.0.0, the latest version"):
+    with pytest.raises(UpgradeError, match=r"all its instances are on 1\.0\.0, the latest version"):
         web.wait_for_upgrade()

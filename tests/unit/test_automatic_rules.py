@@ -1,0 +1,211 @@
+"""C5-C7: what automatic OS upgrade and Rolling mode need, each with Azure's code and words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vmss.errors import ModelProblem
+from pytest_vmss.guest.extensions import known_types
+from pytest_vmss.model import check_model, load_document
+from tests.models import LOAD_BALANCER, web_model
+
+PROFILE = "$.virtualMachineProfile"
+AUTOMATIC = "$.upgradePolicy.automaticOSUpgradePolicy.enableAutomaticOSUpgrade"
+HEALTH = {
+    "name": "health",
+    "publisher": "Microsoft.ManagedServices",
+    "type": "ApplicationHealthLinux",
+    "typeHandlerVersion": "1.0",
+    "settings": {"protocol": "http", "port": 80, "requestPath": "/"},
+}
+KNOWN = known_types() | {
+    ("microsoft.managedservices", "applicationhealthlinux"),
+    ("microsoft.azure.servicefabric", "servicefabricnode"),
+}
+
+
+def problems(body: dict[str, Any]) -> list[ModelProblem]:
+    document = load_document(body, load_balancer=LOAD_BALANCER)
+    return check_model(
+        document.model,
+        probe=document.probe,
+        sizes={},
+        extension_types=KNOWN,
+        clusters=list(document.clusters),
+    )
+
+
+def profile(body: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = body["properties"]["virtualMachineProfile"]
+    return found
+
+
+def no_probe(body: dict[str, Any]) -> None:
+    profile(body).pop("networkProfile")
+
+
+def add(*extensions: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda body: profile(body)["extensionProfile"]["extensions"].extend(extensions)
+
+
+def windows(**configuration: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda body: profile(body)["osProfile"].update(windowsConfiguration=configuration)
+
+
+def service_fabric(level: str, version: str = "1.1", node: str = "nt0") -> dict[str, Any]:
+    return {
+        "name": "fabric",
+        "publisher": "Microsoft.Azure.ServiceFabric",
+        "type": "ServiceFabricNode",
+        "typeHandlerVersion": version,
+        "settings": {"durabilityLevel": level, "nodeTypeRef": node},
+    }
+
+
+def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def change(body: dict[str, Any]) -> None:
+        for each in changes:
+            each(body)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "words"),
+    [
+        (no_probe, AUTOMATIC, "because a health probe or health extension was not specified."),
+        (add(HEALTH), AUTOMATIC, "because both a health probe and a health extension were"),
+        (
+            lambda b: profile(b)["storageProfile"]["imageReference"].update(
+                id="/galleries/gallery/images/web/versions/1.0.0"
+            ),
+            f"{PROFILE}.storageProfile.imageReference",
+            "needs the image version 'latest'",
+        ),
+        (
+            lambda b: profile(b)["storageProfile"].update(
+                imageReference={
+                    "publisher": "Debian", "offer": "debian-12", "sku": "12", "version": "1.0.0",
+                }
+            ),
+            f"{PROFILE}.storageProfile.imageReference",
+            "needs the image version 'latest'",
+        ),
+        (lambda b: b.update(apiVersion="2018-06-01"), "$.apiVersion", "2018-10-01 or later"),
+        (
+            windows(enableAutomaticUpdates=True),
+            f"{PROFILE}.osProfile.windowsConfiguration.enableAutomaticUpdates",
+            "must be false",
+        ),
+        (
+            windows(enableAutomaticUpdates=False, patchSettings={"patchMode": "AutomaticByPlatform"}),
+            f"{PROFILE}.osProfile.windowsConfiguration.patchSettings.patchMode",
+            "must not be AutomaticByPlatform",
+        ),
+        (
+            lambda b: profile(b)["osProfile"].update(
+                linuxConfiguration={"patchSettings": {"patchMode": "AutomaticByPlatform"}}
+            ),
+            f"{PROFILE}.osProfile.linuxConfiguration.patchSettings.patchMode",
+            "must not be AutomaticByPlatform",
+        ),
+        (
+            add(service_fabric("Bronze")),
+            f"{PROFILE}.extensionProfile.extensions[1].settings.durabilityLevel",
+            "needs the durability level Silver or Gold",
+        ),
+        (
+            add(service_fabric("Silver", "1.0")),
+            f"{PROFILE}.extensionProfile.extensions[1].typeHandlerVersion",
+            "version 1.1 or later",
+        ),
+        (
+            add(service_fabric("Platinum")),
+            f"{PROFILE}.extensionProfile.extensions[1].settings.durabilityLevel",
+            "must be Bronze, Silver or Gold",
+        ),
+    ],
+)  # fmt: skip
+def test_what_keeps_a_set_from_automatic_upgrades(
+    change: Callable[[dict[str, Any]], None], path: str, words: str
+) -> None:
+    body = web_model()
+    change(body)
+    (problem,) = problems(body)
+    assert problem.path == path
+    assert problem.code in ("BadRequest", "InvalidParameter")
+    assert words in problem.message
+    # None of it matters where automatic upgrades are off.
+    body["properties"]["upgradePolicy"]["automaticOSUpgradePolicy"] = {}
+    assert problems(body) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        both(no_probe, add(HEALTH)),
+        windows(enableAutomaticUpdates=False),
+        windows(),
+        both(windows(enableAutomaticUpdates=True), lambda b: b.update(apiVersion="2018-10-01")),
+        lambda b: b.update(apiVersion="2024-11-01"),
+        both(no_probe, add(service_fabric("Silver"))),
+        both(no_probe, add(service_fabric("Gold", "1.10"))),
+        add(service_fabric("Gold")),
+    ],
+)
+def test_what_does_not(change: Callable[[dict[str, Any]], None]) -> None:
+    """Service Fabric of Silver and Gold needs no health source of its own."""
+    body = web_model()
+    change(body)
+    assert problems(body) == []
+
+
+def template(body: dict[str, Any], **node_type: Any) -> dict[str, Any]:
+    """An ARM template with the set, its load balancer and its cluster."""
+    cluster = {
+        "type": "Microsoft.ServiceFabric/clusters",
+        "name": "cluster",
+        "properties": {"nodeTypes": [{"name": "NT0", **node_type}]},
+    }
+    scale_set = {"type": "Microsoft.Compute/virtualMachineScaleSets", **body}
+    return {"resources": [scale_set, cluster]}
+
+
+def test_the_cluster_and_the_extension_say_the_same() -> None:
+    """C7; Bronze is enough for a stateless-only node type."""
+    body = web_model()
+    add(service_fabric("Silver"))(body)
+    assert problems(template(body, durabilityLevel="Silver")) == []
+    (problem,) = problems(template(body, durabilityLevel="Gold"))
+    assert "must be the same in the extension and in the cluster" in problem.message
+
+    body = web_model()
+    add(service_fabric("Bronze"))(body)
+    assert problems(template(body, durabilityLevel="Bronze", isStateless=True)) == []
+    (problem,) = problems(template(body, durabilityLevel="Bronze"))
+    assert "stateless-only" in problem.message
+
+
+def test_rolling_mode_needs_health() -> None:
+    body = web_model(automatic=False)
+    body["properties"]["upgradePolicy"]["mode"] = "Rolling"
+    assert problems(body) == []
+    no_probe(body)
+    (problem,) = problems(body)
+    assert problem.code == "BadRequest"
+    assert problem.message == (
+        "Rolling Upgrade mode is not supported for this Virtual Machine Scale Set because a "
+        "health probe or health extension was not provided."
+    )
+
+
+def test_a_single_placement_group_holds_a_hundred() -> None:
+    body = web_model(capacity=101)
+    assert problems(body) == []
+    body["properties"]["singlePlacementGroup"] = True
+    (problem,) = problems(body)
+    assert problem.path == "$.sku.capacity"
+    assert "100 instances at most" in problem.message
