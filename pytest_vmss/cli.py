@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -284,15 +284,156 @@ def upgrade(name: str) -> None:
         _finish(lab, ended)
 
 
+@main.command("upgrade-extensions")
+@click.argument("name")
+def upgrade_extensions(name: str) -> None:
+    """Roll newer versions of extension handlers through a scale set."""
+    with _lab() as lab:
+        with LiveView(lab.store, console):
+            ended = lab.scale_set(name).upgrade_extensions()
+        _finish(lab, ended)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("change", type=click.Path(path_type=Path))
+@click.option("--replace", is_flag=True, help="CHANGE is the whole model, not a part of it.")
+@click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
+@click.option(
+    "--custom-data",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="File with the custom data, not encoded.",
+)
+def update(
+    name: str,
+    change: Path,
+    replace: bool,
+    load_balancer: Path | None,
+    custom_data: Path | None,
+) -> None:
+    """Lay CHANGE (JSON or YAML) over the model; instances follow as upgradePolicy.mode says."""
+    encoded = None if custom_data is None else base64.b64encode(custom_data.read_bytes()).decode()
+    with _lab() as lab:
+        scale_set = lab.scale_set(name)
+        with LiveView(lab.store, console):
+            ended = scale_set.update(
+                change, replace=replace, load_balancer=load_balancer, custom_data=encoded
+            )
+        if ended is not None:
+            _finish(lab, ended)
+        behind = [i.instance_id for i in scale_set if not i.latest_model_applied]
+        if behind:
+            click.echo(
+                f"not on the latest model: {', '.join(behind)}; bring it to them with: "
+                f"vmss update-instances {name}"
+            )
+
+
+@main.command()
+@click.argument("name")
+@click.argument("capacity", type=int)
+def scale(name: str, capacity: int) -> None:
+    """Scale a set out or in to CAPACITY instances."""
+    with _lab() as lab:
+        with LiveView(lab.store, console):
+            lab.scale_set(name).scale(capacity)
+        console.print(instance_table(lab.scale_set(name)))
+
+
+_IDS = click.argument("instance_ids", type=int, nargs=-1)
+
+
+def _act(name: str, act: Callable[[ScaleSet], object]) -> None:
+    with _lab() as lab:
+        scale_set = lab.scale_set(name)
+        with LiveView(lab.store, console):
+            act(scale_set)
+        console.print(instance_table(scale_set))
+
+
+@main.command("update-instances")
+@click.argument("name")
+@_IDS
+def update_instances(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Bring instances (all, if none is named) to the latest model, at once."""
+    _act(name, lambda scale_set: scale_set.update_instances(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+def start(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Start instances (all, if none is named)."""
+    _act(name, lambda scale_set: scale_set.start(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+@click.option("--skip-shutdown", is_flag=True, help="Cut the power instead of asking the guest.")
+def stop(name: str, instance_ids: tuple[int, ...], skip_shutdown: bool) -> None:
+    """Stop instances (all, if none is named)."""
+    _act(name, lambda s: s.stop(instance_ids or None, skip_shutdown=skip_shutdown))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+def deallocate(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Stop instances and give their place up; protected ones must be named."""
+    _act(name, lambda scale_set: scale_set.deallocate(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+def restart(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Restart instances (all, if none is named)."""
+    _act(name, lambda scale_set: scale_set.restart(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+@click.option("--data-disks", is_flag=True, help="Fresh, empty data disks too (reimageall).")
+def reimage(name: str, instance_ids: tuple[int, ...], data_disks: bool) -> None:
+    """Give instances a fresh OS disk of the image that they have; data disks stay."""
+    ids = instance_ids or None
+    _act(name, lambda s: s.reimage_all(ids) if data_disks else s.reimage(ids))
+
+
+@main.command("delete-instances")
+@click.argument("name")
+@click.argument("instance_ids", type=int, nargs=-1, required=True)
+def delete_instances(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Delete instances with their disks; the set's capacity shrinks by them."""
+    _act(name, lambda scale_set: scale_set.delete_instances(instance_ids))
+
+
+@main.command()
+@click.argument("name")
+@click.argument("instance_id", type=int)
+@click.option("--from-scale-in/--no-from-scale-in", default=None)
+@click.option("--from-scale-set-actions/--no-from-scale-set-actions", default=None)
+def protect(
+    name: str, instance_id: int, from_scale_in: bool | None, from_scale_set_actions: bool | None
+) -> None:
+    """Protect an instance from scaling in, or from all set-wide actions."""
+    with _lab() as lab:
+        _instance(lab.scale_set(name), instance_id).protect(
+            from_scale_in=from_scale_in, from_scale_set_actions=from_scale_set_actions
+        )
+
+
 @main.command()
 @click.argument("name")
 def resume(name: str) -> None:
-    """Go on with an upgrade that was interrupted."""
+    """Go on with an operation that was interrupted."""
     with _lab() as lab:
         with LiveView(lab.store, console):
             ended = lab.scale_set(name).resume()
         if ended is None:
-            raise UpgradeError(f"no upgrade of {name!r} was interrupted")
+            raise UpgradeError(f"no operation on {name!r} was interrupted")
         _finish(lab, ended)
 
 
@@ -314,9 +455,13 @@ def cancel(name: str) -> None:
 @main.command()
 @click.argument("name")
 @click.option("--explain", is_flag=True, help="Every decision and error, with evidence.")
-def history(name: str, explain: bool) -> None:
-    """Show the last upgrades of a scale set, newest first."""
+@click.option("--json", "as_json", is_flag=True, help="As Azure's osUpgradeHistory.")
+def history(name: str, explain: bool, as_json: bool) -> None:
+    """Show the last OS upgrades of a scale set, newest first."""
     with _lab() as lab:
+        if as_json:
+            click.echo(json.dumps({"value": lab.scale_set(name).os_upgrade_history()}, indent=2))
+            return
         upgrades = lab.scale_set(name).history()
         if not upgrades:
             click.echo(f"no upgrade of {name!r} yet")
@@ -325,6 +470,14 @@ def history(name: str, explain: bool) -> None:
                 click.echo(entry.explain())
             else:
                 console.print(upgrade_summary(entry.account))
+
+
+@main.command()
+@click.argument("name")
+def status(name: str) -> None:
+    """Show the latest rolling upgrade as Azure's rollingUpgrades/latest."""
+    with _lab() as lab:
+        click.echo(json.dumps(lab.scale_set(name).rolling_upgrade_status(), indent=2))
 
 
 @main.command()

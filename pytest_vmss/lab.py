@@ -25,7 +25,7 @@ from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.keys import lab_key
 from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics, probe_once
-from pytest_vmss.hypervisor import Hypervisor, PowerState
+from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.hypervisor.capacity import check_capacity
 from pytest_vmss.identity import (
     LabIdentity,
@@ -185,7 +185,7 @@ class Lab:
             console=Console(machine.console, generation.console_from),
             limits=lambda: context.limits,
             clock=self.clock,
-            is_running=lambda: hypervisor.state(context.domain) is PowerState.RUNNING,
+            power_state=lambda: hypervisor.state(context.domain),
             agent_connected=lambda: hypervisor.agent_connected(context.domain),
             factor=hypervisor.slow_factor,
         )

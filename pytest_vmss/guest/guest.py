@@ -20,6 +20,7 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.guest.shell import HostKeyMismatchError, Shell
+from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import ExtensionRecord
@@ -93,6 +94,14 @@ done
 echo disabled
 """
 _AGAIN = 75
+
+#: Power states in which no boot can succeed, in words.
+_ENDED = {
+    PowerState.STOPPED: "the machine ended while it booted",
+    PowerState.ABSENT: "the machine ended while it booted, and libvirt has forgotten it",
+    PowerState.PAUSED: "QEMU paused the machine, for it cannot write to its disks: make room on "
+    "the host",
+}
 _LOGIN_S = 10.0
 _PATIENCE_S = 6.0
 
@@ -106,7 +115,7 @@ class LinuxGuest:
         console: Its console.
         limits: Limits of the waits now, already scaled.
         clock: The lab's.
-        is_running: Whether its machine runs.
+        power_state: Whether its machine runs.
         agent_connected: Whether its guest agent has shown itself.
         factor: By how much it is slower than under KVM.
     """
@@ -119,7 +128,7 @@ class LinuxGuest:
         console: Console,
         limits: Callable[[], Limits],
         clock: Clock,
-        is_running: Callable[[], bool],
+        power_state: Callable[[], PowerState],
         agent_connected: Callable[[], bool],
         factor: float = 1.0,
     ) -> None:
@@ -128,7 +137,7 @@ class LinuxGuest:
         self._console = console
         self._limits = limits
         self._clock = clock
-        self._is_running = is_running
+        self._power_state = power_state
         self._agent_connected = agent_connected
         self._next_try = clock.monotonic() + _PATIENCE_S
         self._login_limit = _LOGIN_S * factor
@@ -318,8 +327,8 @@ class LinuxGuest:
                 console_tail=self._console.tail(),
                 log=self._console.path,
             )
-        if trouble == "no boot" or not self._is_running():
-            what = "found nothing to boot" if trouble else "the machine ended while it booted"
+        what = "found nothing to boot" if trouble == "no boot" else _ENDED.get(self._power_state())
+        if what is not None:
             raise NoBootError(
                 f"{what}; {self._console.milestone()}",
                 instance=self.name,

@@ -47,9 +47,18 @@ class Connection:
     uri: str
     run_as: str | None
 
+    @property
+    def alive(self) -> bool:
+        """Whether libvirt still answers on it."""
+        try:
+            return bool(self.libvirt.isAlive())
+        except libvirt.libvirtError:
+            return False
+
     def close(self) -> None:
         """Closes it; machines run on."""
-        self.libvirt.close()
+        with contextlib.suppress(libvirt.libvirtError):  # its daemon may have gone
+            self.libvirt.close()
 
 
 def default_uri(folder: Path) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import libvirt
 import libvirt_qemu
 
-from pytest_vmss.errors import HypervisorError
+from pytest_vmss.clock import SystemClock, wait_for
+from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.accelerator import Choice, choose_accelerator
 from pytest_vmss.hypervisor.connection import Connection, open_connection
@@ -25,7 +29,34 @@ _LOGS = {
     "qemu:///session": Path("~/.cache/libvirt/qemu/log"),
     "qemu:///system": Path("/var/log/libvirt/qemu"),
 }
+#: Seconds for a daemon that was restarted to answer again.
+_RECONNECT_S = 60.0
 _DOMAIN_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _through_restarts(
+    call: Callable[Concatenate[LibvirtHypervisor, _P], _T],
+) -> Callable[Concatenate[LibvirtHypervisor, _P], _T]:
+    """Makes a call again, on a new connection, where libvirt's daemon went away meanwhile.
+
+    The protocol's calls can all be repeated without harm, and QEMU runs on without libvirt.
+    """
+
+    @functools.wraps(call)
+    def again(self: LibvirtHypervisor, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
+        used = self.connection
+        try:
+            return call(self, *arguments, **named)
+        except (HypervisorError, libvirt.libvirtError):
+            if used.alive:
+                raise
+            self.reconnect(used)
+            return call(self, *arguments, **named)
+
+    return again
 
 
 class LibvirtHypervisor:
@@ -42,15 +73,48 @@ class LibvirtHypervisor:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.choice: Choice = choose_accelerator(settings.accelerator)
         self._factor = settings.timeout_factor or self.choice.slow_factor
-        self._connection: Connection = open_connection(
-            settings.connect, folder=folder, cache=settings.cache_dir
+        self._open = functools.partial(
+            open_connection, settings.connect, folder=folder, cache=settings.cache_dir
         )
+        self.connection: Connection = self._open()
         self._define_lock = threading.Lock()
+        self._reconnecting = threading.Lock()
+
+    def reconnect(self, broken: Connection) -> None:
+        """Opens a new connection in place of a broken one, once for all threads.
+
+        Raises:
+            HostError: libvirt does not answer again in time.
+        """
+        with self._reconnecting:
+            if self.connection is not broken:
+                return  # another thread has done it
+
+            def probe() -> Connection | None:
+                try:
+                    return self._open()
+                except HostError:
+                    return None
+
+            try:
+                self.connection = wait_for(
+                    f"libvirt at {broken.uri} to answer again",
+                    probe,
+                    limit=_RECONNECT_S,
+                    clock=SystemClock(),
+                )
+            except WaitTimeoutError as gone:
+                raise HostError(
+                    f"libvirt's daemon at {broken.uri} went away, and did not come back within "
+                    f"{_RECONNECT_S:.0f} s; its machines run on: start it (`vmss doctor` looks "
+                    "closer), then go on with: vmss resume"
+                ) from gone
+            broken.close()
 
     @property
     def uri(self) -> str:
         """The connection's URI."""
-        return self._connection.uri
+        return self.connection.uri
 
     @property
     def accelerator(self) -> str:
@@ -74,6 +138,7 @@ class LibvirtHypervisor:
         """Writes a NoCloud disk with mode 0600."""
         disks.write_seed(path, seed)
 
+    @_through_restarts
     def start(self, machine: Machine) -> None:
         """Defines the domain anew and starts it.
 
@@ -86,43 +151,45 @@ class LibvirtHypervisor:
         if running is not None:
             self.power_off(machine.name)
         xml = domain_xml(
-            machine, accelerator=self.choice.accelerator, run_as=self._connection.run_as
+            machine, accelerator=self.choice.accelerator, run_as=self.connection.run_as
         )
         machine.agent.unlink(missing_ok=True)
         try:
             with self._define_lock:
-                domain = self._connection.libvirt.defineXML(xml)
+                domain = self.connection.libvirt.defineXML(xml)
             domain.create()
         except libvirt.libvirtError as refused:
             raise HypervisorError(f"{machine.name} cannot be started: {refused}") from refused
 
+    @_through_restarts
     def state(self, name: str) -> PowerState:
         """Whether a machine runs."""
         domain = self._find(name)
         if domain is None:
             return PowerState.ABSENT
+        try:
+            state, reason = domain.state()
+        except libvirt.libvirtError as missing:
+            if missing.get_error_code() in _DOMAIN_GONE:
+                return PowerState.STOPPED
+            raise HypervisorError(f"libvirt does not answer: {missing}") from missing
+        if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+            return PowerState.PAUSED
         return PowerState.RUNNING if self._is_active(domain) else PowerState.STOPPED
 
+    @_through_restarts
     def running_generation(self, name: str) -> int | None:
         """The generation that a machine runs on; None where it does not run."""
-        domain = self._find(name)
-        if domain is None or not self._is_active(domain):
-            return None
-        try:
-            return generation_in(domain.XMLDesc())
-        except libvirt.libvirtError:
-            return None  # it has just ended
+        xml = self._running_xml(name)
+        return None if xml is None else generation_in(xml)
 
+    @_through_restarts
     def agent_connected(self, name: str) -> bool:
         """Whether the guest agent has opened its channel."""
-        domain = self._find(name)
-        if domain is None or not self._is_active(domain):
-            return False
-        try:
-            return agent_connected_in(domain.XMLDesc())
-        except libvirt.libvirtError:
-            return False  # it has just ended
+        xml = self._running_xml(name)
+        return xml is not None and agent_connected_in(xml)
 
+    @_through_restarts
     def request_stop(self, name: str) -> None:
         """Asks the guest to shut down: over its agent, and by ACPI where that fails."""
         domain = self._find(name)
@@ -132,11 +199,14 @@ class LibvirtHypervisor:
             domain.agentSetResponseTimeout(_AGENT_TIMEOUT_S)
             domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
         except libvirt.libvirtError as silent:
+            if not self.connection.alive:
+                raise
             if silent.get_error_code() in _DOMAIN_GONE and not self._is_active(domain):
                 return
             with contextlib.suppress(libvirt.libvirtError):  # it may end this very moment
                 domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
+    @_through_restarts
     def power_off(self, name: str) -> None:
         """Cuts a machine's power.
 
@@ -152,6 +222,7 @@ class LibvirtHypervisor:
             if refused.get_error_code() not in _DOMAIN_GONE:
                 raise HypervisorError(f"{name} cannot be powered off: {refused}") from refused
 
+    @_through_restarts
     def remove(self, name: str) -> None:
         """Cuts a machine's power and forgets it.
 
@@ -169,11 +240,12 @@ class LibvirtHypervisor:
                 raise HypervisorError(f"{name} cannot be undefined: {refused}") from refused
         self._remove_log(name)
 
+    @_through_restarts
     def machines(self, prefix: str) -> list[str]:
         """Names of all machines that start so."""
         return sorted(
             domain.name()
-            for domain in self._connection.libvirt.listAllDomains()
+            for domain in self.connection.libvirt.listAllDomains()
             if domain.name().startswith(prefix)
         )
 
@@ -202,22 +274,37 @@ class LibvirtHypervisor:
 
     def close(self) -> None:
         """Ends the connection; machines run on."""
-        self._connection.close()
+        self.connection.close()
 
     def _find(self, name: str) -> libvirt.virDomain | None:
         try:
-            return self._connection.libvirt.lookupByName(name)
+            return self.connection.libvirt.lookupByName(name)
         except libvirt.libvirtError as missing:
             if missing.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise HypervisorError(f"libvirt does not answer: {missing}") from missing
 
+    def _running_xml(self, name: str) -> str | None:
+        """The XML of a machine that runs; None where it does not."""
+        domain = self._find(name)
+        if domain is None or not self._is_active(domain):
+            return None
+        try:
+            xml: str = domain.XMLDesc()
+        except libvirt.libvirtError as gone:
+            if gone.get_error_code() in _DOMAIN_GONE:
+                return None  # it has just ended
+            raise HypervisorError(f"libvirt does not answer: {gone}") from gone
+        return xml
+
     @staticmethod
     def _is_active(domain: libvirt.virDomain) -> bool:
         try:
             return bool(domain.isActive())
-        except libvirt.libvirtError:
-            return False
+        except libvirt.libvirtError as gone:
+            if gone.get_error_code() in _DOMAIN_GONE:
+                return False
+            raise HypervisorError(f"libvirt does not answer: {gone}") from gone
 
     def _remove_log(self, name: str) -> None:
         """Removes a daemon's log of a domain, which would outlive it."""

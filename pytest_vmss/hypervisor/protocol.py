@@ -11,9 +11,13 @@ __all__ = ["Disk", "Forward", "Hypervisor", "Machine", "PowerState", "Seed"]
 
 
 class PowerState(StrEnum):
-    """Azure's power states, as far as they exist here."""
+    """Azure's power states, as far as they exist here, and one of QEMU's own.
+
+    PAUSED is a machine that QEMU has stopped because it cannot write to its disks.
+    """
 
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPED = "stopped"
     ABSENT = "absent"
 

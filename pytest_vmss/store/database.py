@@ -63,6 +63,7 @@ class Store:
 
     def __init__(self, path: Path, clock: Clock) -> None:
         self._clock = clock
+        self._path = path
         self._lock = threading.RLock()
         self._depth = 0
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
@@ -90,21 +91,39 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Makes everything written inside durable at once, or not at all."""
+        """Makes everything written inside durable at once, or not at all.
+
+        Raises:
+            LabError: The host's disk is full, or the file cannot be written.
+        """
         with self._lock:
             if self._depth == 0:
-                self._db.execute("BEGIN IMMEDIATE")
+                self._begin()
             self._depth += 1
             try:
                 yield
                 if self._depth == 1:
                     self._commit()
-            except BaseException:
+            except BaseException as error:
                 if self._depth == 1 and self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise self._unwritable(error) from error
                 raise
             finally:
                 self._depth -= 1
+
+    def _begin(self) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: sqlite3.OperationalError) -> LabError:
+        return LabError(
+            f"the lab's database {self._path} cannot be written: {error}; make room on its disk "
+            "(or free the database), then go on with: vmss resume"
+        )
 
     def _commit(self) -> None:
         self._db.execute("COMMIT")

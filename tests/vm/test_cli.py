@@ -112,7 +112,9 @@ def test_a_scale_set_by_hand(
     assert vmss_command("ssh", "shop", "0", "redis-cli", "get", "order").stdout == "42\n"
     runs = vmss_command("ssh", "shop", "0", "cat", "/data/custom-data-runs").stdout.split()
     assert len(runs) == len(set(runs)) == 2
-    assert "no upgrade of 'shop' was interrupted" in vmss_command("resume", "shop", ok=False).stderr
+    assert (
+        "no operation on 'shop' was interrupted" in vmss_command("resume", "shop", ok=False).stderr
+    )
     assert "Completed" in vmss_command("history", "shop").stdout
     assert "batch 1: 0" in vmss_command("history", "shop", "--explain").stdout
     again = vmss_command("upgrade", "shop")  # already on the latest version
