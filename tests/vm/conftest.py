@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_vmss.images import ImageBuilder
 from pytest_vmss.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+#: The user without rights, as whom parts of the tests run where they run as root.
+NOBODY = 65534
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +26,28 @@ def built() -> Callable[[str], Path]:
         "web", Settings().cache_dir, say=lambda text: print(text, file=sys.stderr)
     )
     return lambda version: builder.build(version).path
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A folder that every user can reach; pytest's own are the owner's alone."""
+    with tempfile.TemporaryDirectory(prefix="vmss-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def python(place: Path) -> Path:
+    """The interpreter of a virtual environment with only the package, from its wheel."""
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(ROOT)]
+    subprocess.run(build, check=True, timeout=300)
+    base = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
+    subprocess.run([base, "-m", "venv", place / "venv"], check=True, timeout=120)
+    found = place / "venv/bin/python"
+    (wheel,) = place.glob("*.whl")
+    subprocess.run([found, "-m", "pip", "install", "--quiet", wheel], check=True, timeout=600)
+    return found
 
 
 def qemu_processes(needle: str) -> list[int]:

@@ -6,18 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.vm.conftest import qemu_processes
-
-ROOT = Path(__file__).resolve().parents[2]
-NOBODY = 65534
+from tests.vm.conftest import NOBODY, qemu_processes
 
 TEST_FILE = """
 import http.client
@@ -52,28 +47,6 @@ def test_the_application_answers(scale_set, vmss):
     assert scale_set[0].host.system_info.codename == "bookworm"
     assert scale_set.healthy
 """
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    """A folder that every user can reach; pytest's own are the owner's alone."""
-    with tempfile.TemporaryDirectory(prefix="vmss-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def python(place: Path) -> Path:
-    """The interpreter of a virtual environment with only the package, from its wheel."""
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(ROOT)]
-    subprocess.run(build, check=True, timeout=300)
-    base = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
-    subprocess.run([base, "-m", "venv", place / "venv"], check=True, timeout=120)
-    found = place / "venv/bin/python"
-    (wheel,) = place.glob("*.whl")
-    subprocess.run([found, "-m", "pip", "install", "--quiet", wheel], check=True, timeout=600)
-    return found
 
 
 def write_project(folder: Path, image: Path, uri: str) -> None:

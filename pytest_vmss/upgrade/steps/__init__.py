@@ -1,0 +1,43 @@
+"""The steps of an instance: small effects that can be taken again after a crash.
+
+Each step's :meth:`Step.apply` brings one effect about and may be repeated; the
+journal tells which are done (M1). Lists of them are in
+:mod:`pytest_vmss.upgrade.phases`.
+"""
+
+from __future__ import annotations
+
+from pytest_vmss.upgrade.steps.disks import (
+    Commit,
+    CreateDataDisks,
+    Discard,
+    Forget,
+    PrepareDisk,
+    RemoveFiles,
+    RemoveMachine,
+    ReplaceDataDisks,
+)
+from pytest_vmss.upgrade.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, RunExtensions
+from pytest_vmss.upgrade.steps.power import ProveBoot, SetPower, Start, Stop
+from pytest_vmss.upgrade.steps.step import Conclusion, Step
+
+__all__ = [
+    "ApplyModel",
+    "AwaitHealth",
+    "Commit",
+    "Conclusion",
+    "CreateDataDisks",
+    "Discard",
+    "FinishCloudInit",
+    "Forget",
+    "PrepareDisk",
+    "ProveBoot",
+    "RemoveFiles",
+    "RemoveMachine",
+    "ReplaceDataDisks",
+    "RunExtensions",
+    "SetPower",
+    "Start",
+    "Step",
+    "Stop",
+]

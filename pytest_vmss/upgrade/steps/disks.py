@@ -1,0 +1,233 @@
+"""What becomes of an instance's disks, and of the instance itself."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pytest_vmss.guest import keys
+from pytest_vmss.guest.seed import build_seed
+from pytest_vmss.store import (
+    DetachedDiskRecord,
+    GenerationRecord,
+    InstanceRecord,
+    VersionRecord,
+)
+from pytest_vmss.upgrade.steps.step import Conclusion
+from pytest_vmss.upgrade.world import InstanceContext
+
+__all__ = [
+    "Commit",
+    "CreateDataDisks",
+    "Discard",
+    "Forget",
+    "PrepareDisk",
+    "RemoveFiles",
+    "RemoveMachine",
+    "ReplaceDataDisks",
+]
+
+
+@dataclass(frozen=True)
+class CreateDataDisks:
+    """Makes the data disks that are not there; the only time the host writes to them (A5)."""
+
+    name: ClassVar[str] = "create data disks"
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world = context.world
+        world.paths.instance(context.scale_set, context.instance_id).mkdir(
+            parents=True, exist_ok=True, mode=0o700
+        )
+        for disk in context.revision(self.revision).model.data_disks:
+            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
+
+
+@dataclass(frozen=True)
+class ReplaceDataDisks:
+    """Makes new, empty data disks in place of the old ones (``reimageall`` only)."""
+
+    name: ClassVar[str] = "replace data disks"
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        for disk in context.revision(self.revision).model.data_disks:
+            context.world.paths.data_disk(context.scale_set, context.instance_id, disk.lun).unlink(
+                missing_ok=True
+            )
+        CreateDataDisks(self.revision).apply(context)
+
+
+@dataclass(frozen=True)
+class PrepareDisk:
+    """Makes a generation's OS disk and seed beside the ones in use."""
+
+    name: ClassVar[str] = "prepare OS disk"
+
+    number: int
+    version: VersionRecord
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world, record = context.world, context.record
+        model = context.revision(self.revision).model
+        host_key = keys.generate(record.computer_name)
+        identity = f"{world.lab_id}-{context.name}-{self.number}"
+        generation = GenerationRecord(
+            scale_set=context.scale_set,
+            instance_id=context.instance_id,
+            number=self.number,
+            gallery=self.version.gallery,
+            definition=self.version.definition,
+            version=self.version.version,
+            digest=self.version.digest,
+            revision=self.revision,
+            cloud_instance_id=identity,
+            host_key=host_key.public,
+            created=world.clock.now(),
+        )
+        world.store.put(generation)  # before its files exist
+        image = world.images.path_of(self.version)
+        size = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
+        grow = size is not None and size * 1024**3 > self.version.virtual_size
+        machine = context.machine(self.number)
+        world.hypervisor.create_os_disk(machine.os_disk, image, size if grow else None)
+        seed = build_seed(
+            model,
+            cloud_instance_id=identity,
+            computer_name=record.computer_name,
+            mac=record.mac,
+            host_key=host_key,
+            lab_key=world.lab_key,
+            grow=grow,
+        )
+        world.hypervisor.write_seed(machine.seed, seed)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Makes a generation the instance's own; the older one is no longer needed."""
+
+    name: ClassVar[str] = "commit"
+
+    generation: int
+    provisioning: str = "Succeeded"
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        return lambda: self._commit(context)
+
+    def _commit(self, context: InstanceContext) -> None:
+        store = context.world.store
+        for generation in context.generations():
+            if generation.number == self.generation:
+                version, revision = generation.version, generation.revision
+                store.put(generation.model_copy(update={"state": "current"}))
+            elif generation.state in ("current", "preparing"):
+                store.put(generation.model_copy(update={"state": "previous"}))
+        store.amend(
+            context.record,
+            generation=self.generation,
+            version=version,
+            revision=revision,
+            power="running",
+            provisioning=self.provisioning,
+        )
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Removes the disks of all generations but one; their console logs stay."""
+
+    name: ClassVar[str] = "discard old disk"
+
+    keep: int
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        gone = [
+            generation
+            for generation in context.generations()
+            if generation.number != self.keep and generation.state != "discarded"
+        ]
+        for generation in gone:
+            machine = context.machine(generation.number)
+            for path in (machine.os_disk, machine.seed):
+                path.unlink(missing_ok=True)
+                _part(path).unlink(missing_ok=True)
+
+        def conclude() -> None:
+            for generation in gone:
+                context.world.store.put(generation.model_copy(update={"state": "discarded"}))
+
+        return conclude
+
+
+@dataclass(frozen=True)
+class RemoveMachine:
+    """Cuts the power of an instance that goes, and forgets its machine."""
+
+    name: ClassVar[str] = "remove machine"
+
+    def apply(self, context: InstanceContext) -> None:
+        context.leave()
+        context.world.hypervisor.remove(context.domain)
+        record = context.world.store.get(InstanceRecord, *context.key)
+        if record is not None:
+            context.world.paths.agent_socket(record.uuid).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RemoveFiles:
+    """Removes an instance's files; data disks with ``deleteOption: Detach`` are kept (A2)."""
+
+    name: ClassVar[str] = "remove files"
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world, uuid = context.world, context.record.uuid
+        for disk in context.revision(self.revision).model.data_disks:
+            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            if disk.delete_option == "Detach" and path.exists():
+                kept = world.paths.detached_disk(context.name, uuid, disk.lun)
+                world.store.put(
+                    DetachedDiskRecord(
+                        scale_set=context.scale_set,
+                        instance_id=context.instance_id,
+                        lun=disk.lun,
+                        path=str(kept),
+                        detached=world.clock.now(),
+                    )
+                )
+                kept.parent.mkdir(exist_ok=True, mode=0o700)
+                path.rename(kept)
+                context.event("disk", f"data disk {disk.lun} is kept: {kept}")
+        folder = world.paths.instance(context.scale_set, context.instance_id)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Removes the records of an instance that is gone."""
+
+    name: ClassVar[str] = "forget"
+
+    def apply(self, context: InstanceContext) -> None:
+        store = context.world.store
+        with store.transaction():
+            for generation in context.generations():
+                store.delete(generation)
+            record = store.get(InstanceRecord, *context.key)
+            if record is not None:
+                store.delete(record)
+
+
+def _part(path: Path) -> Path:
+    """The name that a disk has while it is written."""
+    return path.with_suffix(".part")

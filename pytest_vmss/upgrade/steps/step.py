@@ -1,0 +1,27 @@
+"""What a step is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+from pytest_vmss.upgrade.world import InstanceContext
+
+__all__ = ["Conclusion", "Step"]
+
+#: Writes to the store what came of a step.
+Conclusion = Callable[[], None]
+
+
+class Step(Protocol):
+    """One effect on one instance."""
+
+    name: ClassVar[str]
+
+    def apply(self, context: InstanceContext) -> Conclusion | None:
+        """Brings the effect about, whether or not it was begun before.
+
+        Returns:
+            What is to be written together with the journal's note that it is done:
+            both are durable, or neither. None for nothing.
+        """
