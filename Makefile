@@ -1,6 +1,6 @@
 # Everything sets itself up on a fresh Debian 12+ or Ubuntu 24.04+.
 .POSIX:
-.PHONY: help setup setup-dev demo test check test-unit test-simulation test-vm format clean
+.PHONY: help setup setup-dev demo test check test-unit test-simulation test-vm test-nightly format clean
 
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest
@@ -9,9 +9,10 @@ help:
 	@echo 'make demo             the main job on real VMs: upgrade, bad image, rollback'
 	@echo 'make test             checks and all three rings of tests'
 	@echo 'make check            formatting, lint, types, import rules'
-	@echo 'make test-unit        milliseconds'
-	@echo 'make test-simulation  seconds'
+	@echo 'make test-unit        seconds'
+	@echo 'make test-simulation  two minutes'
 	@echo 'make test-vm          minutes: real VMs'
+	@echo 'make test-nightly     an hour and more: soaks, kills at random moments'
 	@echo 'make format           formats the code'
 	@echo 'make clean            removes the virtual environment'
 
@@ -41,6 +42,10 @@ test-simulation: setup-dev
 
 test-vm: setup-dev
 	$(PYTEST) tests/vm --durations=15
+
+test-nightly: setup-dev
+	$(PYTEST) tests/nightly -m nightly -s
+	$(BIN)/python -m benchmarks.crash_points --stride 7
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

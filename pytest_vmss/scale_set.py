@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import (
-    ConflictError,
     ModelError,
     ModelProblem,
     UpgradeError,
@@ -16,7 +14,6 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.instance import Instance, instance_view
 from pytest_vmss.model import (
-    ScaleSetDocument,
     ScaleSetModel,
     Source,
     keep_secrets,
@@ -25,13 +22,12 @@ from pytest_vmss.model import (
     read_part,
 )
 from pytest_vmss.operation import Upgrade
+from pytest_vmss.sizing import Sizing
 from pytest_vmss.store import Action, InstanceRecord, OperationRecord, ScaleSetRecord
 from pytest_vmss.upgrade.declare import check_document, revise
 from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.enrol import enrol
 from pytest_vmss.upgrade.history import history_info, status_info
 from pytest_vmss.upgrade.journal import Account
-from pytest_vmss.upgrade.placement import Placed, Spot, choose_to_remove
 from pytest_vmss.upgrade.world import Revision
 
 if TYPE_CHECKING:
@@ -52,6 +48,7 @@ class ScaleSet:
         self._lab = lab
         self.name = name
         self._engine = Engine(lab.world, name)
+        self._sizing = Sizing(lab.world, self._engine)
         self._instances: dict[int, Instance] = {}
         self._seen = {upgrade.id for upgrade in self.history(limit=None)}
 
@@ -288,8 +285,8 @@ class ScaleSet:
             )  # fmt: skip
             version = check_document(self._lab.world, wanted, current=self._revision)
             capacity = wanted.model.sku.capacity
-            self._check_capacity(capacity)
-            revise(self._lab.world, self._sized(wanted, len(self)))
+            self._sizing.check(capacity)
+            revise(self._lab.world, self._sizing.sized(wanted, len(self)))
             operation = None
             behind = [record for record in self._records() if self._engine.is_behind(record)]
             mode = self.model.upgrade_policy.mode
@@ -304,7 +301,7 @@ class ScaleSet:
                 account = self._engine.at_once("update", ids, version=version, skipped=skipped)
                 operation = self._taken(account.record.id)
             if capacity != len(self):
-                self._scale(capacity)
+                self._forget(self._sizing.scale(capacity))
         self._lab.wake()
         return operation
 
@@ -327,15 +324,6 @@ class ScaleSet:
         version = images.resolve(images.address_of(self.model.image_reference))
         return self._at_once("update", ids, version=version)
 
-    def _sized(self, document: ScaleSetDocument, capacity: int) -> ScaleSetDocument:
-        """A model with another capacity.
-
-        Raises:
-            ModelError: Azure does not take that capacity.
-        """
-        sized = load_document(document.model.full(), capacity=capacity, known_probe=document.probe)
-        return dataclasses.replace(document, model=sized.model)
-
     # Its size.
 
     def scale(self, capacity: int) -> None:
@@ -356,56 +344,9 @@ class ScaleSet:
         """
         with self._engine.claim():
             self._engine.journal.require_quiet()
-            self._check_capacity(capacity)
-            self._scale(capacity)
+            self._sizing.check(capacity)
+            self._forget(self._sizing.scale(capacity))
         self._lab.wake()
-
-    def _check_capacity(self, capacity: int) -> None:
-        more = capacity - len(self)
-        if more > 0:
-            size = self._lab.world.find_size(self.model.sku.name)
-            self._lab.world.require_room(more, size)
-        elif len(self._removable(-more)) < -more:
-            raise ConflictError(
-                f"{self.name!r} cannot be scaled in to {capacity}: too many of its instances are "
-                "protected (protectFromScaleIn or protectFromScaleSetActions)"
-            )
-
-    def _scale(self, capacity: int) -> None:
-        world, now = self._lab.world, len(self)
-        if capacity == now == self.model.sku.capacity:
-            return
-        current = ScaleSetDocument(self._revision.model, self._revision.probe, self.name)
-        document = self._sized(current, capacity)
-        version = check_document(world, document, current=self._revision)
-        if capacity > now:
-
-            def grow() -> list[int]:
-                revise(world, document)
-                return enrol(world, self.name, capacity - now)
-
-            self._lab.require_success(self._engine.at_once("create", grow, version=version))
-        else:
-            gone = self._removable(now - capacity)
-            self._remove(gone, document)
-
-    def _removable(self, count: int) -> list[int]:
-        policy = self.model.scale_in_policy
-        sick: set[int] = set()
-        if policy is not None and policy.prioritize_unhealthy_vms:
-            sick = {m.instance_id for m in self._engine.members() if m.unhealthy}
-        placed = [
-            Placed(
-                record.instance_id,
-                Spot(record.zone, record.placement_group, record.update_domain),
-                record.created,
-                protected=record.protected or record.protect_from_scale_in,
-                unhealthy=record.instance_id in sick,
-            )
-            for record in self._records()
-        ]
-        rules = policy.rules if policy else []
-        return choose_to_remove(placed, count, rules, unhealthy_first=bool(sick))
 
     def delete_instances(self, ids: Sequence[int | str]) -> None:
         """Deletes instances, and makes the set's capacity smaller by them.
@@ -419,21 +360,20 @@ class ScaleSet:
         """
         with self._engine.claim():
             self._engine.journal.require_quiet()
-            numbers = self._numbers(ids)
-            current = ScaleSetDocument(self._revision.model, self._revision.probe, self.name)
-            self._remove(numbers, self._sized(current, len(self) - len(numbers)))
+            self._forget(self._sizing.remove(self._numbers(ids)))
 
-    def _remove(self, numbers: Sequence[int], document: ScaleSetDocument) -> None:
-        for number in numbers:
-            instance = self._instances.pop(number, None)
-            if instance is not None:
-                instance.close()
+    def _forget(self, account: Account | None) -> None:
+        """Lets go of instances that an operation has removed, where it has.
 
-        def shrink() -> Sequence[int]:
-            revise(self._lab.world, document)
-            return numbers
-
-        self._lab.require_success(self._engine.at_once("delete", shrink))
+        Raises:
+            ProvisioningError: It failed on an instance.
+        """
+        if account is None:
+            return
+        left = {record.instance_id for record in self._records()}
+        for number in self._instances.keys() - left:
+            self._instances.pop(number).close()
+        self._lab.require_success(account)
 
     # Its instances' power and disks (K1).
 

@@ -6,18 +6,19 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, get_args
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pytest_vmss.store import EventRecord, GenerationRecord, InstanceRecord, Store
+from pytest_vmss.store import Action, EventRecord, GenerationRecord, InstanceRecord, Store
 
 __all__ = ["LiveView"]
 
 _INTERVAL = 0.2
+_ACTIONS = frozenset(get_args(Action))
 
 
 @dataclass
@@ -97,7 +98,7 @@ class LiveView:
 
     def _take(self, event: EventRecord) -> None:
         who = event.scale_set
-        if event.operation and event.kind in ("create", "upgrade"):
+        if event.operation and event.kind in _ACTIONS:
             self._running.add(event.operation)
         if event.operation and event.kind == "end":
             self._running.discard(event.operation)

@@ -49,7 +49,7 @@ class Engine:
     def __init__(self, world: World, scale_set: str) -> None:
         self._world = world
         self._store = world.store
-        self._name = scale_set
+        self.name = scale_set
         self.journal = Journal(world, scale_set)
         self._worker = Worker(world, self.journal)
 
@@ -60,14 +60,14 @@ class Engine:
         Raises:
             ConflictError: Someone else works on it; nothing was changed.
         """
-        path = self._world.paths.lock(self._name)
+        path = self._world.paths.lock(self.name)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = FileLock(path, is_singleton=False)
         try:
             lock.acquire(timeout=0)
         except Timeout as busy:
             raise ConflictError(
-                f"Operation is not allowed on the scale set {self._name!r}, since another "
+                f"Operation is not allowed on the scale set {self.name!r}, since another "
                 "operation is in progress on it; wait for it to end, or cancel it"
             ) from busy
         try:
@@ -107,7 +107,7 @@ class Engine:
             for number in skipped:
                 self._store.put(
                     OutcomeRecord(
-                        scale_set=self._name,
+                        scale_set=self.name,
                         operation=operation.id,
                         instance_id=number,
                         outcome=Outcome.SKIPPED,
@@ -257,7 +257,7 @@ class Engine:
                 except CapacityError as full:
                     why += f"; in place, for there is no room for more: {full.message}"
                 else:
-                    new = enrol(self._world, self._name, len(ids))
+                    new = enrol(self._world, self.name, len(ids))
                     self.journal.add_batch(account, ids, why)
                     for number, replacement in zip(ids, new, strict=True):
                         context = self._context(operation.id, number)
@@ -284,7 +284,7 @@ class Engine:
             return
         clock = self._world.clock
         self._store.event(
-            self._name, "pause", f"pause of {pause:.0f} s between batches",
+            self.name, "pause", f"pause of {pause:.0f} s between batches",
             operation=account.record.id,
         )  # fmt: skip
         while (left := pause - (clock.now() - last).total_seconds()) > 0:
@@ -327,7 +327,7 @@ class Engine:
         if operation is None:
             return None
         self._store.event(
-            self._name,
+            self.name,
             operation.action,
             "resumed after an interruption",
             operation=operation.id,
@@ -379,7 +379,7 @@ class Engine:
 
     def has_latest_model(self, record: InstanceRecord) -> bool:
         """Azure's ``latestModelApplied``."""
-        return record.revision >= self._world.set_record(self._name).profile_revision
+        return record.revision >= self._world.set_record(self.name).profile_revision
 
     def members(self) -> list[planner.Member]:
         """All instances with their health, asked for side by side."""
@@ -422,13 +422,13 @@ class Engine:
 
     def instances(self) -> list[InstanceRecord]:
         """The set's instances, by number."""
-        return self._store.select(InstanceRecord, self._name.lower())
+        return self._store.select(InstanceRecord, self.name.lower())
 
     def _revision(self) -> Revision:
-        return self._world.current_revision(self._name)
+        return self._world.current_revision(self.name)
 
     def _context(self, operation: str, number: int) -> InstanceContext:
-        return InstanceContext(self._world, self._name, number, operation)
+        return InstanceContext(self._world, self.name, number, operation)
 
 
 def _members(account: Account, records: Sequence[InstanceRecord]) -> list[planner.Member]:

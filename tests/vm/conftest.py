@@ -6,26 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_vmss.images import ImageBuilder
-from pytest_vmss.settings import Settings
-
 ROOT = Path(__file__).resolve().parents[2]
 #: The user without rights, as whom parts of the tests run where they run as root.
 NOBODY = 65534
-
-
-@pytest.fixture(scope="session")
-def built() -> Callable[[str], Path]:
-    """The qcow2 of a version of the image web, built once for all runs."""
-    builder = ImageBuilder.named(
-        "web", Settings().cache_dir, say=lambda text: print(text, file=sys.stderr)
-    )
-    return lambda version: builder.build(version).path
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,52 @@
+"""The host: doctor, reap, and the demo."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pytest_vmss.cli.base import (
+    console,
+    context,
+    main,
+)
+from pytest_vmss.reap import reap as reap_labs
+
+__all__: list[str] = []
+
+
+@main.command()
+def reap() -> None:
+    """Remove what dead test sessions left behind."""
+    settings, _ = context()
+    lines = reap_labs(settings)
+    for line in lines:
+        click.echo(line)
+    if not lines:
+        click.echo("nothing was left behind")
+
+
+@main.command()
+def doctor() -> None:
+    """Tell what the host lacks, and the command that mends it."""
+    from pytest_vmss.doctor import examine
+
+    settings, _ = context()
+    findings = examine(settings)
+    marks = {"ok": "[green]ok[/]     ", "note": "[yellow]note[/]   ", "lacking": "[red]lacking[/]"}
+    for finding in findings:
+        console.print(marks[finding.level], finding.what, highlight=False, soft_wrap=True)
+        if finding.mend:
+            console.print(f"         mend it: {finding.mend}", highlight=False, soft_wrap=True)
+    if any(finding.level == "lacking" for finding in findings):
+        sys.exit(1)
+
+
+@main.command()
+def demo() -> None:
+    """Run the main job on real VMs: upgrade, keep the data, refuse a bad image."""
+    from pytest_vmss.demo import run_demo
+
+    settings, _ = context()
+    sys.exit(0 if run_demo(settings, console) else 1)

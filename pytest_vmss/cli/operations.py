@@ -1,0 +1,152 @@
+"""What is done to a set's model, size and instances."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from pytest_vmss.cli.base import (
+    console,
+    find_instance,
+    finish,
+    main,
+    open_lab,
+)
+from pytest_vmss.report import LiveView, instance_table
+from pytest_vmss.scale_set import ScaleSet
+
+__all__: list[str] = []
+
+
+@main.command()
+@click.argument("name")
+@click.argument("change", type=click.Path(path_type=Path))
+@click.option("--replace", is_flag=True, help="CHANGE is the whole model, not a part of it.")
+@click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
+@click.option(
+    "--custom-data",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="File with the custom data, not encoded.",
+)
+def update(
+    name: str,
+    change: Path,
+    replace: bool,
+    load_balancer: Path | None,
+    custom_data: Path | None,
+) -> None:
+    """Lay CHANGE (JSON or YAML) over the model; instances follow as upgradePolicy.mode says."""
+    encoded = None if custom_data is None else base64.b64encode(custom_data.read_bytes()).decode()
+    with open_lab() as lab:
+        scale_set = lab.scale_set(name)
+        with LiveView(lab.store, console):
+            ended = scale_set.update(
+                change, replace=replace, load_balancer=load_balancer, custom_data=encoded
+            )
+        if ended is not None:
+            finish(lab, ended)
+        behind = [i.instance_id for i in scale_set if not i.latest_model_applied]
+        if behind:
+            click.echo(
+                f"not on the latest model: {', '.join(behind)}; bring it to them with: "
+                f"vmss update-instances {name}"
+            )
+
+
+@main.command()
+@click.argument("name")
+@click.argument("capacity", type=int)
+def scale(name: str, capacity: int) -> None:
+    """Scale a set out or in to CAPACITY instances."""
+    with open_lab() as lab:
+        with LiveView(lab.store, console):
+            lab.scale_set(name).scale(capacity)
+        console.print(instance_table(lab.scale_set(name)))
+
+
+_IDS = click.argument("instance_ids", type=int, nargs=-1)
+
+
+def _act(name: str, act: Callable[[ScaleSet], object]) -> None:
+    with open_lab() as lab:
+        scale_set = lab.scale_set(name)
+        with LiveView(lab.store, console):
+            act(scale_set)
+        console.print(instance_table(scale_set))
+
+
+@main.command("update-instances")
+@click.argument("name")
+@_IDS
+def update_instances(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Bring instances (all, if none is named) to the latest model, at once."""
+    _act(name, lambda scale_set: scale_set.update_instances(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+def start(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Start instances (all, if none is named)."""
+    _act(name, lambda scale_set: scale_set.start(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+@click.option("--skip-shutdown", is_flag=True, help="Cut the power instead of asking the guest.")
+def stop(name: str, instance_ids: tuple[int, ...], skip_shutdown: bool) -> None:
+    """Stop instances (all, if none is named)."""
+    _act(name, lambda s: s.stop(instance_ids or None, skip_shutdown=skip_shutdown))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+def deallocate(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Stop instances and give their place up; protected ones must be named."""
+    _act(name, lambda scale_set: scale_set.deallocate(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+def restart(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Restart instances (all, if none is named)."""
+    _act(name, lambda scale_set: scale_set.restart(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
+@click.option("--data-disks", is_flag=True, help="Fresh, empty data disks too (reimageall).")
+def reimage(name: str, instance_ids: tuple[int, ...], data_disks: bool) -> None:
+    """Give instances a fresh OS disk of the image that they have; data disks stay."""
+    ids = instance_ids or None
+    _act(name, lambda s: s.reimage_all(ids) if data_disks else s.reimage(ids))
+
+
+@main.command("delete-instances")
+@click.argument("name")
+@click.argument("instance_ids", type=int, nargs=-1, required=True)
+def delete_instances(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Delete instances with their disks; the set's capacity shrinks by them."""
+    _act(name, lambda scale_set: scale_set.delete_instances(instance_ids))
+
+
+@main.command()
+@click.argument("name")
+@click.argument("instance_id", type=int)
+@click.option("--from-scale-in/--no-from-scale-in", default=None)
+@click.option("--from-scale-set-actions/--no-from-scale-set-actions", default=None)
+def protect(
+    name: str, instance_id: int, from_scale_in: bool | None, from_scale_set_actions: bool | None
+) -> None:
+    """Protect an instance from scaling in, or from all set-wide actions."""
+    with open_lab() as lab:
+        find_instance(lab.scale_set(name), instance_id).protect(
+            from_scale_in=from_scale_in, from_scale_set_actions=from_scale_set_actions
+        )

@@ -1,0 +1,149 @@
+"""Sets: create, look at, log in, delete."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from pytest_vmss.cli.base import (
+    console,
+    find_instance,
+    main,
+    open_lab,
+)
+from pytest_vmss.process import require
+from pytest_vmss.report import LiveView, instance_table
+
+__all__: list[str] = []
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--name", help="Replaces the model's name.")
+@click.option("--capacity", type=int, help="Replaces the model's capacity.")
+@click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
+@click.option(
+    "--custom-data",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="File with the custom data, not encoded.",
+)
+@click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
+@click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
+def create(
+    model: Path,
+    name: str | None,
+    capacity: int | None,
+    load_balancer: Path | None,
+    custom_data: Path | None,
+    ports: tuple[int, ...],
+    health_timeout: float | None,
+) -> None:
+    """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
+    encoded = None if custom_data is None else base64.b64encode(custom_data.read_bytes()).decode()
+    with open_lab() as lab:
+        with LiveView(lab.store, console):
+            scale_set = lab.create(
+                model,
+                name=name,
+                capacity=capacity,
+                load_balancer=load_balancer,
+                custom_data=encoded,
+                ports=ports,
+                health_timeout=health_timeout,
+            )
+        console.print(instance_table(scale_set))
+        for path in scale_set.model.not_modelled():
+            console.print(f"not modelled here: {path}", style="dim", highlight=False)
+
+
+@main.command("list")
+def list_sets() -> None:
+    """List the scale sets."""
+    with open_lab() as lab:
+        for scale_set in lab.scale_sets():
+            record = scale_set.record
+            versions = {instance.image_version or "?" for instance in scale_set}
+            click.echo(
+                f"{record.name}  {record.state}  {len(scale_set)} instances"
+                f"  {', '.join(sorted(versions))}"
+            )
+
+
+@main.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Azure's model and the instance view.")
+@click.option("--health", is_flag=True, help="Ask each instance for its health.")
+def show(name: str, as_json: bool, health: bool) -> None:
+    """Show a scale set and its instances."""
+    with open_lab() as lab:
+        scale_set = lab.scale_set(name)
+        if as_json:
+            body = {**scale_set.model.wire(), "instances": scale_set.instance_view()}
+            click.echo(json.dumps(body, indent=2))
+            return
+        console.print(instance_table(scale_set, health=health))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("instance_id", type=int)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def ssh(name: str, instance_id: int, command: tuple[str, ...]) -> None:
+    """Log in to an instance, or run COMMAND on it; the host key is pinned."""
+    with open_lab() as lab:
+        scale_set = lab.scale_set(name)
+        instance = find_instance(scale_set, instance_id)
+        address, port = instance.address(22)
+        known = lab.paths.instance(scale_set.name, instance_id) / "known_hosts"
+        known.write_text(f"[{address}]:{port} {instance.generation.host_key}\n")
+        user = scale_set.model.virtual_machine_profile.os_profile.admin_username
+        argv = [
+            require("ssh"),
+            "-i", str(lab.paths.key),
+            "-o", "IdentitiesOnly=yes",
+            "-o", "StrictHostKeyChecking=yes",
+            "-o", f"UserKnownHostsFile={known}",
+            "-p", str(port),
+            f"{user}@{address}",
+            *command,
+        ]  # fmt: skip
+    sys.exit(subprocess.run(argv, check=False).returncode)
+
+
+@main.command("console")
+@click.argument("name")
+@click.argument("instance_id", type=int)
+@click.option("--follow", "-f", is_flag=True, help="Go on as it grows, until Ctrl-C.")
+def show_console(name: str, instance_id: int, follow: bool) -> None:
+    """Print an instance's serial console, from the first byte of its OS disk."""
+    with open_lab() as lab:
+        path = find_instance(lab.scale_set(name), instance_id).console.path
+        offset = 0
+        while True:
+            data = path.read_bytes()[offset:] if path.exists() else b""
+            offset += len(data)
+            click.echo(data.decode(errors="replace"), nl=False)
+            if not follow:
+                return
+            time.sleep(0.2)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(name: str, yes: bool) -> None:
+    """Delete a scale set, its VMs and all their disks."""
+    with open_lab() as lab:
+        scale_set = lab.scale_set(name)
+        if not yes:
+            click.confirm(
+                f"Delete {scale_set.name!r}, its {len(scale_set)} VMs and their data disks?",
+                abort=True,
+            )
+        scale_set.delete()

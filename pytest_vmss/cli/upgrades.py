@@ -1,0 +1,86 @@
+"""Upgrades: start, go on, end, look back."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from pytest_vmss.cli.base import (
+    console,
+    finish,
+    main,
+    open_lab,
+)
+from pytest_vmss.errors import UpgradeError
+from pytest_vmss.report import LiveView, upgrade_summary
+
+__all__: list[str] = []
+
+
+@main.command()
+@click.argument("name")
+def upgrade(name: str) -> None:
+    """Start an OS upgrade by hand: to the latest version, without automatic rollback."""
+    with open_lab() as lab:
+        with LiveView(lab.store, console):
+            ended = lab.scale_set(name).upgrade()
+        finish(lab, ended)
+
+
+@main.command("upgrade-extensions")
+@click.argument("name")
+def upgrade_extensions(name: str) -> None:
+    """Roll newer versions of extension handlers through a scale set."""
+    with open_lab() as lab:
+        with LiveView(lab.store, console):
+            ended = lab.scale_set(name).upgrade_extensions()
+        finish(lab, ended)
+
+
+@main.command()
+@click.argument("name")
+def resume(name: str) -> None:
+    """Go on with an operation that was interrupted."""
+    with open_lab() as lab:
+        with LiveView(lab.store, console):
+            ended = lab.scale_set(name).resume()
+        if ended is None:
+            raise UpgradeError(f"no operation on {name!r} was interrupted")
+        finish(lab, ended)
+
+
+@main.command()
+@click.argument("name")
+def cancel(name: str) -> None:
+    """Let the running upgrade end after its current batch."""
+    with open_lab() as lab:
+        lab.scale_set(name).cancel()
+
+
+@main.command()
+@click.argument("name")
+@click.option("--explain", is_flag=True, help="Every decision and error, with evidence.")
+@click.option("--json", "as_json", is_flag=True, help="As Azure's osUpgradeHistory.")
+def history(name: str, explain: bool, as_json: bool) -> None:
+    """Show the last OS upgrades of a scale set, newest first."""
+    with open_lab() as lab:
+        if as_json:
+            click.echo(json.dumps({"value": lab.scale_set(name).os_upgrade_history()}, indent=2))
+            return
+        upgrades = lab.scale_set(name).history()
+        if not upgrades:
+            click.echo(f"no upgrade of {name!r} yet")
+        for entry in upgrades:
+            if explain:
+                click.echo(entry.explain())
+            else:
+                console.print(upgrade_summary(entry.account))
+
+
+@main.command()
+@click.argument("name")
+def status(name: str) -> None:
+    """Show the latest rolling upgrade as Azure's rollingUpgrades/latest."""
+    with open_lab() as lab:
+        click.echo(json.dumps(lab.scale_set(name).rolling_upgrade_status(), indent=2))
