@@ -253,19 +253,26 @@ class Lab:
 
         with engine.claim():
             account = engine.at_once("create", begin, version=version)
-            self.settle(model.name, account)
         self.require_success(account)
         self.wake()
         return self.scale_set(model.name)
 
-    def settle(self, name: str, account: Account) -> None:
-        """Records what a set's first creation, or its deletion, came to; call with it claimed."""
-        record = self.world.set_record(name)
-        if record.state == "Creating" and account.record.action == "create":
-            succeeded = account.record.status == "Completed"
-            self.store.amend(record, state="Succeeded" if succeeded else "Failed")
-        elif record.state == "Deleting" and account.record.action == "delete":
-            self._forget(record)
+    def resume(self, name: str) -> Account | None:
+        """Goes on with an operation on a set that a killed process left (M1).
+
+        Returns:
+            The operation, ended; None where there was none to go on with.
+
+        Raises:
+            ConflictError: Another operation is in progress.
+        """
+        engine = Engine(self.world, name)
+        with engine.claim():
+            account = engine.resume()
+            record = self.world.set_record(name)
+            if record.state == "Deleting" and not engine.instances():
+                self._forget(record)
+        return account
 
     @staticmethod
     def require_success(account: Account) -> Account:

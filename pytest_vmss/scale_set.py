@@ -161,10 +161,7 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress.
         """
-        with self._engine.claim():
-            account = self._engine.resume()
-            if account is not None:
-                self._lab.settle(self.name, account)
+        account = self._lab.resume(self.name)
         return None if account is None else self._taken(account.record.id)
 
     def cancel(self) -> None:

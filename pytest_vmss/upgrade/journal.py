@@ -216,8 +216,14 @@ class Journal:
         code: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Ends an operation."""
+        """Ends an operation; with a set's first creation its provisioning state is known too."""
         with self._store.transaction():
+            record = self._world.set_record(self._name)
+            if record.state == "Creating" and self.operation(operation_id).action == "create":
+                done: Literal["Succeeded", "Failed"] = (
+                    "Succeeded" if status == "Completed" else "Failed"
+                )
+                self._store.amend(record, state=done)
             self.update(
                 operation_id,
                 status=status,

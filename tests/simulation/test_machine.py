@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,45 +40,14 @@ from hypothesis.stateful import (
 from pytest_vmss.errors import ConflictError, ProvisioningError
 from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.settings import Settings
-from pytest_vmss.store import GenerationRecord, Outcome, Store
+from pytest_vmss.store import GenerationRecord, Outcome
 from pytest_vmss.upgrade.engine import Engine
 from pytest_vmss.upgrade.planner import batch_limit
 from tests.simulation.conftest import SimulatedLab
+from tests.simulation.kills import Killed, at_write, kill
 
 #: At least 10,000 in all.
 EXAMPLES, STEPS = 260, 50
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the product catches it."""
-
-
-@contextlib.contextmanager
-def at_write(moment: int, act: Callable[[], object]) -> Iterator[None]:
-    """Does something before the moment-th durable write, or after it."""
-    commit = Store._commit
-    count = 0
-
-    def tick() -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            act()
-
-    def patched(self: Store) -> None:
-        tick()
-        commit(self)
-        tick()
-
-    Store._commit = patched  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Store._commit = commit  # type: ignore[method-assign]
-
-
-def kill() -> None:
-    raise Killed
 
 
 class Life(RuleBasedStateMachine):
@@ -134,6 +102,8 @@ class Life(RuleBasedStateMachine):
             match what:
                 case "upgrade":
                     self.lab.run_due()
+                case "by hand":
+                    self.web.upgrade()
                 case "scale":
                     self.web.scale(number)
                 case "reimage":
@@ -149,7 +119,17 @@ class Life(RuleBasedStateMachine):
                     self.web.update_instances()
 
     WHAT = st.sampled_from(
-        ["upgrade", "upgrade", "upgrade", "scale", "reimage", "restart", "start", "update"]
+        [
+            "upgrade",
+            "upgrade",
+            "upgrade",
+            "by hand",
+            "scale",
+            "reimage",
+            "restart",
+            "start",
+            "update",
+        ]
     )
 
     @precondition(lambda self: not self.interrupted)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.settings import Settings
 from pytest_vmss.store import Outcome, Store
 from pytest_vmss.upgrade import steps
 from tests.simulation.conftest import SimulatedLab
+from tests.simulation.kills import Killed, at_write, kill
 from tests.simulation.test_upgrade import check_accounts
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the product catches it."""
-
 
 STEPS: list[Any] = [
     steps.PrepareDisk,
@@ -139,3 +138,69 @@ def test_an_interrupted_upgrade_must_be_resumed_first(
     with pytest.raises(Exception, match="was interrupted") as refused:
         web.upgrade()
     assert getattr(refused.value, "code", "") == "OperationNotAllowed"
+
+
+def written(act: Callable[[], object]) -> int:
+    """How many moments there are before and after durable writes."""
+    moments = 0
+
+    def count() -> None:
+        nonlocal moments
+        moments += 1
+
+    with at_write(0, count, always=True):
+        act()
+    return moments
+
+
+def test_a_creation_killed_at_any_write_is_finished_by_resume(settings: Settings) -> None:
+    """M1: nothing is there that is not recorded, and what is recorded comes up."""
+    lab = SimulatedLab.session(settings)
+    lab.begin()
+    total = written(lambda: lab.start_web(2))
+    lab.destroy()
+    assert total > 30
+    for moment in range(1, total + 1):
+        lab = SimulatedLab.session(settings)
+        lab.begin()
+        lab.publish("1.0.0")
+        with at_write(moment, kill), contextlib.suppress(Killed):
+            lab.start_web(2)
+        if not lab.scale_sets():
+            assert lab.simulated.defined == {}
+            lab.start_web(2)
+        web = lab.scale_set("web")
+        web.resume()
+        assert web.record.state == "Succeeded"
+        assert web.healthy
+        assert len(web) == 2
+        assert set(lab.runs.values()) == {1}
+        check_accounts(lab, web)
+        lab.destroy()
+
+
+def test_a_deletion_killed_at_any_write_is_finished_by_resume_or_again(
+    settings: Settings,
+) -> None:
+    lab = SimulatedLab.session(settings)
+    lab.begin()
+    web = lab.start_web(2)
+    total = written(web.delete)
+    lab.destroy()
+    for moment in range(1, total + 1):
+        lab = SimulatedLab.session(settings)
+        lab.begin()
+        web = lab.start_web(2)
+        with at_write(moment, kill), contextlib.suppress(Killed):
+            web.delete()
+        if lab.scale_sets():
+            if moment % 2:
+                lab.scale_set("web").resume()
+            else:
+                lab.scale_set("web").delete()
+        if lab.scale_sets():  # it was killed before anything of it was recorded
+            assert lab.scale_set("web").record.state in ("Succeeded", "Deleting")
+            lab.scale_set("web").delete()
+        assert lab.simulated.defined == {}
+        assert not lab.paths.scale_set("web").exists()
+        lab.destroy()

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.clock import VirtualClock, wait_for
-from pytest_vmss.errors import InstanceError, WaitTimeoutError
+from pytest_vmss.errors import InstanceError, NoBootError, WaitTimeoutError
+from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import CustomScript, find_handler
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.health import ProbeResult, Tracker, probe_once
+from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension, Probe
+from pytest_vmss.settings import Limits
 
 
 @pytest.mark.parametrize(
@@ -165,3 +168,33 @@ def test_nobody_answers_ssh(tmp_path: Path) -> None:
             name="web_0", timeout=1,
         )  # fmt: skip
         assert shell is None
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (PowerState.STOPPED, "the machine ended while it booted"),
+        (PowerState.ABSENT, "libvirt has forgotten it"),
+        (PowerState.PAUSED, "QEMU paused the machine, for it cannot write to its disks"),
+    ],
+)
+def test_a_wait_ends_early_where_no_boot_can_succeed(
+    tmp_path: Path, state: PowerState, words: str
+) -> None:
+    """E5: with the console's tail, long before the limit."""
+    log = tmp_path / "console.log"
+    log.write_text("[    1.0] Linux version 6.1\n")
+    clock = VirtualClock()
+    guest = LinuxGuest(
+        "web_0",
+        access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
+        console=Console(log),
+        limits=Limits,
+        clock=clock,
+        power_state=lambda: state,
+        agent_connected=lambda: False,
+    )
+    with pytest.raises(NoBootError, match=words) as ended:
+        guest.wait_boot(None)
+    assert "Linux version" in ended.value.console_tail
+    assert clock.monotonic() == 0.0

@@ -10,13 +10,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Literal
 
+import libvirt
 import pycdlib
 import pytest
 
 from pytest_vmss.errors import CapacityError, HostError
 from pytest_vmss.guest.keys import generate, lab_key
 from pytest_vmss.guest.seed import build_seed
-from pytest_vmss.hypervisor import Disk, Forward, Machine, disks
+from pytest_vmss.hypervisor import Disk, Forward, Machine, disks, libvirt_driver
 from pytest_vmss.hypervisor.accelerator import choose_accelerator
 from pytest_vmss.hypervisor.addresses import (
     addresses_in,
@@ -25,6 +26,7 @@ from pytest_vmss.hypervisor.addresses import (
     release_network,
 )
 from pytest_vmss.hypervisor.capacity import check_capacity
+from pytest_vmss.hypervisor.connection import Connection
 from pytest_vmss.hypervisor.domain import domain_xml, generation_in
 from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
 from pytest_vmss.model import load_document
@@ -215,3 +217,60 @@ def test_a_folder_with_too_long_a_path_gets_a_short_name(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert not Path(done.stdout.strip()).is_symlink()
+
+
+class RestartedDaemon:
+    """Stands for a connection of libvirt whose daemon ends after some calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def isAlive(self) -> int:  # noqa: N802 - libvirt's name
+        return int(self.left > 0)
+
+    def listAllDomains(self) -> list[object]:  # noqa: N802 - libvirt's name
+        self.left -= 1
+        if self.left < 0:
+            raise libvirt.libvirtError("Cannot recv data: Connection reset by peer")
+        return []
+
+    def close(self) -> int:
+        raise libvirt.libvirtError("client socket is closed")
+
+
+def test_a_daemon_that_was_restarted_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M1: on a new connection, as soon as it answers."""
+    answers: list[RestartedDaemon | HostError] = [
+        RestartedDaemon(1),
+        HostError("not yet"),
+        RestartedDaemon(1),
+    ]
+
+    def opening(*_: object, **__: object) -> Connection:
+        answer = answers.pop(0)
+        if isinstance(answer, HostError):
+            raise answer
+        return Connection(answer, "qemu:///session", None)
+
+    monkeypatch.setattr(libvirt_driver, "open_connection", opening)
+    hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), Path("/nonexistent"))
+    assert hypervisor.machines("vmss-") == []
+    assert hypervisor.machines("vmss-") == []
+    assert answers == []
+
+
+def test_a_daemon_that_stays_away_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = [Connection(RestartedDaemon(0), "qemu:///session", None)]
+
+    def opening(*_: object, **__: object) -> Connection:
+        if not opened:
+            raise HostError("gone")
+        return opened.pop()
+
+    monkeypatch.setattr(libvirt_driver, "open_connection", opening)
+    monkeypatch.setattr(libvirt_driver, "_RECONNECT_S", 0.5)
+    hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), Path("/nonexistent"))
+    with pytest.raises(HostError, match=r"did not come back within 0 s.*vmss resume"):
+        hypervisor.machines("vmss-")

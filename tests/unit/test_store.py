@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.clock import VirtualClock
-from pytest_vmss.errors import LabError
+from pytest_vmss.errors import LabError, NotFoundError
 from pytest_vmss.store import DefinitionRecord, Store
 
 
@@ -84,3 +84,39 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         newer.execute("PRAGMA user_version=99")
     with pytest.raises(LabError, match="format 99"):
         Store(other, VirtualClock())
+
+
+def test_a_record_is_amended_as_it_stands_now(tmp_path: Path) -> None:
+    """M4: what another process wrote meanwhile is not overwritten."""
+    store, other = (Store(tmp_path / "db", VirtualClock()) for _ in range(2))
+    mine = definition("a")
+    store.put(mine)
+    other.amend(definition("a"), offer="theirs")
+    amended = store.amend(mine, sku="mine")
+    assert (amended.offer, amended.sku) == ("theirs", "mine")
+    assert other.get(DefinitionRecord, "g", "a") == amended
+    with pytest.raises(NotFoundError, match="definition g/b is gone"):
+        store.amend(definition("b"), sku="x")
+    other.close()
+    store.close()
+
+
+def test_a_full_disk_is_a_clear_error_and_nothing_is_half_written(tmp_path: Path) -> None:
+    """M1."""
+    store = Store(tmp_path / "db", VirtualClock())
+    store.put(definition("a"))
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count={pages}")
+
+    def fill() -> None:
+        with store.transaction():
+            for number in range(1000):
+                store.put(definition(f"b{number}"))
+
+    with pytest.raises(LabError, match=r"cannot be written: database or disk is full.*vmss resume"):
+        fill()
+    assert [record.name for record in store.select(DefinitionRecord)] == ["a"]
+    store._db.execute("PRAGMA max_page_count=100000")
+    fill()
+    assert len(store.select(DefinitionRecord)) == 1001
+    store.close()
