@@ -343,6 +343,7 @@ class OperationRecord(Record):
         target: Image version that an upgrade brings.
         revision: Revision of the model that it applies.
         rollback: Give an instance that does not recover its previous state back.
+        metrics_read: Whether the applications' custom metrics are in the outcomes.
         spent: Seconds that it took until its last batch ended.
         batch_ended: When that was.
         error_code: Why it stops or has stopped; set before failed instances are rolled back.
@@ -367,6 +368,7 @@ class OperationRecord(Record):
     revision: int = 0
     rollback: bool = False
     skip_shutdown: bool = False
+    metrics_read: bool = False
     cancel_requested: datetime | None = None
     spent: float = 0.0
     batch_ended: datetime | None = None

@@ -134,6 +134,8 @@ class Engine:
             context = self._context(operation_id, number)
             try:
                 self._worker.act(context, operation)
+            except Exception as error:  # noqa: BLE001 - the others go on, and it all ends (G4)
+                self._worker.give_up(context, error)
             finally:
                 context.leave()
 
@@ -178,12 +180,13 @@ class Engine:
             rollback=rollback,
         )
         on_open(operation)
-        with self.journal.ending(operation.id):
-            self._read_metrics(operation.id, behind)
         return self._roll(operation.id)
 
-    def _read_metrics(self, operation_id: str, instance_ids: Sequence[int]) -> None:
+    def _read_metrics(self, operation_id: str) -> None:
         """Reads the applications' custom metrics, once, at the start (D5)."""
+        account = self.journal.account(operation_id)
+        if account.record.metrics_read:
+            return
 
         def read(number: int) -> None:
             context = self._context(operation_id, number)
@@ -193,11 +196,13 @@ class Engine:
             elif metrics.phase is not None:
                 self.journal.note(context, phase=metrics.phase)
 
-        side_by_side(instance_ids, read, clock=self._world.clock)
+        side_by_side(account.results, read, clock=self._world.clock)
+        self.journal.update(operation_id, metrics_read=True)
 
     def _roll(self, operation_id: str) -> Account:
         begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
         with self.journal.ending(operation_id):
+            self._read_metrics(operation_id)
             # A killed process may have left some in the middle.
             busy: Sequence[int] | None = self.journal.account(operation_id).busy
             while busy is not None:

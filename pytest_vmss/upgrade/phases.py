@@ -113,10 +113,11 @@ def settle_steps(stays: int, old: int) -> Sequence[Step]:
 
     Args:
         stays: The OS disk that it is on.
-        old: The one from before; where it is still on that, the new one is of no use.
+        old: The one from before; where it is still on that, the new one is of no use, and
+            the machine runs again if it was stopped already.
     """
     commit = Commit(stays, provisioning="Failed")
-    return [commit, Discard(old)] if stays == old else [commit]
+    return [commit, Discard(old), Start(old)] if stays == old else [commit]
 
 
 def change_steps(

@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import Literal
 
 from pytest_vmss.errors import NotFoundError
-from pytest_vmss.store import OperationRecord, Outcome, OutcomeRecord, VersionRecord
+from pytest_vmss.store import (
+    InstanceRecord,
+    OperationRecord,
+    Outcome,
+    OutcomeRecord,
+    VersionRecord,
+)
 from pytest_vmss.upgrade import phases
 from pytest_vmss.upgrade.journal import Journal, describe
 from pytest_vmss.upgrade.steps import Step
@@ -42,6 +48,13 @@ class Worker:
                 self._delete(context)
             case "start" | "stop" | "deallocate" | "restart":
                 self._set_power(context, operation)
+
+    def give_up(self, context: InstanceContext, error: Exception) -> None:
+        """Ends the work on an instance on which the way back has failed too."""
+        self._journal.failed(context, error)
+        if self._world.store.get(InstanceRecord, *context.key) is not None:
+            self._mark_failed(context)
+        self._journal.outcome(context, Outcome.FAILED)
 
     # New instances, and instances that go.
 
@@ -208,11 +221,8 @@ class Worker:
     ) -> bool:
         """Whether an instance gets a new OS disk, or is changed as it is."""
         if operation.action == "update":
-            before, after = (
-                context.revision(applied).model,
-                context.revision(operation.revision).model,
-            )
-            return before.image_reference != after.image_reference
+            before = context.revision(applied).model.image_reference
+            return before != context.revision(operation.revision).model.image_reference
         return operation.action != "extension-upgrade"
 
     # Helpers.

@@ -16,6 +16,7 @@ from pytest_vmss.settings import Limits, Settings
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
+from tests.simulation.kills import Killed
 from tests.simulation.test_upgrade import BREACH, check_accounts
 
 
@@ -65,6 +66,26 @@ def test_phases_and_skips_are_read_once_at_the_start(lab: SimulatedLab) -> None:
     assert upgrade.outcomes[1] is Outcome.SKIPPED
     assert "SkipUpgrade" in upgrade.explain()
     assert web[1].image_version == "1.0.0"
+
+
+def test_metrics_are_read_by_the_resume_of_an_upgrade_killed_before(lab: SimulatedLab) -> None:
+    """D5, M1."""
+    web = start(lab, 3)
+    lab.metrics = {"web_0": RollingUpgradeMetrics(skip=True)}
+    read = lab.world.metrics
+
+    def killed(_: object) -> RollingUpgradeMetrics:
+        raise Killed
+
+    lab.publish("1.1.0")
+    lab.world.metrics = killed
+    with pytest.raises(Killed):
+        lab.run_due()
+    lab.world.metrics = read
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.completed
+    assert upgrade.outcomes[0] is Outcome.SKIPPED
 
 
 def test_a_pause_between_batches(lab: SimulatedLab) -> None:

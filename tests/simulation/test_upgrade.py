@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_vmss.errors import ConflictError, ProvisioningError, UpgradeError
+from pytest_vmss.errors import ConflictError, HypervisorError, ProvisioningError, UpgradeError
 from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
@@ -233,6 +233,50 @@ def test_a_full_disk_without_rollback_leaves_the_instance_on_its_disk(lab: Simul
     assert web[0].record.provisioning == "Failed"
     assert web[0].image_version == "1.0.0"
     check_accounts(lab, web)
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_data_disks_that_cannot_be_made_leave_the_instance_on_its_disk(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, automatic: bool
+) -> None:
+    """G2: it was stopped already, so it is started again; with rollback or without."""
+    web = lab.start_web(automatic=automatic)
+    lab.publish("1.1.0")
+
+    def full(*_: object) -> None:
+        raise HypervisorError("no space left on device")
+
+    monkeypatch.setattr(lab.simulated, "create_data_disk", full)
+    if automatic:
+        lab.run_due()
+    else:
+        web.upgrade()
+    upgrade = web.history()[0]
+    assert upgrade.outcomes[0] is (Outcome.ROLLED_BACK if automatic else Outcome.FAILED)
+    assert "no space left" in upgrade.errors[0].message
+    assert web[0].image_version == "1.0.0"
+    assert web.healthy
+    check_accounts(lab, web)
+
+
+def test_a_way_back_that_fails_too_still_ends(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G4: nothing can be started any more; the upgrade ends, and says so."""
+    web = lab.start_web(automatic=False)
+    lab.publish("1.1.0")
+
+    def broken(*_: object) -> None:
+        raise HypervisorError("no more machines today")
+
+    monkeypatch.setattr(lab.simulated, "start", broken)
+    monkeypatch.setattr(lab.simulated, "create_data_disk", broken)
+    upgrade = web.upgrade()
+    assert upgrade.faulted
+    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert "no more machines" in upgrade.errors[0].message
+    assert web[0].record.provisioning == "Failed"
+    assert [i.image_version for i in web] == ["1.0.0"] * 3
 
 
 def test_instances_that_do_not_come_up_are_an_error_with_evidence(lab: SimulatedLab) -> None:
