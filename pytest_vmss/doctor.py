@@ -51,6 +51,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_libvirt(settings),
         *_accelerator(settings),
         *_room(settings),
+        *_programs(("haproxy",), "by scale sets behind a load balancer"),
         *_programs(_BUILD, "to build images"),
         *_files(),
     ]

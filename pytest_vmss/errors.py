@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "BalancerError",
     "BootError",
     "CapacityError",
     "CloudInitError",
@@ -32,6 +33,7 @@ __all__ = [
     "ToolError",
     "UnhealthyError",
     "UpgradeError",
+    "ViolationError",
     "VmssError",
     "WaitTimeoutError",
 ]
@@ -100,6 +102,12 @@ class HypervisorError(VmssError):
     """libvirt refused or failed an operation."""
 
     code = "HypervisorFailed"
+
+
+class BalancerError(VmssError):
+    """The load balancer does not do what it is asked."""
+
+    code = "LoadBalancerFailed"
 
 
 class ImageError(VmssError):
@@ -322,3 +330,17 @@ class ProvisioningError(VmssError):
 
 class UpgradeError(VmssError):
     """An upgrade could not start, or ended otherwise than asked."""
+
+
+class ViolationError(VmssError, AssertionError):
+    """What must always hold did not; a test that meets it has failed.
+
+    Attributes:
+        violations: Every time at which it did not.
+    """
+
+    code = "Violation"
+
+    def __init__(self, message: str, *, violations: Sequence[object]) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)

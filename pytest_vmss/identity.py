@@ -14,7 +14,7 @@ import psutil
 from pytest_vmss.hypervisor.addresses import addresses_in, claim_network, release_network
 from pytest_vmss.paths import LabPaths, process_root
 from pytest_vmss.settings import Settings
-from pytest_vmss.store import NetworkRecord, Store
+from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Store
 
 __all__ = [
     "LabIdentity",
@@ -117,12 +117,14 @@ class LabNetworks:
         further = [record.network for record in self._store.select(NetworkRecord)]
         return [self._identity.network, *further]
 
-    def free_addresses(self, used: set[str], count: int) -> list[str]:
-        """Addresses that are not in use.
+    def free_addresses(self, count: int) -> list[str]:
+        """Addresses that no instance and no load balancer has.
 
         Raises:
             CapacityError: All networks of the host are claimed.
         """
+        used = {record.address for record in self._store.select(InstanceRecord)}
+        used |= {record.frontend or "" for record in self._store.select(ScaleSetRecord)}
         free: list[str] = []
         for network in self.all():
             free += [address for address in addresses_in(network) if address not in used]

@@ -148,8 +148,9 @@ class Instance:
     def health(self) -> Health:
         """Its health now."""
         world = self._lab.world
-        probe = world.current_revision(self._context.scale_set).probe
-        result = observe_health(world, self.record, probe)
+        name = self._context.scale_set
+        probe, balancer = world.current_revision(name).probe, world.balancer(name)
+        result = observe_health(world, self.record, probe, balancer)
         return Health.HEALTHY if result.healthy else Health.UNHEALTHY
 
     def address(self, port: int) -> tuple[str, int]:

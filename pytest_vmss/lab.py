@@ -35,8 +35,10 @@ from pytest_vmss.identity import (
     read_identity,
     write_identity,
 )
+from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
 from pytest_vmss.model import Probe, Source, VmSize, load_document
 from pytest_vmss.paths import LabPaths
+from pytest_vmss.process import require
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
@@ -135,8 +137,15 @@ class Lab:
             sizes=self.settings.sizes,
             metrics=lambda _: RollingUpgradeMetrics(),
             free_addresses=self.networks.free_addresses,
+            make_balancer=self._make_balancer,
             require_room=self._require_room,
         )
+
+    def _require_balancer(self) -> None:
+        require("haproxy")
+
+    def _make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
+        return HAProxy(self.paths.balancer(record.unique_id), rules)
 
     @cached_property
     def rollouts(self) -> Rollouts:
@@ -244,6 +253,8 @@ class Lab:
                 code="Conflict",
             )
         version = check_document(self.world, document)
+        if document.balancer is not None and document.balancer.load_balancing_rules:
+            self._require_balancer()
         self.world.require_room(model.sku.capacity, self.world.find_size(model.sku.name))
         engine = Engine(self.world, model.name)
 
@@ -335,6 +346,9 @@ class Lab:
         folder = self.paths.scale_set(record.name)
         if folder.exists():
             shutil.rmtree(folder)
+        balancer = self.world.balancer(record.name)
+        if balancer is not None:
+            balancer.stop()
         with self.store.transaction():
             for revision in self.store.select(ModelRecord, record.unique_id):
                 self.store.delete(revision)
@@ -505,6 +519,10 @@ class Lab:
             prefix = f"vmss-{self.identity.id}-"
             for machine in self.hypervisor.machines(prefix):
                 self.hypervisor.remove(machine)
+        for record in records:
+            balancer = self.world.balancer(record.name)
+            if balancer is not None:
+                balancer.stop()
         networks = self.networks.all()
         self.close()
         shutil.rmtree(self.paths.folder)

@@ -70,6 +70,10 @@ class LabPaths:
         """Held by whoever changes a set (M4)."""
         return self.folder / "sets" / f"{name}.lock"
 
+    def balancer(self, set_id: str) -> Path:
+        """Everything of a set's load balancer; short, for sockets' paths are limited."""
+        return self.folder / "run" / set_id[:8]
+
     def instance(self, scale_set: str, instance_id: int) -> Path:
         """Everything of one instance."""
         return self.scale_set(scale_set) / str(instance_id)

@@ -26,6 +26,7 @@ PACKAGES: Mapping[str, str] = {
     "depmod": "kmod",
     "modprobe": "kmod",
     "fakeroot": "fakeroot",
+    "haproxy": "haproxy",
     "tar": "tar",
     "ssh": "openssh-client",
 }

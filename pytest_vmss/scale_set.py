@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from pytest_vmss.always import Always
 from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import (
     ModelError,
     ModelProblem,
+    NotFoundError,
     UpgradeError,
     WaitTimeoutError,
 )
+from pytest_vmss.hypervisor.addresses import host_port
 from pytest_vmss.instance import Instance, instance_view
 from pytest_vmss.model import (
     ScaleSetModel,
@@ -39,6 +42,7 @@ __all__ = ["Ids", "ScaleSet"]
 Ids = Sequence[int | str] | None
 
 _UPGRADE_LIMIT = 3600.0
+_HTTPS = 443
 
 
 class ScaleSet:
@@ -107,9 +111,40 @@ class ScaleSet:
         """Whether all its instances are healthy now."""
         return all(not member.unhealthy for member in self._engine.members())
 
+    @property
+    def url(self) -> str:
+        """The URL of the load balancer's first rule.
+
+        Raises:
+            NotFoundError: No load balancer with a rule stands before the set.
+        """
+        record, declared = self.record, self._revision.balancer
+        if record.frontend is None or declared is None or not declared.load_balancing_rules:
+            raise NotFoundError(
+                f"no load balancer stands before {self.name!r}: give one with loadBalancingRules, "
+                "whose probe networkProfile.healthProbe names (load_balancer=)"
+            )
+        port = declared.load_balancing_rules[0].frontend_port
+        scheme = "https" if port == _HTTPS else "http"
+        return f"{scheme}://{record.frontend}:{host_port(port)}"
+
     def instance_view(self) -> list[dict[str, Any]]:
         """What is known of each instance, for people and programs (J3)."""
         return [instance_view(instance) for instance in self.instances]
+
+    def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
+        """A check that must hold during a ``with`` block, made again and again beside it.
+
+        Args:
+            check: Holds where it returns something true, or nothing; what it raises is a
+                violation. It must have a time limit of its own.
+            every: Seconds from the beginning of one check to that of the next.
+
+        Returns:
+            What to use with ``with``; it raises ViolationError at the end, with the time, the
+            instances' states and the upgrade's step of every violation.
+        """
+        return Always(self._lab.world.store, self.name, check, every=every)
 
     # Rolling upgrades.
 
@@ -278,7 +313,7 @@ class ScaleSet:
             body = keep_secrets(stored, part) if replace else merge(stored, part)
             wanted = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
-                known_probe=self._revision.probe,
+                known_balancer=self._revision.balancer,
             )  # fmt: skip
             version = check_document(self._lab.world, wanted, current=self._revision)
             capacity = wanted.model.sku.capacity

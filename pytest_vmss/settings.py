@@ -31,10 +31,11 @@ def default_cache_dir() -> Path:
 class Limits:
     """How long the lab waits for a guest, in seconds, as under KVM.
 
-    All but ``health`` and ``upgrade`` are multiplied without KVM; ``health`` is Azure's
+    All but ``drain``, ``health`` and ``upgrade`` are multiplied without KVM; ``health`` is Azure's
     five minutes (F6), which are ample under TCG too.
 
     Attributes:
+        drain: For the connections of an instance to end, before it is stopped.
         stop: For a graceful stop, before the power is cut.
         boot: From start until SSH answers.
         cloud_init: From then until cloud-init has ended.
@@ -45,6 +46,7 @@ class Limits:
         upgrade: For a whole upgrade; it ends between two batches (G4).
     """
 
+    drain: float = 30.0
     stop: float = 12.0
     boot: float = 30.0
     cloud_init: float = 60.0
@@ -69,6 +71,7 @@ class Limits:
         left = max(seconds, 0.0)
         return replace(
             self,
+            drain=min(self.drain, left),
             stop=min(self.stop, left),
             boot=min(self.boot, left),
             cloud_init=min(self.cloud_init, left),

@@ -7,6 +7,7 @@ want to see what an upgrade policy does without starting a VM.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pytest_vmss.clock import VirtualClock
@@ -15,11 +16,12 @@ from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
 from pytest_vmss.lab import Lab
+from pytest_vmss.load_balancer import Balancer, Rule, SimulatedBalancer
 from pytest_vmss.model import Probe, VmSize
 from pytest_vmss.operation import Upgrade
 from pytest_vmss.process import run
 from pytest_vmss.scale_set import ScaleSet
-from pytest_vmss.store import GenerationRecord, InstanceRecord, VersionRecord
+from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, VersionRecord
 from pytest_vmss.upgrade.world import InstanceContext
 
 __all__ = ["SimulatedLab"]
@@ -35,6 +37,7 @@ class SimulatedLab(Lab):
         behaviours: How the instances of each image version fare.
         sick: Names of instances whose probe fails whatever they run.
         metrics: Custom metrics by name of the instance.
+        balancers: Load balancers by the set's unique id.
         runs: What custom data and extensions did: (instance, OS disk, what) to times.
         simulated: The machines.
         room: How many machines the host has room for.
@@ -43,6 +46,7 @@ class SimulatedLab(Lab):
     behaviours: dict[str, Behaviour]
     sick: set[str]
     metrics: dict[str, RollingUpgradeMetrics]
+    balancers: dict[str, SimulatedBalancer]
     runs: dict[tuple[str, int, str], int]
     simulated: SimulatedHypervisor
     room: int = 10_000
@@ -56,6 +60,7 @@ class SimulatedLab(Lab):
         self.virtual = VirtualClock(seed)
         self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
         self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
+        self.balancers = {}
         world = self.world
         world.clock = self.virtual
         self.store._clock = self.virtual
@@ -64,6 +69,7 @@ class SimulatedLab(Lab):
         world.probe = self._simulate_probe
         world.metrics = lambda context: self.metrics.get(context.name, RollingUpgradeMetrics())
         world.require_room = self._simulate_room
+        world.make_balancer = self._simulate_balancer
         self.images._clock = self.virtual
         self._adopt()
 
@@ -92,13 +98,24 @@ class SimulatedLab(Lab):
             runs=self.runs,
         )
 
+    def _require_balancer(self) -> None:
+        """A simulated one is always there."""
+
+    def _simulate_balancer(self, record: ScaleSetRecord, _rules: Sequence[Rule]) -> Balancer:
+        def healthy(name: str) -> bool:
+            instance = next(r for r in self.store.select(InstanceRecord) if r.name == name)
+            return self._simulate_probe(None, instance).healthy
+
+        made = self.balancers.get(record.unique_id)
+        return made or self.balancers.setdefault(record.unique_id, SimulatedBalancer(healthy))
+
     def _simulate_room(self, count: int, size: VmSize) -> None:
         if len(self.simulated.defined) + count > self.room:
             raise CapacityError(
                 f"{count} more instances of {size.name} do not fit: there is room for {self.room}"
             )
 
-    def _simulate_probe(self, _probe: Probe, record: InstanceRecord) -> ProbeResult:
+    def _simulate_probe(self, _probe: Probe | None, record: InstanceRecord) -> ProbeResult:
         name = f"vmss-{self.identity.id}-{record.name}"
         machine = self.simulated.defined.get(name)
         if machine is None or name not in self.simulated.running or record.name in self.sick:

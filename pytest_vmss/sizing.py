@@ -80,7 +80,9 @@ class Sizing:
         Raises:
             ModelError: Azure does not take that capacity.
         """
-        sized = load_document(document.model.full(), capacity=capacity, known_probe=document.probe)
+        sized = load_document(
+            document.model.full(), capacity=capacity, known_balancer=document.balancer
+        )
         return replace(document, model=sized.model)
 
     @property
@@ -88,7 +90,8 @@ class Sizing:
         return self._world.current_revision(self._engine.name)
 
     def _document(self) -> ScaleSetDocument:
-        return ScaleSetDocument(self._revision.model, self._revision.probe, self._engine.name)
+        now = self._revision
+        return ScaleSetDocument(now.model, now.probe, self._engine.name, (), now.balancer)
 
     def _remove(self, numbers: Sequence[int], document: ScaleSetDocument) -> Account:
         def shrink() -> Sequence[int]:

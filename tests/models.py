@@ -88,6 +88,17 @@ def web_model(
 LOAD_BALANCER: dict[str, Any] = {
     "name": "web-lb",
     "properties": {
+        "loadBalancingRules": [
+            {
+                "name": "http",
+                "properties": {
+                    "protocol": "Tcp",
+                    "frontendPort": 80,
+                    "backendPort": 80,
+                    "probe": {"id": "/…/loadBalancers/web-lb/probes/healthz"},
+                },
+            }
+        ],
         "probes": [
             {
                 "name": "healthz",
@@ -99,6 +110,6 @@ LOAD_BALANCER: dict[str, Any] = {
                     "numberOfProbes": 2,
                 },
             }
-        ]
+        ],
     },
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_vmss.model.document import ScaleSetDocument, Source, load_document, read_part
-from pytest_vmss.model.load_balancer import LoadBalancer, Probe
+from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
 from pytest_vmss.model.rules import check_model
 from pytest_vmss.model.scale_set import (
     AutomaticOSUpgradePolicy,
@@ -25,6 +25,7 @@ __all__ = [
     "Extension",
     "ImageReference",
     "LoadBalancer",
+    "LoadBalancingRule",
     "Probe",
     "RollingUpgradePolicy",
     "ScaleSetDocument",

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from pytest_vmss.errors import ModelError, ModelProblem
-from pytest_vmss.model.load_balancer import LoadBalancer, Probe
+from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
 from pytest_vmss.model.service_fabric import Cluster
 
@@ -42,6 +42,7 @@ class ScaleSetDocument:
     Attributes:
         model: The scale set.
         probe: The load balancer's probe that its ``healthProbe`` names.
+        balancer: The load balancer that has this probe.
         source: Where it was read from, for messages.
         clusters: Service Fabric clusters beside it.
     """
@@ -50,6 +51,7 @@ class ScaleSetDocument:
     probe: Probe | None
     source: str
     clusters: tuple[Cluster, ...] = ()
+    balancer: LoadBalancer | None = None
 
 
 def load_document(
@@ -59,7 +61,7 @@ def load_document(
     name: str | None = None,
     capacity: int | None = None,
     custom_data: str | None = None,
-    known_probe: Probe | None = None,
+    known_balancer: LoadBalancer | None = None,
 ) -> ScaleSetDocument:
     """Reads a scale set.
 
@@ -71,7 +73,7 @@ def load_document(
         capacity: Replaces ``sku.capacity``.
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure
             never returns.
-        known_probe: The probe that the set has had so far, on an update.
+        known_balancer: The load balancer that the set has had so far, on an update.
 
     Raises:
         ModelError: The document cannot be read or is not valid; every problem
@@ -96,13 +98,16 @@ def load_document(
     balancers = [entry for entry in resources or [] if _type(entry) == _LOAD_BALANCER]
     if load_balancer is not None:
         balancers.append(_read(load_balancer, "the load balancer"))
-    probe = _find_probe(model, balancers, known_probe, label)
+    parsed = [
+        validate(LoadBalancer, _flatten(entry), "the load balancer") for entry in balancers
+    ] or [entry for entry in [known_balancer] if entry is not None]
+    probe, balancer = _find_probe(model, parsed, label)
     clusters = tuple(
         validate(Cluster, _flatten(entry), label)
         for entry in resources or []
         if _type(entry) == _CLUSTER
     )
-    return ScaleSetDocument(model, probe, label, clusters)
+    return ScaleSetDocument(model, probe, label, clusters, balancer)
 
 
 def read_part(source: Source) -> dict[str, Any]:
@@ -250,32 +255,22 @@ def _explain(error: dict[str, Any]) -> str:
     return message
 
 
-_PROBE_IN_ID = re.compile(r"probes/([A-Za-z0-9_.-]+)", re.IGNORECASE)
-_LAST_QUOTED = re.compile(r"'([^']+)'[^']*$")
-
-
 def _find_probe(
-    model: ScaleSetModel,
-    balancers: list[dict[str, Any]],
-    known_probe: Probe | None,
-    label: str,
-) -> Probe | None:
+    model: ScaleSetModel, balancers: list[LoadBalancer], label: str
+) -> tuple[Probe | None, LoadBalancer | None]:
+    """The probe that the model names, and the load balancer that has it."""
     network = model.virtual_machine_profile.network_profile
     if network is None or network.health_probe is None:
-        return None
-    identifier = network.health_probe.id
-    match = _PROBE_IN_ID.search(identifier) or _LAST_QUOTED.search(identifier)
-    wanted = match[1] if match else identifier
-    known = [] if known_probe is None or balancers else [known_probe]
+        return None, None
+    wanted = last_name(network.health_probe.id)
     for balancer in balancers:
-        known += validate(LoadBalancer, _flatten(balancer), "the load balancer").probes
-    for probe in known:
-        if probe.name.lower() == wanted.lower():
-            return probe
-    names = ", ".join(probe.name for probe in known)
+        for probe in balancer.probes:
+            if probe.name.lower() == wanted.lower():
+                return probe, balancer
+    names = ", ".join(probe.name for balancer in balancers for probe in balancer.probes)
     message = (
         f"names the load-balancer probe {wanted!r}, and "
-        + (f"the load balancer has only: {names}" if known else "no load balancer was given")
+        + (f"the load balancer has only: {names}" if names else "no load balancer was given")
         + "; give the load balancer's JSON too (load_balancer=, --load-balancer), "
         "or a template that holds both"
     )

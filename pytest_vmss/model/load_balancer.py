@@ -1,14 +1,21 @@
-"""The part of Azure's load-balancer resource that a scale set's health hangs on."""
+"""The part of Azure's load-balancer resource that a scale set hangs on (F2)."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pytest_vmss.model.scale_set import AzureModel
 
-__all__ = ["LoadBalancer", "Probe"]
+__all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name"]
+
+
+def last_name(identifier: str) -> str:
+    """The name at the end of a resource id, also of one that a template computes."""
+    quoted = re.findall(r"'([^']+)'", identifier)
+    return (quoted[-1] if quoted else identifier).rstrip("/").rpartition("/")[2]
 
 
 class Probe(AzureModel):
@@ -28,8 +35,39 @@ class Probe(AzureModel):
         return self.probe_threshold or self.number_of_probes
 
 
+class SubResource(AzureModel):
+    """A reference by id."""
+
+    id: str
+
+
+class LoadBalancingRule(AzureModel):
+    """From a port of the frontend to a port of the instances."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    protocol: Literal["Tcp", "Udp", "All"] = "Tcp"
+    frontend_port: Annotated[int, Field(ge=1, le=65534)]
+    backend_port: Annotated[int, Field(ge=1, le=65535)]
+    probe: SubResource | None = None
+
+
+class LoadBalancerSku(AzureModel):
+    """Basic or Standard."""
+
+    name: Literal["Basic", "Standard", "Gateway"] = "Standard"
+
+
 class LoadBalancer(AzureModel):
     """A ``Microsoft.Network/loadBalancers`` resource."""
 
     name: str = "loadBalancer"
+    sku: LoadBalancerSku | None = None
+    load_balancing_rules: list[LoadBalancingRule] = Field(default_factory=list)
     probes: list[Probe] = Field(default_factory=list)
+
+    def probe_of(self, rule: LoadBalancingRule) -> Probe | None:
+        """The probe that a rule names."""
+        if rule.probe is None:
+            return None
+        wanted = last_name(rule.probe.id).lower()
+        return next((probe for probe in self.probes if probe.name.lower() == wanted), None)

@@ -246,3 +246,15 @@ class Store:
             ).fetchall()
         names = columns.split(", ")
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
+
+    def last_events(self, scale_set: str, count: int) -> list[EventRecord]:
+        """The last events of a set, oldest first."""
+        columns = "id, time, scale_set, instance_id, operation, kind, message"
+        with self._lock:
+            rows = self._db.execute(
+                f"SELECT {columns} FROM event WHERE scale_set = ? ORDER BY id DESC LIMIT ?",  # noqa: S608
+                (scale_set, count),
+            ).fetchall()
+        names = columns.split(", ")
+        found = [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
+        return found[::-1]

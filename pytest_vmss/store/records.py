@@ -100,6 +100,7 @@ class ScaleSetRecord(Record):
         state: Azure's provisioning state.
         next_instance_id: The number of the next new instance.
         ports: Guest ports that are forwarded.
+        frontend: Loopback address of its load balancer, where it has one.
         overrides: Limits of waits in place of the lab's.
     """
 
@@ -114,6 +115,7 @@ class ScaleSetRecord(Record):
     state: Literal["Creating", "Succeeded", "Failed", "Deleting"] = "Creating"
     next_instance_id: int = 0
     ports: tuple[int, ...] = ()
+    frontend: str | None = None
     overrides: dict[str, float] = {}
 
     @property
@@ -129,6 +131,7 @@ class ModelRecord(Record):
         set_id: The set's ``unique_id``.
         model: The whole model, secrets included.
         probe: The load balancer's probe that it names.
+        balancer: That load balancer.
     """
 
     kind: ClassVar[str] = "model"
@@ -138,6 +141,7 @@ class ModelRecord(Record):
     created: datetime
     model: dict[str, Any]
     probe: dict[str, Any] | None
+    balancer: dict[str, Any] | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -157,6 +161,7 @@ class InstanceRecord(Record):
         revision: Revision of the model that is applied to it.
         power: What was asked for last; whether it runs is the hypervisor's to say.
         provisioning: Azure's provisioning state.
+        in_service: Whether the load balancer may send it traffic.
         protect_from_scale_in: Scaling in never takes it.
         protected: ``protectFromScaleSetActions``: set-wide actions leave it out.
     """
@@ -179,6 +184,7 @@ class InstanceRecord(Record):
     revision: int = 0
     power: Literal["running", "stopped", "deallocated"] = "running"
     provisioning: Literal["Creating", "Updating", "Succeeded", "Failed", "Deleting"] = "Creating"
+    in_service: bool = False
     protect_from_scale_in: bool = False
     protected: bool = False
 

@@ -67,20 +67,26 @@ def check_document(
     return version
 
 
+def _ports_of(document: ScaleSetDocument) -> set[int]:
+    """Guest ports that the probe and the load balancer's rules lead to."""
+    rules = document.balancer.load_balancing_rules if document.balancer else []
+    ports = {rule.backend_port for rule in rules if rule.protocol != "Udp"}
+    return ports | ({document.probe.port} if document.probe else set())
+
+
 def _check_ports(
     world: World, model: ScaleSetModel, document: ScaleSetDocument
 ) -> list[ModelProblem]:
-    ports = world.set_record(model.name).ports
-    if document.probe is None or document.probe.port in ports:
-        return []
+    known = world.set_record(model.name).ports
     return [
         ModelProblem(
-            f"the probe {document.probe.name!r}.port",
+            "the load balancer",
             "InvalidParameter",
-            f"the port {document.probe.port} is not forwarded to the instances of this set "
-            f"(forwarded are: {', '.join(str(port) for port in ports)}); name it when the set is "
-            "created (ports=)",
+            f"the port {port} is not forwarded to the instances of this set (forwarded are: "
+            f"{', '.join(str(number) for number in known)}); name it when the set is created "
+            "(ports=)",
         )
+        for port in sorted(_ports_of(document) - set(known))
     ]
 
 
@@ -103,15 +109,15 @@ def declare(
         ConflictError: There is a set of that name.
     """
     model, now = document.model, world.clock.now()
-    forwarded = {_SSH_PORT, *ports}
-    if document.probe is not None:
-        forwarded.add(document.probe.port)
+    forwarded = {_SSH_PORT, *ports, *_ports_of(document)}
+    has_rules = document.balancer is not None and document.balancer.load_balancing_rules
     record = ScaleSetRecord(
         name=model.name,
         unique_id=str(uuid.uuid4()),
         created=now,
         automatic_since=_automatic_since(model, None, now),
         ports=tuple(sorted(forwarded)),
+        frontend=world.free_addresses(1)[0] if has_rules else None,
         overrides={} if health_timeout is None else {"health": health_timeout},
     )
     with world.store.transaction():
@@ -157,6 +163,7 @@ def _put_revision(world: World, record: ScaleSetRecord, document: ScaleSetDocume
             created=world.clock.now(),
             model=document.model.full(),
             probe=None if document.probe is None else document.probe.wire(),
+            balancer=None if document.balancer is None else document.balancer.wire(),
         )
     )
 

@@ -128,6 +128,7 @@ class Engine:
 
     def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Works on instances side by side."""
+        self._world.serve(self.name)
         operation = self.journal.operation(operation_id)
 
         def act(number: int) -> None:
@@ -398,11 +399,11 @@ class Engine:
     def _observe(
         self, members: Sequence[planner.Member], records: Sequence[InstanceRecord]
     ) -> list[planner.Member]:
-        probe = self._revision().probe
+        probe, balancer = self._revision().probe, self._world.balancer(self.name)
         unhealthy: set[int] = set()
 
         def look(record: InstanceRecord) -> None:
-            if not observe_health(self._world, record, probe).healthy:
+            if not observe_health(self._world, record, probe, balancer).healthy:
                 unhealthy.add(record.instance_id)
 
         side_by_side(records, look, clock=self._world.clock)

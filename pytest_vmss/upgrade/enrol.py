@@ -29,7 +29,7 @@ def enrol(world: World, scale_set: str, count: int) -> list[int]:
         set_record = world.set_record(scale_set)
         model = world.revision(set_record.unique_id, set_record.revision).model
         everyone = store.select(InstanceRecord)
-        free = world.free_addresses({record.address for record in everyone}, count)
+        free = world.free_addresses(count)
         spots = [
             Spot(record.zone, record.placement_group, record.update_domain)
             for record in everyone

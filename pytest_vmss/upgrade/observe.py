@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_vmss.health import ProbeResult, Tracker
 from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.load_balancer import Balancer
 from pytest_vmss.model import Probe
 from pytest_vmss.store import GenerationRecord, InstanceRecord
 from pytest_vmss.upgrade.world import World
@@ -23,12 +24,12 @@ def look(world: World, record: InstanceRecord, probe: Probe | None) -> ProbeResu
         probe: The load balancer's probe; without one it is healthy that runs and whose
             extensions have all succeeded (F1).
     """
-    domain = f"vmss-{world.lab_id}-{record.name}"
-    state = world.hypervisor.state(domain)
-    if state is not PowerState.RUNNING:
-        return ProbeResult(False, f"the machine does not run ({state})")
+    trouble = _not_running(world, record)
+    if trouble is not None:
+        return trouble
     if probe is not None:
         return world.probe(probe, record)
+    domain = f"vmss-{world.lab_id}-{record.name}"
     running = world.hypervisor.running_generation(domain)
     generation = (
         None
@@ -41,8 +42,36 @@ def look(world: World, record: InstanceRecord, probe: Probe | None) -> ProbeResu
     return ProbeResult(True, "running, and every extension succeeded")
 
 
-def observe_health(world: World, record: InstanceRecord, probe: Probe | None) -> ProbeResult:
-    """An instance's health, after as many looks as its probe asks for (F5)."""
+def _not_running(world: World, record: InstanceRecord) -> ProbeResult | None:
+    state = world.hypervisor.state(f"vmss-{world.lab_id}-{record.name}")
+    if state is PowerState.RUNNING:
+        return None
+    return ProbeResult(False, f"the machine does not run ({state})")
+
+
+def observe_health(
+    world: World, record: InstanceRecord, probe: Probe | None, balancer: Balancer | None
+) -> ProbeResult:
+    """An instance's health now.
+
+    Where a load balancer probes it, that has the say; else as many looks as the
+    probe asks for make a state (F5).
+
+    Args:
+        world: Where it is.
+        record: The instance.
+        probe: The load balancer's probe, where there is one.
+        balancer: The load balancer. QEMU's user network takes every TCP connection, so
+            that of Tcp probes it knows nothing.
+    """
+    if balancer is not None and probe is not None and probe.protocol != "Tcp":
+        trouble = _not_running(world, record)
+        if trouble is not None:
+            return trouble
+        verdict = balancer.healthy(record.name)
+        if verdict is not None:
+            told = "healthy" if verdict else "unhealthy"
+            return ProbeResult(verdict, f"the load balancer's probe {probe.name} finds it {told}")
     tracker = Tracker(1 if probe is None else probe.threshold)
     while tracker.observe(result := look(world, record, probe)) is None:
         world.clock.sleep(HEALTH_INTERVAL)

@@ -16,14 +16,17 @@ from pytest_vmss.upgrade.steps import (
     Commit,
     CreateDataDisks,
     Discard,
+    Drain,
     FinishCloudInit,
     Forget,
+    LeaveBalancer,
     PrepareDisk,
     ProveBoot,
     RemoveFiles,
     RemoveMachine,
     ReplaceDataDisks,
     RunExtensions,
+    Serve,
     SetPower,
     Start,
     Step,
@@ -65,6 +68,7 @@ def create_steps(version: VersionRecord, revision: int) -> Sequence[Step]:
         CreateDataDisks(revision),
         PrepareDisk(1, version, revision),
         *_bring_up(1),
+        Serve(),
         Commit(1),
     ]
 
@@ -84,9 +88,11 @@ def swap_steps(
     disks: Step = ReplaceDataDisks(revision) if data_disks else CreateDataDisks(revision)
     return [
         PrepareDisk(new, version, revision),
+        Drain(),
         Stop(old),
         disks,
         *_bring_up(new),
+        Serve(),
         Commit(new),
         Discard(new),
     ]
@@ -99,12 +105,14 @@ def rollback_steps(old: int, new: int) -> Sequence[Step]:
     instance does not recover.
     """
     return [
+        Drain(),
         Stop(new),
         Commit(old),
         Discard(old),
         Start(old),
         ProveBoot(old),
         AwaitHealth(old),
+        Serve(),
     ]
 
 
@@ -117,7 +125,7 @@ def settle_steps(stays: int, old: int) -> Sequence[Step]:
             the machine runs again if it was stopped already.
     """
     commit = Commit(stays, provisioning="Failed")
-    return [commit, Discard(old), Start(old)] if stays == old else [commit]
+    return [commit, Discard(old), Start(old), Serve(wait=False)] if stays == old else [commit]
 
 
 def change_steps(
@@ -134,6 +142,7 @@ def change_steps(
     machine: list[Step] = []
     if restart:
         machine = [
+            Drain(),
             Stop(generation),
             CreateDataDisks(revision),
             Start(generation),
@@ -145,27 +154,28 @@ def change_steps(
         *machine,
         RunExtensions(generation, newer=newer),
         AwaitHealth(generation),
+        Serve(),
         Commit(generation),
     ]
 
 
 def start_steps(generation: int) -> Sequence[Step]:
     """A stopped instance runs again."""
-    return [Start(generation), ProveBoot(generation), SetPower("running")]
+    return [Start(generation), ProveBoot(generation), Serve(wait=False), SetPower("running")]
 
 
 def stop_steps(
     generation: int, power: Literal["stopped", "deallocated"], *, abrupt: bool = False
 ) -> Sequence[Step]:
     """An instance stops."""
-    return [Stop(generation, abrupt=abrupt), SetPower(power)]
+    return [Drain(), Stop(generation, abrupt=abrupt), SetPower(power)]
 
 
 def restart_steps(generation: int) -> Sequence[Step]:
     """An instance stops and runs again, on the same OS disk."""
-    return [Stop(generation), *start_steps(generation)]
+    return [Drain(), Stop(generation), *start_steps(generation)]
 
 
 def delete_steps(revision: int) -> Sequence[Step]:
     """An instance goes, with its disks."""
-    return [RemoveMachine(), RemoveFiles(revision), Forget()]
+    return [Drain(), LeaveBalancer(), RemoveMachine(), RemoveFiles(revision), Forget()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -15,7 +15,9 @@ from pytest_vmss.guest import Guest
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
-from pytest_vmss.model import Probe, ScaleSetModel, VmSize, find_size
+from pytest_vmss.hypervisor.addresses import host_port
+from pytest_vmss.load_balancer import Balancer, Member, Rule
+from pytest_vmss.model import LoadBalancer, Probe, ScaleSetModel, VmSize, find_size
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import (
@@ -26,7 +28,7 @@ from pytest_vmss.store import (
     Store,
 )
 
-__all__ = ["InstanceContext", "Prober", "Revision", "World"]
+__all__ = ["InstanceContext", "Prober", "Revision", "World", "member_of"]
 
 #: Makes one probe of an instance.
 Prober = Callable[[Probe, InstanceRecord], ProbeResult]
@@ -38,11 +40,13 @@ class Revision:
 
     Attributes:
         probe: The load balancer's probe that the model names.
+        balancer: That load balancer.
     """
 
     number: int
     model: ScaleSetModel
     probe: Probe | None
+    balancer: LoadBalancer | None
 
 
 class GuestFactory(Protocol):
@@ -63,7 +67,8 @@ class World:
         probe: Makes a probe.
         sizes: VM sizes besides the built-in ones.
         metrics: Custom metrics that an instance's health extension reports now (D5).
-        free_addresses: Loopback addresses that are not among those in use, as many as asked for.
+        free_addresses: Loopback addresses that nobody has, as many as asked for.
+        make_balancer: Makes the load balancer of a set, from its rules.
         require_room: Raises CapacityError where so many instances of a size do not fit.
     """
 
@@ -80,7 +85,8 @@ class World:
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
     require_room: Callable[[int, VmSize], None]
-    free_addresses: Callable[[set[str], int], list[str]]
+    free_addresses: Callable[[int], list[str]]
+    make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)
@@ -117,6 +123,7 @@ class World:
                 number,
                 ScaleSetModel.model_validate(record.model),
                 None if record.probe is None else Probe.model_validate(record.probe),
+                None if record.balancer is None else LoadBalancer.model_validate(record.balancer),
             )
             self._revisions[set_id, number] = found
         return found
@@ -129,6 +136,37 @@ class World:
         """
         record = self.set_record(scale_set)
         return self.revision(record.unique_id, record.revision)
+
+    def balancer(self, scale_set: str) -> Balancer | None:
+        """The load balancer in front of a set, where the model declares one with rules."""
+        record = self.set_record(scale_set)
+        declared = self.revision(record.unique_id, record.revision).balancer
+        if record.frontend is None or declared is None:
+            return None
+        rules = [
+            Rule(
+                rule.name,
+                record.frontend,
+                host_port(rule.frontend_port),
+                rule.backend_port,
+                declared.probe_of(rule),
+            )
+            for rule in declared.load_balancing_rules
+            if rule.protocol != "Udp"
+        ]
+        return self.make_balancer(record, rules) if rules else None
+
+    def serve(self, scale_set: str) -> None:
+        """Sees to it that a set's load balancer runs and knows its instances.
+
+        Raises:
+            BalancerError: It cannot be started.
+            HostError: HAProxy is not installed.
+        """
+        balancer = self.balancer(scale_set)
+        if balancer is not None:
+            records = self.store.select(InstanceRecord, scale_set.lower())
+            balancer.ensure([member_of(record) for record in records if record.generation])
 
     def set_record(self, scale_set: str) -> ScaleSetRecord:
         """A set's record.
@@ -161,6 +199,11 @@ class World:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
+
+
+def member_of(record: InstanceRecord) -> Member:
+    """An instance as its load balancer knows it."""
+    return Member(record.name, record.address, record.forwards, record.in_service)
 
 
 @dataclass(frozen=True)

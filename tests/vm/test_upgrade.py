@@ -7,6 +7,7 @@ checks its own preconditions, so that one that failed shows itself only.
 from __future__ import annotations
 
 import hashlib
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def main_gallery(vmss: Lab) -> Gallery:
     return vmss.gallery("main-job")
 
 
+def answers(url: str) -> bool:
+    """Whether the frontend serves a request, on a connection of its own."""
+    with urllib.request.urlopen(f"{url}/version", timeout=10) as response:
+        return bool(response.status == 200)
+
+
 def test_instances_come_up_as_the_model_says(web: ScaleSet) -> None:
     """A1, A4, A5, E2, E4, H2, L6."""
     assert [instance.name for instance in web] == ["web_0", "web_1"]
@@ -75,11 +82,13 @@ def test_instances_come_up_as_the_model_says(web: ScaleSet) -> None:
 def test_a_good_version_rolls_through(
     web: ScaleSet, main_gallery: Gallery, built: Callable[[str], Path]
 ) -> None:
-    """C1, D2, E1-E4, F2: new boot, version and kernel; data there; everything run once."""
+    """C1, D2, E1-E4, F2: users notice nothing; new boot, version and kernel; data there; everything run once."""
     before = {i.name: (i.boot_id, i.kernel, i.data_disks[0].stat().st_ino) for i in web}
-    main_gallery.publish("web", "1.1.0", built("1.1.0"))
-    upgrade = web.wait_for_upgrade()
+    with web.always(lambda: answers(web.url), every=0.2) as watched:
+        main_gallery.publish("web", "1.1.0", built("1.1.0"))
+        upgrade = web.wait_for_upgrade()
     assert upgrade.completed, upgrade.explain()
+    assert watched.checks > 100
     assert upgrade.batches == [(0,), (1,)]
     for instance in web:
         boot_id, kernel, inode = before[instance.name]
@@ -118,14 +127,15 @@ def test_a_bad_version_is_stopped_undone_and_told_apart(
     message: str,
     on_console: str,
 ) -> None:
-    """D7, E5, G1-G3: previous disk file back and healthy, the other never touched."""
+    """D7, E5, G1-G3: users notice nothing; previous disk file back and healthy, the other never touched."""
     assert {instance.image_version for instance in web} == {"1.1.0"}, "the set is not as expected"
     disk = web[0].os_disk
     inode = disk.stat().st_ino
     boots = [instance.boot_id for instance in web]
     runs = web[0].host.check_output("cat /data/custom-data-runs")
-    main_gallery.publish("web", version, built(version))
-    upgrade = web.wait_for_upgrade()
+    with web.always(lambda: answers(web.url), every=0.2):
+        main_gallery.publish("web", version, built(version))
+        upgrade = web.wait_for_upgrade()
     check_rolled_back(upgrade)
     error = upgrade.errors[0]
     assert error.code == code

@@ -20,6 +20,7 @@ from pytest_vmss.upgrade.steps.disks import (
 from pytest_vmss.upgrade.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, RunExtensions
 from pytest_vmss.upgrade.steps.power import ProveBoot, SetPower, Start, Stop
 from pytest_vmss.upgrade.steps.step import Conclusion, Step
+from pytest_vmss.upgrade.steps.traffic import Drain, LeaveBalancer, Serve
 
 __all__ = [
     "ApplyModel",
@@ -28,14 +29,17 @@ __all__ = [
     "Conclusion",
     "CreateDataDisks",
     "Discard",
+    "Drain",
     "FinishCloudInit",
     "Forget",
+    "LeaveBalancer",
     "PrepareDisk",
     "ProveBoot",
     "RemoveFiles",
     "RemoveMachine",
     "ReplaceDataDisks",
     "RunExtensions",
+    "Serve",
     "SetPower",
     "Start",
     "Step",

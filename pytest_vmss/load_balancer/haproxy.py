@@ -1,0 +1,305 @@
+"""HAProxy: an unprivileged process on loopback, driven through its runtime socket."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from pytest_vmss.clock import SystemClock, wait_for
+from pytest_vmss.errors import BalancerError, WaitTimeoutError
+from pytest_vmss.load_balancer.protocol import Member, Rule
+from pytest_vmss.model import Probe
+from pytest_vmss.process import require, run
+
+__all__ = ["HAProxy"]
+
+_NOBODY = 65534
+#: States of servers whose probe succeeds, or that have none.
+_IN_HEALTH = ("UP", "DRAIN", "NOLB", "no check")
+_SOCKET_PATH_MAX = 107
+_ANSWER_S = 5.0
+_STOP_S = 5.0
+_START_S = 10.0
+
+_GLOBAL = """\
+global
+    stats socket {socket} mode 600 level admin
+    stats timeout 1h
+    maxconn 2000
+    hard-stop-after 5s
+{identity}
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 5m
+    timeout server 5m
+    timeout queue 10s
+    timeout check {check}s
+    option redispatch 1
+    retries 3
+"""
+_RULE = """
+frontend {name}
+    bind {address}:{port}
+    default_backend {name}
+backend {name}
+    balance roundrobin
+{check}"""
+_HTTP_CHECK = """\
+    option httpchk
+    http-check send meth GET uri {path} ver HTTP/1.1 hdr Host vmss hdr Connection close
+    http-check expect status 200
+"""
+
+
+class HAProxy:
+    """Implements :class:`~pytest_vmss.load_balancer.protocol.Balancer`.
+
+    The process lives on when this one ends, so that a set is served between two
+    commands; its number is in a file of the folder.
+
+    Args:
+        folder: Where its files are.
+        rules: What it listens to. Not empty.
+    """
+
+    def __init__(self, folder: Path, rules: Sequence[Rule]) -> None:
+        self._folder = folder
+        self._rules = tuple(rules)
+
+    # The process.
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._folder / "haproxy.pid"
+
+    @property
+    def _configuration(self) -> Path:
+        return self._folder / "haproxy.cfg"
+
+    @property
+    def _socket(self) -> Path:
+        path = self._folder / "haproxy.sock"
+        if len(str(path)) + len(".65535.tmp") <= _SOCKET_PATH_MAX:
+            return path
+        raise BalancerError(
+            f"{path} is too long a path for a socket; use a state directory with a shorter path "
+            "(VMSS_STATE_DIR)"
+        )
+
+    def ensure(self, members: Sequence[Member]) -> None:
+        """Runs, with these members and no others, each in or out of service as it says.
+
+        Raises:
+            BalancerError: It cannot be started; the message is its own.
+            HostError: HAProxy is not installed.
+        """
+        if not self._answers():
+            self._start()
+        wanted = {member.name for member in members}
+        for name in self._servers() - wanted:
+            self.take_out(name)
+            self.remove(name)
+        for member in members:
+            self.add(member)
+
+    def _answers(self) -> bool:
+        if self._process() is None:
+            return False
+        try:
+            return self._configuration.read_text() == self._text() and bool(self._ask("show info"))
+        except (OSError, BalancerError):
+            return False
+
+    def _start(self) -> None:
+        self.stop()
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        text = self._text()
+        self._configuration.write_text(text)
+        self._configuration.chmod(0o600)
+        run(
+            [require("haproxy"), "-D", "-q", "-f", self._configuration, "-p", self._pid_file],
+            what="starting the load balancer",
+        )
+        try:
+            wait_for(
+                "the load balancer to answer",
+                lambda: self._answers() or None,
+                limit=_START_S,
+                clock=SystemClock(),
+                interval=0.02,
+            )
+        except WaitTimeoutError as late:
+            raise BalancerError(f"the load balancer does not answer: {late.message}") from late
+
+    def stop(self) -> None:
+        """Ends; nothing of it is left.
+
+        Raises:
+            BalancerError: Its process does not end.
+        """
+        process = self._process()
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(_STOP_S)
+                except psutil.TimeoutExpired:
+                    process.kill()
+                    with contextlib.suppress(psutil.TimeoutExpired):
+                        process.wait(_STOP_S)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+
+    def _process(self) -> psutil.Process | None:
+        """Its process; None where there is none. A pid that was used again does not count."""
+        try:
+            process = psutil.Process(int(self._pid_file.read_text().split()[0]))
+            ours = str(self._configuration) in process.cmdline()
+            return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
+        except (OSError, ValueError, IndexError, psutil.Error):
+            return None
+
+    def _text(self) -> str:
+        intervals = [rule.probe.interval_in_seconds for rule in self._rules if rule.probe]
+        identity = f"    uid {_NOBODY}\n    gid {_NOBODY}\n" if os.geteuid() == 0 else ""
+        text = _GLOBAL.format(socket=self._socket, identity=identity, check=min([5, *intervals]))
+        for rule in self._rules:
+            check = ""
+            if rule.probe is not None and rule.probe.protocol != "Tcp":
+                check = _HTTP_CHECK.format(path=_quoted(rule.probe.request_path or "/"))
+            text += _RULE.format(name=rule.name, address=rule.address, port=rule.port, check=check)
+        return text
+
+    # Its members.
+
+    def add(self, member: Member) -> None:
+        """Takes a member in, in service or not."""
+        known = self._servers()
+        for rule in self._rules:
+            if member.name not in known:
+                port = member.forwards[rule.backend_port]
+                self._command(
+                    f"add server {rule.name}/{member.name} {member.address}:{port}"
+                    + _check(rule.probe, member),
+                )
+                if rule.probe is not None:
+                    self._command(f"enable health {rule.name}/{member.name}")
+        (self.put_back if member.in_service else self.take_out)(member.name)
+
+    def remove(self, name: str) -> None:
+        """Lets a member go, with what connections it still has."""
+        if name not in self._servers():
+            return
+        for rule in self._rules:
+            server = f"{rule.name}/{name}"
+            self._command(f"set server {server} state maint")
+            self._command(f"shutdown sessions server {server}")
+            try:
+                wait_for(
+                    f"the connections of {name} to end",
+                    partial(self._deleted, server),
+                    limit=_STOP_S,
+                    clock=SystemClock(),
+                    interval=0.02,
+                )
+            except WaitTimeoutError as late:
+                raise BalancerError(f"{name} cannot be removed: {late.message}") from late
+
+    def _deleted(self, server: str) -> bool | None:
+        """Whether a server could be deleted; not while it has connections."""
+        return self._command(f"del server {server}", fails=True) or None
+
+    def take_out(self, name: str) -> None:
+        """Sends a member no new connections; those that it has go on."""
+        self._set_state(name, "drain")
+
+    def put_back(self, name: str) -> None:
+        """Sends a member connections again, as soon as it is healthy."""
+        self._set_state(name, "ready")
+
+    def _set_state(self, name: str, state: str) -> None:
+        if name in self._servers():
+            for rule in self._rules:
+                self._command(f"set server {rule.name}/{name} state {state}")
+
+    def connections(self, name: str) -> int:
+        """How many connections a member has now."""
+        return sum(int(row["scur"] or 0) for row in self._rows() if row["svname"] == name)
+
+    def healthy(self, name: str) -> bool | None:
+        """What the probes say of a member; None where nothing is known yet."""
+        rows = [row for row in self._rows() if row["svname"] == name]
+        if not rows or any(row["check_status"].endswith("INI") for row in rows):
+            return None
+        # "DOWN 1/2" is on its way up, and still down.
+        return all(row["status"].startswith(_IN_HEALTH) for row in rows)
+
+    def _servers(self) -> set[str]:
+        return {row["svname"] for row in self._rows()}
+
+    def _rows(self) -> list[dict[str, str]]:
+        text = self._ask("show stat").lstrip("# ")
+        return [
+            row
+            for row in csv.DictReader(io.StringIO(text))
+            if row["svname"] not in ("FRONTEND", "BACKEND")
+        ]
+
+    # Its socket.
+
+    def _command(self, command: str, *, fails: bool = False) -> bool:
+        """Gives a command; what it answers is a complaint.
+
+        Raises:
+            BalancerError: It complains, and that is no answer (``fails``).
+        """
+        answer = self._ask(command).strip()
+        if not answer or "New server registered" in answer or "Server deleted" in answer:
+            return True
+        if fails:
+            return False
+        raise BalancerError(f"HAProxy refused {command!r}: {answer}")
+
+    def _ask(self, command: str) -> str:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+                link.settimeout(_ANSWER_S)
+                link.connect(str(self._socket))
+                link.sendall(command.encode() + b"\n")
+                answer = b""
+                while part := link.recv(65536):
+                    answer += part
+        except OSError as silent:
+            raise BalancerError(
+                f"the load balancer at {self._socket} does not answer: {silent}"
+            ) from silent
+        return answer.decode()
+
+
+def _check(probe: Probe | None, member: Member) -> str:
+    """How a server is checked; as often as the probe says, and quickly while its state changes."""
+    if probe is None:
+        return ""
+    ssl = " check-ssl verify none" if probe.protocol == "Https" else ""
+    return (
+        f" check port {member.forwards[probe.port]} inter {probe.interval_in_seconds}s "
+        f"fastinter 200ms downinter 500ms rise {probe.threshold} fall {probe.threshold}{ssl}"
+    )
+
+
+def _quoted(text: str) -> str:
+    """A word of the configuration, whatever it holds."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'

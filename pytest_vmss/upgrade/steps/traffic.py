@@ -1,0 +1,91 @@
+"""Out of load balancing, and back into it (E1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pytest_vmss.clock import wait_for
+from pytest_vmss.errors import UnhealthyError, WaitTimeoutError
+from pytest_vmss.upgrade.steps.step import Conclusion
+from pytest_vmss.upgrade.world import InstanceContext, member_of
+
+__all__ = ["Drain", "LeaveBalancer", "Serve"]
+
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Takes the instance out of load balancing, and waits for its connections to end."""
+
+    name: ClassVar[str] = "drain"
+
+    def apply(self, context: InstanceContext) -> None:
+        world = context.world
+        balancer = world.balancer(context.scale_set)
+        if balancer is None:
+            return
+        world.store.amend(context.record, in_service=False)
+        balancer.take_out(context.name)
+        try:
+            wait_for(
+                f"the connections of {context.name} to end",
+                lambda: balancer.connections(context.name) == 0 or None,
+                limit=context.limits.drain,
+                clock=world.clock,
+                interval=_LOOK_S,
+                describe=lambda: f"{balancer.connections(context.name)} are left",
+            )
+        except WaitTimeoutError as late:
+            context.event("warning", f"{late.message}; they will break")
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Puts the instance back into load balancing.
+
+    Attributes:
+        wait: Until the load balancer's own probe says that it is healthy.
+    """
+
+    name: ClassVar[str] = "serve"
+
+    wait: bool = True
+
+    def apply(self, context: InstanceContext) -> Conclusion | None:
+        world = context.world
+        balancer = world.balancer(context.scale_set)
+        if balancer is None:
+            return None
+        record = world.store.amend(context.record, in_service=True)
+        balancer.add(member_of(record))
+        limit = context.limits.health
+        try:
+            if self.wait:
+                wait_for(
+                    f"the load balancer to find {context.name} healthy",
+                    lambda: balancer.healthy(context.name) or None,
+                    limit=limit,
+                    clock=world.clock,
+                    interval=_LOOK_S,
+                )
+        except WaitTimeoutError as late:
+            raise UnhealthyError(
+                f"its own port answers, but the load balancer's probe did not find it healthy "
+                f"within {limit:.0f} s",
+                instance=context.name,
+            ) from late
+        return None
+
+
+@dataclass(frozen=True)
+class LeaveBalancer:
+    """Removes an instance that goes from load balancing."""
+
+    name: ClassVar[str] = "leave load balancer"
+
+    def apply(self, context: InstanceContext) -> None:
+        balancer = context.world.balancer(context.scale_set)
+        if balancer is not None:
+            balancer.remove(context.name)

@@ -1,0 +1,133 @@
+"""E1, F2: instances in and out of load balancing, and checks that must always hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vmss.errors import NotFoundError, ViolationError
+from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.store import Outcome
+from tests.models import LOAD_BALANCER, web_model
+from tests.simulation.conftest import SimulatedLab
+
+
+def test_an_instance_is_drained_before_it_stops(lab: SimulatedLab) -> None:
+    """E1: and comes back only when it is healthy."""
+    web = lab.start_web(3)
+    balancer = lab.balancers[web.record.unique_id]
+    assert balancer.members == {"web_0": True, "web_1": True, "web_2": True}
+    balancer.busy = {"web_1": 40}
+    seen = []
+    request_stop, probe = lab.simulated.request_stop, lab.world.probe
+
+    def stopping(name: str) -> None:
+        seen.append((dict(balancer.members), balancer.busy.get(name.rpartition("-")[2], 0)))
+        request_stop(name)
+
+    def probing(*arguments: object) -> object:
+        assert sum(balancer.members.values()) >= 2
+        return probe(*arguments)  # type: ignore[arg-type]
+
+    lab.simulated.request_stop = stopping  # type: ignore[method-assign]
+    lab.world.probe = probing  # type: ignore[assignment]
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed
+    assert [(members[f"web_{n}"], busy) for n, (members, busy) in enumerate(seen)] == [
+        (False, 0)
+    ] * 3
+    assert [sum(members.values()) for members, _ in seen] == [2, 2, 2]
+    assert set(balancer.members.values()) == {True}
+    assert upgrade.stages[1]["drain"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_connections_that_do_not_end_are_cut_after_a_limit(lab: SimulatedLab) -> None:
+    web = lab.start_web(1)
+    lab.balancers[web.record.unique_id].busy = {"web_0": 10_000}
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed
+    assert any("they will break" in event.message for event in upgrade.events)
+    assert upgrade.stages[0]["drain"] == pytest.approx(30.0, abs=0.1)
+
+
+def test_a_rolled_back_instance_serves_again(lab: SimulatedLab) -> None:
+    web = lab.start_web(3)
+    upgrade = lab.roll(web, "1.1.0", Behaviour.PANICS)
+    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert set(lab.balancers[web.record.unique_id].members.values()) == {True}
+    assert all(i.record.in_service for i in web)
+
+
+def test_stopped_and_removed_instances_get_no_traffic(lab: SimulatedLab) -> None:
+    web = lab.start_web(3)
+    balancer = lab.balancers[web.record.unique_id]
+    web.stop([1])
+    assert balancer.members == {"web_0": True, "web_1": False, "web_2": True}
+    web.start([1])
+    web.delete_instances([2])
+    assert balancer.members == {"web_0": True, "web_1": True}
+    web.delete()
+    assert not balancer.running
+
+
+def test_the_url_is_the_frontends(lab: SimulatedLab) -> None:
+    web = lab.start_web(1)
+    assert web.url == f"http://{web.record.frontend}:10080"
+    assert web.record.frontend not in {i.record.address for i in web}
+    body = web_model("bare", automatic=False)
+    body["properties"]["virtualMachineProfile"].pop("networkProfile")
+    bare = lab.start(body, LOAD_BALANCER)
+    with pytest.raises(NotFoundError, match="no load balancer stands before 'bare'"):
+        _ = bare.url
+
+
+def test_what_always_holds(lab: SimulatedLab) -> None:
+    web = lab.start_web(1)
+    with web.always(lambda: True, every=0.01) as watched:
+        lab.roll(web, "1.1.0")
+    assert watched.checks >= 1
+    assert watched.violations == []
+    with web.always(lambda: None, every=0.01):  # as a check that only asserts
+        pass
+
+
+def test_every_violation_is_told_with_step_and_states(lab: SimulatedLab) -> None:
+    web = lab.start_web(2)
+
+    def check() -> bool:
+        return all(i.record.version == "1.0.0" for i in web)
+
+    def upgrade() -> None:
+        with web.always(check, every=0.0):
+            lab.roll(web, "1.1.0")
+            for _ in range(200):
+                check()
+
+    with pytest.raises(ViolationError, match="the check returned False") as violated:
+        upgrade()
+    assert isinstance(violated.value, AssertionError)
+    assert "web_0 Succeeded on 1.1.0" in violated.value.message
+    first = violated.value.violations[0]
+    assert "web_1" in str(first)
+
+
+def test_what_a_check_raises_is_a_violation_and_the_blocks_own_error_comes_first(
+    lab: SimulatedLab,
+) -> None:
+    web = lab.start_web(1)
+
+    def broken() -> bool:
+        raise ConnectionError("connection refused")
+
+    with (
+        pytest.raises(ViolationError, match="ConnectionError: connection refused"),
+        web.always(broken),
+    ):
+        pass
+
+    def fails() -> None:
+        with web.always(broken):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        fails()
+    assert "connection refused" in raised.value.__notes__[0]

@@ -1,0 +1,245 @@
+"""F2: HAProxy and the simulated load balancer behind one protocol; Azure's JSON of it."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_vmss.errors import BalancerError, ModelError
+from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule, SimulatedBalancer
+from pytest_vmss.model import Probe, load_document
+from tests.models import LOAD_BALANCER, web_model
+
+ADDRESS, PORT = "127.62.7.9", 18080
+PROBE = Probe(
+    name="healthz",
+    protocol="Http",
+    port=80,
+    request_path='/healthz?a="b"&c=$HOME',
+    interval_in_seconds=5,
+    number_of_probes=2,
+)
+
+
+class Backend:
+    """Stands for an instance's application."""
+
+    def __init__(self, name: str) -> None:
+        backend = self
+        self.name = name
+        self.healthy = True
+        self.paths: set[str] = set()
+        self.slow = threading.Event()
+        self.slow.set()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                backend.paths.add(self.path)
+                if not self.path.startswith("/healthz"):
+                    backend.slow.wait(30)
+                healthy = backend.healthy or not self.path.startswith("/healthz")
+                body = backend.name.encode()
+                self.send_response(200 if healthy else 500)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def member(self) -> Member:
+        return Member(self.name, "127.0.0.1", {80: self._server.server_address[1]})
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def backends() -> Iterator[dict[str, Backend]]:
+    made = {name: Backend(name) for name in ("web_0", "web_1")}
+    yield made
+    for backend in made.values():
+        backend.close()
+
+
+@pytest.fixture(params=["simulated", "haproxy"])
+def balancer(
+    request: pytest.FixtureRequest, tmp_path: Path, backends: dict[str, Backend]
+) -> Iterator[Balancer]:
+    made: Balancer
+    if request.param == "simulated":
+        made = SimulatedBalancer(lambda name: backends[name].healthy)
+    else:
+        made = HAProxy(tmp_path / "b", [Rule("http", ADDRESS, PORT, 80, PROBE)])
+    yield made
+    made.stop()
+
+
+def until(what: Callable[[], bool], limit: float = 15.0) -> float:
+    """Waits, and says how long."""
+    start = time.monotonic()
+    while not what():
+        assert time.monotonic() - start < limit, "waited in vain"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def test_a_balancers_life(balancer: Balancer, backends: dict[str, Backend]) -> None:
+    members = [backend.member for backend in backends.values()]
+    balancer.ensure(members)
+    balancer.ensure(members)
+    until(lambda: balancer.healthy("web_0") is True and balancer.healthy("web_1") is True)
+    assert balancer.healthy("web_9") is None
+    balancer.take_out("web_0")
+    balancer.take_out("web_0")
+    assert balancer.connections("web_0") == 0
+    assert balancer.healthy("web_0") is True
+    balancer.put_back("web_0")
+    backends["web_1"].healthy = False
+    until(lambda: balancer.healthy("web_1") is False)
+    backends["web_1"].healthy = True
+    until(lambda: balancer.healthy("web_1") is True)
+    balancer.take_out("web_1")
+    balancer.remove("web_1")
+    balancer.remove("web_1")
+    assert balancer.healthy("web_1") is None
+    balancer.add(backends["web_1"].member)
+    until(lambda: balancer.healthy("web_1") is True)
+    balancer.stop()
+    balancer.stop()
+
+
+@pytest.fixture
+def haproxy(tmp_path: Path, backends: dict[str, Backend]) -> Iterator[HAProxy]:
+    made = HAProxy(tmp_path / "b", [Rule("http", ADDRESS, PORT, 80, PROBE)])
+    made.ensure([backend.member for backend in backends.values()])
+    until(lambda: made.healthy("web_0") is True and made.healthy("web_1") is True)
+    yield made
+    made.stop()
+
+
+def get() -> str:
+    link = http.client.HTTPConnection(ADDRESS, PORT, timeout=10)
+    try:
+        link.request("GET", "/", headers={"Connection": "close"})
+        return link.getresponse().read().decode()
+    finally:
+        link.close()
+
+
+def served() -> Counter[str]:
+    return Counter(get() for _ in range(10))
+
+
+def test_traffic_goes_to_healthy_members_in_service(
+    haproxy: HAProxy, backends: dict[str, Backend]
+) -> None:
+    assert served() == {"web_0": 5, "web_1": 5}
+    assert PROBE.request_path in backends["web_0"].paths  # taken as it is
+    haproxy.take_out("web_0")
+    assert served() == {"web_1": 10}
+    backends["web_0"].healthy = False
+    until(lambda: haproxy.healthy("web_0") is False)
+    haproxy.put_back("web_0")
+    assert served() == {"web_1": 10}  # still sick
+    backends["web_0"].healthy = True
+    # Quicker than its interval of 5 s: states change at 0.2 s.
+    assert until(lambda: haproxy.healthy("web_0") is True) < 2.5
+    assert served() == {"web_0": 5, "web_1": 5}
+
+
+def test_a_member_that_is_taken_out_ends_its_requests(
+    haproxy: HAProxy, backends: dict[str, Backend]
+) -> None:
+    """E1: drained, not cut."""
+    for backend in backends.values():
+        backend.slow.clear()
+    answers: list[str] = []
+    clients = [threading.Thread(target=lambda: answers.append(get())) for _ in range(2)]
+    for client in clients:
+        client.start()
+    until(lambda: haproxy.connections("web_0") == 1)
+    haproxy.take_out("web_0")
+    assert haproxy.connections("web_0") == 1
+    for backend in backends.values():
+        backend.slow.set()
+    until(lambda: haproxy.connections("web_0") == 0)
+    for client in clients:
+        client.join(10)
+    assert sorted(answers) == ["web_0", "web_1"]
+
+
+def test_its_process_is_found_again_and_ended(
+    haproxy: HAProxy, tmp_path: Path, backends: dict[str, Backend]
+) -> None:
+    """L5, M1: it outlives the process that started it, and is never started twice."""
+    (pid,) = mine(tmp_path)
+    again = HAProxy(tmp_path / "b", [Rule("http", ADDRESS, PORT, 80, PROBE)])
+    again.ensure([backends["web_0"].member])
+    assert mine(tmp_path) == [pid]
+    assert served() == {"web_0": 10}
+    psutil.Process(pid).kill()
+    until(lambda: mine(tmp_path) == [])
+    again.ensure([backend.member for backend in backends.values()])
+    until(lambda: set(served()) == {"web_0", "web_1"})
+    haproxy.stop()
+    assert mine(tmp_path) == []
+    assert not (tmp_path / "b").exists()
+
+
+def mine(folder: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter(["name", "status"]):
+        if process.info["name"] == "haproxy" and process.info["status"] != "zombie":
+            try:
+                if str(folder) in " ".join(process.cmdline()):
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+    return found
+
+
+def test_it_listens_on_loopback_only_and_its_files_are_the_owners(
+    haproxy: HAProxy,  # noqa: ARG001 - it runs
+    tmp_path: Path,
+) -> None:
+    """M5."""
+    (pid,) = mine(tmp_path)
+    process = psutil.Process(pid)
+    listening = [link.laddr.ip for link in process.net_connections() if link.status == "LISTEN"]
+    assert listening == [ADDRESS]
+    assert process.uids().real != 0
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o700
+    for name in ("haproxy.cfg", "haproxy.sock"):
+        assert (tmp_path / "b" / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_path_too_long_for_a_socket_is_a_clear_error(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    with pytest.raises(BalancerError, match=r"too long a path for a socket.*VMSS_STATE_DIR"):
+        HAProxy(folder, [Rule("http", ADDRESS, PORT, 80, PROBE)]).ensure([])
+
+
+def test_azures_json_of_it() -> None:
+    document = load_document(web_model(), load_balancer=LOAD_BALANCER)
+    assert document.balancer is not None
+    (rule,) = document.balancer.load_balancing_rules
+    assert (rule.frontend_port, rule.backend_port) == (80, 80)
+    assert document.balancer.probe_of(rule) == document.probe
+    with pytest.raises(ModelError, match="no load balancer was given"):
+        load_document(web_model())
+    assert load_document(web_model(), known_balancer=document.balancer).probe == document.probe
