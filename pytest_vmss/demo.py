@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from pytest_vmss.errors import NotFoundError, VmssError
+from pytest_vmss.errors import NotFoundError, ViolationError, VmssError
 from pytest_vmss.hypervisor.accelerator import choose_accelerator
 from pytest_vmss.images import ImageBuilder
 from pytest_vmss.instance import Instance
@@ -23,6 +26,8 @@ from pytest_vmss.store import Outcome
 __all__ = ["example", "run_demo"]
 
 _HEALTH_TIMEOUT = 20.0
+_USER_TIMEOUT_S = 10.0
+_USER_EVERY_S = 0.1
 _BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 
 
@@ -127,7 +132,7 @@ def _play(
     lab.watch()
 
     stage("Publish 1.1.0: it rolls through the set by itself, one instance at a time")
-    with LiveView(lab.store, console):
+    with LiveView(lab.store, console), _users(web, claims):
         gallery.publish("web", "1.1.0", disks["1.1.0"])
         upgrade = web.wait_for_upgrade()
     _show(lab, console, upgrade, web)
@@ -140,7 +145,7 @@ def _play(
     previous = web[0].os_disk
     identity = previous.stat().st_ino
     boots = {instance.name: instance.boot_id for instance in web}
-    with LiveView(lab.store, console):
+    with LiveView(lab.store, console), _users(web, claims):
         gallery.publish("web", "1.2.0", disks["1.2.0"])
         upgrade = web.wait_for_upgrade()
     _show(lab, console, upgrade, web)
@@ -166,6 +171,34 @@ def _play(
         if instance.name != "web_0":
             boot = instance.host.check_output("cat /proc/sys/kernel/random/boot_id")
             claims.check(f"{instance.name} was never touched", boot == boots[instance.name], boot)
+
+
+@contextlib.contextmanager
+def _users(web: ScaleSet, claims: _Claims) -> Iterator[None]:
+    """Users of the service, who must not notice what happens."""
+    place = urlsplit(web.url).netloc
+
+    def served() -> bool:
+        link = http.client.HTTPConnection(place, timeout=_USER_TIMEOUT_S)
+        try:
+            link.request("GET", "/version", headers={"Connection": "close"})
+            return link.getresponse().status == http.client.OK
+        finally:
+            link.close()
+
+    watched = web.always(served, every=_USER_EVERY_S)
+    try:
+        with watched:
+            yield
+    except ViolationError as violated:
+        claims.check("users noticed nothing", False, violated.message)
+    else:
+        claims.check(
+            f"users noticed nothing: {watched.checks} requests to the load balancer, none failed, "
+            f"the slowest took {watched.slowest:.2f} s",
+            True,
+            "",
+        )
 
 
 def _show(lab: Lab, console: Console, upgrade: Upgrade, web: ScaleSet) -> None:
