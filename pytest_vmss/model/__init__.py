@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_vmss.model.document import ScaleSetDocument, Source, load_document, read_part
 from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
-from pytest_vmss.model.rules import check_model
+from pytest_vmss.model.rules import check_model, model_warnings
 from pytest_vmss.model.scale_set import (
     AutomaticOSUpgradePolicy,
     AzureModel,
@@ -38,6 +38,7 @@ __all__ = [
     "keep_secrets",
     "load_document",
     "merge",
+    "model_warnings",
     "profile_of",
     "read_part",
 ]

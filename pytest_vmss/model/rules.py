@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from pytest_vmss.errors import ModelProblem
-from pytest_vmss.model.load_balancer import Probe
+from pytest_vmss.model.load_balancer import LoadBalancer, Probe
 from pytest_vmss.model.scale_set import ImageReference, PatchSettings, ScaleSetModel
 from pytest_vmss.model.service_fabric import (
     Cluster,
@@ -16,7 +16,7 @@ from pytest_vmss.model.service_fabric import (
 )
 from pytest_vmss.model.sizes import SIZES, find_size
 
-__all__ = ["APPLICATION_HEALTH", "check_model"]
+__all__ = ["APPLICATION_HEALTH", "check_model", "model_warnings"]
 
 #: Publisher of the Application Health extension, and its types.
 APPLICATION_HEALTH = (
@@ -26,6 +26,7 @@ APPLICATION_HEALTH = (
 )
 
 _GROUP_SIZE = 100
+_LONG_INTERVAL_S = 120
 _FIRST_API_VERSION = "2018-10-01"
 #: Since then Windows' own updates exclude automatic OS upgrade (C6).
 _WINDOWS_API_VERSION = "2019-03-01"
@@ -41,6 +42,7 @@ def check_model(
     sizes: Mapping[str, tuple[int, int]],
     extension_types: frozenset[tuple[str, str]],
     clusters: list[Cluster] | None = None,
+    balancer: LoadBalancer | None = None,
 ) -> list[ModelProblem]:
     """Everything that is wrong with a model whose values are each valid.
 
@@ -50,6 +52,7 @@ def check_model(
         sizes: The user's own VM sizes.
         extension_types: Known extensions: (publisher, type) in lower case.
         clusters: Service Fabric clusters that came with it.
+        balancer: The load balancer in front of it.
     """
     return [
         *_check_size(model, sizes),
@@ -58,6 +61,7 @@ def check_model(
         *_check_probe(probe),
         *_check_extensions(model, extension_types),
         *_check_placement(model),
+        *_check_balancer(model, balancer),
         *_check_rolling_mode(model),
         *_check_automatic_upgrade(model, clusters or []),
     ]
@@ -181,6 +185,47 @@ def _check_placement(model: ScaleSetModel) -> Iterator[ModelProblem]:
             f"a set with singlePlacementGroup has {_GROUP_SIZE} instances at most; "
             f"given {model.sku.capacity}: set singlePlacementGroup to false",
         )
+
+
+def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iterator[ModelProblem]:
+    """F2: what a load balancer must be to stand before the set."""
+    if balancer is None:
+        return
+    several = model.single_placement_group is False or model.sku.capacity > _GROUP_SIZE
+    if several and balancer.sku is not None and balancer.sku.name == "Basic":
+        yield ModelProblem(
+            f"the load balancer {balancer.name!r}.sku.name",
+            "BadRequest",
+            "a set of several placement groups needs a Standard load balancer; given Basic",
+        )
+    for rule in balancer.load_balancing_rules:
+        path = f"the load balancer {balancer.name!r}.loadBalancingRules[{rule.name!r}]"
+        if rule.probe is not None and balancer.probe_of(rule) is None:
+            names = ", ".join(probe.name for probe in balancer.probes) or "none"
+            yield ModelProblem(
+                f"{path}.probe.id",
+                "InvalidResourceReference",
+                f"names no probe of this load balancer; there are: {names}",
+            )
+    ports = Counter(rule.frontend_port for rule in balancer.load_balancing_rules)
+    for port, count in ports.items():
+        if count > 1:
+            yield ModelProblem(
+                f"the load balancer {balancer.name!r}.loadBalancingRules",
+                "InvalidParameter",
+                f"{count} rules have the frontend port {port}",
+            )
+
+
+def model_warnings(probe: Probe | None) -> list[str]:
+    """What Azure warns about and takes (F2)."""
+    if probe is None or probe.interval_in_seconds < _LONG_INTERVAL_S:
+        return []
+    told = (
+        f"the probe {probe.name!r} looks every {probe.interval_in_seconds} s; an interval of "
+        "2 minutes or more is too long for upgrades to see trouble in time"
+    )
+    return [told]
 
 
 def _check_rolling_mode(model: ScaleSetModel) -> Iterator[ModelProblem]:

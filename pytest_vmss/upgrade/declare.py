@@ -13,6 +13,7 @@ from pytest_vmss.model import (
     ScaleSetModel,
     check_model,
     check_update,
+    model_warnings,
     profile_of,
 )
 from pytest_vmss.store import ModelRecord, ScaleSetRecord, VersionRecord
@@ -47,6 +48,7 @@ def check_document(
         sizes=world.sizes,
         extension_types=known_types(),
         clusters=list(document.clusters),
+        balancer=document.balancer,
     )
     problems += check_settings(model.extensions)
     if current is not None:
@@ -166,6 +168,8 @@ def _put_revision(world: World, record: ScaleSetRecord, document: ScaleSetDocume
             balancer=None if document.balancer is None else document.balancer.wire(),
         )
     )
+    for warning in model_warnings(document.probe):
+        world.store.event(record.name, "warning", warning)
 
 
 def _automatic_since(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.guest.extensions import known_types
-from pytest_vmss.model import check_model, load_document
+from pytest_vmss.model import check_model, load_document, model_warnings
 from tests.models import LOAD_BALANCER, web_model
 
 PROFILE = "$.virtualMachineProfile"
@@ -209,3 +210,48 @@ def test_a_single_placement_group_holds_a_hundred() -> None:
     (problem,) = problems(body)
     assert problem.path == "$.sku.capacity"
     assert "100 instances at most" in problem.message
+
+
+def with_balancer(body: dict[str, Any], **changes: Any) -> list[ModelProblem]:
+    balancer = copy.deepcopy(LOAD_BALANCER)
+    balancer.update({"sku": changes.pop("sku")} if "sku" in changes else {})
+    balancer["properties"].update(changes)
+    document = load_document(body, load_balancer=balancer)
+    return check_model(
+        document.model,
+        probe=document.probe,
+        sizes={},
+        extension_types=KNOWN,
+        balancer=document.balancer,
+    )
+
+
+def test_several_placement_groups_need_a_standard_balancer() -> None:
+    """F2."""
+    body = web_model()
+    assert with_balancer(body, sku={"name": "Basic"}) == []
+    body["properties"]["singlePlacementGroup"] = False
+    assert with_balancer(body, sku={"name": "Standard"}) == []
+    (problem,) = with_balancer(body, sku={"name": "Basic"})
+    assert "needs a Standard load balancer" in problem.message
+
+
+def test_rules_of_a_balancer_that_do_not_fit_together() -> None:
+    rule = LOAD_BALANCER["properties"]["loadBalancingRules"][0]
+    other = {"name": "other", "properties": {**rule["properties"], "probe": {"id": "/probes/nix"}}}
+    problems = with_balancer(web_model(), loadBalancingRules=[rule, other])
+    assert [problem.code for problem in problems] == [
+        "InvalidResourceReference", "InvalidParameter",
+    ]  # fmt: skip
+    assert "there are: healthz" in problems[0].message
+    assert "2 rules have the frontend port 80" in problems[1].message
+
+
+def test_a_long_probe_interval_is_warned_about() -> None:
+    """F2: two minutes and more."""
+    probe = load_document(web_model(), load_balancer=LOAD_BALANCER).probe
+    assert probe is not None
+    assert model_warnings(probe) == []
+    assert model_warnings(probe.model_copy(update={"interval_in_seconds": 119})) == []
+    (warning,) = model_warnings(probe.model_copy(update={"interval_in_seconds": 120}))
+    assert "every 120 s" in warning
