@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, Unpack
 
-from pytest_vmss.clock import Interrupted, SystemClock, side_by_side
+from pytest_vmss.clock import SystemClock
+from pytest_vmss.conductor import Conductor, Options
 from pytest_vmss.errors import (
     ConflictError,
     LabError,
     ProvisioningError,
-    UpgradeError,
-    VmssError,
 )
 from pytest_vmss.gallery import Gallery, Images
 from pytest_vmss.guest import LinuxGuest, SshAccess
@@ -38,7 +35,6 @@ from pytest_vmss.identity import (
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
 from pytest_vmss.model import Probe, Source, VmSize, load_document
 from pytest_vmss.paths import LabPaths
-from pytest_vmss.process import require
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
@@ -48,14 +44,12 @@ from pytest_vmss.store import (
     OperationRecord,
     ScaleSetRecord,
     Store,
-    VersionRecord,
 )
 from pytest_vmss.upgrade.declare import check_document, declare
 from pytest_vmss.upgrade.due import Rollouts
-from pytest_vmss.upgrade.engine import Engine, StartedBy
+from pytest_vmss.upgrade.engine import Engine
 from pytest_vmss.upgrade.enrol import enrol
 from pytest_vmss.upgrade.journal import Account
-from pytest_vmss.upgrade.watcher import Watcher
 from pytest_vmss.upgrade.world import InstanceContext, World
 
 __all__ = ["Lab"]
@@ -80,8 +74,6 @@ class Lab:
             self.paths.images, self.store, self.clock, on_publish=lambda _: self.wake()
         )
         self.networks = LabNetworks(networks_folder(settings), identity, self.store)
-        self._watcher: Watcher | None = None
-        self._threads: list[threading.Thread] = []
         self._sets: dict[str, ScaleSet] = {}
 
     @classmethod
@@ -142,10 +134,15 @@ class Lab:
         )
 
     def _require_balancer(self) -> None:
-        require("haproxy")
+        HAProxy(self.paths.balancer("any-other-set"), []).require()
 
     def _make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
         return HAProxy(self.paths.balancer(record.unique_id), rules)
+
+    @cached_property
+    def conductor(self) -> Conductor:
+        """Who runs upgrades in this process."""
+        return Conductor(self.world, self.rollouts)
 
     @cached_property
     def rollouts(self) -> Rollouts:
@@ -368,139 +365,31 @@ class Lab:
         records.sort(key=lambda record: record.started)
         return [Account.of(self.store, record) for record in records]
 
-    def run_upgrade(
-        self,
-        name: str,
-        *,
-        action: Literal["upgrade", "extension-upgrade"] = "upgrade",
-        started_by: StartedBy,
-        rollback: bool,
-        on_open: Callable[[OperationRecord], None] = lambda _: None,
-        wait: bool = True,
-        target: VersionRecord | None = None,
-    ) -> None:
+    def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
         """Rolls a set to an image version, or to newer extension handlers.
 
-        Args:
-            name: The set.
-            action: Which of the two.
-            started_by: Azure's ``startedBy``.
-            rollback: Give instances that do not recover their previous OS disk back.
-            on_open: Told the operation before its first effect.
-            wait: Return when it has ended; else as soon as it has begun.
-            target: The version; None for the latest.
-
-        Raises:
-            ConflictError: Another operation is in progress; nothing was changed.
+        See :meth:`pytest_vmss.conductor.Conductor.run_upgrade`.
         """
-        version = None
-        if action == "upgrade":
-            version = target or self.images.resolve(self.rollouts.address(name))
-        engine = Engine(self.world, name)
-
-        def go(opened: Callable[[OperationRecord], None]) -> None:
-            with engine.claim():
-                engine.roll(
-                    action,
-                    version=version,
-                    started_by=started_by,
-                    rollback=rollback,
-                    on_open=opened,
-                )
-
-        if wait:
-            go(on_open)
-        else:
-            self._in_background(f"upgrade-{name}", go, on_open)
-
-    def _in_background(
-        self,
-        name: str,
-        go: Callable[[Callable[[OperationRecord], None]], None],
-        on_open: Callable[[OperationRecord], None],
-    ) -> None:
-        """Runs an operation in a thread; returns when it has begun."""
-        begun = threading.Event()
-        refused: list[VmssError] = []
-
-        def opened(operation: OperationRecord) -> None:
-            on_open(operation)
-            begun.set()
-
-        def run() -> None:
-            try:
-                go(opened)
-            except VmssError as error:
-                refused.append(error)
-            except Interrupted:
-                pass  # the lab is being closed
-            finally:
-                begun.set()
-
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
-        begun.wait()
-        if refused:
-            raise refused[0]
+        self.conductor.run_upgrade(name, **options)
 
     def run_due(self) -> None:
         """Runs every automatic upgrade that is due, sets side by side, until none is."""
-        while due := self.rollouts.due():
-            side_by_side(due.items(), self._run_automatic, clock=self.world.clock)
-
-    def _run_automatic(self, due: tuple[str, VersionRecord]) -> None:
-        name, target = due
-        model = self.world.current_revision(name).model
-        self.run_upgrade(
-            name,
-            started_by="Platform",
-            rollback=not model.automatic_os_upgrade.disable_automatic_rollback,
-            target=target,
-        )
+        self.conductor.run_due()
 
     def watch(self) -> None:
         """From now on, due upgrades run by themselves in this process."""
-        if self._watcher is None:
-            self._watcher = Watcher(self.run_due, self._seconds_to_next)
-        self._watcher.wake()
-
-    @property
-    def watcher_idle(self) -> bool:
-        """Whether no automatic upgrade runs or is about to in this process.
-
-        Raises:
-            UpgradeError: The watcher failed.
-        """
-        if self._watcher is None:
-            return True
-        if self._watcher.error is not None:
-            raise UpgradeError(
-                f"an automatic upgrade broke: {self._watcher.error}"
-            ) from self._watcher.error
-        return self._watcher.idle
-
-    def _seconds_to_next(self) -> float | None:
-        """Seconds until a delayed rollout is due; None where none is coming (C2)."""
-        start: datetime | None = self.rollouts.next_start()
-        if start is None:
-            return None
-        return max((start - self.world.clock.now()).total_seconds(), 0.0)
+        self.conductor.watch()
 
     def wake(self) -> None:
         """Says that an automatic upgrade may be due."""
-        if self._watcher is not None:
-            self._watcher.wake()
+        self.conductor.wake()
 
     # The end.
 
     def close(self) -> None:
         """Ends this process's work on the lab; machines run on."""
         self.clock.close()
-        if self._watcher is not None:
-            self._watcher.close()
-        for thread in self._threads:
-            thread.join()
+        self.conductor.close()
         for scale_set in self._sets.values():
             for instance in scale_set.instances:
                 instance.close()
@@ -510,10 +399,7 @@ class Lab:
     def destroy(self) -> None:
         """Removes the lab: machines, disks, images, records."""
         self.clock.close()
-        if self._watcher is not None:
-            self._watcher.close()
-        for thread in self._threads:
-            thread.join()
+        self.conductor.close()
         records = self.store.select(ScaleSetRecord)
         if records:
             prefix = f"vmss-{self.identity.id}-"

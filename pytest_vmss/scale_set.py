@@ -197,6 +197,7 @@ class ScaleSet:
             ConflictError: Another operation is in progress.
         """
         account = self._lab.resume(self.name)
+        self._lab.wake()
         return None if account is None else self._taken(account.record.id)
 
     def cancel(self) -> None:
@@ -222,7 +223,7 @@ class ScaleSet:
         """
 
         def probe() -> Upgrade | None:
-            idle = self._lab.watcher_idle
+            idle = self._lab.conductor.idle
             fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
             if fresh:
                 return fresh[-1] if fresh[-1].ended else None
@@ -468,7 +469,8 @@ class ScaleSet:
                     and (action != "update" or self._engine.is_behind(records[number]))
                 ]
             account = self._engine.at_once(action, numbers, skipped=skipped, **details)
-            return Upgrade(self._lab, self.name, self._lab.require_success(account).record.id)
+        self._lab.wake()  # an upgrade may have waited for it
+        return Upgrade(self._lab, self.name, self._lab.require_success(account).record.id)
 
     def _numbers(self, ids: Ids) -> list[int]:
         """Instances by number.

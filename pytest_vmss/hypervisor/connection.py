@@ -180,18 +180,20 @@ class _Embedded:
 
     def _release(self) -> None:
         self._reaper.stop()
-        if self._link is not None:
-            self._link.unlink(missing_ok=True)
-        if self.root.parent.name == PROCESS_ROOTS and not any(self.root.glob("etc/qemu/*.xml")):
-            shutil.rmtree(self.root, ignore_errors=True)
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+        if not any(self.root.glob("etc/qemu/*.xml")):
+            # While there are machines, the driver may write to its folder until the very end.
+            if self._link is not None:
+                self._link.unlink(missing_ok=True)
+            if self.root.parent.name == PROCESS_ROOTS:
+                shutil.rmtree(self.root, ignore_errors=True)
+                Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 
 
 def _short_link(root: Path) -> Path | None:
     """A short name for a folder whose path is too long for QEMU's sockets below it.
 
-    It is there while the process lives, and made again by the next one.
+    It is there while the process lives and as long as the folder has machines.
 
     Raises:
         LabError: Something else has that name.
@@ -200,6 +202,8 @@ def _short_link(root: Path) -> Path | None:
         return None
     folder = Path("/run") if os.geteuid() == 0 else Path(tempfile.gettempdir())
     link = folder / f"vmss-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"
+    if link.is_dir() and not link.is_symlink() and link.lstat().st_uid == os.geteuid():
+        shutil.rmtree(link)  # a driver wrote to it after its process had removed the link
     with contextlib.suppress(FileExistsError):
         link.symlink_to(root)
     status = link.lstat()

@@ -77,6 +77,16 @@ class HAProxy:
         self._folder = folder
         self._rules = tuple(rules)
 
+    def require(self) -> None:
+        """Whether it could run; nothing is made.
+
+        Raises:
+            HostError: HAProxy is not installed.
+            BalancerError: The folder's path is too long.
+        """
+        require("haproxy")
+        _ = self._socket
+
     # The process.
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pytest_vmss.errors import ConflictError, HypervisorError, ProvisioningError, UpgradeError
@@ -182,6 +184,20 @@ def test_the_watcher_upgrades_on_publication(lab: SimulatedLab) -> None:
     assert web.wait_for_upgrade().faulted
     with pytest.raises(UpgradeError, match="was tried already"):
         web.wait_for_upgrade()
+
+
+def test_an_automatic_upgrade_waits_for_another_operation(lab: SimulatedLab) -> None:
+    """C4: it is not lost, and it is no error; it runs when the other has ended."""
+    web = lab.start_web(1)
+    lab.watch()
+    with Engine(lab.world, "web").claim():
+        lab.publish("1.1.0")
+        deadline = time.monotonic() + 30
+        while not any("the upgrade to 1.1.0 waits" in e.message for e in lab.store.events()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    web.restart()
+    assert web.wait_for_upgrade().completed
 
 
 def test_a_second_upgrade_is_refused(lab: SimulatedLab) -> None:

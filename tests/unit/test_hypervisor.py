@@ -17,7 +17,7 @@ import pytest
 from pytest_vmss.errors import CapacityError, HostError
 from pytest_vmss.guest.keys import generate, lab_key
 from pytest_vmss.guest.seed import build_seed
-from pytest_vmss.hypervisor import Disk, Forward, Machine, disks, libvirt_driver
+from pytest_vmss.hypervisor import Disk, Forward, Machine, connection, disks, libvirt_driver
 from pytest_vmss.hypervisor.accelerator import choose_accelerator
 from pytest_vmss.hypervisor.addresses import (
     addresses_in,
@@ -217,6 +217,23 @@ def test_a_folder_with_too_long_a_path_gets_a_short_name(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert not Path(done.stdout.strip()).is_symlink()
+
+
+def test_a_short_name_that_a_dying_driver_made_a_folder_is_mended(tmp_path: Path) -> None:
+    """It writes a machine's state after its process has removed the name."""
+    root = tmp_path / ("x" * 80) / "libvirt"
+    root.mkdir(parents=True)
+    link = connection._short_link(root)
+    assert link is not None
+    assert link.readlink() == root
+    link.unlink()
+    (link / "run/qemu").mkdir(parents=True)
+    try:
+        assert connection._short_link(root) == link
+        assert link.readlink() == root
+        assert list(root.iterdir()) == []
+    finally:
+        link.unlink()
 
 
 class RestartedDaemon:
