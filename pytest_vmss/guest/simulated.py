@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,7 @@ from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["Behaviour", "SimulatedGuest"]
 
+_EXIT = re.compile(r"exit (\d+)")
 _BOOT_S = 30.0
 _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
@@ -110,14 +112,22 @@ class SimulatedGuest:
         self._clock.sleep(_EXTENSION_S)
         self._once(extension.name if run == "1" else f"{extension.name} {run}")
         self._half_done()
-        failed = self._behaviour() is Behaviour.EXTENSION_FAILS
+        code = self._exit_code(extension)
         return ExtensionRecord(
             name=extension.name,
             type=f"{extension.publisher}.{extension.type}",
             version=find_handler(extension.publisher, extension.type).version,
-            status="error" if failed else "success",
-            exit_code=1 if failed else 0,
+            status="error" if code else "success",
+            exit_code=code,
         )
+
+    def _exit_code(self, extension: Extension) -> int:
+        """Of its command: ``exit N`` is understood, everything else succeeds."""
+        if self._behaviour() is Behaviour.EXTENSION_FAILS:
+            return 1
+        command = str((extension.settings or {}).get("commandToExecute", ""))
+        found = _EXIT.fullmatch(command)
+        return int(found[1]) if found else 0
 
     def close(self) -> None:
         """Does nothing."""

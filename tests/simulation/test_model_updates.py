@@ -138,17 +138,6 @@ def test_a_failed_rolling_update_leaves_or_rolls_back(lab: SimulatedLab) -> None
 
     policy = {"rollingUpgradePolicy": {"rollbackFailedInstancesOnPolicyBreach": True}}
     web.update({"upgradePolicy": policy})
-    run = lab.world.make_guest
-
-    def failing(context: Any, generation: Any) -> Any:
-        guest = run(context, generation)
-        if context.revision(generation.revision).model.extensions[0].settings == {
-            "commandToExecute": "exit 3"
-        }:
-            guest._behaviour = lambda: Behaviour.EXTENSION_FAILS  # type: ignore[attr-defined]
-        return guest
-
-    lab.world.make_guest = failing
     undone = web.update(extension("exit 3"))
     assert undone is not None
     assert undone.faulted

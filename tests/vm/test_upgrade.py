@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import http.client
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from pytest_vmss.gallery import Gallery
+from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.lab import Lab
 from pytest_vmss.operation import Upgrade
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
+from pytest_vmss.upgrade.world import InstanceContext
+from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
 from tests.vm.conftest import qemu_processes
 
@@ -196,6 +200,28 @@ def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab)
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
         assert SECRET not in line
         assert "hostfwd=tcp:127." in line
+
+
+def test_the_guests_contract(web: ScaleSet, vmss: Lab) -> None:
+    """The simulated guest does the same (tests/simulation/test_guest_contract.py)."""
+    context = InstanceContext(vmss.world, web.name, 1)
+    impatient = replace(vmss.world.limits, boot=5.0)
+
+    def make() -> LinuxGuest:
+        guest = vmss.make_guest(context, web[1].generation)
+        guest._limits = lambda: impatient
+        return guest
+
+    def count() -> int:
+        return int(web[1].host.check_output("wc -l < /root/contract || echo 0"))
+
+    web[1].host.check_output("touch /root/contract")
+    check_guest(
+        make,
+        command="echo once >> /root/contract",
+        count=count,
+        power_off=lambda: vmss.hypervisor.power_off(context.domain),
+    )
 
 
 def test_the_data_disk_keeps_its_bytes(web: ScaleSet, vmss: Lab) -> None:

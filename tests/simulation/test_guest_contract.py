@@ -1,0 +1,23 @@
+"""The simulated guest does what every guest does."""
+
+from __future__ import annotations
+
+from pytest_vmss.guest import Guest
+from pytest_vmss.upgrade.world import InstanceContext
+from tests.guest_contract import check_guest
+from tests.simulation.conftest import SimulatedLab
+
+
+def test_the_contract(lab: SimulatedLab) -> None:
+    web = lab.start_web(1)
+    context = InstanceContext(lab.world, "web", 0)
+
+    def make() -> Guest:
+        return lab.world.make_guest(context, web[0].generation)
+
+    check_guest(
+        make,
+        command="true",
+        count=lambda: sum(1 for _, _, what in lab.runs if what.startswith("contract")),
+        power_off=lambda: lab.simulated.power_off(context.domain),
+    )
