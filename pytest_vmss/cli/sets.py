@@ -19,6 +19,7 @@ from pytest_vmss.cli.base import (
 )
 from pytest_vmss.process import require
 from pytest_vmss.report import LiveView, instance_table
+from pytest_vmss.scale_set import ScaleSet
 
 __all__: list[str] = []
 
@@ -58,6 +59,7 @@ def create(
                 health_timeout=health_timeout,
             )
         console.print(instance_table(scale_set))
+        _show_frontend(scale_set)
         for path in scale_set.model.not_modelled():
             console.print(f"not modelled here: {path}", style="dim", highlight=False)
 
@@ -88,6 +90,12 @@ def show(name: str, as_json: bool, health: bool) -> None:
             click.echo(json.dumps(body, indent=2))
             return
         console.print(instance_table(scale_set, health=health))
+        _show_frontend(scale_set)
+
+
+def _show_frontend(scale_set: ScaleSet) -> None:
+    if scale_set.record.frontend is not None:
+        console.print(f"load balancer: {scale_set.url}", highlight=False)
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

@@ -38,7 +38,9 @@ def test_a_scale_set_by_hand(
     )  # fmt: skip
     assert "shop_0" in created.stdout
     assert "Succeeded" in vmss_command("list").stdout
-    assert "Healthy" in vmss_command("show", "shop", "--health").stdout
+    shown = vmss_command("show", "shop", "--health").stdout
+    assert "Healthy" in shown
+    assert "load balancer: http://127." in shown
     view = json.loads(vmss_command("show", "shop", "--json").stdout)
     assert view["virtualMachineProfile"]["osProfile"]["computerNamePrefix"] == "shop"
     assert "customData" not in view["virtualMachineProfile"]["osProfile"]
