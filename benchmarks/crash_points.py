@@ -37,7 +37,7 @@ _EFFECTS: dict[type[Any], tuple[str, ...]] = {
         "create_data_disk", "create_os_disk", "write_seed", "start", "request_stop", "power_off",
         "remove", "_half_done",
     ),
-    SimulatedGuest: ("wait_boot", "wait_cloud_init", "run_extension", "_half_done"),
+    SimulatedGuest: ("wait_boot", "wait_cloud_init", "run_extension", "sync", "_half_done"),
     Path: ("unlink",),
 }  # fmt: skip
 _CAPACITY = 2

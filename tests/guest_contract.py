@@ -64,6 +64,9 @@ def check_guest(
     assert (failed.status, failed.exit_code) == ("error", 7)
     assert make().run_extension(extension("fails", "exit 7"), "a").exit_code == 7
 
+    make().sync()
     power_off()
+    with pytest.raises(BootError):
+        make().sync()
     with pytest.raises(BootError):
         make().wait_boot(None)

@@ -60,6 +60,9 @@ class Guest(Protocol):
             run: Names the run, the same after a crash.
         """
 
+    def sync(self) -> None:
+        """Makes what the guest has written durable: a power failure now loses nothing of it."""
+
     def close(self) -> None:
         """Ends the connection to it."""
 
@@ -246,6 +249,15 @@ class LinuxGuest:
         return handler.run(
             self.shell(), extension, run=run, limit=self._limits().extension, clock=self._clock
         )
+
+    def sync(self) -> None:
+        """Makes what the guest has written durable.
+
+        Raises:
+            GuestCommandError: It could not.
+            GuestUnreachableError: The guest went away.
+        """
+        self.shell().check("sync", timeout=self._login_limit * 2)
 
     def shell(self) -> Shell:
         """The connection to the guest, made anew where it broke.

@@ -21,6 +21,7 @@ _EXIT = re.compile(r"exit (\d+)")
 _BOOT_S = 30.0
 _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
+_SYNC_S = 0.1
 
 
 class Behaviour(StrEnum):
@@ -128,6 +129,11 @@ class SimulatedGuest:
         command = str((extension.settings or {}).get("commandToExecute", ""))
         found = _EXIT.fullmatch(command)
         return int(found[1]) if found else 0
+
+    def sync(self) -> None:
+        """Takes a moment."""
+        self._alive()
+        self._clock.sleep(_SYNC_S)
 
     def close(self) -> None:
         """Does nothing."""

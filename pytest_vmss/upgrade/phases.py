@@ -31,6 +31,7 @@ from pytest_vmss.upgrade.steps import (
     Start,
     Step,
     Stop,
+    Sync,
 )
 
 __all__ = [
@@ -69,6 +70,7 @@ def create_steps(version: VersionRecord, revision: int) -> Sequence[Step]:
         PrepareDisk(1, version, revision),
         *_bring_up(1),
         Serve(),
+        Sync(1),
         Commit(1),
     ]
 
@@ -93,6 +95,7 @@ def swap_steps(
         disks,
         *_bring_up(new),
         Serve(),
+        Sync(new),
         Commit(new),
         Discard(new),
     ]

@@ -158,6 +158,28 @@ def test_killed_in_the_middle_of_a_swap(shop: Shop) -> None:
     }
 
 
+def test_too_many_down_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) -> None:
+    """D6, G2: another instance dies; the batch is finished, then Azure's code stops it all."""
+    before = shop.versions()
+    shop.check(*before)
+    publish = ("image", "publish", "web", "1.3.0", built("1.1.0"))
+    with shop.command.until("swap: boot", *publish) as process:
+        (pid,) = qemu_processes("-shop_1,")
+        os.kill(pid, signal.SIGKILL)
+        out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "MaxUnhealthyInstancePercentExceededInRollingUpgrade" in out
+    assert "shop_0: succeeded" in out
+    assert "shop_1: not started" in out
+    started = shop.command("start", "shop", "1")
+    assert "Completed" in started.stdout
+    # HAProxy finds it healthy again by itself.
+    deadline = time.monotonic() + 60
+    while shop.command("show", "shop", "--health").stdout.count("Healthy") < 2:
+        assert time.monotonic() < deadline, "waited 60 s for shop_1 to be healthy, in vain"
+    shop.check("1.1.0", before[1])
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own that can be filled."""

@@ -17,7 +17,13 @@ from pytest_vmss.upgrade.steps.disks import (
     RemoveMachine,
     ReplaceDataDisks,
 )
-from pytest_vmss.upgrade.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, RunExtensions
+from pytest_vmss.upgrade.steps.guest import (
+    ApplyModel,
+    AwaitHealth,
+    FinishCloudInit,
+    RunExtensions,
+    Sync,
+)
 from pytest_vmss.upgrade.steps.power import ProveBoot, SetPower, Start, Stop
 from pytest_vmss.upgrade.steps.step import Conclusion, Step
 from pytest_vmss.upgrade.steps.traffic import Drain, LeaveBalancer, Serve
@@ -44,4 +50,5 @@ __all__ = [
     "Start",
     "Step",
     "Stop",
+    "Sync",
 ]

@@ -16,7 +16,7 @@ from pytest_vmss.upgrade.observe import HEALTH_INTERVAL, look
 from pytest_vmss.upgrade.steps.step import Conclusion
 from pytest_vmss.upgrade.world import InstanceContext
 
-__all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit", "RunExtensions"]
+__all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit", "RunExtensions", "Sync"]
 
 
 @dataclass(frozen=True)
@@ -169,3 +169,19 @@ class AwaitHealth:
                 console_tail=console.tail(),
                 log=console.path,
             ) from late
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Makes what the guest has written on its new OS disk durable, before the old one goes (M3).
+
+    Without it a machine that loses its power in the half minute after its first boot
+    comes back with empty files where cloud-init has written.
+    """
+
+    name: ClassVar[str] = "sync"
+
+    generation: int
+
+    def apply(self, context: InstanceContext) -> None:
+        context.guest(context.existing(self.generation)).sync()
