@@ -26,14 +26,14 @@ __all__ = ["HAProxy"]
 _NOBODY = 65534
 #: States of servers whose probe succeeds, or that have none.
 _IN_HEALTH = ("UP", "DRAIN", "NOLB", "no check")
-_SOCKET_PATH_MAX = 107
+_SOCKET = "haproxy.sock"
 _ANSWER_S = 5.0
 _STOP_S = 5.0
 _START_S = 10.0
 
 _GLOBAL = """\
 global
-    stats socket {socket} mode 600 level admin
+    stats socket unix@{socket} mode 600 level admin
     stats timeout 1h
     maxconn 2000
     hard-stop-after 5s
@@ -82,10 +82,8 @@ class HAProxy:
 
         Raises:
             HostError: HAProxy is not installed.
-            BalancerError: The folder's path is too long.
         """
         require("haproxy")
-        _ = self._socket
 
     # The process.
 
@@ -99,13 +97,7 @@ class HAProxy:
 
     @property
     def _socket(self) -> Path:
-        path = self._folder / "haproxy.sock"
-        if len(str(path)) + len(".65535.tmp") <= _SOCKET_PATH_MAX:
-            return path
-        raise BalancerError(
-            f"{path} is too long a path for a socket; use a state directory with a shorter path "
-            "(VMSS_STATE_DIR)"
-        )
+        return self._folder / _SOCKET
 
     def ensure(self, members: Sequence[Member]) -> None:
         """Runs, with these members and no others, each in or out of service as it says.
@@ -138,7 +130,16 @@ class HAProxy:
         self._configuration.write_text(text)
         self._configuration.chmod(0o600)
         run(
-            [require("haproxy"), "-D", "-q", "-f", self._configuration, "-p", self._pid_file],
+            [
+                require("haproxy"),
+                "-D",
+                "-C",
+                self._folder,
+                "-f",
+                self._configuration,
+                "-p",
+                self._pid_file,
+            ],
             what="starting the load balancer",
         )
         try:
@@ -185,7 +186,7 @@ class HAProxy:
     def _text(self) -> str:
         intervals = [rule.probe.interval_in_seconds for rule in self._rules if rule.probe]
         identity = f"    uid {_NOBODY}\n    gid {_NOBODY}\n" if os.geteuid() == 0 else ""
-        text = _GLOBAL.format(socket=self._socket, identity=identity, check=min([5, *intervals]))
+        text = _GLOBAL.format(socket=_SOCKET, identity=identity, check=min([5, *intervals]))
         for rule in self._rules:
             check = ""
             if rule.probe is not None and rule.probe.protocol != "Tcp":
@@ -284,10 +285,15 @@ class HAProxy:
         raise BalancerError(f"HAProxy refused {command!r}: {answer}")
 
     def _ask(self, command: str) -> str:
+        # Paths of sockets are limited to 107 characters; those of folders are not.
+        try:
+            folder = os.open(self._folder, os.O_PATH)
+        except OSError as gone:
+            raise BalancerError(f"the load balancer does not run: {gone}") from gone
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
                 link.settimeout(_ANSWER_S)
-                link.connect(str(self._socket))
+                link.connect(f"/proc/self/fd/{folder}/{_SOCKET}")
                 link.sendall(command.encode() + b"\n")
                 answer = b""
                 while part := link.recv(65536):
@@ -296,6 +302,8 @@ class HAProxy:
             raise BalancerError(
                 f"the load balancer at {self._socket} does not answer: {silent}"
             ) from silent
+        finally:
+            os.close(folder)
         return answer.decode()
 
 

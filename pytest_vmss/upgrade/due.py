@@ -92,7 +92,7 @@ class Rollouts:
                     f"an operation on it ({operation.action}) is in progress or was interrupted; "
                     f"in the latter case: vmss resume {record.name}"
                 )
-            if operation.action == "upgrade" and operation.digest == target.digest:
+            if operation.action == "upgrade" and operation.target == target.version:
                 return (
                     f"an upgrade to the latest version, {target.version}, was tried already "
                     f"({operation.status})"

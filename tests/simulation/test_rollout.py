@@ -381,3 +381,14 @@ def test_waiting_for_nothing_says_why(lab: SimulatedLab) -> None:
     web = lab.start_web(1)
     with pytest.raises(UpgradeError, match=r"all its instances are on 1\.0\.0, the latest version"):
         web.wait_for_upgrade()
+
+
+def test_the_same_content_under_a_higher_version_is_a_newer_version(lab: SimulatedLab) -> None:
+    """B2, C1: versions are compared, not what is in them."""
+    web = lab.start_web(1)
+    lab.roll(web, "1.1.0")
+    lab.gallery().publish("web", "1.2.0", lab.paths.folder / "source-1.1.0.qcow2")
+    lab.run_due()
+    assert web.history()[0].target == "1.2.0"
+    assert web.history()[0].completed
+    assert web[0].record.version == "1.2.0"
