@@ -102,12 +102,10 @@ class SimulatedLab(Lab):
         """A simulated one is always there."""
 
     def _simulate_balancer(self, record: ScaleSetRecord, _rules: Sequence[Rule]) -> Balancer:
-        def healthy(name: str) -> bool:
-            instance = next(r for r in self.store.select(InstanceRecord) if r.name == name)
-            return self._simulate_probe(None, instance).healthy
-
         made = self.balancers.get(record.unique_id)
-        return made or self.balancers.setdefault(record.unique_id, SimulatedBalancer(healthy))
+        return made or self.balancers.setdefault(
+            record.unique_id, SimulatedBalancer(lambda name: self._probe(name).healthy)
+        )
 
     def _simulate_room(self, count: int, size: VmSize) -> None:
         if len(self.simulated.defined) + count > self.room:
@@ -115,10 +113,14 @@ class SimulatedLab(Lab):
                 f"{count} more instances of {size.name} do not fit: there is room for {self.room}"
             )
 
-    def _simulate_probe(self, _probe: Probe | None, record: InstanceRecord) -> ProbeResult:
-        name = f"vmss-{self.identity.id}-{record.name}"
-        machine = self.simulated.defined.get(name)
-        if machine is None or name not in self.simulated.running or record.name in self.sick:
+    def _simulate_probe(self, _: Probe, record: InstanceRecord) -> ProbeResult:
+        return self._probe(record.name)
+
+    def _probe(self, name: str) -> ProbeResult:
+        """What a probe sees of an instance."""
+        domain = f"vmss-{self.identity.id}-{name}"
+        machine = self.simulated.defined.get(domain)
+        if machine is None or domain not in self.simulated.running or name in self.sick:
             return ProbeResult(False, "sick")
         behaviour = self.behaviours[self.simulated.image_of(machine)]
         return ProbeResult(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
