@@ -23,6 +23,7 @@ from typing import Any
 
 from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
+from pytest_vmss.load_balancer import SimulatedBalancer
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation import SimulatedLab
@@ -38,6 +39,7 @@ _EFFECTS: dict[type[Any], tuple[str, ...]] = {
         "remove", "_half_done",
     ),
     SimulatedGuest: ("wait_boot", "wait_cloud_init", "run_extension", "sync", "_half_done"),
+    SimulatedBalancer: ("ensure", "add", "remove", "take_out", "put_back"),
     Path: ("unlink",),
 }  # fmt: skip
 _CAPACITY = 2
@@ -112,6 +114,7 @@ def _run_due(lab: SimulatedLab, _web: ScaleSet) -> None:
 
 
 _NEW_SIZE = {"sku": {"name": "Standard_B1s"}}
+_LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "capacity": 3}}
 
 _SCENARIOS = (
     Scenario("upgrade", _run_due, behaviour=Behaviour.GOOD),
@@ -137,6 +140,11 @@ _SCENARIOS = (
     Scenario(
         "another size",
         lambda _, web: (web.update(_NEW_SIZE), web.update_instances()),
+        automatic=False,
+    ),
+    Scenario(
+        "rolling update of the model and scale out",
+        lambda _, web: web.update(_LARGER),
         automatic=False,
     ),
 )
@@ -175,6 +183,7 @@ def state_of(lab: SimulatedLab, web: ScaleSet) -> dict[str, Any]:
             for account in accounts(lab)
         ],
         "capacity": web.model.sku.capacity,
+        "in service": lab.balancers[web.record.unique_id].members,
         "instances": [
             (
                 instance.name,

@@ -37,17 +37,19 @@ from pytest_vmss.model import Probe, Source, VmSize, load_document
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
+from pytest_vmss.sizing import Sizing
 from pytest_vmss.store import (
     GenerationRecord,
     InstanceRecord,
     ModelRecord,
     OperationRecord,
+    Outcome,
     ScaleSetRecord,
     Store,
 )
 from pytest_vmss.upgrade.declare import check_document, declare
 from pytest_vmss.upgrade.due import Rollouts
-from pytest_vmss.upgrade.engine import Engine
+from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.enrol import enrol
 from pytest_vmss.upgrade.journal import Account
 from pytest_vmss.upgrade.world import InstanceContext, World
@@ -255,9 +257,9 @@ class Lab:
         self.world.require_room(model.sku.capacity, self.world.find_size(model.sku.name))
         engine = Engine(self.world, model.name)
 
-        def begin() -> list[int]:
+        def begin() -> dict[int, Outcome]:
             declare(self.world, document, ports=ports, health_timeout=health_timeout)
-            return enrol(self.world, model.name, model.sku.capacity)
+            return parts(enrol(self.world, model.name, model.sku.capacity))
 
         with engine.claim():
             account = engine.at_once("create", begin, version=version)
@@ -273,14 +275,21 @@ class Lab:
 
         Raises:
             ConflictError: Another operation is in progress.
+            ProvisioningError: New instances did not come up.
         """
         engine = Engine(self.world, name)
         with engine.claim():
             account = engine.resume()
             record = self.world.set_record(name)
-            if record.state == "Deleting" and not engine.instances():
-                self._forget(record)
-        return account
+            if record.state == "Deleting":
+                if not engine.instances():
+                    self._forget(record)
+                return account
+            self.world.serve(name)
+            capacity = self.world.current_revision(name).model.sku.capacity
+            # A kill between an update of the model and the scaling that belongs to it.
+            sized = Sizing(self.world, engine).scale(capacity)
+        return account or (None if sized is None else self.require_success(sized))
 
     @staticmethod
     def require_success(account: Account) -> Account:
@@ -333,8 +342,8 @@ class Lab:
                 self.store.amend(record, state="Deleting")
                 if unfinished is not None:
                     engine.journal.end(unfinished.id, "Cancelled", why="the set is deleted")
-            everyone = [instance.instance_id for instance in engine.instances()]
-            self.require_success(engine.at_once("delete", everyone))
+            everyone = parts(instance.instance_id for instance in engine.instances())
+            self.require_success(engine.at_once("delete", lambda: everyone))
             self._forget(record)
         self.paths.lock(record.name).unlink(missing_ok=True)
 
@@ -343,9 +352,7 @@ class Lab:
         folder = self.paths.scale_set(record.name)
         if folder.exists():
             shutil.rmtree(folder)
-        balancer = self.world.balancer(record.name)
-        if balancer is not None:
-            balancer.stop()
+        self.world.stop_serving(record)
         with self.store.transaction():
             for revision in self.store.select(ModelRecord, record.unique_id):
                 self.store.delete(revision)
@@ -406,9 +413,7 @@ class Lab:
             for machine in self.hypervisor.machines(prefix):
                 self.hypervisor.remove(machine)
         for record in records:
-            balancer = self.world.balancer(record.name)
-            if balancer is not None:
-                balancer.stop()
+            self.world.stop_serving(record)
         networks = self.networks.all()
         self.close()
         shutil.rmtree(self.paths.folder)

@@ -17,18 +17,27 @@ from pytest_vmss.errors import (
 from pytest_vmss.hypervisor.addresses import host_port
 from pytest_vmss.instance import Instance, instance_view
 from pytest_vmss.model import (
+    ScaleSetDocument,
     ScaleSetModel,
     Source,
     keep_secrets,
     load_document,
     merge,
+    profile_of,
     read_part,
 )
 from pytest_vmss.operation import Upgrade
 from pytest_vmss.sizing import Sizing
-from pytest_vmss.store import Action, InstanceRecord, OperationRecord, ScaleSetRecord
+from pytest_vmss.store import (
+    Action,
+    InstanceRecord,
+    OperationRecord,
+    Outcome,
+    ScaleSetRecord,
+    VersionRecord,
+)
 from pytest_vmss.upgrade.declare import check_document, revise
-from pytest_vmss.upgrade.engine import Engine
+from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.history import history_info, status_info
 from pytest_vmss.upgrade.journal import Account
 from pytest_vmss.upgrade.world import Revision
@@ -317,26 +326,36 @@ class ScaleSet:
                 known_balancer=self._revision.balancer,
             )  # fmt: skip
             version = check_document(self._lab.world, wanted, current=self._revision)
-            capacity = wanted.model.sku.capacity
-            self._sizing.check(capacity)
-            revise(self._lab.world, self._sizing.sized(wanted, len(self)))
-            operation = None
-            behind = [record for record in self._records() if self._engine.is_behind(record)]
-            mode = self.model.upgrade_policy.mode
-            if mode == "Rolling" and behind:
-                account = self._engine.roll(
-                    "update", version=version, started_by="User", rollback=False
-                )
-                operation = self._taken(account.record.id)
-            elif mode == "Automatic" and behind:
-                ids = [record.instance_id for record in behind if not record.protected]
-                skipped = [record.instance_id for record in behind if record.protected]
-                account = self._engine.at_once("update", ids, version=version, skipped=skipped)
-                operation = self._taken(account.record.id)
-            if capacity != len(self):
-                self._forget(self._sizing.scale(capacity))
+            self._sizing.check(wanted.model.sku.capacity)
+            account = self._bring(wanted, version)
+            self._lab.world.serve(self.name)
+            operation = None if account is None else self._taken(account.record.id)
+            self._forget(self._sizing.scale(wanted.model.sku.capacity))
         self._lab.wake()
         return operation
+
+    def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> Account | None:
+        """Records a model, durable together with the operation that brings it to instances."""
+        world = self._lab.world
+        other = profile_of(wanted.model) != profile_of(self._revision.model)
+        behind = [entry for entry in self._records() if other or self._engine.is_behind(entry)]
+        mode = wanted.model.upgrade_policy.mode
+
+        def prepare() -> dict[int, Outcome]:
+            revise(world, wanted)
+            return parts(
+                (entry.instance_id for entry in behind if not entry.protected),
+                skipped=(entry.instance_id for entry in behind if entry.protected),
+            )
+
+        if mode == "Rolling" and behind:
+            return self._engine.roll(
+                "update", version=version, started_by="User", rollback=False, prepare=prepare
+            )
+        if mode == "Automatic" and behind:
+            return self._engine.at_once("update", prepare, version=version)
+        prepare()
+        return None
 
     def update_instances(self, ids: Ids = None) -> Upgrade:
         """Brings instances to the latest model, all at once (Azure's ``manualupgrade``, C9).
@@ -468,7 +487,8 @@ class ScaleSet:
                     if number not in skipped
                     and (action != "update" or self._engine.is_behind(records[number]))
                 ]
-            account = self._engine.at_once(action, numbers, skipped=skipped, **details)
+            taken = parts(numbers, skipped=skipped)
+            account = self._engine.at_once(action, lambda: taken, **details)
         self._lab.wake()  # an upgrade may have waited for it
         return Upgrade(self._lab, self.name, self._lab.require_success(account).record.id)
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from pytest_vmss.errors import ConflictError
 from pytest_vmss.model import ScaleSetDocument, load_document
+from pytest_vmss.store import Outcome
 from pytest_vmss.upgrade.declare import check_document, revise
-from pytest_vmss.upgrade.engine import Engine
+from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.enrol import enrol
 from pytest_vmss.upgrade.journal import Account
 from pytest_vmss.upgrade.placement import Placed, Spot, choose_to_remove
@@ -58,21 +59,21 @@ class Sizing:
         now = len(self._engine.instances())
         if capacity == now == self._revision.model.sku.capacity:
             return None
-        document = self.sized(self._document(), capacity)
+        document = self.sized(self.document(), capacity)
         version = check_document(self._world, document, current=self._revision)
         if capacity <= now:
             return self._remove(self._removable(now - capacity), document)
 
-        def grow() -> list[int]:
-            revise(self._world, document)
-            return enrol(self._world, self._engine.name, capacity - now)
+        def grow() -> dict[int, Outcome]:
+            self._revise(document)
+            return parts(enrol(self._world, self._engine.name, capacity - now))
 
         return self._engine.at_once("create", grow, version=version)
 
     def remove(self, numbers: Sequence[int]) -> Account:
         """Removes instances, also protected ones; the model's capacity shrinks by them."""
         left = len(self._engine.instances()) - len(numbers)
-        return self._remove(numbers, self.sized(self._document(), left))
+        return self._remove(numbers, self.sized(self.document(), left))
 
     def sized(self, document: ScaleSetDocument, capacity: int) -> ScaleSetDocument:
         """A model with another capacity.
@@ -89,16 +90,22 @@ class Sizing:
     def _revision(self) -> Revision:
         return self._world.current_revision(self._engine.name)
 
-    def _document(self) -> ScaleSetDocument:
+    def document(self) -> ScaleSetDocument:
+        """The model that the set has now."""
         now = self._revision
         return ScaleSetDocument(now.model, now.probe, self._engine.name, (), now.balancer)
 
     def _remove(self, numbers: Sequence[int], document: ScaleSetDocument) -> Account:
-        def shrink() -> Sequence[int]:
-            revise(self._world, document)
-            return numbers
+        def shrink() -> dict[int, Outcome]:
+            self._revise(document)
+            return parts(numbers)
 
         return self._engine.at_once("delete", shrink)
+
+    def _revise(self, document: ScaleSetDocument) -> None:
+        """Records another capacity, where it is another."""
+        if document.model.sku.capacity != self._revision.model.sku.capacity:
+            revise(self._world, document)
 
     def _removable(self, count: int) -> list[int]:
         policy = self._revision.model.scale_in_policy

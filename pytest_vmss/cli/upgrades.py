@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import click
 
@@ -13,41 +14,41 @@ from pytest_vmss.cli.base import (
     open_lab,
 )
 from pytest_vmss.errors import UpgradeError
+from pytest_vmss.operation import Upgrade
 from pytest_vmss.report import LiveView, upgrade_summary
+from pytest_vmss.scale_set import ScaleSet
 
 __all__: list[str] = []
+
+
+def _roll(name: str, act: Callable[[ScaleSet], Upgrade | None]) -> None:
+    with open_lab() as lab:
+        with LiveView(lab.store, console):
+            ended = act(lab.scale_set(name))
+        if ended is None:
+            raise UpgradeError(f"no operation on {name!r} was interrupted")
+        finish(lab, ended)
 
 
 @main.command()
 @click.argument("name")
 def upgrade(name: str) -> None:
     """Start an OS upgrade by hand: to the latest version, without automatic rollback."""
-    with open_lab() as lab:
-        with LiveView(lab.store, console):
-            ended = lab.scale_set(name).upgrade()
-        finish(lab, ended)
+    _roll(name, lambda scale_set: scale_set.upgrade())
 
 
 @main.command("upgrade-extensions")
 @click.argument("name")
 def upgrade_extensions(name: str) -> None:
     """Roll newer versions of extension handlers through a scale set."""
-    with open_lab() as lab:
-        with LiveView(lab.store, console):
-            ended = lab.scale_set(name).upgrade_extensions()
-        finish(lab, ended)
+    _roll(name, lambda scale_set: scale_set.upgrade_extensions())
 
 
 @main.command()
 @click.argument("name")
 def resume(name: str) -> None:
     """Go on with an operation that was interrupted."""
-    with open_lab() as lab:
-        with LiveView(lab.store, console):
-            ended = lab.scale_set(name).resume()
-        if ended is None:
-            raise UpgradeError(f"no operation on {name!r} was interrupted")
-        finish(lab, ended)
+    _roll(name, lambda scale_set: scale_set.resume())
 
 
 @main.command()

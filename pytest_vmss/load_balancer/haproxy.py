@@ -109,7 +109,7 @@ class HAProxy:
         if not self._answers():
             self._start()
         wanted = {member.name for member in members}
-        for name in self._servers() - wanted:
+        for name in {name for _, name in self._servers()} - wanted:
             self.take_out(name)
             self.remove(name)
         for member in members:
@@ -154,13 +154,10 @@ class HAProxy:
             raise BalancerError(f"the load balancer does not answer: {late.message}") from late
 
     def stop(self) -> None:
-        """Ends; nothing of it is left.
-
-        Raises:
-            BalancerError: Its process does not end.
-        """
-        process = self._process()
-        if process is not None:
+        """Ends; nothing of it is left."""
+        if not self._folder.exists():
+            return
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGTERM)
                 try:
@@ -171,8 +168,15 @@ class HAProxy:
                         process.wait(_STOP_S)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(process.pid, os.WNOHANG)
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Its processes, also one that has only begun and has not written its number yet."""
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if str(self._configuration) in (process.info["cmdline"] or ())
+        ]
 
     def _process(self) -> psutil.Process | None:
         """Its process; None where there is none. A pid that was used again does not count."""
@@ -192,6 +196,8 @@ class HAProxy:
             if rule.probe is not None and rule.probe.protocol != "Tcp":
                 check = _HTTP_CHECK.format(path=_quoted(rule.probe.request_path or "/"))
             text += _RULE.format(name=rule.name, address=rule.address, port=rule.port, check=check)
+            # Servers are added with these at run time; others need another process.
+            text += f"    # servers:{_check(rule.probe)}\n"
         return text
 
     # Its members.
@@ -200,21 +206,23 @@ class HAProxy:
         """Takes a member in, in service or not."""
         known = self._servers()
         for rule in self._rules:
-            if member.name not in known:
+            server = f"{rule.name}/{member.name}"
+            if (rule.name, member.name) not in known:
                 port = member.forwards[rule.backend_port]
+                checked = "" if rule.probe is None else f" port {member.forwards[rule.probe.port]}"
                 self._command(
-                    f"add server {rule.name}/{member.name} {member.address}:{port}"
-                    + _check(rule.probe, member),
+                    f"add server {server} {member.address}:{port}{_check(rule.probe)}{checked}"
                 )
-                if rule.probe is not None:
-                    self._command(f"enable health {rule.name}/{member.name}")
+            if rule.probe is not None:
+                self._command(f"enable health {server}")
         (self.put_back if member.in_service else self.take_out)(member.name)
 
     def remove(self, name: str) -> None:
         """Lets a member go, with what connections it still has."""
-        if name not in self._servers():
-            return
+        known = self._servers()
         for rule in self._rules:
+            if (rule.name, name) not in known:
+                continue
             server = f"{rule.name}/{name}"
             self._command(f"set server {server} state maint")
             self._command(f"shutdown sessions server {server}")
@@ -242,8 +250,9 @@ class HAProxy:
         self._set_state(name, "ready")
 
     def _set_state(self, name: str, state: str) -> None:
-        if name in self._servers():
-            for rule in self._rules:
+        known = self._servers()
+        for rule in self._rules:
+            if (rule.name, name) in known:
                 self._command(f"set server {rule.name}/{name} state {state}")
 
     def connections(self, name: str) -> int:
@@ -258,8 +267,9 @@ class HAProxy:
         # "DOWN 1/2" is on its way up, and still down.
         return all(row["status"].startswith(_IN_HEALTH) for row in rows)
 
-    def _servers(self) -> set[str]:
-        return {row["svname"] for row in self._rows()}
+    def _servers(self) -> set[tuple[str, str]]:
+        """Each member of each rule; a kill may have come between two rules."""
+        return {(row["pxname"], row["svname"]) for row in self._rows()}
 
     def _rows(self) -> list[dict[str, str]]:
         text = self._ask("show stat").lstrip("# ")
@@ -307,14 +317,14 @@ class HAProxy:
         return answer.decode()
 
 
-def _check(probe: Probe | None, member: Member) -> str:
+def _check(probe: Probe | None) -> str:
     """How a server is checked; as often as the probe says, and quickly while its state changes."""
     if probe is None:
         return ""
     ssl = " check-ssl verify none" if probe.protocol == "Https" else ""
     return (
-        f" check port {member.forwards[probe.port]} inter {probe.interval_in_seconds}s "
-        f"fastinter 200ms downinter 500ms rise {probe.threshold} fall {probe.threshold}{ssl}"
+        f" check inter {probe.interval_in_seconds}s fastinter 200ms downinter 500ms "
+        f"rise {probe.threshold} fall {probe.threshold}{ssl}"
     )
 
 

@@ -112,14 +112,13 @@ def declare(
     """
     model, now = document.model, world.clock.now()
     forwarded = {_SSH_PORT, *ports, *_ports_of(document)}
-    has_rules = document.balancer is not None and document.balancer.load_balancing_rules
     record = ScaleSetRecord(
         name=model.name,
         unique_id=str(uuid.uuid4()),
         created=now,
         automatic_since=_automatic_since(model, None, now),
         ports=tuple(sorted(forwarded)),
-        frontend=world.free_addresses(1)[0] if has_rules else None,
+        frontend=_frontend(world, None, document),
         overrides={} if health_timeout is None else {"health": health_timeout},
     )
     with world.store.transaction():
@@ -151,6 +150,7 @@ def revise(world: World, document: ScaleSetDocument) -> ScaleSetRecord:
             revision=number,
             profile_revision=record.profile_revision if same else number,
             automatic_since=_automatic_since(document.model, record.automatic_since, now),
+            frontend=_frontend(world, record.frontend, document),
         )
         _put_revision(world, record, document)
         world.store.event(record.name, "model", f"model changed (revision {number})")
@@ -170,6 +170,13 @@ def _put_revision(world: World, record: ScaleSetRecord, document: ScaleSetDocume
     )
     for warning in model_warnings(document.probe):
         world.store.event(record.name, "warning", warning)
+
+
+def _frontend(world: World, before: str | None, document: ScaleSetDocument) -> str | None:
+    """The address of the set's load balancer, which stays once it has one."""
+    if before is None and document.balancer is not None and document.balancer.load_balancing_rules:
+        return world.free_addresses(1)[0]
+    return before
 
 
 def _automatic_since(

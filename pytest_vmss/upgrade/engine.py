@@ -7,7 +7,7 @@ later :meth:`Engine.resume` goes on from the journal (M1).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,7 +22,6 @@ from pytest_vmss.store import (
     InstanceRecord,
     OperationRecord,
     Outcome,
-    OutcomeRecord,
     VersionRecord,
 )
 from pytest_vmss.upgrade import planner
@@ -32,7 +31,7 @@ from pytest_vmss.upgrade.observe import observe_health
 from pytest_vmss.upgrade.work import Worker
 from pytest_vmss.upgrade.world import InstanceContext, Revision, World
 
-__all__ = ["Engine", "StartedBy"]
+__all__ = ["Engine", "StartedBy", "parts"]
 
 StartedBy = Literal["User", "Platform"]
 _Opened = Callable[[OperationRecord], None]
@@ -80,39 +79,27 @@ class Engine:
     def at_once(
         self,
         action: Action,
-        instance_ids: Sequence[int] | Callable[[], Sequence[int]],
+        prepare: Callable[[], Mapping[int, Outcome]],
         *,
         version: VersionRecord | None = None,
-        skipped: Sequence[int] = (),
         **details: Any,
     ) -> Account:
         """Does something to instances, side by side.
 
         Args:
             action: What.
-            instance_ids: To which; what is called to know them is durable together with
-                the operation, or not at all.
+            prepare: Tells to which, see :func:`parts`; what it writes is durable together
+                with the operation, or not at all.
             version: The image version that it brings, where it brings one.
-            skipped: Instances that it leaves out and reports.
             details: Other fields of the operation's record.
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
         """
         with self._store.transaction():
-            ids = instance_ids() if callable(instance_ids) else instance_ids
             operation = self.journal.open(
-                action, ids, what=_in_words(action, version), version=version, **details
+                action, prepare(), what=_in_words(action, version), version=version, **details
             )
-            for number in skipped:
-                self._store.put(
-                    OutcomeRecord(
-                        scale_set=self.name,
-                        operation=operation.id,
-                        instance_id=number,
-                        outcome=Outcome.SKIPPED,
-                    )
-                )
         return self._finish(operation.id)
 
     def _finish(self, operation_id: str) -> Account:
@@ -152,6 +139,7 @@ class Engine:
         started_by: StartedBy,
         rollback: bool,
         on_open: _Opened = lambda _: None,
+        prepare: Callable[[], object] = lambda: None,
     ) -> Account:
         """Rolls something through the set, batch after batch.
 
@@ -161,25 +149,26 @@ class Engine:
             started_by: Azure's ``startedBy``.
             rollback: Give an instance that does not recover its previous state back.
             on_open: Told the operation before its first effect.
+            prepare: What it writes is durable together with the operation, or not at all.
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
         """
-        behind = [
-            record.instance_id
-            for record in self.instances()
-            if not self._is_on_target(action, record, version)
-        ]
-        operation = self.journal.open(
-            action,
-            behind,
-            what=_in_words(action, version),
-            outcome=Outcome.NOT_STARTED,
-            version=version,
-            rolling=True,
-            started_by=started_by,
-            rollback=rollback,
-        )
+        with self._store.transaction():
+            prepare()
+            operation = self.journal.open(
+                action,
+                {
+                    record.instance_id: Outcome.NOT_STARTED
+                    for record in self.instances()
+                    if not self._is_on_target(action, record, version)
+                },
+                what=_in_words(action, version),
+                version=version,
+                rolling=True,
+                started_by=started_by,
+                rollback=rollback,
+            )
         on_open(operation)
         return self._roll(operation.id)
 
@@ -435,6 +424,14 @@ class Engine:
 
     def _context(self, operation: str, number: int) -> InstanceContext:
         return InstanceContext(self._world, self.name, number, operation)
+
+
+def parts(instance_ids: Iterable[int], *, skipped: Iterable[int] = ()) -> dict[int, Outcome]:
+    """The instances that an operation begins with at once, and those that it leaves out."""
+    return {
+        **dict.fromkeys(instance_ids, Outcome.IN_PROGRESS),
+        **dict.fromkeys(skipped, Outcome.SKIPPED),
+    }
 
 
 def _members(account: Account, records: Sequence[InstanceRecord]) -> list[planner.Member]:

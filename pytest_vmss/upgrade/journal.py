@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -137,10 +137,9 @@ class Journal:
     def open(
         self,
         action: Action,
-        instance_ids: Sequence[int],
+        outcomes: Mapping[int, Outcome],
         *,
         what: str,
-        outcome: Outcome = Outcome.IN_PROGRESS,
         version: VersionRecord | None = None,
         **details: Any,
     ) -> OperationRecord:
@@ -148,9 +147,8 @@ class Journal:
 
         Args:
             action: What is done.
-            instance_ids: To which instances.
+            outcomes: To which instances, and where each stands.
             what: The same in words, for the event.
-            outcome: Where those instances stand.
             version: The image version that it brings.
             details: Other fields of the record.
 
@@ -184,7 +182,7 @@ class Journal:
         )
         with self._store.transaction():
             self._store.put(operation)
-            for number in instance_ids:
+            for number, outcome in outcomes.items():
                 self._store.put(
                     OutcomeRecord(
                         scale_set=self._name,

@@ -41,6 +41,7 @@ __all__ = [
     "delete_steps",
     "restart_steps",
     "rollback_steps",
+    "serve_again_steps",
     "settle_steps",
     "start_steps",
     "stop_steps",
@@ -128,7 +129,13 @@ def settle_steps(stays: int, old: int) -> Sequence[Step]:
             the machine runs again if it was stopped already.
     """
     commit = Commit(stays, provisioning="Failed")
-    return [commit, Discard(old), Start(old), Serve(wait=False)] if stays == old else [commit]
+    back: list[Step] = [Discard(old), Start(old)] if stays == old else []
+    return [commit, *back, *serve_again_steps()]
+
+
+def serve_again_steps() -> Sequence[Step]:
+    """An instance on which something failed is served again: the probe says whether it gets traffic."""
+    return [Serve(wait=False)]
 
 
 def change_steps(

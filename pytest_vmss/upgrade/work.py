@@ -99,6 +99,8 @@ class Worker:
                     self._run(context, "stop", steps)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
             self._journal.failed(context, error)
+            if operation.action in ("start", "restart"):
+                self._journal.run_phase(context, "settle", phases.serve_again_steps())
             self._mark_failed(context)
             self._journal.outcome(context, Outcome.FAILED)
 
@@ -172,6 +174,7 @@ class Worker:
             self._run(context, "rollback", steps, Outcome.ROLLED_BACK)
         except Exception as error:  # noqa: BLE001 - the others go on
             context.event("error", f"the rollback failed too: {describe(error)[1]}")
+            self._journal.run_phase(context, "settle", phases.serve_again_steps())
             self._mark_failed(context)
             self._journal.outcome(context, Outcome.ROLLBACK_FAILED)
         self._journal.update(operation.id, status="RollingForward")

@@ -164,9 +164,18 @@ class World:
             HostError: HAProxy is not installed.
         """
         balancer = self.balancer(scale_set)
-        if balancer is not None:
-            records = self.store.select(InstanceRecord, scale_set.lower())
-            balancer.ensure([member_of(record) for record in records if record.generation])
+        if balancer is None:
+            self.stop_serving(self.set_record(scale_set))
+            return
+        records = self.store.select(InstanceRecord, scale_set.lower())
+        balancer.ensure(
+            [member_of(record) for record in records if record.generation or record.in_service]
+        )
+
+    def stop_serving(self, record: ScaleSetRecord) -> None:
+        """Ends a set's load balancer, also one that its model no longer declares."""
+        if record.frontend is not None:
+            self.make_balancer(record, []).stop()
 
     def set_record(self, scale_set: str) -> ScaleSetRecord:
         """A set's record.

@@ -18,6 +18,7 @@ from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, Outcome
+from pytest_vmss.upgrade.engine import parts
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts
@@ -249,7 +250,7 @@ def test_no_operation_while_another_is_interrupted(lab: SimulatedLab) -> None:
     """M4, C4."""
     web = lab.start_web(1)
     engine = web._engine
-    engine.journal.open("restart", [0], what="restart")
+    engine.journal.open("restart", parts([0]), what="restart")
     acts: list[Callable[[], object]] = [
         web.restart,
         web.reimage,
@@ -268,7 +269,7 @@ def test_no_operation_while_another_is_interrupted(lab: SimulatedLab) -> None:
 
 def test_an_interrupted_set_can_be_deleted(lab: SimulatedLab) -> None:
     web = lab.start_web(1)
-    web._engine.journal.open("restart", [0], what="restart")
+    web._engine.journal.open("restart", parts([0]), what="restart")
     web.delete()
     assert lab.scale_sets() == []
     assert lab.simulated.defined == {}

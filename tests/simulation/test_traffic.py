@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
-from pytest_vmss.errors import NotFoundError, ViolationError
+from pytest_vmss.errors import NotFoundError, ProvisioningError, ViolationError
 from pytest_vmss.guest.simulated import Behaviour
-from pytest_vmss.store import Outcome
+from pytest_vmss.load_balancer import Balancer, Rule
+from pytest_vmss.store import Outcome, ScaleSetRecord
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
@@ -131,3 +135,76 @@ def test_what_a_check_raises_is_a_violation_and_the_blocks_own_error_comes_first
     with pytest.raises(ZeroDivisionError) as raised:
         fails()
     assert "connection refused" in raised.value.__notes__[0]
+
+
+def test_an_instance_that_failed_is_served_where_its_probe_says_so(lab: SimulatedLab) -> None:
+    """F2: without rollback it stays as it is, and HAProxy's own probe decides."""
+    web = lab.start_web(2, automatic=False)
+    lab.publish("1.1.0", Behaviour.EXTENSION_FAILS)
+    upgrade = web.upgrade()
+    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert lab.balancers[web.record.unique_id].members == {"web_0": True, "web_1": True}
+    assert [i.record.in_service for i in web] == [True, True]
+
+
+def test_also_where_the_rollback_fails_and_where_it_was_new(lab: SimulatedLab) -> None:
+    web = lab.start_web(2)
+    lab.behaviours["1.0.0"] = Behaviour.PANICS  # what it goes back to has gone bad
+    upgrade = lab.roll(web, "1.1.0", Behaviour.UNHEALTHY)
+    assert upgrade.outcomes[0] is Outcome.ROLLBACK_FAILED
+    balancer = lab.balancers[web.record.unique_id]
+    assert balancer.members["web_0"]
+    with pytest.raises(ProvisioningError):
+        web.scale(3)
+    assert balancer.members["web_2"]
+
+
+RULE = {
+    "name": "admin",
+    "frontendPort": 8080,
+    "backendPort": 80,
+    "probe": {"id": "/…/loadBalancers/web-lb/probes/healthz"},
+}
+
+
+def balancer_with(*rules: dict[str, Any]) -> dict[str, Any]:
+    properties = LOAD_BALANCER["properties"]
+    return {
+        **LOAD_BALANCER,
+        "properties": {
+            **properties,
+            "loadBalancingRules": [*properties["loadBalancingRules"], *rules],
+        },
+    }
+
+
+def test_an_update_changes_the_rules(lab: SimulatedLab) -> None:
+    web = lab.start_web(1)
+    made: list[Sequence[Rule]] = []
+    make = lab.world.make_balancer
+
+    def remember(record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
+        made.append(rules)
+        return make(record, rules)
+
+    lab.world.make_balancer = remember
+    web.update({}, load_balancer=balancer_with(RULE))
+    assert [rule.name for rule in made[-1]] == ["http", "admin"]
+    assert lab.balancers[web.record.unique_id].members == {"web_0": True}
+
+
+def test_a_load_balancer_comes_and_goes_with_the_model(lab: SimulatedLab) -> None:
+    lab.publish("1.0.0")
+    body = web_model(automatic=False, capacity=1)
+    network = body["properties"]["virtualMachineProfile"].pop("networkProfile")
+    body["properties"]["virtualMachineProfile"]["networkProfile"] = {}
+    web = lab.create(body, ports=[80])
+    assert web.record.frontend is None
+    web.update({"virtualMachineProfile": {"networkProfile": network}}, load_balancer=LOAD_BALANCER)
+    assert web.url == f"http://{web.record.frontend}:10080"
+    balancer = lab.balancers[web.record.unique_id]
+    assert balancer.members == {"web_0": True}
+    web.update(body, replace=True)
+    assert not balancer.running
+    with pytest.raises(NotFoundError):
+        _ = web.url

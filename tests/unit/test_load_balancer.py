@@ -132,6 +132,46 @@ def haproxy(tmp_path: Path, backends: dict[str, Backend]) -> Iterator[HAProxy]:
     made.stop()
 
 
+def test_a_kill_between_two_rules_is_mended(tmp_path: Path, backends: dict[str, Backend]) -> None:
+    """M1: a member of one rule only is completed, and one of one rule only is removed."""
+    rules = [
+        Rule("http", ADDRESS, PORT, 80, PROBE),
+        Rule("admin", ADDRESS, PORT + 1, 80, PROBE),
+    ]
+    made = HAProxy(tmp_path / "b", rules)
+    members = [backend.member for backend in backends.values()]
+    try:
+        made.ensure(members)
+        made._command("set server admin/web_0 state maint")
+        until(lambda: bool(made._deleted("admin/web_0")))
+        made.ensure(members)
+        assert {(rule.name, name) for rule in rules for name in backends} == made._servers()
+        made._command("disable health http/web_1")
+        made.ensure(members)
+        until(lambda: made.healthy("web_0") is True and made.healthy("web_1") is True)
+        made._command("set server http/web_0 state maint")
+        until(lambda: bool(made._deleted("http/web_0")))
+        made.ensure(members[1:])
+        assert {name for _, name in made._servers()} == {"web_1"}
+        made._pid_file.unlink()  # as where it was killed before that was written
+    finally:
+        made.stop()
+    assert made._processes() == []
+
+
+def test_another_interval_needs_another_process(
+    haproxy: HAProxy, backends: dict[str, Backend], tmp_path: Path
+) -> None:
+    before = haproxy._process()
+    assert before is not None
+    slower = PROBE.model_copy(update={"interval_in_seconds": 9})
+    other = HAProxy(tmp_path / "b", [Rule("http", ADDRESS, PORT, 80, slower)])
+    other.ensure([backend.member for backend in backends.values()])
+    after = other._process()
+    assert after is not None
+    assert after.pid != before.pid
+
+
 def get() -> str:
     link = http.client.HTTPConnection(ADDRESS, PORT, timeout=10)
     try:

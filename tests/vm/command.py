@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -37,24 +37,22 @@ class Command:
         self._user = user
 
     def __call__(self, *arguments: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [self._program, *arguments],
-            cwd="/",
-            env=self._environment,
-            user=self._user,
-            group=self._user,
-            extra_groups=None if self._user is None else [],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        with self._popen(arguments, stderr=subprocess.PIPE) as process:
+            try:
+                output, errors = process.communicate(timeout=600)
+            except BaseException:
+                process.kill()
+                raise
+        done = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
         if ok:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Starts the command and does not wait for its end."""
+        return self._popen(arguments, stderr=subprocess.STDOUT)
+
+    def _popen(self, arguments: Sequence[str | Path], *, stderr: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [self._program, *arguments],
             cwd="/",
@@ -63,7 +61,7 @@ class Command:
             group=self._user,
             extra_groups=None if self._user is None else [],
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             text=True,
         )
 

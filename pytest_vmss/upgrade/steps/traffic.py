@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import UnhealthyError, WaitTimeoutError
+from pytest_vmss.load_balancer import Balancer
 from pytest_vmss.upgrade.steps.step import Conclusion
 from pytest_vmss.upgrade.world import InstanceContext, member_of
 
@@ -21,19 +22,21 @@ class Drain:
 
     name: ClassVar[str] = "drain"
 
-    def apply(self, context: InstanceContext) -> None:
-        world = context.world
-        balancer = world.balancer(context.scale_set)
-        if balancer is None:
-            return
-        world.store.amend(context.record, in_service=False)
-        balancer.take_out(context.name)
+    def apply(self, context: InstanceContext) -> Conclusion:
+        balancer = context.world.balancer(context.scale_set)
+        if balancer is not None:
+            balancer.take_out(context.name)
+            self._wait(context, balancer)
+        return _in_service(context, False)
+
+    @staticmethod
+    def _wait(context: InstanceContext, balancer: Balancer) -> None:
         try:
             wait_for(
                 f"the connections of {context.name} to end",
                 lambda: balancer.connections(context.name) == 0 or None,
                 limit=context.limits.drain,
-                clock=world.clock,
+                clock=context.world.clock,
                 interval=_LOOK_S,
                 describe=lambda: f"{balancer.connections(context.name)} are left",
             )
@@ -53,30 +56,31 @@ class Serve:
 
     wait: bool = True
 
-    def apply(self, context: InstanceContext) -> Conclusion | None:
-        world = context.world
-        balancer = world.balancer(context.scale_set)
-        if balancer is None:
-            return None
-        record = world.store.amend(context.record, in_service=True)
-        balancer.add(member_of(record))
+    def apply(self, context: InstanceContext) -> Conclusion:
+        balancer = context.world.balancer(context.scale_set)
+        if balancer is not None:
+            balancer.add(member_of(context.record.model_copy(update={"in_service": True})))
+            if self.wait:
+                self._wait(context, balancer)
+        return _in_service(context, True)
+
+    @staticmethod
+    def _wait(context: InstanceContext, balancer: Balancer) -> None:
         limit = context.limits.health
         try:
-            if self.wait:
-                wait_for(
-                    f"the load balancer to find {context.name} healthy",
-                    lambda: balancer.healthy(context.name) or None,
-                    limit=limit,
-                    clock=world.clock,
-                    interval=_LOOK_S,
-                )
+            wait_for(
+                f"the load balancer to find {context.name} healthy",
+                lambda: balancer.healthy(context.name) or None,
+                limit=limit,
+                clock=context.world.clock,
+                interval=_LOOK_S,
+            )
         except WaitTimeoutError as late:
             raise UnhealthyError(
                 f"its own port answers, but the load balancer's probe did not find it healthy "
                 f"within {limit:.0f} s",
                 instance=context.name,
             ) from late
-        return None
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,12 @@ class LeaveBalancer:
         balancer = context.world.balancer(context.scale_set)
         if balancer is not None:
             balancer.remove(context.name)
+
+
+def _in_service(context: InstanceContext, value: bool) -> Conclusion:
+    """Writes whether the load balancer may send the instance traffic from now on."""
+
+    def conclude() -> None:
+        context.world.store.amend(context.record, in_service=value)
+
+    return conclude
