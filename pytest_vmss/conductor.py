@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Literal, TypedDict, Unpack
 
 from pytest_vmss.clock import Interrupted, side_by_side
 from pytest_vmss.errors import ConflictError, UpgradeError, VmssError
-from pytest_vmss.store import OperationRecord, VersionRecord
+from pytest_vmss.store import OperationRecord, ScaleSetRecord, VersionRecord
 from pytest_vmss.upgrade.due import Rollouts
 from pytest_vmss.upgrade.engine import Engine, StartedBy
+from pytest_vmss.upgrade.repairs import Repairs
 from pytest_vmss.upgrade.watcher import Watcher
 from pytest_vmss.upgrade.world import World
 
@@ -45,10 +47,14 @@ class Conductor:
     Args:
         world: Its sets.
         rollouts: Knows which automatic upgrades are due.
+        repair_grace: See :class:`~pytest_vmss.settings.Settings`.
     """
 
-    def __init__(self, world: World, rollouts: Rollouts) -> None:
+    def __init__(
+        self, world: World, rollouts: Rollouts, *, repair_grace: float | None = None
+    ) -> None:
         self._world = world
+        self._grace = repair_grace
         self._rollouts = rollouts
         self._watcher: Watcher | None = None
         self._threads: list[threading.Thread] = []
@@ -144,10 +150,39 @@ class Conductor:
         }:
             side_by_side(due.items(), run, clock=self._world.clock)
 
+    def run_all(self) -> None:
+        """Runs the repairs that are due, and then the upgrades."""
+        self.run_repairs()
+        self.run_due()
+
+    def repairs(self, name: str) -> Repairs:
+        """The automatic repairs of a set."""
+        return Repairs(self._world, Engine(self._world, name), grace=self._grace)
+
+    def run_repairs(self) -> None:
+        """Looks once at every set whose instances are repaired, and repairs what is due (K1).
+
+        A set on which something else is being done is left for the next time.
+        """
+
+        def run(name: str) -> None:
+            engine = Engine(self._world, name)
+            with contextlib.suppress(ConflictError), engine.claim():
+                if engine.journal.unfinished() is None:
+                    self.repairs(name).repair()
+
+        names = [record.name for record in self._world.store.select(ScaleSetRecord)]
+        repaired = [name for name in names if self.repairs(name).running]
+        side_by_side(repaired, run, clock=self._world.clock)
+
+    def _repairs_run(self) -> bool:
+        records = self._world.store.select(ScaleSetRecord)
+        return any(self.repairs(record.name).running for record in records)
+
     def watch(self) -> None:
-        """From now on, due upgrades run by themselves in this process."""
+        """From now on, due upgrades and repairs run by themselves in this process."""
         if self._watcher is None:
-            self._watcher = Watcher(self.run_due, self._seconds_to_next)
+            self._watcher = Watcher(self.run_all, self._seconds_to_next, self._repairs_run)
         self._watcher.wake()
 
     @property

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
+from pytest_vmss.faults import Faults
 from pytest_vmss.guest import LinuxGuest, Shell
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.testinfra_host import testinfra_host
+from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.model import Health
 from pytest_vmss.store import ExtensionRecord, GenerationRecord, InstanceRecord
 from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.observe import observe_health
-from pytest_vmss.upgrade.planner import Health
+from pytest_vmss.upgrade.observe import Measures, observe_health
 from pytest_vmss.upgrade.world import InstanceContext
 
 if TYPE_CHECKING:
@@ -147,11 +150,17 @@ class Instance:
     @property
     def health(self) -> Health:
         """Its health now."""
-        world = self._lab.world
-        name = self._context.scale_set
-        probe, balancer = world.current_revision(name).probe, world.balancer(name)
-        result = observe_health(world, self.record, probe, balancer)
-        return Health.HEALTHY if result.healthy else Health.UNHEALTHY
+        return worst(self.observations()).health
+
+    def observations(self) -> dict[str, Observation]:
+        """What each of its health sources says now, by the source's name."""
+        context = replace(self._context, _guests={})
+        applied = context.revision(self.record.revision)
+        measures = Measures.of(self._lab.world, context.scale_set, applied)
+        try:
+            return observe_health(context, measures)
+        finally:
+            context.leave()
 
     def address(self, port: int) -> tuple[str, int]:
         """Address and port of the host that lead to a port of the guest.
@@ -197,11 +206,41 @@ class Instance:
         """A testinfra host that runs everything as root (L6)."""
         return testinfra_host(self.name, self.shell)
 
+    @cached_property
+    def faults(self) -> Faults:
+        """Faults to bring about on it, for a test, and to mend."""
+        context, world = self._context, self._lab.world
+        return Faults(
+            context.name, context.domain, hypervisor=lambda: world.hypervisor, shell=self.shell
+        )
+
     def close(self) -> None:
         """Ends the connection to it."""
         if self._guest is not None:
             self._guest[1].close()
             self._guest = None
+
+
+#: Azure's level of each state.
+_LEVELS = {
+    Health.HEALTHY: "Info",
+    Health.INITIALIZING: "Info",
+    Health.UNHEALTHY: "Error",
+    Health.UNKNOWN: "Warning",
+}
+
+
+def _vm_health(record: InstanceRecord) -> dict[str, Any]:
+    """Azure's ``vmHealth``, as it was observed last."""
+    if record.health is None:
+        return {}
+    status = {
+        "code": f"HealthState/{record.health.lower()}",
+        "level": _LEVELS[record.health],
+        "displayStatus": f"The VM is reporting itself as {record.health.lower()}",
+        "message": record.health_detail,
+    }
+    return {"vmHealth": {"status": status}}
 
 
 def instance_view(instance: Instance) -> dict[str, Any]:
@@ -221,6 +260,7 @@ def instance_view(instance: Instance) -> dict[str, Any]:
             "protectFromScaleSetActions": record.protected,
         },
         "powerState": record.power,
+        **_vm_health(record),
         "address": record.address,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
     }

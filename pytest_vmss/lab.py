@@ -6,7 +6,7 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self, Unpack
 
@@ -14,14 +14,23 @@ from pytest_vmss.clock import SystemClock
 from pytest_vmss.conductor import Conductor, Options
 from pytest_vmss.errors import (
     ConflictError,
+    HypervisorError,
     LabError,
     ProvisioningError,
 )
 from pytest_vmss.gallery import Gallery, Images
-from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest import Check, LinuxGuest, SshAccess
+from pytest_vmss.guest.agent import guest_time, read_file
 from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.keys import lab_key
-from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics, probe_once
+from pytest_vmss.health import (
+    Observation,
+    RollingUpgradeMetrics,
+    parse_custom_metrics,
+    probe_once,
+    read_report,
+)
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.hypervisor.capacity import check_capacity
 from pytest_vmss.identity import (
@@ -33,7 +42,15 @@ from pytest_vmss.identity import (
     write_identity,
 )
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
-from pytest_vmss.model import Probe, Source, VmSize, load_document
+from pytest_vmss.model import (
+    ApplicationHealthSettings,
+    Health,
+    Probe,
+    Source,
+    VmSize,
+    application_health,
+    load_document,
+)
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
@@ -129,11 +146,26 @@ class Lab:
             make_guest=self.make_guest,
             probe=_probe,
             sizes=self.settings.sizes,
-            metrics=lambda _: RollingUpgradeMetrics(),
+            report=self._report,
+            metrics=self._metrics,
             free_addresses=self.networks.free_addresses,
             make_balancer=self._make_balancer,
             require_room=self._require_room,
         )
+
+    def _report(self, context: InstanceContext, settings: ApplicationHealthSettings) -> Observation:
+        """F3: over the guest agent, so that it needs no network."""
+        ask = partial(self.world.hypervisor.agent, context.domain)
+        try:
+            return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
+        except HypervisorError as silent:
+            return Observation(Health.UNKNOWN, f"it reports nothing: {silent.message}")
+
+    def _metrics(self, context: InstanceContext) -> RollingUpgradeMetrics:
+        settings = application_health(context.revision(context.record.revision).model)
+        if settings is None:
+            return RollingUpgradeMetrics()
+        return parse_custom_metrics(self.world.report(context, settings).custom_metrics)
 
     def _require_balancer(self) -> None:
         HAProxy(self.paths.balancer("any-other-set"), []).require()
@@ -144,7 +176,7 @@ class Lab:
     @cached_property
     def conductor(self) -> Conductor:
         """Who runs upgrades in this process."""
-        return Conductor(self.world, self.rollouts)
+        return Conductor(self.world, self.rollouts, repair_grace=self.settings.repair_grace)
 
     @cached_property
     def rollouts(self) -> Rollouts:
@@ -216,6 +248,7 @@ class Lab:
         custom_data: str | None = None,
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
+        health: Check | None = None,
     ) -> ScaleSet:
         """Creates a scale set and waits until all its instances are healthy.
 
@@ -228,6 +261,9 @@ class Lab:
             custom_data: Replaces the model's custom data (base64).
             ports: Guest ports to forward besides SSH's and the probe's.
             health_timeout: Seconds to wait for health, in place of Azure's 300.
+            health: A health source of the lab's own beside Azure's (F4): a command that is run
+                over SSH and whose exit status counts, or a function of a testinfra host that
+                asserts. A function counts in this process only.
 
         Raises:
             ModelError: The model is not valid; nothing was created.
@@ -258,9 +294,15 @@ class Lab:
         engine = Engine(self.world, model.name)
 
         def begin() -> dict[int, Outcome]:
-            declare(self.world, document, ports=ports, health_timeout=health_timeout)
+            command = health if isinstance(health, str) else None
+            declare(
+                self.world, document, ports=ports, health_timeout=health_timeout,
+                health_command=command,
+            )  # fmt: skip
             return parts(enrol(self.world, model.name, model.sku.capacity))
 
+        if health is not None and not isinstance(health, str):
+            self.world.checks[model.name.lower()] = health
         with engine.claim():
             account = engine.at_once("create", begin, version=version)
         self.require_success(account)
@@ -358,6 +400,7 @@ class Lab:
                 self.store.delete(revision)
             self.store.delete(record)
             self.store.event(record.name, "deleted", "deleted")
+        self.world.checks.pop(record.name.lower(), None)
         self._sets.pop(record.name, None)
 
     # Upgrades.
@@ -383,8 +426,12 @@ class Lab:
         """Runs every automatic upgrade that is due, sets side by side, until none is."""
         self.conductor.run_due()
 
+    def run_repairs(self) -> None:
+        """Looks once at every set whose instances are repaired, and repairs what is due."""
+        self.conductor.run_repairs()
+
     def watch(self) -> None:
-        """From now on, due upgrades run by themselves in this process."""
+        """From now on, due upgrades and repairs run by themselves in this process."""
         self.conductor.watch()
 
     def wake(self) -> None:
@@ -420,5 +467,5 @@ class Lab:
         self.networks.release(networks)
 
 
-def _probe(probe: Probe, record: InstanceRecord) -> ProbeResult:
+def _probe(probe: Probe, record: InstanceRecord) -> Observation:
     return probe_once(probe, record.address, record.forwards[probe.port], timeout=_PROBE_TIMEOUT)

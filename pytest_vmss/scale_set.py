@@ -14,6 +14,7 @@ from pytest_vmss.errors import (
     UpgradeError,
     WaitTimeoutError,
 )
+from pytest_vmss.guest import Check
 from pytest_vmss.hypervisor.addresses import host_port
 from pytest_vmss.instance import Instance, instance_view
 from pytest_vmss.model import (
@@ -40,6 +41,7 @@ from pytest_vmss.upgrade.declare import check_document, revise
 from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.history import history_info, status_info
 from pytest_vmss.upgrade.journal import Account
+from pytest_vmss.upgrade.repairs import Repairs
 from pytest_vmss.upgrade.world import Revision
 
 if TYPE_CHECKING:
@@ -140,6 +142,54 @@ class ScaleSet:
     def instance_view(self) -> list[dict[str, Any]]:
         """What is known of each instance, for people and programs (J3)."""
         return [instance_view(instance) for instance in self.instances]
+
+    def repair(self) -> Upgrade | None:
+        """Looks at all instances once, and repairs those that automatic repairs owe it to (K1).
+
+        A lab that is watched, as in pytest, does so by itself.
+
+        Returns:
+            What was done; None where nothing was due.
+
+        Raises:
+            ConflictError: Another operation is in progress.
+            UpgradeError: One was interrupted.
+        """
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            account = self._repairs.repair()
+        return None if account is None else Upgrade(self._lab, self.name, account.record.id)
+
+    @property
+    def orchestration_services(self) -> list[dict[str, Any]]:
+        """Azure's ``orchestrationServices`` of the set's instance view."""
+        return [self._repairs.view()]
+
+    def set_orchestration_service_state(self, action: Literal["Suspend", "Resume"]) -> None:
+        """Suspends automatic repairs, or resumes them (Azure's ``setOrchestrationServiceState``)."""
+        if action == "Suspend":
+            self._repairs.suspend("someone asked for it")
+        else:
+            self._repairs.resume()
+            self._lab.wake()
+
+    @property
+    def _repairs(self) -> Repairs:
+        return self._lab.conductor.repairs(self.name)
+
+    def check_health(self, check: Check | None) -> None:
+        """Gives the set a health source of the lab's own, in place of an earlier one (F4).
+
+        Args:
+            check: A command that is run over SSH and whose exit status counts, or a function
+                of a testinfra host that asserts, which counts in this process only; None
+                for none.
+        """
+        world, command = self._lab.world, check if isinstance(check, str) else None
+        world.store.amend(self.record, health_command=command)
+        world.checks.pop(self.name.lower(), None)
+        if check is not None and not isinstance(check, str):
+            world.checks[self.name.lower()] = check
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """A check that must hold during a ``with`` block, made again and again beside it.

@@ -96,6 +96,8 @@ class Settings:
         keep: Keep the VMs of a session for a look at them.
         first_rollout_delay: Seconds from the moment at which automatic OS upgrades are
             enabled to the first that may start; Azure takes up to 3 hours (C2).
+        repair_grace: Seconds in place of each ``automaticRepairsPolicy.gracePeriod``, which
+            Azure lets be 10 minutes at least; None for the policy's own (K1).
         rollout_delay: Seconds from a publication to its rollout, from and to; Azure
             takes 30 to 60 minutes.
     """
@@ -110,3 +112,4 @@ class Settings:
     keep: bool = False
     first_rollout_delay: float = 0.0
     rollout_delay: tuple[float, float] = (0.0, 0.0)
+    repair_grace: float | None = None

@@ -12,12 +12,14 @@ from typing import Any
 
 from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import CapacityError
+from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
 from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
-from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics
+from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
 from pytest_vmss.lab import Lab
 from pytest_vmss.load_balancer import Balancer, Rule, SimulatedBalancer
-from pytest_vmss.model import Probe, VmSize
+from pytest_vmss.model import Health, Probe, VmSize, application_health
 from pytest_vmss.operation import Upgrade
 from pytest_vmss.process import run
 from pytest_vmss.scale_set import ScaleSet
@@ -36,6 +38,9 @@ class SimulatedLab(Lab):
     Attributes:
         behaviours: How the instances of each image version fare.
         sick: Names of instances whose probe fails whatever they run.
+        applications: What the Application Health extension of an instance sees, by name,
+            where it is another than its behaviour says.
+        deaf_ports: Ports of guests on which nothing listens.
         metrics: Custom metrics by name of the instance.
         balancers: Load balancers by the set's unique id.
         runs: What custom data and extensions did: (instance, OS disk, what) to times.
@@ -45,6 +50,8 @@ class SimulatedLab(Lab):
 
     behaviours: dict[str, Behaviour]
     sick: set[str]
+    applications: dict[str, Health]
+    deaf_ports: set[int]
     metrics: dict[str, RollingUpgradeMetrics]
     balancers: dict[str, SimulatedBalancer]
     runs: dict[tuple[str, int, str], int]
@@ -60,7 +67,9 @@ class SimulatedLab(Lab):
         self.virtual = VirtualClock(seed)
         self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
         self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
-        self.balancers = {}
+        self.balancers, self.applications, self.deaf_ports = {}, {}, set()
+        self._extensions: dict[tuple[str, int, int], tuple[Rules, float]] = {}
+        self.simulated.read_file = self._simulate_file
         world = self.world
         world.clock = self.virtual
         self.store._clock = self.virtual
@@ -96,6 +105,7 @@ class SimulatedLab(Lab):
             hypervisor=self.simulated,
             clock=self.virtual,
             runs=self.runs,
+            listening=lambda: set(context.record.forwards) - self.deaf_ports,
         )
 
     def _require_balancer(self) -> None:
@@ -113,17 +123,48 @@ class SimulatedLab(Lab):
                 f"{count} more instances of {size.name} do not fit: there is room for {self.room}"
             )
 
-    def _simulate_probe(self, _: Probe, record: InstanceRecord) -> ProbeResult:
+    def _simulate_probe(self, _: Probe, record: InstanceRecord) -> Observation:
         return self._probe(record.name)
 
-    def _probe(self, name: str) -> ProbeResult:
-        """What a probe sees of an instance."""
+    def _probe(self, name: str) -> Observation:
+        """What a probe sees of an instance from outside."""
+        domain = f"vmss-{self.identity.id}-{name}"
+        if domain in self.simulated.paused or domain in self.simulated.cut:
+            return Observation(Health.UNHEALTHY, "timed out")
+        return self._application(name)
+
+    def _application(self, name: str) -> Observation:
+        """How an instance's application is."""
         domain = f"vmss-{self.identity.id}-{name}"
         machine = self.simulated.defined.get(domain)
         if machine is None or domain not in self.simulated.running or name in self.sick:
-            return ProbeResult(False, "sick")
+            return Observation(Health.UNHEALTHY, "sick")
         behaviour = self.behaviours[self.simulated.image_of(machine)]
-        return ProbeResult(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+        return Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+
+    def _simulate_file(self, domain: str, path: str) -> bytes | None:
+        """The Application Health extension's status file, by its own rules."""
+        name = domain.removeprefix(f"vmss-{self.identity.id}-")
+        scale_set, _, number = name.rpartition("_")
+        context = InstanceContext(self.world, scale_set, int(number))
+        generation = context.generation(self.simulated.running_generation(domain) or 0)
+        if path != STATUS_FILE or generation is None:
+            return None
+        settings = application_health(context.revision(generation.revision).model)
+        if settings is None or not any(
+            entry.type.endswith("ApplicationHealthLinux") for entry in generation.extensions
+        ):
+            return None
+        boot, now = self.simulated.boots[domain], self.virtual.monotonic()
+        key = (domain, boot, generation.revision)
+        rules, due = self._extensions.get(key) or (rules_of(settings.wire(), now), now)
+        seen = self.applications.get(name) or self._application(name).health
+        while due <= now:
+            rules.observe(str(seen), due)
+            due += settings.interval_in_seconds
+        self._extensions[key] = (rules, due)
+        stamp = int(self.virtual.now().timestamp() * 1e9)
+        return document(rules.state, f"it is {seen}", None, f"boot-{boot}", stamp).encode()
 
     def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
         """Publishes an image version whose instances fare so."""

@@ -85,6 +85,30 @@ def web_model(
     }
 
 
+def application_health(version: str = "2.0", **settings: Any) -> dict[str, Any]:
+    """The Application Health extension."""
+    return {
+        "name": "health",
+        "properties": {
+            "publisher": "Microsoft.ManagedServices",
+            "type": "ApplicationHealthLinux",
+            "typeHandlerVersion": version,
+            "settings": {"protocol": "http", "port": 80, "requestPath": "/health", **settings},
+        },
+    }
+
+
+def with_application_health(
+    body: dict[str, Any], version: str = "2.0", *, probe: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """The same model with the Application Health extension, in place of the probe unless asked."""
+    profile = body["properties"]["virtualMachineProfile"]
+    if not probe:
+        del profile["networkProfile"]
+    profile["extensionProfile"]["extensions"].append(application_health(version, **settings))
+    return body
+
+
 LOAD_BALANCER: dict[str, Any] = {
     "name": "web-lb",
     "properties": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -127,6 +128,36 @@ def reimage(name: str, instance_ids: tuple[int, ...], data_disks: bool) -> None:
     """Give instances a fresh OS disk of the image that they have; data disks stay."""
     ids = instance_ids or None
     _act(name, lambda s: s.reimage_all(ids) if data_disks else s.reimage(ids))
+
+
+@main.command()
+@click.argument("name")
+def repair(name: str) -> None:
+    """Look at all instances once, and repair those that automaticRepairsPolicy owes it to."""
+    with open_lab() as lab:
+        scale_set = lab.scale_set(name)
+        with LiveView(lab.store, console):
+            ended = scale_set.repair()
+        if ended is not None:
+            finish(lab, ended)
+            return
+        (service,) = scale_set.orchestration_services
+        click.echo(f"nothing to repair (automatic repairs: {service['serviceState']})")
+
+
+@main.command("set-orchestration-service-state")
+@click.argument("name")
+@click.option("--action", type=click.Choice(["Suspend", "Resume"]), required=True)
+@click.option("--service-name", type=click.Choice(["AutomaticRepairs"]), default="AutomaticRepairs")
+def set_orchestration_service_state(
+    name: str, action: Literal["Suspend", "Resume"], service_name: str
+) -> None:
+    """Suspend or resume automatic repairs."""
+    with open_lab() as lab:
+        scale_set = lab.scale_set(name)
+        scale_set.set_orchestration_service_state(action)
+        (service,) = scale_set.orchestration_services
+        click.echo(f"{service_name}: {service['serviceState']}")
 
 
 @main.command("delete-instances")

@@ -36,6 +36,7 @@ __all__: list[str] = []
 )
 @click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
+@click.option("--health-command", help="Run over SSH; its exit status is a health source too.")
 def create(
     model: Path,
     name: str | None,
@@ -44,6 +45,7 @@ def create(
     custom_data: Path | None,
     ports: tuple[int, ...],
     health_timeout: float | None,
+    health_command: str | None,
 ) -> None:
     """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
     encoded = None if custom_data is None else base64.b64encode(custom_data.read_bytes()).decode()
@@ -57,6 +59,7 @@ def create(
                 custom_data=encoded,
                 ports=ports,
                 health_timeout=health_timeout,
+                health=health_command,
             )
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)

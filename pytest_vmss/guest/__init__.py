@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_vmss.guest.guest import BootFacts, Guest, LinuxGuest, SshAccess
+from pytest_vmss.guest.guest import BootFacts, Check, Guest, LinuxGuest, SshAccess
 from pytest_vmss.guest.shell import CommandResult, Shell
 
-__all__ = ["BootFacts", "CommandResult", "Guest", "LinuxGuest", "Shell", "SshAccess"]
+__all__ = ["BootFacts", "Check", "CommandResult", "Guest", "LinuxGuest", "Shell", "SshAccess"]

@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import (
     CloudInitError,
     GuestCommandError,
     GuestUnreachableError,
+    InstanceError,
     KernelPanicError,
     NoBootError,
     WaitTimeoutError,
@@ -20,12 +21,13 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.guest.shell import HostKeyMismatchError, Shell
+from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["BootFacts", "Guest", "LinuxGuest", "SshAccess"]
+__all__ = ["BootFacts", "Check", "Guest", "LinuxGuest", "SshAccess"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class BootFacts:
     boot_id: str
     kernel: str
     image_version: str | None
+
+
+#: A health source of the lab's own (F4): a command whose exit status counts, or a function
+#: of a testinfra host that returns or raises as an assertion does.
+Check = str | Callable[[Any], object]
 
 
 class Guest(Protocol):
@@ -62,6 +69,12 @@ class Guest(Protocol):
 
     def sync(self) -> None:
         """Makes what the guest has written durable: a power failure now loses nothing of it."""
+
+    def check(self, check: Check) -> tuple[bool, str]:
+        """Asks a health source of the lab's own: whether it is well, and what was seen (F4)."""
+
+    def listening(self) -> set[int]:
+        """The TCP ports on which something listens."""
 
     def close(self) -> None:
         """Ends the connection to it."""
@@ -105,6 +118,9 @@ _ENDED = {
     PowerState.PAUSED: "QEMU paused the machine, for it cannot write to its disks: make room on "
     "the host",
 }
+_LISTENING = "cat /proc/net/tcp /proc/net/tcp6 2> /dev/null || true"
+_LISTEN = "0A"
+_TOLD_CHARS = 200
 _LOGIN_S = 10.0
 _PATIENCE_S = 6.0
 
@@ -285,6 +301,41 @@ class LinuxGuest:
                 console_tail=self._console.tail(),
                 log=self._console.path,
             ) from late
+
+    def check(self, check: Check) -> tuple[bool, str]:
+        """Asks a health source of the lab's own.
+
+        Raises:
+            GuestUnreachableError: It does not answer over SSH now.
+            GuestCommandError: The connection broke.
+        """
+        shell = self._connect()
+        if shell is None:
+            raise GuestUnreachableError("does not answer over SSH", instance=self.name)
+        if isinstance(check, str):
+            done = shell.run(check, timeout=self._login_limit)
+            told = (done.stdout + done.stderr).strip()[-_TOLD_CHARS:]
+            seen = f"`{check}` ended with status {done.exit_code}"
+            return done.exit_code == 0, f"{seen}: {told}" if told else seen
+        name = getattr(check, "__name__", "the function")
+        try:
+            answer = check(testinfra_host(self.name, self.shell))
+        except InstanceError:
+            raise
+        except Exception as failed:  # noqa: BLE001 - whatever it is, it does not speak for health
+            return False, f"{name}: {type(failed).__name__}: {str(failed)[:_TOLD_CHARS]}"
+        return answer is None or bool(answer), f"{name} returned {answer!r}"
+
+    def listening(self) -> set[int]:
+        """The TCP ports on which something listens, from the kernel's own tables.
+
+        Raises:
+            GuestUnreachableError: It does not answer over SSH.
+        """
+        rows = [line.split() for line in self.shell().check(_LISTENING).splitlines()]
+        return {
+            int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == _LISTEN
+        }
 
     def close(self) -> None:
         """Ends the connection."""

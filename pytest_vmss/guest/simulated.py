@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
 from pytest_vmss.guest.extensions import find_handler
-from pytest_vmss.guest.guest import BootFacts
+from pytest_vmss.guest.guest import BootFacts, Check
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
@@ -46,6 +46,7 @@ class SimulatedGuest:
         hypervisor: Where its machine runs.
         clock: Lets time pass for what takes time.
         runs: Everything that custom data and extensions did: an entry each time.
+        listening: The ports on which it listens.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class SimulatedGuest:
         hypervisor: SimulatedHypervisor,
         clock: Clock,
         runs: dict[tuple[str, int, str], int],
+        listening: Callable[[], set[int]] = lambda: {22},
     ) -> None:
         self.name = name
         self._domain = domain
@@ -68,6 +70,7 @@ class SimulatedGuest:
         self._hypervisor = hypervisor
         self._clock = clock
         self._runs = runs
+        self._listening = listening
 
     def _alive(self) -> None:
         if self._hypervisor.running_generation(self._domain) != self._generation:
@@ -126,14 +129,32 @@ class SimulatedGuest:
         """Of its command: ``exit N`` is understood, everything else succeeds."""
         if self._behaviour() is Behaviour.EXTENSION_FAILS:
             return 1
-        command = str((extension.settings or {}).get("commandToExecute", ""))
-        found = _EXIT.fullmatch(command)
-        return int(found[1]) if found else 0
+        return _exit_code(str((extension.settings or {}).get("commandToExecute", "")))
 
     def sync(self) -> None:
         """Takes a moment."""
         self._alive()
         self._clock.sleep(_SYNC_S)
 
+    def check(self, check: Check) -> tuple[bool, str]:
+        """A command as in :meth:`run_extension`; a function is given the guest itself."""
+        self._alive()
+        if isinstance(check, str):
+            code = _exit_code(check)
+            return code == 0, f"`{check}` ended with status {code}"
+        answer = check(self)
+        return answer is None or bool(answer), f"the function returned {answer!r}"
+
+    def listening(self) -> set[int]:
+        """As it was told."""
+        self._alive()
+        return self._listening()
+
     def close(self) -> None:
         """Does nothing."""
+
+
+def _exit_code(command: str) -> int:
+    """Of a command: ``exit N`` is understood, everything else succeeds."""
+    found = _EXIT.fullmatch(command)
+    return int(found[1]) if found else 0

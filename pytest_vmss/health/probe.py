@@ -5,28 +5,15 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-from dataclasses import dataclass
 
+from pytest_vmss.health.observation import Observation
 from pytest_vmss.model import Probe
 
-__all__ = ["ProbeResult", "probe_once"]
+__all__ = ["probe_once"]
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """What one probe saw.
-
-    Attributes:
-        healthy: Azure's rule: HTTP status 200, or a TCP connection.
-        detail: What was seen, in words.
-    """
-
-    healthy: bool
-    detail: str
-
-
-def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> ProbeResult:
-    """Probes an instance once.
+def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Observation:
+    """Probes an instance once; healthy is HTTP status 200, or a TCP connection.
 
     Args:
         probe: What to ask.
@@ -40,23 +27,23 @@ def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Prob
             return _probe_tcp(address, port, where, timeout)
         return _probe_http(probe, address, port, where, timeout)
     except (OSError, http.client.HTTPException) as failed:
-        return ProbeResult(False, f"{where}: {failed or type(failed).__name__}")
+        return Observation.of(False, f"{where}: {failed or type(failed).__name__}")
 
 
-def _probe_tcp(address: str, port: int, where: str, timeout: float) -> ProbeResult:
+def _probe_tcp(address: str, port: int, where: str, timeout: float) -> Observation:
     with socket.create_connection((address, port), timeout=timeout) as link:
         # QEMU's user network takes the connection itself, and ends it at once
         # where nobody in the guest does.
         link.settimeout(min(timeout, 0.5))
         try:
             if link.recv(1) == b"":
-                return ProbeResult(False, f"{where}: connection refused")
+                return Observation.of(False, f"{where}: connection refused")
         except TimeoutError:
             pass  # open, and silent
-    return ProbeResult(True, f"{where}: connected")
+    return Observation.of(True, f"{where}: connected")
 
 
-def _probe_http(probe: Probe, address: str, port: int, where: str, timeout: float) -> ProbeResult:
+def _probe_http(probe: Probe, address: str, port: int, where: str, timeout: float) -> Observation:
     if probe.protocol == "Https":
         # Azure's probes take any certificate.
         context = ssl._create_unverified_context()  # noqa: S323
@@ -70,4 +57,4 @@ def _probe_http(probe: Probe, address: str, port: int, where: str, timeout: floa
         status = connection.getresponse().status
     finally:
         connection.close()
-    return ProbeResult(status == 200, f"{where}: HTTP status {status}")
+    return Observation.of(status == 200, f"{where}: HTTP status {status}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pytest_vmss.health.probe import ProbeResult
+from pytest_vmss.health.observation import Observation
+from pytest_vmss.model import Health
 
 __all__ = ["Tracker"]
 
 
 class Tracker:
-    """The state of one instance on one boot; make a new one for each boot.
+    """The state of one instance, as one source sees it.
+
+    What was seen on an earlier boot never counts: an observation from another boot than
+    the one before begins anew. Make a new tracker for each swap.
 
     Args:
         threshold: Consecutive equal observations that make a state.
@@ -16,16 +20,16 @@ class Tracker:
 
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
-        self._last: bool | None = None
         self._count = 0
-        self.state: bool | None = None
-        self.detail = "not probed yet"
+        self.state: Health | None = None
+        self.last = Observation(Health.UNKNOWN, "not looked yet")
 
-    def observe(self, result: ProbeResult) -> bool | None:
+    def observe(self, seen: Observation) -> Health | None:
         """Takes an observation; returns the state, None while there is none yet."""
-        self._count = self._count + 1 if result.healthy == self._last else 1
-        self._last = result.healthy
-        self.detail = result.detail
+        if seen.boot != self.last.boot:
+            self._count, self.state = 0, None
+        self._count = self._count + 1 if self._count and seen.health is self.last.health else 1
+        self.last = seen
         if self._count >= self._threshold:
-            self.state = result.healthy
+            self.state = seen.health
         return self.state

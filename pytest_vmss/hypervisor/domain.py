@@ -8,9 +8,11 @@ from pathlib import Path
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator
 
-__all__ = ["AGENT_CHANNEL", "agent_connected_in", "domain_xml", "generation_in"]
+__all__ = ["AGENT_CHANNEL", "NIC", "agent_connected_in", "domain_xml", "generation_in"]
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+#: The network card's name in QEMU.
+NIC = "vmss-nic0"
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _VMSS = "urn:pytest-vmss:domain:1"
@@ -132,7 +134,8 @@ def _add_network(domain: ET.Element, machine: Machine) -> None:
     command = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
     for value in (
         "-netdev", f"user,id=vmss0{forwards}",
-        "-device", f"virtio-net-pci,netdev=vmss0,mac={machine.mac},addr={_NIC_SLOT},romfile=",
+        "-device",
+        f"virtio-net-pci,id={NIC},netdev=vmss0,mac={machine.mac},addr={_NIC_SLOT},romfile=",
         # Without a graphics card the firmware's messages go to the serial console.
         "-machine", "graphics=off",
     ):  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.accelerator import Choice, choose_accelerator
 from pytest_vmss.hypervisor.connection import Connection, open_connection
-from pytest_vmss.hypervisor.domain import agent_connected_in, domain_xml, generation_in
+from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.settings import Settings
 
@@ -249,32 +250,72 @@ class LibvirtHypervisor:
             if domain.name().startswith(prefix)
         )
 
-    def agent(self, name: str, command: str, *, timeout: int = _AGENT_TIMEOUT_S) -> str:
+    @_through_restarts
+    def agent(self, name: str, command: str) -> str:
         """Asks the guest agent something.
-
-        Args:
-            name: The machine.
-            command: The agent's JSON.
-            timeout: Limit in seconds.
-
-        Returns:
-            The agent's JSON.
 
         Raises:
             HypervisorError: The agent does not answer in time, or refuses.
         """
-        domain = self._find(name)
-        if domain is None:
-            raise HypervisorError(f"there is no machine {name}")
+        domain = self._existing(name)
         try:
-            answer: str = libvirt_qemu.qemuAgentCommand(domain, command, timeout, 0)
+            domain.agentSetResponseTimeout(_AGENT_TIMEOUT_S)
+            answer: str = libvirt_qemu.qemuAgentCommand(domain, command, _AGENT_TIMEOUT_S, 0)
         except libvirt.libvirtError as silent:
             raise HypervisorError(f"the guest agent of {name} failed: {silent}") from silent
         return answer
 
+    @_through_restarts
+    def pause(self, name: str) -> None:
+        """Halts a machine's processors.
+
+        Raises:
+            HypervisorError: It does not run.
+        """
+        try:
+            self._existing(name).suspend()
+        except libvirt.libvirtError as refused:
+            raise HypervisorError(f"{name} cannot be paused: {refused}") from refused
+
+    @_through_restarts
+    def unpause(self, name: str) -> None:
+        """Lets a machine's processors go on.
+
+        Raises:
+            HypervisorError: It does not run.
+        """
+        domain = self._existing(name)
+        try:
+            if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
+        except libvirt.libvirtError as refused:
+            raise HypervisorError(f"{name} cannot go on: {refused}") from refused
+
+    @_through_restarts
+    def set_link(self, name: str, *, up: bool) -> None:
+        """Plugs a machine's network cable in, or pulls it.
+
+        Raises:
+            HypervisorError: It does not run.
+        """
+        command = {"execute": "set_link", "arguments": {"name": NIC, "up": up}}
+        domain = self._existing(name)
+        try:
+            answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(command), 0))
+        except libvirt.libvirtError as refused:
+            raise HypervisorError(f"the link of {name} cannot be set: {refused}") from refused
+        if "error" in answer:
+            raise HypervisorError(f"the link of {name} cannot be set: {answer['error']['desc']}")
+
     def close(self) -> None:
         """Ends the connection; machines run on."""
         self.connection.close()
+
+    def _existing(self, name: str) -> libvirt.virDomain:
+        domain = self._find(name)
+        if domain is None:
+            raise HypervisorError(f"there is no machine {name}")
+        return domain
 
     def _find(self, name: str) -> libvirt.virDomain | None:
         try:

@@ -114,6 +114,29 @@ class Hypervisor(Protocol):
     def agent_connected(self, name: str) -> bool:
         """Whether the guest agent has opened its channel: the guest's services start."""
 
+    def agent(self, name: str, command: str) -> str:
+        """Asks the guest agent something, and waits a few seconds for its answer.
+
+        Args:
+            name: The machine.
+            command: The agent's JSON.
+
+        Returns:
+            The agent's JSON.
+
+        Raises:
+            HypervisorError: The agent does not answer in time, or refuses.
+        """
+
+    def pause(self, name: str) -> None:
+        """Halts a machine's processors; what it answered until now it no longer answers."""
+
+    def unpause(self, name: str) -> None:
+        """Lets a machine's processors go on."""
+
+    def set_link(self, name: str, *, up: bool) -> None:
+        """Plugs a machine's network cable in, or pulls it."""
+
     def request_stop(self, name: str) -> None:
         """Asks the guest to shut down, over its agent and by ACPI; returns at once."""
 

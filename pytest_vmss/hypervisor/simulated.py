@@ -6,7 +6,10 @@ seen; machines are entries of a dictionary that a test keeps across "crashes".
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
@@ -27,6 +30,10 @@ class SimulatedHypervisor:
     Attributes:
         defined: Machines by name; whether they run is in ``running``.
         running: Names of the machines that run.
+        paused: Names of those that are halted.
+        cut: Names of those whose network cable is pulled.
+        agents_hang: Names of those whose agent does not answer.
+        read_file: Files of guests, as their agents read them.
         starts: Every start so far: (name, generation).
         images: Image versions by digest.
     """
@@ -40,6 +47,11 @@ class SimulatedHypervisor:
         self._blank.touch(mode=0o600)
         self.defined: dict[str, Machine] = {}
         self.running: set[str] = set()
+        self.paused: set[str] = set()
+        self.cut: set[str] = set()
+        self.agents_hang: set[str] = set()
+        self.read_file: Callable[[str, str], bytes | None] = lambda _name, _path: None
+        self._opened: list[bytes] = []
         self.starts: list[tuple[str, int]] = []
         self.boots: dict[str, int] = {}
         self.deaf: set[str] = set()
@@ -101,6 +113,9 @@ class SimulatedHypervisor:
         self.defined[machine.name] = machine
         self._half_done()
         self.running.add(machine.name)
+        self.paused.discard(machine.name)
+        self.cut.discard(machine.name)
+        self.agents_hang.discard(machine.name)
         self.starts.append((machine.name, machine.generation))
         self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
 
@@ -117,6 +132,46 @@ class SimulatedHypervisor:
     def agent_connected(self, name: str) -> bool:
         """Always, in a machine that runs."""
         return name in self.running
+
+    def agent(self, name: str, command: str) -> str:
+        """The agent knows the time, and the files that ``read_file`` gives."""
+        if name not in self.running or name in self.agents_hang or name in self.paused:
+            raise HypervisorError(f"the guest agent of {name} failed: it does not answer")
+        call = json.loads(command)
+        match call["execute"]:
+            case "guest-file-open":
+                content = self.read_file(name, call["arguments"]["path"])
+                if content is None:
+                    raise HypervisorError(f"the guest agent of {name} failed: no such file")
+                self._opened.append(content)
+                answer: object = len(self._opened) - 1
+            case "guest-file-read":
+                content = self._opened[call["arguments"]["handle"]]
+                answer = {"buf-b64": base64.b64encode(content).decode()}
+            case "guest-get-time":
+                answer = int(self._clock.now().timestamp() * 1e9)
+            case _:
+                answer = {}
+        return json.dumps({"return": answer})
+
+    def pause(self, name: str) -> None:
+        """Halts a machine."""
+        self._require_running(name)
+        self.paused.add(name)
+
+    def unpause(self, name: str) -> None:
+        """Lets a machine go on."""
+        self._require_running(name)
+        self.paused.discard(name)
+
+    def set_link(self, name: str, *, up: bool) -> None:
+        """Plugs a machine's network cable in, or pulls it."""
+        self._require_running(name)
+        (self.cut.discard if up else self.cut.add)(name)
+
+    def _require_running(self, name: str) -> None:
+        if name not in self.running:
+            raise HypervisorError(f"there is no machine {name} that runs")
 
     def request_stop(self, name: str) -> None:
         """Stops a machine, unless its guest is deaf."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pytest_vmss.model.document import ScaleSetDocument, Source, load_document, read_part
+from pytest_vmss.model.health import (
+    ApplicationHealthSettings,
+    Health,
+    application_health,
+    is_application_health,
+)
 from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
 from pytest_vmss.model.rules import check_model, model_warnings
 from pytest_vmss.model.scale_set import (
     AutomaticOSUpgradePolicy,
+    AutomaticRepairsPolicy,
     AzureModel,
     DataDisk,
     Extension,
@@ -19,10 +26,13 @@ from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_
 
 __all__ = [
     "SIZES",
+    "ApplicationHealthSettings",
     "AutomaticOSUpgradePolicy",
+    "AutomaticRepairsPolicy",
     "AzureModel",
     "DataDisk",
     "Extension",
+    "Health",
     "ImageReference",
     "LoadBalancer",
     "LoadBalancingRule",
@@ -32,9 +42,11 @@ __all__ = [
     "ScaleSetModel",
     "Source",
     "VmSize",
+    "application_health",
     "check_model",
     "check_update",
     "find_size",
+    "is_application_health",
     "keep_secrets",
     "load_document",
     "merge",

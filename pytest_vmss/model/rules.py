@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from pytest_vmss.errors import ModelProblem
-from pytest_vmss.model.load_balancer import LoadBalancer, Probe
+from pytest_vmss.model.health import is_application_health
+from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
 from pytest_vmss.model.scale_set import ImageReference, PatchSettings, ScaleSetModel
 from pytest_vmss.model.service_fabric import (
     Cluster,
@@ -16,14 +17,7 @@ from pytest_vmss.model.service_fabric import (
 )
 from pytest_vmss.model.sizes import SIZES, find_size
 
-__all__ = ["APPLICATION_HEALTH", "check_model", "model_warnings"]
-
-#: Publisher of the Application Health extension, and its types.
-APPLICATION_HEALTH = (
-    "microsoft.managedservices",
-    "applicationhealthlinux",
-    "applicationhealthwindows",
-)
+__all__ = ["check_model", "model_warnings"]
 
 _GROUP_SIZE = 100
 _LONG_INTERVAL_S = 120
@@ -62,7 +56,9 @@ def check_model(
         *_check_extensions(model, extension_types),
         *_check_placement(model),
         *_check_balancer(model, balancer),
+        *_check_probe_in_use(model, balancer),
         *_check_rolling_mode(model),
+        *_check_repairs(model),
         *_check_automatic_upgrade(model, clusters or []),
     ]
 
@@ -169,12 +165,7 @@ def _health_sources(model: ScaleSetModel) -> tuple[bool, bool]:
     """Whether it names a health probe, and whether it has the Application Health extension."""
     network = model.virtual_machine_profile.network_profile
     has_probe = network is not None and network.health_probe is not None
-    has_extension = any(
-        extension.publisher.lower() == APPLICATION_HEALTH[0]
-        and extension.type.lower() in APPLICATION_HEALTH[1:]
-        for extension in model.extensions
-    )
-    return has_probe, has_extension
+    return has_probe, any(is_application_health(extension) for extension in model.extensions)
 
 
 def _check_placement(model: ScaleSetModel) -> Iterator[ModelProblem]:
@@ -217,6 +208,27 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
             )
 
 
+def _check_probe_in_use(
+    model: ScaleSetModel, balancer: LoadBalancer | None
+) -> Iterator[ModelProblem]:
+    """A probe that no rule uses probes something else than what the set's traffic goes to."""
+    network = model.virtual_machine_profile.network_profile
+    if balancer is None or network is None or network.health_probe is None:
+        return
+    name = last_name(network.health_probe.id).lower()
+    used = {last_name(rule.probe.id) for rule in balancer.load_balancing_rules if rule.probe}
+    if name not in {entry.lower() for entry in used}:
+        rules = ", ".join(rule.name for rule in balancer.load_balancing_rules) or "none"
+        yield ModelProblem(
+            f"{_PROFILE}.networkProfile.healthProbe.id",
+            "CannotUseInactiveHealthProbe",
+            f"VM scale set {model.name} cannot use probe {name} as a HealthProbe because load "
+            "balancing rules that send traffic to this scale set IPs do not use this probe. "
+            "Please add load balancing rules that use this probe and try again. (the load "
+            f"balancer's rules: {rules})",
+        )
+
+
 def model_warnings(probe: Probe | None) -> list[str]:
     """What Azure warns about and takes (F2)."""
     if probe is None or probe.interval_in_seconds < _LONG_INTERVAL_S:
@@ -234,6 +246,17 @@ def _check_rolling_mode(model: ScaleSetModel) -> Iterator[ModelProblem]:
             "$.upgradePolicy.mode",
             "BadRequest",
             "Rolling Upgrade mode is not supported for this Virtual Machine Scale Set because a "
+            "health probe or health extension was not provided.",
+        )
+
+
+def _check_repairs(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    policy = model.automatic_repairs_policy
+    if policy is not None and policy.enabled and not any(_health_sources(model)):
+        yield ModelProblem(
+            "$.automaticRepairsPolicy.enabled",
+            "BadRequest",
+            "Automatic repairs not supported for this Virtual Machine Scale Set because a "
             "health probe or health extension was not provided.",
         )
 

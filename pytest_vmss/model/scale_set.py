@@ -17,6 +17,7 @@ from pydantic.alias_generators import to_camel
 
 __all__ = [
     "AutomaticOSUpgradePolicy",
+    "AutomaticRepairsPolicy",
     "AzureModel",
     "DataDisk",
     "Extension",
@@ -271,6 +272,16 @@ class ScaleInPolicy(AzureModel):
     prioritize_unhealthy_vms: Annotated[bool, Field(alias="prioritizeUnhealthyVMs")] = False
 
 
+class AutomaticRepairsPolicy(AzureModel):
+    """What is done about instances that are not healthy (K1)."""
+
+    enabled: bool = False
+    grace_period: Annotated[
+        timedelta, Field(ge=timedelta(minutes=10), le=timedelta(minutes=90))
+    ] = timedelta(minutes=10)
+    repair_action: Literal["Replace", "Reimage", "Restart"] = "Replace"
+
+
 class ScaleSetModel(AzureModel):
     """The body of a ``Microsoft.Compute/virtualMachineScaleSets`` resource.
 
@@ -288,6 +299,7 @@ class ScaleSetModel(AzureModel):
     orchestration_mode: Literal["Uniform"] = "Uniform"
     single_placement_group: bool | None = None
     scale_in_policy: ScaleInPolicy | None = None
+    automatic_repairs_policy: AutomaticRepairsPolicy | None = None
 
     def not_modelled(self) -> list[str]:
         """JSON paths of properties that are kept but mean nothing here."""

@@ -86,7 +86,12 @@ def profile_of(model: ScaleSetModel) -> tuple[object, ...]:
 
 def check_update(old: ScaleSetModel, new: ScaleSetModel) -> list[ModelProblem]:
     """What Azure does not let change on an existing set (C5, azure-arm.md 6.7)."""
-    return [*_check_fixed(old, new), *_check_zones(old, new), *_check_disks(old, new)]
+    return [
+        *_check_fixed(old, new),
+        *_check_zones(old, new),
+        *_check_disks(old, new),
+        *_check_repairs(old, new),
+    ]
 
 
 def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:
@@ -157,3 +162,17 @@ def _check_disks(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProble
                 f"the data disk at LUN {disk.lun} has {earlier.disk_size_gb} GiB, and keeps them: "
                 "add a disk at another LUN",
             )
+
+
+def _check_repairs(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:
+    before, after = old.automatic_repairs_policy, new.automatic_repairs_policy
+    if before is None or after is None or not before.enabled or not after.enabled:
+        return
+    if before.repair_action != after.repair_action:
+        yield ModelProblem(
+            "$.automaticRepairsPolicy.repairAction",
+            "PropertyChangeNotAllowed",
+            "Changing property 'repairAction' is not allowed while automatic repairs are enabled; "
+            f"it is {before.repair_action!r}, and {after.repair_action!r} was given: disable them "
+            "first, then enable them again",
+        )

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -65,7 +65,7 @@ class Store:
         self._clock = clock
         self._path = path
         self._lock = threading.RLock()
-        self._depth = 0
+        self._owner: int | None = None
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         try:
             self._db = sqlite3.connect(
@@ -89,29 +89,32 @@ class Store:
         with self._lock:
             self._db.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Makes everything written inside durable at once, or not at all.
 
         Raises:
             LabError: The host's disk is full, or the file cannot be written.
         """
+        if self._owner == threading.get_ident():
+            return nullcontext()  # a part of the one that this thread is in
+        return self._transaction()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         with self._lock:
-            if self._depth == 0:
-                self._begin()
-            self._depth += 1
+            self._begin()
+            self._owner = threading.get_ident()
             try:
                 yield
-                if self._depth == 1:
-                    self._commit()
+                self._commit()
             except BaseException as error:
-                if self._depth == 1 and self._db.in_transaction:
+                if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 if isinstance(error, sqlite3.OperationalError):
                     raise self._unwritable(error) from error
                 raise
             finally:
-                self._depth -= 1
+                self._owner = None
 
     def _begin(self) -> None:
         try:

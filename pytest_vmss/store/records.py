@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pytest_vmss.model import Health
+
 __all__ = [
     "Action",
     "BatchRecord",
@@ -102,6 +104,9 @@ class ScaleSetRecord(Record):
         ports: Guest ports that are forwarded.
         frontend: Loopback address of its load balancer, where it has one.
         overrides: Limits of waits in place of the lab's.
+        health_command: Run in the guest; its exit status is a health source too (F4).
+        repairs_suspended: When automatic repairs were suspended; None while they are not.
+        repairs_changed: When that changed, or an instance was repaired.
     """
 
     kind: ClassVar[str] = "scale-set"
@@ -117,6 +122,9 @@ class ScaleSetRecord(Record):
     ports: tuple[int, ...] = ()
     frontend: str | None = None
     overrides: dict[str, float] = {}
+    health_command: str | None = None
+    repairs_suspended: datetime | None = None
+    repairs_changed: datetime | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -162,6 +170,10 @@ class InstanceRecord(Record):
         power: What was asked for last; whether it runs is the hypervisor's to say.
         provisioning: Azure's provisioning state.
         in_service: Whether the load balancer may send it traffic.
+        changed: When an operation was through with it last.
+        repairs: Automatic repairs since it was healthy last.
+        health: As it was observed last; None where it never was.
+        health_detail: What was seen then, in words.
         protect_from_scale_in: Scaling in never takes it.
         protected: ``protectFromScaleSetActions``: set-wide actions leave it out.
     """
@@ -185,6 +197,10 @@ class InstanceRecord(Record):
     power: Literal["running", "stopped", "deallocated"] = "running"
     provisioning: Literal["Creating", "Updating", "Succeeded", "Failed", "Deleting"] = "Creating"
     in_service: bool = False
+    changed: datetime | None = None
+    repairs: int = 0
+    health: Health | None = None
+    health_detail: str = ""
     protect_from_scale_in: bool = False
     protected: bool = False
 
@@ -334,6 +350,7 @@ Action = Literal[
     "restart",
     "reimage",
     "reimageall",
+    "replace",
     "delete",
 ]
 

@@ -98,6 +98,7 @@ def declare(
     *,
     ports: Sequence[int],
     health_timeout: float | None,
+    health_command: str | None = None,
 ) -> ScaleSetRecord:
     """Records a new set.
 
@@ -106,6 +107,7 @@ def declare(
         document: Its model, checked.
         ports: Guest ports to forward besides SSH's and the probe's.
         health_timeout: Seconds to wait for health, in place of the lab's limit.
+        health_command: A health source of the lab's own (F4).
 
     Raises:
         ConflictError: There is a set of that name.
@@ -119,6 +121,7 @@ def declare(
         automatic_since=_automatic_since(model, None, now),
         ports=tuple(sorted(forwarded)),
         frontend=_frontend(world, None, document),
+        health_command=health_command,
         overrides={} if health_timeout is None else {"health": health_timeout},
     )
     with world.store.transaction():

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from pytest_vmss.clock import side_by_side
 from pytest_vmss.errors import CapacityError, ConflictError
 from pytest_vmss.guest.extensions import handler_versions
+from pytest_vmss.health import Observation, worst
 from pytest_vmss.store import (
     Action,
     GenerationRecord,
@@ -27,7 +28,7 @@ from pytest_vmss.store import (
 from pytest_vmss.upgrade import planner
 from pytest_vmss.upgrade.enrol import enrol
 from pytest_vmss.upgrade.journal import ENDED, Account, Journal
-from pytest_vmss.upgrade.observe import observe_health
+from pytest_vmss.upgrade.observe import Measures, observe_health
 from pytest_vmss.upgrade.work import Worker
 from pytest_vmss.upgrade.world import InstanceContext, Revision, World
 
@@ -100,6 +101,30 @@ class Engine:
             operation = self.journal.open(
                 action, prepare(), what=_in_words(action, version), version=version, **details
             )
+        return self._finish(operation.id)
+
+    def replace(
+        self, ids: Sequence[int], *, version: VersionRecord, started_by: StartedBy
+    ) -> Account:
+        """Makes new instances in place of others, which go once those are healthy.
+
+        Args:
+            ids: Which.
+            version: The image version of the new ones.
+            started_by: Azure's ``startedBy``.
+
+        Raises:
+            UpgradeError: An earlier operation was interrupted; nothing was changed.
+        """
+        with self._store.transaction():
+            operation = self.journal.open(
+                "replace",
+                parts(ids),
+                what=_in_words("replace", version),
+                version=version,
+                started_by=started_by,
+            )
+            self._enrol_replacements(operation.id, ids)
         return self._finish(operation.id)
 
     def _finish(self, operation_id: str) -> Account:
@@ -252,20 +277,23 @@ class Engine:
                 except CapacityError as full:
                     why += f"; in place, for there is no room for more: {full.message}"
                 else:
-                    new = enrol(self._world, self.name, len(ids))
                     self.journal.add_batch(account, ids, why)
-                    for number, replacement in zip(ids, new, strict=True):
-                        context = self._context(operation.id, number)
-                        record = context.record
-                        self.journal.note(
-                            context,
-                            source=record.generation,
-                            result=record.generation,
-                            source_revision=record.revision,
-                            replacement=replacement,
-                        )
+                    self._enrol_replacements(operation.id, ids)
                     return
             self.journal.add_batch(account, ids, why)
+
+    def _enrol_replacements(self, operation_id: str, ids: Sequence[int]) -> None:
+        new = enrol(self._world, self.name, len(ids))
+        for number, replacement in zip(ids, new, strict=True):
+            context = self._context(operation_id, number)
+            record = context.record
+            self.journal.note(
+                context,
+                source=record.generation,
+                result=record.generation,
+                source_revision=record.revision,
+                replacement=replacement,
+            )
 
     @staticmethod
     def _surges(operation: OperationRecord) -> bool:
@@ -388,20 +416,39 @@ class Engine:
     def _observe(
         self, members: Sequence[planner.Member], records: Sequence[InstanceRecord]
     ) -> list[planner.Member]:
-        probe, balancer = self._revision().probe, self._world.balancer(self.name)
-        unhealthy: set[int] = set()
-
-        def look(record: InstanceRecord) -> None:
-            if not observe_health(self._world, record, probe, balancer).healthy:
-                unhealthy.add(record.instance_id)
-
-        side_by_side(records, look, clock=self._world.clock)
+        seen = self.observe(records)
         return [
-            replace(member, health=planner.Health.UNHEALTHY)
-            if member.instance_id in unhealthy
-            else member
+            member
+            if seen[member.instance_id].healthy
+            else replace(member, health=seen[member.instance_id].health)
             for member in members
         ]
+
+    def observe(self, records: Sequence[InstanceRecord]) -> dict[int, Observation]:
+        """Looks at instances side by side, and writes down whose health is another than it was."""
+        set_id = self._world.set_record(self.name).unique_id
+        measures = {
+            number: Measures.of(self._world, self.name, self._world.revision(set_id, number))
+            for number in {record.revision for record in records}
+        }
+        seen: dict[int, Observation] = {}
+
+        def look(record: InstanceRecord) -> None:
+            context = self._context("", record.instance_id)
+            try:
+                told = observe_health(context, measures[record.revision])
+            finally:
+                context.leave()
+            seen[record.instance_id] = worst(told)
+
+        side_by_side(records, look, clock=self._world.clock)
+        changed = [entry for entry in records if entry.health != seen[entry.instance_id].health]
+        if changed:
+            with self._store.transaction():
+                for record in changed:
+                    now = seen[record.instance_id]
+                    self._store.amend(record, health=now.health, health_detail=now.detail)
+        return seen
 
     def _policy(self) -> planner.Policy:
         policy = self._revision().model.rolling_policy

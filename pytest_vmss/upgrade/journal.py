@@ -266,6 +266,8 @@ class Journal:
         """Notes what came of an instance."""
         with self._store.transaction():
             self.note(context, outcome=outcome)
+            if self._store.get(InstanceRecord, *context.key) is not None:
+                self._store.amend(context.record, changed=self._world.clock.now())
             context.event("outcome", str(outcome))
 
     def failed(self, context: InstanceContext, error: Exception) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+
+from pytest_vmss.model import Health
 
 __all__ = [
     "Batch",
@@ -22,14 +23,6 @@ __all__ = [
     "batch_limit",
     "next_batch",
 ]
-
-
-class Health(StrEnum):
-    """Health as the planner counts it; Unknown counts as unhealthy (F5)."""
-
-    HEALTHY = "Healthy"
-    UNHEALTHY = "Unhealthy"
-    UNKNOWN = "Unknown"
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Member:
 
     @property
     def unhealthy(self) -> bool:
-        """Whether it counts against the limits."""
+        """Whether it counts against the limits; Unknown does (F5), and what is still starting."""
         return self.health is not Health.HEALTHY
 
 

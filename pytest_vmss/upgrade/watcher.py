@@ -11,6 +11,8 @@ __all__ = ["Watcher"]
 
 #: Seconds of the host between two looks at the lab's clock, while a rollout is delayed.
 _LOOK_S = 0.2
+#: The same between two looks at what is looked at regularly.
+_EVERY_S = 5.0
 
 
 class Watcher:
@@ -21,13 +23,19 @@ class Watcher:
             by side, and returns when none is.
         seconds_to_next: Seconds on the lab's clock until one that is delayed will be
             due; None where none is coming.
+        wants_looks: Whether something is to be looked at now and then, such as the health
+            of instances that are repaired.
     """
 
     def __init__(
-        self, run_due: Callable[[], None], seconds_to_next: Callable[[], float | None]
+        self,
+        run_due: Callable[[], None],
+        seconds_to_next: Callable[[], float | None],
+        wants_looks: Callable[[], bool],
     ) -> None:
         self._run_due = run_due
         self._seconds_to_next = seconds_to_next
+        self._wants_looks = wants_looks
         self._delayed = False
         self._condition = threading.Condition()
         self._woken = False
@@ -60,9 +68,14 @@ class Watcher:
         while True:
             with self._condition:
                 while not self._woken and not self._closed:
-                    self._condition.wait(_LOOK_S if self._delayed else None)
+                    looks = self._wants_looks()
+                    woken = self._condition.wait(
+                        _LOOK_S if self._delayed else _EVERY_S if looks else None
+                    )
                     if self._delayed and self._seconds_to_next() in (None, 0.0):
                         self._woken = True
+                    elif looks and not woken:
+                        break
                 if self._closed:
                     return
                 self._woken = False

@@ -42,7 +42,7 @@ class Worker:
         match operation.action:
             case "create":
                 self._create(context, operation)
-            case "upgrade" | "update" | "extension-upgrade" | "reimage" | "reimageall":
+            case "upgrade" | "update" | "extension-upgrade" | "reimage" | "reimageall" | "replace":
                 self._upgrade(context, operation)
             case "delete":
                 self._delete(context)

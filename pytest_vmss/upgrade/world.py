@@ -11,13 +11,20 @@ from typing import Protocol
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import Images
-from pytest_vmss.guest import Guest
+from pytest_vmss.guest import Check, Guest
 from pytest_vmss.guest.keys import KeyPair
-from pytest_vmss.health import ProbeResult, RollingUpgradeMetrics
+from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
 from pytest_vmss.hypervisor.addresses import host_port
 from pytest_vmss.load_balancer import Balancer, Member, Rule
-from pytest_vmss.model import LoadBalancer, Probe, ScaleSetModel, VmSize, find_size
+from pytest_vmss.model import (
+    ApplicationHealthSettings,
+    LoadBalancer,
+    Probe,
+    ScaleSetModel,
+    VmSize,
+    find_size,
+)
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import (
@@ -31,7 +38,7 @@ from pytest_vmss.store import (
 __all__ = ["InstanceContext", "Prober", "Revision", "World", "member_of"]
 
 #: Makes one probe of an instance.
-Prober = Callable[[Probe, InstanceRecord], ProbeResult]
+Prober = Callable[[Probe, InstanceRecord], Observation]
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class World:
         connect: Opens the connection to the hypervisor; called once, when it is needed.
         base_limits: As under KVM.
         probe: Makes a probe.
+        report: Reads what an instance's Application Health extension reports now.
+        checks: The suite's own functions of health, by set (F4).
         sizes: VM sizes besides the built-in ones.
         metrics: Custom metrics that an instance's health extension reports now (D5).
         free_addresses: Loopback addresses that nobody has, as many as asked for.
@@ -82,11 +91,13 @@ class World:
     lab_key: KeyPair
     make_guest: GuestFactory
     probe: Prober
+    report: Callable[[InstanceContext, ApplicationHealthSettings], Observation]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
     require_room: Callable[[int, VmSize], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
+    checks: dict[str, Check] = field(default_factory=dict)
     _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)

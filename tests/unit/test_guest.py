@@ -16,7 +16,7 @@ from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import CustomScript, find_handler
 from pytest_vmss.guest.shell import Shell
-from pytest_vmss.health import ProbeResult, Tracker, probe_once
+from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension, Probe
 from pytest_vmss.settings import Limits
@@ -115,18 +115,6 @@ def test_tcp_probe(server: int) -> None:
         assert not probe_once(probe, "127.0.0.1", port, timeout=5).healthy
         thread.join()
     assert not probe_once(probe, "127.0.0.1", port, timeout=5).healthy
-
-
-def test_consecutive_observations_make_a_state() -> None:
-    """F5."""
-    tracker = Tracker(2)
-    good, bad = ProbeResult(True, "good"), ProbeResult(False, "bad")
-    assert tracker.observe(good) is None
-    assert tracker.observe(bad) is None
-    assert tracker.observe(good) is None
-    assert tracker.observe(good) is True
-    assert tracker.observe(bad) is True
-    assert tracker.observe(bad) is False
 
 
 def test_a_wait_says_what_it_waited_for() -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.errors import ExtensionError, UnhealthyError, WaitTimeoutError
+from pytest_vmss.errors import ExtensionError, InstanceError, UnhealthyError, WaitTimeoutError
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import find_handler
-from pytest_vmss.health import Tracker
+from pytest_vmss.health import worst
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord, GenerationRecord
-from pytest_vmss.upgrade.observe import HEALTH_INTERVAL, look
+from pytest_vmss.upgrade.observe import HEALTH_INTERVAL, Measures, Watch
 from pytest_vmss.upgrade.steps.step import Conclusion
 from pytest_vmss.upgrade.world import InstanceContext
 
@@ -145,12 +145,15 @@ class AwaitHealth:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
-        probe = context.revision(context.existing(self.generation).revision).probe
-        tracker = Tracker(1 if probe is None else probe.threshold)
-        limit = context.limits.health
+        applied = context.revision(context.existing(self.generation).revision)
+        measures = Measures.of(context.world, context.scale_set, applied)
+        watch = Watch(context, measures)
+        # Initializing is no judgement: the limit counts from the end of the grace period.
+        limit = context.limits.health + measures.grace
 
         def healthy() -> bool | None:
-            return tracker.observe(look(context.world, context.record, probe)) or None
+            seen = watch.look()
+            return (seen is not None and seen.healthy) or None
 
         try:
             wait_for(
@@ -159,16 +162,34 @@ class AwaitHealth:
                 limit=limit,
                 clock=context.world.clock,
                 interval=HEALTH_INTERVAL,
-                describe=lambda: tracker.detail,
+                describe=lambda: worst(watch.last).detail,
             )
         except WaitTimeoutError as late:
             console = Console(context.machine(self.generation).console)
             raise UnhealthyError(
-                f"the application did not become healthy within {limit:.0f} s: {tracker.detail}",
+                f"the application did not become healthy within {limit:.0f} s: "
+                f"{worst(watch.last).detail}{self._deaf_ports(context, measures)}",
                 instance=context.name,
                 console_tail=console.tail(),
                 log=console.path,
             ) from late
+
+    def _deaf_ports(self, context: InstanceContext, measures: Measures) -> str:
+        """Says so where nothing in the guest listens on a port that is asked."""
+        sources = (measures.probe, measures.application)
+        asked = {source.port for source in sources if source and source.port}
+        try:
+            guest = context.guest(context.existing(self.generation))
+            listening = guest.listening() if asked else set()
+        except InstanceError:
+            return ""
+        deaf = sorted(port for port in asked if port not in listening)
+        if not deaf:
+            return ""
+        return (
+            f"; nothing listens on port {', '.join(map(str, deaf))} in the guest (listening are: "
+            f"{', '.join(map(str, sorted(listening))) or 'none'})"
+        )
 
 
 @dataclass(frozen=True)

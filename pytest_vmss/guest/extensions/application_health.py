@@ -1,0 +1,115 @@
+"""Azure's Application Health extension for Linux, 1.0 and 2.0 (F3)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib.resources import files
+
+from pydantic import ValidationError
+
+from pytest_vmss.clock import Clock
+from pytest_vmss.errors import GuestCommandError
+from pytest_vmss.guest.shell import Shell
+from pytest_vmss.model import ApplicationHealthSettings, Extension
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["STATUS_FILE", "ApplicationHealthLinux", "program_settings"]
+
+#: Where the extension says how the application is. In memory: gone with each boot (F5).
+STATUS_FILE = "/run/waagent/ApplicationHealthLinux/0.status"
+
+_NAME = "Microsoft.ManagedServices.ApplicationHealthLinux"
+_FOLDER = f"/var/lib/waagent/{_NAME}"
+_UNIT = f"""\
+[Unit]
+Description=Application Health extension
+[Service]
+ExecStart=/usr/bin/python3 {_FOLDER}/application_health.py {_FOLDER}/settings.json {STATUS_FILE}
+Restart=always
+RestartSec=5
+[Install]
+WantedBy=multi-user.target
+"""
+_SERVICE = "vmss-application-health.service"
+
+# What it says afterwards comes from new settings: the file of the old ones is removed.
+_INSTALL = f"""\
+set -eu
+umask 022
+mkdir -p {_FOLDER}
+cat > {_FOLDER}/application_health.py
+printf %s {{settings}} > {_FOLDER}/settings.json
+printf %s {{unit}} > /etc/systemd/system/{_SERVICE}
+systemctl daemon-reload
+systemctl enable {_SERVICE}
+systemctl stop {_SERVICE}
+rm -f {STATUS_FILE}
+systemctl start {_SERVICE}
+"""
+
+
+class ApplicationHealthLinux:
+    """``Microsoft.ManagedServices/ApplicationHealthLinux``.
+
+    It starts a process in the guest that looks at the application from inside, also
+    after every boot, and writes Azure's status file; the lab reads that over the guest
+    agent, so that it knows of the application also where the instance cannot be reached.
+    """
+
+    publisher = "Microsoft.ManagedServices"
+    type = "ApplicationHealthLinux"
+    version = "2.0.10"
+
+    def check(self, extension: Extension) -> list[str]:
+        """What is wrong with its settings: Azure's names and ranges."""
+        try:
+            ApplicationHealthSettings.of(extension)
+        except ValidationError as wrong:
+            return [
+                " ".join([*(str(part) for part in error["loc"]), _plain(error["msg"])])
+                for error in wrong.errors(include_url=False)
+            ]
+        except ValueError as wrong:
+            return [str(wrong)]
+        return []
+
+    def run(
+        self,
+        shell: Shell,
+        extension: Extension,
+        *,
+        run: str,  # noqa: ARG002 - it is the same however often it is done
+        limit: float,
+        clock: Clock,
+    ) -> ExtensionRecord:
+        """Starts the process, with these settings and no others."""
+        start = clock.monotonic()
+        command = _INSTALL.format(
+            settings=shlex.quote(json.dumps(program_settings(extension))), unit=shlex.quote(_UNIT)
+        )
+        source = files("pytest_vmss.guest.in_guest") / "application_health.py"
+        code: int | None = None
+        try:
+            done = shell.run(command, stdin=source.read_bytes(), sudo=True, timeout=limit)
+            code, message = done.exit_code, done.stderr.strip()
+        except GuestCommandError as broken:
+            message = broken.message
+        return ExtensionRecord(
+            name=extension.name,
+            type=f"{self.publisher}.{self.type}",
+            version=self.version,
+            status="success" if code == 0 else "error",
+            exit_code=code,
+            message="Extension enabled" if code == 0 else message,
+            seconds=clock.monotonic() - start,
+        )
+
+
+def program_settings(extension: Extension) -> dict[str, object]:
+    """The settings for the process in the guest."""
+    return ApplicationHealthSettings.of(extension).wire()
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,48 @@
+"""Reading what the Application Health extension reports (F3)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pytest_vmss.health.observation import Observation
+from pytest_vmss.model import ApplicationHealthSettings, Health
+
+__all__ = ["read_report"]
+
+#: Looks that a report may miss before it says nothing of now, and seconds beside.
+_MISSED_LOOKS = 3
+_SLACK_S = 10
+
+
+def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSettings) -> Observation:
+    """Reads the extension's status file.
+
+    Args:
+        text: What the file holds.
+        now: The guest's time of day in nanoseconds.
+        settings: The extension's.
+
+    Returns:
+        Unknown where the file says nothing, or was written too long ago: its writer hangs.
+    """
+    try:
+        (entry,) = json.loads(text)
+        status = entry["status"]
+        told = {part["name"]: part["formattedMessage"]["message"] for part in status["substatus"]}
+        words = str(status["formattedMessage"]["message"])
+        age = (now - int(entry["nanoseconds"])) / 1e9
+        boot = str(entry["bootId"])
+    except (ValueError, KeyError, TypeError) as unreadable:
+        return Observation(Health.UNKNOWN, f"its report cannot be read: {unreadable!r}")
+    patience = _MISSED_LOOKS * settings.interval_in_seconds + _SLACK_S
+    if age > patience:
+        return Observation(Health.UNKNOWN, f"its last report is {age:.0f} s old", boot)
+    return Observation(_health(told), words, boot, str(told.get("CustomMetrics", "")))
+
+
+def _health(told: dict[str, Any]) -> Health:
+    try:
+        return Health(told["ApplicationHealthState"])
+    except (KeyError, ValueError):
+        return Health.UNKNOWN  # version 1.0 has none before it has looked often enough

@@ -1,0 +1,54 @@
+"""What one look at an instance saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_vmss.model import Health
+
+__all__ = ["Observation", "worst"]
+
+#: The worse come first.
+_ORDER = (Health.UNHEALTHY, Health.UNKNOWN, Health.INITIALIZING, Health.HEALTHY)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one look at an instance saw.
+
+    Attributes:
+        health: The state that it speaks for.
+        detail: What was seen, in words.
+        boot: Boot id of the boot on which it was made, where that is known.
+        custom_metrics: ``customMetrics`` that the application reported.
+    """
+
+    health: Health
+    detail: str
+    boot: str = ""
+    custom_metrics: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it speaks for health."""
+        return self.health is Health.HEALTHY
+
+    @classmethod
+    def of(cls, healthy: bool, detail: str) -> Observation:
+        """An observation that knows only well and not well."""
+        return cls(Health.HEALTHY if healthy else Health.UNHEALTHY, detail)
+
+
+def worst(observations: dict[str, Observation]) -> Observation:
+    """What several sources say together: as healthy as the least healthy of them.
+
+    Args:
+        observations: By the source's name; at least one.
+    """
+    ranked = sorted(observations.values(), key=lambda entry: _ORDER.index(entry.health))
+    told = [
+        f"{name}: {entry.detail}" if len(observations) > 1 else entry.detail
+        for name, entry in observations.items()
+        if ranked[0].healthy or not entry.healthy
+    ]
+    return Observation(ranked[0].health, "; ".join(told))

@@ -1,0 +1,102 @@
+"""Azure's words for health, and the Application Health extension's settings (F3)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
+
+__all__ = [
+    "ApplicationHealthSettings",
+    "Health",
+    "application_health",
+    "is_application_health",
+    "is_rich",
+]
+
+_PUBLISHER = "microsoft.managedservices"
+_TYPES = ("applicationhealthlinux", "applicationhealthwindows")
+_PORTS = {"http": 80, "https": 443}
+
+
+class Health(StrEnum):
+    """An instance's health; in upgrades Unknown counts as unhealthy (F5)."""
+
+    HEALTHY = "Healthy"
+    UNHEALTHY = "Unhealthy"
+    UNKNOWN = "Unknown"
+    INITIALIZING = "Initializing"
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class ApplicationHealthSettings(AzureModel):
+    """``settings`` of the Application Health extension, with Azure's defaults and ranges.
+
+    Attributes:
+        grace_period: Seconds; None where ``typeHandlerVersion`` is 1.0, which has none.
+    """
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+    protocol: Annotated[Literal["http", "https", "tcp"], BeforeValidator(_lower)]
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    request_path: str | None = None
+    interval_in_seconds: Annotated[int, Field(ge=5, le=60)] = 5
+    number_of_probes: Annotated[int, Field(ge=1, le=24)] = 1
+    grace_period: Annotated[int, Field(ge=1, le=14400)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.protocol == "tcp":
+            if self.port is None:
+                raise ValueError("the protocol tcp needs a port")
+            if self.request_path is not None:
+                raise ValueError("the protocol tcp takes no requestPath")
+        elif not (self.request_path or "").strip():
+            raise ValueError(f"the protocol {self.protocol} needs a requestPath")
+        return self
+
+    @classmethod
+    def of(cls, extension: Extension) -> Self:
+        """Reads an extension's settings, and fills in what depends on others.
+
+        Raises:
+            ValueError: They are not what Azure takes.
+        """
+        found = cls.model_validate(extension.settings or {})
+        if found.grace_period is not None and not is_rich(extension):
+            raise ValueError("gracePeriod needs typeHandlerVersion 2.0")
+        grace = found.grace_period or found.interval_in_seconds * found.number_of_probes
+        path = found.request_path
+        return found.model_copy(
+            update={
+                "port": found.port or _PORTS[found.protocol],
+                "request_path": path if path is None or path.startswith("/") else f"/{path}",
+                "grace_period": grace if is_rich(extension) else None,
+            }
+        )
+
+
+def is_application_health(extension: Extension) -> bool:
+    """Whether it is the Application Health extension."""
+    return extension.publisher.lower() == _PUBLISHER and extension.type.lower() in _TYPES
+
+
+def is_rich(extension: Extension) -> bool:
+    """Whether it reports rich states: from version 2.0 on."""
+    return int(extension.type_handler_version.partition(".")[0]) >= 2
+
+
+def application_health(model: ScaleSetModel) -> ApplicationHealthSettings | None:
+    """The settings of a model's Application Health extension, where it has one."""
+    for extension in model.extensions:
+        if is_application_health(extension):
+            return ApplicationHealthSettings.of(extension)
+    return None

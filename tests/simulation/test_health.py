@@ -1,0 +1,279 @@
+"""F1-F6: health from every source, and what upgrades make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from pytest_vmss.errors import ModelError, ProvisioningError
+from pytest_vmss.faults import Faults
+from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.model import Health
+from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.store import Outcome
+from tests.models import LOAD_BALANCER, web_model, with_application_health
+from tests.simulation.conftest import SimulatedLab
+
+BEFORE = "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
+
+
+def start(lab: SimulatedLab, capacity: int = 3, version: str = "2.0", **settings: Any) -> ScaleSet:
+    body = with_application_health(web_model(capacity=capacity), version, **settings)
+    return lab.start(body, {})
+
+
+def health_of(web: ScaleSet) -> list[Health]:
+    return [instance.health for instance in web]
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_an_upgrade_goes_by_the_extension(lab: SimulatedLab, version: str) -> None:
+    """F3."""
+    web = start(lab, version=version)
+    assert health_of(web) == [Health.HEALTHY] * 3
+    assert lab.roll(web, "1.1.0").completed
+    upgrade = lab.roll(web, "1.2.0", Behaviour.UNHEALTHY)
+    assert upgrade.faulted
+    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert "did not become healthy" in upgrade.errors[0].message
+    assert health_of(web) == [Health.HEALTHY] * 3
+
+
+def test_unknown_counts_as_unhealthy(lab: SimulatedLab) -> None:
+    """F5: before an upgrade, and after a swap."""
+    web = start(lab)
+    lab.applications["web_1"] = Health.UNKNOWN
+    lab.virtual.sleep(60)
+    assert health_of(web) == [Health.HEALTHY, Health.UNKNOWN, Health.HEALTHY]
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.faulted
+    assert upgrade.error is not None
+    assert upgrade.error.code == BEFORE
+    assert web.instance_view()[1]["vmHealth"]["status"]["code"] == "HealthState/unknown"
+    lab.applications.clear()
+    lab.virtual.sleep(60)
+    lab.applications["web_0"] = Health.HEALTHY
+    assert lab.roll(web, "1.2.0").completed
+    assert web.instance_view()[1]["vmHealth"]["status"] == {
+        "code": "HealthState/healthy",
+        "level": "Info",
+        "displayStatus": "The VM is reporting itself as healthy",
+        "message": "it is Healthy",
+    }
+
+
+def test_initializing_is_waited_for(lab: SimulatedLab) -> None:
+    """F3: it is no judgement until the grace period ends, and the five minutes count after it."""
+    body = with_application_health(web_model(capacity=1), gracePeriod=1200)
+    web = lab.start(body, {})
+    start_of = lab.virtual.monotonic()
+    lab.applications["web_0"] = Health.UNKNOWN
+    lab.publish("1.1.0")
+    report = lab.world.report
+
+    def slow(*arguments: Any) -> Any:
+        if lab.virtual.monotonic() - start_of > 1000:
+            lab.applications.clear()
+        return report(*arguments)
+
+    lab.virtual.sleep(60)
+    assert web[0].health is Health.UNKNOWN
+    lab.applications.clear()
+    lab.virtual.sleep(60)
+    lab.world.report = slow
+    request_stop = lab.simulated.request_stop
+
+    def stopping(name: str) -> None:
+        lab.applications["web_0"] = Health.UNKNOWN  # from the next boot on
+        request_stop(name)
+
+    lab.simulated.request_stop = stopping  # type: ignore[method-assign]
+    lab.run_due()
+    upgrade = web.history()[0]
+    assert upgrade.completed, upgrade.explain()
+    assert upgrade.stages[0]["health"] > 700
+
+
+def test_whoever_is_initializing_when_an_upgrade_begins_is_waited_for(lab: SimulatedLab) -> None:
+    web = start(lab, gracePeriod=300)
+    web.restart([1])
+    lab.applications["web_1"] = Health.UNKNOWN
+    assert web[1].health is Health.UNKNOWN  # it waited
+    assert lab.virtual.monotonic() > 300
+
+
+def test_a_grace_period_that_ends_without_health_fails(lab: SimulatedLab) -> None:
+    body = with_application_health(web_model(capacity=1), gracePeriod=60)
+    lab.publish("1.0.0")
+    lab.applications["web_0"] = Health.UNKNOWN
+    with pytest.raises(ProvisioningError, match="did not come up") as failed:
+        lab.create(body)
+    assert "it is Unknown" in failed.value.evidence
+
+
+def test_an_agent_that_hangs_gives_unknown(lab: SimulatedLab) -> None:
+    """F3."""
+    web = start(lab)
+    lab.simulated.agents_hang.add(f"vmss-{lab.identity.id}-web_2")
+    assert health_of(web) == [Health.HEALTHY, Health.HEALTHY, Health.UNKNOWN]
+    assert "does not answer" in web[2].observations()["Application Health extension"].detail
+
+
+def test_a_cut_instance_still_reports_from_inside(lab: SimulatedLab) -> None:
+    """F3: the probe is outside, the extension inside."""
+    body = with_application_health(web_model(automatic=False, capacity=2), probe=True)
+    web = lab.start(body, LOAD_BALANCER)
+    with web[0].faults.network_cut():
+        seen = {name: entry.health for name, entry in web[0].observations().items()}
+        assert seen == {
+            "health probe": Health.UNHEALTHY,
+            "Application Health extension": Health.HEALTHY,
+        }
+        assert health_of(web) == [Health.UNHEALTHY, Health.HEALTHY]
+    assert health_of(web) == [Health.HEALTHY] * 2
+
+
+def test_faults_end_with_their_block(lab: SimulatedLab) -> None:
+    web = lab.start_web(2)
+
+    def fails() -> None:
+        with web[0].faults.paused():
+            assert health_of(web) == [Health.UNHEALTHY, Health.HEALTHY]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert health_of(web) == [Health.HEALTHY] * 2
+    with web[0].faults.slowed(0.5):
+        pass
+    assert health_of(web) == [Health.HEALTHY] * 2
+    with web[0].faults.network_cut():
+        web[0].faults.kill()  # nothing is left to mend
+    assert health_of(web) == [Health.UNHEALTHY, Health.HEALTHY]
+
+
+@pytest.mark.parametrize(
+    ("fault", "problem"),
+    [
+        (lambda faults: faults.slowed(1), "between 0 and 1"),
+        (lambda faults: faults.without("a b"), "no name of a systemd unit"),
+    ],
+)
+def test_impossible_faults_are_refused(
+    lab: SimulatedLab, fault: Callable[[Faults], AbstractContextManager[None]], problem: str
+) -> None:
+    web = lab.start_web(1)
+    with pytest.raises(ValueError, match=problem):
+        fault(web[0].faults).__enter__()
+
+
+def test_custom_metrics_come_with_the_report(lab: SimulatedLab) -> None:
+    """D5: read once, when the upgrade starts."""
+    web = start(lab)
+    lab.world.metrics = lab._metrics
+    report = lab.world.report
+
+    def telling(context: Any, settings: Any) -> Any:
+        seen = report(context, settings)
+        skip = str(context.instance_id == 1).lower()
+        told = f'{{"rollingUpgrade": {{"SkipUpgrade": {skip}}}}}'
+        return type(seen)(seen.health, seen.detail, seen.boot, told)
+
+    lab.world.report = telling
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.outcomes[1] is Outcome.SKIPPED
+    assert [i.image_version for i in web] == ["1.1.0", "1.0.0", "1.1.0"]
+
+
+# The lab's own sources (F4).
+
+
+def test_a_command_is_a_health_source(lab: SimulatedLab) -> None:
+    """F4: beside Azure's; kept for the next process."""
+    lab.publish("1.0.0")
+    web = lab.create(web_model(capacity=3), load_balancer=LOAD_BALANCER, health="true")
+    assert web.healthy
+    assert web.record.health_command == "true"
+    web.check_health("exit 3")
+    assert not web.healthy
+    assert "status 3" in web[0].observations()["check of the lab's own"].detail
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.error is not None
+    assert upgrade.error.code == BEFORE
+    web.check_health(None)
+    assert web.healthy
+
+
+def test_a_function_is_a_health_source(lab: SimulatedLab) -> None:
+    """F4."""
+    sick: set[str] = set()
+    lab.publish("1.0.0")
+    web = lab.create(
+        web_model(capacity=3),
+        load_balancer=LOAD_BALANCER,
+        health=lambda host: host.name not in sick,
+    )
+    sick.add("web_1")
+    assert health_of(web) == [Health.HEALTHY, Health.UNHEALTHY, Health.HEALTHY]
+    web.delete()
+    assert lab.world.checks == {}
+
+
+def test_where_nothing_is_configured_power_and_extensions_count(lab: SimulatedLab) -> None:
+    """F1."""
+    body = web_model(automatic=False)
+    del body["properties"]["virtualMachineProfile"]["networkProfile"]
+    web = lab.start(body, {})
+    assert set(web[0].observations()) == {"power and extensions"}
+    assert web.healthy
+    web[1].faults.kill()
+    assert health_of(web) == [Health.HEALTHY, Health.UNHEALTHY, Health.HEALTHY]
+
+
+# What is told of a wrong configuration.
+
+
+def test_a_port_that_nothing_listens_on_is_told(lab: SimulatedLab) -> None:
+    lab.publish("1.0.0", Behaviour.UNHEALTHY)
+    lab.deaf_ports = {80}
+    with pytest.raises(ProvisioningError) as failed:
+        lab.create(web_model(capacity=1), load_balancer=LOAD_BALANCER)
+    assert "nothing listens on port 80 in the guest (listening are: 22)" in failed.value.evidence
+
+
+def test_both_sources_are_refused_before_anything_is_made(lab: SimulatedLab) -> None:
+    """C5."""
+    lab.publish("1.0.0")
+    with pytest.raises(ModelError, match="both a health probe and a health extension"):
+        lab.create(with_application_health(web_model(), probe=True), load_balancer=LOAD_BALANCER)
+    assert lab.simulated.starts == []
+
+
+def test_wrong_settings_of_the_extension_are_refused(lab: SimulatedLab) -> None:
+    lab.publish("1.0.0")
+    body = with_application_health(web_model(), intervalInSeconds=1)
+    with pytest.raises(ModelError, match=r"extensions\[1\].settings.*intervalInSeconds"):
+        lab.create(body)
+
+
+@pytest.mark.parametrize("named", [None, "other"])
+def test_a_probe_that_no_rule_uses_is_refused(lab: SimulatedLab, named: str | None) -> None:
+    """F2: Azure's code and words."""
+    lab.publish("1.0.0")
+    rule = LOAD_BALANCER["properties"]["loadBalancingRules"][0]["properties"]
+    probe = {} if named is None else {"probe": {"id": f"/…/probes/{named}"}}
+    probes = LOAD_BALANCER["properties"]["probes"]
+    other = {**probes[0], "name": "other"}
+    balancer = {
+        "name": "web-lb",
+        "properties": {
+            "loadBalancingRules": [{"name": "http", **rule, "probe": None, **probe}],
+            "probes": [*probes, other],
+        },
+    }
+    with pytest.raises(ModelError, match="cannot use probe healthz as a HealthProbe") as refused:
+        lab.create(web_model(), load_balancer=balancer)
+    assert [problem.code for problem in refused.value.problems] == ["CannotUseInactiveHealthProbe"]
