@@ -195,16 +195,16 @@ def test_a_command_is_a_health_source(lab: SimulatedLab) -> None:
     """F4: beside Azure's; kept for the next process."""
     lab.publish("1.0.0")
     web = lab.create(web_model(capacity=3), load_balancer=LOAD_BALANCER, health="true")
-    assert web.healthy
+    assert health_of(web) == [Health.HEALTHY] * 3
     assert web.record.health_command == "true"
     web.check_health("exit 3")
-    assert not web.healthy
+    assert health_of(web) == [Health.UNHEALTHY] * 3
     assert "status 3" in web[0].observations()["check of the lab's own"].detail
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.error is not None
     assert upgrade.error.code == BEFORE
     web.check_health(None)
-    assert web.healthy
+    assert health_of(web) == [Health.HEALTHY] * 3
 
 
 def test_a_function_is_a_health_source(lab: SimulatedLab) -> None:
