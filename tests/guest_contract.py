@@ -25,6 +25,7 @@ def check_guest(
     make: Callable[[], Guest],
     *,
     command: str,
+    hang: str,
     count: Callable[[], int],
     power_off: Callable[[], None],
 ) -> None:
@@ -33,6 +34,7 @@ def check_guest(
     Args:
         make: Makes a new connection to it, as after a crash of the orchestrator.
         command: Makes ``count`` one more each time it is run in the guest.
+        hang: Does not end.
         count: How often that was.
         power_off: Cuts its power.
     """
@@ -48,21 +50,31 @@ def check_guest(
 
     before = count()
     counted = extension("contract", command)
-    first = guest.run_extension(counted, "a")
+    first = guest.run_extension(counted, "a", 600.0)
     assert (first.name, first.status, first.exit_code) == ("contract", "success", 0)
     assert first.version
     guest.close()
     guest.close()
     guest = make()
-    again = guest.run_extension(counted, "a")
+    again = guest.run_extension(counted, "a", 600.0)
     assert (again.status, again.exit_code, again.message) == ("success", 0, first.message)
     assert count() == before + 1
-    guest.run_extension(counted, "b")
+    guest.run_extension(counted, "b", 600.0)
     assert count() == before + 2
 
-    failed = guest.run_extension(extension("fails", "exit 7"), "a")
+    failed = guest.run_extension(extension("fails", "exit 7"), "a", 600.0)
     assert (failed.status, failed.exit_code) == ("error", 7)
-    assert make().run_extension(extension("fails", "exit 7"), "a").exit_code == 7
+    assert make().run_extension(extension("fails", "exit 7"), "a", 600.0).exit_code == 7
+
+    late = make().run_extension(extension("late", hang), "a", 5.0)
+    assert (late.status, late.exit_code, late.timed_out) == ("error", None, True)
+    assert make().run_extension(extension("late", hang), "a", 5.0).timed_out
+
+    assert guest.check("exit 0")[0]
+    assert guest.check("exit 4") == (False, "`exit 4` ended with status 4")
+    assert guest.check(lambda _: None)[0]
+    assert not guest.check(lambda _: False)[0]
+    assert 22 in guest.listening()
 
     make().sync()
     power_off()

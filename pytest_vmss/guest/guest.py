@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,13 @@ class Guest(Protocol):
     def wait_cloud_init(self) -> str:
         """Waits for cloud-init to end; returns its status, ``done`` or ``disabled``."""
 
-    def run_extension(self, extension: Extension, run: str) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
         """Runs an extension once for each run; an earlier result of it is returned as it is.
 
         Args:
             extension: The extension with its settings.
             run: Names the run, the same after a crash.
+            limit: Seconds that it may take.
         """
 
     def sync(self) -> None:
@@ -161,6 +163,7 @@ class LinuxGuest:
         self._next_try = clock.monotonic() + _PATIENCE_S
         self._login_limit = _LOGIN_S * factor
         self._shell: Shell | None = None
+        self._connecting = threading.Lock()
 
     def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
         """Waits until SSH answers from a new boot.
@@ -255,16 +258,14 @@ class LinuxGuest:
             )
         return "done"
 
-    def run_extension(self, extension: Extension, run: str) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
         """Runs an extension once for each run.
 
         Raises:
             GuestUnreachableError: The guest went away.
         """
         handler = find_handler(extension.publisher, extension.type)
-        return handler.run(
-            self.shell(), extension, run=run, limit=self._limits().extension, clock=self._clock
-        )
+        return handler.run(self.shell(), extension, run=run, limit=limit, clock=self._clock)
 
     def sync(self) -> None:
         """Makes what the guest has written durable.
@@ -284,7 +285,8 @@ class LinuxGuest:
 
         def probe() -> Shell | None:
             self._check_console()
-            return self._connect()
+            with self._connecting:
+                return self._connect()
 
         try:
             return wait_for(

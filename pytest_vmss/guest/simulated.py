@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
-from pytest_vmss.guest.extensions import find_handler
+from pytest_vmss.guest.extensions import find_handler, timed_out
 from pytest_vmss.guest.guest import BootFacts, Check
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
 from pytest_vmss.model import Extension
@@ -110,9 +110,12 @@ class SimulatedGuest:
         self._half_done()
         return "done"
 
-    def run_extension(self, extension: Extension, run: str) -> ExtensionRecord:
-        """Runs an extension, once for each run."""
+    def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
+        """Runs an extension, once for each run; the command ``hang`` does not end."""
         self._alive()
+        if (extension.settings or {}).get("commandToExecute") == "hang":
+            self._clock.sleep(limit)
+            return timed_out(extension)
         self._clock.sleep(_EXTENSION_S)
         self._once(extension.name if run == "1" else f"{extension.name} {run}")
         self._half_done()

@@ -21,6 +21,7 @@ from pytest_vmss.model.scale_set import (
     RollingUpgradePolicy,
     ScaleSetModel,
 )
+from pytest_vmss.model.sequencing import stages_of_extensions
 from pytest_vmss.model.sizes import SIZES, VmSize, find_size
 from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_of
 
@@ -53,4 +54,5 @@ __all__ = [
     "model_warnings",
     "profile_of",
     "read_part",
+    "stages_of_extensions",
 ]

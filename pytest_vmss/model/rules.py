@@ -9,6 +9,7 @@ from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.health import is_application_health
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
 from pytest_vmss.model.scale_set import ImageReference, PatchSettings, ScaleSetModel
+from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.model.service_fabric import (
     Cluster,
     check_service_fabric,
@@ -153,6 +154,8 @@ def _check_extensions(
                 f"no handler for the extension {extension.publisher}/{extension.type} here; "
                 f"there are: {names}",
             )
+    if max(counts.values(), default=0) <= 1:
+        yield from check_sequence(model.extensions)
 
 
 def _is_latest(reference: ImageReference) -> bool:

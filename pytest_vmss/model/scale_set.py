@@ -253,7 +253,9 @@ class ExtensionProfile(AzureModel):
     """The VM extensions of each instance."""
 
     extensions: list[Extension] = []
-    extensions_time_budget: str | None = None
+    extensions_time_budget: (
+        Annotated[timedelta, Field(ge=timedelta(minutes=15), le=timedelta(minutes=120))] | None
+    ) = None
 
 
 class VirtualMachineProfile(AzureModel):
@@ -320,6 +322,13 @@ class ScaleSetModel(AzureModel):
         """The extensions, in the model's order."""
         profile = self.virtual_machine_profile.extension_profile
         return profile.extensions if profile else []
+
+    @property
+    def extensions_time_budget(self) -> timedelta:
+        """For all extensions of an instance; Azure's default is 90 minutes."""
+        profile = self.virtual_machine_profile.extension_profile
+        budget = profile.extensions_time_budget if profile else None
+        return timedelta(minutes=90) if budget is None else budget
 
     @property
     def data_disks(self) -> list[DataDisk]:

@@ -250,6 +250,8 @@ class ExtensionRecord(BaseModel):
 
     Attributes:
         exit_code: Of its command; None where it did not end.
+        timed_out: It did not end in time.
+        skipped: It was not run, because one that it depends on failed.
         message: The end of its output.
         seconds: How long it ran.
         version: Of the handler that ran it.
@@ -266,6 +268,8 @@ class ExtensionRecord(BaseModel):
     operation: str = ""
     status: Literal["success", "error"]
     exit_code: int | None = None
+    timed_out: bool = False
+    skipped: bool = False
     message: str = ""
     seconds: float = 0.0
 

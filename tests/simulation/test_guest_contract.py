@@ -18,6 +18,7 @@ def test_the_contract(lab: SimulatedLab) -> None:
     check_guest(
         make,
         command="true",
+        hang="hang",
         count=lambda: sum(1 for _, _, what in lab.runs if what.startswith("contract")),
         power_off=lambda: lab.simulated.power_off(context.domain),
     )

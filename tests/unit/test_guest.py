@@ -14,7 +14,6 @@ from pytest_vmss.clock import VirtualClock, wait_for
 from pytest_vmss.errors import InstanceError, NoBootError, WaitTimeoutError
 from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.extensions import CustomScript, find_handler
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
@@ -125,26 +124,6 @@ def test_a_wait_says_what_it_waited_for() -> None:
     answers = iter([None, None, "up"])
     assert wait_for("it", lambda: next(answers), limit=10, clock=clock) == "up"
 
-
-def test_custom_script_settings() -> None:
-    """H2: one commandToExecute, in one place."""
-
-    def check(**settings: object) -> list[str]:
-        extension = Extension(
-            name="x",
-            publisher="Microsoft.Azure.Extensions",
-            type="CustomScript",
-            type_handler_version="2.1",
-            **settings,
-        )
-        return find_handler("microsoft.azure.extensions", "CUSTOMSCRIPT").check(extension)
-
-    assert isinstance(find_handler("Microsoft.Azure.Extensions", "CustomScript"), CustomScript)
-    assert check(settings={"commandToExecute": "true"}) == []
-    assert check(protected_settings={"commandToExecute": "true"}) == []
-    assert "needs commandToExecute" in check(settings={})[0]
-    assert "must be a string" in check(settings={"commandToExecute": 1})[0]
-    assert "fileUris" in check(settings={"commandToExecute": "x", "fileUris": []})[0]
 
 
 def test_nobody_answers_ssh(tmp_path: Path) -> None:

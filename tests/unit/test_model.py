@@ -150,7 +150,7 @@ def test_the_callers_document_is_not_changed() -> None:
                 protectedSettings={"commandToExecute": "x"}
             ),
             "$.virtualMachineProfile.extensionProfile.extensions[0].settings",
-            "both in settings and in protectedSettings",
+            "both in public and protected settings",
         ),
     ],
 )

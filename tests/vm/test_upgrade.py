@@ -219,6 +219,7 @@ def test_the_guests_contract(web: ScaleSet, vmss: Lab) -> None:
     check_guest(
         make,
         command="echo once >> /root/contract",
+        hang="sleep 1000",
         count=count,
         power_off=lambda: vmss.hypervisor.power_off(context.domain),
     )

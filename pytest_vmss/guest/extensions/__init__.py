@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_vmss.guest.extensions.application_health import ApplicationHealthLinux
+from pytest_vmss.guest.extensions.command import redact
 from pytest_vmss.guest.extensions.custom_script import CustomScript
 from pytest_vmss.guest.extensions.registry import (
     Handler,
@@ -11,18 +12,24 @@ from pytest_vmss.guest.extensions.registry import (
     handler_versions,
     known_types,
     register,
+    timed_out,
 )
+from pytest_vmss.guest.extensions.run_command import RunCommandLinux
 
 __all__ = [
     "ApplicationHealthLinux",
     "CustomScript",
     "Handler",
+    "RunCommandLinux",
     "check_settings",
     "find_handler",
     "handler_versions",
     "known_types",
+    "redact",
     "register",
+    "timed_out",
 ]
 
 register(CustomScript())
 register(ApplicationHealthLinux())
+register(RunCommandLinux())

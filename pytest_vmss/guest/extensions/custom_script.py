@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
+import base64
+import binascii
+import gzip
+import zlib
 from typing import Any
 
-from pytest_vmss.clock import Clock, wait_for
-from pytest_vmss.errors import GuestCommandError, WaitTimeoutError
+from pytest_vmss.clock import Clock
+from pytest_vmss.guest.extensions.command import Command, run_command
+from pytest_vmss.guest.in_guest.download import name_of
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["CustomScript"]
 
-_MESSAGE_CHARS = 4096
-
-# The command runs apart from the SSH session, so that neither a broken
-# connection nor a killed orchestrator ends it or runs it twice. The same text
-# begins it, where it was not begun, and waits a while for its end.
-_RUN = """\
-set -eu
-folder={folder}
-if [ ! -e "$folder/started" ]; then
-    umask 077
-    mkdir -p "$folder"
-    cat > "$folder/command"
-    : > "$folder/started"
-    setsid sh -c '
-        umask 022
-        cd "$1"
-        sh ./command > stdout 2> stderr < /dev/null
-        echo "$?" > status.part
-        mv status.part status
-    ' sh "$folder" < /dev/null > /dev/null 2>&1 &
-fi
-cd "$folder"
-tries=0
-while [ ! -e status ]; do
-    tries=$((tries + 1))
-    [ "$tries" -gt 30 ] && exit 75
-    sleep 0.1
-done
-cat status
-tail -c 2048 stdout
-echo
-tail -c 2048 stderr
-"""
-_AGAIN = 75
+_KNOWN = {"commandToExecute", "script", "fileUris", "timestamp", "skipDos2Unix"}
+_STORAGE = {"storageAccountName", "storageAccountKey", "managedIdentity"}
+_GZIP = b"\x1f\x8b"
 
 
 class CustomScript:
-    """``Microsoft.Azure.Extensions/CustomScript`` for Linux: ``commandToExecute``."""
+    """``Microsoft.Azure.Extensions/CustomScript``, with the rules and words of Azure's handler."""
 
     publisher = "Microsoft.Azure.Extensions"
     type = "CustomScript"
@@ -58,74 +31,87 @@ class CustomScript:
 
     def check(self, extension: Extension) -> list[str]:
         """What is wrong with its settings."""
-        places = [
-            settings
-            for settings in (extension.settings or {}, extension.protected_settings or {})
-            if "commandToExecute" in settings
+        public, protected = extension.settings or {}, extension.protected_settings or {}
+        both = {**public, **protected}
+        problems = [
+            f"'{name}' was specified both in public and protected settings; it must be specified "
+            "only once"
+            for name in ("commandToExecute", "script", "fileUris")
+            if name in public and name in protected
         ]
-        problems = []
-        if len(places) != 1:
+        if "commandToExecute" in both and "script" in both:
             problems.append(
-                "needs commandToExecute, in settings or in protectedSettings"
-                if not places
-                else "has commandToExecute both in settings and in protectedSettings"
+                "'commandToExecute' and 'script' were both specified, but only one is validate at "
+                "a time"
             )
-        elif not isinstance(places[0]["commandToExecute"], str):
-            problems.append("commandToExecute must be a string")
-        unsupported = sorted(
-            {*(extension.settings or {}), *(extension.protected_settings or {})}
-            - {"commandToExecute", "timestamp", "skipDos2Unix"}
-        )
-        if unsupported:
-            problems.append(f"these settings cannot be run here yet: {', '.join(unsupported)}")
+        if "commandToExecute" not in both and "script" not in both:
+            problems.append("'commandToExecute' is not specified")
+        problems += self._check_values(both)
+        problems += [
+            f"'{name}' belongs in protectedSettings" for name in sorted(_STORAGE & public.keys())
+        ]
+        if _STORAGE & protected.keys():
+            problems.append(
+                f"{', '.join(sorted(_STORAGE & protected.keys()))} cannot be used here: there is "
+                "no storage account; give fileUris a token (vmss.blobs)"
+            )
+        unknown = sorted({*both} - _KNOWN - _STORAGE)
+        if unknown:
+            problems.append(f"there is no setting {', '.join(unknown)}; there are: "
+                            f"{', '.join(sorted(_KNOWN))}")  # fmt: skip
+        return problems
+
+    @staticmethod
+    def _check_values(settings: dict[str, Any]) -> list[str]:
+        problems = [
+            f"{name} must be a {kind.__name__}"
+            for name, kind in (
+                ("commandToExecute", str), ("script", str), ("skipDos2Unix", bool),
+                ("timestamp", int),
+            )
+            if name in settings and not isinstance(settings[name], kind)
+        ]  # fmt: skip
+        if isinstance(settings.get("script"), str):
+            try:
+                _decode(settings["script"])
+            except ValueError as wrong:
+                problems.append(f"script must be base64, of a text or of gzip: {wrong}")
+        uris = settings.get("fileUris", [])
+        if not isinstance(uris, list) or not all(isinstance(uri, str) for uri in uris):
+            return [*problems, "fileUris must be a list of strings"]
+        for index, uri in enumerate(uris):
+            if not uri.lower().startswith(("http://", "https://")):
+                problems.append(f"fileUris[{index}] must be an http or https URI")
+                continue
+            try:
+                name_of(uri)
+            except ValueError as wrong:
+                problems.append(f"fileUris[{index}]: {wrong}")
         return problems
 
     def run(
         self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
     ) -> ExtensionRecord:
-        """Runs ``commandToExecute`` as root; its text goes through standard input."""
-        protected: dict[str, Any] = extension.protected_settings or {}
-        command = str({**(extension.settings or {}), **protected}["commandToExecute"])
-        folder = shlex.quote(f"/var/lib/waagent/custom-script/{extension.name}/{run}")
-        start = clock.monotonic()
-        try:
-
-            def probe() -> str | None:
-                result = shell.run(
-                    _RUN.format(folder=folder), stdin=command.encode() + b"\n", sudo=True
-                )
-                if result.exit_code not in (0, _AGAIN):
-                    raise GuestCommandError(
-                        f"the command could not be begun: {result.stderr.strip()[-500:]}",
-                        instance="",
-                        exit_code=result.exit_code,
-                        stderr=result.stderr,
-                    )
-                return result.stdout if result.exit_code == 0 else None
-
-            answer = wait_for(
-                f"the extension {extension.name}", probe, limit=limit, clock=clock, interval=0.05
-            )
-        except (GuestCommandError, WaitTimeoutError) as failed:
-            return ExtensionRecord(
-                name=extension.name,
-                type=f"{self.publisher}.{self.type}",
-                version=self.version,
-                status="error",
-                message=failed.message,
-                seconds=clock.monotonic() - start,
-            )
-        code, _, output = answer.partition("\n")
-        exit_code = int(code)
-        message = output.strip()[-_MESSAGE_CHARS:]
-        if protected:
-            message = message.replace(command, "***")
-        return ExtensionRecord(
-            name=extension.name,
-            type=f"{self.publisher}.{self.type}",
-            version=self.version,
-            status="success" if exit_code == 0 else "error",
-            exit_code=exit_code,
-            message=message,
-            seconds=clock.monotonic() - start,
+        """Downloads ``fileUris``, and runs ``commandToExecute`` or ``script`` beside them as root."""
+        settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
+        script = settings.get("script")
+        command = Command(
+            text="./script.sh" if script else str(settings["commandToExecute"]),
+            script=_decode(script) if script else b"",
+            file_uris=tuple(settings.get("fileUris", ())),
+            skip_dos2unix=bool(settings.get("skipDos2Unix", False)),
         )
+        return run_command(shell, extension, command, run=run, limit=limit, clock=clock)
+
+
+def _decode(script: str) -> bytes:
+    """The script's text: base64, of gzip where it is.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        content = base64.b64decode(script, validate=True)
+        return gzip.decompress(content) if content.startswith(_GZIP) else content
+    except (binascii.Error, OSError, EOFError, zlib.error) as wrong:
+        raise ValueError(str(wrong)) from wrong

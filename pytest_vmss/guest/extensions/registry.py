@@ -17,6 +17,7 @@ __all__ = [
     "handler_versions",
     "known_types",
     "register",
+    "timed_out",
 ]
 
 
@@ -86,3 +87,19 @@ def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
             for wrong in (handler.check(extension) if handler else ())
         ]
     return problems
+
+
+def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionRecord:
+    """What came of an extension that did not end in time; Azure's words."""
+    return ExtensionRecord(
+        name=extension.name,
+        type=f"{extension.publisher}.{extension.type}",
+        version=find_handler(extension.publisher, extension.type).version,
+        status="error",
+        timed_out=True,
+        message=(
+            f"Provisioning of VM extension {extension.name} has timed out. Extension provisioning "
+            "has taken too long to complete. The extension did not report a message."
+        ),
+        seconds=seconds,
+    )

@@ -17,13 +17,8 @@ from pytest_vmss.upgrade.steps.disks import (
     RemoveMachine,
     ReplaceDataDisks,
 )
-from pytest_vmss.upgrade.steps.guest import (
-    ApplyModel,
-    AwaitHealth,
-    FinishCloudInit,
-    RunExtensions,
-    Sync,
-)
+from pytest_vmss.upgrade.steps.extensions import RunExtensions
+from pytest_vmss.upgrade.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
 from pytest_vmss.upgrade.steps.power import ProveBoot, SetPower, Start, Stop
 from pytest_vmss.upgrade.steps.step import Conclusion, Step
 from pytest_vmss.upgrade.steps.traffic import Drain, LeaveBalancer, Serve

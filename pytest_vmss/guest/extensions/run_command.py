@@ -1,0 +1,41 @@
+"""Azure's Run Command: a script in a guest, asked for by hand or by the model (H2, K1)."""
+
+from __future__ import annotations
+
+from pytest_vmss.clock import Clock
+from pytest_vmss.guest.extensions.command import Command, run_command
+from pytest_vmss.guest.shell import Shell
+from pytest_vmss.model import Extension
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["RunCommandLinux"]
+
+
+class RunCommandLinux:
+    """``Microsoft.CPlat.Core/RunCommandLinux``: ``script``, a list of lines."""
+
+    publisher = "Microsoft.CPlat.Core"
+    type = "RunCommandLinux"
+    version = "1.0.5"
+
+    def check(self, extension: Extension) -> list[str]:
+        """What is wrong with its settings."""
+        settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
+        problems = []
+        lines = settings.get("script")
+        if not isinstance(lines, list) or not lines or not all(isinstance(x, str) for x in lines):
+            problems.append("script must be a list of lines")
+        unknown = sorted(settings.keys() - {"script", "commandId"})
+        if unknown:
+            problems.append(f"there is no setting {', '.join(unknown)}; there is: script")
+        if settings.get("commandId", "RunShellScript") != "RunShellScript":
+            problems.append("commandId must be RunShellScript")
+        return problems
+
+    def run(
+        self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
+    ) -> ExtensionRecord:
+        """Runs the lines as one script of ``/bin/sh``, as root."""
+        settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
+        command = Command(text="\n".join(settings["script"]))
+        return run_command(shell, extension, command, run=run, limit=limit, clock=clock)

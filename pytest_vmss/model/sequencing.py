@@ -1,0 +1,77 @@
+"""The order of extensions: ``provisionAfterExtensions`` as a graph (H3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from graphlib import CycleError, TopologicalSorter
+
+from pytest_vmss.errors import ModelProblem
+from pytest_vmss.model.scale_set import Extension
+
+__all__ = ["check_sequence", "stages_of_extensions"]
+
+_PATH = "$.virtualMachineProfile.extensionProfile.extensions"
+
+
+def stages_of_extensions(extensions: Sequence[Extension]) -> list[list[Extension]]:
+    """Extensions by stage: those of one stage may run at once, after all those before.
+
+    Args:
+        extensions: A checked sequence.
+    """
+    sorter = _graph(extensions)
+    sorter.prepare()
+    stages = []
+    while sorter.is_active():
+        ready = set(sorter.get_ready())
+        stages.append([entry for entry in extensions if entry.name.lower() in ready])
+        sorter.done(*ready)
+    return stages
+
+
+def _graph(extensions: Sequence[Extension]) -> TopologicalSorter[str]:
+    return TopologicalSorter(
+        {
+            entry.name.lower(): [name.lower() for name in entry.provision_after_extensions]
+            for entry in extensions
+        }
+    )
+
+
+def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
+    """Dependencies must exist and have settings, and must not run in circles (azure-arm.md 6.6)."""
+    known = {entry.name.lower(): entry for entry in extensions}
+    missing = False
+    for index, entry in enumerate(extensions):
+        path = f"{_PATH}[{index}].provisionAfterExtensions"
+        for name in entry.provision_after_extensions:
+            needed = known.get(name.lower())
+            if needed is None:
+                missing = True
+                names = ", ".join(other.name for other in extensions if other is not entry)
+                yield ModelProblem(
+                    path,
+                    "InvalidParameter",
+                    f"the extension {entry.name!r} depends on {name!r}, which is not defined in "
+                    f"the extension profile; defined are: {names or 'none'}",
+                )
+            elif needed.settings is None and needed.protected_settings is None:
+                yield ModelProblem(
+                    path,
+                    "InvalidParameter",
+                    f"the extension {entry.name!r} depends on {needed.name!r}, which has no "
+                    "settings; an extension that others depend on must have a settings object",
+                )
+    if missing:
+        return
+    try:
+        _graph(extensions).prepare()
+    except CycleError as cycle:
+        circle: list[str] = cycle.args[1]
+        shown = [repr(known[name].name) for name in reversed(circle)]
+        yield ModelProblem(
+            _PATH,
+            "InvalidParameter",
+            "provisionAfterExtensions must not form a cycle; given "
+            + " → ".join(shown),
+        )
