@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,11 @@ from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
 from pytest_vmss.faults import Faults
 from pytest_vmss.guest import LinuxGuest, Shell
 from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.extensions import RunCommandLinux
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.model import Health
+from pytest_vmss.model import Extension, Health
 from pytest_vmss.store import ExtensionRecord, GenerationRecord, InstanceRecord
 from pytest_vmss.upgrade.engine import Engine
 from pytest_vmss.upgrade.observe import Measures, observe_health
@@ -206,6 +208,31 @@ class Instance:
         """A testinfra host that runs everything as root (L6)."""
         return testinfra_host(self.name, self.shell)
 
+    def run_command(self, script: str, *, timeout: float = 600.0) -> dict[str, Any]:
+        """Runs a script as root, as Azure's Run Command does.
+
+        Args:
+            script: For ``/bin/sh``.
+            timeout: Limit in seconds; what has not ended then is killed.
+
+        Returns:
+            Azure's answer: ``value``, a list with one status, whose ``message`` holds the
+            output.
+
+        Raises:
+            GuestUnreachableError: It does not answer.
+        """
+        extension = Extension(
+            name="runCommand", publisher=RunCommandLinux.publisher, type=RunCommandLinux.type,
+            type_handler_version="1.0", settings={"script": script.splitlines()},
+        )  # fmt: skip
+        guest = self._lab.make_guest(self._context, self.generation)
+        try:
+            result = guest.run_extension(extension, secrets.token_hex(8), timeout)
+        finally:
+            guest.close()
+        return {"value": [status_of(result)]}
+
     @cached_property
     def faults(self) -> Faults:
         """Faults to bring about on it, for a test, and to mend."""
@@ -219,6 +246,30 @@ class Instance:
         if self._guest is not None:
             self._guest[1].close()
             self._guest = None
+
+
+def status_of(result: ExtensionRecord) -> dict[str, Any]:
+    """Azure's ``InstanceViewStatus`` of what came of an extension (H4)."""
+    well = result.status == "success"
+    return {
+        "code": f"ProvisioningState/{'succeeded' if well else 'failed'}",
+        "level": "Info" if well else "Error",
+        "displayStatus": f"Provisioning {'succeeded' if well else 'failed'}",
+        "message": result.message,
+    }
+
+
+def _extension_view(result: ExtensionRecord) -> dict[str, Any]:
+    """Azure's ``VirtualMachineExtensionInstanceView``, and what the lab knows beside."""
+    return {
+        "name": result.name,
+        "type": result.type,
+        "typeHandlerVersion": result.version,
+        "statuses": [status_of(result)],
+        "substatuses": [],
+        "exitCode": result.exit_code,
+        "seconds": result.seconds,
+    }
 
 
 #: Azure's level of each state.
@@ -275,5 +326,5 @@ def instance_view(instance: Instance) -> dict[str, Any]:
         "kernel": generation.kernel,
         "bootId": generation.boot_id,
         "cloudInit": generation.cloud_init,
-        "extensions": [entry.model_dump(mode="json") for entry in generation.extensions],
+        "extensions": [_extension_view(entry) for entry in generation.extensions],
     }

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self, Unpack
 
+from pytest_vmss.blobs import Blobs
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.conductor import Conductor, Options
 from pytest_vmss.errors import (
@@ -69,6 +70,7 @@ from pytest_vmss.upgrade.due import Rollouts
 from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.enrol import enrol
 from pytest_vmss.upgrade.journal import Account
+from pytest_vmss.upgrade.resources import reach
 from pytest_vmss.upgrade.world import InstanceContext, World
 
 __all__ = ["Lab"]
@@ -148,6 +150,8 @@ class Lab:
             sizes=self.settings.sizes,
             report=self._report,
             metrics=self._metrics,
+            reach=reach,
+            serve_files=self._serve_files,
             free_addresses=self.networks.free_addresses,
             make_balancer=self._make_balancer,
             require_room=self._require_room,
@@ -166,6 +170,14 @@ class Lab:
         if settings is None:
             return RollingUpgradeMetrics()
         return parse_custom_metrics(self.world.report(context, settings).custom_metrics)
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        """Files for guests to download, behind tokens that expire (H5)."""
+        return Blobs(self.paths.blobs, self.store, self.world.clock)
+
+    def _serve_files(self) -> None:
+        self.blobs.serve_if_used()
 
     def _require_balancer(self) -> None:
         HAProxy(self.paths.balancer("any-other-set"), []).require()
@@ -444,6 +456,7 @@ class Lab:
         """Ends this process's work on the lab; machines run on."""
         self.clock.close()
         self.conductor.close()
+        self.blobs.close()
         for scale_set in self._sets.values():
             for instance in scale_set.instances:
                 instance.close()

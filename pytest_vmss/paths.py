@@ -54,6 +54,11 @@ class LabPaths:
         return self.folder / "images"
 
     @property
+    def blobs(self) -> Path:
+        """Files that guests download."""
+        return self.folder / "blobs"
+
+    @property
     def libvirt(self) -> Path:
         """Files of libvirt's embedded driver."""
         return self.folder / "libvirt"

@@ -41,6 +41,7 @@ class SimulatedLab(Lab):
         applications: What the Application Health extension of an instance sees, by name,
             where it is another than its behaviour says.
         deaf_ports: Ports of guests on which nothing listens.
+        unreachable: What is wrong with URIs that extensions download from.
         metrics: Custom metrics by name of the instance.
         balancers: Load balancers by the set's unique id.
         runs: What custom data and extensions did: (instance, OS disk, what) to times.
@@ -52,6 +53,7 @@ class SimulatedLab(Lab):
     sick: set[str]
     applications: dict[str, Health]
     deaf_ports: set[int]
+    unreachable: dict[str, str]
     metrics: dict[str, RollingUpgradeMetrics]
     balancers: dict[str, SimulatedBalancer]
     runs: dict[tuple[str, int, str], int]
@@ -68,6 +70,7 @@ class SimulatedLab(Lab):
         self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
         self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
         self.balancers, self.applications, self.deaf_ports = {}, {}, set()
+        self.unreachable = {}
         self._extensions: dict[tuple[str, int, int], tuple[Rules, float]] = {}
         self.simulated.read_file = self._simulate_file
         world = self.world
@@ -77,6 +80,7 @@ class SimulatedLab(Lab):
         world.make_guest = self._simulate_guest
         world.probe = self._simulate_probe
         world.metrics = lambda context: self.metrics.get(context.name, RollingUpgradeMetrics())
+        world.reach = lambda uri: self.unreachable.get(uri, "")
         world.require_room = self._simulate_room
         world.make_balancer = self._simulate_balancer
         self.images._clock = self.virtual

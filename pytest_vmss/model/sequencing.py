@@ -72,6 +72,5 @@ def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
         yield ModelProblem(
             _PATH,
             "InvalidParameter",
-            "provisionAfterExtensions must not form a cycle; given "
-            + " → ".join(shown),
+            "provisionAfterExtensions must not form a cycle; given " + " → ".join(shown),
         )

@@ -25,6 +25,7 @@ __all__ = [
     "OperationRecord",
     "Outcome",
     "OutcomeRecord",
+    "PortRecord",
     "Record",
     "ScaleSetRecord",
     "StepRecord",
@@ -226,6 +227,20 @@ class NetworkRecord(Record):
     def key(self) -> tuple[str, ...]:
         """The network."""
         return (self.network,)
+
+
+class PortRecord(Record):
+    """A port of the host's loopback at which the lab listens."""
+
+    kind: ClassVar[str] = "port"
+
+    name: str
+    port: int
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What listens there."""
+        return (self.name,)
 
 
 class DetachedDiskRecord(Record):

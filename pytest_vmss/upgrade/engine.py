@@ -29,6 +29,7 @@ from pytest_vmss.upgrade import planner
 from pytest_vmss.upgrade.enrol import enrol
 from pytest_vmss.upgrade.journal import ENDED, Account, Journal
 from pytest_vmss.upgrade.observe import Measures, observe_health
+from pytest_vmss.upgrade.resources import file_uris
 from pytest_vmss.upgrade.work import Worker
 from pytest_vmss.upgrade.world import InstanceContext, Revision, World
 
@@ -141,6 +142,7 @@ class Engine:
     def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Works on instances side by side."""
         self._world.serve(self.name)
+        self._world.serve_files()
         operation = self.journal.operation(operation_id)
 
         def act(number: int) -> None:
@@ -197,6 +199,30 @@ class Engine:
         on_open(operation)
         return self._roll(operation.id)
 
+    def _reach_resources(self, operation_id: str) -> bool:
+        """Whether what the model names can be reached; else the operation ends (C8).
+
+        Only before the first batch: once it has begun, instances find out themselves.
+        """
+        account = self.journal.account(operation_id)
+        model = self._world.revision(account.record.set_id, account.record.revision).model
+        uris = list(file_uris(model))
+        if not uris or account.batch_records or account.record.error_code is not None:
+            return True
+        self._world.serve_files()
+        told = [(name, self._world.reach(uri)) for name, uri in uris]
+        wrong = [f"the extension {name!r}: {why}" for name, why in told if why]
+        if not wrong:
+            return True
+        self.journal.end(
+            operation_id,
+            "Faulted",
+            code="ExternalResourceUnreachable",
+            message="What the model names was checked before the first batch, and no instance was "
+            f"touched: {'; '.join(wrong)}",
+        )
+        return False
+
     def _read_metrics(self, operation_id: str) -> None:
         """Reads the applications' custom metrics, once, at the start (D5)."""
         account = self.journal.account(operation_id)
@@ -217,6 +243,8 @@ class Engine:
     def _roll(self, operation_id: str) -> Account:
         begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
         with self.journal.ending(operation_id):
+            if not self._reach_resources(operation_id):
+                return self.journal.account(operation_id)
             self._read_metrics(operation_id)
             # A killed process may have left some in the middle.
             busy: Sequence[int] | None = self.journal.account(operation_id).busy

@@ -73,6 +73,8 @@ class World:
         base_limits: As under KVM.
         probe: Makes a probe.
         report: Reads what an instance's Application Health extension reports now.
+        reach: Says what is wrong with a URI; empty where it can be reached (C8).
+        serve_files: Sees to it that guests can download the lab's own files (H5).
         checks: The suite's own functions of health, by set (F4).
         sizes: VM sizes besides the built-in ones.
         metrics: Custom metrics that an instance's health extension reports now (D5).
@@ -92,6 +94,8 @@ class World:
     make_guest: GuestFactory
     probe: Prober
     report: Callable[[InstanceContext, ApplicationHealthSettings], Observation]
+    reach: Callable[[str], str]
+    serve_files: Callable[[], None]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
     require_room: Callable[[int, VmSize], None]

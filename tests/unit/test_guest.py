@@ -17,7 +17,7 @@ from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.model import Extension, Probe
+from pytest_vmss.model import Probe
 from pytest_vmss.settings import Limits
 
 
@@ -123,7 +123,6 @@ def test_a_wait_says_what_it_waited_for() -> None:
     assert 10 <= clock.monotonic() < 11
     answers = iter([None, None, "up"])
     assert wait_for("it", lambda: next(answers), limit=10, clock=clock) == "up"
-
 
 
 def test_nobody_answers_ssh(tmp_path: Path) -> None:

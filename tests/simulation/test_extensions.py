@@ -1,0 +1,212 @@
+"""E4, H3, C8: extensions in their order, and what becomes of those behind a failed one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_vmss.errors import ModelError, ProvisioningError
+from pytest_vmss.guest.simulated import SimulatedGuest
+from pytest_vmss.model import Extension
+from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.store import ExtensionRecord, Outcome
+from tests.models import LOAD_BALANCER, web_model
+from tests.simulation.conftest import SimulatedLab
+
+
+def script(name: str, *after: str, command: str = "true", **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "properties": {
+            "publisher": "Microsoft.Azure.Extensions",
+            "type": "CustomScript",
+            "typeHandlerVersion": "2.1",
+            "provisionAfterExtensions": list(after),
+            "settings": {"commandToExecute": command},
+            **fields,
+        },
+    }
+
+
+def body_with(*extensions: dict[str, Any], capacity: int = 1, **profile: Any) -> dict[str, Any]:
+    body = web_model(capacity=capacity, extensions=False)
+    body["properties"]["virtualMachineProfile"]["extensionProfile"] = {
+        "extensions": list(extensions), **profile,
+    }  # fmt: skip
+    return body
+
+
+def start(lab: SimulatedLab, *extensions: dict[str, Any], capacity: int = 1) -> ScaleSet:
+    return lab.start(body_with(*extensions, capacity=capacity), LOAD_BALANCER)
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of extensions as they were run."""
+    ran: list[str] = []
+    run = SimulatedGuest.run_extension
+
+    def remember(
+        self: SimulatedGuest, extension: Extension, name: str, limit: float
+    ) -> ExtensionRecord:
+        ran.append(extension.name)
+        return run(self, extension, name, limit)
+
+    monkeypatch.setattr(SimulatedGuest, "run_extension", remember)
+    return ran
+
+
+DIAMOND = (
+    script("top", "left", "right"),
+    script("left", "base"),
+    script("right", "base"),
+    script("base"),
+)
+
+
+def test_the_declared_order_on_every_disk(lab: SimulatedLab, order: list[str]) -> None:
+    """E4, H3: once for each OS disk."""
+    web = start(lab, *DIAMOND)
+    for act in (lambda: lab.roll(web, "1.1.0"), web.reimage, lambda: None):
+        assert (order[0], order[-1], sorted(order[1:3])) == ("base", "top", ["left", "right"])
+        assert len(order) == 4
+        order.clear()
+        act()
+    assert set(lab.runs.values()) == {1}
+    assert [entry.name for entry in web[0].extensions] == ["top", "left", "right", "base"]
+
+
+def test_independent_ones_run_side_by_side(lab: SimulatedLab) -> None:
+    web = start(lab, *(script(f"e{n}") for n in range(8)))
+    assert lab.roll(web, "1.1.0").stages[0]["extensions"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_those_behind_a_failed_one_are_skipped(lab: SimulatedLab, order: list[str]) -> None:
+    """H3: the Azure agent's words; the others run, and the rest of the set is untouched."""
+    web = start(lab, *DIAMOND, capacity=3)
+    order.clear()
+    web.update(body_with(
+        *DIAMOND[:1], script("left", "base", command="exit 3"), *DIAMOND[2:], script("other"),
+        script("roof", "top"), capacity=3,
+    ))  # fmt: skip
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.outcomes == {
+        0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED, 2: Outcome.NOT_STARTED,
+    }  # fmt: skip
+    assert set(order) == {"base", "left", "right", "other"}
+    assert upgrade.errors[0].code == "VMExtensionProvisioningError"
+    assert (
+        "VM has reported a failure when processing extension 'left' (publisher "
+        "'Microsoft.Azure.Extensions' and type 'CustomScript')" in upgrade.errors[0].message
+    )
+    told = [event.message for event in upgrade.events if event.kind == "extension"]
+    assert sorted(told) == [
+        "base: success", "left: error", "other: success", "right: success", "roof: error",
+        "top: error",
+    ]  # fmt: skip
+    assert [i.latest_model_applied for i in web] == [False] * 3
+
+
+def test_a_skipped_one_says_why_and_runs_once_its_dependency_is_mended(lab: SimulatedLab) -> None:
+    lab.publish("1.0.0")
+    broken = body_with(script("base", command="exit 1"), script("top", "base"))
+    broken["properties"]["upgradePolicy"]["automaticOSUpgradePolicy"] = {}
+    with pytest.raises(ProvisioningError):
+        lab.create(broken, load_balancer=LOAD_BALANCER)
+    web = lab.scale_set("web")
+    base, top = web[0].extensions
+    assert (base.skipped, top.skipped) == (False, True)
+    assert top.message == (
+        "Skipping processing of extensions since execution of dependent extension base failed"
+    )
+    (view,) = web.instance_view()
+    assert [entry["statuses"][0]["code"] for entry in view["extensions"]] == [
+        "ProvisioningState/failed", "ProvisioningState/failed",
+    ]  # fmt: skip
+    mended = body_with(script("base"), script("top", "base"))
+    mended["properties"]["upgradePolicy"]["automaticOSUpgradePolicy"] = {}
+    web.update(mended)
+    web.update_instances()
+    assert [entry.status for entry in web[0].extensions] == ["success", "success"]
+    assert web[0].record.provisioning == "Succeeded"
+
+
+def test_one_that_hangs_is_ended_by_the_budget(lab: SimulatedLab) -> None:
+    """H3: Azure's code and words; guests without KVM have ten times as long."""
+    web = start(lab, script("fine"))
+    hangs = body_with(script("hangs", command="hang"), script("later", "hangs"),
+                      extensionsTimeBudget="PT15M")  # fmt: skip
+    web.update(hangs)
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK}
+    assert upgrade.errors[0].code == "VMExtensionProvisioningTimeout"
+    assert upgrade.errors[0].message.endswith(
+        "Provisioning of VM extension hangs has timed out. Extension provisioning has taken too "
+        "long to complete. The extension did not report a message."
+    )
+
+
+def test_suppressed_failures_do_not_fail_the_instance(lab: SimulatedLab) -> None:
+    """H3."""
+    web = start(lab, script("fine"), script("bad", command="exit 1", suppressFailures=True))
+    assert [entry.status for entry in web[0].extensions] == ["success", "error"]
+    assert web[0].record.provisioning == "Succeeded"
+    assert lab.roll(web, "1.1.0").completed
+    told = [event.message for event in lab.store.events() if event.kind == "warning"]
+    assert "bad failed, which is suppressed" in told
+
+
+def test_a_force_update_tag_runs_it_again(lab: SimulatedLab, order: list[str]) -> None:
+    """H3."""
+    web = start(lab, script("one"), script("two"))
+    order.clear()
+    web.update(body_with(script("one", forceUpdateTag="2"), script("two")))
+    web.update_instances()
+    assert order == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("extensions", "words"),
+    [
+        ((script("a", "b"), script("b", "a")), "must not form a cycle"),
+        ((script("a", "b"),), "depends on 'b', which is not defined"),
+        ((script("a", "b"), script("b", settings=None)), "which has no settings"),
+        ((script("a", settings={"script": "YQ==", "commandToExecute": "b"}),), "only one is"),
+        ((script("a", type="Nothing"),), "no handler for the extension"),
+    ],
+)
+def test_wrong_extensions_are_refused_before_anything_is_touched(
+    lab: SimulatedLab, extensions: tuple[dict[str, Any], ...], words: str
+) -> None:
+    web = start(lab, script("fine"))
+    starts = len(lab.simulated.starts)
+    with pytest.raises(ModelError, match=words):
+        web.update(body_with(*extensions))
+    assert web.record.revision == 1
+    assert len(lab.simulated.starts) == starts
+
+
+@pytest.mark.parametrize("budget", ["PT14M", "PT121M"])
+def test_budgets_out_of_range_are_refused(lab: SimulatedLab, budget: str) -> None:
+    lab.publish("1.0.0")
+    with pytest.raises(ModelError, match="extensionsTimeBudget"):
+        lab.create(body_with(extensionsTimeBudget=budget), load_balancer=LOAD_BALANCER)
+
+
+def test_what_cannot_be_reached_ends_an_upgrade_before_its_first_batch(lab: SimulatedLab) -> None:
+    """C8."""
+    uri = "http://store.example/a.sh?sig=secret"
+    settings = {"commandToExecute": "sh a.sh", "fileUris": [uri]}
+    web = start(lab, script("fetch", settings=settings), capacity=2)
+    lab.unreachable[uri] = "http://store.example/a.sh cannot be reached: timed out"
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.faulted
+    assert upgrade.batches == []
+    assert upgrade.error is not None
+    assert upgrade.error.code == "ExternalResourceUnreachable"
+    assert "the extension 'fetch': http://store.example/a.sh cannot" in upgrade.error.message
+    assert {i.image_version for i in web} == {"1.0.0"}
+    lab.unreachable.clear()
+    lab.virtual.sleep(1)
+    assert lab.roll(web, "1.2.0").completed

@@ -1,0 +1,329 @@
+"""H2, H3, H5, M5: settings, order, downloads, the blob store and redaction."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_vmss.blobs import GUEST_VIEW, Blobs
+from pytest_vmss.clock import VirtualClock
+from pytest_vmss.errors import HostError, ModelProblem, NotFoundError
+from pytest_vmss.guest.extensions import CustomScript, RunCommandLinux, find_handler, redact
+from pytest_vmss.guest.extensions.command import _read
+from pytest_vmss.guest.in_guest import download
+from pytest_vmss.model import Extension, stages_of_extensions
+from pytest_vmss.model.sequencing import check_sequence
+from pytest_vmss.store import Store
+from pytest_vmss.upgrade.resources import reach
+
+
+def extension(name: str = "x", *after: str, **fields: Any) -> Extension:
+    return Extension(
+        name=name,
+        publisher="Microsoft.Azure.Extensions",
+        type="CustomScript",
+        type_handler_version="2.1",
+        provision_after_extensions=list(after),
+        **{"settings": {"commandToExecute": "true"}, **fields},
+    )
+
+
+def encode(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+# Settings of CustomScript.
+
+
+def problems(protected: dict[str, Any] | None = None, **settings: Any) -> str:
+    made = extension(settings=settings, protected_settings=protected)
+    return "; ".join(find_handler("microsoft.azure.extensions", "CUSTOMSCRIPT").check(made))
+
+
+def test_what_custom_script_takes() -> None:
+    """H2."""
+    assert isinstance(find_handler("Microsoft.Azure.Extensions", "CustomScript"), CustomScript)
+    assert problems(commandToExecute="true", timestamp=1, skipDos2Unix=True) == ""
+    assert problems({"commandToExecute": "true", "fileUris": ["https://a/b.sh?sig=1"]}) == ""
+    assert problems(script=encode(b"#!/bin/sh\n")) == ""
+    assert problems(script=encode(gzip.compress(b"#!/bin/sh\n"))) == ""
+
+
+@pytest.mark.parametrize(
+    ("protected", "settings", "told"),
+    [
+        ({}, {}, "'commandToExecute' is not specified"),
+        ({"commandToExecute": "a"}, {"commandToExecute": "a"}, "both in public and protected"),
+        ({"script": "YQ=="}, {"script": "YQ=="}, "'script' was specified both in public and"),
+        ({"script": "YQ=="}, {"commandToExecute": "a"}, "were both specified, but only one is"),
+        ({}, {"commandToExecute": 1}, "commandToExecute must be a str"),
+        ({}, {"script": "not base64!"}, "script must be base64"),
+        ({}, {"script": encode(b"\x1f\x8bbroken")}, "script must be base64, of a text or of gzip"),
+        ({}, {"commandToExecute": "a", "timestamp": "1"}, "timestamp must be a int"),
+        ({}, {"commandToExecute": "a", "fileUris": "http://a/b"}, "must be a list of strings"),
+        ({}, {"commandToExecute": "a", "fileUris": ["ftp://a/b"]}, "must be an http or https URI"),
+        ({}, {"commandToExecute": "a", "fileUris": ["http://a/"]}, "its path names no file"),
+        ({}, {"commandToExecute": "a", "storageAccountKey": "k"}, "belongs in protectedSettings"),
+        ({"storageAccountKey": "k"}, {"commandToExecute": "a"}, "there is no storage account"),
+        ({}, {"commandToExecute": "a", "comand": "b"}, "there is no setting comand"),
+    ],
+)
+def test_what_it_does_not_take(
+    protected: dict[str, Any], settings: dict[str, Any], told: str
+) -> None:
+    """H2: the words of Azure's handler."""
+    assert told in problems(protected, **settings)
+
+
+def test_run_command_takes_lines() -> None:
+    def check(**settings: Any) -> str:
+        return "; ".join(RunCommandLinux().check(extension(settings=settings)))
+
+    assert check(script=["echo a", "echo b"]) == ""
+    assert "must be a list of lines" in check(script="echo a")
+    assert "commandId must be RunShellScript" in check(script=["a"], commandId="ifconfig")
+    assert "there is no setting" in check(script=["a"], parameters=[])
+
+
+def test_results_are_told_in_azures_words() -> None:
+    """H4."""
+    good = _read(extension(), "0\n[stdout]\nhello\n[stderr]\n", 1.0)
+    assert (good.status, good.exit_code) == ("success", 0)
+    assert good.message == "Enable succeeded: \n[stdout]\nhello\n[stderr]"
+    bad = _read(extension(), "7\n[stdout]\n\n[stderr]\noops", 1.0)
+    assert bad.exit_code == 7
+    assert bad.message.startswith(
+        "Enable failed: failed to execute command: command terminated with exit status=7\n[stdout]"
+    )
+    gone = _read(
+        extension(), "download\n[stdout]\n\n[stderr]\nfailed to download file[0]: unexpected", 1.0
+    )
+    assert (gone.status, gone.exit_code) == ("error", None)
+    assert gone.message == (
+        "Enable failed: processing file downloads failed: failed to download file[0]: unexpected"
+    )
+    assert _read(extension(), "timeout\n[stdout]", 1.0).timed_out
+
+
+# Their order.
+
+
+def names(extensions: list[Extension]) -> list[list[str]]:
+    return [[entry.name for entry in stage] for stage in stages_of_extensions(extensions)]
+
+
+def told(extensions: list[Extension]) -> list[ModelProblem]:
+    return list(check_sequence(extensions))
+
+
+def test_stages_follow_the_dependencies() -> None:
+    """H3: names in any case; what is independent is side by side."""
+    extensions = [
+        extension("top", "LEFT", "right"),
+        extension("left", "base"),
+        extension("right", "base"),
+        extension("base"),
+        extension("alone"),
+    ]
+    assert told(extensions) == []
+    assert names(extensions) == [["base", "alone"], ["left", "right"], ["top"]]
+    assert names([]) == []
+
+
+def test_wrong_orders_are_told() -> None:
+    """H3."""
+    (cycle,) = told([extension("a", "c"), extension("b", "a"), extension("c", "b")])
+    assert cycle.code == "InvalidParameter"
+    assert "must not form a cycle" in cycle.message
+    assert all(f"'{name}'" in cycle.message for name in "abc")
+    (own,) = told([extension("a", "a")])
+    assert "cycle" in own.message
+    (missing,) = told([extension("a", "b"), extension("c")])
+    assert missing.path.endswith("extensions[0].provisionAfterExtensions")
+    assert "depends on 'b', which is not defined" in missing.message
+    (bare,) = told([extension("a", "b"), extension("b", settings=None)])
+    assert "which has no settings" in bare.message
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=10))
+def test_every_extension_comes_after_what_it_depends_on(edges: list[list[int]]) -> None:
+    extensions = [
+        extension(f"e{n}", *(f"e{m}" for m in after if m < n)) for n, after in enumerate(edges)
+    ]
+    place = {name: n for n, stage in enumerate(names(extensions)) for name in stage}
+    assert len(place) == len(extensions)
+    for entry in extensions:
+        assert all(place[name] < place[entry.name] for name in entry.provision_after_extensions)
+
+
+# What is told of them (M5).
+
+
+def test_secrets_are_not_told() -> None:
+    made = extension(
+        settings={"fileUris": ["https://store/a.sh?se=2026&sig=c2VjcmV0LXRva2Vu"]},
+        protected_settings={
+            "commandToExecute": "deploy --password=hunter22 'correct horse'",
+            "nested": [{"key": "deep-secret"}, 123456],
+        },
+    )
+    shown = redact(
+        "sh: deploy: hunter22; horse; deep-secret; 123456; GET a.sh?se=2026&sig=c2VjcmV0LXRva2Vu "
+        "deploy --password=hunter22 'correct horse'",
+        made,
+    )
+    for secret in ("hunter22", "horse", "deep-secret", "123456", "c2VjcmV0", "correct"):
+        assert secret not in shown
+    assert redact("sh: 1: not found", made) == "sh: 1: not found"
+
+
+# The blob store (H5).
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    return VirtualClock()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path, clock: VirtualClock) -> Iterator[Blobs]:
+    made = Blobs(tmp_path / "blobs", Store(tmp_path / "db", clock), clock)
+    yield made
+    made.close()
+
+
+def ask(url: str, method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
+    parts = urlsplit(url)
+    assert parts.hostname == GUEST_VIEW
+    link = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=10)
+    try:
+        link.request(method, f"{parts.path}?{parts.query}")
+        answer = link.getresponse()
+        return answer.status, answer.read(), dict(answer.headers)
+    finally:
+        link.close()
+
+
+def test_a_blob_is_read_with_its_token_only(blobs: Blobs, clock: VirtualClock) -> None:
+    """H5, M5: nobody reads without a token, or with an expired or another file's one."""
+    blobs.put("a.sh", "echo a")
+    blobs.put("b.sh", b"echo b")
+    url = blobs.url("a.sh", expires_in=60)
+    status, body, headers = ask(url)
+    assert (status, body) == (200, b"echo a")
+    assert headers["Content-MD5"] == encode(hashlib.md5(body).digest())
+    assert ask(url, "HEAD")[:2] == (200, b"")
+    assert ask(url.replace("a.sh", "b.sh"))[0] == 403
+    assert ask(url.replace("se=2026", "se=2036"))[0] == 403
+    assert ask(url.partition("?")[0] + "?x=1")[0] == 403
+    assert ask(url, "PUT")[0] == 501
+    clock.sleep(61)
+    status, body, headers = ask(url)
+    assert status == 403
+    assert headers["x-ms-error-code"] == "AuthenticationFailed"
+    assert b"Signature not valid in the specified time" in body
+    assert ask(blobs.url("a.sh", expires_in=-1))[0] == 403
+
+
+def test_blobs_are_the_owners_alone(blobs: Blobs, tmp_path: Path) -> None:
+    """M5."""
+    blobs.put("a.sh", "secret")
+    blobs.url("a.sh")
+    for path in (tmp_path / "blobs").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    assert (tmp_path / "blobs").stat().st_mode & 0o777 == 0o700
+    for wrong in ("", "../a", "a/b", ".key", "a b"):
+        with pytest.raises(ValueError, match="no name for a blob"):
+            blobs.put(wrong, "")
+    with pytest.raises(NotFoundError, match=r"there are: a\.sh"):
+        blobs.url("b.sh")
+
+
+def test_urls_outlive_the_process(blobs: Blobs, tmp_path: Path, clock: VirtualClock) -> None:
+    blobs.serve_if_used()
+    assert blobs._server is None
+    blobs.put("a.sh", "echo a")
+    url = blobs.url("a.sh")
+    blobs.close()
+    store = Store(tmp_path / "db", clock)
+    later = Blobs(tmp_path / "blobs", store, clock)
+    later.serve_if_used()
+    assert ask(url)[0] == 200
+    other = Blobs(tmp_path / "blobs", store, clock)
+    with pytest.raises(HostError, match="is taken"):
+        other.serve()
+    later.close()
+
+
+def test_downloads(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H2: as the guest does it; texts get Unix line ends unless they are to stay."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    blobs.put("a.sh", b"\xef\xbb\xbf#!/bin/sh\r\necho\r\n")
+    blobs.put("b.bin", b"\0\r\n")
+    here = {GUEST_VIEW: "127.0.0.1"}
+    urls = [blobs.url(name).replace(GUEST_VIEW, here[GUEST_VIEW]) for name in ("a.sh", "b.bin")]
+    wanted = tmp_path / "wanted.json"
+
+    def fetch(folder: str, uris: list[str], *, skip: bool = False) -> Path:
+        into = tmp_path / folder
+        into.mkdir()
+        wanted.write_text(json.dumps({"fileUris": uris, "skipDos2Unix": skip}))
+        download.main(str(wanted), str(into))
+        return into
+
+    done = fetch("one", urls)
+    assert (done / "a.sh").read_bytes() == b"#!/bin/sh\necho\n"
+    assert (done / "a.sh").stat().st_mode & 0o777 == 0o500
+    assert (done / "b.bin").read_bytes() == b"\0\r\n"
+    assert not wanted.exists(), "it holds tokens"
+    kept = fetch("two", urls, skip=True)
+    assert (kept / "a.sh").read_bytes().startswith(b"\xef\xbb\xbf")
+
+
+def test_a_download_that_fails_says_so_without_its_token(
+    blobs: Blobs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    blobs.put("a.sh", "echo")
+    expired = blobs.url("a.sh", expires_in=-1).replace(GUEST_VIEW, "127.0.0.1")
+    blobs_port = urlsplit(expired).port
+    dead = "http://127.0.0.1:1/x.sh?sig=secret-token"
+    for uri, words in (
+        (expired, "unexpected status code: actual=403 expected=200"),
+        (dead, "http request failed"),
+    ):
+        wanted = tmp_path / "wanted.json"
+        wanted.write_text(json.dumps({"fileUris": [uri], "skipDos2Unix": False}))
+        with pytest.raises(SystemExit):
+            download.main(str(wanted), str(tmp_path))
+        said = capsys.readouterr().err
+        assert f"failed to download file[0]: {words}" in said
+        assert "sig" not in said
+        assert str(blobs_port) not in said
+
+
+def test_what_the_host_can_reach(blobs: Blobs) -> None:
+    """C8: a refused token is the guests' to find out; what is not there is told before."""
+    blobs.put("a.sh", "echo")
+    url = blobs.url("a.sh")
+    assert reach(url) == ""
+    assert reach(blobs.url("a.sh", expires_in=-1)) == ""
+    assert "cannot be reached" in reach("http://127.0.0.1:1/a.sh?sig=secret")
+    assert "sig" not in reach("http://127.0.0.1:1/a.sh?sig=secret")
+    (blobs._folder / "a.sh").unlink()
+    assert "answers with HTTP status 404" in reach(url)
