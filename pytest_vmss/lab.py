@@ -151,6 +151,7 @@ class Lab:
             report=self._report,
             metrics=self._metrics,
             reach=reach,
+            degraded_is_fatal=self.settings.degraded_is_fatal,
             serve_files=self._serve_files,
             free_addresses=self.networks.free_addresses,
             make_balancer=self._make_balancer,

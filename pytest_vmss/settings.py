@@ -98,6 +98,8 @@ class Settings:
             enabled to the first that may start; Azure takes up to 3 hours (C2).
         repair_grace: Seconds in place of each ``automaticRepairsPolicy.gracePeriod``, which
             Azure lets be 10 minutes at least; None for the policy's own (K1).
+        degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded: with
+            problems that cloud-init itself got over.
         rollout_delay: Seconds from a publication to its rollout, from and to; Azure
             takes 30 to 60 minutes.
     """
@@ -113,3 +115,4 @@ class Settings:
     first_rollout_delay: float = 0.0
     rollout_delay: tuple[float, float] = (0.0, 0.0)
     repair_grace: float | None = None
+    degraded_is_fatal: bool = False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import click
 
@@ -158,6 +160,20 @@ def set_orchestration_service_state(
         scale_set.set_orchestration_service_state(action)
         (service,) = scale_set.orchestration_services
         click.echo(f"{service_name}: {service['serviceState']}")
+
+
+@main.command("run-command")
+@click.argument("name")
+@click.argument("instance_id", type=int)
+@click.argument("script", type=click.File())
+@click.option("--json", "as_json", is_flag=True, help="As Azure's runCommand.")
+def run_command(name: str, instance_id: int, script: TextIO, as_json: bool) -> None:
+    """Run SCRIPT (a file, or - for standard input) as root in an instance."""
+    with open_lab() as lab:
+        answer = find_instance(lab.scale_set(name), instance_id).run_command(script.read())
+    (status,) = answer["value"]
+    click.echo(json.dumps(answer, indent=2) if as_json else status["message"])
+    sys.exit(status["code"] != "ProvisioningState/succeeded")
 
 
 @main.command("delete-instances")

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.guest import BootFacts, Check, Guest, LinuxGuest, SshAccess
 from pytest_vmss.guest.shell import CommandResult, Shell
 
-__all__ = ["BootFacts", "Check", "CommandResult", "Guest", "LinuxGuest", "Shell", "SshAccess"]
+__all__ = [
+    "BootFacts",
+    "Check",
+    "CloudInitResult",
+    "CommandResult",
+    "Guest",
+    "LinuxGuest",
+    "Shell",
+    "SshAccess",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from pytest_vmss.errors import (
     NoBootError,
     WaitTimeoutError,
 )
+from pytest_vmss.guest.cloud_init import AGAIN, LOGS, WAIT, CloudInitResult, read_verdict
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.guest.shell import HostKeyMismatchError, Shell
@@ -57,8 +58,8 @@ class Guest(Protocol):
     def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
         """Waits for a boot other than a previous one, and asks the guest about it."""
 
-    def wait_cloud_init(self) -> str:
-        """Waits for cloud-init to end; returns its status, ``done`` or ``disabled``."""
+    def wait_cloud_init(self) -> CloudInitResult:
+        """Waits for cloud-init to end; its status is any but ``error``."""
 
     def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
         """Runs an extension once for each run; an earlier result of it is returned as it is.
@@ -99,19 +100,6 @@ uname -r
 . /etc/os-release
 echo "$IMAGE_VERSION"
 """
-
-# One command that waits in the guest costs less than many that ask.
-_CLOUD_INIT = """\
-tries=0
-while [ ! -s /run/cloud-init/result.json ] && [ ! -e /run/cloud-init/disabled ]; do
-    tries=$((tries + 1))
-    [ "$tries" -gt 12 ] && exit 75
-    sleep 0.25
-done
-[ -s /run/cloud-init/result.json ] && exec cat /run/cloud-init/result.json
-echo disabled
-"""
-_AGAIN = 75
 
 #: Power states in which no boot can succeed, in words.
 _ENDED = {
@@ -210,7 +198,7 @@ class LinuxGuest:
                 log=self._console.path,
             ) from late
 
-    def wait_cloud_init(self) -> str:
+    def wait_cloud_init(self) -> CloudInitResult:
         """Waits until cloud-init has ended.
 
         Raises:
@@ -222,11 +210,11 @@ class LinuxGuest:
         def probe() -> str | None:
             self._check_console()
             try:
-                result = self.shell().run(_CLOUD_INIT, timeout=self._login_limit)
+                result = self.shell().run(WAIT, sudo=True, timeout=self._login_limit)
             except GuestCommandError:
                 self.close()
                 return None
-            return None if result.exit_code == _AGAIN else result.stdout
+            return None if result.exit_code == AGAIN else result.stdout
 
         try:
             answer = wait_for(
@@ -245,18 +233,28 @@ class LinuxGuest:
                 console_tail=self._console.tail(),
                 log=self._console.path,
             ) from late
-        if answer.strip() == "disabled":
-            return "disabled"
-        errors = [str(error) for error in json.loads(answer)["v1"].get("errors", [])]
-        if errors:
+        verdict = read_verdict(answer)
+        if verdict.status == "error":
             raise CloudInitError(
-                f"cloud-init ended in error: {'; '.join(errors)}",
+                f"cloud-init ended in error: {'; '.join(verdict.problems)}",
                 instance=self.name,
-                errors=errors,
+                errors=verdict.problems,
                 console_tail=self._console.tail(),
-                log=self._console.path,
+                log=self._save_logs(),
             )
-        return "done"
+        return verdict
+
+    def _save_logs(self) -> Path:
+        """Keeps cloud-init's logs beside the console's; where they are."""
+        path = self._console.path.with_name(self._console.path.stem + "-cloud-init.log")
+        try:
+            logs = self.shell().run(LOGS, sudo=True, timeout=self._login_limit).stdout
+        except InstanceError:
+            return self._console.path
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(logs)
+        return path
 
     def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
         """Runs an extension once for each run.

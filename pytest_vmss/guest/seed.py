@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+
+from pydantic import SecretStr
 
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.hypervisor import Seed
 from pytest_vmss.model import ScaleSetModel
 
-__all__ = ["build_seed"]
+__all__ = ["USER_DATA_FILE", "build_seed"]
+
+#: Where a guest finds Azure's ``userData``, which Azure serves by its metadata service.
+USER_DATA_FILE = "/var/lib/waagent/UserData"
 
 # QEMU's user network: each guest sees the same one, and only its own.
 _ADDRESS = "10.0.2.15/24"
@@ -78,6 +85,23 @@ def build_seed(
     return Seed(
         meta_data=json.dumps({"instance-id": cloud_instance_id, "local-hostname": computer_name}),
         network_config=json.dumps(network),
-        vendor_data="#cloud-config\n" + json.dumps(vendor),
+        vendor_data=_vendor_data(vendor, model.virtual_machine_profile.user_data),
         user_data=user_data,
     )
+
+
+def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> str:
+    """What the lab needs for itself, and Azure's ``userData`` for the guest to read (H1)."""
+    cloud_config = "#cloud-config\n" + json.dumps(config)
+    if user_data is None:
+        return cloud_config
+    encoded = base64.b64encode(base64.b64decode(user_data.get_secret_value())).decode()
+    hook = (
+        "#cloud-boothook\n#!/bin/sh\numask 077\n"
+        f"mkdir -p {USER_DATA_FILE.rpartition('/')[0]}\n"
+        f"echo {encoded} | base64 -d > {USER_DATA_FILE}\n"
+    )
+    parts = MIMEMultipart()
+    parts.attach(MIMEText(cloud_config, "cloud-config"))
+    parts.attach(MIMEText(hook, "cloud-boothook"))
+    return parts.as_string()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
+from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.extensions import find_handler, timed_out
 from pytest_vmss.guest.guest import BootFacts, Check
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
@@ -30,6 +31,7 @@ class Behaviour(StrEnum):
     GOOD = "good"
     PANICS = "panics"
     CLOUD_INIT_FAILS = "cloud-init fails"
+    CLOUD_INIT_DEGRADED = "cloud-init is degraded"
     EXTENSION_FAILS = "extension fails"
     UNHEALTHY = "unhealthy"
 
@@ -100,7 +102,7 @@ class SimulatedGuest:
             raise NoBootError("it is still the boot before", instance=self.name)
         return BootFacts(boot_id, f"kernel-{self._version}", self._version)
 
-    def wait_cloud_init(self) -> str:
+    def wait_cloud_init(self) -> CloudInitResult:
         """Runs the custom data, once for the OS disk."""
         self._alive()
         self._clock.sleep(_CLOUD_INIT_S)
@@ -108,7 +110,9 @@ class SimulatedGuest:
             raise CloudInitError("cloud-init ended in error", instance=self.name)
         self._once("custom data")
         self._half_done()
-        return "done"
+        if self._behaviour() is Behaviour.CLOUD_INIT_DEGRADED:
+            return CloudInitResult("degraded", ("Failed to mount",))
+        return CloudInitResult("done")
 
     def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
         """Runs an extension, once for each run; the command ``hang`` does not end."""

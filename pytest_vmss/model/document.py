@@ -236,7 +236,7 @@ def _json_path(location: tuple[int | str, ...]) -> str:
     return path
 
 
-_SECRET_FIELDS = frozenset({"customData", "adminPassword", "protectedSettings"})
+_SECRET_FIELDS = frozenset({"customData", "userData", "adminPassword", "protectedSettings"})
 
 
 def _explain(error: dict[str, Any]) -> str:

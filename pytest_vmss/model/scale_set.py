@@ -265,6 +265,7 @@ class VirtualMachineProfile(AzureModel):
     storage_profile: StorageProfile
     network_profile: NetworkProfile | None = None
     extension_profile: ExtensionProfile | None = None
+    user_data: Base64Secret | None = Field(default=None, exclude=True)
 
 
 class ScaleInPolicy(AzureModel):
@@ -347,6 +348,9 @@ class ScaleSetModel(AzureModel):
         os_profile = body["virtualMachineProfile"]["osProfile"]
         if profile.custom_data is not None:
             os_profile["customData"] = profile.custom_data.get_secret_value()
+        user_data = self.virtual_machine_profile.user_data
+        if user_data is not None:
+            body["virtualMachineProfile"]["userData"] = user_data.get_secret_value()
         if profile.admin_password is not None:
             os_profile["adminPassword"] = profile.admin_password.get_secret_value()
         for index, extension in enumerate(self.extensions):

@@ -44,6 +44,10 @@ def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
     for name in ("customData", "adminPassword"):
         if name in old_os:
             new_os.setdefault(name, old_os[name])
+    if "userData" in _at(stored, ("virtualMachineProfile",)):
+        _at(result, ("virtualMachineProfile",)).setdefault(
+            "userData", _at(stored, ("virtualMachineProfile",))["userData"]
+        )
     where = ("virtualMachineProfile", "extensionProfile")
     protected = {
         str(entry.get("name", "")).lower(): entry["protectedSettings"]

@@ -73,6 +73,7 @@ class World:
         base_limits: As under KVM.
         probe: Makes a probe.
         report: Reads what an instance's Application Health extension reports now.
+        degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
         reach: Says what is wrong with a URI; empty where it can be reached (C8).
         serve_files: Sees to it that guests can download the lab's own files (H5).
         checks: The suite's own functions of health, by set (F4).
@@ -101,6 +102,7 @@ class World:
     require_room: Callable[[int, VmSize], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
+    degraded_is_fatal: bool = False
     checks: dict[str, Check] = field(default_factory=dict)
     _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
     _opened: Hypervisor | None = None

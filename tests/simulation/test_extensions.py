@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_vmss.errors import ModelError, ProvisioningError
-from pytest_vmss.guest.simulated import SimulatedGuest
+from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.model import Extension
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import ExtensionRecord, Outcome
@@ -210,3 +210,21 @@ def test_what_cannot_be_reached_ends_an_upgrade_before_its_first_batch(lab: Simu
     lab.unreachable.clear()
     lab.virtual.sleep(1)
     assert lab.roll(web, "1.2.0").completed
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+def test_a_degraded_cloud_init_is_told_and_fatal_where_that_is_set(
+    lab: SimulatedLab, fatal: bool
+) -> None:
+    """H1."""
+    web = start(lab)
+    lab.world.degraded_is_fatal = fatal
+    upgrade = lab.roll(web, "1.1.0", Behaviour.CLOUD_INIT_DEGRADED)
+    if fatal:
+        assert upgrade.outcomes == {0: Outcome.ROLLED_BACK}
+        assert "degraded, which is fatal here: Failed to mount" in upgrade.errors[0].message
+    else:
+        assert upgrade.completed
+        assert web[0].generation.cloud_init == "degraded"
+        told = [event.message for event in upgrade.events if event.kind == "warning"]
+        assert told == ["cloud-init ended degraded: Failed to mount"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.errors import InstanceError, UnhealthyError, WaitTimeoutError
+from pytest_vmss.errors import CloudInitError, InstanceError, UnhealthyError, WaitTimeoutError
 from pytest_vmss.guest.console import Console
 from pytest_vmss.health import worst
 from pytest_vmss.upgrade.observe import HEALTH_INTERVAL, Measures, Watch
@@ -26,9 +26,24 @@ class FinishCloudInit:
 
     def apply(self, context: InstanceContext) -> Conclusion:
         generation = context.existing(self.generation)
-        status = context.guest(generation).wait_cloud_init()
-        concluded = generation.model_copy(update={"cloud_init": status})
-        return lambda: context.world.store.put(concluded)
+        verdict = context.guest(generation).wait_cloud_init()
+        told = "; ".join(verdict.problems)
+        if verdict.status == "degraded" and context.world.degraded_is_fatal:
+            console = Console(context.machine(self.generation).console)
+            raise CloudInitError(
+                f"cloud-init ended degraded, which is fatal here: {told}",
+                instance=context.name,
+                errors=verdict.problems,
+                console_tail=console.tail(),
+                log=console.path,
+            )
+
+        def conclude() -> None:
+            context.world.store.put(generation.model_copy(update={"cloud_init": verdict.status}))
+            if verdict.problems:
+                context.event("warning", f"cloud-init ended {verdict.status}: {told}")
+
+        return conclude
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,96 @@
+"""H1, E5: cloud-init's verdict, as its versions write it; userData for the guest."""
+
+from __future__ import annotations
+
+import base64
+import email
+import email.policy
+import json
+from typing import Any
+
+import pytest
+
+from pytest_vmss.errors import ModelError
+from pytest_vmss.guest.cloud_init import CloudInitResult, read_verdict
+from pytest_vmss.guest.keys import generate
+from pytest_vmss.guest.seed import USER_DATA_FILE, build_seed
+from pytest_vmss.model import keep_secrets, load_document
+from tests.models import LOAD_BALANCER, encode, web_model
+
+MARK = "=== pytest-vmss ===\n"
+
+
+def answer(errors: list[str], stages: dict[str, Any] | None = None, log: str = "") -> str:
+    result = {"v1": {"datasource": "DataSourceNoCloud", "errors": errors}}
+    status = {"v1": {"datasource": None, "stage": None, **(stages or {})}}
+    return f"{json.dumps(result)}\n{MARK}{json.dumps(status)}\n{MARK}{log}"
+
+
+def test_done_and_disabled() -> None:
+    assert read_verdict(answer([])) == CloudInitResult("done")
+    assert read_verdict(answer([], {"init": {"errors": [], "recoverable_errors": {}}})) == (
+        CloudInitResult("done")
+    )
+    assert read_verdict("disabled\n") == CloudInitResult("disabled")
+
+
+def test_the_failing_module_is_named() -> None:
+    told = "('scripts_user', RuntimeError('Runparts: 1 failures (runcmd) in 1 attempted'))"
+    verdict = read_verdict(answer([told], log="x [WARNING]: also\n"))
+    assert verdict == CloudInitResult("error", (told,))
+
+
+def test_degraded_since_23_4() -> None:
+    """By stage and level; deprecations are none of it."""
+    stages = {
+        "init": {"recoverable_errors": {"WARNING": ["Failed at merging in cloud config"]}},
+        "modules-final": {"recoverable_errors": {"DEPRECATED": ["old key"], "ERROR": ["no such"]}},
+    }
+    verdict = read_verdict(answer([], stages))
+    assert verdict.status == "degraded"
+    assert verdict.problems == (
+        "init: Failed at merging in cloud config", "modules-final: no such",
+    )  # fmt: skip
+
+
+def test_degraded_before_by_its_log() -> None:
+    log = "2026-11-23 06:00:00,123 - util.py[WARNING]: Failed loading yaml blob\nother\n"
+    assert read_verdict(answer([], log=log)) == CloudInitResult(
+        "degraded", ("Failed loading yaml blob",)
+    )
+
+
+def model_with(user_data: str) -> dict[str, Any]:
+    body = web_model()
+    body["properties"]["virtualMachineProfile"]["userData"] = user_data
+    return body
+
+
+def test_user_data_is_for_the_guest_alone() -> None:
+    """H1, M5: readable from inside, and not in what is shown."""
+    model = load_document(model_with(encode("role=web'\n$x")), load_balancer=LOAD_BALANCER).model
+    assert "userData" not in json.dumps(model.wire())
+    full = model.full()
+    assert full["virtualMachineProfile"]["userData"] == encode("role=web'\n$x")
+    kept = keep_secrets(full, web_model()["properties"])
+    assert kept["virtualMachineProfile"]["userData"] == encode("role=web'\n$x")
+    seed = build_seed(
+        model, cloud_instance_id="i", computer_name="c", mac="52:54:00:00:00:01",
+        host_key=generate("c"), lab_key=generate("lab"), grow=False,
+    )  # fmt: skip
+    parsed = email.message_from_string(seed.vendor_data, policy=email.policy.default)
+    config, hook = parsed.iter_parts()
+    assert config.get_content_type() == "text/cloud-config"
+    assert hook.get_content_type() == "text/cloud-boothook"
+    text = hook.get_content()
+    assert USER_DATA_FILE in text
+    assert base64.b64decode(text.split("echo ")[1].split(" ")[0]) == b"role=web'\n$x"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("not base64 é", "must be base64"), (encode("x" * 65537), "Azure takes 65536 at most")],
+)
+def test_wrong_user_data_is_refused(value: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        load_document(model_with(value), load_balancer=LOAD_BALANCER)
