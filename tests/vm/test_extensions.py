@@ -19,10 +19,12 @@ import psutil
 import pytest
 
 from pytest_vmss.errors import ProvisioningError
+from pytest_vmss.guest.extensions import register_package, registry
 from pytest_vmss.instance import Instance
 from pytest_vmss.lab import Lab
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
+from tests.handlers import write_handler
 from tests.models import CUSTOM_DATA, LOAD_BALANCER, encode, web_model
 
 #: What must show itself nowhere but where SPEC M5 allows; each in another field.
@@ -31,6 +33,7 @@ SECRETS = {
     "adminPassword": "zebra-admin-password-7142",
     "commandToExecute": "zebra-command-7143",
     "script": "zebra-script-7144",
+    "package": "zebra-package-7146",
     "failing": "zebra-failing-7145",
 }
 TOKEN_S = 150.0
@@ -193,6 +196,30 @@ def test_run_command(web: ScaleSet) -> None:
     (status,) = web[0].run_command("exit 3")["value"]
     assert status["code"] == "ProvisioningState/failed"
     assert "exit status=3" in status["message"]
+
+
+def test_a_packaged_handler_runs_in_the_guest(
+    web: ScaleSet, vmss: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H2: Azure's layout, run as its agent runs it."""
+    monkeypatch.setattr(registry, "_handlers", dict(registry._handlers))
+    register_package(
+        write_handler(tmp_path / "sample"), publisher="Contoso", type="Sample", version="1.2.0"
+    )
+    changed = extensions(vmss.blobs.url("record.sh"))
+    listed = changed["virtualMachineProfile"]["extensionProfile"]["extensions"]
+    properties = {
+        "publisher": "Contoso", "type": "Sample", "typeHandlerVersion": "1.2",
+        "settings": {"greeting": "hello"}, "protectedSettings": {"key": SECRETS["package"]},
+        "provisionAfterExtensions": ["top"],
+    }  # fmt: skip
+    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": [
+        *listed, {"name": "sample", "properties": properties},
+    ]}}})  # fmt: skip
+    web.update_instances([0])
+    assert web[0].extensions[-1].message == "hello from Contoso.Sample 1.2.0, run 0"
+    secret = web[0].host.run("grep -r %s /var/lib/waagent/Contoso.Sample-1.2.0", SECRETS["package"])
+    assert secret.rc == 1, "protected settings are encrypted in the guest, as in Azure"
 
 
 def test_secrets_are_found_only_where_they_are_allowed(web: ScaleSet, vmss: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pytest_vmss.guest.extensions.application_health import ApplicationHealthLinux
 from pytest_vmss.guest.extensions.command import redact
 from pytest_vmss.guest.extensions.custom_script import CustomScript
+from pytest_vmss.guest.extensions.package import PackagedHandler, register_package
 from pytest_vmss.guest.extensions.registry import (
     Handler,
     check_settings,
@@ -20,6 +21,7 @@ __all__ = [
     "ApplicationHealthLinux",
     "CustomScript",
     "Handler",
+    "PackagedHandler",
     "RunCommandLinux",
     "check_settings",
     "find_handler",
@@ -27,6 +29,7 @@ __all__ = [
     "known_types",
     "redact",
     "register",
+    "register_package",
     "timed_out",
 ]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,11 +34,7 @@ if [ ! -e "$folder/started" ]; then
     umask 077
     mkdir -p "$folder"
     cd "$folder"
-    head -c {command} > command
-    head -c {script} > script.sh
-    head -c {wanted} > wanted.json
-    head -c {program} > download.py
-    chmod 0500 script.sh
+{sections}
     : > started
     setsid sh -c '
         cd "$1"
@@ -86,13 +82,13 @@ class Command:
 
     Attributes:
         text: For ``/bin/sh``.
-        script: Content of ``script.sh`` in the folder; empty for none.
+        files: What is put into the folder before, by name; a script is executable.
         file_uris: What is downloaded into the folder before.
         skip_dos2unix: Leave line ends of downloaded texts as they are.
     """
 
     text: str
-    script: bytes = b""
+    files: Mapping[str, bytes] = field(default_factory=dict)
     file_uris: tuple[str, ...] = ()
     skip_dos2unix: bool = False
 
@@ -111,18 +107,16 @@ def run_command(
         clock: The lab's.
     """
     folder = shlex.quote(f"/var/lib/waagent/custom-script/{extension.name}/{run}")
-    wanted = program = b""
+    parts = {"command": command.text.encode() + b"\n", **command.files}
     if command.file_uris:
         told = {"fileUris": command.file_uris, "skipDos2Unix": command.skip_dos2unix}
-        wanted = json.dumps(told).encode()
-        program = (files("pytest_vmss.guest.in_guest") / "download.py").read_bytes()
-    parts = {
-        "command": command.text.encode() + b"\n",
-        "script": command.script,
-        "wanted": wanted,
-        "program": program,
-    }
-    script = _RUN.format(folder=folder, **{name: len(part) for name, part in parts.items()})
+        parts["wanted.json"] = json.dumps(told).encode()
+        parts["download.py"] = (files("pytest_vmss.guest.in_guest") / "download.py").read_bytes()
+    sections = "\n".join(
+        f"    head -c {len(part)} > {shlex.quote(name)}\n    chmod 0700 {shlex.quote(name)}"
+        for name, part in parts.items()
+    )
+    script = _RUN.format(folder=folder, sections=sections)
     stdin = b"".join(parts.values())
     start = clock.monotonic()
 

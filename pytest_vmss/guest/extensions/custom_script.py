@@ -97,7 +97,7 @@ class CustomScript:
         script = settings.get("script")
         command = Command(
             text="./script.sh" if script else str(settings["commandToExecute"]),
-            script=_decode(script) if script else b"",
+            files={"script.sh": _decode(script)} if script else {},
             file_uris=tuple(settings.get("fileUris", ())),
             skip_dos2unix=bool(settings.get("skipDos2Unix", False)),
         )
