@@ -113,6 +113,14 @@ def _run_due(lab: SimulatedLab, _web: ScaleSet) -> None:
     lab.run_due()
 
 
+def _replace(lab: SimulatedLab, web: ScaleSet) -> None:
+    """What automatic repairs do."""
+    images = lab.images
+    version = images.resolve(images.address_of(web.model.image_reference))
+    with web._engine.claim():
+        web._engine.replace([1], version=version, started_by="Platform")
+
+
 _NEW_SIZE = {"sku": {"name": "Standard_B1s"}}
 _LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "capacity": 3}}
 
@@ -136,6 +144,7 @@ _SCENARIOS = (
     Scenario("scale in", lambda _, web: web.scale(_CAPACITY - 1)),
     Scenario("reimage", lambda _, web: web.reimage()),
     Scenario("reimageall", lambda _, web: web.reimage_all()),
+    Scenario("replace", _replace),
     Scenario("restart", lambda _, web: web.restart()),
     Scenario(
         "another size",

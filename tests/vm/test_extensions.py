@@ -9,34 +9,37 @@ import base64
 import gzip
 import json
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import ProvisioningError
 from pytest_vmss.guest.extensions import register_package, registry
 from pytest_vmss.instance import Instance
 from pytest_vmss.lab import Lab
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
+from tests.custom_data import FORMATS, every_format, included
 from tests.handlers import write_handler
 from tests.models import CUSTOM_DATA, LOAD_BALANCER, encode, web_model
 
 #: What must show itself nowhere but where SPEC M5 allows; each in another field.
 SECRETS = {
     "customData": "zebra-custom-data-7141",
+    "userData": "zebra-user-data-7140",
     "adminPassword": "zebra-admin-password-7142",
     "commandToExecute": "zebra-command-7143",
     "script": "zebra-script-7144",
     "package": "zebra-package-7146",
     "failing": "zebra-failing-7145",
 }
-TOKEN_S = 150.0
+TOKEN_S = 1800.0
 RECORD = """\
 #!/bin/sh\r
 echo "$(cat /var/lib/cloud/data/instance-id) $1" >> /data/order\r
@@ -45,7 +48,7 @@ echo "$(cat /var/lib/cloud/data/instance-id) $1" >> /data/order\r
 
 def script(name: str, *after: str) -> dict[str, Any]:
     text = f'echo "$(cat /var/lib/cloud/data/instance-id) {name}" >> /data/order # '
-    packed = gzip.compress((text + SECRETS["script"]).encode())
+    packed = gzip.compress((text + SECRETS["script"]).encode(), mtime=0)  # the same each time
     return {
         "name": name,
         "properties": {
@@ -98,26 +101,34 @@ def check_order(names: list[str]) -> None:
     assert (names[0], sorted(names[1:3]), names[3:]) == ("base", ["left", "right"], ["top"])
 
 
-@pytest.fixture(scope="module")
-def expiry() -> float:
-    return time.monotonic() + TOKEN_S
+class Ahead(SystemClock):
+    """The time at which the first token is no longer valid."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=TOKEN_S + 1)
 
 
 @pytest.fixture(scope="module")
-def web(vmss: Lab, built: Callable[[str], Path], expiry: float) -> Iterator[ScaleSet]:
+def web(vmss: Lab, built: Callable[[str], Path]) -> Iterator[ScaleSet]:
     vmss.gallery("extensions").publish("web", "1.0.0", built("1.0.0"))
     vmss.blobs.put("record.sh", RECORD)
     body = web_model("ext", capacity=2, extensions=False)
     profile = body["properties"]["virtualMachineProfile"]
     image = profile["storageProfile"]["imageReference"]
     image["id"] = image["id"].replace("/galleries/gallery/", "/galleries/extensions/")
-    profile["osProfile"]["customData"] = encode(CUSTOM_DATA + f"# {SECRETS['customData']}\n")
+    vmss.blobs.put("included.sh", included())
+    include = vmss.blobs.url("included.sh", expires_in=10 * TOKEN_S)
+    config = CUSTOM_DATA.partition("\n")[2] + f"# {SECRETS['customData']}\n"
+    profile["osProfile"]["customData"] = base64.b64encode(every_format(config, include)).decode()
+    profile["userData"] = encode(SECRETS["userData"])
     profile["osProfile"]["adminPassword"] = SECRETS["adminPassword"]
-    uri = vmss.blobs.url("record.sh", expires_in=expiry - time.monotonic())
+    uri = vmss.blobs.url("record.sh", expires_in=TOKEN_S)
     profile["extensionProfile"] = extensions(uri)["virtualMachineProfile"]["extensionProfile"]
+    clock = vmss.blobs._clock
     created = vmss.create(body, load_balancer=LOAD_BALANCER, health_timeout=20)
     yield created
     created.delete()
+    vmss.blobs._clock = clock
 
 
 def test_extensions_run_in_the_declared_order(web: ScaleSet) -> None:
@@ -132,12 +143,25 @@ def test_extensions_run_in_the_declared_order(web: ScaleSet) -> None:
         assert view[0].message.startswith("Enable succeeded: ")
 
 
+def test_custom_data_in_every_format(web: ScaleSet) -> None:
+    """H1: passed unchanged; cloud-init finds nothing wrong with it."""
+    for instance in web:
+        host = instance.host
+        told = {name: host.file(f"/var/lib/formats/{name}").content_string for name in FORMATS}
+        assert told == {
+            **{name: name for name in FORMATS}, "jinja": host.check_output("hostname"),
+        }  # fmt: skip
+        assert instance.generation.cloud_init == "done"
+        assert host.file("/var/lib/waagent/UserData").content_string == SECRETS["userData"]
+        assert host.file("/var/lib/waagent/UserData").mode == 0o600
+
+
 def test_an_expired_token_stops_the_upgrade_and_is_undone(
-    web: ScaleSet, vmss: Lab, built: Callable[[str], Path], expiry: float
+    web: ScaleSet, vmss: Lab, built: Callable[[str], Path]
 ) -> None:
     """H5: the first batch fails; nothing is run again on the old disk (E4)."""
     before = runs(web[0])
-    time.sleep(max(expiry + 2 - time.monotonic(), 0))
+    vmss.blobs._clock = Ahead()
     vmss.gallery("extensions").publish("web", "1.1.0", built("1.1.0"))
     upgrade = web.wait_for_upgrade()
     assert upgrade.faulted, upgrade.explain()
