@@ -168,7 +168,7 @@ def wait_for(
         what: What is waited for, in words, for the error message.
         probe: Asked again and again; None means "not yet". What it raises
             ends the wait.
-        limit: Seconds; a probe that succeeds later than that fails too.
+        limit: Seconds; a probe that is under way then may still succeed.
         clock: Whose seconds these are.
         interval: Seconds between two probes.
         describe: How far things got, for the error message.
@@ -184,7 +184,12 @@ def wait_for(
     def give_up(_: RetryCallState) -> None:
         raise WaitTimeoutError(what, limit=limit, last=describe())
 
-    answer: _T | None = Retrying(
+    answer = probe()  # mostly enough, and much cheaper than what follows
+    if answer is not None:
+        return answer
+    if limit > 0:
+        clock.sleep(interval)
+    answer = Retrying(
         retry=retry_if_result(lambda value: value is None),
         wait=wait_fixed(interval),
         stop=is_late,

@@ -45,9 +45,11 @@ def worst(observations: dict[str, Observation]) -> Observation:
     Args:
         observations: By the source's name; at least one.
     """
+    if len(observations) == 1:
+        return next(iter(observations.values()))
     ranked = sorted(observations.values(), key=lambda entry: _ORDER.index(entry.health))
     told = [
-        f"{name}: {entry.detail}" if len(observations) > 1 else entry.detail
+        f"{name}: {entry.detail}"
         for name, entry in observations.items()
         if ranked[0].healthy or not entry.healthy
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pytest_vmss.health.observation import Observation
 from pytest_vmss.model import Health
 
@@ -23,6 +25,13 @@ class Tracker:
         self._count = 0
         self.state: Health | None = None
         self.last = Observation(Health.UNKNOWN, "not looked yet")
+
+    @property
+    def seen(self) -> Observation:
+        """What was seen last, with the state that it has made of it; Unknown while there is none."""
+        if self.last.health is self.state:
+            return self.last
+        return replace(self.last, health=self.state or Health.UNKNOWN)
 
     def observe(self, seen: Observation) -> Health | None:
         """Takes an observation; returns the state, None while there is none yet."""

@@ -57,18 +57,18 @@ class SimulatedHypervisor:
         self.deaf: set[str] = set()
         self.fail_os_disks = False
         self.images: dict[str, str] = {}
-        self._backing: dict[Path, str] = {}
+        self._backing: dict[str, str] = {}
 
     def image_of(self, machine: Machine) -> str:
         """The image version that a machine's OS disk was made from."""
-        return self._backing[machine.os_disk]
+        return self._backing[str(machine.os_disk)]
 
     def adopt(self, machine: Machine, version: str) -> None:
         """Takes a machine for one that runs already, on a disk of an image version."""
         self.defined[machine.name] = machine
         self.running.add(machine.name)
         self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
-        self._backing[machine.os_disk] = version
+        self._backing[str(machine.os_disk)] = version
 
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Makes an empty data disk unless there is one."""
@@ -85,7 +85,7 @@ class SimulatedHypervisor:
         if self.fail_os_disks:
             raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
         self._place(path)
-        self._backing[path] = self.images.get(image.stem, "")
+        self._backing[str(path)] = self.images.get(image.stem, "")
 
     def write_seed(self, path: Path, seed: Seed) -> None:  # noqa: ARG002 - the protocol's
         """Makes the seed's file."""

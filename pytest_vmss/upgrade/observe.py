@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -121,10 +121,7 @@ class Watch:
             if clock.monotonic() >= self._next[name]:
                 self._next[name] = clock.monotonic() + source.every
                 self._trackers[name].observe(source.look())
-        self.last = {
-            name: replace(tracker.last, health=tracker.state or Health.UNKNOWN)
-            for name, tracker in self._trackers.items()
-        }
+        self.last = {name: tracker.seen for name, tracker in self._trackers.items()}
         if any(tracker.state is None for tracker in self._trackers.values()):
             return None
         return worst(self.last)

@@ -96,8 +96,8 @@ class PrepareDisk:
         image = world.images.path_of(self.version)
         size = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
         grow = size is not None and size * 1024**3 > self.version.virtual_size
-        machine = context.machine(self.number)
-        world.hypervisor.create_os_disk(machine.os_disk, image, size if grow else None)
+        place = (context.scale_set, context.instance_id, self.number)
+        world.hypervisor.create_os_disk(world.paths.os_disk(*place), image, size if grow else None)
         seed = build_seed(
             model,
             cloud_instance_id=identity,
@@ -107,7 +107,7 @@ class PrepareDisk:
             lab_key=world.lab_key,
             grow=grow,
         )
-        world.hypervisor.write_seed(machine.seed, seed)
+        world.hypervisor.write_seed(world.paths.seed(*place), seed)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class Discard:
             if generation.number != self.keep and generation.state != "discarded"
         ]
         for generation in gone:
-            machine = context.machine(generation.number)
-            for path in (machine.os_disk, machine.seed):
+            place = (context.scale_set, context.instance_id, generation.number)
+            for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
                 path.unlink(missing_ok=True)
                 _part(path).unlink(missing_ok=True)
 
