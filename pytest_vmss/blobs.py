@@ -8,11 +8,13 @@ when a token is no longer valid. QEMU's user network leads guests to it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import http.server
 import os
 import re
+import secrets
 import socket
 import threading
 from datetime import datetime, timedelta
@@ -120,14 +122,14 @@ class Blobs:
         """Signs tokens; made once, and nobody else's to read."""
         path = self._folder / ".key"
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        except FileExistsError:
-            return path.read_bytes()
-        with os.fdopen(descriptor, "wb") as file:
-            key = os.urandom(32)
-            file.write(key)
-        return key
+        if not path.exists():
+            part = self._folder / f".key-{secrets.token_hex(4)}"
+            with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as new:
+                new.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):  # another process was first
+                os.link(part, path)
+            part.unlink()
+        return path.read_bytes()
 
     # Its server.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from typing import Literal, TypedDict, Unpack
@@ -166,10 +165,18 @@ class Conductor:
         """
 
         def run(name: str) -> None:
-            engine = Engine(self._world, name)
-            with contextlib.suppress(ConflictError), engine.claim():
-                if engine.journal.unfinished() is None:
-                    self.repairs(name).repair()
+            engine, repairs = Engine(self._world, name), self.repairs(name)
+            try:
+                if engine.journal.unfinished() is None and repairs.needed():
+                    with engine.claim():
+                        if engine.journal.unfinished() is None:
+                            repairs.repair()
+            except ConflictError:
+                pass  # someone else is at work on it: another time
+            except VmssError as error:
+                self._world.store.event(
+                    name, "warning", f"automatic repairs cannot look: {error.message}"
+                )
 
         names = [record.name for record in self._world.store.select(ScaleSetRecord)]
         repaired = [name for name in names if self.repairs(name).running]

@@ -283,8 +283,7 @@ class LinuxGuest:
 
         def probe() -> Shell | None:
             self._check_console()
-            with self._connecting:
-                return self._connect()
+            return self._connect()
 
         try:
             return wait_for(
@@ -358,6 +357,10 @@ class LinuxGuest:
         return True
 
     def _connect(self) -> Shell | None:
+        with self._connecting:
+            return self._connected()
+
+    def _connected(self) -> Shell | None:
         if self._shell is not None and self._shell.alive:
             return self._shell
         try:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from pytest_vmss.clock import side_by_side
-from pytest_vmss.errors import CapacityError, ConflictError
+from pytest_vmss.errors import CapacityError, ConflictError, NotFoundError
 from pytest_vmss.guest.extensions import handler_versions
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.store import (
@@ -475,7 +475,8 @@ class Engine:
             with self._store.transaction():
                 for record in changed:
                     now = seen[record.instance_id]
-                    self._store.amend(record, health=now.health, health_detail=now.detail)
+                    with contextlib.suppress(NotFoundError):  # it has gone meanwhile
+                        self._store.amend(record, health=now.health, health_detail=now.detail)
         return seen
 
     def _policy(self) -> planner.Policy:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import timedelta
 from typing import Any
 
-from pytest_vmss.errors import CapacityError
+from pytest_vmss.errors import CapacityError, NotFoundError
 from pytest_vmss.health import Observation
 from pytest_vmss.model import AutomaticRepairsPolicy, Health
 from pytest_vmss.store import InstanceRecord, ScaleSetRecord
@@ -69,7 +70,8 @@ class Repairs:
         due = [
             record
             for record in self._engine.instances()
-            if seen[record.instance_id].health in (Health.UNHEALTHY, Health.UNKNOWN)
+            if record.instance_id in seen
+            and seen[record.instance_id].health in (Health.UNHEALTHY, Health.UNKNOWN)
             and record.provisioning == "Succeeded"
             and record.power == "running"
             and not record.protected
@@ -78,6 +80,22 @@ class Repairs:
         ]
         due.sort(key=lambda record: record.changed or record.created)
         return due[: max(1, int(len(seen) * _SHARE))]
+
+    def needed(self) -> bool:
+        """Looks at all instances, and says whether one is due.
+
+        It needs no claim of the set, so that it disturbs nobody who works on it.
+        """
+        return self.running and bool(self.due(self._look()))
+
+    def _look(self) -> dict[int, Observation]:
+        records = self._engine.instances()
+        seen = self._engine.observe(records)
+        for record in records:
+            if record.repairs and seen[record.instance_id].healthy:
+                with contextlib.suppress(NotFoundError):  # it has gone meanwhile
+                    self._world.store.amend(record, repairs=0)
+        return seen
 
     def repair(self) -> Account | None:
         """Looks at all instances, and repairs those that are due, 5 % at a time.
@@ -90,12 +108,7 @@ class Repairs:
         """
         if not self.running:
             return None
-        records = self._engine.instances()
-        seen = self._engine.observe(records)
-        store = self._world.store
-        for record in records:
-            if record.repairs and seen[record.instance_id].healthy:
-                store.amend(record, repairs=0)
+        store, seen = self._world.store, self._look()
         due = self.due(seen)
         beyond = [record for record in due if record.repairs >= _FAILURES]
         if beyond:

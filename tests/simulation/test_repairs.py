@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from pytest_vmss.errors import ConflictError, ModelError
+from pytest_vmss.errors import ConflictError, HypervisorError, ModelError
 from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.model import Health
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
+from pytest_vmss.upgrade.engine import Engine
 from tests.models import LOAD_BALANCER, web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts
@@ -216,3 +217,24 @@ def test_repairs_need_a_health_source_and_a_fixed_action(lab: SimulatedLab) -> N
     web.update({"automaticRepairsPolicy": {"enabled": False}})
     web.update({"automaticRepairsPolicy": {"enabled": True, "repairAction": "Restart"}})
     assert web.orchestration_services[0]["serviceState"] == "Running"
+
+
+def test_a_look_disturbs_nobody_and_a_broken_one_is_told(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A healthy set is looked at without being claimed."""
+    web = start(lab, "Restart")
+
+    def claim(*_: object) -> None:
+        raise AssertionError("nothing is due")
+
+    monkeypatch.setattr(Engine, "claim", claim)
+    lab.run_repairs()
+
+    def broken(name: str) -> None:
+        raise HypervisorError(f"{name}: libvirt has gone")
+
+    monkeypatch.setattr(lab.simulated, "state", broken)
+    lab.run_repairs()
+    told = [event.message for event in lab.store.events(scale_set=web.name)]
+    assert any("automatic repairs cannot look: " in message for message in told)
