@@ -266,7 +266,6 @@ def _extension_view(result: ExtensionRecord) -> dict[str, Any]:
         "type": result.type,
         "typeHandlerVersion": result.version,
         "statuses": [status_of(result)],
-        "substatuses": [],
         "exitCode": result.exit_code,
         "seconds": result.seconds,
     }

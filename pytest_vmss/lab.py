@@ -344,7 +344,9 @@ class Lab:
             capacity = self.world.current_revision(name).model.sku.capacity
             # A kill between an update of the model and the scaling that belongs to it.
             sized = Sizing(self.world, engine).scale(capacity)
-        return account or (None if sized is None else self.require_success(sized))
+        if sized is not None:
+            self.require_success(sized)
+        return account or sized
 
     @staticmethod
     def require_success(account: Account) -> Account:

@@ -40,19 +40,8 @@ def web_model(
     disable_rollback: bool = False,
 ) -> dict[str, Any]:
     """ARM's body of a scale set with a data disk, a probe and an extension."""
-    extension = {
-        "name": "register",
-        "properties": {
-            "publisher": "Microsoft.Azure.Extensions",
-            "type": "CustomScript",
-            "typeHandlerVersion": "2.1",
-            "settings": {
-                "commandToExecute": (
-                    "echo $(cat /var/lib/cloud/data/instance-id) >> /data/extension-runs"
-                )
-            },
-        },
-    }
+    record = "echo $(cat /var/lib/cloud/data/instance-id) >> /data/extension-runs"
+    extension = custom_script("register", settings={"commandToExecute": record})
     return {
         "name": name,
         "location": "westeurope",
@@ -81,6 +70,21 @@ def web_model(
                 "networkProfile": {"healthProbe": {"id": "/…/loadBalancers/web-lb/probes/healthz"}},
                 "extensionProfile": {"extensions": [extension] if extensions else []},
             },
+        },
+    }
+
+
+def custom_script(name: str, *after: str, **fields: Any) -> dict[str, Any]:
+    """A CustomScript extension, after others."""
+    order = {"provisionAfterExtensions": list(after)} if after else {}
+    return {
+        "name": name,
+        "properties": {
+            "publisher": "Microsoft.Azure.Extensions",
+            "type": "CustomScript",
+            "typeHandlerVersion": "2.1",
+            **order,
+            **fields,
         },
     }
 

@@ -285,6 +285,8 @@ class LibvirtHypervisor:
             HypervisorError: It does not run.
         """
         domain = self._existing(name)
+        if not self._is_active(domain):
+            raise HypervisorError(f"{name} cannot go on: it does not run")
         try:
             if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                 domain.resume()

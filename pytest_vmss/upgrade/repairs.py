@@ -9,7 +9,7 @@ from typing import Any
 from pytest_vmss.errors import CapacityError, NotFoundError
 from pytest_vmss.health import Observation
 from pytest_vmss.model import AutomaticRepairsPolicy, Health
-from pytest_vmss.store import InstanceRecord, ScaleSetRecord
+from pytest_vmss.store import Action, InstanceRecord, ScaleSetRecord
 from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.journal import Account
 from pytest_vmss.upgrade.world import World
@@ -129,25 +129,21 @@ class Repairs:
         return self._act([record.instance_id for record in due])
 
     def _act(self, ids: list[int]) -> Account:
-        match self.policy.repair_action:
-            case "Restart":
-                return self._engine.at_once("restart", lambda: parts(ids), started_by="Platform")
-            case "Reimage":
-                return self._engine.at_once("reimage", lambda: parts(ids), started_by="Platform")
-            case "Replace":
-                images = self._world.images
-                model = self._world.current_revision(self._engine.name).model
+        wanted = self.policy.repair_action
+        if wanted == "Replace":
+            images = self._world.images
+            model = self._world.current_revision(self._engine.name).model
+            try:
+                self._world.require_room(len(ids), self._world.find_size(model.sku.name))
+            except CapacityError as full:
+                self._world.store.event(
+                    self._engine.name, "warning", f"Reimage, not Replace: {full.message}"
+                )
+            else:
                 version = images.resolve(images.address_of(model.image_reference))
-                try:
-                    self._world.require_room(len(ids), self._world.find_size(model.sku.name))
-                except CapacityError as full:
-                    self._world.store.event(
-                        self._engine.name, "warning", f"Reimage, not Replace: {full.message}"
-                    )
-                    return self._engine.at_once(
-                        "reimage", lambda: parts(ids), started_by="Platform"
-                    )
                 return self._engine.replace(ids, version=version, started_by="Platform")
+        action: Action = "restart" if wanted == "Restart" else "reimage"
+        return self._engine.at_once(action, lambda: parts(ids), started_by="Platform")
 
     # The service.
 

@@ -11,22 +11,12 @@ from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.model import Extension
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import ExtensionRecord, Outcome
-from tests.models import LOAD_BALANCER, web_model
+from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 
 
 def script(name: str, *after: str, command: str = "true", **fields: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "properties": {
-            "publisher": "Microsoft.Azure.Extensions",
-            "type": "CustomScript",
-            "typeHandlerVersion": "2.1",
-            "provisionAfterExtensions": list(after),
-            "settings": {"commandToExecute": command},
-            **fields,
-        },
-    }
+    return custom_script(name, *after, **{"settings": {"commandToExecute": command}, **fields})
 
 
 def body_with(*extensions: dict[str, Any], capacity: int = 1, **profile: Any) -> dict[str, Any]:

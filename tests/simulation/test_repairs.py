@@ -8,6 +8,7 @@ import pytest
 
 from pytest_vmss.errors import ConflictError, HypervisorError, ModelError
 from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.health import Observation
 from pytest_vmss.model import Health
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
@@ -98,6 +99,9 @@ def test_initializing_is_left_alone_and_unknown_is_not(lab: SimulatedLab) -> Non
     body["properties"]["automaticRepairsPolicy"] = {"enabled": True, "repairAction": "Restart"}
     web = lab.start(body, {})
     lab.virtual.sleep(GRACE)
+    repairs = lab.conductor.repairs("web")
+    assert repairs.due({0: Observation(Health.INITIALIZING, "it starts")}) == []
+    assert repairs.due({0: Observation(Health.UNKNOWN, "silent")}) == [web[0].record]
     lab.applications["web_0"] = Health.UNKNOWN
     lab.virtual.sleep(60)
     done = web.repair()

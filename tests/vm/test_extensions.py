@@ -27,7 +27,7 @@ from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
 from tests.custom_data import FORMATS, every_format, included
 from tests.handlers import write_handler
-from tests.models import CUSTOM_DATA, LOAD_BALANCER, encode, web_model
+from tests.models import CUSTOM_DATA, LOAD_BALANCER, custom_script, encode, web_model
 
 #: What must show itself nowhere but where SPEC M5 allows; each in another field.
 SECRETS = {
@@ -49,33 +49,16 @@ echo "$(cat /var/lib/cloud/data/instance-id) $1" >> /data/order\r
 def script(name: str, *after: str) -> dict[str, Any]:
     text = f'echo "$(cat /var/lib/cloud/data/instance-id) {name}" >> /data/order # '
     packed = gzip.compress((text + SECRETS["script"]).encode(), mtime=0)  # the same each time
-    return {
-        "name": name,
-        "properties": {
-            "publisher": "Microsoft.Azure.Extensions",
-            "type": "CustomScript",
-            "typeHandlerVersion": "2.1",
-            "provisionAfterExtensions": list(after),
-            "settings": {},
-            "protectedSettings": {"script": base64.b64encode(packed).decode()},
-        },
-    }
+    protected = {"script": base64.b64encode(packed).decode()}
+    return custom_script(name, *after, settings={}, protectedSettings=protected)
 
 
 def base(uri: str, command: str = "./record.sh base") -> dict[str, Any]:
-    return {
-        "name": "base",
-        "properties": {
-            "publisher": "Microsoft.Azure.Extensions",
-            "type": "CustomScript",
-            "typeHandlerVersion": "2.1",
-            "settings": {"timestamp": 1},
-            "protectedSettings": {
-                "commandToExecute": f"{command} # {SECRETS['commandToExecute']}",
-                "fileUris": [uri],
-            },
-        },
+    protected = {
+        "commandToExecute": f"{command} # {SECRETS['commandToExecute']}",
+        "fileUris": [uri],
     }
+    return custom_script("base", settings={"timestamp": 1}, protectedSettings=protected)
 
 
 def extensions(uri: str, command: str = "./record.sh base") -> dict[str, Any]:

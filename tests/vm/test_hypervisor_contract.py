@@ -5,7 +5,7 @@ The real machines run firmware only: they start in half a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +107,34 @@ def test_what_does_not_exist_can_be_asked_for(hypervisor: Hypervisor) -> None:
     hypervisor.power_off("vmss-contract-nobody")
     hypervisor.remove("vmss-contract-nobody")
     assert hypervisor.state("vmss-contract-nobody") is PowerState.ABSENT
+
+
+def test_faults_of_a_machine(hypervisor: Hypervisor, machine: Machine) -> None:
+    """A machine that is halted or cut off still runs; one that does not run has no faults."""
+    faults: list[Callable[[], object]] = [
+        lambda: hypervisor.pause(NAME),
+        lambda: hypervisor.unpause(NAME),
+        lambda: hypervisor.set_link(NAME, up=False),
+        lambda: hypervisor.agent(NAME, '{"execute": "guest-get-time"}'),
+    ]
+
+    def refuse() -> None:
+        for fault in faults:
+            with pytest.raises(HypervisorError):
+                fault()
+
+    refuse()
+    hypervisor.start(machine)
+    hypervisor.pause(NAME)
+    assert hypervisor.state(NAME) is PowerState.RUNNING
+    assert hypervisor.running_generation(NAME) == 1
+    hypervisor.unpause(NAME)
+    hypervisor.unpause(NAME)  # goes on already
+    for up in (False, False, True, True):
+        hypervisor.set_link(NAME, up=up)
+    assert hypervisor.state(NAME) is PowerState.RUNNING
+    hypervisor.power_off(NAME)
+    refuse()
 
 
 def test_a_missing_disk_is_a_clear_error(hypervisor: Hypervisor, machine: Machine) -> None:
