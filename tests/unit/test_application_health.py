@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +17,7 @@ from pytest_vmss.guest.extensions.application_health import program_settings
 from pytest_vmss.guest.in_guest.application_health import Rules, document, look, rules_of
 from pytest_vmss.health import Observation, Tracker, parse_custom_metrics, read_report, worst
 from pytest_vmss.model import ApplicationHealthSettings, Extension, Health
+from tests.http_server import HttpServer
 
 HEALTHY, UNHEALTHY, UNKNOWN, INITIALIZING = "Healthy", "Unhealthy", "Unknown", "Initializing"
 
@@ -135,35 +134,16 @@ def test_no_state_without_enough_equal_looks(
 # The looks.
 
 
-class Application:
+class Application(HttpServer):
     """An application over HTTP."""
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] = (200, b"")
-        application = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, body = application.answer
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        super().__init__(lambda _: self.answer)
 
     def settings(self, version: str = "2.0", protocol: str = "http") -> dict[str, Any]:
         path = {} if protocol == "tcp" else {"requestPath": "/health"}
         return program_settings(extension(version, protocol=protocol, port=self.port, **path))
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

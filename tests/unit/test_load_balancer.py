@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import http.server
 import threading
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ import pytest
 from pytest_vmss.errors import ModelError
 from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule, SimulatedBalancer
 from pytest_vmss.model import Probe, load_document
+from tests.http_server import HttpServer
 from tests.models import LOAD_BALANCER, web_model
 
 ADDRESS, PORT = "127.62.7.9", 18080
@@ -29,43 +29,27 @@ PROBE = Probe(
 )
 
 
-class Backend:
+class Backend(HttpServer):
     """Stands for an instance's application."""
 
     def __init__(self, name: str) -> None:
-        backend = self
         self.name = name
         self.healthy = True
         self.paths: set[str] = set()
         self.slow = threading.Event()
         self.slow.set()
+        super().__init__(self._answer)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                backend.paths.add(self.path)
-                if not self.path.startswith("/healthz"):
-                    backend.slow.wait(30)
-                healthy = backend.healthy or not self.path.startswith("/healthz")
-                body = backend.name.encode()
-                self.send_response(200 if healthy else 500)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+    def _answer(self, path: str) -> tuple[int, bytes]:
+        self.paths.add(path)
+        probed = path.startswith("/healthz")
+        if not probed:
+            self.slow.wait(30)
+        return (200 if self.healthy or not probed else 500), self.name.encode()
 
     @property
     def member(self) -> Member:
-        return Member(self.name, "127.0.0.1", {80: self._server.server_address[1]})
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        return Member(self.name, "127.0.0.1", {80: self.port})
 
 
 @pytest.fixture
