@@ -38,7 +38,7 @@ _EFFECTS: dict[type[Any], tuple[str, ...]] = {
         "create_data_disk", "create_os_disk", "write_seed", "start", "request_stop", "power_off",
         "remove", "_half_done",
     ),
-    SimulatedGuest: ("wait_boot", "wait_cloud_init", "run_extension", "sync", "_half_done"),
+    SimulatedGuest: ("wait_boot", "wait_cloud_init", "run_extension", "remove_extension", "sync", "_half_done"),
     SimulatedBalancer: ("ensure", "add", "remove", "take_out", "put_back"),
     Path: ("unlink",),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from pytest_vmss.guest.extensions import RunCommandLinux
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.instance_view import instance_view, status_of
 from pytest_vmss.model import Extension, Health
 from pytest_vmss.store import ExtensionRecord, GenerationRecord, InstanceRecord
 from pytest_vmss.upgrade.engine import Engine
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from pytest_vmss.lab import Lab
 
-__all__ = ["Instance", "instance_view"]
+__all__ = ["Instance"]
 
 
 class Instance:
@@ -144,6 +145,11 @@ class Instance:
                 f"protectFromScaleSetActions {str(actions).lower()}",
             )
 
+    def instance_view(self) -> dict[str, Any]:
+        """What is known of it, in Azure's words; what goes on reporting is asked now (H4, J3)."""
+        context = replace(self._context, _guests={})
+        return instance_view(context, latest_model_applied=self.latest_model_applied)
+
     @property
     def power_state(self) -> PowerState:
         """Whether its machine runs."""
@@ -246,84 +252,3 @@ class Instance:
         if self._guest is not None:
             self._guest[1].close()
             self._guest = None
-
-
-def status_of(result: ExtensionRecord) -> dict[str, Any]:
-    """Azure's ``InstanceViewStatus`` of what came of an extension (H4)."""
-    well = result.status == "success"
-    return {
-        "code": f"ProvisioningState/{'succeeded' if well else 'failed'}",
-        "level": "Info" if well else "Error",
-        "displayStatus": f"Provisioning {'succeeded' if well else 'failed'}",
-        "message": result.message,
-    }
-
-
-def _extension_view(result: ExtensionRecord) -> dict[str, Any]:
-    """Azure's ``VirtualMachineExtensionInstanceView``, and what the lab knows beside."""
-    return {
-        "name": result.name,
-        "type": result.type,
-        "typeHandlerVersion": result.version,
-        "statuses": [status_of(result)],
-        "exitCode": result.exit_code,
-        "seconds": result.seconds,
-    }
-
-
-#: Azure's level of each state.
-_LEVELS = {
-    Health.HEALTHY: "Info",
-    Health.INITIALIZING: "Info",
-    Health.UNHEALTHY: "Error",
-    Health.UNKNOWN: "Warning",
-}
-
-
-def _vm_health(record: InstanceRecord) -> dict[str, Any]:
-    """Azure's ``vmHealth``, as it was observed last."""
-    if record.health is None:
-        return {}
-    status = {
-        "code": f"HealthState/{record.health.lower()}",
-        "level": _LEVELS[record.health],
-        "displayStatus": f"The VM is reporting itself as {record.health.lower()}",
-        "message": record.health_detail,
-    }
-    return {"vmHealth": {"status": status}}
-
-
-def instance_view(instance: Instance) -> dict[str, Any]:
-    """What is known of an instance, for people and programs (J3)."""
-    record = instance.record
-    view: dict[str, Any] = {
-        "instanceId": instance.instance_id,
-        "name": instance.name,
-        "computerName": record.computer_name,
-        "provisioningState": record.provisioning,
-        "latestModelApplied": instance.latest_model_applied,
-        "platformUpdateDomain": record.update_domain,
-        "placementGroupId": str(record.placement_group),
-        "zones": [record.zone] if record.zone else [],
-        "protectionPolicy": {
-            "protectFromScaleIn": record.protect_from_scale_in,
-            "protectFromScaleSetActions": record.protected,
-        },
-        "powerState": record.power,
-        **_vm_health(record),
-        "address": record.address,
-        "forwards": {str(guest): host for guest, host in record.forwards.items()},
-    }
-    try:
-        generation = instance.generation
-    except NotFoundError:
-        return view
-    return {
-        **view,
-        "osDisk": {"generation": generation.number, "image": generation.version},
-        "imageVersionFound": generation.found_version,
-        "kernel": generation.kernel,
-        "bootId": generation.boot_id,
-        "cloudInit": generation.cloud_init,
-        "extensions": [_extension_view(entry) for entry in generation.extensions],
-    }

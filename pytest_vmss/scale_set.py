@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pytest_vmss.always import Always
-from pytest_vmss.clock import wait_for
+from pytest_vmss.clock import side_by_side, wait_for
 from pytest_vmss.errors import (
     ModelError,
     ModelProblem,
@@ -16,7 +16,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest import Check
 from pytest_vmss.hypervisor.addresses import host_port
-from pytest_vmss.instance import Instance, instance_view
+from pytest_vmss.instance import Instance
 from pytest_vmss.model import (
     ScaleSetDocument,
     ScaleSetModel,
@@ -140,8 +140,15 @@ class ScaleSet:
         return f"{scheme}://{record.frontend}:{host_port(port)}"
 
     def instance_view(self) -> list[dict[str, Any]]:
-        """What is known of each instance, for people and programs (J3)."""
-        return [instance_view(instance) for instance in self.instances]
+        """What is known of each instance, for people and programs (H4, J3)."""
+        views: dict[str, dict[str, Any]] = {}
+
+        def look(instance: Instance) -> None:
+            views[instance.instance_id] = instance.instance_view()
+
+        instances = self.instances
+        side_by_side(instances, look, clock=self._lab.world.clock)
+        return [views[instance.instance_id] for instance in instances]
 
     def repair(self) -> Upgrade | None:
         """Looks at all instances once, and repairs those that automatic repairs owe it to (K1).

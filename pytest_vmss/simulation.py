@@ -7,6 +7,7 @@ want to see what an upgrade policy does without starting a VM.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -168,7 +169,16 @@ class SimulatedLab(Lab):
             due += settings.interval_in_seconds
         self._extensions[key] = (rules, due)
         stamp = int(self.virtual.now().timestamp() * 1e9)
-        return document(rules.state, f"it is {seen}", None, f"boot-{boot}", stamp).encode()
+        told = f"it is {seen}"
+        return document(rules.state, told, self._told(name), f"boot-{boot}", stamp).encode()
+
+    def _told(self, name: str) -> str | None:
+        """``customMetrics``, as an application reports them."""
+        metrics = self.metrics.get(name)
+        if metrics is None:
+            return None
+        told = {"PhaseOrderingNumber": metrics.phase, "SkipUpgrade": metrics.skip}
+        return json.dumps({"rollingUpgrade": told})
 
     def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
         """Publishes an image version whose instances fare so."""

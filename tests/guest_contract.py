@@ -61,6 +61,12 @@ def check_guest(
     assert count() == before + 1
     guest.run_extension(counted, "b", 600.0)
     assert count() == before + 2
+    assert guest.report_extension(counted, first) == first  # it says nothing of itself
+
+    assert guest.remove_extension(counted, 600.0) == ""
+    assert make().remove_extension(counted, 600.0) == ""
+    assert guest.run_extension(counted, "a", 600.0).status == "success"
+    assert count() == before + 3
 
     failed = guest.run_extension(extension("fails", "exit 7"), "a", 600.0)
     assert (failed.status, failed.exit_code) == ("error", 7)

@@ -21,7 +21,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest.cloud_init import AGAIN, LOGS, WAIT, CloudInitResult, read_verdict
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.extensions import find_handler
+from pytest_vmss.guest.extensions import Target, find_handler
 from pytest_vmss.guest.shell import HostKeyMismatchError, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
@@ -68,6 +68,22 @@ class Guest(Protocol):
             extension: The extension with its settings.
             run: Names the run, the same after a crash.
             limit: Seconds that it may take.
+        """
+
+    def remove_extension(self, extension: Extension, limit: float) -> str:
+        """Removes an extension that the model no longer names; what went wrong, in words.
+
+        Args:
+            extension: The extension as it was run last.
+            limit: Seconds that it may take.
+        """
+
+    def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
+        """What an extension says of itself now.
+
+        Args:
+            extension: The extension as it was run last.
+            last: What came of it then.
         """
 
     def sync(self) -> None:
@@ -149,6 +165,7 @@ class LinuxGuest:
         self._power_state = power_state
         self._agent_connected = agent_connected
         self._next_try = clock.monotonic() + _PATIENCE_S
+        self._factor = factor
         self._login_limit = _LOGIN_S * factor
         self._shell: Shell | None = None
         self._connecting = threading.Lock()
@@ -263,7 +280,33 @@ class LinuxGuest:
             GuestUnreachableError: The guest went away.
         """
         handler = find_handler(extension.publisher, extension.type)
-        return handler.run(self.shell(), extension, run=run, limit=limit, clock=self._clock)
+        return handler.run(self._target(self.shell(), limit), extension, run=run)
+
+    def _target(self, shell: Shell, limit: float) -> Target:
+        return Target(shell, self._clock, limit, self._factor)
+
+    def remove_extension(self, extension: Extension, limit: float) -> str:
+        """Removes an extension that the model no longer names; what went wrong, in words.
+
+        Raises:
+            GuestUnreachableError: The guest went away.
+            GuestCommandError: The connection broke.
+        """
+        handler = find_handler(extension.publisher, extension.type)
+        return handler.remove(self._target(self.shell(), limit), extension)
+
+    def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
+        """What an extension says of itself now.
+
+        Raises:
+            GuestUnreachableError: It does not answer over SSH now.
+            GuestCommandError: The connection broke.
+        """
+        handler = find_handler(extension.publisher, extension.type)
+        if not handler.reports:
+            return last
+        target = self._target(self._answering(), self._login_limit)
+        return handler.report(target, extension, last)
 
     def sync(self) -> None:
         """Makes what the guest has written durable.
@@ -308,9 +351,7 @@ class LinuxGuest:
             GuestUnreachableError: It does not answer over SSH now.
             GuestCommandError: The connection broke.
         """
-        shell = self._connect()
-        if shell is None:
-            raise GuestUnreachableError("does not answer over SSH", instance=self.name)
+        shell = self._answering()
         if isinstance(check, str):
             done = shell.run(check, timeout=self._login_limit)
             told = (done.stdout + done.stderr).strip()[-_TOLD_CHARS:]
@@ -355,6 +396,17 @@ class LinuxGuest:
             return False
         self._next_try = self._clock.monotonic() + _PATIENCE_S
         return True
+
+    def _answering(self) -> Shell:
+        """The connection; it is not waited for.
+
+        Raises:
+            GuestUnreachableError: The guest does not answer now.
+        """
+        shell = self._connect()
+        if shell is None:
+            raise GuestUnreachableError("does not answer over SSH", instance=self.name)
+        return shell
 
     def _connect(self) -> Shell | None:
         with self._connecting:

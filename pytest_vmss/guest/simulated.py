@@ -11,9 +11,11 @@ from pytest_vmss.clock import Clock
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.extensions import find_handler, timed_out
+from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.guest.guest import BootFacts, Check
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
-from pytest_vmss.model import Extension
+from pytest_vmss.model import Extension, is_application_health
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["Behaviour", "SimulatedGuest"]
@@ -131,6 +133,28 @@ class SimulatedGuest:
             status="error" if code else "success",
             exit_code=code,
         )
+
+    def remove_extension(self, extension: Extension, limit: float) -> str:  # noqa: ARG002
+        """Forgets its runs; ``cannot be removed`` among its settings is what goes wrong."""
+        self._alive()
+        self._clock.sleep(_EXTENSION_S)
+        mine = [key for key in self._runs if key[:2] == (self.name, self._generation)]
+        number = 1 + sum(what.startswith(f"no {extension.name} ") for _, _, what in mine)
+        for key in mine:
+            what = key[2]
+            if what.partition(" ")[0] == extension.name and " before " not in what:
+                self._runs[*key[:2], f"{what} before {number}"] = self._runs.pop(key)
+        self._once(f"no {extension.name} {number}")
+        self._half_done()
+        return str((extension.settings or {}).get("cannot be removed", ""))
+
+    def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
+        """What its status file says, where it writes one."""
+        self._alive()
+        text = self._hypervisor.read_file(self._domain, STATUS_FILE)
+        if text is None or not is_application_health(extension):
+            return last
+        return described(last, text, extension)
 
     def _exit_code(self, extension: Extension) -> int:
         """Of its command: ``exit N`` is understood, everything else succeeds."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pytest_vmss.health.observation import Observation
-from pytest_vmss.model import ApplicationHealthSettings, Health
+from pytest_vmss.model import ApplicationHealthSettings, Health, read_status_file
 
 __all__ = ["read_report"]
 
@@ -27,10 +26,8 @@ def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSetti
         Unknown where the file says nothing, or was written too long ago: its writer hangs.
     """
     try:
-        (entry,) = json.loads(text)
-        status = entry["status"]
-        told = {part["name"]: part["formattedMessage"]["message"] for part in status["substatus"]}
-        words = str(status["formattedMessage"]["message"])
+        status, entry = read_status_file(text)
+        told = {part.name: part.message for part in status.substatus or ()}
         age = (now - int(entry["nanoseconds"])) / 1e9
         boot = str(entry["bootId"])
     except (ValueError, KeyError, TypeError) as unreadable:
@@ -38,7 +35,7 @@ def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSetti
     patience = _MISSED_LOOKS * settings.interval_in_seconds + _SLACK_S
     if age > patience:
         return Observation(Health.UNKNOWN, f"its last report is {age:.0f} s old", boot)
-    return Observation(_health(told), words, boot, str(told.get("CustomMetrics", "")))
+    return Observation(_health(told), status.message, boot, str(told.get("CustomMetrics", "")))
 
 
 def _health(told: dict[str, Any]) -> Health:

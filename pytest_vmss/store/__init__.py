@@ -22,6 +22,7 @@ from pytest_vmss.store.records import (
     Record,
     ScaleSetRecord,
     StepRecord,
+    SubstatusRecord,
     VersionRecord,
 )
 
@@ -45,5 +46,6 @@ __all__ = [
     "ScaleSetRecord",
     "StepRecord",
     "Store",
+    "SubstatusRecord",
     "VersionRecord",
 ]

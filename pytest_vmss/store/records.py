@@ -29,6 +29,7 @@ __all__ = [
     "Record",
     "ScaleSetRecord",
     "StepRecord",
+    "SubstatusRecord",
     "VersionRecord",
 ]
 
@@ -260,14 +261,28 @@ class DetachedDiskRecord(Record):
         return (self.path,)
 
 
+class SubstatusRecord(BaseModel):
+    """A part of what an extension says of itself (Azure's ``substatus``)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    status: str
+    message: str = ""
+
+
 class ExtensionRecord(BaseModel):
     """What came of an extension on one generation; never holds a secret.
 
     Attributes:
+        status: Azure's; it is ``transitioning`` only while it is looked at.
         exit_code: Of its command; None where it did not end.
         timed_out: It did not end in time.
         skipped: It was not run, because one that it depends on failed.
-        message: The end of its output.
+        message: What it says, or the end of its output.
+        substatuses: The parts of what it says.
+        handler: Its handler's own state, ``Ready`` where nothing is wrong with it.
+        handler_message: What the handler says.
         seconds: How long it ran.
         version: Of the handler that ran it.
         revision: Of the model that it was run from.
@@ -281,11 +296,14 @@ class ExtensionRecord(BaseModel):
     version: str = ""
     revision: int = 0
     operation: str = ""
-    status: Literal["success", "error"]
+    status: Literal["success", "warning", "error", "transitioning"]
     exit_code: int | None = None
     timed_out: bool = False
     skipped: bool = False
     message: str = ""
+    substatuses: tuple[SubstatusRecord, ...] = ()
+    handler: str = "Ready"
+    handler_message: str = ""
     seconds: float = 0.0
 
 

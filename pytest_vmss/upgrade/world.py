@@ -19,6 +19,7 @@ from pytest_vmss.hypervisor.addresses import host_port
 from pytest_vmss.load_balancer import Balancer, Member, Rule
 from pytest_vmss.model import (
     ApplicationHealthSettings,
+    Extension,
     LoadBalancer,
     Probe,
     ScaleSetModel,
@@ -28,6 +29,7 @@ from pytest_vmss.model import (
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import (
+    ExtensionRecord,
     GenerationRecord,
     InstanceRecord,
     ModelRecord,
@@ -271,6 +273,11 @@ class InstanceContext:
     def revision(self, number: int) -> Revision:
         """A revision of the set's model."""
         return self.world.revision(self.set_id, number)
+
+    def as_run(self, result: ExtensionRecord) -> Extension | None:
+        """An extension as the model had it that it was run from last."""
+        known = self.revision(result.revision).model.extensions
+        return next((entry for entry in known if entry.name == result.name), None)
 
     @cached_property
     def base_limits(self) -> Limits:

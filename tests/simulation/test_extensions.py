@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from pytest_vmss.errors import ModelError, ProvisioningError
+from pytest_vmss.guest.extensions import Handler, Target, register, registry
 from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
-from pytest_vmss.model import Extension
+from pytest_vmss.health import RollingUpgradeMetrics
+from pytest_vmss.model import Extension, Health
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import ExtensionRecord, Outcome
-from tests.models import LOAD_BALANCER, custom_script, web_model
+from tests.models import LOAD_BALANCER, custom_script, web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab
 
 
@@ -218,3 +220,121 @@ def test_a_degraded_cloud_init_is_told_and_fatal_where_that_is_set(
         assert web[0].generation.cloud_init == "degraded"
         told = [event.message for event in upgrade.events if event.kind == "warning"]
         assert told == ["cloud-init ended degraded: Failed to mount"]
+
+
+def removals(lab: SimulatedLab) -> list[str]:
+    return [e.message for e in lab.store.events() if e.message.endswith(": removed")]
+
+
+def test_what_leaves_the_model_is_removed_dependants_first(
+    lab: SimulatedLab, order: list[str]
+) -> None:
+    """H2: before the others run again, as Azure's agent does it; on a new disk it never was."""
+    web = start(lab, *DIAMOND, capacity=2)
+    order.clear()
+    web.update(body_with(script("right", "new"), script("new"), capacity=2))
+    web.update_instances([0])
+    first = removals(lab)
+    assert first == ["top: removed", "left: removed", "base: removed"]
+    assert order == ["new", "right"]
+    assert [entry.name for entry in web[0].extensions] == ["right", "new"]
+    web.reimage([0])
+    assert removals(lab) == first
+    assert lab.roll(web, "1.1.0").completed
+    assert removals(lab) == first
+
+
+def test_one_that_comes_back_runs_again(lab: SimulatedLab, order: list[str]) -> None:
+    web = start(lab, script("one"))
+    for extensions in ((), (script("one"),)):
+        web.update(body_with(*extensions))
+        web.update_instances()
+    assert order == ["one", "one"]
+    assert web[0].extensions[0].status == "success"
+
+
+class Sticky(Handler):
+    publisher, type, version = "Contoso", "Sticky", "1.0"
+
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+        raise NotImplementedError  # simulated guests run nothing
+
+
+def sticky(name: str = "sticks") -> dict[str, Any]:
+    settings = {"cannot be removed": "it is in use"}
+    return script(name, publisher="Contoso", type="Sticky", settings=settings)
+
+
+def test_what_cannot_be_removed_is_a_warning(
+    lab: SimulatedLab, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of another type under the same name is another extension."""
+    monkeypatch.setattr(registry, "_handlers", dict(registry._handlers))
+    register(Sticky())
+    web = start(lab, sticky("a"), sticky("b"))
+    order.clear()
+    web.update(body_with(script("a")))
+    web.update_instances()
+    assert web[0].record.provisioning == "Succeeded"
+    assert [(entry.name, entry.type) for entry in web[0].extensions] == [
+        ("a", "Microsoft.Azure.Extensions.CustomScript")
+    ]
+    assert order == ["a"]
+    told = {event.message for event in lab.store.events() if event.kind == "warning"}
+    assert told == {
+        "a was not removed cleanly: it is in use", "b was not removed cleanly: it is in use",
+    }  # fmt: skip
+
+
+def test_a_handler_that_is_not_known_here_leaves_its_extension(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may not have registered it; its instance view can be had all the same."""
+    handlers = dict(registry._handlers)
+    monkeypatch.setattr(registry, "_handlers", dict(handlers))
+    register(Sticky())
+    web = start(lab, sticky())
+    monkeypatch.setattr(registry, "_handlers", handlers)
+    (view,) = web.instance_view()
+    assert view["extensions"][0]["name"] == "sticks"
+    web.update(body_with())
+    web.update_instances()
+    told = [event.message for event in lab.store.events() if event.kind == "warning"]
+    assert told == ["sticks was not removed cleanly: its handler is not known here"]
+
+
+def test_extensions_in_the_instance_view(lab: SimulatedLab) -> None:
+    """H4, J3: statuses and substatuses in Azure's words; the Application Health extension's live."""
+    failing = script("two", command="exit 4", suppressFailures=True)
+    web = lab.start(with_application_health(body_with(script("one"), failing, capacity=1)), {})
+    lab.metrics["web_0"] = RollingUpgradeMetrics(phase=2)
+    lab.applications["web_0"] = Health.UNHEALTHY
+    lab.virtual.sleep(60)
+    (view,) = web.instance_view()
+    one, two, health = view["extensions"]
+    assert one["statuses"][0]["code"] == "ProvisioningState/succeeded"
+    assert one["substatuses"] == []
+    assert (two["statuses"][0]["code"], two["exitCode"]) == ("ProvisioningState/failed", 4)
+    assert health["statuses"][0]["message"] == "it is Unhealthy"
+    told = {part["code"]: part["message"] for part in health["substatuses"]}
+    assert told == {
+        "ComponentStatus/AppHealthStatus/failed": "Application found to be unhealthy",
+        "ComponentStatus/ApplicationHealthState/failed": "Unhealthy",
+        "ComponentStatus/CustomMetrics/succeeded": (
+            '{"rollingUpgrade": {"PhaseOrderingNumber": 2, "SkipUpgrade": false}}'
+        ),
+    }
+    handlers = {entry["type"]: entry["status"] for entry in view["vmAgent"]["extensionHandlers"]}
+    assert set(handlers) == {
+        "Microsoft.Azure.Extensions.CustomScript",
+        "Microsoft.ManagedServices.ApplicationHealthLinux",
+    }
+    assert {entry["displayStatus"] for entry in handlers.values()} == {"Ready"}
+    assert [entry["code"] for entry in view["statuses"]] == [
+        "ProvisioningState/succeeded", "PowerState/running",
+    ]  # fmt: skip
+    assert [disk.get("lun") for disk in view["disks"]] == [None, 0]
+    web.stop()
+    (view,) = web.instance_view()
+    assert view["statuses"][1]["code"] == "PowerState/stopped"
+    assert view["extensions"][2]["substatuses"] == []

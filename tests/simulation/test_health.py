@@ -11,6 +11,7 @@ import pytest
 from pytest_vmss.errors import ModelError, ProvisioningError
 from pytest_vmss.faults import Faults
 from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.model import Health
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
@@ -174,15 +175,7 @@ def test_custom_metrics_come_with_the_report(lab: SimulatedLab) -> None:
     """D5: read once, when the upgrade starts."""
     web = start(lab)
     lab.world.metrics = lab._metrics
-    report = lab.world.report
-
-    def telling(context: Any, settings: Any) -> Any:
-        seen = report(context, settings)
-        skip = str(context.instance_id == 1).lower()
-        told = f'{{"rollingUpgrade": {{"SkipUpgrade": {skip}}}}}'
-        return type(seen)(seen.health, seen.detail, seen.boot, told)
-
-    lab.world.report = telling
+    lab.metrics = {f"web_{n}": RollingUpgradeMetrics(skip=n == 1) for n in range(3)}
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.outcomes[1] is Outcome.SKIPPED
     assert [i.image_version for i in web] == ["1.1.0", "1.0.0", "1.1.0"]

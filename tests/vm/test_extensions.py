@@ -6,20 +6,23 @@ The tests share one set and run in the order of the file.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import psutil
 import pytest
 
 from pytest_vmss.clock import SystemClock
-from pytest_vmss.errors import ProvisioningError
+from pytest_vmss.errors import ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import register_package, registry
 from pytest_vmss.instance import Instance
 from pytest_vmss.lab import Lab
@@ -89,6 +92,42 @@ class Ahead(SystemClock):
 
     def now(self) -> datetime:
         return super().now() + timedelta(seconds=TOKEN_S + 1)
+
+
+class Fast(SystemClock):
+    """Time flies from some moment on: limits are over sooner.
+
+    Attributes:
+        rate: How many times as fast.
+    """
+
+    rate = 1.0
+    begun = 0.0
+
+    def monotonic(self) -> float:
+        return self.begun + (super().monotonic() - self.begun) * self.rate
+
+    def hurry(self, rate: float) -> None:
+        self.begun, self.rate = super().monotonic(), rate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def arguments() -> Iterator[set[str]]:
+    """The command lines of all processes that there were while the tests ran."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.25):
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    seen.add(" ".join(process.cmdline()))
+
+    watcher = threading.Thread(target=look, name="arguments", daemon=True)
+    watcher.start()
+    yield seen
+    ended.set()
+    watcher.join()
 
 
 @pytest.fixture(scope="module")
@@ -205,56 +244,198 @@ def test_run_command(web: ScaleSet) -> None:
     assert "exit status=3" in status["message"]
 
 
-def test_a_packaged_handler_runs_in_the_guest(
-    web: ScaleSet, vmss: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """H2: Azure's layout, run as its agent runs it."""
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is known in it alone."""
     monkeypatch.setattr(registry, "_handlers", dict(registry._handlers))
-    register_package(
-        write_handler(tmp_path / "sample"), publisher="Contoso", type="Sample", version="1.2.0"
-    )
-    changed = extensions(vmss.blobs.url("record.sh"))
-    listed = changed["virtualMachineProfile"]["extensionProfile"]["extensions"]
+
+
+def sample(greeting: str) -> dict[str, Any]:
     properties = {
         "publisher": "Contoso", "type": "Sample", "typeHandlerVersion": "1.2",
-        "settings": {"greeting": "hello"}, "protectedSettings": {"key": SECRETS["package"]},
+        "settings": {"greeting": greeting, "heartbeat": "ready", "length": 3000},
+        "protectedSettings": {"key": SECRETS["package"]},
         "provisionAfterExtensions": ["top"],
     }  # fmt: skip
-    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": [
-        *listed, {"name": "sample", "properties": properties},
-    ]}}})  # fmt: skip
+    return {"name": "sample", "properties": properties}
+
+
+def with_sample(change: dict[str, Any]) -> dict[str, Any]:
+    change["virtualMachineProfile"]["extensionProfile"]["extensions"].append(sample("hello"))
+    return change
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_packaged_handler_lives_in_the_guest(web: ScaleSet, vmss: Lab, tmp_path: Path) -> None:
+    """H2, H4: Azure's layout, run, updated and uninstalled as Azure's agent does it."""
+    folder = "/var/lib/waagent/Contoso.Sample-"
+    register_package(
+        write_handler(tmp_path / "1.2.0"), publisher="Contoso", type="Sample", version="1.2.0"
+    )
+    changed = extensions(vmss.blobs.url("record.sh"))
+    web.update(with_sample(changed))
     web.update_instances([0])
-    assert web[0].extensions[-1].message == "hello from Contoso.Sample 1.2.0, run 0"
-    secret = web[0].host.run("grep -r %s /var/lib/waagent/Contoso.Sample-1.2.0", SECRETS["package"])
+    found = web[0].extensions[-1]
+    assert found.message == "hello from Contoso.Sample 1.2.0, run 0"
+    assert [(part.name, len(part.message)) for part in found.substatuses] == [
+        ("Greeting", 3000), ("Rest", 5),
+    ]  # fmt: skip
+    secret = web[0].host.run(f"grep -r %s {folder}1.2.0", SECRETS["package"])
     assert secret.rc == 1, "protected settings are encrypted in the guest, as in Azure"
 
+    newer = write_handler(tmp_path / "1.3.0", reportHeartbeat=True)
+    register_package(newer, publisher="Contoso", type="Sample", version="1.3.0")
+    assert web.upgrade_extensions().completed
+    assert web[0].extensions[-1].message == "hello from Contoso.Sample 1.3.0, run 1"
+    view = web[0].instance_view()
+    assert [part["code"] for part in view["extensions"][-1]["substatuses"]] == [
+        "ComponentStatus/Greeting/succeeded", "ComponentStatus/Rest/transitioning",
+    ]  # fmt: skip
+    assert handler_of(web[0]) == ("Ready", "as it was told")
+    web[0].host.check_output(f"sed -i s/ready/notready/ {folder}1.3.0/heartbeat.log")
+    assert handler_of(web[0]) == ("Not Ready", "as it was told")
 
-def test_secrets_are_found_only_where_they_are_allowed(web: ScaleSet, vmss: Lab) -> None:
+    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": [
+        entry for entry in listed_in(changed) if entry["name"] != "sample"
+    ]}}})  # fmt: skip
+    web.update_instances([0])
+    assert [line.split()[:2] for line in calls(web[0])] == [
+        ["install", "1.2.0"], ["enable", "1.2.0"],
+        ["disable", "1.2.0"], ["update", "1.3.0"], ["uninstall", "1.2.0"], ["enable", "1.3.0"],
+        ["disable", "1.3.0"], ["uninstall", "1.3.0"],
+    ]  # fmt: skip
+    assert not web[0].host.run(f"ls -d {folder}*").stdout
+    assert "sample" not in {entry.name for entry in web[0].extensions}
+
+
+def listed_in(change: dict[str, Any]) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = change["virtualMachineProfile"]["extensionProfile"]["extensions"]
+    return listed
+
+
+def handler_of(instance: Instance) -> tuple[str, str]:
+    """How the sample's handler is, in the instance view."""
+    (status,) = (
+        entry["status"] for entry in instance.instance_view()["vmAgent"]["extensionHandlers"]
+        if entry["type"] == "Contoso.Sample"
+    )  # fmt: skip
+    return status["displayStatus"], status["message"]
+
+
+def calls(instance: Instance) -> list[str]:
+    text: str = instance.host.check_output("cat /var/log/azure/Contoso.Sample/calls")
+    return text.splitlines()
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_handler_of_the_suites_own(web: ScaleSet, vmss: Lab) -> None:
+    """H2: the how-to's, as it is written there; gone with the model's next revision."""
+    text = (Path(__file__).parents[2] / "docs/how-to.md").read_text()
+    section = text.partition("## Run an extension of your own\n")[2]
+    exec(section.partition("```python\n")[2].partition("```")[0], {})
+    properties = {"publisher": "Contoso", "type": "Motd", "typeHandlerVersion": "1.0"}
+    change = extensions(vmss.blobs.url("record.sh"))
+    motd = {"name": "motd", "properties": {**properties, "settings": {"text": "welcome"}}}
+    listed_in(change).append(motd)
+    web.update(change)
+    web.update_instances([0])
+    assert web[0].host.file("/etc/motd").content_string == "welcome"
+    motd["properties"] = {**properties, "settings": {}}
+    with pytest.raises(ModelError, match="text is not specified"):
+        web.update(change)
+    web.update(extensions(vmss.blobs.url("record.sh")))
+    web.update_instances([0])
+    assert not web[0].host.file("/etc/motd").exists
+
+
+def test_one_that_hangs_past_the_budget_is_killed(
+    web: ScaleSet, vmss: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H3: ``extensionsTimeBudget`` ends it, and what comes after it; only time is not real."""
+    hang = custom_script("hang", settings={"commandToExecute": "sleep 12345 & sleep 12345"})
+    change = extensions(vmss.blobs.url("record.sh"))
+    listed_in(change).extend(
+        [hang, custom_script("after", "hang", settings={"commandToExecute": "true"})]
+    )
+    change["virtualMachineProfile"]["extensionProfile"]["extensionsTimeBudget"] = "PT15M"
+    web.update(change)
+    clock = Fast()
+    monkeypatch.setattr(vmss, "clock", clock)
+    monkeypatch.setattr(vmss.world, "clock", clock)
+    vmss.store.amend(web.record, overrides={"extension": 1e6, "instance": 1e6, "health": 20.0})
+    run = web[1].host.run
+    clock.hurry(600.0)
+    with pytest.raises(ProvisioningError) as failed:
+        web.update_instances([1])
+    clock.hurry(1.0)
+    assert "VMExtensionProvisioningTimeout" in failed.value.evidence
+    assert "Provisioning of VM extension hang has timed out." in failed.value.evidence
+    hung, after = web[1].extensions[-2:]
+    assert (hung.timed_out, hung.skipped) == (True, False)
+    assert 9000.0 <= hung.seconds < 20_000.0
+    assert after.skipped
+    assert run("pgrep -f 'sleep 12345'").rc == 1
+    assert web[0].record.provisioning == "Succeeded"
+    web.update(extensions(vmss.blobs.url("record.sh")))
+    web.update_instances([1])
+    assert web.healthy
+
+
+def forms(secret: str) -> set[str]:
+    """A secret as it is, and what base64 makes of it wherever it stands in a text."""
+    shifted = (base64.b64encode(b"x" * n + secret.encode()).decode() for n in range(3))
+    # The first and the last four characters depend on what is beside it.
+    return {secret, *(text.rstrip("=")[4:-4] for text in shifted)}
+
+
+@pytest.mark.usefixtures("handlers")
+def test_secrets_are_found_only_where_they_are_allowed(
+    web: ScaleSet, vmss: Lab, arguments: set[str], tmp_path: Path
+) -> None:
     """M5: after a failure that shows them, in every field, file, process and message."""
+    register_package(
+        write_handler(tmp_path / "1.2.0"), publisher="Contoso", type="Sample", version="1.2.0"
+    )
     uri = vmss.blobs.url("record.sh")
     token = uri.rpartition("sig=")[2]
     failing = f"echo {SECRETS['failing']}; ls {SECRETS['failing']}; sh -c 'exit 9'"
-    web.update(extensions(uri, failing))
+    web.update(with_sample(extensions(uri, failing)))
     with pytest.raises(ProvisioningError) as failed:
         web.update_instances()
     assert "exit status=9" in failed.value.evidence
-    secrets = {**SECRETS, "token": token}
+    secrets = {field: forms(secret) for field, secret in SECRETS.items()}
+    secrets["token"] = {token, quote(token), unquote(token)}
+    secrets["script, packed"] = {script("top")["properties"]["protectedSettings"]["script"]}
 
     def shows(text: str, where: str) -> None:
-        for field, secret in secrets.items():
-            assert secret not in text, f"the secret of {field} is in {where}"
+        for field, shapes in secrets.items():
+            assert not any(shape in text for shape in shapes), (
+                f"the secret of {field} is in {where}"
+            )
 
     shows(str(failed.value) + failed.value.evidence + repr(failed.value), "the exception")
     shows(json.dumps(web.model.wire()) + repr(web.model), "the model, as it is shown")
     shows(json.dumps(web.instance_view()), "the instance view")
     shows(json.dumps([web.os_upgrade_history(), web.rolling_upgrade_status()]), "the history")
     shows(" ".join(upgrade.explain() for upgrade in web.history()), "the explanations")
-    for process in psutil.process_iter(["cmdline"]):
-        shows(" ".join(process.info["cmdline"] or ()), f"the arguments of process {process.pid}")
+    assert any("qemu-system" in line for line in arguments)
+    for line in arguments:
+        shows(line, f"the arguments of a process: {line[:80]}")
     with closing(sqlite3.connect(vmss.paths.database)) as database:
-        for table, rest in (("event", ""), ("step", ""), ("record", "WHERE kind != 'model'")):
-            rows = database.execute(f"SELECT * FROM {table} {rest}").fetchall()
-            shows(str(rows), f"the table {table}")
+        tables = {
+            name
+            for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
+        assert {"event", "step", "record"} <= tables
+        for table in tables:
+            rest = "WHERE kind != 'model'" if table == "record" else ""
+            shows(
+                str(database.execute(f"SELECT * FROM {table} {rest}").fetchall()), f"table {table}"
+            )
+        # So that what is searched for can be found: the model is where it is allowed to be.
+        (models,) = database.execute("SELECT group_concat(body) FROM record WHERE kind = 'model'")
+        for shapes in [secrets["customData"], secrets["userData"], secrets["script, packed"]]:
+            assert any(shape in str(models) for shape in shapes)
     # Disks and seeds are the guests' own, the database is the lab's memory: all 0600.
     allowed = {".qcow2", ".iso", ".db", ".db-wal", ".db-shm"}
     seen = 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pytest_vmss.guest.extensions.application_health import ApplicationHealthLinux
-from pytest_vmss.guest.extensions.command import redact
+from pytest_vmss.guest.extensions.command import Command, redact, run_command
 from pytest_vmss.guest.extensions.custom_script import CustomScript
+from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.package import PackagedHandler, register_package
 from pytest_vmss.guest.extensions.registry import (
-    Handler,
     check_settings,
     find_handler,
     handler_versions,
+    is_known,
     known_types,
     register,
     timed_out,
@@ -19,17 +20,21 @@ from pytest_vmss.guest.extensions.run_command import RunCommandLinux
 
 __all__ = [
     "ApplicationHealthLinux",
+    "Command",
     "CustomScript",
     "Handler",
     "PackagedHandler",
     "RunCommandLinux",
+    "Target",
     "check_settings",
     "find_handler",
     "handler_versions",
+    "is_known",
     "known_types",
     "redact",
     "register",
     "register_package",
+    "run_command",
     "timed_out",
 ]
 

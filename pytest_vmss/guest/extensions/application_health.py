@@ -8,9 +8,9 @@ from importlib.resources import files
 
 from pydantic import ValidationError
 
-from pytest_vmss.clock import Clock
 from pytest_vmss.errors import GuestCommandError
-from pytest_vmss.guest.shell import Shell
+from pytest_vmss.guest.extensions.handler import Handler, Target
+from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.model import ApplicationHealthSettings, Extension
 from pytest_vmss.store import ExtensionRecord
 
@@ -47,9 +47,14 @@ systemctl stop {_SERVICE}
 rm -f {STATUS_FILE}
 systemctl start {_SERVICE}
 """
+_REMOVE = f"""\
+systemctl disable --now {_SERVICE} > /dev/null 2>&1
+rm -rf {_FOLDER} /etc/systemd/system/{_SERVICE} {STATUS_FILE}
+systemctl daemon-reload
+"""
 
 
-class ApplicationHealthLinux:
+class ApplicationHealthLinux(Handler):
     """``Microsoft.ManagedServices/ApplicationHealthLinux``.
 
     It starts a process in the guest that looks at the application from inside, also
@@ -60,6 +65,7 @@ class ApplicationHealthLinux:
     publisher = "Microsoft.ManagedServices"
     type = "ApplicationHealthLinux"
     version = "2.0.10"
+    reports = True
 
     def check(self, extension: Extension) -> list[str]:
         """What is wrong with its settings: Azure's names and ranges."""
@@ -76,22 +82,22 @@ class ApplicationHealthLinux:
 
     def run(
         self,
-        shell: Shell,
+        target: Target,
         extension: Extension,
         *,
         run: str,  # noqa: ARG002 - it is the same however often it is done
-        limit: float,
-        clock: Clock,
     ) -> ExtensionRecord:
         """Starts the process, with these settings and no others."""
-        start = clock.monotonic()
+        start = target.clock.monotonic()
         command = _INSTALL.format(
             settings=shlex.quote(json.dumps(program_settings(extension))), unit=shlex.quote(_UNIT)
         )
         source = files("pytest_vmss.guest.in_guest") / "application_health.py"
         code: int | None = None
         try:
-            done = shell.run(command, stdin=source.read_bytes(), sudo=True, timeout=limit)
+            done = target.shell.run(
+                command, stdin=source.read_bytes(), sudo=True, timeout=target.limit
+            )
             code, message = done.exit_code, done.stderr.strip()
         except GuestCommandError as broken:
             message = broken.message
@@ -102,8 +108,19 @@ class ApplicationHealthLinux:
             status="success" if code == 0 else "error",
             exit_code=code,
             message="Extension enabled" if code == 0 else message,
-            seconds=clock.monotonic() - start,
+            seconds=target.clock.monotonic() - start,
         )
+
+    def remove(self, target: Target, extension: Extension) -> str:  # noqa: ARG002
+        """Stops the process, and removes what belongs to it."""
+        return target.shell.run(_REMOVE, sudo=True, timeout=target.limit).stderr.strip()
+
+    def report(
+        self, target: Target, extension: Extension, last: ExtensionRecord
+    ) -> ExtensionRecord:
+        """What its status file says now: the application's state, and custom metrics."""
+        found = target.shell.run(f"cat {STATUS_FILE}", sudo=True)
+        return described(last, found.stdout, extension)
 
 
 def program_settings(extension: Extension) -> dict[str, object]:

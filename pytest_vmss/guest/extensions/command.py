@@ -11,14 +11,14 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
-from pytest_vmss.clock import Clock, wait_for
+from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import GuestCommandError, WaitTimeoutError
+from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
-from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["Command", "redact", "run_command"]
+__all__ = ["Command", "redact", "remove_runs", "run_command"]
 
 _MESSAGE_CHARS = 4096
 _SECRET_CHARS = 5
@@ -71,7 +71,9 @@ _AGAIN = 75
 _KILL = """\
 cd {folder} || exit 0
 [ -e status ] && exit 0
-kill -KILL -- "-$(cat pid)" 2> /dev/null
+session="$(cat pid)"
+pkill -KILL -s "$session"
+kill -KILL -- "-$session" 2> /dev/null
 echo timeout > status
 """
 
@@ -94,19 +96,18 @@ class Command:
 
 
 def run_command(
-    shell: Shell, extension: Extension, command: Command, *, run: str, limit: float, clock: Clock
+    target: Target, extension: Extension, command: Command, *, run: str
 ) -> ExtensionRecord:
     """Runs a command in a guest once for each run.
 
     Args:
-        shell: Connection to the guest.
+        target: The guest; what has not ended at its limit is killed.
         extension: Whose command it is.
         command: The command.
         run: Names the run, the same after a crash; an earlier result of it is returned.
-        limit: Seconds after which it is killed.
-        clock: The lab's.
     """
-    folder = shlex.quote(f"/var/lib/waagent/custom-script/{extension.name}/{run}")
+    shell, clock = target.shell, target.clock
+    folder = shlex.quote(f"{_folder(extension)}/{run}")
     parts = {"command": command.text.encode() + b"\n", **command.files}
     if command.file_uris:
         told = {"fileUris": command.file_uris, "skipDos2Unix": command.skip_dos2unix}
@@ -133,7 +134,7 @@ def run_command(
 
     try:
         answer = wait_for(
-            f"the extension {extension.name}", probe, limit=limit, clock=clock, interval=0.05
+            f"the extension {extension.name}", probe, limit=target.limit, clock=clock, interval=0.05
         )
     except WaitTimeoutError:
         shell.run(_KILL.format(folder=folder), sudo=True)
@@ -141,6 +142,16 @@ def run_command(
     except GuestCommandError as failed:
         return _record(extension, None, failed.message, clock.monotonic() - start)
     return _read(extension, answer, clock.monotonic() - start)
+
+
+def remove_runs(target: Target, extension: Extension) -> str:
+    """Removes what an extension's runs have left; what went wrong."""
+    done = target.shell.run(f"rm -rf {shlex.quote(_folder(extension))}", sudo=True)
+    return done.stderr.strip()
+
+
+def _folder(extension: Extension) -> str:
+    return f"/var/lib/waagent/custom-script/{extension.name}"
 
 
 def _read(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:

@@ -8,10 +8,9 @@ import gzip
 import zlib
 from typing import Any
 
-from pytest_vmss.clock import Clock
-from pytest_vmss.guest.extensions.command import Command, run_command
+from pytest_vmss.guest.extensions.command import Command, remove_runs, run_command
+from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.in_guest.download import name_of
-from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
@@ -22,7 +21,7 @@ _STORAGE = {"storageAccountName", "storageAccountKey", "managedIdentity"}
 _GZIP = b"\x1f\x8b"
 
 
-class CustomScript:
+class CustomScript(Handler):
     """``Microsoft.Azure.Extensions/CustomScript``, with the rules and words of Azure's handler."""
 
     publisher = "Microsoft.Azure.Extensions"
@@ -89,9 +88,7 @@ class CustomScript:
                 problems.append(f"fileUris[{index}]: {wrong}")
         return problems
 
-    def run(
-        self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
-    ) -> ExtensionRecord:
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
         """Downloads ``fileUris``, and runs ``commandToExecute`` or ``script`` beside them as root."""
         settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
         script = settings.get("script")
@@ -101,7 +98,11 @@ class CustomScript:
             file_uris=tuple(settings.get("fileUris", ())),
             skip_dos2unix=bool(settings.get("skipDos2Unix", False)),
         )
-        return run_command(shell, extension, command, run=run, limit=limit, clock=clock)
+        return run_command(target, extension, command, run=run)
+
+    def remove(self, target: Target, extension: Extension) -> str:
+        """Removes what its runs have left."""
+        return remove_runs(target, extension)
 
 
 def _decode(script: str) -> bytes:

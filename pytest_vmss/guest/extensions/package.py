@@ -6,6 +6,8 @@ import base64
 import datetime
 import io
 import json
+import re
+import shlex
 import zipfile
 from importlib.resources import files
 from pathlib import Path
@@ -16,22 +18,25 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 
-from pytest_vmss.clock import Clock
 from pytest_vmss.errors import ImageError
-from pytest_vmss.guest.extensions.command import Command, redact, run_command
+from pytest_vmss.guest.extensions.command import Command, redact, remove_runs, run_command
+from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.registry import register
-from pytest_vmss.guest.shell import Shell
-from pytest_vmss.model import Extension
+from pytest_vmss.guest.extensions.report import with_status
+from pytest_vmss.model import Extension, ExtensionStatus
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["PackagedHandler", "register_package"]
 
 _MANIFEST = "HandlerManifest.json"
-_COMMANDS = ("installCommand", "enableCommand")
+_COMMANDS = tuple(
+    f"{verb}Command" for verb in ("install", "enable", "update", "disable", "uninstall")
+)
 _RSA_BITS = 2048
+_VERSION = re.compile(r"\d+(\.\d+)*")
 
 
-class PackagedHandler:
+class PackagedHandler(Handler):
     """A handler of which there is a package, as it is published to Azure.
 
     Args:
@@ -41,10 +46,14 @@ class PackagedHandler:
         version: Of the handler.
 
     Raises:
-        ImageError: It is not such a package.
+        ImageError: It is not such a package, or the version is none.
     """
 
+    reports = True
+
     def __init__(self, package: Path, *, publisher: str, type: str, version: str) -> None:
+        if not _VERSION.fullmatch(version):
+            raise ImageError(f"{version!r} is no version of a handler: give numbers, e.g. 1.2.0")
         self.publisher = publisher
         self.type = type
         self.version = version
@@ -65,38 +74,73 @@ class PackagedHandler:
         if missing:
             raise ImageError(f"the {_MANIFEST} of {source} lacks {', '.join(missing)}")
 
-    def check(self, extension: Extension) -> list[str]:  # noqa: ARG002 - the protocol's
-        """Nothing: only the handler itself knows its settings."""
-        return []
-
-    def run(
-        self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
-    ) -> ExtensionRecord:
-        """Installs the handler where it is not, and enables it with the extension's settings."""
-        program = (files("pytest_vmss.guest.in_guest") / "handler_agent.py").read_bytes()
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+        """Brings the handler to where it is not, and enables it with the extension's settings."""
         settings, certificate = handler_settings(extension)
         spec = {
-            "name": f"{self.publisher}.{self.type}",
+            **self._told(target, extension),
             "version": self.version,
             "run": run,
             "handlerSettings": settings,
             "certificate": certificate,
         }
         command = Command(
-            text="python3 handler_agent.py spec.json package.zip",
+            text="python3 handler_agent.py enable spec.json package.zip",
             files={
-                "handler_agent.py": program,
+                "handler_agent.py": _program(),
                 "spec.json": json.dumps(spec).encode(),
                 "package.zip": self._package,
             },
         )
-        done = run_command(shell, extension, command, run=run, limit=limit, clock=clock)
-        told = done.message.partition("[stdout]\n")[2].partition("\n[stderr]")[0]
+        done = run_command(target, extension, command, run=run)
+        if done.timed_out:
+            return done
+        found = self.report(target, extension, done)
+        # Else it did not get as far as reporting: what it has printed says why.
+        return found if (found.status == "error") == (done.exit_code != 0) else done
+
+    def remove(self, target: Target, extension: Extension) -> str:
+        """Disables and uninstalls the handler, unless another extension uses it."""
+        wrong = self._ask(target, "uninstall", extension)
+        told = "; ".join(wrong) if isinstance(wrong, list) else "its uninstallation said nothing"
+        return redact(told, extension) or remove_runs(target, extension)
+
+    def report(
+        self, target: Target, extension: Extension, last: ExtensionRecord
+    ) -> ExtensionRecord:
+        """What its status file says now, and the handler's heartbeat."""
+        found = self._ask(target, "report", extension)
         try:
-            message = str(json.loads(told)["message"])
+            status = ExtensionStatus.model_validate(found["status"])
+            handler, words = found["handler"]["status"], found["handler"]["message"]
         except (ValueError, KeyError, TypeError):
-            message = done.message
-        return done.model_copy(update={"message": redact(message, extension)})
+            return last
+        return with_status(last, status, extension).model_copy(
+            update={
+                "exit_code": None,
+                "handler": str(handler),
+                "handler_message": redact(str(words), extension),
+            }
+        )
+
+    def _told(self, target: Target, extension: Extension) -> dict[str, Any]:
+        name = f"{self.publisher}.{self.type}"
+        return {"name": name, "extension": extension.name, "factor": target.factor}
+
+    def _ask(self, target: Target, verb: str, extension: Extension) -> Any:
+        """Asks the agent's program; its answer, None where there is none."""
+        told = shlex.quote(json.dumps(self._told(target, extension)))
+        done = target.shell.run(
+            f"python3 - {verb} {told}", stdin=_program(), sudo=True, timeout=target.limit
+        )
+        try:
+            return json.loads(done.stdout)
+        except ValueError:
+            return None
+
+
+def _program() -> bytes:
+    return (files("pytest_vmss.guest.in_guest") / "handler_agent.py").read_bytes()
 
 
 def register_package(package: Path, *, publisher: str, type: str, version: str) -> None:

@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from pytest_vmss.clock import Clock
 from pytest_vmss.errors import ModelProblem, NotFoundError
-from pytest_vmss.guest.shell import Shell
+from pytest_vmss.guest.extensions.handler import Handler
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = [
-    "Handler",
     "check_settings",
     "find_handler",
     "handler_versions",
+    "is_known",
     "known_types",
     "register",
     "timed_out",
 ]
-
-
-class Handler(Protocol):
-    """Runs the extensions of one type."""
-
-    publisher: str
-    type: str
-    version: str
-    """Of the handler itself; a higher one reaches instances by an extension upgrade."""
-
-    def check(self, extension: Extension) -> list[str]:
-        """What is wrong with its settings, before anything is created."""
-
-    def run(
-        self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
-    ) -> ExtensionRecord:
-        """Runs it in the guest once for each run; an earlier result of it is returned as it is.
-
-        Args:
-            shell: Connection to the guest.
-            extension: The extension with its settings.
-            run: Names the run, the same after a crash.
-            limit: Seconds that it may take.
-            clock: The lab's.
-        """
 
 
 _handlers: dict[tuple[str, str], Handler] = {}
@@ -57,6 +29,11 @@ def register(handler: Handler) -> None:
 def known_types() -> frozenset[tuple[str, str]]:
     """Publisher and type of every known handler, in lower case."""
     return frozenset(_handlers)
+
+
+def is_known(extension: Extension) -> bool:
+    """Whether there is a handler for an extension in this process."""
+    return (extension.publisher.lower(), extension.type.lower()) in _handlers
 
 
 def find_handler(publisher: str, type: str) -> Handler:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pytest_vmss.clock import Clock
-from pytest_vmss.guest.extensions.command import Command, run_command
-from pytest_vmss.guest.shell import Shell
+from pytest_vmss.guest.extensions.command import Command, remove_runs, run_command
+from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["RunCommandLinux"]
 
 
-class RunCommandLinux:
+class RunCommandLinux(Handler):
     """``Microsoft.CPlat.Core/RunCommandLinux``: ``script``, a list of lines."""
 
     publisher = "Microsoft.CPlat.Core"
@@ -32,10 +31,12 @@ class RunCommandLinux:
             problems.append("commandId must be RunShellScript")
         return problems
 
-    def run(
-        self, shell: Shell, extension: Extension, *, run: str, limit: float, clock: Clock
-    ) -> ExtensionRecord:
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
         """Runs the lines as one script of ``/bin/sh``, as root."""
         settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
         command = Command(text="\n".join(settings["script"]))
-        return run_command(shell, extension, command, run=run, limit=limit, clock=clock)
+        return run_command(target, extension, command, run=run)
+
+    def remove(self, target: Target, extension: Extension) -> str:
+        """Removes what its runs have left."""
+        return remove_runs(target, extension)

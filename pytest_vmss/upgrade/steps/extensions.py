@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from pytest_vmss.clock import side_by_side
 from pytest_vmss.errors import ExtensionError
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.extensions import find_handler
+from pytest_vmss.guest.extensions import find_handler, is_known
 from pytest_vmss.model import Extension, stages_of_extensions
 from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.upgrade.world import InstanceContext
@@ -24,7 +24,8 @@ class RunExtensions:
     Those that no ``provisionAfterExtensions`` puts in an order run side by side; those
     that depend on one that failed are not run. Each is run once on a new OS disk. On one
     that has been in use, those run again whose definition has changed (``forceUpdateTag``
-    is a part of it) or whose last run failed.
+    is a part of it) or whose last run failed; before them those are removed that the model
+    no longer names.
 
     Attributes:
         newer: Run those again, too, whose handler has got a higher version since.
@@ -42,9 +43,9 @@ class RunExtensions:
         if not extensions and not generation.extensions:
             return
         clock, guest = context.world.clock, context.guest(generation)
-        self._forget(context, extensions)
         factor = context.world.hypervisor.slow_factor
         end = clock.monotonic() + factor * model.extensions_time_budget.total_seconds()
+        self._remove_gone(context, extensions, end)
 
         def run(extension: Extension) -> None:
             known = {entry.name.lower(): entry for entry in self._results(context)}
@@ -98,11 +99,38 @@ class RunExtensions:
             store.put(generation.model_copy(update={"extensions": results}))
             context.event("extension", f"{result.name}: {result.status}")
 
-    def _forget(self, context: InstanceContext, extensions: Sequence[Extension]) -> None:
-        """Forgets what came of extensions that are no longer in the model."""
+    def _remove_gone(
+        self, context: InstanceContext, extensions: Sequence[Extension], end: float
+    ) -> None:
+        """Removes those that the model no longer names, dependants first, as Azure's agent does.
+
+        What goes wrong is a warning: the rest of the model must not wait for it.
+        """
+        named = {entry.name: _type(entry) for entry in extensions}
+        before = {entry.name: context.as_run(entry) for entry in self._results(context)}
+        gone = {
+            name: extension
+            for name, extension in before.items()
+            if name not in named or (extension is not None and named[name] != _type(extension))
+        }
+        for stage in reversed(stages_of_extensions([entry for entry in gone.values() if entry])):
+            for extension in stage:
+                self._remove(context, extension, end)
+        self._forget(context, gone)
+
+    def _remove(self, context: InstanceContext, extension: Extension, end: float) -> None:
+        left = max(end - context.world.clock.monotonic(), 0.0)
+        guest = context.guest(context.existing(self.generation))
+        wrong = "its handler is not known here"
+        if is_known(extension):
+            wrong = guest.remove_extension(extension, min(context.limits.extension, left))
+        if wrong:
+            context.event("warning", f"{extension.name} was not removed cleanly: {wrong}")
+        context.event("extension", f"{extension.name}: removed")
+
+    def _forget(self, context: InstanceContext, names: Container[str]) -> None:
         generation = context.existing(self.generation)
-        names = {entry.name for entry in extensions}
-        left = tuple(entry for entry in generation.extensions if entry.name in names)
+        left = tuple(entry for entry in generation.extensions if entry.name not in names)
         if left != generation.extensions:
             context.world.store.put(generation.model_copy(update={"extensions": left}))
 
@@ -134,6 +162,10 @@ class RunExtensions:
             log=console.path,
             code="VMExtensionProvisioningTimeout" if result.timed_out else None,
         )
+
+
+def _type(extension: Extension) -> str:
+    return f"{extension.publisher}.{extension.type}".lower()
 
 
 def _skipped(extension: Extension, failed: str) -> ExtensionRecord:

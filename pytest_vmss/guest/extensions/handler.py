@@ -1,0 +1,87 @@
+"""What an extension's handler is: the protocol that a suite's own handlers follow too (H2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from pytest_vmss.clock import Clock
+from pytest_vmss.guest.shell import Shell
+from pytest_vmss.model import Extension
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["Handler", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The guest in which an extension is run.
+
+    Attributes:
+        shell: The connection to it.
+        clock: The lab's.
+        limit: Seconds that it may take.
+        factor: By how much the guest is slower than under KVM; for limits inside it.
+    """
+
+    shell: Shell
+    clock: Clock
+    limit: float
+    factor: float = 1.0
+
+
+class Handler(Protocol):
+    """Runs the extensions of one type.
+
+    A class that implements it inherits from it: then only :meth:`run` must be written.
+
+    Attributes:
+        publisher: Of the extension.
+        type: Of the extension.
+        version: Of the handler itself; a higher one reaches instances by an extension upgrade.
+        reports: Whether its extensions go on saying how they are after their run.
+    """
+
+    publisher: str
+    type: str
+    version: str
+    reports: bool = False
+
+    def check(self, extension: Extension) -> list[str]:  # noqa: ARG002 - the protocol's
+        """What is wrong with its settings, before anything is created."""
+        return []
+
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+        """Runs it in the guest once for each run; an earlier result of it is returned as it is.
+
+        Args:
+            target: The guest.
+            extension: The extension with its settings.
+            run: Names the run, the same after a crash.
+        """
+        ...
+
+    def remove(self, target: Target, extension: Extension) -> str:  # noqa: ARG002
+        """Removes it from a guest whose model names it no longer.
+
+        May be called again after a crash.
+
+        Returns:
+            What went wrong, in words; empty where nothing did.
+        """
+        return ""
+
+    def report(
+        self,
+        target: Target,  # noqa: ARG002
+        extension: Extension,  # noqa: ARG002
+        last: ExtensionRecord,
+    ) -> ExtensionRecord:
+        """What an extension says of itself now.
+
+        Args:
+            target: The guest.
+            extension: The extension with its settings.
+            last: What came of its last run.
+        """
+        return last
