@@ -374,7 +374,7 @@ def test_one_that_hangs_past_the_budget_is_killed(
     assert (hung.timed_out, hung.skipped) == (True, False)
     assert 9000.0 <= hung.seconds < 20_000.0
     assert after.skipped
-    assert run("pgrep -f 'sleep 12345'").rc == 1
+    assert run("pgrep -fx 'sleep 12345'").rc == 1
     assert web[0].record.provisioning == "Succeeded"
     web.update(extensions(vmss.blobs.url("record.sh")))
     web.update_instances([1])
@@ -406,6 +406,9 @@ def test_secrets_are_found_only_where_they_are_allowed(
     secrets = {field: forms(secret) for field, secret in SECRETS.items()}
     secrets["token"] = {token, quote(token), unquote(token)}
     secrets["script, packed"] = {script("top")["properties"]["protectedSettings"]["script"]}
+    given = web.model.virtual_machine_profile.os_profile.custom_data
+    assert given is not None
+    secrets["customData, whole"] = {given.get_secret_value()}
 
     def shows(text: str, where: str) -> None:
         for field, shapes in secrets.items():
@@ -434,8 +437,8 @@ def test_secrets_are_found_only_where_they_are_allowed(
             )
         # So that what is searched for can be found: the model is where it is allowed to be.
         (models,) = database.execute("SELECT group_concat(body) FROM record WHERE kind = 'model'")
-        for shapes in [secrets["customData"], secrets["userData"], secrets["script, packed"]]:
-            assert any(shape in str(models) for shape in shapes)
+        for field in ("customData, whole", "userData", "script, packed"):
+            assert any(shape in str(models) for shape in secrets[field]), field
     # Disks and seeds are the guests' own, the database is the lab's memory: all 0600.
     allowed = {".qcow2", ".iso", ".db", ".db-wal", ".db-shm"}
     seen = 0

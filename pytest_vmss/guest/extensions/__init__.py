@@ -16,7 +16,7 @@ from pytest_vmss.guest.extensions.registry import (
     register,
     timed_out,
 )
-from pytest_vmss.guest.extensions.run_command import RunCommandLinux
+from pytest_vmss.guest.extensions.run_command_linux import RunCommandLinux
 
 __all__ = [
     "ApplicationHealthLinux",
