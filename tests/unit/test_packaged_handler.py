@@ -209,6 +209,18 @@ def test_one_that_cannot_be_uninstalled_goes_all_the_same(guest: Guest) -> None:
     assert not guest.path().exists()
 
 
+def test_one_that_hangs_while_it_goes_is_ended(guest: Guest) -> None:
+    source = write_handler(guest.folder / "1.2.0", uninstallCommand="bin/hang.sh")
+    (source / "bin/hang.sh").write_text("sleep 62\n")
+    (source / "bin/hang.sh").chmod(0o755)
+    content = PackagedHandler(source, **NAME, version="1.2.0")._package
+    (guest.folder / "1.2.0.zip").write_bytes(content)
+    guest.enable("1")
+    (hung,) = Agent("Contoso.Sample", limit=1.0, root=str(guest.root)).uninstall("sample")
+    assert hung.startswith(f"Timeout(1): {guest.path()}/bin/hang.sh")
+    assert not guest.path().exists()
+
+
 def test_other_handlers_are_left_alone(guest: Guest) -> None:
     """The names of two may begin alike."""
     guest.enable("1")

@@ -129,7 +129,9 @@ class PackagedHandler(Handler):
 
     def _ask(self, target: Target, verb: str, extension: Extension) -> Any:
         """Asks the agent's program; its answer, None where there is none."""
-        told = shlex.quote(json.dumps(self._told(target, extension)))
+        # Of two commands at most, so that it can tell which one took too long.
+        spec = {**self._told(target, extension), "limit": target.limit / 3}
+        told = shlex.quote(json.dumps(spec))
         done = target.shell.run(
             f"python3 - {verb} {told}", stdin=_program(), sudo=True, timeout=target.limit
         )

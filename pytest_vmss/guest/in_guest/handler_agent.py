@@ -209,19 +209,23 @@ class Agent:
     Args:
         name: ``Publisher.Type``.
         factor: By how much the guest is slower than under KVM.
+        limit: Seconds that a command may take at most.
         root: In place of ``/``.
     """
 
-    def __init__(self, name: str, factor: float = 1.0, root: str = "/") -> None:
+    def __init__(
+        self, name: str, factor: float = 1.0, limit: float = float("inf"), root: str = "/"
+    ) -> None:
         self.name = name
         self.folder = os.path.join(root, "var/lib/waagent")
         self.logs = os.path.join(root, "var/log/azure", name)
         self._factor = factor
+        self._limit = limit
         self._runs = os.path.join(self.folder, name + ".runs")
 
     def limit(self, verb: str) -> float:
-        """Seconds that a command may take; WALinuxAgent's."""
-        return _COMMANDS_S[verb] * self._factor
+        """Seconds that a command may take; WALinuxAgent's, unless there is less time."""
+        return min(_COMMANDS_S[verb] * self._factor, self._limit)
 
     def _versions(self) -> list[Version]:
         """Those that have a folder."""
@@ -432,7 +436,7 @@ def main(verb: str, told: str, *package: str) -> None:
         os.remove(told)  # it may hold secrets
         sys.exit(0 if Agent(spec["name"], spec["factor"]).enable(spec, *package) else 1)
     spec = json.loads(told)
-    agent = Agent(spec["name"], spec["factor"])
+    agent = Agent(spec["name"], spec["factor"], spec["limit"])
     result = (agent.report if verb == "report" else agent.uninstall)(spec["extension"])
     sys.stdout.write(json.dumps(result))
 
