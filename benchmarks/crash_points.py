@@ -29,7 +29,7 @@ from pytest_vmss.settings import Settings
 from pytest_vmss.simulation import SimulatedLab
 from pytest_vmss.store import OperationRecord, Store
 from pytest_vmss.upgrade.journal import Account
-from tests.models import LOAD_BALANCER, web_model
+from tests.models import LOAD_BALANCER, custom_script, web_model
 
 #: What is done to the world. A kill in `_half_done` is one in the middle of an effect.
 _EFFECTS: dict[type[Any], tuple[str, ...]] = {
@@ -121,6 +121,8 @@ def _replace(lab: SimulatedLab, web: ScaleSet) -> None:
         web._engine.replace([1], version=version, started_by="Platform")
 
 
+_OTHER = custom_script("other", settings={"commandToExecute": "true"})
+_OTHER_EXTENSION = {"virtualMachineProfile": {"extensionProfile": {"extensions": [_OTHER]}}}
 _NEW_SIZE = {"sku": {"name": "Standard_B1s"}}
 _LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "capacity": 3}}
 
@@ -149,6 +151,11 @@ _SCENARIOS = (
     Scenario(
         "another size",
         lambda _, web: (web.update(_NEW_SIZE), web.update_instances()),
+        automatic=False,
+    ),
+    Scenario(
+        "another extension in the place of one",
+        lambda _, web: (web.update(_OTHER_EXTENSION), web.update_instances()),
         automatic=False,
     ),
     Scenario(
@@ -199,6 +206,7 @@ def state_of(lab: SimulatedLab, web: ScaleSet) -> dict[str, Any]:
                 instance.image_version,
                 instance.record.provisioning,
                 instance.latest_model_applied,
+                [result.name for result in instance.extensions],
                 str(instance.health),
                 lab.simulated.running_generation(f"vmss-{lab.identity.id}-{instance.name}")
                 == instance.record.generation,
