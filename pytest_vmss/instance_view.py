@@ -113,10 +113,8 @@ def _statuses(record: InstanceRecord) -> list[dict[str, Any]]:
 
 def _disks(context: InstanceContext, generation: GenerationRecord) -> list[dict[str, Any]]:
     machine = context.machine(generation.number)
-    succeeded = [_status("ProvisioningState/succeeded", "Info", "Provisioning succeeded")]
     data = [{"name": disk.path.name, "lun": disk.lun} for disk in machine.data_disks]
-    disks: list[dict[str, Any]] = [{"name": machine.os_disk.name}, *data]
-    return [{**disk, "statuses": succeeded} for disk in disks]
+    return [{"name": machine.os_disk.name}, *data]
 
 
 def _reported(context: InstanceContext, generation: GenerationRecord) -> list[ExtensionRecord]:

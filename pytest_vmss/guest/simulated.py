@@ -128,7 +128,7 @@ class SimulatedGuest:
         code = self._exit_code(extension)
         return ExtensionRecord(
             name=extension.name,
-            type=f"{extension.publisher}.{extension.type}",
+            type=extension.handler_name,
             version=find_handler(extension.publisher, extension.type).version,
             status="error" if code else "success",
             exit_code=code,

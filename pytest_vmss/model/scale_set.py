@@ -248,6 +248,11 @@ class Extension(AzureModel):
     force_update_tag: str | None = None
     suppress_failures: bool = False
 
+    @property
+    def handler_name(self) -> str:
+        """``Publisher.Type``: how Azure names its handler in instance views."""
+        return f"{self.publisher}.{self.type}"
+
 
 class ExtensionProfile(AzureModel):
     """The VM extensions of each instance."""

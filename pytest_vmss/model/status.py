@@ -17,35 +17,33 @@ class FormattedMessage(AzureModel):
     message: str = ""
 
 
-class Substatus(AzureModel):
-    """A part of a status, with a name of its own."""
-
-    name: str
-    status: str
-    formatted_message: FormattedMessage | None = None
-
-    @property
-    def message(self) -> str:
-        """Its text."""
-        return self.formatted_message.message if self.formatted_message else ""
-
-
-class ExtensionStatus(AzureModel):
-    """``status`` of a status file.
+class _Told(AzureModel):
+    """A status and its text.
 
     Attributes:
         status: ``transitioning``, ``success``, ``warning`` or ``error``.
     """
 
-    operation: str = ""
     status: str
     formatted_message: FormattedMessage | None = None
-    substatus: list[Substatus] | None = None
 
     @property
     def message(self) -> str:
         """Its text."""
         return self.formatted_message.message if self.formatted_message else ""
+
+
+class Substatus(_Told):
+    """A part of a status, with a name of its own."""
+
+    name: str
+
+
+class ExtensionStatus(_Told):
+    """``status`` of a status file."""
+
+    operation: str = ""
+    substatus: list[Substatus] | None = None
 
 
 def read_status_file(text: str | bytes) -> tuple[ExtensionStatus, dict[str, Any]]:

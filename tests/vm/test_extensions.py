@@ -261,7 +261,7 @@ def sample(greeting: str) -> dict[str, Any]:
 
 
 def with_sample(change: dict[str, Any]) -> dict[str, Any]:
-    change["virtualMachineProfile"]["extensionProfile"]["extensions"].append(sample("hello"))
+    listed_in(change).append(sample("hello"))
     return change
 
 

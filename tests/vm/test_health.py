@@ -248,3 +248,34 @@ def test_a_killed_instance_is_repaired_by_itself(web: ScaleSet, lab: Lab) -> Non
     assert repairs
     assert repairs[0].startswith("Restart: ")
     assert web.orchestration_services[0]["serviceState"] == "Running"
+
+
+def parts(web: ScaleSet) -> dict[str, str]:
+    """The substatuses in the instance view."""
+    (health,) = web[0].instance_view()["extensions"]
+    return {part["code"]: part["message"] for part in health["substatuses"]}
+
+
+def test_the_instance_view_has_what_it_says_now(web: ScaleSet) -> None:
+    """H4, D5: Azure's names, custom metrics too."""
+    metrics = '{"rollingUpgrade": {"PhaseOrderingNumber": 1}}'
+    write(web[0], page(ApplicationHealthState="Healthy", customMetrics=metrics))
+    deadline = time.monotonic() + 60
+    while (found := parts(web)).get("ComponentStatus/CustomMetrics/succeeded") != metrics:
+        assert time.monotonic() < deadline, found
+        time.sleep(1)
+    assert found["ComponentStatus/ApplicationHealthState/succeeded"] == "Healthy"
+
+
+def test_it_goes_with_the_model(web: ScaleSet, lab: Lab) -> None:
+    """H2: its process ends, and nothing of it is left."""
+    host = web[0].host
+    assert host.run("systemctl is-active %s", UNIT).rc == 0
+    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": []}}})
+    web.update_instances()
+    assert host.run("systemctl is-active %s", UNIT).rc != 0
+    assert host.run("pgrep -f application_health.p[y]").rc == 1
+    assert host.run("ls /etc/systemd/system /var/lib/waagent | grep -i health").rc == 1
+    assert states(web[0]) == {OUTSIDE: HEALTHY}
+    told = [event.message for event in lab.store.events() if event.kind == "warning"]
+    assert not any("was not removed" in message for message in told), told

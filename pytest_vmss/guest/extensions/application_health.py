@@ -103,7 +103,7 @@ class ApplicationHealthLinux(Handler):
             message = broken.message
         return ExtensionRecord(
             name=extension.name,
-            type=f"{self.publisher}.{self.type}",
+            type=extension.handler_name,
             version=self.version,
             status="success" if code == 0 else "error",
             exit_code=code,

@@ -177,7 +177,7 @@ def _record(
 ) -> ExtensionRecord:
     return ExtensionRecord(
         name=extension.name,
-        type=f"{extension.publisher}.{extension.type}",
+        type=extension.handler_name,
         version=find_handler(extension.publisher, extension.type).version,
         status="success" if code == 0 else "error",
         exit_code=code,

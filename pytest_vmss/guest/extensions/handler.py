@@ -1,9 +1,9 @@
-"""What an extension's handler is: the protocol that a suite's own handlers follow too (H2)."""
+"""What an extension's handler is, a suite's own as well (H2)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.guest.shell import Shell
@@ -30,10 +30,10 @@ class Target:
     factor: float = 1.0
 
 
-class Handler(Protocol):
+class Handler(ABC):
     """Runs the extensions of one type.
 
-    A class that implements it inherits from it: then only :meth:`run` must be written.
+    Only :meth:`run` must be written.
 
     Attributes:
         publisher: Of the extension.
@@ -47,10 +47,11 @@ class Handler(Protocol):
     version: str
     reports: bool = False
 
-    def check(self, extension: Extension) -> list[str]:  # noqa: ARG002 - the protocol's
+    def check(self, extension: Extension) -> list[str]:  # noqa: ARG002
         """What is wrong with its settings, before anything is created."""
         return []
 
+    @abstractmethod
     def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
         """Runs it in the guest once for each run; an earlier result of it is returned as it is.
 
@@ -59,7 +60,6 @@ class Handler(Protocol):
             extension: The extension with its settings.
             run: Names the run, the same after a crash.
         """
-        ...
 
     def remove(self, target: Target, extension: Extension) -> str:  # noqa: ARG002
         """Removes it from a guest whose model names it no longer.

@@ -70,7 +70,7 @@ def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionRecord:
     """What came of an extension that did not end in time; Azure's words."""
     return ExtensionRecord(
         name=extension.name,
-        type=f"{extension.publisher}.{extension.type}",
+        type=extension.handler_name,
         version=find_handler(extension.publisher, extension.type).version,
         status="error",
         timed_out=True,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pytest_vmss.guest.extensions.command import redact
 from pytest_vmss.model import Extension, ExtensionStatus, read_status_file
 from pytest_vmss.store import ExtensionRecord, SubstatusRecord
@@ -12,13 +10,7 @@ __all__ = ["described", "with_status"]
 
 _MESSAGE_CHARS = 4096
 _SUBSTATUSES = 20
-_Status = Literal["success", "warning", "error", "transitioning"]
-_STATUSES: dict[str, _Status] = {
-    "success": "success",
-    "warning": "warning",
-    "error": "error",
-    "transitioning": "transitioning",
-}
+_KNOWN = frozenset({"success", "warning", "error", "transitioning"})
 
 
 def described(last: ExtensionRecord, text: str | bytes, extension: Extension) -> ExtensionRecord:
@@ -44,6 +36,7 @@ def with_status(
     def shown(text: str) -> str:
         return redact(text, extension)[:_MESSAGE_CHARS]
 
+    told = status.status.lower()
     parts = tuple(
         SubstatusRecord(
             name=shown(part.name), status=part.status.lower(), message=shown(part.message)
@@ -52,7 +45,7 @@ def with_status(
     )
     return last.model_copy(
         update={
-            "status": _STATUSES.get(status.status.lower(), "transitioning"),
+            "status": told if told in _KNOWN else "transitioning",
             "message": shown(status.message),
             "substatuses": parts,
         }

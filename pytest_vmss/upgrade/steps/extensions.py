@@ -106,12 +106,13 @@ class RunExtensions:
 
         What goes wrong is a warning: the rest of the model must not wait for it.
         """
-        named = {entry.name: _type(entry) for entry in extensions}
+        named = {entry.name: entry.handler_name.lower() for entry in extensions}
         before = {entry.name: context.as_run(entry) for entry in self._results(context)}
         gone = {
             name: extension
             for name, extension in before.items()
-            if name not in named or (extension is not None and named[name] != _type(extension))
+            if name not in named
+            or (extension is not None and named[name] != extension.handler_name.lower())
         }
         for stage in reversed(stages_of_extensions([entry for entry in gone.values() if entry])):
             for extension in stage:
@@ -164,15 +165,11 @@ class RunExtensions:
         )
 
 
-def _type(extension: Extension) -> str:
-    return f"{extension.publisher}.{extension.type}".lower()
-
-
 def _skipped(extension: Extension, failed: str) -> ExtensionRecord:
     """Of an extension that was not run; the Azure agent's words."""
     return ExtensionRecord(
         name=extension.name,
-        type=f"{extension.publisher}.{extension.type}",
+        type=extension.handler_name,
         status="error",
         skipped=True,
         message=(
