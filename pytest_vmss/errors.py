@@ -23,6 +23,7 @@ __all__ = [
     "HypervisorError",
     "ImageError",
     "InstanceError",
+    "InterruptedOperationError",
     "KernelPanicError",
     "LabError",
     "ModelError",
@@ -330,6 +331,24 @@ class ProvisioningError(VmssError):
 
 class UpgradeError(VmssError):
     """An upgrade could not start, or ended otherwise than asked."""
+
+
+class InterruptedOperationError(UpgradeError):
+    """The host could not go on with an operation; it is unfinished, and can be resumed (Q1).
+
+    Nothing was judged: that no disk could be written says nothing about an image.
+
+    Attributes:
+        scale_set: The set's name.
+        operation: The operation's id.
+    """
+
+    code = "OperationInterrupted"
+
+    def __init__(self, message: str, *, scale_set: str, operation: str) -> None:
+        super().__init__(message)
+        self.scale_set = scale_set
+        self.operation = operation
 
 
 class ViolationError(VmssError, AssertionError):

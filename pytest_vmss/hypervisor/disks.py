@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import pycdlib
 
 from pytest_vmss.errors import HostError
+from pytest_vmss.files import settle, write_durably
 from pytest_vmss.hypervisor.protocol import Seed
 from pytest_vmss.process import run
 
@@ -30,7 +30,7 @@ def create_data_disk(path: Path, size_gib: int) -> None:
         what=f"making the data disk {path}",
     )
     part.chmod(0o600)
-    _settle(part, path)
+    settle(part, path)
 
 
 def create_os_disk(path: Path, image: Path, size_gib: int | None) -> None:
@@ -49,7 +49,7 @@ def create_os_disk(path: Path, image: Path, size_gib: int | None) -> None:
         what=f"making the OS disk {path}",
     )
     part.chmod(0o600)
-    _settle(part, path)
+    settle(part, path)
 
 
 def write_seed(path: Path, seed: Seed) -> None:
@@ -75,23 +75,7 @@ def write_seed(path: Path, seed: Seed) -> None:
     out = io.BytesIO()
     iso.write_fp(out)
     iso.close()
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(out.getvalue())
+        write_durably(path, out.getvalue())
     except OSError as full:
-        part.unlink(missing_ok=True)
         raise HostError(f"the seed {path} cannot be written: {full.strerror}") from full
-    _settle(part, path)
-
-
-def _settle(part: Path, path: Path) -> None:
-    """Gives a finished file its name, durably."""
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    part.replace(path)
