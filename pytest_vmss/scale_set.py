@@ -574,10 +574,12 @@ class ScaleSet:
         return [int(given) for given in wanted]
 
     def delete(self) -> None:
-        """Deletes the set, its machines and all their disks.
+        """Deletes the set, its machines and all their disks; what this process does on it stops.
 
         Raises:
-            ConflictError: An operation is in progress on it.
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
         """
         for instance in self.instances:
             instance.close()
