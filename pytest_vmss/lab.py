@@ -16,7 +16,6 @@ from pytest_vmss.clock import SystemClock
 from pytest_vmss.conductor import Conductor, Options
 from pytest_vmss.errors import (
     ConflictError,
-    HostError,
     HypervisorError,
     LabError,
     ProvisioningError,
@@ -342,9 +341,10 @@ class Lab:
             record = self.world.set_record(name)
             if record.state == "Deleting":
                 if not engine.instances():
-                    self._forget(record)
+                    self._forget(engine, record)
                 return account
-            self.world.serve(name)
+            with engine.journal.outside("resume"):
+                self.world.serve(name)
             capacity = self.world.current_revision(name).model.sku.capacity
             # A kill between an update of the model and the scaling that belongs to it.
             sized = Sizing(self.world, engine).scale(capacity)
@@ -410,7 +410,7 @@ class Lab:
                     engine.journal.abandon(unfinished.id, "the set is deleted")
             everyone = parts(instance.instance_id for instance in engine.instances())
             self.require_success(engine.at_once("delete", lambda: everyone))
-            self._forget(record)
+            self._forget(engine, record)
 
     @contextlib.contextmanager
     def _stopped(self, engine: Engine) -> Iterator[None]:
@@ -430,23 +430,18 @@ class Lab:
                 stack.enter_context(engine.claim(wait=_STOP_S))
             yield
 
-    def _forget(self, record: ScaleSetRecord) -> None:
+    def _forget(self, engine: Engine, record: ScaleSetRecord) -> None:
         """Removes what is left of a set whose instances are gone; its history stays."""
         folder = self.paths.scale_set(record.name)
-        try:
+        with engine.journal.outside("deletion"):
             if folder.exists():
                 shutil.rmtree(folder)
-        except OSError as refused:
-            raise HostError(
-                f"{folder} cannot be removed: {refused}; when it can, go on with: "
-                f"vmss delete {record.name}"
-            ) from refused
-        self.world.stop_serving(record)
-        with self.store.transaction():
-            for revision in self.store.select(ModelRecord, record.unique_id):
-                self.store.delete(revision)
-            self.store.delete(record)
-            self.store.event(record.name, "deleted", "deleted")
+            self.world.stop_serving(record)
+            with self.store.transaction():
+                for revision in self.store.select(ModelRecord, record.unique_id):
+                    self.store.delete(revision)
+                self.store.delete(record)
+                self.store.event(record.name, "deleted", "deleted")
         self.world.checks.pop(record.name.lower(), None)
         self._sets.pop(record.name, None)
 

@@ -385,7 +385,8 @@ class ScaleSet:
             version = check_document(self._lab.world, wanted, current=self._revision)
             self._sizing.check(wanted.model.sku.capacity)
             account = self._bring(wanted, version)
-            self._lab.world.serve(self.name)
+            with self._engine.journal.outside("update"):
+                self._lab.world.serve(self.name)
             operation = None if account is None else self._taken(account.record.id)
             self._forget(self._sizing.scale(wanted.model.sku.capacity))
         self._lab.wake()

@@ -193,7 +193,7 @@ class Store:
         with self.transaction():
             self._db.execute(
                 "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
-                "ON CONFLICT DO UPDATE SET intended = excluded.intended",
+                "ON CONFLICT DO UPDATE SET intended = excluded.intended, done = NULL, error = NULL",
                 (operation, scale_set, instance_id, phase, sequence, name,
                  self._clock.now().isoformat()),
             )  # fmt: skip

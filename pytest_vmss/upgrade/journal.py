@@ -273,13 +273,31 @@ class Journal:
             self.end(operation_id, "Faulted", code=code, message=message)
             raise
 
-    def _interrupted(
-        self, operation_id: str, action: Action, cause: str
-    ) -> InterruptedOperationError:
+    @contextlib.contextmanager
+    def outside(self, what: str) -> Iterator[None]:
+        """Says how to go on where the host fails between operations.
+
+        Args:
+            what: What is done, in words.
+
+        Raises:
+            InterruptedOperationError: The host cannot go on just now.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not is_interruption(error):
+                raise
+            raise self._interrupted("", what, describe(error)[1]) from error
+
+    def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
         """Says how to go on; in the events too, where they can be written."""
         with contextlib.suppress(LabError):
             self._store.event(
-                self._name, "interrupted", f"interrupted: {cause}", operation=operation_id
+                self._name,
+                "interrupted",
+                f"interrupted: {cause}",
+                operation=operation_id or None,
             )
         return InterruptedOperationError(
             f"the {action} of {self._name!r} is interrupted and unfinished: {cause}\n"

@@ -156,7 +156,7 @@ def test_libvirt_away_in_mid_upgrade_judges_nobody(
     web = upgrading(lab, 3)
 
     def away(*_: object) -> None:
-        raise HostError("libvirt's daemon at qemu:///system went away")
+        raise HostError("libvirt's daemon at qemu:///session went away")
 
     def start(_: object) -> None:
         for name in ("state", "running_generation", "request_stop", "power_off", "remove"):
@@ -170,7 +170,64 @@ def test_libvirt_away_in_mid_upgrade_judges_nobody(
     upgrade = web.history()[0]
     assert not upgrade.ended
     assert upgrade.errors == {}
+    assert "interrupted: libvirt's daemon at qemu:///session went away" in upgrade.explain()
+    assert "go on with: vmss resume web" in upgrade.explain()
     ends_completed(lab, web)
+    assert "interrupted" not in upgrade.explain()
+
+
+def test_a_step_that_is_taken_again_is_not_done_meanwhile(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M1: what the journal said of the failed attempt is not said of the next."""
+    web = upgrading(lab)
+    lab.simulated.fail_os_disks = True
+    interrupted(lab.run_due, "no space left")
+    lab.simulated.fail_os_disks = False
+    seen: list[object] = []
+    make = lab.simulated.create_os_disk
+
+    def look(*arguments: Any) -> None:
+        (step,) = lab.store.steps(web.history()[0].id)
+        seen.append((step.done, step.error))
+        make(*arguments)
+
+    monkeypatch.setattr(lab.simulated, "create_os_disk", look)
+    ends_completed(lab, web)
+    assert seen == [(None, None)]
+
+
+def test_a_load_balancer_that_fails_after_an_update_is_gone_on_with(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: between two operations too: the scaling that belongs to the update is not forgotten."""
+    web = lab.start_web(2, automatic=False)
+
+    def bad(*_: object) -> None:
+        raise BalancerError("HAProxy does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.world, "serve", bad)
+        interrupted(lambda: web.update({"sku": {"capacity": 3}}), "HAProxy does not answer")
+    web.resume()
+    assert len(web) == 3
+    assert web.healthy
+
+
+def test_a_deletion_that_cannot_end_is_gone_on_with(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = lab.start_web(1)
+
+    def refuse(*_: object) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", refuse)
+        interrupted(web.delete, "resource busy")
+    lab.resume("web")
+    assert lab.scale_sets() == []
+    assert lab.simulated.defined == {}
 
 
 @pytest.mark.parametrize("behaviour", [Behaviour.GOOD, Behaviour.UNHEALTHY])
