@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self, Unpack
 
-from pytest_vmss.blobs import Blobs
+from pytest_vmss.blobs import Blobs, names_server
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.conductor import Conductor, Options
 from pytest_vmss.errors import (
@@ -229,8 +229,18 @@ class Lab:
         """Files for guests to download, behind tokens that expire (H5)."""
         return Blobs(self.paths.blobs, self.store, self.world.clock)
 
-    def _serve_files(self) -> None:
-        self.blobs.serve_if_used()
+    def _serve_files(self, scale_set: str) -> None:
+        """H5: that the server cannot be had is an error for a set alone that needs it."""
+        port = self.blobs.port
+        if port is None:
+            return
+        record = self.world.set_record(scale_set)
+        instances = self.store.select(InstanceRecord, record.name.lower())
+        numbers = {record.revision, *(instance.revision for instance in instances)}
+        models = [self.store.get(ModelRecord, record.unique_id, f"{n:06d}") for n in numbers]
+        self.blobs.serve_if_used(
+            needed=any(names_server(entry.model, port) for entry in models if entry is not None)
+        )
 
     def _require_balancer(self) -> None:
         HAProxy(self.paths.balancer("any-other-set"), []).require()

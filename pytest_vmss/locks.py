@@ -181,7 +181,10 @@ def is_locked(path: Path) -> bool:
 
 def _open(path: Path, flags: int) -> int:
     with _forking:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        except PermissionError:  # a file that is read-only; over NFS alone must it be writable
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         _descriptors.add(descriptor)
     return descriptor
 
