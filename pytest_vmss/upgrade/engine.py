@@ -167,7 +167,7 @@ class Engine:
     def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Works on instances side by side."""
         self._world.serve(self.name)
-        self._world.serve_files()
+        self._world.serve_files(self.name)
         operation = self.journal.operation(operation_id)
 
         def act(number: int) -> None:
@@ -233,7 +233,7 @@ class Engine:
         uris = list(file_uris(model))
         if not uris or account.batch_records or account.record.error_code is not None:
             return True
-        self._world.serve_files()
+        self._world.serve_files(self.name)
         told = [(name, self._world.reach(uri)) for name, uri in uris]
         wrong = [f"the extension {name!r}: {why}" for name, why in told if why]
         if not wrong:

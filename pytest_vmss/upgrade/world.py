@@ -77,7 +77,7 @@ class World:
         report: Reads what an instance's Application Health extension reports now.
         degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
         reach: Says what is wrong with a URI; empty where it can be reached (C8).
-        serve_files: Sees to it that guests can download the lab's own files (H5).
+        serve_files: Sees to it that a set's guests can download the lab's own files (H5).
         checks: The suite's own functions of health, by set (F4).
         working: What stops the operations of this process, by set.
         sizes: VM sizes besides the built-in ones.
@@ -99,7 +99,7 @@ class World:
     probe: Prober
     report: Callable[[InstanceContext, ApplicationHealthSettings], Observation]
     reach: Callable[[str], str]
-    serve_files: Callable[[], None]
+    serve_files: Callable[[str], None]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
     require_room: Callable[[int, VmSize], None]
