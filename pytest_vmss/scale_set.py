@@ -284,15 +284,19 @@ class ScaleSet:
             The oldest upgrade that no earlier call returned, ended.
 
         Raises:
-            UpgradeError: None is due; the message says why.
+            InterruptedOperationError: The host could not go on with it; :meth:`resume` does.
+            UpgradeError: None is due, or it could not be started; the message says why.
             WaitTimeoutError: It did not end in time.
         """
 
         def probe() -> Upgrade | None:
-            idle = self._lab.conductor.idle
+            idle = self._lab.conductor.is_idle(self.name)
             fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
+            if fresh and fresh[-1].ended:
+                return fresh[-1]
+            self._lab.conductor.failures.check(self.name)
             if fresh:
-                return fresh[-1] if fresh[-1].ended else None
+                return None
             if idle:
                 raise UpgradeError(
                     f"no upgrade of {self.name!r} is due: {self._lab.rollouts.why_not(self.name)}"
