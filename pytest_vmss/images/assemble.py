@@ -150,6 +150,7 @@ def _clamp_times(root: Path, timestamp: int) -> None:
 
 def main() -> None:
     """Assembles the version named by the command line: image folder, version, tar, out."""
+    os.umask(0o022)  # the guest's folders must not depend on the user's
     folder, name, rootfs, out = sys.argv[1:]
     image = load_image(Path(folder))
     assemble(image, image.version(name), Path(rootfs), Path(out))
