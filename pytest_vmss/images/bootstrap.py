@@ -100,7 +100,7 @@ def choose_way(cache: Path) -> Way:
 
 
 def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
-    """Makes a root filesystem, the same in every mode, bit by bit.
+    """Makes a root filesystem; the modes differ in what assembling levels.
 
     Args:
         base: What goes into it.
