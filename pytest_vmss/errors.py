@@ -70,9 +70,17 @@ class LabError(VmssError):
 
 
 class HostError(VmssError):
-    """The host lacks something; the message names the command that mends it."""
+    """The host lacks something; the message names the command that mends it.
+
+    Attributes:
+        mend: That command or step alone, where it is known.
+    """
 
     code = "HostNotReady"
+
+    def __init__(self, message: str, *, code: str | None = None, mend: str = "") -> None:
+        super().__init__(message, code=code)
+        self.mend = mend
 
 
 class CapacityError(HostError):
