@@ -1,0 +1,89 @@
+"""M1, Q1 on real VMs: several instances half done at once, and a host that cannot write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vm import failing_write
+from tests.vm.command import Command
+from tests.vm.conftest import qemu_processes
+from tests.vm.shop import Shop, create
+
+#: Two zones and batches across them: two instances share an update domain each time.
+IN_TWOS = {
+    "policy": {"maxBatchInstancePercent": 50, "enableCrossZoneUpgrade": True},
+    "properties": {"zones": ["1", "2"]},
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, built: Callable[[str], Path]) -> Iterator[Shop]:
+    """Four instances that are upgraded in batches of two."""
+    command = Command(tmp_path_factory.mktemp("state"))
+    try:
+        create(command, tmp_path_factory.mktemp("model"), built("1.0.0"), capacity=4, **IN_TWOS)
+        yield Shop(command, 4)
+    finally:
+        command("delete", "--yes", "shop", ok=False)
+        assert qemu_processes(str(command.state)) == []
+
+
+def test_two_half_done_are_killed_and_a_write_fails_after_a_commit(
+    shop: Shop, built: Callable[[str], Path]
+) -> None:
+    """M1, M2, Q1, D2: SIGKILL, then SQLite's error once an instance is committed; all complete.
+
+    No disk is lost, nothing that is committed goes back, nothing is run or started twice.
+    """
+    before = shop.check(["1.0.0"] * 4)
+    untouched = shop.pids()[2:]
+    publish = ("image", "publish", "web", "1.1.0", built("1.1.0"))
+    shop.command.killed_at("swap: boot", *publish, times=2, after=3.0)
+    machines = shop.pids()
+    assert machines[2:] == untouched
+    for number in (0, 1):
+        assert shop.disks(number) >= {"os-1.qcow2", "os-2.qcow2"}, "both OS disks are there"
+    assert shop.history()[0]["runningStatus"]["code"] == "RollingForward"
+
+    failing = Command(shop.command.state, program=(sys.executable, failing_write.__file__))
+    interrupted = failing("resume", "shop", ok=False)
+    told = interrupted.stdout + interrupted.stderr
+    assert interrupted.returncode == 1, told
+    assert "disk I/O error" in told
+    assert "vmss resume shop" in told
+    assert shop.pids() == machines, "no machine was stopped or started again"
+    committed = [n for n in (0, 1) if shop.instances()[n]["osDisk"]["generation"] == 2]
+    assert committed
+    for number in shop.numbers:
+        generation = shop.instances()[number]["osDisk"]["generation"]
+        assert f"os-{generation}.qcow2" in shop.disks(number), "the kept disk is there"
+    facts = shop.facts()
+    for number in committed:
+        assert shop.instances()[number]["imageVersionFound"] == "1.1.0"
+        assert facts[number].order == str(number)
+    assert shop.history()[0]["runningStatus"]["code"] == "RollingForward"
+    refused = shop.command("upgrade", "shop", ok=False)
+    assert "vmss resume shop" in refused.stderr
+
+    resumed = shop.command("resume", "shop")
+    assert "Completed" in resumed.stdout
+    assert shop.pids()[:2] == machines[:2], "both were taken up as they were"
+    after = shop.check(["1.1.0"] * 4)
+    for number in shop.numbers:
+        assert after[number].boot_id != before[number].boot_id
+        assert len(after[number].custom_data_runs) == len(after[number].extension_runs) == 2
+    (upgrade,) = shop.history()
+    assert upgrade["progress"] == {
+        "successfulInstanceCount": 4,
+        "failedInstanceCount": 0,
+        "inProgressInstanceCount": 0,
+        "pendingInstanceCount": 0,
+    }
+    batches = [event for event in shop.command.events() if event.startswith("batch ")]
+    assert [event.partition(" (")[0] for event in batches] == [
+        "batch 1: instances 0, 1", "batch 2: instances 2, 3",
+    ]  # fmt: skip
