@@ -50,19 +50,19 @@ class Facts:
 
 
 def write_model(
-    folder: Path, *, properties: dict[str, Any] | None = None, **options: Any
+    folder: Path, *, fields: dict[str, Any] | None = None, **options: Any
 ) -> tuple[Path, Path]:
     """A set with a used and an idle data disk, as files.
 
     Args:
         folder: Where to.
-        properties: Fields of the model's first level.
+        fields: More of the model's first level.
         options: See :func:`~tests.models.web_model`.
 
     Returns:
         The files of the model and of its load balancer.
     """
-    body = {**web_model("shop", **options), **(properties or {})}
+    body = {**web_model("shop", **options), **(fields or {})}
     storage = body["properties"]["virtualMachineProfile"]["storageProfile"]
     storage["dataDisks"].append({"lun": 1, "createOption": "Empty", "diskSizeGB": 1})
     model, balancer = folder / "shop.yaml", folder / "lb.json"
@@ -117,6 +117,10 @@ class Shop:
         view = json.loads(self.command("show", "shop", "--json").stdout)
         found: list[dict[str, Any]] = view["instances"]
         return found
+
+    def versions(self) -> list[str]:
+        """The image version that was found in each guest."""
+        return [instance["imageVersionFound"] for instance in self.instances()]
 
     def disks(self, number: int) -> set[str]:
         """Names of an instance's disks, and of what is left of unfinished ones."""

@@ -1,89 +1,141 @@
-"""M1, Q1 on real VMs: several instances half done at once, and a host that cannot write."""
+"""M3, Q1 on real VMs: the host's disk is full, and its libvirt is away."""
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import os
+import shutil
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.vm import failing_write
 from tests.vm.command import Command
-from tests.vm.conftest import qemu_processes
-from tests.vm.shop import Shop, create
+from tests.vm.conftest import NOBODY, qemu_processes
+from tests.vm.shop import Shop, create, write_model
 
-#: Two zones and batches across them: two instances share an update domain each time.
-IN_TWOS = {
-    "policy": {"maxBatchInstancePercent": 50, "enableCrossZoneUpgrade": True},
-    "properties": {"zones": ["1", "2"]},
-}
+#: Seconds for which libvirt's daemon is away.
+AWAY_S = 20.0
 
 
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, built: Callable[[str], Path]) -> Iterator[Shop]:
-    """Four instances that are upgraded in batches of two."""
-    command = Command(tmp_path_factory.mktemp("state"))
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that can be filled."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1200m,mode=700", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     try:
-        create(command, tmp_path_factory.mktemp("model"), built("1.0.0"), capacity=4, **IN_TWOS)
-        yield Shop(command, 4)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_disk_full_while_the_new_overlay_is_written(
+    small_disk: Path, tmp_path: Path, built: Callable[[str], Path]
+) -> None:
+    """M1, M3: QEMU stops the guest; with room made, the previous disk is back, data and all."""
+    command = Command(small_disk)
+    policy = {"rollbackFailedInstancesOnPolicyBreach": True}
+    try:
+        create(command, tmp_path, built("1.0.0"), capacity=1, automatic=False, policy=policy)
+        shop = Shop(command, 1)
+        command("image", "publish", "web", "1.1.0", built("1.1.0"))
+        filler = small_disk / "filler"
+        with command.until("swap: boot", "upgrade", "shop") as process:
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(2**20)):  # the last one is cut short, the next fails
+                    pass
+            assert shutil.disk_usage(small_disk).free < 2**16
+            told, _ = process.communicate(timeout=300)
+        assert process.returncode == 1
+        assert "cannot write to its disks" in told or "cannot be written" in told, told
+        filler.unlink()
+        if "vmss resume" in told:  # the journal ran full too
+            resumed = command("resume", "shop", ok=False)
+            assert resumed.returncode == 1
+        shop.check(["1.0.0"])
+        assert shop.history()[0]["runningStatus"]["code"] == "Faulted"
     finally:
         command("delete", "--yes", "shop", ok=False)
-        assert qemu_processes(str(command.state)) == []
+        assert qemu_processes(str(small_disk)) == []
 
 
-def test_two_half_done_are_killed_and_a_write_fails_after_a_commit(
-    shop: Shop, built: Callable[[str], Path]
+def daemons(home: Path) -> list[psutil.Process]:
+    """The libvirt daemons of a home folder's session."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] in ("libvirtd", "virtqemud"):
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("XDG_RUNTIME_DIR") == str(home / "run"):
+                    found.append(process)
+    return found
+
+
+def test_libvirts_daemon_away_in_mid_upgrade(
+    python: Path, place: Path, built: Callable[[str], Path]
 ) -> None:
-    """M1, M2, Q1, D2: SIGKILL, then SQLite's error once an instance is committed; all complete.
+    """M1, Q1: its machines run on without it; when it is back, so is the upgrade.
 
-    No disk is lost, nothing that is committed goes back, nothing is run or started twice.
+    As a user, whose daemon libvirt's own library starts on demand. Here it may not.
     """
-    before = shop.check(["1.0.0"] * 4)
-    untouched = shop.pids()[2:]
-    publish = ("image", "publish", "web", "1.1.0", built("1.1.0"))
-    shop.command.killed_at("swap: boot", *publish, times=2, after=3.0)
-    machines = shop.pids()
-    assert machines[2:] == untouched
-    for number in (0, 1):
-        assert shop.disks(number) >= {"os-1.qcow2", "os-2.qcow2"}, "both OS disks are there"
-    assert shop.history()[0]["runningStatus"]["code"] == "RollingForward"
-
-    failing = Command(shop.command.state, program=(sys.executable, failing_write.__file__))
-    interrupted = failing("resume", "shop", ok=False)
-    told = interrupted.stdout + interrupted.stderr
-    assert interrupted.returncode == 1, told
-    assert "disk I/O error" in told
-    assert "vmss resume shop" in told
-    assert shop.pids() == machines, "no machine was stopped or started again"
-    committed = [n for n in (0, 1) if shop.instances()[n]["osDisk"]["generation"] == 2]
-    assert committed
-    for number in shop.numbers:
-        generation = shop.instances()[number]["osDisk"]["generation"]
-        assert f"os-{generation}.qcow2" in shop.disks(number), "the kept disk is there"
-    facts = shop.facts()
-    for number in committed:
-        assert shop.instances()[number]["imageVersionFound"] == "1.1.0"
-        assert facts[number].order == str(number)
-    assert shop.history()[0]["runningStatus"]["code"] == "RollingForward"
-    refused = shop.command("upgrade", "shop", ok=False)
-    assert "vmss resume shop" in refused.stderr
-
-    resumed = shop.command("resume", "shop")
-    assert "Completed" in resumed.stdout
-    assert shop.pids()[:2] == machines[:2], "both were taken up as they were"
-    after = shop.check(["1.1.0"] * 4)
-    for number in shop.numbers:
-        assert after[number].boot_id != before[number].boot_id
-        assert len(after[number].custom_data_runs) == len(after[number].extension_runs) == 2
-    (upgrade,) = shop.history()
-    assert upgrade["progress"] == {
-        "successfulInstanceCount": 4,
-        "failedInstanceCount": 0,
-        "inProgressInstanceCount": 0,
-        "pendingInstanceCount": 0,
+    user = NOBODY if os.geteuid() == 0 else None
+    home = place / "without-libvirt"
+    (home / "run").mkdir(parents=True, mode=0o700)
+    (home / "files").mkdir()
+    images = {version: home / f"web-{version}.qcow2" for version in ("1.0.0", "1.1.0")}
+    for version, path in images.items():
+        shutil.copyfile(built(version), path)
+    write_model(home / "files", capacity=1)
+    for path in (home, home / "run"):
+        if user is not None:
+            os.chown(path, user, user)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_RUNTIME_DIR": str(home / "run"),
+        "LANG": "C.UTF-8",
+        "VMSS_CONNECT": "qemu:///session",
     }
-    batches = [event for event in shop.command.events() if event.startswith("batch ")]
-    assert [event.partition(" (")[0] for event in batches] == [
-        "batch 1: instances 0, 1", "batch 2: instances 2, 3",
-    ]  # fmt: skip
+    program = python.parent / "vmss"
+    command = Command(home / "state", program=program, environment=environment, user=user)
+    patient = Command(
+        home / "state",
+        program=program,
+        environment={**environment, "LIBVIRT_AUTOSTART": "0"},
+        user=user,
+    )
+    try:
+        command("image", "publish", "web", "1.0.0", images["1.0.0"])
+        files = home / "files"
+        command("create", files / "shop.yaml", "--load-balancer", files / "lb.json")
+        shop = Shop(command, 1)
+        publish = ("image", "publish", "web", "1.1.0", images["1.1.0"])
+        with patient.until("swap: boot", *publish) as process:
+            time.sleep(3.0)
+            (daemon,) = daemons(home)
+            (machine,) = shop.pids()
+            argv = daemon.cmdline()
+            daemon.kill()
+            time.sleep(AWAY_S)
+            assert daemons(home) == [], "it was away all the while"
+            assert shop.pids() == [machine]
+            subprocess.run(
+                [*argv, "--daemon"], env=environment, user=user, group=user,
+                extra_groups=None if user is None else [], check=True, timeout=60,
+            )  # fmt: skip
+            out, _ = process.communicate(timeout=300)
+        if process.returncode != 0:
+            assert "vmss resume shop" in out
+            out = command("resume", "shop").stdout
+        assert "Completed" in out
+        assert shop.pids() == [machine]
+        shop.check(["1.1.0"])
+    finally:
+        command("delete", "--yes", "shop", ok=False)
+        assert qemu_processes(str(home)) == []
