@@ -6,11 +6,14 @@ virtual one. Every wait has a limit and says what it waits for.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -18,7 +21,16 @@ from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
 
 from pytest_vmss.errors import WaitTimeoutError
 
-__all__ = ["Clock", "Interrupted", "SystemClock", "VirtualClock", "side_by_side", "wait_for"]
+__all__ = [
+    "Clock",
+    "Interrupted",
+    "Stopped",
+    "SystemClock",
+    "VirtualClock",
+    "side_by_side",
+    "stoppable",
+    "wait_for",
+]
 
 _I = TypeVar("_I")
 _T = TypeVar("_T")
@@ -38,6 +50,9 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None:
         """Lets time pass."""
 
+    def check(self) -> None:
+        """Raises :class:`Interrupted` where a wait would."""
+
     def close(self) -> None:
         """Makes every wait, now and later, raise :class:`Interrupted`."""
 
@@ -46,15 +61,42 @@ class Interrupted(BaseException):
     """The lab is being closed: every wait ends, and the journal stays as after a kill."""
 
 
+class Stopped(Interrupted):
+    """The same, of one operation alone: somebody stops it."""
+
+
+#: What ends the waits of this thread and of those that it starts side by side.
+_signal: ContextVar[threading.Event | None] = ContextVar("vmss-stop", default=None)
+
+
+@contextlib.contextmanager
+def stoppable(signal: threading.Event) -> Iterator[None]:
+    """Lets a signal end the waits of what runs inside by :class:`Stopped`.
+
+    Args:
+        signal: Set by another thread.
+    """
+    token = _signal.set(signal)
+    try:
+        yield
+    finally:
+        _signal.reset(token)
+
+
 class SystemClock:
     """The host's clock; closing it ends all waits on it."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
+        self._signals: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Makes every wait, now and later, raise :class:`Interrupted`."""
-        self._closed.set()
+        with self._lock:
+            self._closed.set()
+            for signal in self._signals:  # a thread waits on one event alone
+                signal.set()
 
     def now(self) -> datetime:
         """The time of day, in UTC."""
@@ -68,10 +110,29 @@ class SystemClock:
         """Blocks the calling thread.
 
         Raises:
-            Interrupted: The lab is being closed.
+            Interrupted: The lab is being closed, or the operation stopped.
         """
-        if self._closed.wait(seconds):
+        signal = _signal.get()
+        if signal is None:
+            self._closed.wait(seconds)
+        else:
+            with self._lock:
+                self._signals.add(signal)
+            if not self._closed.is_set():
+                signal.wait(seconds)
+        self.check()
+
+    def check(self) -> None:
+        """Raises where a wait would.
+
+        Raises:
+            Interrupted: The lab is being closed, or the operation stopped.
+        """
+        if self._closed.is_set():
             raise Interrupted
+        signal = _signal.get()
+        if signal is not None and signal.is_set():
+            raise Stopped
 
 
 class VirtualClock:
@@ -100,10 +161,17 @@ class VirtualClock:
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass at once."""
-        if self._closed:
-            raise Interrupted
+        self.check()
         with self._lock:
             self._elapsed += seconds
+
+    def check(self) -> None:
+        """Raises where a wait would."""
+        if self._closed:
+            raise Interrupted
+        signal = _signal.get()
+        if signal is not None and signal.is_set():
+            raise Stopped
 
     def interleave(self, items: list[_I], act: Callable[[_I], object]) -> None:
         """Acts on items as if side by side; raises the first failure after all have ended."""
@@ -144,7 +212,7 @@ def side_by_side(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clo
         clock.interleave(waiting, act)
         return
     with ThreadPoolExecutor(min(len(waiting), _SIDE_BY_SIDE), "vmss") as pool:
-        futures = [pool.submit(act, item) for item in waiting]
+        futures = [pool.submit(copy_context().run, act, item) for item in waiting]
         try:
             for future in futures:
                 future.result()

@@ -73,7 +73,7 @@ class LabPaths:
 
     def lock(self, name: str) -> Path:
         """Held by whoever changes a set (M4)."""
-        return self.folder / "sets" / f"{name}.lock"
+        return self.folder / "locks" / f"{name.lower()}.lock"
 
     def balancer(self, set_id: str) -> Path:
         """Everything of a set's load balancer; short, for sockets' paths are limited."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import HypervisorError
+from pytest_vmss.errors import HypervisorError, ToolError
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 
 __all__ = ["SimulatedHypervisor"]
@@ -83,7 +83,12 @@ class SimulatedHypervisor:
     ) -> None:
         """Makes a fresh disk on an image."""
         if self.fail_os_disks:
-            raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
+            raise ToolError(
+                f"making the OS disk {path}: qemu-img failed with status 1: no space left on device",
+                argv=("qemu-img", "create"),
+                returncode=1,
+                stderr="no space left on device",
+            )
         self._place(path)
         self._backing[str(path)] = self.images.get(image.stem, "")
 

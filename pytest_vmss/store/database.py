@@ -125,7 +125,7 @@ class Store:
     def _unwritable(self, error: sqlite3.OperationalError) -> LabError:
         return LabError(
             f"the lab's database {self._path} cannot be written: {error}; make room on its disk "
-            "(or free the database), then go on with: vmss resume"
+            "or free the database"
         )
 
     def _commit(self) -> None:
@@ -173,12 +173,16 @@ class Store:
 
         Raises:
             NotFoundError: It was deleted.
+            ValidationError: A value does not fit its field; nothing was changed.
+            TypeError: There is no such field; nothing was changed.
         """
+        if unknown := changes.keys() - type(record).model_fields.keys():
+            raise TypeError(f"the record {record.kind} has no fields {', '.join(sorted(unknown))}")
         with self.transaction():
             current = self.get(type(record), *record.key)
             if current is None:
                 raise NotFoundError(f"the {record.kind} {'/'.join(record.key)} is gone")
-            changed = current.model_copy(update=changes)
+            changed = type(record).model_validate({**dict(current), **changes})
             self.put(changed)
         return changed
 
@@ -189,7 +193,7 @@ class Store:
         with self.transaction():
             self._db.execute(
                 "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
-                "ON CONFLICT DO UPDATE SET intended = excluded.intended",
+                "ON CONFLICT DO UPDATE SET intended = excluded.intended, done = NULL, error = NULL",
                 (operation, scale_set, instance_id, phase, sequence, name,
                  self._clock.now().isoformat()),
             )  # fmt: skip
