@@ -443,11 +443,11 @@ class Engine:
         self, action: Action, record: InstanceRecord, version: VersionRecord | None
     ) -> bool:
         """Whether an instance has what an upgrade brings already."""
-        if action == "upgrade":
-            return version is not None and record.version == version.version
         if action == "update":
             return not self.is_behind(record)
         generation = self._store.get(GenerationRecord, *record.key, f"{record.generation:06d}")
+        if action == "upgrade":
+            return generation is not None and version is not None and generation.is_of(version)
         versions = {f"{p}.{t}": v for (p, t), v in handler_versions().items()}
         return generation is None or all(
             entry.version == versions.get(entry.type.lower(), entry.version)

@@ -226,7 +226,7 @@ def test_a_health_function_that_hangs_is_told_and_bounded() -> None:
     begun = time.monotonic()
     well, told = asked(redis_answers, "host", limit=0.2)
     assert not well
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     assert "redis_answers: the function did not return within 0.2 s" in told
     assert "threading.py" in told or "test_checks.py" in told
     with pytest.raises(Interrupted):  # the lab is closed meanwhile
