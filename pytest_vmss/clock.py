@@ -6,10 +6,13 @@ virtual one. Every wait has a limit and says what it waits for.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -22,10 +25,12 @@ __all__ = [
     "Clock",
     "Interrupted",
     "Killed",
+    "Stopped",
     "SystemClock",
     "VirtualClock",
     "preempt",
     "side_by_side",
+    "stoppable",
     "wait_for",
 ]
 
@@ -47,6 +52,9 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None:
         """Lets time pass."""
 
+    def check(self) -> None:
+        """Raises :class:`Interrupted` where a wait would."""
+
     def close(self) -> None:
         """Makes every wait, now and later, raise :class:`Interrupted`."""
 
@@ -55,15 +63,42 @@ class Interrupted(BaseException):
     """The lab is being closed: every wait ends, and the journal stays as after a kill."""
 
 
+class Stopped(Interrupted):
+    """The same, of one operation alone: somebody stops it."""
+
+
+#: What ends the waits of this thread and of those that it starts side by side.
+_signal: ContextVar[threading.Event | None] = ContextVar("vmss-stop", default=None)
+
+
+@contextlib.contextmanager
+def stoppable(signal: threading.Event) -> Iterator[None]:
+    """Lets a signal end the waits of what runs inside by :class:`Stopped`.
+
+    Args:
+        signal: Set by another thread.
+    """
+    token = _signal.set(signal)
+    try:
+        yield
+    finally:
+        _signal.reset(token)
+
+
 class SystemClock:
     """The host's clock; closing it ends all waits on it."""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
+        self._signals: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Makes every wait, now and later, raise :class:`Interrupted`."""
-        self._closed.set()
+        with self._lock:
+            self._closed.set()
+            for signal in self._signals:  # a thread waits on one event alone
+                signal.set()
 
     def now(self) -> datetime:
         """The time of day, in UTC."""
@@ -77,10 +112,29 @@ class SystemClock:
         """Blocks the calling thread.
 
         Raises:
-            Interrupted: The lab is being closed.
+            Interrupted: The lab is being closed, or the operation stopped.
         """
-        if self._closed.wait(seconds):
+        signal = _signal.get()
+        if signal is None:
+            self._closed.wait(seconds)
+        else:
+            with self._lock:
+                self._signals.add(signal)
+            if not self._closed.is_set():
+                signal.wait(seconds)
+        self.check()
+
+    def check(self) -> None:
+        """Raises where a wait would.
+
+        Raises:
+            Interrupted: The lab is being closed, or the operation stopped.
+        """
+        if self._closed.is_set():
             raise Interrupted
+        signal = _signal.get()
+        if signal is not None and signal.is_set():
+            raise Stopped
 
 
 class VirtualClock:
@@ -119,18 +173,16 @@ class VirtualClock:
         """Lets time pass at once, and others run meanwhile.
 
         Raises:
-            Interrupted: The lab is being closed.
+            Interrupted: The lab is being closed, or the operation stopped.
         """
-        if self._closed:
-            raise Interrupted
+        self.check()
         if self._apart is not None:
             self._apart += seconds
         elif self.held():
             self._baton.advance(seconds)
         else:
             self._baton.sleep(seconds)
-        if self._closed:
-            raise Interrupted
+        self.check()
 
     def preempt(self) -> None:
         """Lets others run first, where a real thread might be preempted too."""
@@ -147,6 +199,14 @@ class VirtualClock:
     def _apart(self, seconds: float | None) -> None:
         self._here.apart = seconds
 
+    def check(self) -> None:
+        """Raises where a wait would."""
+        if self._closed:
+            raise Interrupted
+        signal = _signal.get()
+        if signal is not None and signal.is_set():
+            raise Stopped
+
     def interleave(self, items: list[_I], act: Callable[[_I], object]) -> None:
         """Acts on items as if side by side; raises the first one's failure after all have ended."""
         if len(items) > self._threads or self._apart is not None:
@@ -155,7 +215,10 @@ class VirtualClock:
             act(items[0])
             return
         else:
-            raised = self._baton.run(items, act, interrupt=self.close)
+            contexts = [(copy_context(), item) for item in items]
+            raised = self._baton.run(
+                contexts, lambda one: one[0].run(act, one[1]), interrupt=self.close
+            )
         failed = [error for error in raised if error is not None]
         if failed:
             if any(isinstance(error, KeyboardInterrupt) for error in failed):
@@ -215,7 +278,7 @@ def side_by_side(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clo
         clock.interleave(waiting, act)
         return
     with ThreadPoolExecutor(min(len(waiting), _SIDE_BY_SIDE), "vmss") as pool:
-        futures = [pool.submit(act, item) for item in waiting]
+        futures = [pool.submit(copy_context().run, act, item) for item in waiting]
         try:
             for future in futures:
                 future.result()

@@ -158,24 +158,31 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     settings = _settings(pytestconfig)
     reap(settings)
     lab = Lab.session(settings)
-    console = _console(pytestconfig)
-    view = None
-    try:
+    with contextlib.ExitStack() as ends:  # each comes to pass, whatever the others do
+        ends.callback(_end, lab)
+        ends.callback(_keep_summary, lab, pytestconfig)
+        console = _console(pytestconfig)
         if console is not None:
-            view = LiveView(lab.store, console)
-            view.__enter__()
+            ends.enter_context(LiveView(lab.store, console))
         lab.watch()
         pytestconfig.hook.pytest_vmss_configure_lab(config=pytestconfig, lab=lab)
         yield lab
+
+
+def _end(lab: Lab) -> None:
+    """Removes the session's lab, or says that it is kept."""
+    if not lab.settings.keep:
+        lab.destroy()
+        return
+    try:
+        lab.paths.kept.touch()
     finally:
-        if view is not None:
-            view.__exit__(None, None, None)
-        pytestconfig.stash[_SUMMARIES] = _summarise(lab)
-        if settings.keep:
-            (lab.paths.folder / "keep").touch()
-            lab.close()
-        else:
-            lab.destroy()
+        lab.close()
+
+
+def _keep_summary(lab: Lab, config: pytest.Config) -> None:
+    """Keeps what is shown when all tests are over and the lab is gone."""
+    config.stash[_SUMMARIES] = _summarise(lab)
 
 
 def _summarise(lab: Lab) -> list[str]:

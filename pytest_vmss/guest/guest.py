@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import (
@@ -19,6 +19,7 @@ from pytest_vmss.errors import (
     NoBootError,
     WaitTimeoutError,
 )
+from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import AGAIN, LOGS, WAIT, CloudInitResult, read_verdict
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import Target, find_handler
@@ -45,11 +46,6 @@ class BootFacts:
     boot_id: str
     kernel: str
     image_version: str | None
-
-
-#: A health source of the lab's own (F4): a command whose exit status counts, or a function
-#: of a testinfra host that returns or raises as an assertion does.
-Check = str | Callable[[Any], object]
 
 
 class Guest(Protocol):
@@ -128,6 +124,7 @@ _LISTENING = "cat /proc/net/tcp /proc/net/tcp6 2> /dev/null || true"
 _LISTEN = "0A"
 _TOLD_CHARS = 200
 _LOGIN_S = 10.0
+_CHECK_S = 60.0
 _PATIENCE_S = 6.0
 
 
@@ -357,14 +354,12 @@ class LinuxGuest:
             told = (done.stdout + done.stderr).strip()[-_TOLD_CHARS:]
             seen = f"`{check}` ended with status {done.exit_code}"
             return done.exit_code == 0, f"{seen}: {told}" if told else seen
-        name = getattr(check, "__name__", "the function")
-        try:
-            answer = check(testinfra_host(self.name, self.shell))
-        except InstanceError:
-            raise
-        except Exception as failed:  # noqa: BLE001 - whatever it is, it does not speak for health
-            return False, f"{name}: {type(failed).__name__}: {str(failed)[:_TOLD_CHARS]}"
-        return answer is None or bool(answer), f"{name} returned {answer!r}"
+        return asked(
+            check,
+            testinfra_host(self.name, self.shell),
+            limit=_CHECK_S * self._factor,
+            pulse=lambda: self._clock.sleep(0.0),
+        )
 
     def listening(self) -> set[int]:
         """The TCP ports on which something listens, from the kernel's own tables.

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pytest_vmss.clock import Clock, preempt
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
+from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.extensions import find_handler, timed_out
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.extensions.report import described
-from pytest_vmss.guest.guest import BootFacts, Check
+from pytest_vmss.guest.guest import BootFacts
 from pytest_vmss.hypervisor.simulated import SimulatedDisk, SimulatedHypervisor
 from pytest_vmss.model import Extension, is_application_health
 from pytest_vmss.store import ExtensionRecord
@@ -25,6 +26,8 @@ _BOOT_S = 30.0
 _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
 _SYNC_S = 0.1
+#: Of the host's clock, for a function that really hangs.
+_CHECK_S = 60.0
 
 
 class Behaviour(StrEnum):
@@ -191,8 +194,7 @@ class SimulatedGuest:
         if isinstance(check, str):
             code = _exit_code(check)
             return code == 0, f"`{check}` ended with status {code}"
-        answer = check(self)
-        return answer is None or bool(answer), f"the function returned {answer!r}"
+        return asked(check, self, limit=_CHECK_S)
 
     def listening(self) -> set[int]:
         """As it was told."""

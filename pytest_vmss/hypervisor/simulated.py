@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_vmss.clock import Clock, preempt
-from pytest_vmss.errors import HypervisorError
+from pytest_vmss.errors import HypervisorError, ToolError
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 
 __all__ = ["SimulatedDisk", "SimulatedHypervisor"]
@@ -117,7 +117,12 @@ class SimulatedHypervisor:
         """Makes a fresh disk on an image."""
         preempt(self._clock)
         if self.fail_os_disks:
-            raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
+            raise ToolError(
+                f"making the OS disk {path}: qemu-img failed with status 1: no space left on device",
+                argv=("qemu-img", "create"),
+                returncode=1,
+                stderr="no space left on device",
+            )
         self._place(path)
         self.disks[str(path)] = SimulatedDisk(self.images.get(image.stem, ""))
 
