@@ -19,6 +19,7 @@ from pytest_vmss.errors import (
     CapacityError,
     ConflictError,
     InterruptedOperationError,
+    LabError,
     NotFoundError,
 )
 from pytest_vmss.guest.extensions import handler_versions
@@ -34,7 +35,7 @@ from pytest_vmss.store import (
 )
 from pytest_vmss.upgrade import planner
 from pytest_vmss.upgrade.enrol import enrol
-from pytest_vmss.upgrade.journal import ENDED, Account, Journal
+from pytest_vmss.upgrade.journal import ENDED, Account, Journal, describe
 from pytest_vmss.upgrade.observe import Measures, observe_health
 from pytest_vmss.upgrade.resources import file_uris
 from pytest_vmss.upgrade.work import Worker
@@ -174,6 +175,10 @@ class Engine:
             context = self._context(operation_id, number)
             try:
                 self._worker.act(context, operation)
+            except Exception as error:
+                with contextlib.suppress(LabError):  # of several, each is told here
+                    context.event("error", f"cannot go on just now: {describe(error)[1]}")
+                raise
             finally:
                 context.leave()
 

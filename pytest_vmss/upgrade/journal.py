@@ -79,6 +79,11 @@ class Account:
         """The instances that it has begun with and is not through with."""
         return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
 
+    @property
+    def unsettled(self) -> list[int]:
+        """The instances in the middle of something: begun with, or on the way back."""
+        return [n for n, result in self.results.items() if result.going_back or n in self.busy]
+
     def count(self, *outcomes: Outcome) -> int:
         """How many instances have one of these outcomes."""
         return sum(1 for result in self.results.values() if result.outcome in outcomes)
@@ -231,10 +236,10 @@ class Journal:
             LabError: An instance is still in progress: nobody would go on with it.
         """
         with self._store.transaction():
-            if busy := self.account(operation_id).busy:
+            if unsettled := self.account(operation_id).unsettled:
                 raise LabError(
                     f"the operation {operation_id} on {self._name!r} cannot end while it is in the "
-                    f"middle of the instances {', '.join(map(str, busy))}"
+                    f"middle of the instances {', '.join(map(str, unsettled))}"
                 )
             record = self._world.set_record(self._name)
             if record.state == "Creating" and self.operation(operation_id).action == "create":
@@ -268,7 +273,7 @@ class Journal:
             yield
         except Exception as error:
             code, message = describe(error)
-            if is_interruption(error) or self.account(operation_id).busy:
+            if is_interruption(error) or self.account(operation_id).unsettled:
                 raise self._interrupted(operation_id, action, message) from error
             self.end(operation_id, "Faulted", code=code, message=message)
             raise
@@ -309,7 +314,7 @@ class Journal:
     def abandon(self, operation_id: str, why: str) -> None:
         """Ends an operation in the middle of instances, whose set is deleted."""
         with self._store.transaction():
-            for number in self.account(operation_id).busy:
+            for number in self.account(operation_id).unsettled:
                 context = InstanceContext(self._world, self._name, number, operation_id)
                 error = ErrorRecord(code="OperationPreempted", message=why)
                 self.note(context, outcome=Outcome.FAILED, going_back=False, error=error)

@@ -493,3 +493,28 @@ def test_records_are_checked_when_they_are_changed(lab: SimulatedLab) -> None:
     with pytest.raises(TypeError, match="provisionning"):
         lab.store.amend(web[0].record, provisionning="Failed")
     assert web[0].record.provisioning == "Succeeded"
+
+
+def test_the_way_back_at_a_policy_breach_waits_for_the_host(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: an operation does not end while an instance is on its way back, either."""
+    web = lab.start_web(2, automatic=False, policy={"rollbackFailedInstancesOnPolicyBreach": True})
+    lab.publish("1.1.0", Behaviour.EXTENSION_FAILS)
+    apply = Start.apply
+
+    def start(self: Start, context: Any) -> None:
+        if self.generation == 1:
+            raise HypervisorError("cannot fork child process: Resource temporarily unavailable")
+        apply(self, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Start, "apply", start)
+        interrupted(web.upgrade, "temporarily unavailable")
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.error is not None
+    assert upgrade.error.code == "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
+    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED}
+    assert web.healthy
+    check_accounts(lab, web)
