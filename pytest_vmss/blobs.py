@@ -71,7 +71,7 @@ class Blobs:
         Raises:
             ValueError: Not such a name.
         """
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a blob; use letters, digits, '.', '_', '-'")
         if isinstance(content, Path):
             content = content.read_bytes()
@@ -86,7 +86,7 @@ class Blobs:
         """The files' names."""
         if not self._folder.exists():
             return []
-        return sorted(path.name for path in self._folder.iterdir() if _NAME.match(path.name))
+        return sorted(path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
 
     def url(self, name: str, *, expires_in: float = 3600.0) -> str:
         """A URL by which guests may read a file for a while, with a token like Azure's SAS.

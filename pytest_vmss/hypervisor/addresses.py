@@ -8,12 +8,11 @@ import zlib
 from pathlib import Path
 
 from pytest_vmss.errors import CapacityError
+from pytest_vmss.model import host_port
 
 __all__ = ["addresses_in", "claim_network", "host_port", "release_network"]
 
 _FIRST, _COUNT = 64, 64 * 256  # 127.64.0.0 to 127.127.255.0
-_PRIVILEGED = 1024
-_RAISE = 10000
 
 
 def claim_network(folder: Path, lab_id: str) -> str:
@@ -54,8 +53,3 @@ def release_network(folder: Path, network: str) -> None:
 def addresses_in(network: str) -> list[str]:
     """All addresses of a network that instances can have."""
     return [f"{network}.{number}" for number in range(1, 255)]
-
-
-def host_port(guest_port: int) -> int:
-    """The host's port that leads to a guest's: the same, or 10000 more below 1024."""
-    return guest_port + _RAISE if guest_port < _PRIVILEGED else guest_port
