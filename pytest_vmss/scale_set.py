@@ -389,7 +389,8 @@ class ScaleSet:
             version = check_document(self._lab.world, wanted, current=self._revision)
             self._sizing.check(wanted.model.sku.capacity)
             account = self._bring(wanted, version)
-            self._lab.world.serve(self.name)
+            with self._engine.journal.outside("update"):
+                self._lab.world.serve(self.name)
             operation = None if account is None else self._taken(account.record.id)
             self._forget(self._sizing.scale(wanted.model.sku.capacity))
         self._lab.wake()
@@ -578,10 +579,12 @@ class ScaleSet:
         return [int(given) for given in wanted]
 
     def delete(self) -> None:
-        """Deletes the set, its machines and all their disks.
+        """Deletes the set, its machines and all their disks; what this process does on it stops.
 
         Raises:
-            ConflictError: An operation is in progress on it.
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
         """
         for instance in self.instances:
             instance.close()

@@ -470,6 +470,7 @@ class OutcomeRecord(Record):
         replacement: Number of the instance that takes its place (``maxSurge``).
         phase: ``PhaseOrderingNumber``, read when the upgrade started.
         error: What went wrong.
+        going_back: Whether it is being given back what it had.
     """
 
     kind: ClassVar[str] = "outcome"
@@ -484,6 +485,7 @@ class OutcomeRecord(Record):
     replacement: int | None = None
     phase: int | None = None
     error: ErrorRecord | None = None
+    going_back: bool = False
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -7,14 +7,20 @@ later :meth:`Engine.resume` goes on from the journal (M1).
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from pytest_vmss.clock import side_by_side
-from pytest_vmss.errors import CapacityError, ConflictError, NotFoundError
+from pytest_vmss.clock import Stopped, side_by_side, stoppable
+from pytest_vmss.errors import (
+    CapacityError,
+    ConflictError,
+    InterruptedOperationError,
+    NotFoundError,
+)
 from pytest_vmss.guest.extensions import handler_versions
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.store import (
@@ -23,6 +29,7 @@ from pytest_vmss.store import (
     InstanceRecord,
     OperationRecord,
     Outcome,
+    ScaleSetRecord,
     VersionRecord,
 )
 from pytest_vmss.upgrade import planner
@@ -50,30 +57,46 @@ class Engine:
     def __init__(self, world: World, scale_set: str) -> None:
         self._world = world
         self._store = world.store
-        self.name = scale_set
-        self.journal = Journal(world, scale_set)
+        known = world.store.get(ScaleSetRecord, scale_set.lower())
+        self.name = scale_set if known is None else known.name  # in the case that it was made in
+        self.journal = Journal(world, self.name)
         self._worker = Worker(world, self.journal)
 
     @contextlib.contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, *, wait: float = 0.0) -> Iterator[None]:
         """Claims the set for this thread: one orchestrator at a time, across processes (M4).
+
+        Args:
+            wait: Seconds of the host in which somebody else may end.
 
         Raises:
             ConflictError: Someone else works on it; nothing was changed.
+            InterruptedOperationError: What is done inside was stopped.
         """
         path = self._world.paths.lock(self.name)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = FileLock(path, is_singleton=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait)
         except Timeout as busy:
             raise ConflictError(
                 f"Operation is not allowed on the scale set {self.name!r}, since another "
                 "operation is in progress on it; wait for it to end, or cancel it"
             ) from busy
+        signal, key = threading.Event(), self.name.lower()
+        self._world.working[key] = signal
         try:
-            yield
+            with stoppable(signal):
+                yield
+        except Stopped as stopped:
+            unfinished = self.journal.unfinished()
+            raise InterruptedOperationError(
+                f"what was done to {self.name!r} was stopped",
+                scale_set=self.name,
+                operation="" if unfinished is None else unfinished.id,
+            ) from stopped
         finally:
+            self._world.working.pop(key, None)
             lock.release()
 
     # All at once.
@@ -97,6 +120,7 @@ class Engine:
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
+            InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
         with self._store.transaction():
             operation = self.journal.open(
@@ -116,6 +140,7 @@ class Engine:
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
+            InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
         with self._store.transaction():
             operation = self.journal.open(
@@ -142,15 +167,13 @@ class Engine:
     def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Works on instances side by side."""
         self._world.serve(self.name)
-        self._world.serve_files()
+        self._world.serve_files(self.name)
         operation = self.journal.operation(operation_id)
 
         def act(number: int) -> None:
             context = self._context(operation_id, number)
             try:
                 self._worker.act(context, operation)
-            except Exception as error:  # noqa: BLE001 - the others go on, and it all ends (G4)
-                self._worker.give_up(context, error)
             finally:
                 context.leave()
 
@@ -180,6 +203,7 @@ class Engine:
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
+            InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
         with self._store.transaction():
             prepare()
@@ -209,7 +233,7 @@ class Engine:
         uris = list(file_uris(model))
         if not uris or account.batch_records or account.record.error_code is not None:
             return True
-        self._world.serve_files()
+        self._world.serve_files(self.name)
         told = [(name, self._world.reach(uri)) for name, uri in uris]
         wrong = [f"the extension {name!r}: {why}" for name, why in told if why]
         if not wrong:
@@ -268,12 +292,12 @@ class Engine:
         if account.record.error_code is not None:  # decided before a crash
             self._stop(account)
             return None
-        records = self.instances()
         # Whether anything is left does not depend on health, and looking takes a moment.
-        members = _members(account, records)
-        decision = self._decide(account, members)
+        decision = self._decide(account, _members(account, self.instances()))
         if isinstance(decision, planner.Batch):
             self._pause(account)
+            records = self.instances()  # some may have been protected meanwhile
+            members = _members(account, records)
             if self.journal.operation(operation_id).cancel_requested is not None:
                 self.journal.end(operation_id, "Cancelled", why="cancelled after the current batch")
                 return None
@@ -338,7 +362,10 @@ class Engine:
             self.name, "pause", f"pause of {pause:.0f} s between batches",
             operation=account.record.id,
         )  # fmt: skip
-        while (left := pause - (clock.now() - last).total_seconds()) > 0:
+        # What has passed of it before a resume, the time of day tells; it may be set back.
+        passed = max((clock.now() - last).total_seconds(), 0.0)
+        end = clock.monotonic() + pause - passed
+        while (left := end - clock.monotonic()) > 0:
             if self.journal.operation(account.record.id).cancel_requested is not None:
                 return
             clock.sleep(min(left, 1.0))
@@ -369,10 +396,13 @@ class Engine:
     # Going on, and giving up.
 
     def resume(self) -> Account | None:
-        """Goes on with an operation that a killed process left.
+        """Goes on with an operation that a killed process, or a failing host, left.
 
         Returns:
             The operation as it ended; None where there was none to go on with.
+
+        Raises:
+            InterruptedOperationError: The host cannot go on just now either.
         """
         operation = self.journal.unfinished()
         if operation is None:

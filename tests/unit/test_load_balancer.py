@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule, SimulatedBalancer
 from pytest_vmss.model import Probe, load_document
@@ -69,7 +70,7 @@ def balancer(
 ) -> Iterator[Balancer]:
     made: Balancer
     if request.param == "simulated":
-        made = SimulatedBalancer(lambda name: backends[name].healthy)
+        made = SimulatedBalancer(lambda name: backends[name].healthy, VirtualClock())
     else:
         made = HAProxy(tmp_path / "b", [Rule("http", ADDRESS, PORT, 80, PROBE)])
     yield made
