@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -222,15 +223,14 @@ class HAProxy:
             arguments = process.cmdline()
             if not arguments or Path(arguments[0]).name != "haproxy":
                 return False
-            if process.name() != "haproxy" or not _runs(process):
+            if _program(process) != "haproxy" or not _runs(process):
                 return False
             owners = {os.geteuid(), _NOBODY} if os.geteuid() == 0 else {os.geteuid()}
             if process.uids().real not in owners:
                 return False
         except psutil.Error:
             return False
-        flags = zip(arguments, arguments[1:], strict=False)
-        return ("-f", str(self._configuration)) in flags
+        return ("-f", str(self._configuration)) in pairwise(arguments)
 
     def _text(self) -> str:
         intervals = [rule.probe.interval_in_seconds for rule in self._rules if rule.probe]
@@ -360,6 +360,15 @@ class HAProxy:
         return answer.decode(errors="replace")
 
 
+def _program(process: psutil.Process) -> str:
+    """Name of the file that a process executes, whatever it calls itself."""
+    try:
+        # A file that was replaced since is marked so by the kernel.
+        return Path(process.exe().removesuffix(" (deleted)")).name
+    except psutil.AccessDenied:  # in a container, of one that has become another user's
+        return process.name()
+
+
 def _runs(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -373,19 +382,19 @@ def _read(link: socket.socket) -> bytes:
     Raises:
         OSError: It is too long, or takes too long.
     """
-    end, parts, size = time.monotonic() + _ANSWER_S, [], 0
-    while True:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(f"its answer has no end after {_ANSWER_S:.0f} s")
-        link.settimeout(left)
-        part = link.recv(65536)
+    end, size = time.monotonic() + _ANSWER_S, 0
+    parts: list[bytes] = []
+    while size <= _ANSWER_BYTES:
+        link.settimeout(max(end - time.monotonic(), 0.001))
+        try:
+            part = link.recv(65536)
+        except TimeoutError as late:
+            raise TimeoutError(f"its answer has no end after {_ANSWER_S:g} s") from late
         if not part:
             return b"".join(parts)
         parts.append(part)
         size += len(part)
-        if size > _ANSWER_BYTES:
-            raise OSError(f"its answer is longer than {_ANSWER_BYTES >> 20} MiB")
+    raise OSError(f"its answer is longer than {_ANSWER_BYTES >> 20} MiB")
 
 
 def _check(probe: Probe | None) -> str:
