@@ -155,7 +155,7 @@ class Engine:
         return self._finish(operation.id)
 
     def _finish(self, operation_id: str) -> Account:
-        with self.journal.ending(operation_id):
+        with self.journal.resumable(operation_id):
             self._work(operation_id, self.journal.account(operation_id).busy)
             account = self.journal.account(operation_id)
             if account.errors:
@@ -271,7 +271,7 @@ class Engine:
 
     def _roll(self, operation_id: str) -> Account:
         begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
-        with self.journal.ending(operation_id):
+        with self.journal.resumable(operation_id):
             if not self._reach_resources(operation_id):
                 return self.journal.account(operation_id)
             self._read_metrics(operation_id)
@@ -392,7 +392,12 @@ class Engine:
                 finally:
                     context.leave()
 
-            side_by_side(failed, roll_back, clock=self._world.clock)
+            # They may serve although they failed: no more of them at once than in a batch.
+            at_once = planner.batch_limit(
+                len(self.instances()), self._policy().max_batch_instance_percent
+            )
+            for start in range(0, len(failed), at_once):
+                side_by_side(failed[start : start + at_once], roll_back, clock=self._world.clock)
         self.journal.end(
             record.id, "Faulted", code=record.error_code, message=record.error_message,
             why=record.why,
@@ -431,6 +436,14 @@ class Engine:
             if operation is None or not operation.rolling:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
             self.journal.update(operation.id, cancel_requested=self._world.clock.now())
+        with contextlib.suppress(ConflictError), self.claim():
+            # Nobody is at it: it was interrupted. Between two batches it can end at once.
+            account = self.journal.account(operation.id)
+            decided = account.record.ended is not None or account.record.error_code is not None
+            if not decided and not account.unsettled:
+                self.journal.end(
+                    operation.id, "Cancelled", why="cancelled while it was interrupted"
+                )
 
     # What the planner needs to know.
 

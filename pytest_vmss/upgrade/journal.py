@@ -17,7 +17,6 @@ from pytest_vmss.errors import (
     UpgradeError,
     VmssError,
     WaitTimeoutError,
-    is_interruption,
 )
 from pytest_vmss.store import (
     Action,
@@ -259,11 +258,8 @@ class Journal:
             self._store.event(self._name, "end", text, operation=operation_id)
 
     @contextlib.contextmanager
-    def ending(self, operation_id: str) -> Iterator[None]:
-        """Ends an operation that fails, or leaves it to be resumed (G4, Q1).
-
-        It is left unfinished by what the host cannot do just now, and by whatever comes in
-        the middle of an instance.
+    def resumable(self, operation_id: str) -> Iterator[None]:
+        """Leaves an operation to be resumed that cannot be brought to its end just now (Q1).
 
         Raises:
             InterruptedOperationError: It is unfinished.
@@ -272,11 +268,7 @@ class Journal:
         try:
             yield
         except Exception as error:
-            code, message = describe(error)
-            if is_interruption(error) or self.account(operation_id).unsettled:
-                raise self._interrupted(operation_id, action, message) from error
-            self.end(operation_id, "Faulted", code=code, message=message)
-            raise
+            raise self._interrupted(operation_id, action, describe(error)[1]) from error
 
     @contextlib.contextmanager
     def outside(self, what: str) -> Iterator[None]:
@@ -291,8 +283,6 @@ class Journal:
         try:
             yield
         except Exception as error:
-            if not is_interruption(error):
-                raise
             raise self._interrupted("", what, describe(error)[1]) from error
 
     def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
