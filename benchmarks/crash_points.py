@@ -75,7 +75,7 @@ class Killer:
 def killing(lab: SimulatedLab, moment: int, **options: Any) -> Iterator[Killer]:
     """Kills at the moment-th chance; a moment of 0 only counts."""
     killer = Killer(moment, **options)
-    with observing(lab.paths.folder, killer), contextlib.suppress(Killed):
+    with observing(lab, killer), contextlib.suppress(Killed):
         yield killer
 
 
@@ -118,7 +118,7 @@ class Ground:
             if seed and ideal != self.ideal:
                 self.told.append(f"{scenario}: undisturbed runs differ: {ideal}, {self.ideal}")
             self.ideal, self.operations = ideal, len(self.stage.accounts(lab))
-            lab.store.close()
+            lab.close()
 
     def watch(self, lab: SimulatedLab) -> Watch:
         """Watches M2 where it applies."""
@@ -192,7 +192,7 @@ def judge(points: Points, ground: Ground) -> Tally:
             watches.append(ground.watch(lab))
             how = "SIGKILL" if points.real else "killed"
             _judge(tally, ground, lab, watches, f"{points.scenario}, {how} at {list(kills)}")
-        lab.store.close()
+        lab.close()
     return tally
 
 

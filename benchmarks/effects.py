@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 from filelock import BaseFileLock
 
-from pytest_vmss.blobs import Blobs
 from pytest_vmss.gallery import Images
 from pytest_vmss.guest.simulated import SimulatedGuest
 from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
@@ -76,11 +75,11 @@ _METHODS: dict[type[Any], tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
         ("ensure", "add", "remove", "take_out", "put_back", "stop"),
         ("connections", "healthy"),
     ),
-    SimulatedLab: ("lab", (), ("_simulate_room",)),
-    Blobs: ("lab", ("serve_if_used",), ()),
     Images: ("lab", (), ("path_of",)),
     BaseFileLock: ("lab", ("acquire",), ()),
 }  # fmt: skip
+#: What a world asks of the host by functions of its own.
+_WORLD = ("serve_files", "require_room", "metrics", "free_addresses")
 _MIDDLES: dict[type[Any], Family] = {SimulatedHypervisor: "hypervisor", SimulatedGuest: "guest"}
 
 #: Audit events of operations on files, with the positions of the path and of its folder.
@@ -152,50 +151,60 @@ def _audited_fsync(descriptor: int) -> None:
     _fsync(descriptor)
 
 
-def _wrap(kind: type[Any], name: str, family: Family, *, reads: bool) -> Any:
-    """Tells of a method before it and, where it changes something, after it."""
-    original = getattr(kind, name)
+def _told(
+    original: Callable[..., Any], name: str, family: Family, *, reads: bool
+) -> Callable[..., Any]:
+    """Tells of a function before it and, where it changes something, after it."""
+    middle = name == "_half_done"
 
     @functools.wraps(original)
-    def call(owner: Any, *arguments: Any, **named: Any) -> Any:
-        middle = name == "_half_done"
-        target = str(getattr(owner, "name", ""))
-        if not target and arguments:
-            target = str(getattr(arguments[0], "name", arguments[0]))
-        target = target.removeprefix(_folder)
-        effect = Effect(family, name, target, "middle" if middle else "before", reads)
-        _tell(effect)
-        result = original(owner, *arguments, **named)
+    def call(*arguments: Any, **named: Any) -> Any:
+        target = next(filter(None, map(_name_of, arguments)), "")
+        _tell(Effect(family, name, target, "middle" if middle else "before", reads))
+        result = original(*arguments, **named)
         if not reads and not middle:
             _tell(Effect(family, name, target, "after"))
         return result
 
-    setattr(kind, name, call)
-    return original
+    return call
+
+
+def _name_of(argument: Any) -> str:
+    """What an argument says of which machine or file it is about."""
+    named = argument if isinstance(argument, (str, Path)) else getattr(argument, "name", "")
+    return str(named).removeprefix(_folder)
 
 
 @contextlib.contextmanager
-def observing(folder: Path, observe: _Observe) -> Iterator[None]:
+def observing(lab: SimulatedLab, observe: _Observe) -> Iterator[None]:
     """Tells of every effect; what ``observe`` raises, the effect raises.
 
     Args:
-        folder: Only operations on files below it are told.
+        lab: Whose effects.
         observe: Told in the thread that has the effect. Effects of its own are not told.
     """
     global _observe, _folder  # noqa: PLW0603 - audit hooks cannot be removed
-    originals: list[tuple[type[Any], str, Any]] = []
-    for kind, (family, changes, looks) in _METHODS.items():
-        originals += [(kind, name, _wrap(kind, name, family, reads=False)) for name in changes]
-        originals += [(kind, name, _wrap(kind, name, family, reads=True)) for name in looks]
-    for kind, family in _MIDDLES.items():
-        originals.append((kind, "_half_done", _wrap(kind, "_half_done", family, reads=False)))
-    _observe, _folder = observe, f"{folder}/"
-    try:
-        yield
-    finally:
-        _observe = None
-        for kind, name, original in reversed(originals):
-            setattr(kind, name, original)
+    with contextlib.ExitStack() as undo:
+
+        def wrap(owner: Any, name: str, family: Family, *, reads: bool) -> None:
+            original = getattr(owner, name)
+            undo.callback(setattr, owner, name, original)
+            setattr(owner, name, _told(original, name, family, reads=reads))
+
+        for kind, (family, changes, looks) in _METHODS.items():
+            for name in changes:
+                wrap(kind, name, family, reads=False)
+            for name in looks:
+                wrap(kind, name, family, reads=True)
+        for kind, family in _MIDDLES.items():
+            wrap(kind, "_half_done", family, reads=False)
+        for name in _WORLD:
+            wrap(lab.world, name, "lab", reads=True)
+        _observe, _folder = observe, f"{lab.paths.folder}/"
+        try:
+            yield
+        finally:
+            _observe = None
 
 
 vars(sqlite3)["connect"] = functools.partial(_connect, factory=_Observed)

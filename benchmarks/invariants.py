@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 from pytest_vmss.instance import Instance
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.simulation import SimulatedLab
-from pytest_vmss.store import InstanceRecord
+from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 from pytest_vmss.upgrade.journal import Account
 
-__all__ = ["Tally", "Watch", "domain_of", "lost", "orphans", "repeated", "serving", "state_of"]
+__all__ = [
+    "Tally", "Watch", "domain_of", "end_problems", "lost", "orphans", "repeated", "serving",
+    "state_of",
+]  # fmt: skip
 
 
 def domain_of(lab: SimulatedLab, name: str) -> str:
@@ -105,7 +108,7 @@ def lost(lab: SimulatedLab, before: dict[str, int]) -> list[str]:
         for path in instance.data_disks.values():
             if not instance.record.generation and str(path) not in before:
                 continue  # it never came up
-            inode = path.stat().st_ino if path.exists() else None
+            inode = _inode(path)
             if inode is None or before.get(str(path), inode) != inode:
                 found.append(f"the data disk {path.name} of {instance.name}")
     return found
@@ -161,6 +164,103 @@ def repeated(lab: SimulatedLab) -> list[str]:
         for (name, generation, what), times in lab.executions.items()
         if times > 1
     ]
+
+
+def end_problems(lab: SimulatedLab, account: Account, os_disks: Mapping[str, int]) -> list[str]:
+    """What an ended operation says that is not true of the world (G3, Q1).
+
+    Args:
+        lab: Where.
+        account: The operation.
+        os_disks: The inodes of OS disks before it, by their paths.
+    """
+    record, found = account.record, list[str]()
+    if record.ended is None:
+        return [f"the {record.action} has not ended"]
+    outcomes = set(account.outcomes.values())
+    if record.status == "Completed" and not outcomes <= {Outcome.SUCCEEDED, Outcome.SKIPPED}:
+        found.append(f"the {record.action} is Completed, with {account.outcomes}")
+    if record.status == "Faulted" and not record.error_code:
+        found.append(f"the {record.action} is Faulted, and does not say why")
+    there = {entry.instance_id: entry for entry in _instances_of(lab, record.scale_set)}
+    for number, result in account.results.items():
+        instance = there.get(str(number))
+        what = f"{record.scale_set}_{number} is told {result.outcome}"
+        found += [
+            f"{what}, but {problem}"
+            for problem in _untrue(lab, account, result, instance, os_disks)
+        ]
+    return found
+
+
+def _instances_of(lab: SimulatedLab, scale_set: str) -> list[Instance]:
+    known = {web.name.lower(): web for web in lab.scale_sets()}
+    return list(known.get(scale_set.lower(), []))
+
+
+def _untrue(
+    lab: SimulatedLab,
+    account: Account,
+    result: OutcomeRecord,
+    instance: Instance | None,
+    os_disks: Mapping[str, int],
+) -> Iterator[str]:
+    """What is not true of an instance's outcome."""
+    outcome = result.outcome
+    if _committed(lab, account, result.instance_id) and outcome is not Outcome.SUCCEEDED:
+        yield "it was committed"
+    match outcome:
+        case Outcome.IN_PROGRESS:
+            yield "the operation has ended"
+        case Outcome.SUCCEEDED:
+            yield from _not_done(lab, account, result, instance)
+        case Outcome.ROLLED_BACK | Outcome.NOT_STARTED:
+            yield from _not_well(lab, instance)
+            if instance and os_disks.get(str(instance.os_disk)) != _inode(instance.os_disk):
+                yield f"its OS disk {instance.os_disk.name} is not the one that it had"
+        case Outcome.FAILED | Outcome.ROLLBACK_FAILED if result.error is None:
+            yield "nothing says why"
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _not_done(
+    lab: SimulatedLab, account: Account, result: OutcomeRecord, instance: Instance | None
+) -> Iterator[str]:
+    """What an instance lacks for which the operation is told to have succeeded."""
+    action, target = account.record.action, account.record.target
+    if action == "delete" or result.replacement:
+        if instance is not None:
+            yield "it is still there"
+        return
+    yield from _not_well(lab, instance, stopped=action in ("stop", "deallocate"))
+    if instance and target not in ("", instance.image_version):
+        yield f"it is on {instance.image_version}"
+
+
+def _not_well(
+    lab: SimulatedLab, instance: Instance | None, *, stopped: bool = False
+) -> Iterator[str]:
+    if instance is None:
+        yield "it is gone"
+        return
+    running = lab.simulated.running_generation(domain_of(lab, instance.name))
+    if running != (None if stopped else instance.record.generation):
+        yield f"it runs on OS disk {running} instead of {instance.record.generation}"
+    elif not stopped and instance.name not in serving(lab, instance.record.scale_set):
+        yield "it does not serve"
+    if instance.record.provisioning != "Succeeded":
+        yield f"its provisioning state is {instance.record.provisioning}"
+
+
+def _committed(lab: SimulatedLab, account: Account, number: int) -> bool:
+    """Whether the journal says that an instance's new OS disk became its own."""
+    return any(
+        step.phase == "swap" and step.name == "commit" and step.done and step.error is None
+        for step in lab.store.steps(account.record.id, number)
+    )
 
 
 @dataclass

@@ -156,7 +156,8 @@ class Stage:
 
     Attributes:
         initial: What the simulation keeps at the beginning, besides files.
-        data_disks: The inode of each data disk that must stay, by its path.
+        data_disks: The inode of each data disk at the beginning, by its path.
+        os_disks: The same of each OS disk.
     """
 
     def __init__(self, scenario: Scenario, folder: Path) -> None:
@@ -177,6 +178,7 @@ class Stage:
         lab.runs.clear()
         self.initial = lab.snapshot()
         self.data_disks: dict[str, int] = {}
+        self.os_disks: dict[str, int] = {}
         self._known = {record.id for record in lab.store.select(OperationRecord)}
         lab.close()
         self._state.rename(self._template)
@@ -196,9 +198,9 @@ class Stage:
         if self._state.exists():
             shutil.rmtree(self._state)
         shutil.copytree(self._template, self._state)
-        self.data_disks = {
-            str(path): path.stat().st_ino for path in self._state.rglob("lun*.qcow2")
-        }
+        disks = {str(path): path.stat().st_ino for path in self._state.rglob("*.qcow2")}
+        self.data_disks = {path: inode for path, inode in disks.items() if "/lun" in path}
+        self.os_disks = {path: inode for path, inode in disks.items() if "/os-" in path}
 
     def open(self, left: bytes | None = None, seed: int = 0) -> SimulatedLab:
         """Opens the lab, as a new process.
@@ -219,7 +221,7 @@ class Stage:
     def succeed(self, lab: SimulatedLab, seed: int = 0) -> SimulatedLab:
         """The lab as the next process finds it that comes after a killed one."""
         left = lab.snapshot()
-        lab.store.close()
+        lab.close()
         return self.open(left, seed)
 
     def accounts(self, lab: SimulatedLab) -> list[Account]:
