@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
@@ -277,14 +277,29 @@ def side_by_side(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clo
     if isinstance(clock, VirtualClock):
         clock.interleave(waiting, act)
         return
-    with ThreadPoolExecutor(min(len(waiting), _SIDE_BY_SIDE), "vmss") as pool:
-        futures = [pool.submit(copy_context().run, act, item) for item in waiting]
+    pool = ThreadPoolExecutor(min(len(waiting), _SIDE_BY_SIDE), "vmss")
+    futures: list[Future[object]] = []
+    ended_by: BaseException | None = None
+    try:
+        for item in waiting:
+            futures.append(pool.submit(copy_context().run, act, item))  # noqa: PERF401 - each counts
+        wait(futures)
+    except BaseException as error:  # noqa: BLE001 - raised once all have ended
+        ended_by = error
+    while True:
+        # Nobody gives up what it has claimed while a thread may still act on it, however
+        # often Ctrl-C is pressed.
         try:
-            for future in futures:
-                future.result()
-        except KeyboardInterrupt:
-            clock.close()
-            raise
+            if isinstance(ended_by, KeyboardInterrupt):
+                clock.close()
+            pool.shutdown(wait=True, cancel_futures=ended_by is not None)
+            break
+        except KeyboardInterrupt as pressed:
+            ended_by = pressed
+    if ended_by is not None:
+        raise ended_by
+    for future in futures:
+        future.result()
 
 
 def wait_for(

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from typing import Literal, TypedDict, Unpack
 
 from pytest_vmss.clock import Interrupted, side_by_side
-from pytest_vmss.errors import ConflictError, NotFoundError, VmssError
+from pytest_vmss.errors import (
+    ConflictError,
+    InterruptedOperationError,
+    NotFoundError,
+    VmssError,
+)
 from pytest_vmss.store import OperationRecord, ScaleSetRecord, VersionRecord
 from pytest_vmss.upgrade.due import Rollouts
 from pytest_vmss.upgrade.engine import Engine, StartedBy
@@ -64,6 +69,9 @@ class Conductor:
         self._moments = Moments(lambda: world.clock)
         #: What will be tried again by itself.
         self._again: set[str] = set()
+        #: Automatic upgrades that this process had to leave unfinished, by set.
+        self._left: dict[str, str] = {}
+        self._woken = threading.Event()
         self._troubled: dict[str, str] = {}
         self.failures = Failures(world)
 
@@ -148,7 +156,16 @@ class Conductor:
         Raises:
             Exception: The first set's that failed, after all have ended.
         """
-        self._roll_due(_raise)
+        unseen: list[BaseException] = []
+
+        def failed(_: str, error: BaseException, operation: str | None) -> None:
+            if operation is not None or isinstance(error, Interrupted):
+                raise error  # in the set's own thread; the others go on
+            unseen.append(error)
+
+        self._roll_due(failed)
+        if unseen:
+            raise unseen[0]
 
     def _roll_due(self, failed: _Failed) -> None:
         left: set[str] = set()
@@ -189,8 +206,9 @@ class Conductor:
 
     def _is_nobodys(self, name: str, error: BaseException) -> bool:
         """Whether a failure is none: the set was deleted meanwhile, or its operation stopped."""
-        if isinstance(error, NotFoundError):
-            return self._world.store.get(ScaleSetRecord, name.lower()) is None
+        if isinstance(error, NotFoundError | InterruptedOperationError):
+            record = self._world.store.get(ScaleSetRecord, name.lower())
+            return record is None or record.state == "Deleting"
         return isinstance(error, Interrupted) and not self._closing()
 
     def _closing(self) -> bool:
@@ -212,6 +230,8 @@ class Conductor:
         self.failures.add(name, error, operation)
         if operation is None:
             self._again.add(name)
+        else:
+            self._left[name] = operation
 
     def run_all(self) -> bool:
         """Runs the repairs that are due, and then the upgrades; keeps what fails.
@@ -220,9 +240,35 @@ class Conductor:
             Whether something is to be tried again after a while.
         """
         self._again.clear()
+        if self._woken.is_set():
+            self._woken.clear()
+            self._go_on()
         self._repair_due(self._keep)
         self._roll_due(self._keep)
         return bool(self._again)
+
+    def _go_on(self) -> None:
+        """Goes on with what this process had to leave unfinished, once: the host may be well again.
+
+        A publication brings it about, so that one failure does not keep later versions away.
+        """
+        left, self._left = self._left, {}
+
+        def resume(entry: tuple[str, str]) -> None:
+            name, operation = entry
+            try:
+                engine = Engine(self._world, name)
+                with engine.claim():
+                    unfinished = engine.journal.unfinished()
+                    if unfinished is not None and unfinished.id == operation:
+                        engine.resume()
+            except ConflictError:
+                pass  # someone else goes on with it
+            except BaseException as error:  # noqa: BLE001 - it is this set's alone
+                if not self._is_nobodys(name, error):
+                    self._keep(name, error, operation)
+
+        side_by_side(left.items(), resume, clock=self._world.clock)
 
     def repairs(self, name: str) -> Repairs:
         """The automatic repairs of a set."""
@@ -245,6 +291,9 @@ class Conductor:
                 self._troubled.pop(name, None)
             except ConflictError:
                 pass  # someone else is at work on it: another time
+            except InterruptedOperationError as error:
+                if not self._is_nobodys(name, error):
+                    failed(name, error, error.operation or None)
             except VmssError as error:
                 if not self._is_nobodys(name, error):
                     self._tell_trouble(name, error.message)
@@ -310,6 +359,9 @@ class Conductor:
 
     def wake(self) -> None:
         """Says that an automatic upgrade may be due."""
+        for name in list(self._left):
+            self.failures.drop(name)  # it is tried again
+        self._woken.set()
         if self._watcher is not None:
             self._watcher.wake()
 

@@ -177,6 +177,11 @@ class Lab:
                 below.mkdir(exist_ok=True, mode=0o700)
             if not paths.identity.exists():
                 write_identity(settings, paths, kind)
+            elif not paths.database.exists() and any(paths.sets.iterdir()):
+                raise LabError(
+                    f"the lab {paths.folder.name} has scale sets under {paths.sets}, and its "
+                    f"database {paths.database} is gone; bring it back, or use another lab"
+                )
             identity = read_identity(paths)
             lab_key(paths.key)
             return cls(settings, paths.folder, identity, in_use=in_use)
@@ -373,12 +378,18 @@ class Lab:
                 self.world, document, ports=ports, health_timeout=health_timeout,
                 health_command=command,
             )  # fmt: skip
+            if health is not None and not isinstance(health, str):
+                self.world.checks[model.name.lower()] = health
             return parts(enrol(self.world, model.name, model.sku.capacity))
 
-        if health is not None and not isinstance(health, str):
-            self.world.checks[model.name.lower()] = health
         with engine.claim():
-            account = engine.at_once("create", begin, version=version)
+            try:
+                account = engine.at_once("create", begin, version=version)
+            except BaseException:
+                with contextlib.suppress(LabError):
+                    if self.store.get(ScaleSetRecord, model.name.lower()) is None:
+                        self.world.checks.pop(model.name.lower(), None)
+                raise
         self.require_success(account)
         self.wake()
         return self.scale_set(model.name)
@@ -398,8 +409,10 @@ class Lab:
             account = engine.resume()
             record = self.world.set_record(name)
             if record.state == "Deleting":
-                if not engine.instances():
-                    self._forget(engine, record)
+                if left := [entry.instance_id for entry in engine.instances()]:
+                    account = engine.at_once("delete", lambda: parts(left))
+                    self.require_success(account)
+                self._forget(engine, record)
                 return account
             with engine.journal.outside("resume"):
                 self.world.serve(name)
@@ -462,12 +475,14 @@ class Lab:
         with self._stopped(engine):
             record = self.world.set_record(name)
             unfinished = engine.journal.unfinished()
-            with self.store.transaction():
+
+            def begin() -> dict[int, Outcome]:
                 self.store.amend(record, state="Deleting")
                 if unfinished is not None:
                     engine.journal.abandon(unfinished.id, "the set is deleted")
-            everyone = parts(instance.instance_id for instance in engine.instances())
-            self.require_success(engine.at_once("delete", lambda: everyone))
+                return parts(instance.instance_id for instance in engine.instances())
+
+            self.require_success(engine.at_once("delete", begin))
             self._forget(engine, record)
 
     @contextlib.contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pytest_vmss.errors import NotFoundError
+from pytest_vmss.locks import is_locked
 from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
 from pytest_vmss.upgrade.journal import Account
 
@@ -56,11 +57,13 @@ class Upgrade:
 
     @property
     def interruption(self) -> str:
-        """Why nobody goes on with it, where the host could not; empty otherwise (Q1)."""
-        if self.ended:
+        """Why nobody goes on with it (Q1); empty where it has ended, or somebody does."""
+        if self.ended or is_locked(self._lab.paths.lock(self._scale_set)):
             return ""
         last = next((event for event in reversed(self.events) if event.kind != "warning"), None)
-        return last.message if last is not None and last.kind == "interrupted" else ""
+        if last is not None and last.kind == "interrupted":
+            return last.message
+        return "interrupted: whoever was at it has ended"
 
     @property
     def completed(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pytest_vmss.always import Always
 from pytest_vmss.clock import side_by_side, wait_for
 from pytest_vmss.errors import (
+    InterruptedOperationError,
     ModelError,
     ModelProblem,
     NotFoundError,
@@ -242,6 +243,7 @@ class ScaleSet:
         return self._rolled("extension-upgrade", wait=wait)
 
     def _rolled(self, action: Literal["upgrade", "extension-upgrade"], *, wait: bool) -> Upgrade:
+        self._engine.require_own()
         opened: list[OperationRecord] = []
         self._lab.run_upgrade(
             self.name,
@@ -262,6 +264,7 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress.
         """
+        self._engine.require_own()
         account = self._lab.resume(self.name)
         self._lab.wake()
         return None if account is None else self._taken(account.record.id)
@@ -296,6 +299,7 @@ class ScaleSet:
                 return fresh[-1]
             self._lab.conductor.failures.check(self.name)
             if fresh:
+                self._require_going_on(fresh[-1], idle=idle)
                 return None
             if idle:
                 raise UpgradeError(
@@ -315,9 +319,29 @@ class ScaleSet:
             raise WaitTimeoutError(late.what, limit=limit, last="\n".join(running)) from late
         return self._taken(upgrade.id)
 
+    def _require_going_on(self, upgrade: Upgrade, *, idle: bool) -> None:
+        """Checks that somebody, here or in another process, is at an upgrade.
+
+        Raises:
+            InterruptedOperationError: Nobody is.
+        """
+        if idle and (interruption := upgrade.interruption) and not upgrade.ended:
+            raise InterruptedOperationError(
+                f"the upgrade of {self.name!r} to {upgrade.target} is unfinished, and nobody goes "
+                f"on with it ({interruption}); go on with: vmss resume {self.name}",
+                scale_set=self.name,
+                operation=upgrade.id,
+            )
+
     def _taken(self, operation: str) -> Upgrade:
         self._seen.add(operation)
         return Upgrade(self._lab, self.name, operation)
+
+    @property
+    def unfinished(self) -> Upgrade | None:
+        """The operation that is being done to it, or that was interrupted; None for none."""
+        record = self._engine.journal.unfinished()
+        return None if record is None else Upgrade(self._lab, self.name, record.id)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
         """OS upgrades of the set, newest first; Azure keeps five (J2)."""
@@ -586,6 +610,7 @@ class ScaleSet:
             InterruptedOperationError: The host could not remove everything just now; call it
                 again, or resume.
         """
+        self._engine.require_own()
         for instance in self.instances:
             instance.close()
         self._lab.delete(self.name)

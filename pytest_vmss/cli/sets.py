@@ -76,8 +76,19 @@ def list_sets() -> None:
             versions = {instance.image_version or "?" for instance in scale_set}
             click.echo(
                 f"{record.name}  {record.state}  {len(scale_set)} instances"
-                f"  {', '.join(sorted(versions))}"
+                f"  {', '.join(sorted(versions))}{_unfinished(scale_set)}"
             )
+
+
+def _unfinished(scale_set: ScaleSet) -> str:
+    """What is being done to a set, and how to go on where nobody is at it (Q1)."""
+    operation = scale_set.unfinished
+    if operation is None:
+        return ""
+    action = operation.record.action
+    if not operation.interruption:
+        return f"  ({action} in progress)"
+    return f"  ({action} unfinished, {operation.interruption}; vmss resume {scale_set.name})"
 
 
 @main.command()
@@ -94,6 +105,8 @@ def show(name: str, as_json: bool, health: bool) -> None:
             return
         console.print(instance_table(scale_set, health=health))
         _show_frontend(scale_set)
+        if told := _unfinished(scale_set).strip():
+            click.echo(told)
 
 
 def _show_frontend(scale_set: ScaleSet) -> None:

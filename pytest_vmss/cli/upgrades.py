@@ -56,7 +56,15 @@ def resume(name: str) -> None:
 def cancel(name: str) -> None:
     """Let the running upgrade end after its current batch."""
     with open_lab() as lab:
-        lab.scale_set(name).cancel()
+        scale_set = lab.scale_set(name)
+        scale_set.cancel()
+        unfinished = scale_set.unfinished
+        if unfinished is None:
+            click.echo("cancelled")
+        elif unfinished.interruption:
+            click.echo(f"it was interrupted, and is cancelled with: vmss resume {name}")
+        else:
+            click.echo("it is cancelled after its current batch")
 
 
 @main.command()

@@ -68,6 +68,7 @@ class SimulatedHypervisor:
         self._clock = clock
         self._blank = folder / "blank"
         self._blank.touch(mode=0o600)
+        self._blank.write_text("a disk")
         self.defined: dict[str, Machine] = {}
         self.running: set[str] = set()
         self.paused: set[str] = set()

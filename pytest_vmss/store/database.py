@@ -237,7 +237,7 @@ class Store:
     def _unusable(self, what: str, error: sqlite3.Error) -> LabError:
         return LabError(
             f"the lab's database {self._path} cannot be {what}: {error}; make room on its disk "
-            "(or free the database), then go on with: vmss resume"
+            "or free the database"
         )
 
     def _write(self, statement: str, *values: object) -> None:

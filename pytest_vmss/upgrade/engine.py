@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
@@ -22,7 +23,7 @@ from pytest_vmss.errors import (
     LabError,
     NotFoundError,
 )
-from pytest_vmss.guest.extensions import handler_versions
+from pytest_vmss.guest.extensions import handler_versions, is_known
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.store import (
     Action,
@@ -60,6 +61,7 @@ class Engine:
         self._store = world.store
         known = world.store.get(ScaleSetRecord, scale_set.lower())
         self.name = scale_set if known is None else known.name  # in the case that it was made in
+        self._set_id = None if known is None else known.unique_id
         self.journal = Journal(world, self.name)
         self._worker = Worker(world, self.journal)
 
@@ -72,21 +74,16 @@ class Engine:
 
         Raises:
             ConflictError: Someone else works on it; nothing was changed.
+            NotFoundError: It is gone.
+            LabError: Its lock cannot be had; nothing was changed.
             InterruptedOperationError: What is done inside was stopped.
         """
-        path = self._world.paths.lock(self.name)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = FileLock(path, is_singleton=False)
+        lock = FileLock(self._world.paths.lock(self.name), is_singleton=False)
+        signal, working = threading.Event(), self._world.working
         try:
-            lock.acquire(timeout=wait)
-        except Timeout as busy:
-            raise ConflictError(
-                f"Operation is not allowed on the scale set {self.name!r}, since another "
-                "operation is in progress on it; wait for it to end, or cancel it"
-            ) from busy
-        signal, key = threading.Event(), self.name.lower()
-        self._world.working[key] = signal
-        try:
+            self._lock(lock, wait)
+            self.require_own()
+            working[self.name.lower()] = signal
             with stoppable(signal):
                 yield
         except Stopped as stopped:
@@ -97,8 +94,37 @@ class Engine:
                 operation="" if unfinished is None else unfinished.id,
             ) from stopped
         finally:
-            self._world.working.pop(key, None)
+            if working.get(self.name.lower()) is signal:
+                del working[self.name.lower()]
             lock.release()
+
+    def _lock(self, lock: FileLock, wait: float) -> None:
+        try:
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock.acquire(timeout=wait)
+        except Timeout as busy:
+            raise ConflictError(
+                f"Operation is not allowed on the scale set {self.name!r}, since another "
+                "operation is in progress on it; wait for it to end, or cancel it"
+            ) from busy
+        except OSError as refused:
+            raise LabError(
+                f"the scale set {self.name!r} cannot be locked, and nothing was changed: "
+                f"{refused}; mend that, and repeat the command"
+            ) from refused
+
+    def require_own(self) -> None:
+        """Refuses to work on another set than the one that it was made for.
+
+        Raises:
+            NotFoundError: That is gone.
+        """
+        known = self._store.get(ScaleSetRecord, self.name.lower())
+        if self._set_id is not None and (known is None or known.unique_id != self._set_id):
+            raise NotFoundError(
+                f"the scale set {self.name!r} that was meant is gone"
+                + ("" if known is None else "; another has its name: ask the lab for it")
+            )
 
     # All at once.
 
@@ -130,7 +156,12 @@ class Engine:
         return self._finish(operation.id)
 
     def replace(
-        self, ids: Sequence[int], *, version: VersionRecord, started_by: StartedBy
+        self,
+        ids: Sequence[int],
+        *,
+        version: VersionRecord,
+        started_by: StartedBy,
+        prepare: Callable[[], object] = lambda: None,
     ) -> Account:
         """Makes new instances in place of others, which go once those are healthy.
 
@@ -138,12 +169,14 @@ class Engine:
             ids: Which.
             version: The image version of the new ones.
             started_by: Azure's ``startedBy``.
+            prepare: What it writes is durable together with the operation, or not at all.
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
             InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
         with self._store.transaction():
+            prepare()
             operation = self.journal.open(
                 "replace",
                 parts(ids),
@@ -167,6 +200,7 @@ class Engine:
 
     def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Works on instances side by side."""
+        self._require_known(operation_id, instance_ids)
         self._world.serve(self.name)
         self._world.serve_files(self.name)
         operation = self.journal.operation(operation_id)
@@ -183,6 +217,26 @@ class Engine:
                 context.leave()
 
         side_by_side(instance_ids, act, clock=self._world.clock)
+
+    def _require_known(self, operation_id: str, instance_ids: Sequence[int]) -> None:
+        """Finds out before an instance is stopped whether it could be started again.
+
+        Settings, and the extensions that are registered, may be others on a resume.
+
+        Raises:
+            NotFoundError: The size, or an extension of the model, is not known here.
+        """
+        operation = self.journal.operation(operation_id)
+        if not instance_ids or operation.action in ("stop", "deallocate", "delete"):
+            return
+        model = self._world.revision(operation.set_id, operation.revision).model
+        self._world.find_size(model.sku.name)
+        for extension in model.extensions:
+            if not is_known(extension):
+                raise NotFoundError(
+                    f"the extension {extension.name!r} ({extension.handler_name}) is not registered "
+                    "in this process; register its handler, as the process did that began"
+                )
 
     # Rolling.
 

@@ -128,12 +128,21 @@ class Journal:
         """Everything that is known of an operation."""
         return Account.of(self._store, self.operation(operation_id))
 
-    def require_quiet(self) -> None:
-        """Refuses a new operation while another is unfinished.
+    def require_quiet(self, action: Action | None = None) -> None:
+        """Refuses a new operation while another is unfinished, or the set is being deleted.
+
+        Args:
+            action: What is to be done, where it is known.
 
         Raises:
             UpgradeError: One was interrupted.
         """
+        deleting = self._world.set_record(self._name).state == "Deleting"
+        if deleting and action != "delete":
+            raise UpgradeError(
+                f"{self._name!r} is being deleted; go on with it: vmss delete {self._name}",
+                code="OperationNotAllowed",
+            )
         unfinished = self.unfinished()
         if unfinished is not None:
             raise UpgradeError(
@@ -163,7 +172,7 @@ class Journal:
         Raises:
             UpgradeError: Another operation was interrupted.
         """
-        self.require_quiet()
+        self.require_quiet(action)
         now = self._now()
         set_record = self._world.set_record(self._name)
         image = {}
@@ -296,7 +305,7 @@ class Journal:
             )
         return InterruptedOperationError(
             f"the {action} of {self._name!r} is interrupted and unfinished: {cause}\n"
-            f"Nothing is lost. Once that is mended, go on with: vmss resume {self._name}",
+            f"Once that is mended, go on with: vmss resume {self._name}",
             scale_set=self._name,
             operation=operation_id,
         )
@@ -419,6 +428,11 @@ class Journal:
             end()
             if outcome is not None:
                 self.outcome(context, outcome)
+
+    def has_begun(self, context: InstanceContext, phase: Phase) -> bool:
+        """Whether a step of a phase was begun."""
+        steps = self._store.steps(context.operation, context.instance_id)
+        return any(step.phase == phase for step in steps)
 
     def _done(self, context: InstanceContext, phase: Phase, steps: Sequence[Step]) -> set[int]:
         """The numbers of a phase's steps that need not be taken again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pytest_vmss.store import VersionRecord
+from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.upgrade.steps import (
     ApplyModel,
     AwaitHealth,
@@ -73,7 +73,7 @@ def _bring_up(generation: int) -> list[Step]:
     ]
 
 
-def create_steps(version: VersionRecord, revision: int) -> Sequence[Step]:
+def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
     """A new instance, from nothing to healthy."""
     return [
         CreateDataDisks(revision),
@@ -86,7 +86,7 @@ def create_steps(version: VersionRecord, revision: int) -> Sequence[Step]:
 
 
 def swap_steps(
-    old: int, new: int, version: VersionRecord, revision: int, *, data_disks: bool = False
+    old: int, new: int, version: ImageAddress, revision: int, *, data_disks: bool = False
 ) -> Sequence[Step]:
     """A new OS disk in place of the old one (E1); the new one is made before the stop.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 from pytest_vmss.errors import CapacityError, NotFoundError
 from pytest_vmss.health import Observation
 from pytest_vmss.model import AutomaticRepairsPolicy, Health
-from pytest_vmss.store import Action, InstanceRecord, ScaleSetRecord
+from pytest_vmss.store import Action, InstanceRecord, Outcome, ScaleSetRecord
 from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.journal import Account
 from pytest_vmss.upgrade.moments import Moments
@@ -123,7 +124,9 @@ class Repairs:
             self.suspend(f"{beyond[0].repairs} repairs in a row of {beyond[0].name} did not help")
         if beyond or not due:
             return None
-        with store.transaction():
+
+        def count() -> None:
+            """Together with the opening of the operation: what never began does not count."""
             for record in due:
                 store.amend(record, repairs=record.repairs + 1)
                 why = seen[record.instance_id].detail
@@ -134,9 +137,14 @@ class Repairs:
                     instance_id=record.instance_id,
                 )
             self._note()
-        return self._act([record.instance_id for record in due])
 
-    def _act(self, ids: list[int]) -> Account:
+        return self._act([record.instance_id for record in due], count)
+
+    def _act(self, ids: list[int], count: Callable[[], None]) -> Account:
+        def begin() -> dict[int, Outcome]:
+            count()
+            return parts(ids)
+
         wanted = self.policy.repair_action
         if wanted == "Replace":
             images = self._world.images
@@ -149,9 +157,11 @@ class Repairs:
                 )
             else:
                 version = images.resolve(images.address_of(model.image_reference))
-                return self._engine.replace(ids, version=version, started_by="Platform")
+                return self._engine.replace(
+                    ids, version=version, started_by="Platform", prepare=count
+                )
         action: Action = "restart" if wanted == "Restart" else "reimage"
-        return self._engine.at_once(action, lambda: parts(ids), started_by="Platform")
+        return self._engine.at_once(action, begin, started_by="Platform")
 
     # The service.
 

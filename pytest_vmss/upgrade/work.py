@@ -15,18 +15,21 @@ from typing import Literal
 
 from pytest_vmss.errors import (
     InstanceError,
-    NotFoundError,
+    UnhealthyError,
     WaitTimeoutError,
     is_verdict,
 )
+from pytest_vmss.gallery import ImageAddress
+from pytest_vmss.health import worst
 from pytest_vmss.store import (
+    InstanceRecord,
     OperationRecord,
     Outcome,
     OutcomeRecord,
-    VersionRecord,
 )
 from pytest_vmss.upgrade import phases
 from pytest_vmss.upgrade.journal import Journal, describe
+from pytest_vmss.upgrade.observe import Measures, observe_health
 from pytest_vmss.upgrade.steps import Step
 from pytest_vmss.upgrade.world import InstanceContext, World
 
@@ -69,7 +72,7 @@ class Worker:
     def _create(self, context: InstanceContext, operation: OperationRecord) -> None:
         if self._journal.result(context).error is None:
             try:
-                steps = phases.create_steps(self._target(operation), operation.revision)
+                steps = phases.create_steps(_target(operation), operation.revision)
                 self._run(context, "create", steps)
             except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
                 self._failed(context, error)
@@ -83,9 +86,15 @@ class Worker:
 
     def _delete(self, context: InstanceContext) -> None:
         """There is no way back, and no limit: it is resumed until all is gone."""
-        plan = self._plan(context, None)
-        steps = phases.delete_steps(plan.source_revision)
-        self._journal.run_phase(context, "delete", steps, outcome=Outcome.SUCCEEDED)
+        self._remove(context, self._plan(context, None).source_revision, Outcome.SUCCEEDED)
+
+    def _remove(
+        self, context: InstanceContext, revision: int, outcome: Outcome | None = None
+    ) -> None:
+        if self._world.store.get(InstanceRecord, *context.key) is not None:
+            self._world.store.amend(context.record, provisioning="Deleting")
+        steps = phases.delete_steps(revision)
+        self._journal.run_phase(context, "delete", steps, outcome=outcome)
 
     # Power.
 
@@ -148,7 +157,7 @@ class Worker:
         self, context: InstanceContext, operation: OperationRecord, plan: OutcomeRecord
     ) -> None:
         reimage = operation.action in ("reimage", "reimageall")
-        version = self._version_of(context, plan.source) if reimage else self._target(operation)
+        version = _version_of(context, plan.source) if reimage else _target(operation)
         steps = phases.swap_steps(
             plan.source or plan.result - 1,  # one that never came up has none of its own
             plan.result,
@@ -202,21 +211,42 @@ class Worker:
         try:
             if plan.error is None:
                 try:
-                    steps = phases.create_steps(self._target(operation), operation.revision)
+                    steps = phases.create_steps(_target(operation), operation.revision)
                     self._journal.run_phase(self._timed(new), "create", steps)
+                    self._require_healthy(context, new)
                 except Exception as error:  # noqa: BLE001 - the old one stays
                     self._failed(context, error)
                 else:
                     # From here on the new one is the one that stays, whatever fails.
-                    steps = phases.delete_steps(plan.source_revision)
-                    self._journal.run_phase(context, "delete", steps, outcome=Outcome.SUCCEEDED)
+                    self._remove(context, plan.source_revision, Outcome.SUCCEEDED)
                     return
         finally:
             new.leave()
-        self._journal.run_phase(new, "delete", phases.delete_steps(operation.revision))
+        if context.record.provisioning == "Deleting":
+            self._world.store.amend(context.record, provisioning="Succeeded")
+        self._serve_again(context)
+        self._remove(new, operation.revision)
         self._journal.outcome(
             context, Outcome.ROLLED_BACK if operation.rollback else Outcome.FAILED
         )
+
+    def _require_healthy(self, old: InstanceContext, new: InstanceContext) -> None:
+        """Looks once more at a replacement that a resume finds ready.
+
+        Raises:
+            UnhealthyError: It is no longer healthy, and the old instance is still there.
+        """
+        if not self._journal.has_begun(old, "delete"):
+            return  # this very moment it was
+        if self._world.hypervisor.running_generation(old.domain) is None:
+            return  # the old one cannot take its place
+        applied = new.revision(new.record.revision)
+        seen = worst(observe_health(new, Measures.of(self._world, new.scale_set, applied)))
+        if not seen.healthy:
+            raise UnhealthyError(
+                f"{new.name}, which was to take its place, is no longer healthy: {seen.detail}",
+                instance=new.name,
+            )
 
     def _plan(self, context: InstanceContext, operation: OperationRecord | None) -> OutcomeRecord:
         """From which OS disk to which, and from which model; the same after a resume."""
@@ -273,22 +303,6 @@ class Worker:
         one, other = context.revision(before).model, context.revision(after).model
         return one.sku.name != other.sku.name or one.data_disks != other.data_disks
 
-    def _target(self, operation: OperationRecord) -> VersionRecord:
-        return self._find(operation.gallery, operation.definition, operation.target)
-
-    def _version_of(self, context: InstanceContext, number: int) -> VersionRecord:
-        """The image version that an OS disk was made from."""
-        generation = context.existing(number)
-        return self._find(generation.gallery, generation.definition, generation.version)
-
-    def _find(self, gallery: str, definition: str, wanted: str) -> VersionRecord:
-        for version in self._world.images.versions(gallery, definition):
-            if version.version == wanted:
-                return version
-        raise NotFoundError(
-            f"the version {wanted} of {definition!r} is no longer in the gallery {gallery!r}"
-        )
-
     def _run(
         self,
         context: InstanceContext,
@@ -303,3 +317,14 @@ class Worker:
         """An instance that must be done in time, from now on (G4)."""
         limit = context.base_limits.instance
         return replace(context, deadline=self._world.clock.monotonic() + limit)
+
+
+def _target(operation: OperationRecord) -> ImageAddress:
+    """The image version that an operation brings."""
+    return ImageAddress(operation.gallery, operation.definition, operation.target)
+
+
+def _version_of(context: InstanceContext, number: int) -> ImageAddress:
+    """The image version that an OS disk was made from."""
+    generation = context.existing(number)
+    return ImageAddress(generation.gallery, generation.definition, generation.version)

@@ -21,11 +21,14 @@ from pytest_vmss.errors import (
     HypervisorError,
     InterruptedOperationError,
     LabError,
+    NotFoundError,
+    UpgradeError,
 )
 from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.health import Observation
 from pytest_vmss.model import Health
 from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.settings import Settings
 from pytest_vmss.store import InstanceRecord, Outcome, Store
 from pytest_vmss.upgrade.engine import Engine
 from pytest_vmss.upgrade.steps import Commit, Discard, Start
@@ -613,3 +616,161 @@ def test_an_interrupted_upgrade_can_be_cancelled(
     assert ended.cancelled
     assert ended.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.NOT_STARTED}
     check_accounts(lab, web)
+
+
+def test_a_replacement_that_died_before_a_resume_does_not_take_the_place(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D9: the old instance runs, and is the one that stays then."""
+    web, remove = upgrading(lab, 2, policy={"maxSurge": True}), lab.simulated.remove
+
+    def refuse(name: str) -> None:
+        if name.endswith("web_0"):
+            raise HypervisorError("libvirt refused: device or resource busy")
+        remove(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.simulated, "remove", refuse)
+        interrupted(lab.run_due, "resource busy")
+    lab.simulated.power_off(f"vmss-{lab.identity.id}-web_2")
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert "no longer healthy" in upgrade.errors[0].message
+    assert [instance.instance_id for instance in web] == ["0", "1"]
+    assert web[0].record.provisioning == "Succeeded"
+    assert web[0].record.in_service
+    assert web.healthy
+    check_accounts(lab, web)
+
+
+def test_a_data_disk_that_has_gone_is_never_replaced_by_an_empty_one(lab: SimulatedLab) -> None:
+    """E3: whoever asks whether data survives is told."""
+    web = upgrading(lab)
+    (disk,) = web[0].data_disks.values()
+    elsewhere = disk.rename(lab.paths.folder / "elsewhere")
+    interrupted(lab.run_due, "no empty one was put in its place")
+    assert not disk.exists()
+    elsewhere.rename(disk)
+    ends_completed(lab, web)
+
+
+def test_a_file_in_the_place_of_a_disk_is_no_disk(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web, apply = upgrading(lab), Discard.apply
+    new = lab.paths.os_disk("web", 0, 2)
+
+    def replaced(self: Discard, context: Any) -> Any:
+        new.rename(lab.paths.folder / "elsewhere")
+        new.mkdir()
+        return apply(self, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Discard, "apply", replaced)
+        interrupted(lab.run_due, "is not there")
+    assert lab.paths.os_disk("web", 0, 1).exists()
+    new.rmdir()
+    (lab.paths.folder / "elsewhere").rename(new)
+    ends_completed(lab, web)
+
+
+def test_a_deletion_whose_beginning_fails_changes_nothing(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set is deleted or it is not."""
+    web = lab.start_web(2)
+    for number in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "_commit", _failing_commit(number))
+            with pytest.raises((LabError, InterruptedOperationError)):
+                web.delete()
+        if web.record.state == "Succeeded":
+            assert web.healthy
+            continue
+        for act in (web.upgrade, lambda: web.scale(3)):
+            with pytest.raises(UpgradeError, match="is being deleted") as refused:
+                act()
+            assert refused.value.code == "OperationNotAllowed"
+        lab.resume("web")
+        break
+    assert lab.scale_sets() == []
+    assert lab.simulated.defined == {}
+
+
+def _failing_commit(number: int) -> Callable[[Store], None]:
+    commit, count = Store._commit, [0]
+
+    def failing(self: Store) -> None:
+        count[0] += 1
+        if count[0] == number:
+            raise sqlite3.OperationalError("disk I/O error")
+        commit(self)
+
+    return failing
+
+
+def test_the_handle_of_a_set_that_is_gone_acts_on_no_other(lab: SimulatedLab) -> None:
+    """M4: a set of the same name in another case is another set."""
+    old = lab.start_web(1)
+    old.delete()
+    new = lab.create({**web_model(capacity=1), "name": "WEB"}, load_balancer=LOAD_BALANCER)
+    for act in (lambda: old.scale(2), old.reimage, old.upgrade, old.resume, old.delete):
+        with pytest.raises(NotFoundError, match="is gone"):
+            act()
+    assert len(new) == 1
+    new.delete()
+    assert lab.simulated.defined == {}
+
+
+def test_the_check_of_a_creation_that_failed_judges_no_other_set(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F4."""
+    lab.publish("1.0.0")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_commit", _failing_commit(1))
+        with pytest.raises(LabError):
+            lab.create(web_model(capacity=1), load_balancer=LOAD_BALANCER, health=lambda _: False)
+    assert lab.start_web(1).healthy
+
+
+def test_what_is_no_longer_known_stops_no_instance(lab: SimulatedLab) -> None:
+    """Q1: another process's settings lack the size."""
+    web = upgrading(lab)
+    lab.simulated.fail_os_disks = True
+    interrupted(lab.run_due, "no space left")
+    lab.simulated.fail_os_disks = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pytest_vmss.upgrade.world.find_size", lambda *_: None)
+        interrupted(web.resume, "is not known here")
+        assert web[0].boot_id == "boot-1"
+    assert web.healthy
+    ends_completed(lab, web)
+
+
+def test_a_wait_for_what_nobody_goes_on_with_ends_at_once(lab: SimulatedLab) -> None:
+    web = upgrading(lab)
+    lab.simulated.fail_os_disks = True
+    interrupted(lab.run_due, "no space left")
+    with pytest.raises(InterruptedOperationError, match=r"nobody goes on.*vmss resume web"):
+        web.wait_for_upgrade(limit=1e9)
+
+
+def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: Settings) -> None:
+    """Q1: its machines and data are still there."""
+    lab = SimulatedLab.open(settings, "lasting")
+    lab.begin()
+    lab.start_web(1)
+    lab.close()
+    (database,) = settings.state_dir.rglob("vmss.db")
+    for path in settings.state_dir.rglob("vmss.db*"):
+        path.rename(path.with_name("away-" + path.name))
+    with pytest.raises(LabError, match="is gone; bring it back"):
+        SimulatedLab.open(settings, "lasting")
+    for path in database.parent.glob("away-vmss.db*"):
+        path.rename(path.with_name(path.name.removeprefix("away-")))
+    again = SimulatedLab.open(settings, "lasting")
+    again.begin()
+    assert len(again.scale_set("web")) == 1
+    again.destroy()

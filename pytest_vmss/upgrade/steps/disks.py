@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from pytest_vmss.errors import HostError, LabError
 from pytest_vmss.files import PART, sync_folder
+from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.guest import keys
 from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.store import (
     DetachedDiskRecord,
     GenerationRecord,
     InstanceRecord,
-    VersionRecord,
 )
 from pytest_vmss.upgrade.steps.step import Conclusion
 from pytest_vmss.upgrade.world import InstanceContext
@@ -34,7 +34,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CreateDataDisks:
-    """Makes the data disks that are not there; the only time the host writes to them (A5)."""
+    """Makes the data disks that the instance does not have yet (A5).
+
+    The only time that the host writes to them. One that it had, and whose file is not there,
+    is never replaced by an empty one: whoever asks whether data survives must be told.
+    """
 
     name: ClassVar[str] = "create data disks"
     timed: ClassVar[bool] = True
@@ -48,7 +52,22 @@ class CreateDataDisks:
         )
         for disk in context.revision(self.revision).model.data_disks:
             path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            if disk.lun in self._had(context) and not path.is_file():
+                raise HostError(
+                    f"{path}, the data disk at LUN {disk.lun} of {context.name}, is not there, and "
+                    "no empty one was put in its place: bring the file back (a file system that is "
+                    "not mounted?), or ask for empty disks with: "
+                    f"vmss reimage {context.scale_set} {context.instance_id} --data-disks"
+                )
             world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
+
+    @staticmethod
+    def _had(context: InstanceContext) -> set[int]:
+        """The LUNs at which the instance has disks since its last commit."""
+        record = context.record
+        if not record.generation:
+            return set()
+        return {disk.lun for disk in context.revision(record.revision).model.data_disks}
 
 
 @dataclass(frozen=True)
@@ -61,11 +80,11 @@ class ReplaceDataDisks:
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
+        world = context.world
         for disk in context.revision(self.revision).model.data_disks:
-            context.world.paths.data_disk(context.scale_set, context.instance_id, disk.lun).unlink(
-                missing_ok=True
-            )
-        CreateDataDisks(self.revision).apply(context)
+            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            path.unlink(missing_ok=True)
+            world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
 
 
 @dataclass(frozen=True)
@@ -76,11 +95,12 @@ class PrepareDisk:
     timed: ClassVar[bool] = True
 
     number: int
-    version: VersionRecord
+    version: ImageAddress
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
         world, record = context.world, context.record
+        version = world.images.resolve(self.version)
         model = context.revision(self.revision).model
         host_key = keys.generate(record.computer_name)
         identity = f"{world.lab_id}-{context.name}-{self.number}"
@@ -88,10 +108,10 @@ class PrepareDisk:
             scale_set=context.scale_set,
             instance_id=context.instance_id,
             number=self.number,
-            gallery=self.version.gallery,
-            definition=self.version.definition,
-            version=self.version.version,
-            digest=self.version.digest,
+            gallery=version.gallery,
+            definition=version.definition,
+            version=version.version,
+            digest=version.digest,
             revision=self.revision,
             cloud_instance_id=identity,
             host_key=host_key.public,
@@ -100,9 +120,9 @@ class PrepareDisk:
         world.store.put(generation)  # before its files exist
         for part in _parts(context):
             part.unlink(missing_ok=True)
-        image = world.images.path_of(self.version)
+        image = world.images.path_of(version)
         size = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
-        grow = size is not None and size * 1024**3 > self.version.virtual_size
+        grow = size is not None and size * 1024**3 > version.virtual_size
         place = (context.scale_set, context.instance_id, self.number)
         world.hypervisor.create_os_disk(world.paths.os_disk(*place), image, size if grow else None)
         seed = build_seed(
@@ -269,7 +289,7 @@ def _require_disk(context: InstanceContext, number: int) -> None:
     """
     place = (context.scale_set, context.instance_id, number)
     for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
-        if not path.exists():
+        if not path.is_file() or not path.stat().st_size:
             raise HostError(
                 f"{path}, which {context.name} is to run on, is not there; nothing was removed, "
                 "and its record is as it was: bring the file back"
