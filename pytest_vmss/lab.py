@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self, Unpack
@@ -82,6 +82,8 @@ __all__ = ["Lab"]
 
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
+#: Seconds for what this process does on a set to stop: the longest call of a guest.
+_STOP_S = 120.0
 #: Seconds to wait for another process that makes, opens or removes the lab.
 _DOOR_LIMIT = 120.0
 #: Seconds to wait for others to close a lasting lab that is to be removed.
@@ -399,9 +401,10 @@ class Lab:
             record = self.world.set_record(name)
             if record.state == "Deleting":
                 if not engine.instances():
-                    self._forget(record)
+                    self._forget(engine, record)
                 return account
-            self.world.serve(name)
+            with engine.journal.outside("resume"):
+                self.world.serve(name)
             capacity = self.world.current_revision(name).model.sku.capacity
             # A kill between an update of the model and the scaling that belongs to it.
             sized = Sizing(self.world, engine).scale(capacity)
@@ -448,33 +451,57 @@ class Lab:
     def delete(self, name: str) -> None:
         """Deletes a scale set, its machines and all their disks.
 
+        What this process does on it is stopped.
+
         Raises:
             NotFoundError: There is none.
-            ConflictError: An operation is in progress on it.
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
         """
         record = self.world.set_record(name)
         engine = Engine(self.world, record.name)
-        with engine.claim():
+        with self._stopped(engine):
+            record = self.world.set_record(name)
             unfinished = engine.journal.unfinished()
             with self.store.transaction():
                 self.store.amend(record, state="Deleting")
                 if unfinished is not None:
-                    engine.journal.end(unfinished.id, "Cancelled", why="the set is deleted")
+                    engine.journal.abandon(unfinished.id, "the set is deleted")
             everyone = parts(instance.instance_id for instance in engine.instances())
             self.require_success(engine.at_once("delete", lambda: everyone))
-            self._forget(record)
+            self._forget(engine, record)
 
-    def _forget(self, record: ScaleSetRecord) -> None:
+    @contextlib.contextmanager
+    def _stopped(self, engine: Engine) -> Iterator[None]:
+        """Claims a set, having stopped what this process does on it.
+
+        Raises:
+            ConflictError: Another process works on it, or it does not stop in time.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(engine.claim())
+            except ConflictError:
+                if engine.name.lower() not in self.world.working:
+                    raise
+                self.world.stop(engine.name)
+                self.store.event(engine.name, "warning", "what is done to it is stopped")
+                stack.enter_context(engine.claim(wait=_STOP_S))
+            yield
+
+    def _forget(self, engine: Engine, record: ScaleSetRecord) -> None:
         """Removes what is left of a set whose instances are gone; its history stays."""
         folder = self.paths.scale_set(record.name)
-        if folder.exists():
-            shutil.rmtree(folder)
-        self.world.stop_serving(record)
-        with self.store.transaction():
-            for revision in self.store.select(ModelRecord, record.unique_id):
-                self.store.delete(revision)
-            self.store.delete(record)
-            self.store.event(record.name, "deleted", "deleted")
+        with engine.journal.outside("deletion"):
+            if folder.exists():
+                shutil.rmtree(folder)
+            self.world.stop_serving(record)
+            with self.store.transaction():
+                for revision in self.store.select(ModelRecord, record.unique_id):
+                    self.store.delete(revision)
+                self.store.delete(record)
+                self.store.event(record.name, "deleted", "deleted")
         self.world.checks.pop(record.name.lower(), None)
         self._sets.pop(record.name, None)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.files import PART, sync_folder, write_durably
 from pytest_vmss.locks import Lock, try_lock, wait_for_lock
+from pytest_vmss.model import host_port
 
 __all__ = [
     "Claim",
@@ -23,8 +24,6 @@ __all__ = [
 ]
 
 _FIRST, _COUNT = 64, 64 * 256  # 127.64.0.0 to 127.127.255.0
-_PRIVILEGED = 1024
-_RAISE = 10000
 _LIMIT_S = 60.0
 _LOCK = ".lock"
 
@@ -118,8 +117,3 @@ def _claiming(folder: Path) -> Lock:
 def addresses_in(network: str) -> list[str]:
     """All addresses of a network that instances can have."""
     return [f"{network}.{number}" for number in range(1, 255)]
-
-
-def host_port(guest_port: int) -> int:
-    """The host's port that leads to a guest's: the same, or 10000 more below 1024."""
-    return guest_port + _RAISE if guest_port < _PRIVILEGED else guest_port

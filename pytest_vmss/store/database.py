@@ -310,12 +310,16 @@ class Store:
 
         Raises:
             NotFoundError: It was deleted.
+            ValidationError: A value does not fit its field; nothing was changed.
+            TypeError: There is no such field; nothing was changed.
         """
+        if unknown := changes.keys() - type(record).model_fields.keys():
+            raise TypeError(f"the record {record.kind} has no fields {', '.join(sorted(unknown))}")
         with self.transaction():
             current = self.get(type(record), *record.key)
             if current is None:
                 raise NotFoundError(f"the {record.kind} {'/'.join(record.key)} is gone")
-            changed = current.model_copy(update=changes)
+            changed = type(record).model_validate({**dict(current), **changes})
             self.put(changed)
         return changed
 
@@ -326,7 +330,7 @@ class Store:
         with self.transaction():
             self._write(
                 "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
-                "ON CONFLICT DO UPDATE SET intended = excluded.intended",
+                "ON CONFLICT DO UPDATE SET intended = excluded.intended, done = NULL, error = NULL",
                 operation, scale_set, instance_id, phase, sequence, name,
                 self._clock.now().isoformat(),
             )  # fmt: skip
@@ -387,11 +391,13 @@ class Store:
         names = columns.split(", ")
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
-    def last_events(self, scale_set: str, count: int) -> list[EventRecord]:
-        """The last events of a set, oldest first."""
+    def last_events(self, scale_set: str | None, count: int) -> list[EventRecord]:
+        """The last events of a set, or of the lab, oldest first."""
         columns = "id, time, scale_set, instance_id, operation, kind, message"
         rows = self._read(
-            f"SELECT {columns} FROM event WHERE scale_set = ? ORDER BY id DESC LIMIT ?",  # noqa: S608
+            f"SELECT {columns} FROM event WHERE ? IS NULL OR scale_set = ? "  # noqa: S608
+            "ORDER BY id DESC LIMIT ?",
+            scale_set,
             scale_set,
             count,
         )

@@ -289,5 +289,5 @@ def test_a_daemon_that_stays_away_is_an_error_that_says_so(
     monkeypatch.setattr(libvirt_driver, "open_connection", opening)
     monkeypatch.setattr(libvirt_driver, "_RECONNECT_S", 0.5)
     hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), Path("/nonexistent"))
-    with pytest.raises(HostError, match=r"did not come back within 0 s.*vmss resume"):
+    with pytest.raises(HostError, match=r"did not come back within 0 s.*start it"):
         hypervisor.machines("vmss-")

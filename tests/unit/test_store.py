@@ -117,7 +117,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_half_written(tmp_path: Path
             for number in range(1000):
                 store.put(definition(f"b{number}"))
 
-    with pytest.raises(LabError, match=r"cannot be written: database or disk is full.*vmss resume"):
+    with pytest.raises(LabError, match=r"cannot be written: database or disk is full.*make room"):
         fill()
     assert [record.name for record in store.select(DefinitionRecord)] == ["a"]
     store._db.execute("PRAGMA max_page_count=100000")
