@@ -46,7 +46,7 @@ from pytest_vmss.identity import (
     write_identity,
 )
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
-from pytest_vmss.locks import Lock, try_lock, wait_for_lock
+from pytest_vmss.locks import Lock, wait_for_lock
 from pytest_vmss.model import (
     ApplicationHealthSettings,
     Health,
@@ -86,6 +86,8 @@ _PROBE_TIMEOUT = 5.0
 _STOP_S = 120.0
 #: Seconds to wait for another process that makes, opens or removes the lab.
 _DOOR_LIMIT = 120.0
+#: Seconds to wait for others to close a lasting lab that is to be removed.
+_ALONE_LIMIT = 1.0
 
 
 class Lab:
@@ -617,15 +619,15 @@ class Lab:
         if self.identity.kind == "session":
             return
         self._in_use.release()
-        alone = try_lock(self.paths.in_use)
-        if alone is not None:
-            self._in_use = alone
-            return
-        self._in_use = _use(self.paths)
-        raise ConflictError(
-            f"another process has the lab {self.paths.folder.name} open "
-            f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
-        )
+        try:
+            # A program that this process has just started drops its copy in a moment.
+            self._in_use = wait_for_lock(self.paths.in_use, what="has it open", limit=_ALONE_LIMIT)
+        except ConflictError as open_elsewhere:
+            self._in_use = _use(self.paths)
+            raise ConflictError(
+                f"another process has the lab {self.paths.folder.name} open "
+                f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
+            ) from open_elsewhere
 
 
 def _close_instances(scale_set: ScaleSet) -> None:
