@@ -21,6 +21,8 @@ PACKAGES: Mapping[str, str] = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
+    "dumpe2fs": "e2fsprogs",
+    "debugfs": "e2fsprogs",
     "sfdisk": "fdisk",
     "mformat": "mtools",
     "mcopy": "mtools",
