@@ -140,7 +140,7 @@ def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
     if grace > 0:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=grace)
+            process.wait(grace)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()
