@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import unittest
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Self
 
+from pytest_vmss.checks import in_words, judge, whereabouts
 from pytest_vmss.errors import ViolationError
 from pytest_vmss.store import InstanceRecord, Store
 
 __all__ = ["Always", "Violation"]
 
 _SHOWN = 10
-_PATIENCE_S = 60.0
+_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,11 @@ class Always:
         store: The lab's.
         scale_set: The set.
         check: Holds where it returns something true, or nothing; what it raises is a
-            violation. It must have a time limit of its own.
+            violation, ``pytest.fail`` and ``pytest.skip`` included. It must have a time limit
+            of its own.
         every: Seconds from the beginning of one check to that of the next.
+        limit: Seconds that one check may take; while it takes longer nothing is watched,
+            so that it is a violation whatever it answers in the end.
 
     Attributes:
         checks: How many checks were made.
@@ -62,12 +68,20 @@ class Always:
     """
 
     def __init__(
-        self, store: Store, scale_set: str, check: Callable[[], object], *, every: float
+        self,
+        store: Store,
+        scale_set: str,
+        check: Callable[[], object],
+        *,
+        every: float,
+        limit: float = _LIMIT_S,
     ) -> None:
         self._store = store
         self._scale_set = scale_set
         self._check = check
         self._every = every
+        self._limit = limit
+        self._broken = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vmss-always", daemon=True)
         self.checks = 0
@@ -85,54 +99,63 @@ class Always:
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(self._limit)
         problem = self._problem()
         if problem is None:
             return
-        if error is not None:
-            error.add_note(problem)  # the block's own error is the more telling one
-            return
-        raise ViolationError(problem, violations=self.violations)
+        if error is None or _is_skip(error):
+            raise ViolationError(problem, violations=self.violations) from error
+        error.add_note(problem)  # the block's own error is the more telling one
 
     def _problem(self) -> str | None:
         """What is wrong, in words."""
+        wrong = []
         if self._thread.is_alive():
-            return (
-                f"a check of {self._scale_set!r} did not return within {_PATIENCE_S:.0f} s; give it "
-                "a time limit of its own"
+            wrong.append(
+                f"a check of {self._scale_set!r} did not return within {self._limit:g} s of the "
+                f"block's end ({whereabouts(self._thread)}); give it a time limit of its own"
             )
-        if self.checks == 0:
-            return f"no check of {self._scale_set!r} was made: the block ended at once"
-        if not self.violations:
-            return None
-        shown = "\n".join(f"  {violation}" for violation in self.violations[:_SHOWN])
-        more = len(self.violations) - _SHOWN
-        return (
-            f"what must always hold for {self._scale_set!r} did not in {len(self.violations)} of "
-            f"{self.checks} checks:\n{shown}" + (f"\n  and {more} more" if more > 0 else "")
-        )
+        elif self._broken:
+            wrong.append(
+                f"the checks of {self._scale_set!r} ended before the block did: {self._broken}"
+            )
+        elif self.checks == 0:
+            wrong.append(f"no check of {self._scale_set!r} was made: the block ended at once")
+        if self.violations:
+            shown = "\n".join(f"  {violation}" for violation in self.violations[:_SHOWN])
+            more = len(self.violations) - _SHOWN
+            wrong.append(
+                f"what must always hold for {self._scale_set!r} did not in "
+                f"{len(self.violations)} of {self.checks} checks:\n{shown}"
+                + (f"\n  and {more} more" if more > 0 else "")
+            )
+        return "\n".join(wrong) or None
 
     def _run(self) -> None:
-        while True:
-            begun, when = time.monotonic(), datetime.now().astimezone()
-            what = self._look()
-            spent = time.monotonic() - begun
-            self.checks += 1
-            self.slowest = max(self.slowest, spent)
-            if what is not None:
-                self.violations.append(
-                    Violation(when, spent, what, self._step(), self._instances())
-                )
-            if self._ended.wait(max(self._every - spent, 0.0)):
-                return
-
-    def _look(self) -> str | None:
-        """Makes the check; what is wrong, or None."""
         try:
-            answer = self._check()
-        except Exception as failure:  # noqa: BLE001 - whatever it is, it does not hold
-            return f"{type(failure).__name__}: {failure}"
-        return None if answer is None or answer else f"the check returned {answer!r}"
+            while True:
+                spent = self._look()
+                if self._ended.wait(max(self._every - spent, 0.0)):
+                    return
+        except BaseException as failure:  # noqa: BLE001 - told at the block's end
+            self._broken = in_words(failure)
+
+    def _look(self) -> float:
+        """Makes the check once; how many seconds it took."""
+        begun, when = time.monotonic(), datetime.now().astimezone()
+        what = judge(self._check)
+        spent = time.monotonic() - begun
+        if not what and spent > self._limit:
+            what = f"the check took {spent:.0f} s; nothing was watched meanwhile"
+        self.checks += 1
+        self.slowest = max(self.slowest, spent)
+        if what:
+            try:
+                step, instances = self._step(), self._instances()
+            except Exception as failure:  # noqa: BLE001 - the violation is what matters
+                step, instances = "", {self._scale_set: f"unknown ({in_words(failure)})"}
+            self.violations.append(Violation(when, spent, what, step, instances))
+        return spent
 
     def _step(self) -> str:
         events = self._store.last_events(self._scale_set, 20)
@@ -152,3 +175,10 @@ class Always:
             + ("" if record.in_service else ", out of load balancing")
             for record in self._store.select(InstanceRecord, self._scale_set.lower())
         }
+
+
+def _is_skip(error: BaseException) -> bool:
+    """Whether pytest takes an error for a reason to skip the test; then it would hide others."""
+    pytest = sys.modules.get("pytest")  # the command line does without it
+    skips = (unittest.SkipTest,) if pytest is None else (unittest.SkipTest, pytest.skip.Exception)
+    return isinstance(error, skips)

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import hmac
+import http.client
 import http.server
-import os
 import re
 import secrets
 import socket
 import threading
+import zlib
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import HostError, NotFoundError
+from pytest_vmss.errors import HostError, NotFoundError, VmssError
+from pytest_vmss.files import write_durably
 from pytest_vmss.store import PortRecord, Store
 
-__all__ = ["GUEST_VIEW", "Blobs"]
+__all__ = ["GUEST_VIEW", "Blobs", "names_server"]
 
 #: The host's loopback, as guests see it through QEMU's user network.
 GUEST_VIEW = "10.0.2.2"
@@ -34,7 +37,17 @@ GUEST_VIEW = "10.0.2.2"
 _HOST = "127.0.0.1"
 _VERSION = "2026-01-01"
 _STAMP = "%Y-%m-%dT%H:%M:%SZ"
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+_GZIP = b"\x1f\x8b"
+#: Bytes of unpacked custom data that are searched.
+_CUSTOM_DATA_MAX = 1 << 20
+_PROBE = "/lab/"
+_CHALLENGE = re.compile(r"[0-9a-f]{32}")
+_PROBE_S = 5.0
+#: How often a port is tried that has been neither free nor this lab's.
+_TRIES = 3
+#: Seconds between two tries to take over from another process.
+_TAKE_OVER_S = 0.25
 _REFUSED = """\
 <?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>
 """
@@ -44,7 +57,9 @@ class Blobs:
     """The blob store of one lab; serves from its first :meth:`url` or :meth:`serve`.
 
     Its port stays the lab's, so that URLs outlive this process; they work while some
-    process of the lab serves, which every operation does that needs it.
+    process of the lab serves, which every operation does that needs it. Where another
+    process of the lab serves already, this one leaves it to that, and takes over when
+    that ends.
 
     Args:
         folder: Where the files are.
@@ -57,6 +72,8 @@ class Blobs:
         self._store = store
         self._clock = clock
         self._server: http.server.ThreadingHTTPServer | None = None
+        self._standby: threading.Thread | None = None
+        self._closing = threading.Event()
         self._lock = threading.Lock()
 
     # Its files.
@@ -70,23 +87,24 @@ class Blobs:
 
         Raises:
             ValueError: Not such a name.
+            HostError: It cannot be stored; an older file of that name is as it was.
         """
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a blob; use letters, digits, '.', '_', '-'")
-        if isinstance(content, Path):
-            content = content.read_bytes()
-        data = content.encode() if isinstance(content, str) else content
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = self._folder / f".{name}.part"
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-        part.rename(self._folder / name)
+        try:
+            if isinstance(content, Path):
+                content = content.read_bytes()
+            data = content.encode() if isinstance(content, str) else content
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_durably(self._folder / name, data)
+        except OSError as refused:
+            raise HostError(f"the blob {name!r} cannot be stored: {refused}") from refused
 
     def names(self) -> list[str]:
         """The files' names."""
         if not self._folder.exists():
             return []
-        return sorted(path.name for path in self._folder.iterdir() if _NAME.match(path.name))
+        return sorted(path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
 
     def url(self, name: str, *, expires_in: float = 3600.0) -> str:
         """A URL by which guests may read a file for a while, with a token like Azure's SAS.
@@ -119,58 +137,156 @@ class Blobs:
 
     @property
     def _key(self) -> bytes:
-        """Signs tokens; made once, and nobody else's to read."""
+        """Signs tokens; made once, and nobody else's to read.
+
+        Raises:
+            HostError: It cannot be made or read.
+        """
         path = self._folder / ".key"
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            part = self._folder / f".key-{secrets.token_hex(4)}"
-            with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as new:
-                new.write(secrets.token_bytes(32))
-            with contextlib.suppress(FileExistsError):  # another process was first
-                os.link(part, path)
-            part.unlink()
-        return path.read_bytes()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not path.exists():
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    write_durably(path, secrets.token_bytes(32), replace=False)
+            return path.read_bytes()
+        except OSError as refused:
+            raise HostError(
+                f"the key {path} of this lab's file server cannot be had: {refused}"
+            ) from refused
 
     # Its server.
 
     def serve(self) -> int:
-        """Serves from now on, until :meth:`close`.
+        """Sees that the lab's files are served from now on, until :meth:`close`.
 
         Returns:
             The port.
 
         Raises:
-            HostError: The port that the lab has used before is taken.
+            HostError: The port that the lab has used before is another program's.
         """
         with self._lock:
-            if self._server is None:
-                self._server = self._bind()
-                threading.Thread(
-                    target=self._server.serve_forever, name="vmss-blobs", daemon=True
-                ).start()
-            return self._server.server_address[1]
+            if self._server is not None:
+                return self._server.server_address[1]
+            self._closing.clear()
+            for _ in range(_TRIES):  # whoever serves may end between the two questions
+                port, bound = self._bind()
+                if bound:
+                    return port
+                try:
+                    ours = self._is_ours(port)
+                except TimeoutError:
+                    break
+                if ours:
+                    self._stand_by()
+                    return port
+            self._stand_by()
+            raise HostError(
+                f"the port {port} of {_HOST}, at which this lab serves files to guests, is taken "
+                "by another program; end what listens there (`ss -ltnp` tells), and try again"
+            )
 
-    def serve_if_used(self) -> None:
-        """Serves where the lab has given out URLs, in this process or an earlier one."""
-        if self._store.get(PortRecord, "blobs") is not None:
+    def serve_if_used(self, *, needed: bool = True) -> None:
+        """Serves where the lab has given out URLs, in this process or an earlier one.
+
+        Args:
+            needed: Whether what is to be done cannot do without; else nothing is waited for.
+
+        Raises:
+            HostError: It is needed, and the lab's port is another program's.
+        """
+        if self.port is None:
+            return
+        if needed:
             self.serve()
+            return
+        with self._lock, contextlib.suppress(HostError):
+            self._closing.clear()
+            if self._server is None and not self._bind()[1]:
+                self._stand_by()
 
-    def _bind(self) -> http.server.ThreadingHTTPServer:
+    @property
+    def port(self) -> int | None:
+        """The port of the lab's URLs; None where none was given out."""
         known = self._store.get(PortRecord, "blobs")
-        port = 0 if known is None else known.port
+        return None if known is None else known.port
+
+    def _bind(self) -> tuple[int, bool]:
+        """Serves at the lab's port, unless that is taken.
+
+        Returns:
+            The port, and whether this process serves there now.
+
+        Raises:
+            HostError: Its socket cannot be had.
+        """
+        port = self.port or 0
         try:
             server = _Server((_HOST, port), _handler(self))
-        except OSError as taken:
+        except OSError as refused:
+            if refused.errno == errno.EADDRINUSE:
+                return port, False
             raise HostError(
-                f"the port {port} of {_HOST}, at which this lab serves files to guests, is taken: "
-                f"{taken}; end what listens there, or another process of this lab"
-            ) from taken
-        if known is None:
-            self._store.put(PortRecord(name="blobs", port=server.server_address[1]))
-        return server
+                f"files cannot be served to guests at {_HOST}:{port}: {refused}"
+            ) from refused
+        mine: int = server.server_address[1]
+        try:
+            with self._store.transaction():
+                known = self.port
+                if known is None:
+                    self._store.put(PortRecord(name="blobs", port=mine))
+        except BaseException:
+            server.server_close()
+            raise
+        if known not in (None, mine):  # another process of the lab was first
+            server.server_close()
+            return known, False
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="vmss-blobs", daemon=True).start()
+        return mine, True
+
+    def _is_ours(self, port: int) -> bool:
+        """Whether it is this lab's server that listens at a port.
+
+        Raises:
+            TimeoutError: Something listens there, and does not answer.
+        """
+        challenge = secrets.token_hex(16)
+        link = http.client.HTTPConnection(_HOST, port, timeout=_PROBE_S)
+        try:
+            link.request("GET", _PROBE + challenge, headers={"Connection": "close"})
+            answer = link.getresponse().read(256)
+        except TimeoutError:
+            raise
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            link.close()
+        return hmac.compare_digest(answer, self._prove(challenge))
+
+    def _prove(self, challenge: str) -> bytes:
+        """What only a process of this lab can answer."""
+        return hmac.digest(self._key, f"probe\n{challenge}".encode(), "sha256").hex().encode()
+
+    def _stand_by(self) -> None:
+        """Takes the port over as soon as it is free."""
+        if self._standby is not None and self._standby.is_alive():
+            return
+
+        def run() -> None:
+            while not self._closing.wait(_TAKE_OVER_S):
+                with contextlib.suppress(VmssError), self._lock:
+                    if self._closing.is_set() or self._server is not None or self._bind()[1]:
+                        return
+
+        self._standby = threading.Thread(target=run, name="vmss-blobs-standby", daemon=True)
+        self._standby.start()
 
     def close(self) -> None:
         """Serves no longer."""
+        self._closing.set()
+        if self._standby is not None:
+            self._standby.join()
         with self._lock:
             if self._server is not None:
                 self._server.shutdown()
@@ -184,6 +300,9 @@ class Blobs:
             HTTP's status, Azure's error code (empty where there is none), and the body.
         """
         parts = urlsplit(target)
+        challenge = parts.path.removeprefix(_PROBE)
+        if challenge != parts.path and _CHALLENGE.fullmatch(challenge):
+            return 200, "", self._prove(challenge)
         name = unquote(parts.path.removeprefix("/blobs/"))
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         wanted = self._sign(name, query.get("se", ""))
@@ -195,6 +314,31 @@ class Blobs:
         if name not in self.names():
             return _refuse(404, "BlobNotFound", "The specified blob does not exist.")
         return 200, "", (self._folder / name).read_bytes()
+
+
+def names_server(value: Any, port: int) -> bool:
+    """Whether a model, or a part of it, names a lab's server; also in base64, as custom data is.
+
+    Args:
+        value: What JSON may hold.
+        port: The server's.
+    """
+    if isinstance(value, dict):
+        return any(names_server(part, port) for part in value.values())
+    if isinstance(value, list):
+        return any(names_server(part, port) for part in value)
+    if not isinstance(value, str):
+        return False
+    wanted = re.compile(rf"{re.escape(GUEST_VIEW)}:{port}\b".encode())
+    content = value.encode()
+    if wanted.search(content):
+        return True
+    with contextlib.suppress(ValueError, zlib.error):
+        content = base64.b64decode(content, validate=True)
+        if content.startswith(_GZIP):
+            content = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(content, _CUSTOM_DATA_MAX)
+        return wanted.search(content) is not None
+    return False
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -222,7 +366,10 @@ def _handler(blobs: Blobs) -> type[http.server.BaseHTTPRequestHandler]:
             self._answer(with_body=False)
 
         def _answer(self, *, with_body: bool) -> None:
-            status, code, body = blobs.answer(self.path)
+            try:
+                status, code, body = blobs.answer(self.path)
+            except (OSError, HostError):  # of the host, which is no business of guests
+                status, code, body = _refuse(500, "InternalError", "The server failed.")
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Connection", "close")

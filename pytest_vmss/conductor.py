@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Literal, TypedDict, Unpack
 
 from pytest_vmss.clock import Interrupted, side_by_side
-from pytest_vmss.errors import ConflictError, UpgradeError, VmssError
+from pytest_vmss.errors import ConflictError, NotFoundError, VmssError
 from pytest_vmss.store import OperationRecord, ScaleSetRecord, VersionRecord
 from pytest_vmss.upgrade.due import Rollouts
 from pytest_vmss.upgrade.engine import Engine, StartedBy
+from pytest_vmss.upgrade.failures import EVERY_SET, Failures
+from pytest_vmss.upgrade.moments import Moments
 from pytest_vmss.upgrade.repairs import Repairs
 from pytest_vmss.upgrade.watcher import Watcher
 from pytest_vmss.upgrade.world import World
@@ -18,6 +20,8 @@ from pytest_vmss.upgrade.world import World
 __all__ = ["Conductor", "Options"]
 
 _Opened = Callable[[OperationRecord], None]
+#: Told of a set, what failed, and the operation in which it did.
+_Failed = Callable[[str, BaseException, str | None], None]
 
 
 class Options(TypedDict, total=False):
@@ -57,6 +61,11 @@ class Conductor:
         self._rollouts = rollouts
         self._watcher: Watcher | None = None
         self._threads: list[threading.Thread] = []
+        self._moments = Moments(lambda: world.clock)
+        #: What will be tried again by itself.
+        self._again: set[str] = set()
+        self._troubled: dict[str, str] = {}
+        self.failures = Failures(world)
 
     def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
         """Rolls a set to an image version, or to newer extension handlers.
@@ -90,30 +99,40 @@ class Conductor:
         if options.get("wait", True):
             go(on_open)
         else:
-            self._in_background(f"upgrade-{name}", go, on_open)
+            self._in_background(name, go, on_open)
 
     def _in_background(self, name: str, go: Callable[[_Opened], None], on_open: _Opened) -> None:
-        """Runs an upgrade in a thread; returns when it has begun."""
+        """Runs an upgrade in a thread; returns when it has begun.
+
+        What fails later is kept for whoever waits for the set's upgrade.
+
+        Raises:
+            BaseException: Whatever kept it from beginning.
+        """
         begun = threading.Event()
-        refused: list[VmssError] = []
+        operations: list[str] = []
+        refused: list[BaseException] = []
 
         def opened(operation: OperationRecord) -> None:
             on_open(operation)
+            operations.append(operation.id)
             begun.set()
 
         def run() -> None:
             try:
                 go(opened)
-            except VmssError as error:
-                refused.append(error)
-            except Interrupted:
-                pass  # the lab is being closed
+            except BaseException as error:  # noqa: BLE001 - told where it is waited for
+                if not operations:
+                    refused.append(error)
+                elif not isinstance(error, Interrupted):
+                    self.failures.add(name, error, operations[0])
             finally:
                 begun.set()
                 self.wake()
 
-        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread = threading.Thread(target=run, name=f"upgrade-{name}", daemon=True)
         thread.start()
+        self._threads = [other for other in self._threads if other.is_alive()]
         self._threads.append(thread)
         begun.wait()
         if refused:
@@ -125,87 +144,162 @@ class Conductor:
         """Runs every automatic upgrade that is due, sets side by side, until none is.
 
         A set on which something else is being done is left for the next time.
+
+        Raises:
+            Exception: The first set's that failed, after all have ended.
         """
-        busy: set[str] = set()
+        self._roll_due(_raise)
+
+    def _roll_due(self, failed: _Failed) -> None:
+        left: set[str] = set()
 
         def run(due: tuple[str, VersionRecord]) -> None:
             name, target = due
-            model = self._world.current_revision(name).model
+            operations: list[str] = []
+
+            def opened(operation: OperationRecord) -> None:
+                operations.append(operation.id)
+                self.failures.drop(name)
+
             try:
+                model = self._world.current_revision(name).model
                 self.run_upgrade(
                     name,
                     started_by="Platform",
                     rollback=not model.automatic_os_upgrade.disable_automatic_rollback,
                     target=target,
+                    on_open=opened,
                 )
             except ConflictError as refused:
-                busy.add(name)
+                left.add(name)
                 self._world.store.event(
                     name, "warning", f"the upgrade to {target.version} waits: {refused.message}"
                 )
+            except BaseException as error:  # noqa: BLE001 - it is this set's alone
+                left.add(name)
+                if not self._is_nobodys(name, error):
+                    failed(name, error, operations[0] if operations else None)
 
         while due := {
-            name: target for name, target in self._rollouts.due().items() if name not in busy
+            name: target
+            for name, target in self._rollouts.due(lambda name, e: failed(name, e, None)).items()
+            if name not in left
         }:
             side_by_side(due.items(), run, clock=self._world.clock)
 
-    def run_all(self) -> None:
-        """Runs the repairs that are due, and then the upgrades."""
-        self.run_repairs()
-        self.run_due()
+    def _is_nobodys(self, name: str, error: BaseException) -> bool:
+        """Whether a failure is none: the set was deleted meanwhile, or its operation stopped."""
+        if isinstance(error, NotFoundError):
+            return self._world.store.get(ScaleSetRecord, name.lower()) is None
+        return isinstance(error, Interrupted) and not self._closing()
+
+    def _closing(self) -> bool:
+        """Whether the lab is being closed."""
+        try:
+            self._world.clock.sleep(0.0)
+        except Interrupted:
+            return True
+        return False
+
+    def _keep(self, name: str, error: BaseException, operation: str | None) -> None:
+        """Keeps what failed for whoever waits for that set; another look follows.
+
+        Raises:
+            Interrupted: The lab is being closed.
+        """
+        if isinstance(error, Interrupted):
+            raise error
+        self.failures.add(name, error, operation)
+        if operation is None:
+            self._again.add(name)
+
+    def run_all(self) -> bool:
+        """Runs the repairs that are due, and then the upgrades; keeps what fails.
+
+        Returns:
+            Whether something is to be tried again after a while.
+        """
+        self._again.clear()
+        self._repair_due(self._keep)
+        self._roll_due(self._keep)
+        return bool(self._again)
 
     def repairs(self, name: str) -> Repairs:
         """The automatic repairs of a set."""
-        return Repairs(self._world, Engine(self._world, name), grace=self._grace)
+        return Repairs(
+            self._world, Engine(self._world, name), grace=self._grace, moments=self._moments
+        )
 
     def run_repairs(self) -> None:
         """Looks once at every set whose instances are repaired, and repairs what is due (K1).
 
-        A set on which something else is being done is left for the next time.
+        A set on which something else is being done is left for the next time; where a
+        look or a repair fails, an event of the set tells it.
         """
+        self._repair_due(_raise)
 
+    def _repair_due(self, failed: _Failed) -> None:
         def run(name: str) -> None:
-            engine, repairs = Engine(self._world, name), self.repairs(name)
             try:
-                if engine.journal.unfinished() is None and repairs.needed():
-                    with engine.claim():
-                        if engine.journal.unfinished() is None:
-                            repairs.repair()
+                self._repair(name)
+                self._troubled.pop(name, None)
             except ConflictError:
                 pass  # someone else is at work on it: another time
             except VmssError as error:
-                self._world.store.event(
-                    name, "warning", f"automatic repairs cannot look: {error.message}"
-                )
+                if not self._is_nobodys(name, error):
+                    self._tell_trouble(name, error.message)
+            except BaseException as error:  # noqa: BLE001 - it is this set's alone
+                if not self._is_nobodys(name, error):
+                    failed(name, error, None)
 
-        names = [record.name for record in self._world.store.select(ScaleSetRecord)]
-        repaired = [name for name in names if self.repairs(name).running]
-        side_by_side(repaired, run, clock=self._world.clock)
+        side_by_side(self._sets(), run, clock=self._world.clock)
+
+    def _repair(self, name: str) -> None:
+        engine, repairs = Engine(self._world, name), self.repairs(name)
+        if not repairs.running or engine.journal.unfinished() is not None or not repairs.needed():
+            return
+        with engine.claim():
+            if engine.journal.unfinished() is None:
+                repairs.repair()
+
+    def _tell_trouble(self, name: str, message: str) -> None:
+        """Writes an event; once while it stays the same, for looks are frequent."""
+        if self._troubled.get(name) != message:
+            self._troubled[name] = message
+            self._world.store.event(name, "warning", f"automatic repairs cannot look: {message}")
+
+    def _sets(self) -> list[str]:
+        return [record.name for record in self._world.store.select(ScaleSetRecord)]
 
     def _repairs_run(self) -> bool:
-        records = self._world.store.select(ScaleSetRecord)
-        return any(self.repairs(record.name).running for record in records)
+        return any(self._are_repaired(name) for name in self._sets())
+
+    def _are_repaired(self, name: str) -> bool:
+        try:
+            return self.repairs(name).running
+        except NotFoundError:
+            return False  # it was deleted meanwhile
 
     def watch(self) -> None:
         """From now on, due upgrades and repairs run by themselves in this process."""
         if self._watcher is None:
-            self._watcher = Watcher(self.run_all, self._seconds_to_next, self._repairs_run)
+            self._watcher = Watcher(
+                self.run_all,
+                self._seconds_to_next,
+                self._repairs_run,
+                failed=lambda error: self._keep(EVERY_SET, error, None),
+                closing=self._closing,
+            )
         self._watcher.wake()
 
     @property
     def idle(self) -> bool:
-        """Whether no automatic upgrade runs or is about to in this process.
+        """Whether no automatic upgrade runs or is about to in this process."""
+        return self._watcher is None or self._watcher.idle
 
-        Raises:
-            UpgradeError: One broke.
-        """
-        if self._watcher is None:
-            return True
-        if self._watcher.error is not None:
-            raise UpgradeError(
-                f"an automatic upgrade broke: {self._watcher.error}"
-            ) from self._watcher.error
-        return self._watcher.idle
+    def is_idle(self, name: str) -> bool:
+        """Whether none of a set's does; one that failed to start is tried again."""
+        return self.idle and not self._again & {name, EVERY_SET}
 
     def _seconds_to_next(self) -> float | None:
         """Seconds until a delayed rollout is due; None where none is coming (C2)."""
@@ -225,3 +319,7 @@ class Conductor:
             self._watcher.close()
         for thread in self._threads:
             thread.join()
+
+
+def _raise(_: str, error: BaseException, __: str | None) -> None:
+    raise error

@@ -37,6 +37,7 @@ __all__ = [
     "ViolationError",
     "VmssError",
     "WaitTimeoutError",
+    "is_verdict",
 ]
 
 
@@ -371,3 +372,14 @@ class ViolationError(VmssError, AssertionError):
     def __init__(self, message: str, *, violations: Sequence[object]) -> None:
         super().__init__(message)
         self.violations = tuple(violations)
+
+
+def is_verdict(error: BaseException) -> bool:
+    """Whether an error may count against an instance, and so against its image (Q1).
+
+    An instance fails by what its guest does or does not do in time, and by what the
+    hypervisor refuses for it. Everything else, a full disk, a daemon that is away, too
+    many threads, a mistake of this package, says nothing about it: the operation is left
+    unfinished, and goes on where it stood once that is mended.
+    """
+    return isinstance(error, InstanceError | WaitTimeoutError | HypervisorError)

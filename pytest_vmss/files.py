@@ -11,7 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["PART", "settle", "sync_folder", "write_durably"]
+__all__ = ["PART", "settle", "sync", "sync_folder", "write_durably"]
 
 #: How the names end of files that are still being written.
 PART = ".part"
@@ -52,17 +52,22 @@ def settle(part: Path, path: Path, *, replace: bool = True) -> None:
     Raises:
         FileExistsError: There is one already, and it may not be replaced.
     """
-    descriptor = os.open(part, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(part)
     if replace:
         part.replace(path)
     else:
         os.link(part, path)
         part.unlink()
     sync_folder(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Makes a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

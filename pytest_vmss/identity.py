@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
-from pytest_vmss.hypervisor.addresses import addresses_in, claim_network, release_network
+from pytest_vmss.errors import ConflictError, HostError, LabError
+from pytest_vmss.files import write_durably
+from pytest_vmss.hypervisor import Hypervisor
+from pytest_vmss.hypervisor.addresses import addresses_in, claim_network, claims
+from pytest_vmss.locks import is_locked
 from pytest_vmss.paths import LabPaths, process_root
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Store
@@ -19,11 +22,16 @@ from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Sto
 __all__ = [
     "LabIdentity",
     "LabNetworks",
+    "lab_paths",
     "labs_folder",
     "networks_folder",
+    "open_hypervisor",
     "read_identity",
+    "write_ending",
     "write_identity",
 ]
+
+_NAME = re.compile(r"[a-z0-9_-]{1,32}")
 
 
 def labs_folder(settings: Settings) -> Path:
@@ -36,6 +44,35 @@ def networks_folder(settings: Settings) -> Path:
     return settings.state_dir / "networks"
 
 
+def lab_paths(settings: Settings, name: str) -> LabPaths:
+    """The files of a lasting lab, whatever case its name is written in.
+
+    Raises:
+        LabError: Not a name for a lab, or its folder cannot be looked for.
+        ConflictError: Labs of an earlier version differ by case alone.
+    """
+    wanted = name.lower()
+    if not _NAME.fullmatch(wanted):
+        raise LabError(
+            f"{name!r} cannot name a lab; use up to 32 letters of a to z, digits, '-' and '_'"
+        )
+    folder = labs_folder(settings)
+    try:
+        known = [entry.name for entry in folder.iterdir() if entry.name.lower() == wanted]
+    except FileNotFoundError:
+        known = []
+    except OSError as unusable:
+        raise LabError(
+            f"the folder of labs {folder} cannot be read: {unusable}; "
+            "use another state directory (VMSS_STATE_DIR)"
+        ) from unusable
+    if len(known) > 1 and name not in known:
+        raise ConflictError(
+            f"{name!r} may mean any of the labs {', '.join(sorted(known))}; write one of these"
+        )
+    return LabPaths(folder / (name if name in known else known[0] if known else wanted))
+
+
 @dataclass(frozen=True)
 class LabIdentity:
     """Who a lab is and who made it.
@@ -44,28 +81,39 @@ class LabIdentity:
         id: Part of every domain's name.
         kind: A ``session`` lab ends with its process; a ``lasting`` one does not.
         network: First three parts of its loopback addresses.
-        pid: Process that made it.
-        started: When that process started, in seconds since 1970; tells a pid
-            that was used again.
+        pid: Process that made it, for messages: it says nothing about who lives (Q2).
         connect: The connection that the user named for its machines.
         embedded: Folder of libvirt's embedded driver, where that is used.
+        ending: Its machines are gone; what is left are files, to be removed.
+        in_use: See :class:`~pytest_vmss.paths.LabPaths`.
     """
 
     id: str
     kind: Literal["session", "lasting"]
     network: str
     pid: int
-    started: float
     connect: str | None = None
     embedded: str = ""
+    ending: bool = False
+    in_use: Path = field(default=Path(), compare=False)
 
     @property
     def owner_alive(self) -> bool:
-        """Whether the process that made it still runs."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
-        except psutil.NoSuchProcess:
-            return False
+        """Whether a process has the lab open: told by its lock, never by a process id (Q2)."""
+        return is_locked(self.in_use)
+
+
+def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
+    """Opens the connection to libvirt that a lab's machines are on.
+
+    Raises:
+        HostError: libvirt does not answer.
+    """
+    # libvirt-python is a compiled library; whoever only reads does without it.
+    from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
+
+    settings = replace(settings, connect=settings.connect or identity.connect)
+    return LibvirtHypervisor(settings, Path(identity.embedded))
 
 
 def read_identity(paths: LabPaths) -> LabIdentity:
@@ -76,26 +124,47 @@ def read_identity(paths: LabPaths) -> LabIdentity:
         ValueError: The file is not what this version writes.
         TypeError: Likewise.
     """
-    return LabIdentity(**json.loads(paths.identity.read_text()))
+    written = json.loads(paths.identity.read_text())
+    known = {entry.name for entry in fields(LabIdentity)} - {"in_use"}
+    return LabIdentity(
+        **{name: value for name, value in written.items() if name in known}, in_use=paths.in_use
+    )
 
 
 def write_identity(
     settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
 ) -> None:
-    """Makes a new identity, with a network of its own."""
+    """Makes a new identity, with a network of its own; the door must be held.
+
+    Raises:
+        CapacityError: All loopback networks of the host are claimed.
+        OSError: It cannot be written.
+    """
     lab_id = secrets.token_hex(3)
     identity = LabIdentity(
         id=lab_id,
         kind=kind,
-        network=claim_network(networks_folder(settings), lab_id),
+        network=claim_network(networks_folder(settings), lab_id, paths.folder.name),
         pid=os.getpid(),
-        started=psutil.Process().create_time(),
         connect=settings.connect,
         embedded=str(paths.libvirt if kind == "lasting" else process_root(settings.state_dir)),
     )
-    part = paths.identity.with_suffix(".part")
-    part.write_text(json.dumps(asdict(identity)))
-    part.replace(paths.identity)
+    _write(paths, identity)
+
+
+def write_ending(paths: LabPaths, identity: LabIdentity) -> None:
+    """Writes that a lab's machines are gone and its files follow.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    _write(paths, replace(identity, ending=True))
+
+
+def _write(paths: LabPaths, identity: LabIdentity) -> None:
+    written = asdict(identity)
+    del written["in_use"]
+    write_durably(paths.identity, json.dumps(written).encode())
 
 
 class LabNetworks:
@@ -103,12 +172,14 @@ class LabNetworks:
 
     Args:
         folder: Where labs claim networks.
+        lab: Name of the lab's folder.
         identity: The lab.
         store: Where further networks are recorded.
     """
 
-    def __init__(self, folder: Path, identity: LabIdentity, store: Store) -> None:
+    def __init__(self, folder: Path, lab: str, identity: LabIdentity, store: Store) -> None:
         self._folder = folder
+        self._lab = lab
         self._identity = identity
         self._store = store
 
@@ -122,6 +193,7 @@ class LabNetworks:
 
         Raises:
             CapacityError: All networks of the host are claimed.
+            HostError: A claim cannot be written.
         """
         used = {record.address for record in self._store.select(InstanceRecord)}
         used |= {record.frontend or "" for record in self._store.select(ScaleSetRecord)}
@@ -129,12 +201,20 @@ class LabNetworks:
         for network in self.all():
             free += [address for address in addresses_in(network) if address not in used]
         while len(free) < count:
-            network = claim_network(self._folder, self._identity.id)
+            network = self._another()
             self._store.put(NetworkRecord(network=network))
             free += addresses_in(network)
         return free[:count]
 
-    def release(self, networks: list[str]) -> None:
-        """Gives networks back."""
-        for network in networks:
-            release_network(self._folder, network)
+    def _another(self) -> str:
+        """A network more; first one that was claimed and then not recorded, by a killed process."""
+        known = self.all()
+        try:
+            for claim in claims(self._folder):
+                if claim.lab_id == self._identity.id and claim.network not in known:
+                    return claim.network
+            return claim_network(self._folder, self._identity.id, self._lab)
+        except OSError as refused:
+            raise HostError(
+                f"no loopback network can be claimed under {self._folder}: {refused}"
+            ) from refused

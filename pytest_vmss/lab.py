@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self, Unpack
 
-from pytest_vmss.blobs import Blobs
+from pytest_vmss.blobs import Blobs, names_server
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.conductor import Conductor, Options
 from pytest_vmss.errors import (
@@ -37,12 +38,15 @@ from pytest_vmss.hypervisor.capacity import check_capacity
 from pytest_vmss.identity import (
     LabIdentity,
     LabNetworks,
+    lab_paths,
     labs_folder,
     networks_folder,
+    open_hypervisor,
     read_identity,
     write_identity,
 )
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
+from pytest_vmss.locks import Lock, try_lock, wait_for_lock
 from pytest_vmss.model import (
     ApplicationHealthSettings,
     Health,
@@ -53,6 +57,7 @@ from pytest_vmss.model import (
     load_document,
 )
 from pytest_vmss.paths import LabPaths
+from pytest_vmss.removal import remove_files, remove_machines, remove_unfinished
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.sizing import Sizing
@@ -77,59 +82,109 @@ __all__ = ["Lab"]
 
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
+#: Seconds for what this process does on a set to stop: the longest call of a guest.
+_STOP_S = 120.0
+#: Seconds to wait for another process that makes, opens or removes the lab.
+_DOOR_LIMIT = 120.0
 
 
 class Lab:
     """One state directory with its gallery, scale sets and journal.
 
-    Use :meth:`open` or :meth:`session`.
+    Use :meth:`open` or :meth:`session`. As long as a process has it open, it holds a lock that
+    says so; a forked child has to open it anew.
+
+    Raises:
+        LabError: Its database cannot be used.
+        ConflictError: Another process removes it.
+        OSError: Its lock cannot be made.
     """
 
-    def __init__(self, settings: Settings, folder: Path, identity: LabIdentity) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, identity: LabIdentity, *, in_use: Lock | None = None
+    ) -> None:
         self.settings = settings
         self.identity = identity
         self.paths = LabPaths(folder)
+        self._in_use = in_use or _use(self.paths)
+        self._is_maker = False
+        self._is_closed = False
+        self._process = os.getpid()
         self.clock = SystemClock()
-        self.store = Store(self.paths.database, self.clock)
+        try:
+            self.store = Store(self.paths.database, self.clock)
+        except BaseException:
+            self._in_use.release()
+            raise
         self.images = Images(
             self.paths.images, self.store, self.clock, on_publish=lambda _: self.wake()
         )
-        self.networks = LabNetworks(networks_folder(settings), identity, self.store)
+        self.networks = LabNetworks(networks_folder(settings), folder.name, identity, self.store)
         self._sets: dict[str, ScaleSet] = {}
 
     @classmethod
     def open(cls, settings: Settings, name: str = "default") -> Self:
         """Opens a lasting lab by name, made where there is none.
 
+        Args:
+            settings: Where labs are, and how this one runs.
+            name: Up to 32 letters of a to z, digits, '-' and '_'; case does not matter.
+
         Raises:
-            LabError: Its folder cannot be used.
+            LabError: The name cannot be one, or the lab's folder cannot be used.
+            ConflictError: Another process makes or removes it, and does not end.
+            CapacityError: All loopback networks of the host are claimed.
         """
-        if not name or not all(char.isalnum() or char in "-_" for char in name) or len(name) > 32:
-            raise LabError(f"{name!r} is no name for a lab; use letters, digits, '-' and '_'")
-        return cls._at(settings, labs_folder(settings) / name, "lasting")
+        return cls._at(settings, lab_paths(settings, name).folder, "lasting")
 
     @classmethod
     def session(cls, settings: Settings) -> Self:
-        """Makes a lab that lives as long as this process."""
-        return cls._at(settings, labs_folder(settings) / f"s{secrets.token_hex(3)}", "session")
+        """Makes a lab that lives as long as this process.
+
+        Raises:
+            LabError: Its folder cannot be used.
+            CapacityError: All loopback networks of the host are claimed.
+        """
+        lab = cls._at(settings, labs_folder(settings) / f"s{secrets.token_hex(3)}", "session")
+        lab._is_maker = True
+        return lab
 
     @classmethod
     def _at(cls, settings: Settings, folder: Path, kind: Literal["session", "lasting"]) -> Self:
         paths = LabPaths(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
-            for below in ("run", "sets"):
-                (folder / below).mkdir(exist_ok=True, mode=0o700)
-            if not paths.identity.exists():
-                write_identity(settings, paths, kind)
-            identity = read_identity(paths)
+            with _door(paths):
+                return cls._enter(settings, paths, kind)
         except (OSError, ValueError, TypeError) as unusable:
             raise LabError(
                 f"the lab's folder {folder} cannot be used: {unusable}; "
                 "use another state directory (VMSS_STATE_DIR)"
             ) from unusable
-        return cls(settings, folder, identity)
+
+    @classmethod
+    def _enter(
+        cls, settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
+    ) -> Self:
+        """Opens the lab, made where there is none; one process at a time."""
+        if paths.identity.exists() and (ending := read_identity(paths)).ending:
+            remove_files(settings, paths, ending)  # whoever began was killed
+        remove_unfinished(settings, paths)
+        in_use = _use(paths)
+        try:
+            paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            paths.folder.chmod(0o700)
+            for below in (paths.run, paths.sets, paths.locks):
+                below.mkdir(exist_ok=True, mode=0o700)
+            if not paths.identity.exists():
+                write_identity(settings, paths, kind)
+            identity = read_identity(paths)
+            lab_key(paths.key)
+            return cls(settings, paths.folder, identity, in_use=in_use)
+        except BaseException:
+            in_use.release()
+            with contextlib.suppress(OSError, LabError, ConflictError):  # else `vmss reap` does it
+                remove_unfinished(settings, paths)
+            raise
 
     # What operations act on.
 
@@ -177,8 +232,18 @@ class Lab:
         """Files for guests to download, behind tokens that expire (H5)."""
         return Blobs(self.paths.blobs, self.store, self.world.clock)
 
-    def _serve_files(self) -> None:
-        self.blobs.serve_if_used()
+    def _serve_files(self, scale_set: str) -> None:
+        """H5: that the server cannot be had is an error for a set alone that needs it."""
+        port = self.blobs.port
+        if port is None:
+            return
+        record = self.world.set_record(scale_set)
+        instances = self.store.select(InstanceRecord, record.name.lower())
+        numbers = {record.revision, *(instance.revision for instance in instances)}
+        models = [self.store.get(ModelRecord, record.unique_id, f"{n:06d}") for n in numbers]
+        self.blobs.serve_if_used(
+            needed=any(names_server(entry.model, port) for entry in models if entry is not None)
+        )
 
     def _require_balancer(self) -> None:
         HAProxy(self.paths.balancer("any-other-set"), []).require()
@@ -206,11 +271,7 @@ class Lab:
         return self.world.hypervisor
 
     def _connect(self) -> Hypervisor:
-        # libvirt-python is a compiled library; whoever only reads does without it.
-        from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
-
-        settings = replace(self.settings, connect=self.settings.connect or self.identity.connect)
-        return LibvirtHypervisor(settings, Path(self.identity.embedded))
+        return open_hypervisor(self.settings, self.identity)
 
     def _require_room(self, count: int, size: VmSize) -> None:
         check_capacity(
@@ -338,9 +399,10 @@ class Lab:
             record = self.world.set_record(name)
             if record.state == "Deleting":
                 if not engine.instances():
-                    self._forget(record)
+                    self._forget(engine, record)
                 return account
-            self.world.serve(name)
+            with engine.journal.outside("resume"):
+                self.world.serve(name)
             capacity = self.world.current_revision(name).model.sku.capacity
             # A kill between an update of the model and the scaling that belongs to it.
             sized = Sizing(self.world, engine).scale(capacity)
@@ -387,34 +449,57 @@ class Lab:
     def delete(self, name: str) -> None:
         """Deletes a scale set, its machines and all their disks.
 
+        What this process does on it is stopped.
+
         Raises:
             NotFoundError: There is none.
-            ConflictError: An operation is in progress on it.
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
         """
         record = self.world.set_record(name)
         engine = Engine(self.world, record.name)
-        with engine.claim():
+        with self._stopped(engine):
+            record = self.world.set_record(name)
             unfinished = engine.journal.unfinished()
             with self.store.transaction():
                 self.store.amend(record, state="Deleting")
                 if unfinished is not None:
-                    engine.journal.end(unfinished.id, "Cancelled", why="the set is deleted")
+                    engine.journal.abandon(unfinished.id, "the set is deleted")
             everyone = parts(instance.instance_id for instance in engine.instances())
             self.require_success(engine.at_once("delete", lambda: everyone))
-            self._forget(record)
-        self.paths.lock(record.name).unlink(missing_ok=True)
+            self._forget(engine, record)
 
-    def _forget(self, record: ScaleSetRecord) -> None:
+    @contextlib.contextmanager
+    def _stopped(self, engine: Engine) -> Iterator[None]:
+        """Claims a set, having stopped what this process does on it.
+
+        Raises:
+            ConflictError: Another process works on it, or it does not stop in time.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(engine.claim())
+            except ConflictError:
+                if engine.name.lower() not in self.world.working:
+                    raise
+                self.world.stop(engine.name)
+                self.store.event(engine.name, "warning", "what is done to it is stopped")
+                stack.enter_context(engine.claim(wait=_STOP_S))
+            yield
+
+    def _forget(self, engine: Engine, record: ScaleSetRecord) -> None:
         """Removes what is left of a set whose instances are gone; its history stays."""
         folder = self.paths.scale_set(record.name)
-        if folder.exists():
-            shutil.rmtree(folder)
-        self.world.stop_serving(record)
-        with self.store.transaction():
-            for revision in self.store.select(ModelRecord, record.unique_id):
-                self.store.delete(revision)
-            self.store.delete(record)
-            self.store.event(record.name, "deleted", "deleted")
+        with engine.journal.outside("deletion"):
+            if folder.exists():
+                shutil.rmtree(folder)
+            self.world.stop_serving(record)
+            with self.store.transaction():
+                for revision in self.store.select(ModelRecord, record.unique_id):
+                    self.store.delete(revision)
+                self.store.delete(record)
+                self.store.event(record.name, "deleted", "deleted")
         self.world.checks.pop(record.name.lower(), None)
         self._sets.pop(record.name, None)
 
@@ -456,31 +541,98 @@ class Lab:
     # The end.
 
     def close(self) -> None:
-        """Ends this process's work on the lab; machines run on."""
-        self.clock.close()
-        self.conductor.close()
-        self.blobs.close()
-        for scale_set in self._sets.values():
-            for instance in scale_set.instances:
-                instance.close()
-        self.world.close()
-        self.store.close()
+        """Ends this process's work on the lab; machines run on.
+
+        The lab of a session lives on with its process, for whom it was made.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with contextlib.ExitStack() as ends:  # each ends, whatever the others do
+            if not self._is_maker:
+                ends.callback(self._in_use.release)
+            ends.callback(self.store.close)
+            ends.callback(self.world.close)
+            for scale_set in self._sets.values():
+                ends.callback(_close_instances, scale_set)
+            ends.callback(self.blobs.close)
+            ends.callback(self.conductor.close)
+            ends.callback(self.clock.close)
 
     def destroy(self) -> None:
-        """Removes the lab: machines, disks, images, records."""
-        self.clock.close()
-        self.conductor.close()
-        records = self.store.select(ScaleSetRecord)
-        if records:
-            prefix = f"vmss-{self.identity.id}-"
-            for machine in self.hypervisor.machines(prefix):
-                self.hypervisor.remove(machine)
-        for record in records:
-            self.world.stop_serving(record)
-        networks = self.networks.all()
-        self.close()
-        shutil.rmtree(self.paths.folder)
-        self.networks.release(networks)
+        """Removes the lab: machines, disks, images, records.
+
+        What cannot be removed does not keep the rest. Killed on the way, or failed, it goes
+        on when it is called again, or with the next reap or opening of the lab.
+
+        Raises:
+            LabError: Something could not be removed; the message names each. Or this process
+                is a forked child of the one that opened it.
+            ConflictError: Another process has this lasting lab open; nothing was changed.
+        """
+        if self._process != os.getpid():
+            raise LabError(
+                f"the lab {self.paths.folder.name} was opened by the process {self._process}, of "
+                f"which this one ({os.getpid()}) is a fork: it is not this one's to remove"
+            )
+        try:
+            with _door(self.paths):
+                self._require_alone()
+                self.clock.close()
+                try:
+                    self.conductor.close()
+                    remove_machines(self.paths, self.identity, lambda: self.hypervisor)
+                finally:
+                    # That its records cannot be read does not keep a lab from being removed.
+                    with contextlib.suppress(LabError):
+                        self.close()
+                if self.paths.identity.exists():
+                    remove_files(self.settings, self.paths, self.identity)
+                else:
+                    remove_unfinished(self.settings, self.paths)
+        except OSError as refused:
+            raise LabError(
+                f"the lab {self.paths.folder.name} cannot be removed: {refused}; mend that, then "
+                "try again"
+            ) from refused
+        self._in_use.release()
+
+    def _require_alone(self) -> None:
+        """Refuses where other processes have a lasting lab open; a session's ends with it."""
+        if self.identity.kind == "session":
+            return
+        self._in_use.release()
+        alone = try_lock(self.paths.in_use)
+        if alone is not None:
+            self._in_use = alone
+            return
+        self._in_use = _use(self.paths)
+        raise ConflictError(
+            f"another process has the lab {self.paths.folder.name} open "
+            f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
+        )
+
+
+def _close_instances(scale_set: ScaleSet) -> None:
+    for instance in scale_set.instances:
+        instance.close()
+
+
+def _door(paths: LabPaths) -> Lock:
+    """Waits for the door of a lab: makes, opens and removals go through it one by one."""
+    return wait_for_lock(
+        paths.door, what=f"makes, opens or removes the lab {paths.folder.name}", limit=_DOOR_LIMIT
+    )
+
+
+def _use(paths: LabPaths) -> Lock:
+    """Says that this process has the lab open."""
+    return wait_for_lock(
+        paths.in_use,
+        what=f"removes the lab {paths.folder.name}",
+        limit=_DOOR_LIMIT,
+        shared=True,
+    )
 
 
 def _probe(probe: Probe, record: InstanceRecord) -> Observation:

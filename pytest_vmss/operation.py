@@ -55,6 +55,14 @@ class Upgrade:
         return self.record.ended is not None
 
     @property
+    def interruption(self) -> str:
+        """Why nobody goes on with it, where the host could not; empty otherwise (Q1)."""
+        if self.ended:
+            return ""
+        last = next((event for event in reversed(self.events) if event.kind != "warning"), None)
+        return last.message if last is not None and last.kind == "interrupted" else ""
+
+    @property
     def completed(self) -> bool:
         """Whether it ended Completed."""
         return self.status == "Completed"
@@ -111,6 +119,8 @@ class Upgrade:
         lines = [f"{record.action} of {self._scale_set}{target}: {record.status}"]
         if record.error_code:
             lines.append(f"  {record.error_code}: {record.error_message}")
+        if self.interruption:
+            lines.append(f"  {self.interruption}; go on with: vmss resume {self._scale_set}")
         for batch in account.batch_records:
             ids = ", ".join(str(number) for number in batch.instance_ids)
             lines.append(f"  batch {batch.number}: {ids} — {batch.why}")

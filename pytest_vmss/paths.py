@@ -1,4 +1,4 @@
-"""Where a lab keeps what. Every file of a lab is below its folder."""
+"""Where a lab keeps what: below its own folder, but for the locks that guard the folder."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ class LabPaths:
     folder: Path
 
     @property
+    def door(self) -> Path:
+        """Held by whoever makes, opens or removes the lab; outside of what it guards."""
+        return self._locks / f"{self.folder.name}.lock"
+
+    @property
+    def in_use(self) -> Path:
+        """Held, shared, by every process that has the lab open: whether it lives (Q2)."""
+        return self._locks / f"{self.folder.name}.use"
+
+    @property
+    def _locks(self) -> Path:
+        return self.folder.parent.parent / "locks"
+
+    @property
+    def kept(self) -> Path:
+        """Is there where the lab of a session outlives it."""
+        return self.folder / "keep"
+
+    @property
     def database(self) -> Path:
         """Records, journal and events."""
         return self.folder / "vmss.db"
@@ -63,21 +82,36 @@ class LabPaths:
         """Files of libvirt's embedded driver."""
         return self.folder / "libvirt"
 
+    @property
+    def sets(self) -> Path:
+        """A folder for each set."""
+        return self.folder / "sets"
+
+    @property
+    def run(self) -> Path:
+        """Sockets, whose paths must be short, and a folder for each load balancer."""
+        return self.folder / "run"
+
     def agent_socket(self, uuid: str) -> Path:
         """The guest agent's channel; short, for sockets' paths are limited."""
-        return self.folder / "run" / f"{uuid[:8]}.ga"
+        return self.run / f"{uuid[:8]}.ga"
 
     def scale_set(self, name: str) -> Path:
         """Everything of one set."""
-        return self.folder / "sets" / name
+        return self.sets / name
+
+    @property
+    def locks(self) -> Path:
+        """Locks of the lab's sets; they stay as long as the lab does."""
+        return self.folder / "locks"
 
     def lock(self, name: str) -> Path:
-        """Held by whoever changes a set (M4)."""
-        return self.folder / "sets" / f"{name}.lock"
+        """Held by whoever changes a set, however that writes its name (M4)."""
+        return self.locks / f"{name.lower()}.lock"
 
     def balancer(self, set_id: str) -> Path:
         """Everything of a set's load balancer; short, for sockets' paths are limited."""
-        return self.folder / "run" / set_id[:8]
+        return self.run / set_id[:8]
 
     def instance(self, scale_set: str, instance_id: int) -> Path:
         """Everything of one instance."""

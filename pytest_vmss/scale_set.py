@@ -284,15 +284,19 @@ class ScaleSet:
             The oldest upgrade that no earlier call returned, ended.
 
         Raises:
-            UpgradeError: None is due; the message says why.
+            InterruptedOperationError: The host could not go on with it; :meth:`resume` does.
+            UpgradeError: None is due, or it could not be started; the message says why.
             WaitTimeoutError: It did not end in time.
         """
 
         def probe() -> Upgrade | None:
-            idle = self._lab.conductor.idle
+            idle = self._lab.conductor.is_idle(self.name)
             fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
+            if fresh and fresh[-1].ended:
+                return fresh[-1]
+            self._lab.conductor.failures.check(self.name)
             if fresh:
-                return fresh[-1] if fresh[-1].ended else None
+                return None
             if idle:
                 raise UpgradeError(
                     f"no upgrade of {self.name!r} is due: {self._lab.rollouts.why_not(self.name)}"
@@ -385,7 +389,8 @@ class ScaleSet:
             version = check_document(self._lab.world, wanted, current=self._revision)
             self._sizing.check(wanted.model.sku.capacity)
             account = self._bring(wanted, version)
-            self._lab.world.serve(self.name)
+            with self._engine.journal.outside("update"):
+                self._lab.world.serve(self.name)
             operation = None if account is None else self._taken(account.record.id)
             self._forget(self._sizing.scale(wanted.model.sku.capacity))
         self._lab.wake()
@@ -574,10 +579,12 @@ class ScaleSet:
         return [int(given) for given in wanted]
 
     def delete(self) -> None:
-        """Deletes the set, its machines and all their disks.
+        """Deletes the set, its machines and all their disks; what this process does on it stops.
 
         Raises:
-            ConflictError: An operation is in progress on it.
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
         """
         for instance in self.instances:
             instance.close()

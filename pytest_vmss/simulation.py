@@ -7,17 +7,21 @@ want to see what an upgrade policy does without starting a VM.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pytest_vmss.clock import VirtualClock
+from pytest_vmss.clock import VirtualClock, preempt
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
 from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
-from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
+from pytest_vmss.hypervisor.simulated import SimulatedDisk, SimulatedHypervisor
 from pytest_vmss.lab import Lab
 from pytest_vmss.load_balancer import Balancer, Rule, SimulatedBalancer
 from pytest_vmss.model import Health, Probe, VmSize, application_health
@@ -28,6 +32,9 @@ from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, 
 from pytest_vmss.upgrade.world import InstanceContext
 
 __all__ = ["SimulatedLab"]
+
+#: What outlives the process of a lab, besides machines and load balancers.
+_LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
 
 
 class SimulatedLab(Lab):
@@ -45,7 +52,8 @@ class SimulatedLab(Lab):
         unreachable: What is wrong with URIs that extensions download from.
         metrics: Custom metrics by name of the instance.
         balancers: Load balancers by the set's unique id.
-        runs: What custom data and extensions did: (instance, OS disk, what) to times.
+        runs: How often custom data and each run of an extension was executed: by instance,
+            number of the OS disk, and what.
         simulated: The machines.
         room: How many machines the host has room for.
     """
@@ -77,6 +85,7 @@ class SimulatedLab(Lab):
         world = self.world
         world.clock = self.virtual
         self.store._clock = self.virtual
+        self._schedule_store()
         world.connect = lambda: self.simulated
         world.make_guest = self._simulate_guest
         world.probe = self._simulate_probe
@@ -87,6 +96,60 @@ class SimulatedLab(Lab):
         self.images._clock = self.virtual
         self._adopt()
 
+    def _schedule_store(self) -> None:
+        """Lets others run before and after each transaction, and nobody in the middle of one."""
+        store, transaction = self.store, self.store._transaction
+        self.virtual.held = lambda: store._owner == threading.get_ident()
+
+        @contextlib.contextmanager
+        def scheduled() -> Iterator[None]:
+            preempt(self.virtual)
+            with transaction():
+                yield
+            preempt(self.virtual)
+
+        store._transaction = scheduled  # type: ignore[method-assign]
+
+    @property
+    def executions(self) -> dict[tuple[str, int, str], int]:
+        """How often custom data and each extension was executed, whatever the run was called.
+
+        An extension that was removed from an instance begins anew.
+        """
+        found = Counter[tuple[str, int, str]]()
+        for (name, generation, what), times in self.runs.items():
+            extension, _, rest = what.partition(" ")
+            if what != "custom data" and extension != "no":
+                _, before, number = rest.rpartition("before ")
+                what = f"{extension} before {number}" if before else extension  # noqa: PLW2901
+            found[name, generation, what] += times
+        return dict(found)
+
+    def snapshot(self) -> bytes:
+        """Everything that outlives the process of the lab: machines, guests, load balancers."""
+        told = {
+            "machines": self.simulated.snapshot(),
+            "balancers": {
+                key: (balancer.running, balancer.members, balancer.busy)
+                for key, balancer in self.balancers.items()
+            },
+            "elapsed": self.virtual.monotonic(),
+            "others": {name: getattr(self, name) for name in _LASTING},
+        }
+        return pickle.dumps(told)
+
+    def restore(self, snapshot: bytes) -> None:
+        """Takes up what another process of the lab has left; call :meth:`begin` before."""
+        told = pickle.loads(snapshot)  # noqa: S301 - made by this class
+        self.simulated.restore(told["machines"])
+        for key, (running, members, busy) in told["balancers"].items():
+            balancer = self._new_balancer()
+            balancer.running, balancer.members, balancer.busy = running, members, busy
+            self.balancers[key] = balancer
+        self.virtual.sleep(told["elapsed"])
+        for name, value in told["others"].items():
+            setattr(self, name, value)
+
     def _adopt(self) -> None:
         """Takes the machines of the records for running."""
         for version in self.store.select(VersionRecord):
@@ -96,7 +159,9 @@ class SimulatedLab(Lab):
             if record.generation:
                 context = InstanceContext(self.world, record.scale_set, record.instance_id)
                 machine = context.machine(record.generation)
-                self.simulated.adopt(machine, record.version or "")
+                known = context.existing(record.generation).extensions
+                ran = {("custom data", ""), *((entry.name, "1") for entry in known)}
+                self.simulated.adopt(machine, SimulatedDisk(record.version or "", ran))
 
     def _simulate_guest(
         self, context: InstanceContext, generation: GenerationRecord
@@ -118,9 +183,10 @@ class SimulatedLab(Lab):
 
     def _simulate_balancer(self, record: ScaleSetRecord, _rules: Sequence[Rule]) -> Balancer:
         made = self.balancers.get(record.unique_id)
-        return made or self.balancers.setdefault(
-            record.unique_id, SimulatedBalancer(lambda name: self._probe(name).healthy)
-        )
+        return made or self.balancers.setdefault(record.unique_id, self._new_balancer())
+
+    def _new_balancer(self) -> SimulatedBalancer:
+        return SimulatedBalancer(lambda name: self._probe(name).healthy, self.virtual)
 
     def _simulate_room(self, count: int, size: VmSize) -> None:
         if len(self.simulated.defined) + count > self.room:

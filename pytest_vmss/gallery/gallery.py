@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import ConflictError, ImageError, NotFoundError
-from pytest_vmss.gallery.qcow2 import inspect
+from pytest_vmss.errors import ConflictError, HostError, ImageError, NotFoundError, VmssError
+from pytest_vmss.files import PART, sync, sync_folder
+from pytest_vmss.gallery.qcow2 import DiskImage, inspect
+from pytest_vmss.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
 from pytest_vmss.process import run
 from pytest_vmss.store import DefinitionRecord, Store, VersionRecord
@@ -22,10 +25,17 @@ __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "Images", "version_key"
 
 DEFAULT_GALLERY = "gallery"
 
-_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?$")
-_VERSION = re.compile(r"^(0|[1-9]\d{0,9})\.(0|[1-9]\d{0,9})\.(0|[1-9]\d{0,9})$")
+_LOCK_LIMIT_S = 10.0
+#: How the second name of a part ends, on its way to its place.
+_LINK = ".link"
+
+# All are for fullmatch: `$` would let a line's end in.
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
+_NUMBER = r"(0|[1-9][0-9]{0,9})"
+_VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
 _IN_ID = re.compile(
-    r"/galleries/(?P<gallery>[^/]+)/images/(?P<definition>[^/]+)(/versions/(?P<version>[^/]+))?/?$",
+    r".*/galleries/(?P<gallery>[^/\n]+)/images/(?P<definition>[^/\n]+)"
+    r"(/versions/(?P<version>[^/\n]+))?/?",
     re.IGNORECASE,
 )
 
@@ -86,7 +96,7 @@ class Images:
             NotFoundError: No image definition answers to it.
         """
         if reference.id is not None:
-            match = _IN_ID.search(reference.id)
+            match = _IN_ID.fullmatch(reference.id)
             if match is None:
                 raise NotFoundError(f"{reference.id!r} names no image of a gallery")
             return ImageAddress(match["gallery"], match["definition"], match["version"])
@@ -184,68 +194,113 @@ class Images:
     ) -> VersionRecord:
         """See :meth:`Gallery.publish`."""
         _check_name("image definition", definition)
-        if not _VERSION.match(version):
+        if not _VERSION.fullmatch(version):
             raise ImageError(
                 f"{version!r} is no image version; expected Major.Minor.Patch, e.g. 1.0.0"
             )
         image = inspect(source, raw=raw)
-        published = self._store.get(VersionRecord, gallery.lower(), definition.lower(), version)
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = self._folder / f"{secrets.token_hex(8)}.part"
         try:
-            if image.format == "raw":
-                run(
-                    ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, part],
-                    what=f"converting {source}",
-                    timeout=1800.0,
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._sweep()
+            part = self._folder / f"{secrets.token_hex(8)}{PART}"
+            writing = wait_for_lock(part, what=f"writes {part}", limit=_LOCK_LIMIT_S)
+            try:
+                _copy(image, part)
+                record = VersionRecord(
+                    gallery=gallery,
+                    definition=definition,
+                    version=version,
+                    digest=_digest(part),
+                    size=part.stat().st_size,
+                    virtual_size=image.virtual_size,
+                    published=self._clock.now(),
+                    exclude_from_latest=exclude_from_latest,
                 )
-            else:
-                # Shares the blocks where the file system can.
-                run(["cp", "--reflink=auto", "--", source, part], what="copying", timeout=1800.0)
-            part.chmod(0o444)
-            digest = _digest(part)
-            if published is not None and published.digest != digest:
-                raise ConflictError(
-                    f"{definition} {version} is published already, with other content; a published "
-                    "version never changes: publish under a higher version",
-                    code="Conflict",
-                )
-            target = self._folder / f"{digest}.qcow2"
-            _sync(part)
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+                published = self._settle(part, record, identifier)
+            finally:
+                with contextlib.suppress(VmssError, OSError):  # else the next publication does it
+                    self._clear(part)
+                writing.release()
+        except OSError as refused:
+            raise HostError(
+                f"{definition} {version} cannot be stored in {self._folder}: {refused}; mend "
+                "that, and publish it again"
+            ) from refused
         if published is not None:
             return published
-        publisher, offer, sku = identifier or ("local", definition, definition)
-        record = VersionRecord(
-            gallery=gallery,
-            definition=definition,
-            version=version,
-            digest=digest,
-            size=target.stat().st_size,
-            virtual_size=image.virtual_size,
-            published=self._clock.now(),
-            exclude_from_latest=exclude_from_latest,
-        )
-        with self._store.transaction():
-            if self._store.get(DefinitionRecord, gallery.lower(), definition.lower()) is None:
-                self._store.put(
-                    DefinitionRecord(
-                        gallery=gallery,
-                        name=definition,
-                        publisher=publisher,
-                        offer=offer,
-                        sku=sku,
-                    )
-                )
-            self._store.put(record)
-            self._store.event(
-                "", "image", f"published {gallery}/{definition} {version} (sha256 {digest[:12]})"
-            )
         self._on_publish(record)
         return record
+
+    def _settle(
+        self, part: Path, record: VersionRecord, identifier: tuple[str, str, str] | None
+    ) -> VersionRecord | None:
+        """Gives a whole file its name and records it, in one transaction among all processes.
+
+        Returns:
+            The record of the version where it was published before, with this content.
+
+        Raises:
+            ConflictError: It was published before, with other content.
+        """
+        with self._store.transaction():
+            published = self._store.get(VersionRecord, *record.key)
+            if published is not None and published.digest != record.digest:
+                raise ConflictError(
+                    f"{record.definition} {record.version} is published already, with other "
+                    "content; a published version never changes: publish under a higher version",
+                    code="Conflict",
+                )
+            # The part stays until this is committed: it tells what to take back otherwise.
+            link = part.with_suffix(_LINK)
+            os.link(part, link)
+            link.replace(self._folder / f"{record.digest}.qcow2")
+            sync_folder(self._folder)
+            if published is None:
+                self._record(record, identifier)
+        return published
+
+    def _record(self, record: VersionRecord, identifier: tuple[str, str, str] | None) -> None:
+        publisher, offer, sku = identifier or ("local", record.definition, record.definition)
+        definition = DefinitionRecord(
+            gallery=record.gallery,
+            name=record.definition,
+            publisher=publisher,
+            offer=offer,
+            sku=sku,
+        )
+        if self._store.get(DefinitionRecord, *definition.key) is None:
+            self._store.put(definition)
+        self._store.put(record)
+        self._store.event(
+            "",
+            "image",
+            f"published {record.gallery}/{record.definition} {record.version} "
+            f"(sha256 {record.digest[:12]})",
+        )
+
+    def _sweep(self) -> None:
+        """Removes what publications left that were killed; one that is under way is locked."""
+        for part in self._folder.glob(f"*{PART}"):
+            lock = try_lock(part)
+            if lock is not None:
+                with lock:
+                    self._clear(part)
+
+    def _clear(self, part: Path) -> None:
+        """Removes a publication's part, and the file that it has become unless that is recorded.
+
+        Raises:
+            LabError: That cannot be told; the part stays, so that the next publication tells.
+        """
+        part.with_suffix(_LINK).unlink(missing_ok=True)
+        if part.stat().st_nlink > 1:
+            with self._store.transaction():  # nobody records it meanwhile
+                recorded = {record.digest for record in self._store.select(VersionRecord)}
+                for path in self._folder.glob("*.qcow2"):
+                    if path.stem not in recorded and path.samefile(part):
+                        path.unlink()
+        part.unlink()
+        sync_folder(self._folder)
 
 
 class Gallery:
@@ -278,6 +333,7 @@ class Gallery:
         Raises:
             ImageError: The file cannot be an image; nothing was stored (B4).
             ConflictError: The version is published, with other content.
+            HostError: It cannot be stored; nothing was.
         """
         return self._images.publish(
             self.name,
@@ -303,21 +359,28 @@ class Gallery:
 
 
 def _check_name(what: str, name: str) -> None:
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise ImageError(
             f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"
         )
 
 
+def _copy(image: DiskImage, part: Path) -> None:
+    """Copies an image into a file that is there and locked; it is whole and read-only then."""
+    if image.format == "raw":
+        run(
+            ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", image.path, part],
+            what=f"converting {image.path}",
+            timeout=1800.0,
+        )
+    else:
+        # Shares the blocks where the file system can.
+        run(["cp", "--reflink=auto", "--", image.path, part], what="copying", timeout=1800.0)
+    part.chmod(0o444)
+    sync(part)
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,14 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_ssh_private_key,
 )
 
+from pytest_vmss.files import write_durably
+
 __all__ = ["KeyPair", "generate", "lab_key"]
+
+_COMMENT = "pytest-vmss"
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,24 @@ def generate(comment: str) -> KeyPair:
 
 
 def lab_key(path: Path) -> KeyPair:
-    """The lab's key, made where there is none; the private file has mode 0600."""
-    public = path.with_suffix(".pub")
+    """The lab's key, made where there is none; of several processes that make it one wins.
+
+    Args:
+        path: The private key, with mode 0600; the public one is beside it.
+
+    Raises:
+        ValueError: The file is not such a key.
+        OSError: It cannot be read or written.
+    """
     if not path.exists():
-        pair = generate("pytest-vmss")
-        public.write_text(pair.public + "\n")
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        with os.fdopen(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(pair.private)
-        part.replace(path)
-    return KeyPair(path.read_text(), public.read_text().strip())
+        with contextlib.suppress(FileExistsError):  # another process was first
+            write_durably(path, generate(_COMMENT).private.encode(), replace=False)
+    private = path.read_text()
+    # What others read follows from what only the lab reads: the two always belong together.
+    loaded = load_ssh_private_key(private.encode(), None)
+    public = loaded.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    pair = KeyPair(private, f"{public.decode()} {_COMMENT}")
+    beside = path.with_suffix(".pub")
+    if not beside.exists() or beside.read_text().strip() != pair.public:
+        write_durably(beside, pair.public.encode() + b"\n", mode=0o644)
+    return pair

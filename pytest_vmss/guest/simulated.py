@@ -7,14 +7,15 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from pytest_vmss.clock import Clock
+from pytest_vmss.clock import Clock, preempt
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
+from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.extensions import find_handler, timed_out
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.extensions.report import described
-from pytest_vmss.guest.guest import BootFacts, Check
-from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
+from pytest_vmss.guest.guest import BootFacts
+from pytest_vmss.hypervisor.simulated import SimulatedDisk, SimulatedHypervisor
 from pytest_vmss.model import Extension, is_application_health
 from pytest_vmss.store import ExtensionRecord
 
@@ -25,6 +26,8 @@ _BOOT_S = 30.0
 _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
 _SYNC_S = 0.1
+#: Of the host's clock, for a function that really hangs.
+_CHECK_S = 60.0
 
 
 class Behaviour(StrEnum):
@@ -49,7 +52,8 @@ class SimulatedGuest:
         behaviour: How it fares.
         hypervisor: Where its machine runs.
         clock: Lets time pass for what takes time.
-        runs: Everything that custom data and extensions did: an entry each time.
+        runs: Counts every execution of custom data and of extensions: by instance, number
+            of the OS disk, and what was run.
         listening: The ports on which it listens.
     """
 
@@ -77,12 +81,25 @@ class SimulatedGuest:
         self._listening = listening
 
     def _alive(self) -> None:
+        preempt(self._clock)
         if self._hypervisor.running_generation(self._domain) != self._generation:
             raise NoBootError("the machine ended while it booted", instance=self.name)
 
-    def _once(self, what: str) -> None:
-        """What a guest does once for each OS disk, by its own records on that disk."""
-        self._runs.setdefault((self.name, self._generation, what), 1)
+    @property
+    def _disk(self) -> SimulatedDisk:
+        """The disk that the machine runs on; what it holds is all that the guest knows."""
+        return self._hypervisor.disks[str(self._hypervisor.defined[self._domain].os_disk)]
+
+    def _once(self, what: str, run: str = "") -> None:
+        """Runs something, unless a record on the disk says that this run was begun."""
+        if (what, run) in self._disk.ran:
+            return
+        self._disk.ran.add((what, run))
+        self._count(what if run in ("", "1") else f"{what} {run}")
+
+    def _count(self, what: str) -> None:
+        key = (self.name, self._generation, what)
+        self._runs[key] = self._runs.get(key, 0) + 1
 
     def _half_done(self) -> None:
         """An effect is half done; whoever simulates kills may do so here."""
@@ -119,11 +136,12 @@ class SimulatedGuest:
     def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
         """Runs an extension, once for each run; the command ``hang`` does not end."""
         self._alive()
+        self._once(extension.name, run)
         if (extension.settings or {}).get("commandToExecute") == "hang":
             self._clock.sleep(limit)
             return timed_out(extension)
         self._clock.sleep(_EXTENSION_S)
-        self._once(extension.name if run == "1" else f"{extension.name} {run}")
+        self._alive()
         self._half_done()
         code = self._exit_code(extension)
         return ExtensionRecord(
@@ -138,13 +156,16 @@ class SimulatedGuest:
         """Forgets its runs; ``cannot be removed`` among its settings is what goes wrong."""
         self._alive()
         self._clock.sleep(_EXTENSION_S)
+        self._alive()
+        disk = self._disk
+        disk.ran = {(what, run) for what, run in disk.ran if what != extension.name}
         mine = [key for key in self._runs if key[:2] == (self.name, self._generation)]
         number = 1 + sum(what.startswith(f"no {extension.name} ") for _, _, what in mine)
         for key in mine:
             what = key[2]
             if what.partition(" ")[0] == extension.name and " before " not in what:
                 self._runs[*key[:2], f"{what} before {number}"] = self._runs.pop(key)
-        self._once(f"no {extension.name} {number}")
+        self._count(f"no {extension.name} {number}")
         self._half_done()
         return str((extension.settings or {}).get("cannot be removed", ""))
 
@@ -173,8 +194,7 @@ class SimulatedGuest:
         if isinstance(check, str):
             code = _exit_code(check)
             return code == 0, f"`{check}` ended with status {code}"
-        answer = check(self)
-        return answer is None or bool(answer), f"the function returned {answer!r}"
+        return asked(check, self, limit=_CHECK_S)
 
     def listening(self) -> set[int]:
         """As it was told."""

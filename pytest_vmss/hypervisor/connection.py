@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import libvirt
-from filelock import FileLock, Timeout
 
 from pytest_vmss.errors import ConflictError, HostError, LabError
+from pytest_vmss.files import write_durably
+from pytest_vmss.locks import wait_for_lock
 from pytest_vmss.paths import PROCESS_ROOTS
 
 __all__ = ["Connection", "default_uri", "open_connection"]
@@ -29,6 +30,9 @@ _SYSTEM_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqem
 _SOCKET_PATH_MAX = 107
 #: What libvirt adds to the embedded driver's root for a monitor's socket, at most.
 _MONITOR_SUFFIX = len("/lib/qemu/domain-9999-" + "n" * 20 + "/monitor.sock")
+
+#: Seconds to wait for the embedded driver's folder; reaping looks into each for a moment.
+_CLAIM_S = 2.0
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -132,22 +136,26 @@ class _Embedded:
 
     def __init__(self, root: Path, cache: Path) -> None:
         self.root = root
-        (root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = FileLock(root.with_suffix(".lock"), is_singleton=False)
+        self._process = os.getpid()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as busy:
-            raise ConflictError(
-                f"another process works on this lab ({root.parent.name}); libvirt's embedded "
-                "driver serves one at a time: wait for it, or use another lab (--lab, "
-                "VMSS_STATE_DIR)"
-            ) from busy
-        try:
-            self._write_configuration(cache)
-            self._link = _short_link(root)
-        except BaseException:
-            self._lock.release()
-            raise
+            # The lock first: reaping removes folders that nobody holds.
+            self._lock = wait_for_lock(
+                root.with_suffix(".lock"),
+                what=f"works on this lab ({root.parent.name}), whose embedded libvirt serves one "
+                "at a time",
+                limit=_CLAIM_S,
+            )
+            try:
+                (root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._write_configuration(cache)
+                self._link = _short_link(root)
+            except BaseException:
+                self._lock.release()
+                raise
+        except OSError as refused:
+            raise HostError(
+                f"libvirt's embedded driver cannot keep its files in {root}: {refused}"
+            ) from refused
         self.uri = f"qemu:///embed?root={self._link or root}"
         self._reaper = _Reaper()
         atexit.register(self._release)
@@ -158,6 +166,11 @@ class _Embedded:
         with cls._claiming:
             if cls._claimed is None:
                 cls._claimed = cls(root, cache)
+            if cls._claimed._process != os.getpid():
+                raise ConflictError(
+                    "libvirt's embedded driver runs in the process of which this one is a fork, "
+                    "and cannot be shared; execute a program of its own for the lab"
+                )
             if cls._claimed.root != root:
                 raise ConflictError(
                     "libvirt's embedded driver serves one folder in each process, and this one "
@@ -168,9 +181,10 @@ class _Embedded:
 
     def _write_configuration(self, cache: Path) -> None:
         owner = f'user = "+{os.geteuid()}"\ngroup = "+{os.getegid()}"\n'
-        (self.root / "etc/qemu.conf").write_text(
-            (owner if os.geteuid() == 0 else "") + 'stdio_handler = "file"\nremember_owner = 0\n'
+        text = (owner if os.geteuid() == 0 else "") + (
+            'stdio_handler = "file"\nremember_owner = 0\n'
         )
+        write_durably(self.root / "etc/qemu.conf", text.encode())
         shared = cache / "libvirt"
         shared.mkdir(parents=True, exist_ok=True, mode=0o700)
         link = self.root / "cache"
@@ -179,6 +193,8 @@ class _Embedded:
             link.symlink_to(shared)
 
     def _release(self) -> None:
+        if self._process != os.getpid():
+            return  # a forked child ends; the driver and its folder are its parent's
         self._reaper.stop()
         if not any(self.root.glob("etc/qemu/*.xml")):
             # While there are machines, the driver may write to its folder until the very end.
@@ -186,7 +202,8 @@ class _Embedded:
                 self._link.unlink(missing_ok=True)
             if self.root.parent.name == PROCESS_ROOTS:
                 shutil.rmtree(self.root, ignore_errors=True)
-                Path(self._lock.lock_file).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # at the very end there is nobody to tell
+                    self._lock.remove()
         self._lock.release()
 
 

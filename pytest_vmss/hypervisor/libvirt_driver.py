@@ -51,13 +51,18 @@ def _through_restarts(
         used = self.connection
         try:
             return call(self, *arguments, **named)
-        except (HypervisorError, libvirt.libvirtError):
+        except (HostError, HypervisorError, libvirt.libvirtError):
             if used.alive:
                 raise
             self.reconnect(used)
             return call(self, *arguments, **named)
 
     return again
+
+
+def _unanswered(error: libvirt.libvirtError) -> HostError:
+    """A look that failed: it says nothing about the machine."""
+    return HostError(f"libvirt does not answer: {error}; `vmss doctor` looks closer")
 
 
 class LibvirtHypervisor:
@@ -108,7 +113,7 @@ class LibvirtHypervisor:
                 raise HostError(
                     f"libvirt's daemon at {broken.uri} went away, and did not come back within "
                     f"{_RECONNECT_S:.0f} s; its machines run on: start it (`vmss doctor` looks "
-                    "closer), then go on with: vmss resume"
+                    "closer)"
                 ) from gone
             broken.close()
 
@@ -173,7 +178,7 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as missing:
             if missing.get_error_code() in _DOMAIN_GONE:
                 return PowerState.STOPPED
-            raise HypervisorError(f"libvirt does not answer: {missing}") from missing
+            raise _unanswered(missing) from missing
         if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
             return PowerState.PAUSED
         return PowerState.RUNNING if self._is_active(domain) else PowerState.STOPPED
@@ -244,11 +249,11 @@ class LibvirtHypervisor:
     @_through_restarts
     def machines(self, prefix: str) -> list[str]:
         """Names of all machines that start so."""
-        return sorted(
-            domain.name()
-            for domain in self.connection.libvirt.listAllDomains()
-            if domain.name().startswith(prefix)
-        )
+        try:
+            names = [domain.name() for domain in self.connection.libvirt.listAllDomains()]
+        except libvirt.libvirtError as silent:
+            raise _unanswered(silent) from silent
+        return sorted(name for name in names if name.startswith(prefix))
 
     @_through_restarts
     def agent(self, name: str, command: str) -> str:
@@ -325,7 +330,7 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as missing:
             if missing.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
-            raise HypervisorError(f"libvirt does not answer: {missing}") from missing
+            raise _unanswered(missing) from missing
 
     def _running_xml(self, name: str) -> str | None:
         """The XML of a machine that runs; None where it does not."""
@@ -337,7 +342,7 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as gone:
             if gone.get_error_code() in _DOMAIN_GONE:
                 return None  # it has just ended
-            raise HypervisorError(f"libvirt does not answer: {gone}") from gone
+            raise _unanswered(gone) from gone
         return xml
 
     @staticmethod
@@ -347,7 +352,7 @@ class LibvirtHypervisor:
         except libvirt.libvirtError as gone:
             if gone.get_error_code() in _DOMAIN_GONE:
                 return False
-            raise HypervisorError(f"libvirt does not answer: {gone}") from gone
+            raise _unanswered(gone) from gone
 
     def _remove_log(self, name: str) -> None:
         """Removes a daemon's log of a domain, which would outlive it."""

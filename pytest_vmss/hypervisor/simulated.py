@@ -9,14 +9,36 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_vmss.clock import Clock
-from pytest_vmss.errors import HypervisorError
+from pytest_vmss.clock import Clock, preempt
+from pytest_vmss.errors import HypervisorError, ToolError
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 
-__all__ = ["SimulatedHypervisor"]
+__all__ = ["SimulatedDisk", "SimulatedHypervisor"]
+
+#: What outlives the process that orders it about.
+_LASTING = (
+    "defined", "running", "paused", "cut", "agents_hang", "starts", "boots", "deaf", "images",
+    "disks",
+)  # fmt: skip
+
+
+@dataclass
+class SimulatedDisk:
+    """What is on an OS disk; a fresh one at the same place is another.
+
+    Attributes:
+        image: The image version that it was made from.
+        ran: The guest's own record, on this disk, of what has been run: custom data, and
+            extensions by name and run.
+    """
+
+    image: str
+    ran: set[tuple[str, str]] = field(default_factory=set)
 
 
 class SimulatedHypervisor:
@@ -36,6 +58,7 @@ class SimulatedHypervisor:
         read_file: Files of guests, as their agents read them.
         starts: Every start so far: (name, generation).
         images: Image versions by digest.
+        disks: OS disks by their path.
     """
 
     accelerator = "tcg"
@@ -57,21 +80,31 @@ class SimulatedHypervisor:
         self.deaf: set[str] = set()
         self.fail_os_disks = False
         self.images: dict[str, str] = {}
-        self._backing: dict[str, str] = {}
+        self.disks: dict[str, SimulatedDisk] = {}
+
+    def snapshot(self) -> bytes:
+        """Everything that outlives the process that orders it about."""
+        return pickle.dumps({name: getattr(self, name) for name in _LASTING})
+
+    def restore(self, snapshot: bytes) -> None:
+        """Takes up what an earlier process has left."""
+        for name, value in pickle.loads(snapshot).items():  # noqa: S301 - made by this class
+            setattr(self, name, value)
 
     def image_of(self, machine: Machine) -> str:
         """The image version that a machine's OS disk was made from."""
-        return self._backing[str(machine.os_disk)]
+        return self.disks[str(machine.os_disk)].image
 
-    def adopt(self, machine: Machine, version: str) -> None:
-        """Takes a machine for one that runs already, on a disk of an image version."""
+    def adopt(self, machine: Machine, disk: SimulatedDisk) -> None:
+        """Takes a machine for one that runs already."""
         self.defined[machine.name] = machine
         self.running.add(machine.name)
         self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
-        self._backing[str(machine.os_disk)] = version
+        self.disks[str(machine.os_disk)] = disk
 
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Makes an empty data disk unless there is one."""
+        preempt(self._clock)
         if not path.exists():
             path.write_text(f"{size_gib} GiB")
 
@@ -82,13 +115,20 @@ class SimulatedHypervisor:
         size_gib: int | None,  # noqa: ARG002 - the protocol's
     ) -> None:
         """Makes a fresh disk on an image."""
+        preempt(self._clock)
         if self.fail_os_disks:
-            raise HypervisorError(f"the OS disk {path} cannot be written: no space left on device")
+            raise ToolError(
+                f"making the OS disk {path}: qemu-img failed with status 1: no space left on device",
+                argv=("qemu-img", "create"),
+                returncode=1,
+                stderr="no space left on device",
+            )
         self._place(path)
-        self._backing[str(path)] = self.images.get(image.stem, "")
+        self.disks[str(path)] = SimulatedDisk(self.images.get(image.stem, ""))
 
     def write_seed(self, path: Path, seed: Seed) -> None:  # noqa: ARG002 - the protocol's
         """Makes the seed's file."""
+        preempt(self._clock)
         self._place(path)
 
     def _place(self, path: Path) -> None:
@@ -104,6 +144,7 @@ class SimulatedHypervisor:
 
     def start(self, machine: Machine) -> None:
         """Runs a machine whose disks are there."""
+        preempt(self._clock)
         if self.running_generation(machine.name) == machine.generation:
             return
         for disk in (machine.os_disk, machine.seed, *(disk.path for disk in machine.data_disks)):
@@ -156,16 +197,19 @@ class SimulatedHypervisor:
 
     def pause(self, name: str) -> None:
         """Halts a machine."""
+        preempt(self._clock)
         self._require_running(name)
         self.paused.add(name)
 
     def unpause(self, name: str) -> None:
         """Lets a machine go on."""
+        preempt(self._clock)
         self._require_running(name)
         self.paused.discard(name)
 
     def set_link(self, name: str, *, up: bool) -> None:
         """Plugs a machine's network cable in, or pulls it."""
+        preempt(self._clock)
         self._require_running(name)
         (self.cut.discard if up else self.cut.add)(name)
 
@@ -175,15 +219,18 @@ class SimulatedHypervisor:
 
     def request_stop(self, name: str) -> None:
         """Stops a machine, unless its guest is deaf."""
+        preempt(self._clock)
         if name not in self.deaf:
             self.running.discard(name)
 
     def power_off(self, name: str) -> None:
         """Cuts a machine's power."""
+        preempt(self._clock)
         self.running.discard(name)
 
     def remove(self, name: str) -> None:
         """Cuts a machine's power and forgets it."""
+        preempt(self._clock)
         self.running.discard(name)
         self.defined.pop(name, None)
 

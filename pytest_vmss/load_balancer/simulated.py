@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from pytest_vmss.clock import Clock, preempt
 from pytest_vmss.load_balancer.protocol import Member
 
 __all__ = ["SimulatedBalancer"]
@@ -14,38 +15,45 @@ class SimulatedBalancer:
 
     Args:
         probe: Whether an instance is healthy now.
+        clock: On which others may run before each change.
 
     Attributes:
         members: By name, with whether each is in service.
         busy: Connections by name.
     """
 
-    def __init__(self, probe: Callable[[str], bool]) -> None:
+    def __init__(self, probe: Callable[[str], bool], clock: Clock) -> None:
         self._probe = probe
+        self._clock = clock
         self.members: dict[str, bool] = {}
         self.busy: dict[str, int] = {}
         self.running = False
 
     def ensure(self, members: Sequence[Member]) -> None:
         """Runs, with these members and no others."""
+        preempt(self._clock)
         self.running = True
         self.members = {member.name: member.in_service for member in members}
 
     def add(self, member: Member) -> None:
         """Takes a member in."""
+        preempt(self._clock)
         self.members[member.name] = member.in_service
 
     def remove(self, name: str) -> None:
         """Lets a member go."""
+        preempt(self._clock)
         self.members.pop(name, None)
 
     def take_out(self, name: str) -> None:
         """Sends a member no new connections."""
+        preempt(self._clock)
         if name in self.members:
             self.members[name] = False
 
     def put_back(self, name: str) -> None:
         """Sends a member connections again."""
+        preempt(self._clock)
         if name in self.members:
             self.members[name] = True
 
@@ -61,5 +69,6 @@ class SimulatedBalancer:
 
     def stop(self) -> None:
         """Ends."""
+        preempt(self._clock)
         self.running = False
         self.members = {}

@@ -6,34 +6,46 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pytest_vmss.clock import Clock
-from pytest_vmss.errors import LabError, NotFoundError
+from pydantic import ValidationError
+
+from pytest_vmss.clock import Clock, SystemClock, wait_for
+from pytest_vmss.errors import LabError, NotFoundError, WaitTimeoutError
+from pytest_vmss.files import sync_folder
 from pytest_vmss.store.records import EventRecord, Record, StepRecord
 
 __all__ = ["Store"]
 
 _FORMAT = 2
 
-_SCHEMA = """
+#: Seconds to wait for another process that writes.
+_BUSY_S = 30.0
+
+_SCHEMA = (
+    """
 CREATE TABLE IF NOT EXISTS record (
     kind TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (kind, key)
-) WITHOUT ROWID;
+) WITHOUT ROWID
+""",
+    """
 CREATE TABLE IF NOT EXISTS step (
     operation TEXT NOT NULL, scale_set TEXT NOT NULL, instance_id INTEGER NOT NULL,
     phase TEXT NOT NULL, sequence INTEGER NOT NULL, name TEXT NOT NULL,
     intended TEXT NOT NULL, done TEXT, error TEXT,
     PRIMARY KEY (operation, instance_id, phase, sequence)
-) WITHOUT ROWID;
+) WITHOUT ROWID
+""",
+    """
 CREATE TABLE IF NOT EXISTS event (
     id INTEGER PRIMARY KEY, time TEXT NOT NULL, scale_set TEXT NOT NULL, instance_id INTEGER,
     operation TEXT, kind TEXT NOT NULL, message TEXT NOT NULL
-);
-"""
+)
+""",
+)
 
 _R = TypeVar("_R", bound=Record)
 
@@ -42,8 +54,25 @@ _AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
 
 @lru_cache(maxsize=16_384)
 def _parse(kind: type[_R], body: str) -> _R:
-    """Reads a record; the same text gives the same record, which nobody changes."""
-    return kind.model_validate_json(body)
+    """Reads a record; the same text gives the same record, which nobody changes.
+
+    Raises:
+        LabError: It is not a record of this version.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as other:
+        where = "; ".join(".".join(map(str, entry["loc"])) for entry in other.errors())
+        raise LabError(
+            f"the lab's database holds a {kind.kind} that this version of pytest-vmss cannot read "
+            f"({where}); use the version that wrote it, or another state directory"
+        ) from None
+
+
+def _code(error: BaseException) -> int | None:
+    """SQLite's primary result code; None for other errors."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 def _key(parts: Sequence[str]) -> str:
@@ -66,28 +95,94 @@ class Store:
         self._path = path
         self._lock = threading.RLock()
         self._owner: int | None = None
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._process = os.getpid()
+        self._closed = False
         try:
-            self._db = sqlite3.connect(
-                path, timeout=30.0, isolation_level=None, check_same_thread=False
+            if not path.exists():
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                sync_folder(path.parent)
+            self._connection: sqlite3.Connection | None = self._open()
+        except (OSError, sqlite3.Error) as broken:
+            raise LabError(
+                f"{path} cannot be used as the lab's database: {broken}; mend that, or use "
+                "another state directory (VMSS_STATE_DIR)"
+            ) from broken
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The connection; opened again after one that could not undo a transaction."""
+        if self._closed:
+            raise LabError(f"the lab's database {self._path} was closed; open the lab again")
+        if self._connection is None:
+            self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        """Opens the file, made a database of this version where it is empty.
+
+        Raises:
+            LabError: It is a database of another version.
+            sqlite3.Error: It cannot be used.
+        """
+        busy: list[sqlite3.Error] = []
+
+        def try_once() -> sqlite3.Connection | None:
+            database = sqlite3.connect(
+                self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
             )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _FORMAT):
-                raise LabError(
-                    f"{path} was written by another version of pytest-vmss (format {version}, "
-                    f"this one reads {_FORMAT}); use another state directory"
-                )
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version={_FORMAT}")
-        except sqlite3.DatabaseError as broken:
-            raise LabError(f"{path} cannot be used as the lab's database: {broken}") from broken
+            try:
+                self._prepare(database)
+            except BaseException as error:
+                database.close()
+                # SQLite does not wait, but fails, where two processes switch to WAL at once.
+                if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    busy[:] = [error]  # type: ignore[list-item]
+                    return None
+                raise
+            return database
+
+        try:
+            return wait_for(
+                "the lab's database",
+                try_once,
+                limit=_BUSY_S,
+                clock=SystemClock(),
+                interval=0.02,
+            )
+        except WaitTimeoutError as late:
+            raise busy[0] from late
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version == _FORMAT:
+            return
+        # Others make the same at the same time; one of them does it, whole or not at all.
+        database.execute("BEGIN IMMEDIATE")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _FORMAT):
+            raise LabError(
+                f"{self._path} was written by another version of pytest-vmss (format {version}, "
+                f"this one reads {_FORMAT}); use another state directory"
+            )
+        for table in _SCHEMA:
+            database.execute(table)
+        database.execute(f"PRAGMA user_version={_FORMAT}")
+        database.execute("COMMIT")
 
     def close(self) -> None:
-        """Closes the database."""
-        with self._lock:
-            self._db.close()
+        """Closes the database; in a forked child does nothing."""
+        if self._process == os.getpid():
+            with self._lock:
+                self._closed = True
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
 
     def transaction(self) -> AbstractContextManager[None]:
         """Makes everything written inside durable at once, or not at all.
@@ -95,6 +190,7 @@ class Store:
         Raises:
             LabError: The host's disk is full, or the file cannot be written.
         """
+        self._require_own()
         if self._owner == threading.get_ident():
             return nullcontext()  # a part of the one that this thread is in
         return self._transaction()
@@ -102,66 +198,107 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock:
-            self._begin()
-            self._owner = threading.get_ident()
             try:
+                self._begin()
+                self._owner = threading.get_ident()
                 yield
                 self._commit()
             except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
-                    raise self._unwritable(error) from error
+                self._roll_back()
+                if isinstance(error, sqlite3.Error):
+                    raise self._unusable("written", error) from error
                 raise
             finally:
                 self._owner = None
 
     def _begin(self) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: sqlite3.OperationalError) -> LabError:
-        return LabError(
-            f"the lab's database {self._path} cannot be written: {error}; make room on its disk "
-            "(or free the database), then go on with: vmss resume"
-        )
+        self._db.execute("BEGIN IMMEDIATE")
 
     def _commit(self) -> None:
         self._db.execute("COMMIT")
 
+    def _roll_back(self) -> None:
+        """Undoes what a transaction wrote; a connection that cannot is given up."""
+        connection = self._connection
+        try:
+            if connection is not None and connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._drop()
+
+    def _require_own(self) -> None:
+        if self._process != os.getpid():
+            raise LabError(
+                f"the lab's database {self._path} was opened by the process {self._process}, of "
+                f"which this one ({os.getpid()}) is a fork, and cannot be shared; open the lab in "
+                "this process (Lab.open)"
+            )
+
+    def _unusable(self, what: str, error: sqlite3.Error) -> LabError:
+        return LabError(
+            f"the lab's database {self._path} cannot be {what}: {error}; make room on its disk "
+            "(or free the database), then go on with: vmss resume"
+        )
+
+    def _write(self, statement: str, *values: object) -> None:
+        """Runs a statement of the transaction that this thread is in.
+
+        Raises:
+            LabError: It failed, or an earlier one did and with it the transaction.
+        """
+        try:
+            if not self._db.in_transaction:
+                raise sqlite3.OperationalError("the transaction was rolled back by an error in it")
+            self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._unusable("written", error) from error
+
+    def _read(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Runs a query.
+
+        Raises:
+            LabError: It failed.
+        """
+        self._require_own()
+        try:
+            with self._lock:
+                return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._unusable("read", error) from error
+
     def put(self, record: Record) -> None:
         """Writes a record, in place of an older one with the same key."""
         with self.transaction():
-            self._db.execute(
+            self._write(
                 "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
-                (record.kind, _key(record.key), record.model_dump_json()),
+                record.kind,
+                _key(record.key),
+                record.model_dump_json(),
             )
 
     def delete(self, record: Record) -> None:
         """Forgets a record."""
         with self.transaction():
-            self._db.execute(
-                "DELETE FROM record WHERE kind = ? AND key = ?", (record.kind, _key(record.key))
+            self._write(
+                "DELETE FROM record WHERE kind = ? AND key = ?", record.kind, _key(record.key)
             )
 
     def get(self, kind: type[_R], *key: str) -> _R | None:
         """Reads one record by its whole key."""
-        with self._lock:
-            row = self._db.execute(
-                "SELECT body FROM record WHERE kind = ? AND key = ?", (kind.kind, _key(key))
-            ).fetchone()
-        return None if row is None else _parse(kind, row[0])
+        rows = self._read(
+            "SELECT body FROM record WHERE kind = ? AND key = ?", kind.kind, _key(key)
+        )
+        return _parse(kind, rows[0][0]) if rows else None
 
     def select(self, kind: type[_R], *prefix: str) -> list[_R]:
         """Reads the records whose key starts so, in the order of their keys."""
         start = _key(prefix)
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
-                (kind.kind, start, start + _AFTER_ALL),
-            ).fetchall()
+        rows = self._read(
+            "SELECT body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
+            kind.kind,
+            start,
+            start + _AFTER_ALL,
+        )
         return [_parse(kind, row[0]) for row in rows]
 
     def amend(self, record: _R, **changes: object) -> _R:
@@ -173,12 +310,16 @@ class Store:
 
         Raises:
             NotFoundError: It was deleted.
+            ValidationError: A value does not fit its field; nothing was changed.
+            TypeError: There is no such field; nothing was changed.
         """
+        if unknown := changes.keys() - type(record).model_fields.keys():
+            raise TypeError(f"the record {record.kind} has no fields {', '.join(sorted(unknown))}")
         with self.transaction():
             current = self.get(type(record), *record.key)
             if current is None:
                 raise NotFoundError(f"the {record.kind} {'/'.join(record.key)} is gone")
-            changed = current.model_copy(update=changes)
+            changed = type(record).model_validate({**dict(current), **changes})
             self.put(changed)
         return changed
 
@@ -187,11 +328,11 @@ class Store:
     ) -> StepRecord:
         """Journals that a step is about to be taken; an earlier entry is taken up again."""
         with self.transaction():
-            self._db.execute(
+            self._write(
                 "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
-                "ON CONFLICT DO UPDATE SET intended = excluded.intended",
-                (operation, scale_set, instance_id, phase, sequence, name,
-                 self._clock.now().isoformat()),
+                "ON CONFLICT DO UPDATE SET intended = excluded.intended, done = NULL, error = NULL",
+                operation, scale_set, instance_id, phase, sequence, name,
+                self._clock.now().isoformat(),
             )  # fmt: skip
         return StepRecord(
             operation=operation, scale_set=scale_set, instance_id=instance_id, phase=phase,
@@ -201,23 +342,22 @@ class Store:
     def done(self, step: StepRecord, *, error: str | None = None) -> None:
         """Journals that a step has ended, well or with an error."""
         with self.transaction():
-            self._db.execute(
+            self._write(
                 "UPDATE step SET done = ?, error = ? WHERE operation = ? AND instance_id = ? "
                 "AND phase = ? AND sequence = ?",
-                (self._clock.now().isoformat(), error, step.operation, step.instance_id,
-                 step.phase, step.sequence),
+                self._clock.now().isoformat(), error, step.operation, step.instance_id,
+                step.phase, step.sequence,
             )  # fmt: skip
 
     def steps(self, operation: str, instance_id: int | None = None) -> list[StepRecord]:
         """The journal of an operation (of one instance), in the order in which steps were begun."""
         columns = "operation, scale_set, instance_id, phase, sequence, name, intended, done, error"
         one = "" if instance_id is None else " AND instance_id = ?"
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT {columns} FROM step WHERE operation = ?{one} "  # noqa: S608 - constants
-                "ORDER BY intended, sequence",
-                (operation,) if instance_id is None else (operation, instance_id),
-            ).fetchall()
+        rows = self._read(
+            f"SELECT {columns} FROM step WHERE operation = ?{one} "  # noqa: S608 - constants
+            "ORDER BY intended, sequence",
+            *((operation,) if instance_id is None else (operation, instance_id)),
+        )
         names = columns.split(", ")
         return [StepRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
@@ -232,32 +372,35 @@ class Store:
     ) -> None:
         """Writes that something happened; the message must hold no secret."""
         with self.transaction():
-            self._db.execute(
+            self._write(
                 "INSERT INTO event (time, scale_set, instance_id, operation, kind, message) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
-                (self._clock.now().isoformat(), scale_set, instance_id, operation, kind, message),
-            )
+                self._clock.now().isoformat(), scale_set, instance_id, operation, kind, message,
+            )  # fmt: skip
 
     def events(self, *, after: int = 0, scale_set: str | None = None) -> list[EventRecord]:
         """Events with a higher number, oldest first."""
         columns = "id, time, scale_set, instance_id, operation, kind, message"
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "  # noqa: S608
-                "ORDER BY id",
-                (after, scale_set, scale_set),
-            ).fetchall()
+        rows = self._read(
+            f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "  # noqa: S608
+            "ORDER BY id",
+            after,
+            scale_set,
+            scale_set,
+        )
         names = columns.split(", ")
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
-    def last_events(self, scale_set: str, count: int) -> list[EventRecord]:
-        """The last events of a set, oldest first."""
+    def last_events(self, scale_set: str | None, count: int) -> list[EventRecord]:
+        """The last events of a set, or of the lab, oldest first."""
         columns = "id, time, scale_set, instance_id, operation, kind, message"
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT {columns} FROM event WHERE scale_set = ? ORDER BY id DESC LIMIT ?",  # noqa: S608
-                (scale_set, count),
-            ).fetchall()
+        rows = self._read(
+            f"SELECT {columns} FROM event WHERE ? IS NULL OR scale_set = ? "  # noqa: S608
+            "ORDER BY id DESC LIMIT ?",
+            scale_set,
+            scale_set,
+            count,
+        )
         names = columns.split(", ")
         found = [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
         return found[::-1]

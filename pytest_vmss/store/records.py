@@ -352,6 +352,11 @@ class GenerationRecord(Record):
         """The set's name, the instance's number and its own."""
         return (self.scale_set.lower(), f"{self.instance_id:06d}", f"{self.number:06d}")
 
+    def is_of(self, version: VersionRecord) -> bool:
+        """Whether it was made from an image version: of the same gallery and definition (C3)."""
+        own = (self.gallery.lower(), self.definition.lower(), self.version)
+        return own == version.key
+
 
 class Outcome(StrEnum):
     """What came of an instance in an upgrade (G3)."""
@@ -470,6 +475,7 @@ class OutcomeRecord(Record):
         replacement: Number of the instance that takes its place (``maxSurge``).
         phase: ``PhaseOrderingNumber``, read when the upgrade started.
         error: What went wrong.
+        going_back: Whether it is being given back what it had.
     """
 
     kind: ClassVar[str] = "outcome"
@@ -484,6 +490,7 @@ class OutcomeRecord(Record):
     replacement: int | None = None
     phase: int | None = None
     error: ErrorRecord | None = None
+    going_back: bool = False
 
     @property
     def key(self) -> tuple[str, ...]:

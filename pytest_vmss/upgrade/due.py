@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,8 +11,15 @@ from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.gallery.gallery import version_key
 from pytest_vmss.settings import Settings
-from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
+from pytest_vmss.store import (
+    GenerationRecord,
+    InstanceRecord,
+    OperationRecord,
+    ScaleSetRecord,
+    VersionRecord,
+)
 from pytest_vmss.upgrade.journal import Journal
+from pytest_vmss.upgrade.moments import Moments
 from pytest_vmss.upgrade.world import World
 
 __all__ = ["Rollout", "Rollouts"]
@@ -41,27 +49,42 @@ class Rollouts:
     def __init__(self, world: World, settings: Settings) -> None:
         self._world = world
         self._settings = settings
+        self._moments = Moments(lambda: world.clock)
 
     def address(self, name: str) -> ImageAddress:
         """Which image a set's model asks for."""
         reference = self._world.current_revision(name).model.image_reference
         return self._world.images.address_of(reference)
 
-    def due(self) -> dict[str, VersionRecord]:
-        """The sets that are to upgrade now, and to what."""
+    def due(
+        self, failed: Callable[[str, Exception], None] = lambda _, error: _raise(error)
+    ) -> dict[str, VersionRecord]:
+        """The sets that are to upgrade now, and to what.
+
+        Args:
+            failed: Told of a set that could not be looked at, and why.
+        """
         now = self._world.clock.now()
         return {
-            name: rollout.target for name, rollout in self._coming().items() if rollout.start <= now
+            name: rollout.target
+            for name, rollout in self._coming(failed).items()
+            if rollout.start <= now
         }
 
     def next_start(self) -> datetime | None:
         """When the next rollout that is not due yet will be; None where none is coming."""
-        return min((rollout.start for rollout in self._coming().values()), default=None)
+        coming = self._coming(lambda _name, _error: None)  # told by whoever runs what is due
+        return min((rollout.start for rollout in coming.values()), default=None)
 
-    def _coming(self) -> dict[str, Rollout]:
+    def _coming(self, failed: Callable[[str, Exception], None]) -> dict[str, Rollout]:
         coming = {}
         for record in self._world.store.select(ScaleSetRecord):
-            rollout = self.look(record.name)
+            try:
+                rollout = self.look(record.name)
+            except Exception as error:  # noqa: BLE001 - other sets are looked at all the same
+                if self._world.store.get(ScaleSetRecord, *record.key) is not None:
+                    failed(record.name, error)
+                continue  # else it was deleted meanwhile
             if isinstance(rollout, Rollout):
                 coming[record.name] = rollout
         return coming
@@ -79,11 +102,7 @@ class Rollouts:
         except NotFoundError as missing:
             return missing.message
         instances = self._world.store.select(InstanceRecord, name.lower())
-        wanted = version_key(target.version)
-        if all(
-            instance.version is None or version_key(instance.version) >= wanted
-            for instance in instances
-        ):
+        if all(self._has(instance, target) for instance in instances):
             return f"all its instances are on {target.version}, the latest version, or later"
         operations = Journal(self._world, name).operations()
         for operation in operations:
@@ -92,7 +111,7 @@ class Rollouts:
                     f"an operation on it ({operation.action}) is in progress or was interrupted; "
                     f"in the latter case: vmss resume {record.name}"
                 )
-            if operation.action == "upgrade" and operation.target == target.version:
+            if operation.action == "upgrade" and _brings(operation, target):
                 return (
                     f"an upgrade to the latest version, {target.version}, was tried already "
                     f"({operation.status})"
@@ -118,12 +137,37 @@ class Rollouts:
         # The same wait whoever asks, and another for each set and version.
         seed = hashlib.sha256(f"{record.unique_id}/{target.digest}".encode()).digest()
         share = int.from_bytes(seed[:4], "big") / 2**32
-        start = target.published + timedelta(seconds=low + share * (high - low))
-        enabled = record.automatic_since or record.created
+        start = self._moments.placed(target.published) + timedelta(
+            seconds=low + share * (high - low)
+        )
         if not any(
-            operation.started_by == "Platform" and operation.started >= enabled
+            operation.action == "upgrade" and operation.started_by == "Platform"
             for operation in operations
         ):
-            first = enabled + timedelta(seconds=self._settings.first_rollout_delay)
-            start = max(start, first)
+            enabled = self._moments.placed(record.automatic_since or record.created)
+            start = max(start, enabled + timedelta(seconds=self._settings.first_rollout_delay))
         return start
+
+    def _has(self, instance: InstanceRecord, target: VersionRecord) -> bool:
+        """Whether an instance is on an image version already, or on a later one of that image."""
+        if instance.version is None:
+            return True
+        disk = self._world.store.get(
+            GenerationRecord, *instance.key, f"{instance.generation:06d}"
+        )  # fmt: skip
+        if disk is not None and _image(disk) != _image(target):
+            return False
+        return version_key(instance.version) >= version_key(target.version)
+
+
+def _image(record: GenerationRecord | VersionRecord | OperationRecord) -> tuple[str, str]:
+    """Of which image definition: versions of different ones cannot be compared (C3)."""
+    return record.gallery.lower(), record.definition.lower()
+
+
+def _brings(operation: OperationRecord, target: VersionRecord) -> bool:
+    return _image(operation) == _image(target) and operation.target == target.version
+
+
+def _raise(error: Exception) -> None:
+    raise error

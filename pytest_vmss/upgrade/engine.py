@@ -7,14 +7,21 @@ later :meth:`Engine.resume` goes on from the journal (M1).
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from pytest_vmss.clock import side_by_side
-from pytest_vmss.errors import CapacityError, ConflictError, NotFoundError
+from pytest_vmss.clock import Stopped, side_by_side, stoppable
+from pytest_vmss.errors import (
+    CapacityError,
+    ConflictError,
+    InterruptedOperationError,
+    LabError,
+    NotFoundError,
+)
 from pytest_vmss.guest.extensions import handler_versions
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.store import (
@@ -23,11 +30,12 @@ from pytest_vmss.store import (
     InstanceRecord,
     OperationRecord,
     Outcome,
+    ScaleSetRecord,
     VersionRecord,
 )
 from pytest_vmss.upgrade import planner
 from pytest_vmss.upgrade.enrol import enrol
-from pytest_vmss.upgrade.journal import ENDED, Account, Journal
+from pytest_vmss.upgrade.journal import ENDED, Account, Journal, describe
 from pytest_vmss.upgrade.observe import Measures, observe_health
 from pytest_vmss.upgrade.resources import file_uris
 from pytest_vmss.upgrade.work import Worker
@@ -50,30 +58,46 @@ class Engine:
     def __init__(self, world: World, scale_set: str) -> None:
         self._world = world
         self._store = world.store
-        self.name = scale_set
-        self.journal = Journal(world, scale_set)
+        known = world.store.get(ScaleSetRecord, scale_set.lower())
+        self.name = scale_set if known is None else known.name  # in the case that it was made in
+        self.journal = Journal(world, self.name)
         self._worker = Worker(world, self.journal)
 
     @contextlib.contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, *, wait: float = 0.0) -> Iterator[None]:
         """Claims the set for this thread: one orchestrator at a time, across processes (M4).
+
+        Args:
+            wait: Seconds of the host in which somebody else may end.
 
         Raises:
             ConflictError: Someone else works on it; nothing was changed.
+            InterruptedOperationError: What is done inside was stopped.
         """
         path = self._world.paths.lock(self.name)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = FileLock(path, is_singleton=False)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=wait)
         except Timeout as busy:
             raise ConflictError(
                 f"Operation is not allowed on the scale set {self.name!r}, since another "
                 "operation is in progress on it; wait for it to end, or cancel it"
             ) from busy
+        signal, key = threading.Event(), self.name.lower()
+        self._world.working[key] = signal
         try:
-            yield
+            with stoppable(signal):
+                yield
+        except Stopped as stopped:
+            unfinished = self.journal.unfinished()
+            raise InterruptedOperationError(
+                f"what was done to {self.name!r} was stopped",
+                scale_set=self.name,
+                operation="" if unfinished is None else unfinished.id,
+            ) from stopped
         finally:
+            self._world.working.pop(key, None)
             lock.release()
 
     # All at once.
@@ -97,6 +121,7 @@ class Engine:
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
+            InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
         with self._store.transaction():
             operation = self.journal.open(
@@ -116,6 +141,7 @@ class Engine:
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
+            InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
         with self._store.transaction():
             operation = self.journal.open(
@@ -129,7 +155,7 @@ class Engine:
         return self._finish(operation.id)
 
     def _finish(self, operation_id: str) -> Account:
-        with self.journal.ending(operation_id):
+        with self.journal.resumable(operation_id):
             self._work(operation_id, self.journal.account(operation_id).busy)
             account = self.journal.account(operation_id)
             if account.errors:
@@ -142,15 +168,17 @@ class Engine:
     def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Works on instances side by side."""
         self._world.serve(self.name)
-        self._world.serve_files()
+        self._world.serve_files(self.name)
         operation = self.journal.operation(operation_id)
 
         def act(number: int) -> None:
             context = self._context(operation_id, number)
             try:
                 self._worker.act(context, operation)
-            except Exception as error:  # noqa: BLE001 - the others go on, and it all ends (G4)
-                self._worker.give_up(context, error)
+            except Exception as error:
+                with contextlib.suppress(LabError):  # of several, each is told here
+                    context.event("error", f"cannot go on just now: {describe(error)[1]}")
+                raise
             finally:
                 context.leave()
 
@@ -180,6 +208,7 @@ class Engine:
 
         Raises:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
+            InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
         with self._store.transaction():
             prepare()
@@ -209,7 +238,7 @@ class Engine:
         uris = list(file_uris(model))
         if not uris or account.batch_records or account.record.error_code is not None:
             return True
-        self._world.serve_files()
+        self._world.serve_files(self.name)
         told = [(name, self._world.reach(uri)) for name, uri in uris]
         wrong = [f"the extension {name!r}: {why}" for name, why in told if why]
         if not wrong:
@@ -242,7 +271,7 @@ class Engine:
 
     def _roll(self, operation_id: str) -> Account:
         begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
-        with self.journal.ending(operation_id):
+        with self.journal.resumable(operation_id):
             if not self._reach_resources(operation_id):
                 return self.journal.account(operation_id)
             self._read_metrics(operation_id)
@@ -268,12 +297,12 @@ class Engine:
         if account.record.error_code is not None:  # decided before a crash
             self._stop(account)
             return None
-        records = self.instances()
         # Whether anything is left does not depend on health, and looking takes a moment.
-        members = _members(account, records)
-        decision = self._decide(account, members)
+        decision = self._decide(account, _members(account, self.instances()))
         if isinstance(decision, planner.Batch):
             self._pause(account)
+            records = self.instances()  # some may have been protected meanwhile
+            members = _members(account, records)
             if self.journal.operation(operation_id).cancel_requested is not None:
                 self.journal.end(operation_id, "Cancelled", why="cancelled after the current batch")
                 return None
@@ -338,7 +367,10 @@ class Engine:
             self.name, "pause", f"pause of {pause:.0f} s between batches",
             operation=account.record.id,
         )  # fmt: skip
-        while (left := pause - (clock.now() - last).total_seconds()) > 0:
+        # What has passed of it before a resume, the time of day tells; it may be set back.
+        passed = max((clock.now() - last).total_seconds(), 0.0)
+        end = clock.monotonic() + pause - passed
+        while (left := end - clock.monotonic()) > 0:
             if self.journal.operation(account.record.id).cancel_requested is not None:
                 return
             clock.sleep(min(left, 1.0))
@@ -360,7 +392,12 @@ class Engine:
                 finally:
                     context.leave()
 
-            side_by_side(failed, roll_back, clock=self._world.clock)
+            # They may serve although they failed: no more of them at once than in a batch.
+            at_once = planner.batch_limit(
+                len(self.instances()), self._policy().max_batch_instance_percent
+            )
+            for start in range(0, len(failed), at_once):
+                side_by_side(failed[start : start + at_once], roll_back, clock=self._world.clock)
         self.journal.end(
             record.id, "Faulted", code=record.error_code, message=record.error_message,
             why=record.why,
@@ -369,10 +406,13 @@ class Engine:
     # Going on, and giving up.
 
     def resume(self) -> Account | None:
-        """Goes on with an operation that a killed process left.
+        """Goes on with an operation that a killed process, or a failing host, left.
 
         Returns:
             The operation as it ended; None where there was none to go on with.
+
+        Raises:
+            InterruptedOperationError: The host cannot go on just now either.
         """
         operation = self.journal.unfinished()
         if operation is None:
@@ -396,6 +436,14 @@ class Engine:
             if operation is None or not operation.rolling:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
             self.journal.update(operation.id, cancel_requested=self._world.clock.now())
+        with contextlib.suppress(ConflictError), self.claim():
+            # Nobody is at it: it was interrupted. Between two batches it can end at once.
+            account = self.journal.account(operation.id)
+            decided = account.record.ended is not None or account.record.error_code is not None
+            if not decided and not account.unsettled:
+                self.journal.end(
+                    operation.id, "Cancelled", why="cancelled while it was interrupted"
+                )
 
     # What the planner needs to know.
 
@@ -413,11 +461,11 @@ class Engine:
         self, action: Action, record: InstanceRecord, version: VersionRecord | None
     ) -> bool:
         """Whether an instance has what an upgrade brings already."""
-        if action == "upgrade":
-            return version is not None and record.version == version.version
         if action == "update":
             return not self.is_behind(record)
         generation = self._store.get(GenerationRecord, *record.key, f"{record.generation:06d}")
+        if action == "upgrade":
+            return generation is not None and version is not None and generation.is_of(version)
         versions = {f"{p}.{t}": v for (p, t), v in handler_versions().items()}
         return generation is None or all(
             entry.version == versions.get(entry.type.lower(), entry.version)

@@ -6,10 +6,13 @@ import contextlib
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pytest_vmss.errors import (
     InstanceError,
+    InterruptedOperationError,
+    LabError,
     NotFoundError,
     UpgradeError,
     VmssError,
@@ -74,6 +77,11 @@ class Account:
     def busy(self) -> list[int]:
         """The instances that it has begun with and is not through with."""
         return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
+
+    @property
+    def unsettled(self) -> list[int]:
+        """The instances in the middle of something: begun with, or on the way back."""
+        return [n for n, result in self.results.items() if result.going_back or n in self.busy]
 
     def count(self, *outcomes: Outcome) -> int:
         """How many instances have one of these outcomes."""
@@ -156,7 +164,7 @@ class Journal:
             UpgradeError: Another operation was interrupted.
         """
         self.require_quiet()
-        now = self._world.clock.now()
+        now = self._now()
         set_record = self._world.set_record(self._name)
         image = {}
         if version is not None:
@@ -197,6 +205,13 @@ class Journal:
             )  # fmt: skip
         return operation
 
+    def _now(self) -> datetime:
+        """The time, later than any operation's start: a clock that is set back reorders nothing."""
+        now, known = self._world.clock.now(), self.operations()
+        if not known:
+            return now
+        return max(now, known[-1].started + timedelta(microseconds=1))
+
     def _versions(self) -> tuple[str, ...]:
         records = self._store.select(InstanceRecord, self._name.lower())
         return tuple(sorted({record.version for record in records if record.version}))
@@ -214,8 +229,17 @@ class Journal:
         code: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Ends an operation; with a set's first creation its provisioning state is known too."""
+        """Ends an operation; with a set's first creation its provisioning state is known too.
+
+        Raises:
+            LabError: An instance is still in progress: nobody would go on with it.
+        """
         with self._store.transaction():
+            if unsettled := self.account(operation_id).unsettled:
+                raise LabError(
+                    f"the operation {operation_id} on {self._name!r} cannot end while it is in the "
+                    f"middle of the instances {', '.join(map(str, unsettled))}"
+                )
             record = self._world.set_record(self._name)
             if record.state == "Creating" and self.operation(operation_id).action == "create":
                 done: Literal["Succeeded", "Failed"] = (
@@ -234,14 +258,57 @@ class Journal:
             self._store.event(self._name, "end", text, operation=operation_id)
 
     @contextlib.contextmanager
-    def ending(self, operation_id: str) -> Iterator[None]:
-        """Sees to it that an operation ends, whatever happens on the way (G4)."""
+    def resumable(self, operation_id: str) -> Iterator[None]:
+        """Leaves an operation to be resumed that cannot be brought to its end just now (Q1).
+
+        Raises:
+            InterruptedOperationError: It is unfinished.
+        """
+        action = self.operation(operation_id).action
         try:
             yield
         except Exception as error:
-            code, message = describe(error)
-            self.end(operation_id, "Faulted", code=code, message=message)
-            raise
+            raise self._interrupted(operation_id, action, describe(error)[1]) from error
+
+    @contextlib.contextmanager
+    def outside(self, what: str) -> Iterator[None]:
+        """Says how to go on where the host fails between operations.
+
+        Args:
+            what: What is done, in words.
+
+        Raises:
+            InterruptedOperationError: The host cannot go on just now.
+        """
+        try:
+            yield
+        except Exception as error:
+            raise self._interrupted("", what, describe(error)[1]) from error
+
+    def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
+        """Says how to go on; in the events too, where they can be written."""
+        with contextlib.suppress(LabError):
+            self._store.event(
+                self._name,
+                "interrupted",
+                f"interrupted: {cause}",
+                operation=operation_id or None,
+            )
+        return InterruptedOperationError(
+            f"the {action} of {self._name!r} is interrupted and unfinished: {cause}\n"
+            f"Nothing is lost. Once that is mended, go on with: vmss resume {self._name}",
+            scale_set=self._name,
+            operation=operation_id,
+        )
+
+    def abandon(self, operation_id: str, why: str) -> None:
+        """Ends an operation in the middle of instances, whose set is deleted."""
+        with self._store.transaction():
+            for number in self.account(operation_id).unsettled:
+                context = InstanceContext(self._world, self._name, number, operation_id)
+                error = ErrorRecord(code="OperationPreempted", message=why)
+                self.note(context, outcome=Outcome.FAILED, going_back=False, error=error)
+            self.end(operation_id, "Cancelled", why=why)
 
     # Instances in operations.
 
@@ -265,10 +332,24 @@ class Journal:
     def outcome(self, context: InstanceContext, outcome: Outcome) -> None:
         """Notes what came of an instance."""
         with self._store.transaction():
+            if self.result(context).going_back:
+                self.going_back(context, value=False)
             self.note(context, outcome=outcome)
             if self._store.get(InstanceRecord, *context.key) is not None:
                 self._store.amend(context.record, changed=self._world.clock.now())
             context.event("outcome", str(outcome))
+
+    def going_back(self, context: InstanceContext, *, value: bool) -> None:
+        """Notes that an instance is being rolled back, or is not any longer.
+
+        The operation's status is RollingBack while any instance is.
+        """
+        with self._store.transaction():
+            self.note(context, going_back=value)
+            some = any(
+                result.going_back for result in self.account(context.operation).results.values()
+            )
+            self.update(context.operation, status="RollingBack" if some else "RollingForward")
 
     def failed(self, context: InstanceContext, error: Exception) -> None:
         """Notes what went wrong on an instance, with its evidence."""
@@ -303,12 +384,10 @@ class Journal:
 
         Raises:
             WaitTimeoutError: The instance's deadline has passed.
+            LabError: The journal tells of other steps than these.
+            Interrupted: The lab is being closed, or the operation stopped.
         """
-        done = {
-            step.sequence
-            for step in self._store.steps(context.operation, context.instance_id)
-            if step.phase == phase and step.done is not None and step.error is None
-        }
+        done = self._done(context, phase, steps)
         ended: StepRecord | None = None
         conclude: Conclusion | None = None
 
@@ -328,7 +407,9 @@ class Journal:
                 )
                 context.event("step", f"{phase}: {step.name}")
             try:
-                self._check_deadline(context, phase)
+                self._world.clock.check()
+                if step.timed:
+                    self._check_deadline(context, phase)
                 conclude = step.apply(context)
             except Exception as error:
                 self._store.done(entry, error=describe(error)[1])
@@ -338,6 +419,24 @@ class Journal:
             end()
             if outcome is not None:
                 self.outcome(context, outcome)
+
+    def _done(self, context: InstanceContext, phase: Phase, steps: Sequence[Step]) -> set[int]:
+        """The numbers of a phase's steps that need not be taken again."""
+        known = [
+            step
+            for step in self._store.steps(context.operation, context.instance_id)
+            if step.phase == phase
+        ]
+        names = [step.name for step in steps]
+        for step in known:
+            if step.sequence >= len(names) or names[step.sequence] != step.name:
+                raise LabError(
+                    f"the journal of {context.name} has {step.name!r} as step {step.sequence} of "
+                    f"its {phase}, and this version of pytest-vmss takes other steps: "
+                    f"{', '.join(names)}; go on with the version that began the operation, or "
+                    f"delete the set: vmss delete {self._name}"
+                )
+        return {step.sequence for step in known if step.done is not None and step.error is None}
 
     def _check_deadline(self, context: InstanceContext, phase: Phase) -> None:
         if context.deadline is not None and self._world.clock.monotonic() > context.deadline:

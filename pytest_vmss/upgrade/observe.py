@@ -9,7 +9,7 @@ from functools import partial
 from typing import Self
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.errors import InstanceError, WaitTimeoutError
+from pytest_vmss.errors import BalancerError, InstanceError, WaitTimeoutError
 from pytest_vmss.guest import Check
 from pytest_vmss.health import Observation, Tracker, worst
 from pytest_vmss.hypervisor import PowerState
@@ -24,6 +24,9 @@ __all__ = ["HEALTH_INTERVAL", "Measures", "Watch", "observe_health"]
 HEALTH_INTERVAL = 0.2
 #: The same for looks that cost the guest something.
 _COSTLY_INTERVAL = 1.0
+
+#: Looks of a probe in which it must agree with itself, as a multiple of its threshold.
+_FLAPS = 5
 
 _PROBE = "health probe"
 _EXTENSION = "Application Health extension"
@@ -171,14 +174,22 @@ def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -
     """
     verdict = None
     if balancer is not None and probe.protocol != "Tcp":
-        verdict = balancer.healthy(context.name)
+        with contextlib.suppress(BalancerError):  # the next batch starts it again, or says so
+            verdict = balancer.healthy(context.name)
     if verdict is not None:
         told = "healthy" if verdict else "unhealthy"
         return Observation.of(verdict, f"the load balancer's probe {probe.name} finds it {told}")
     tracker = Tracker(probe.threshold)
-    while tracker.observe(_probe(context, probe)) is None:
+    looks = _FLAPS * probe.threshold
+    for _ in range(looks):
+        if tracker.observe(_probe(context, probe)) is not None:
+            return tracker.last
         context.world.clock.sleep(HEALTH_INTERVAL)
-    return tracker.last
+    return Observation(
+        Health.UNKNOWN,
+        f"the probe {probe.name} flaps: never {probe.threshold} equal answers in a row among "
+        f"{looks}; the last: {tracker.last.detail}",
+    )
 
 
 def _extensions(context: InstanceContext) -> Observation:

@@ -50,7 +50,16 @@ __all__ = [
 
 #: Names a phase in the journal.
 Phase = Literal[
-    "create", "swap", "change", "rollback", "settle", "start", "stop", "restart", "delete"
+    "create",
+    "swap",
+    "change",
+    "rollback",
+    "settle",
+    "serve again",
+    "start",
+    "stop",
+    "restart",
+    "delete",
 ]
 
 

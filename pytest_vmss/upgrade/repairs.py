@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pytest_vmss.errors import CapacityError, NotFoundError
@@ -12,6 +12,7 @@ from pytest_vmss.model import AutomaticRepairsPolicy, Health
 from pytest_vmss.store import Action, InstanceRecord, ScaleSetRecord
 from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.journal import Account
+from pytest_vmss.upgrade.moments import Moments
 from pytest_vmss.upgrade.world import World
 
 __all__ = ["Repairs"]
@@ -29,9 +30,13 @@ class Repairs:
         world: Where it is.
         engine: The set's.
         grace: Seconds in place of the policy's ``gracePeriod``; None for the policy's.
+        moments: Shared by all looks of this process, so that steps of the clock are noticed.
     """
 
-    def __init__(self, world: World, engine: Engine, *, grace: float | None) -> None:
+    def __init__(
+        self, world: World, engine: Engine, *, grace: float | None, moments: Moments
+    ) -> None:
+        self._moments = moments
         self._world = world
         self._engine = engine
         self._grace = grace
@@ -76,10 +81,13 @@ class Repairs:
             and record.power == "running"
             and not record.protected
             and not record.protect_from_scale_in
-            and now - (record.changed or record.created) >= grace
+            and now - self._changed(record) >= grace
         ]
-        due.sort(key=lambda record: record.changed or record.created)
+        due.sort(key=self._changed)
         return due[: max(1, int(len(seen) * _SHARE))]
+
+    def _changed(self, record: InstanceRecord) -> datetime:
+        return self._moments.placed(record.changed or record.created)
 
     def needed(self) -> bool:
         """Looks at all instances, and says whether one is due.

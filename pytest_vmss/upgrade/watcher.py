@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable
 
 from pytest_vmss.clock import Interrupted
@@ -11,37 +13,49 @@ __all__ = ["Watcher"]
 
 #: Seconds of the host between two looks at the lab's clock, while a rollout is delayed.
 _LOOK_S = 0.2
-#: The same between two looks at what is looked at regularly.
+#: The same between two looks at what is looked at regularly, and before a second try.
 _EVERY_S = 5.0
+#: At most, between two tries.
+_RETRY_S = 300.0
 
 
 class Watcher:
     """A thread that runs due upgrades whenever it is woken.
 
+    It ends with the lab alone: whatever else a look meets is told, and another look follows.
+
     Args:
         run_due: Runs every upgrade that is due, one set after another or side
-            by side, and returns when none is.
+            by side, and returns when none is; whether something is to be tried again
+            after a while, because it failed.
         seconds_to_next: Seconds on the lab's clock until one that is delayed will be
             due; None where none is coming.
         wants_looks: Whether something is to be looked at now and then, such as the health
             of instances that are repaired.
+        failed: Told what a look met that none of these has dealt with.
+        closing: Whether the lab is being closed.
     """
 
     def __init__(
         self,
-        run_due: Callable[[], None],
+        run_due: Callable[[], bool],
         seconds_to_next: Callable[[], float | None],
         wants_looks: Callable[[], bool],
+        failed: Callable[[BaseException], None],
+        closing: Callable[[], bool],
     ) -> None:
         self._run_due = run_due
         self._seconds_to_next = seconds_to_next
         self._wants_looks = wants_looks
+        self._failed = failed
+        self._closing = closing
         self._delayed = False
+        self._retry_at: float | None = None
+        self._tries = 0
         self._condition = threading.Condition()
         self._woken = False
         self._busy = False
         self._closed = False
-        self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="vmss-watcher", daemon=True)
         self._thread.start()
 
@@ -53,7 +67,7 @@ class Watcher:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is due or delayed, and nothing runs."""
+        """Whether nothing is due or delayed, and nothing runs; what will be tried again may."""
         with self._condition:
             return not self._woken and not self._busy and not self._delayed
 
@@ -65,29 +79,56 @@ class Watcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                while not self._woken and not self._closed:
-                    looks = self._wants_looks()
-                    woken = self._condition.wait(
-                        _LOOK_S if self._delayed else _EVERY_S if looks else None
-                    )
-                    if self._delayed and self._seconds_to_next() in (None, 0.0):
-                        self._woken = True
-                    elif looks and not woken:
-                        break
-                if self._closed:
-                    return
-                self._woken = False
-                self._busy = True
+        while self._wait_for_turn():
+            again, delayed = True, False
             try:
-                self._run_due()
-                self._delayed = self._seconds_to_next() is not None
+                again = self._run_due()
+                delayed = self._seconds_to_next() is not None
             except Interrupted:
-                return
-            except Exception as error:  # noqa: BLE001 - shown by whoever waits for the upgrade
-                self.error = error
-            finally:
-                with self._condition:
-                    self._busy = False
-                    self._condition.notify_all()
+                if self._closing():
+                    return
+            except BaseException as error:  # noqa: BLE001 - one look must not be the last
+                with contextlib.suppress(Exception):
+                    self._failed(error)
+            with self._condition:
+                self._delayed = delayed
+                self._tries = self._tries + 1 if again else 0
+                self._retry_at = None
+                if again:
+                    pause = min(_EVERY_S * 2.0 ** (self._tries - 1), _RETRY_S)
+                    self._retry_at = time.monotonic() + pause
+                self._busy = False
+                self._condition.notify_all()
+
+    def _wait_for_turn(self) -> bool:
+        """Waits until there is something to do; False where the lab is being closed."""
+        next_look = time.monotonic() + _EVERY_S
+        with self._condition:
+            while not self._woken and not self._closed:
+                looks = self._asked(self._wants_looks)
+                moments = [next_look] if looks else []
+                moments += [] if self._retry_at is None else [self._retry_at]
+                if self._condition.wait(self._patience(moments)):
+                    continue
+                if self._delayed and self._asked(lambda: self._seconds_to_next() in (None, 0.0)):
+                    break
+                if any(time.monotonic() >= moment for moment in moments):
+                    break
+            self._woken = False
+            self._busy = not self._closed
+            return not self._closed
+
+    def _patience(self, moments: list[float]) -> float | None:
+        """Seconds until something may be due without anyone saying so; None for ever."""
+        waits = [max(moment - time.monotonic(), 0.0) for moment in moments]
+        return min([*waits, _LOOK_S] if self._delayed else waits, default=None)
+
+    @staticmethod
+    def _asked(question: Callable[[], bool]) -> bool:
+        """An answer; True where there is none, so that the next look meets the error and tells it."""
+        try:
+            return question()
+        except Interrupted:
+            return False
+        except BaseException:  # noqa: BLE001 - see above
+            return True

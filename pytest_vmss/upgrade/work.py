@@ -1,4 +1,11 @@
-"""What operations do to one instance: journalled phases, and what came of them."""
+"""What operations do to one instance: journalled phases, and what came of them.
+
+An instance fails by what its guest does or does not do, and by what the hypervisor
+refuses for it; then it goes the way back. Everything else is raised to the engine, which
+leaves the operation unfinished: see :func:`~pytest_vmss.errors.is_verdict`. On the way
+back nothing but the guest can fail, all else is raised; and what is committed never goes
+back.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pytest_vmss.errors import NotFoundError
+from pytest_vmss.errors import (
+    InstanceError,
+    NotFoundError,
+    WaitTimeoutError,
+    is_verdict,
+)
 from pytest_vmss.store import (
-    InstanceRecord,
     OperationRecord,
     Outcome,
     OutcomeRecord,
@@ -25,7 +36,7 @@ __all__ = ["Worker"]
 class Worker:
     """Acts on instances of one set, one at a time, for an operation.
 
-    Every method can be called again after a crash, and goes on where the
+    Every method can be called again after a crash or an error, and goes on where the
     journal ends.
 
     Args:
@@ -38,7 +49,11 @@ class Worker:
         self._journal = journal
 
     def act(self, context: InstanceContext, operation: OperationRecord) -> None:
-        """Does what an operation does to an instance."""
+        """Does what an operation does to an instance.
+
+        Raises:
+            Exception: It could not be brought to an end; it can be called again.
+        """
         match operation.action:
             case "create":
                 self._create(context, operation)
@@ -49,13 +64,6 @@ class Worker:
             case "start" | "stop" | "deallocate" | "restart":
                 self._set_power(context, operation)
 
-    def give_up(self, context: InstanceContext, error: Exception) -> None:
-        """Ends the work on an instance on which the way back has failed too."""
-        self._journal.failed(context, error)
-        if self._world.store.get(InstanceRecord, *context.key) is not None:
-            self._mark_failed(context)
-        self._journal.outcome(context, Outcome.FAILED)
-
     # New instances, and instances that go.
 
     def _create(self, context: InstanceContext, operation: OperationRecord) -> None:
@@ -63,46 +71,50 @@ class Worker:
             try:
                 steps = phases.create_steps(self._target(operation), operation.revision)
                 self._run(context, "create", steps)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-                self._journal.failed(context, error)
+            except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
+                self._failed(context, error)
             else:
                 return
         first = context.generation(1)
         if first is not None and first.started:
             # It is there to be looked at, and the next update mends it.
             self._journal.run_phase(context, "settle", phases.settle_steps(1, 0))
-        self._mark_failed(context)
-        self._journal.outcome(context, Outcome.FAILED)
+        self._end_failed(context, Outcome.FAILED)
 
     def _delete(self, context: InstanceContext) -> None:
+        """There is no way back, and no limit: it is resumed until all is gone."""
         plan = self._plan(context, None)
-        self._run(context, "delete", phases.delete_steps(plan.source_revision))
+        steps = phases.delete_steps(plan.source_revision)
+        self._journal.run_phase(context, "delete", steps, outcome=Outcome.SUCCEEDED)
 
     # Power.
 
     def _set_power(self, context: InstanceContext, operation: OperationRecord) -> None:
-        disk = self._plan(context, None).source
+        plan = self._plan(context, None)
         steps: Sequence[Step]
-        try:
-            match operation.action:
-                case "start":
-                    steps = phases.start_steps(disk)
-                    self._run(context, "start", steps)
-                case "restart":
-                    steps = phases.restart_steps(disk)
-                    self._run(context, "restart", steps)
-                case action:
-                    power: Literal["stopped", "deallocated"] = (
-                        "deallocated" if action == "deallocate" else "stopped"
-                    )
-                    steps = phases.stop_steps(disk, power, abrupt=operation.skip_shutdown)
-                    self._run(context, "stop", steps)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
-            self._journal.failed(context, error)
-            if operation.action in ("start", "restart"):
-                self._journal.run_phase(context, "settle", phases.serve_again_steps())
-            self._mark_failed(context)
-            self._journal.outcome(context, Outcome.FAILED)
+        if plan.error is None:
+            try:
+                match operation.action:
+                    case "start":
+                        steps = phases.start_steps(plan.source)
+                        self._run(context, "start", steps)
+                    case "restart":
+                        steps = phases.restart_steps(plan.source)
+                        self._run(context, "restart", steps)
+                    case action:
+                        power: Literal["stopped", "deallocated"] = (
+                            "deallocated" if action == "deallocate" else "stopped"
+                        )
+                        steps = phases.stop_steps(
+                            plan.source, power, abrupt=operation.skip_shutdown
+                        )
+                        self._run(context, "stop", steps)
+            except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
+                self._failed(context, error)
+            else:
+                return
+        self._serve_again(context)
+        self._end_failed(context, Outcome.FAILED)
 
     # Upgrades, updates, reimages.
 
@@ -117,8 +129,10 @@ class Worker:
                     self._swap(context, operation, plan)
                 else:
                     self._change(context, operation, plan)
-            except Exception as error:  # noqa: BLE001 - whatever it is, nothing stays half done
-                self._journal.failed(context, error)
+            except Exception as error:
+                if context.record.generation == plan.result != plan.source:
+                    raise  # committed: it never goes back, what is left is done by a resume
+                self._failed(context, error)
             else:
                 return
         if operation.rollback and plan.source:
@@ -128,8 +142,7 @@ class Worker:
         stays = plan.result if result is not None and result.started else plan.source
         if stays:
             self._journal.run_phase(context, "settle", phases.settle_steps(stays, plan.source))
-        self._mark_failed(context)
-        self._journal.outcome(context, Outcome.FAILED)
+        self._end_failed(context, Outcome.FAILED)
 
     def _swap(
         self, context: InstanceContext, operation: OperationRecord, plan: OutcomeRecord
@@ -159,7 +172,11 @@ class Worker:
         self._run(context, "change", steps)
 
     def roll_back(self, context: InstanceContext, operation: OperationRecord) -> None:
-        """Gives a failed instance back what it had: its previous OS disk, or its previous model."""
+        """Gives a failed instance back what it had: its previous OS disk, or its previous model.
+
+        Raises:
+            Exception: The host could not go on; it can be called again.
+        """
         plan = self._journal.result(context)
         if plan.result != plan.source:
             steps = phases.rollback_steps(plan.source, plan.result)
@@ -169,15 +186,13 @@ class Worker:
                 plan.source_revision,
                 restart=self._other_machine(context, plan.source_revision, operation.revision),
             )
-        self._journal.update(operation.id, status="RollingBack")
+        self._journal.going_back(context, value=True)
         try:
             self._run(context, "rollback", steps, Outcome.ROLLED_BACK)
-        except Exception as error:  # noqa: BLE001 - the others go on
+        except (InstanceError, WaitTimeoutError) as error:
             context.event("error", f"the rollback failed too: {describe(error)[1]}")
-            self._journal.run_phase(context, "settle", phases.serve_again_steps())
-            self._mark_failed(context)
-            self._journal.outcome(context, Outcome.ROLLBACK_FAILED)
-        self._journal.update(operation.id, status="RollingForward")
+            self._serve_again(context)
+            self._end_failed(context, Outcome.ROLLBACK_FAILED)
 
     def _surge(
         self, context: InstanceContext, operation: OperationRecord, plan: OutcomeRecord
@@ -190,9 +205,11 @@ class Worker:
                     steps = phases.create_steps(self._target(operation), operation.revision)
                     self._journal.run_phase(self._timed(new), "create", steps)
                 except Exception as error:  # noqa: BLE001 - the old one stays
-                    self._journal.failed(context, error)
+                    self._failed(context, error)
                 else:
-                    self._run(context, "delete", phases.delete_steps(plan.source_revision))
+                    # From here on the new one is the one that stays, whatever fails.
+                    steps = phases.delete_steps(plan.source_revision)
+                    self._journal.run_phase(context, "delete", steps, outcome=Outcome.SUCCEEDED)
                     return
         finally:
             new.leave()
@@ -230,6 +247,25 @@ class Worker:
 
     # Helpers.
 
+    def _failed(self, context: InstanceContext, error: Exception) -> None:
+        """Notes what went wrong on an instance, which from now on goes the way back.
+
+        Raises:
+            Exception: It tells nothing of the instance.
+        """
+        if not is_verdict(error):
+            raise error
+        self._journal.failed(context, error)
+
+    def _serve_again(self, context: InstanceContext) -> None:
+        """The probe says whether an instance gets traffic on which something failed."""
+        self._journal.run_phase(context, "serve again", phases.serve_again_steps())
+
+    def _end_failed(self, context: InstanceContext, outcome: Outcome) -> None:
+        with self._world.store.transaction():
+            self._world.store.amend(context.record, provisioning="Failed")
+            self._journal.outcome(context, outcome)
+
     def _other_machine(self, context: InstanceContext, before: int, after: int) -> bool:
         """Whether two revisions of the model make different machines."""
         if before == after:
@@ -252,9 +288,6 @@ class Worker:
         raise NotFoundError(
             f"the version {wanted} of {definition!r} is no longer in the gallery {gallery!r}"
         )
-
-    def _mark_failed(self, context: InstanceContext) -> None:
-        self._world.store.amend(context.record, provisioning="Failed")
 
     def _run(
         self,

@@ -77,8 +77,9 @@ class World:
         report: Reads what an instance's Application Health extension reports now.
         degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
         reach: Says what is wrong with a URI; empty where it can be reached (C8).
-        serve_files: Sees to it that guests can download the lab's own files (H5).
+        serve_files: Sees to it that a set's guests can download the lab's own files (H5).
         checks: The suite's own functions of health, by set (F4).
+        working: What stops the operations of this process, by set.
         sizes: VM sizes besides the built-in ones.
         metrics: Custom metrics that an instance's health extension reports now (D5).
         free_addresses: Loopback addresses that nobody has, as many as asked for.
@@ -98,7 +99,7 @@ class World:
     probe: Prober
     report: Callable[[InstanceContext, ApplicationHealthSettings], Observation]
     reach: Callable[[str], str]
-    serve_files: Callable[[], None]
+    serve_files: Callable[[str], None]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
     require_room: Callable[[int, VmSize], None]
@@ -106,6 +107,7 @@ class World:
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     degraded_is_fatal: bool = False
     checks: dict[str, Check] = field(default_factory=dict)
+    working: dict[str, threading.Event] = field(default_factory=dict)
     _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)
@@ -209,6 +211,12 @@ class World:
                 f"there is no scale set {scale_set!r} in this lab; there are: {known or 'none'}"
             )
         return record
+
+    def stop(self, scale_set: str) -> None:
+        """Stops what this process does on a set, as a kill would; it can be resumed."""
+        signal = self.working.get(scale_set.lower())
+        if signal is not None:
+            signal.set()
 
     def find_size(self, name: str) -> VmSize:
         """A VM size by name.

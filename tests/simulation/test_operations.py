@@ -241,8 +241,7 @@ def test_more_instances_than_a_network_has_addresses(lab: SimulatedLab) -> None:
     assert len(lab.networks.all()) == 2
     claims = lab.settings.state_dir / "networks"
     assert len(list(claims.iterdir())) == 2
-    lab.scale_set("web").delete()
-    lab.networks.release(lab.networks.all())
+    lab.destroy()
     assert list(claims.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from pytest_vmss.model import Health
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
 from pytest_vmss.upgrade.engine import Engine
+from pytest_vmss.upgrade.repairs import Repairs
 from tests.models import LOAD_BALANCER, web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts
@@ -20,8 +22,10 @@ from tests.simulation.test_upgrade import check_accounts
 GRACE = 600.0
 
 
-def start(lab: SimulatedLab, action: str = "Reimage", capacity: int = 3, **policy: Any) -> ScaleSet:
-    body = web_model(capacity=capacity)
+def start(
+    lab: SimulatedLab, action: str = "Reimage", capacity: int = 3, name: str = "web", **policy: Any
+) -> ScaleSet:
+    body = web_model(name, capacity=capacity)
     body["properties"]["automaticRepairsPolicy"] = {
         "enabled": True, "gracePeriod": "PT10M", "repairAction": action, **policy,
     }  # fmt: skip
@@ -242,3 +246,42 @@ def test_a_look_disturbs_nobody_and_a_broken_one_is_told(
     lab.run_repairs()
     told = [event.message for event in lab.store.events(scale_set=web.name)]
     assert any("automatic repairs cannot look: " in message for message in told)
+
+
+@pytest.mark.parametrize("years", [-1, 1])
+def test_a_clock_that_is_set_changes_no_grace_period(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    """K1: neither repaired at once, nor never again."""
+    web = start(lab, "Restart")
+    lab.sick.add("web_1")
+    lab.run_repairs()
+    now = lab.virtual.now
+    monkeypatch.setattr(lab.virtual, "now", lambda: now() + timedelta(days=365 * years))
+    lab.run_repairs()
+    assert web[1].record.repairs == 0
+    lab.virtual.sleep(GRACE)
+    lab.run_repairs()
+    assert web[1].record.repairs == 1
+
+
+def test_a_broken_look_keeps_no_other_set_from_its_repair(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: it is told once, although looks are frequent."""
+    one, other = start(lab, "Restart"), start(lab, "Restart", name="other")
+    lab.sick.add("other_1")
+    lab.virtual.sleep(GRACE)
+    real = Repairs.needed
+
+    def needed(self: Repairs) -> bool:
+        if self._engine.name == one.name:
+            raise SystemExit(3)
+        return real(self)
+
+    monkeypatch.setattr(Repairs, "needed", needed)
+    for _ in range(3):
+        lab.conductor.run_all()
+    assert other[1].record.repairs == 1
+    told = [e.message for e in lab.store.events(scale_set=one.name) if e.kind == "warning"]
+    assert told == ["failed in the background: SystemExit: 3"]

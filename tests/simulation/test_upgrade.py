@@ -6,11 +6,19 @@ import time
 
 import pytest
 
-from pytest_vmss.errors import ConflictError, HypervisorError, ProvisioningError, UpgradeError
+from pytest_vmss.errors import (
+    ConflictError,
+    HypervisorError,
+    InterruptedOperationError,
+    ProvisioningError,
+    UpgradeError,
+)
 from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.process import run
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
 from pytest_vmss.upgrade.engine import Engine
+from tests.models import IMAGE_ID
 from tests.simulation.conftest import SimulatedLab
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
@@ -224,30 +232,24 @@ def test_a_guest_that_ignores_the_shutdown_loses_its_power(lab: SimulatedLab) ->
     assert any("cutting its power" in event.message for event in upgrade.events)
 
 
-def test_a_full_disk_leaves_the_instance_as_it_was(lab: SimulatedLab) -> None:
-    """M3, G2: the new disk is made before the old one is given up."""
-    web = lab.start_web()
+@pytest.mark.parametrize("automatic", [True, False])
+def test_a_full_disk_leaves_the_instance_as_it_was(lab: SimulatedLab, automatic: bool) -> None:
+    """M3, Q1: the new disk is made before the old one is given up; with room it goes on."""
+    web = lab.start_web(automatic=automatic)
     boot = web[0].boot_id
     lab.publish("1.1.0")
     lab.simulated.fail_os_disks = True
-    lab.run_due()
-    upgrade = web.history()[0]
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
-    assert "no space left" in upgrade.errors[0].message
+    with pytest.raises(InterruptedOperationError, match=r"(?s)no space left.*vmss resume web"):
+        lab.run_upgrade("web")
+    assert not web.history()[0].ended
+    assert web[0].record.provisioning == "Succeeded"
     assert web[0].image_version == "1.0.0"
     assert web[0].boot_id == boot
-    check_accounts(lab, web)
-
-
-def test_a_full_disk_without_rollback_leaves_the_instance_on_its_disk(lab: SimulatedLab) -> None:
-    """C3, G2, M3: what was never given up is not committed away."""
-    web = lab.start_web(automatic=False)
-    lab.publish("1.1.0")
-    lab.simulated.fail_os_disks = True
-    upgrade = web.upgrade()
-    assert upgrade.outcomes[0] is Outcome.FAILED
-    assert web[0].record.provisioning == "Failed"
-    assert web[0].image_version == "1.0.0"
+    lab.simulated.fail_os_disks = False
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.completed
+    assert {instance.image_version for instance in web} == {"1.1.0"}
     check_accounts(lab, web)
 
 
@@ -275,24 +277,31 @@ def test_data_disks_that_cannot_be_made_leave_the_instance_on_its_disk(
     check_accounts(lab, web)
 
 
-def test_a_way_back_that_fails_too_still_ends(
+def test_a_way_back_that_fails_too_is_gone_on_with(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """G4: nothing can be started any more; the upgrade ends, and says so."""
+    """Q1, G4: nothing can be started any more; once it can, the way back ends."""
     web = lab.start_web(automatic=False)
     lab.publish("1.1.0")
 
     def broken(*_: object) -> None:
         raise HypervisorError("no more machines today")
 
-    monkeypatch.setattr(lab.simulated, "start", broken)
-    monkeypatch.setattr(lab.simulated, "create_data_disk", broken)
-    upgrade = web.upgrade()
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.simulated, "start", broken)
+        patch.setattr(lab.simulated, "create_data_disk", broken)
+        for act in (web.upgrade, web.resume):
+            with pytest.raises(InterruptedOperationError, match="no more machines"):
+                act()
+        assert [i.image_version for i in web] == ["1.0.0"] * 3
+    upgrade = web.resume()
+    assert upgrade is not None
     assert upgrade.faulted
     assert upgrade.outcomes[0] is Outcome.FAILED
     assert "no more machines" in upgrade.errors[0].message
     assert web[0].record.provisioning == "Failed"
-    assert [i.image_version for i in web] == ["1.0.0"] * 3
+    assert web.healthy
+    check_accounts(lab, web)
 
 
 def test_instances_that_do_not_come_up_are_an_error_with_evidence(lab: SimulatedLab) -> None:
@@ -327,3 +336,18 @@ def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
     with pytest.raises(ConflictError, match="no ongoing Rolling Upgrade"):
         web.cancel()
     check_accounts(lab, web)
+
+
+def test_the_same_number_of_another_image_is_another_target(lab: SimulatedLab) -> None:
+    """C3, C5: gallery, definition and version are compared, never the number alone."""
+    web = lab.start_web(2, automatic=False)
+    path = lab.paths.folder / "other.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", path, "77M"], what="an image")
+    record = lab.gallery().publish("other", "1.0.0", path)
+    lab.simulated.images[record.digest] = "1.0.0"
+    reference = {"id": IMAGE_ID.format(definition="other")}
+    web.update({"virtualMachineProfile": {"storageProfile": {"imageReference": reference}}})
+    upgrade = web.upgrade()
+    assert upgrade.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SUCCEEDED}
+    assert {instance.generation.definition for instance in web} == {"other"}
+    assert all(instance.latest_model_applied for instance in web)

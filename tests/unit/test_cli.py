@@ -34,7 +34,7 @@ def test_help_names_every_command(vmss_command: Vmss) -> None:
 def test_a_lab_with_a_bad_name(vmss_command: Vmss, name: str) -> None:
     result = vmss_command("--lab", name, "list")
     assert result.exit_code == 1
-    assert "no name for a lab" in result.output
+    assert "cannot name a lab" in result.output
 
 
 def test_not_a_qcow2(vmss_command: Vmss, tmp_path: Path) -> None:

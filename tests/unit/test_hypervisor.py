@@ -161,11 +161,11 @@ def test_the_seed_carries_custom_data_unchanged_and_is_the_owners_alone(tmp_path
 
 def test_addresses_of_labs_never_collide(tmp_path: Path) -> None:
     """L4."""
-    networks = [claim_network(tmp_path, "same") for _ in range(20)]
+    networks = [claim_network(tmp_path, "same", "lab") for _ in range(20)]
     assert len(set(networks)) == 20
     assert all(network.startswith("127.") for network in networks)
     release_network(tmp_path, networks[0])
-    assert claim_network(tmp_path, "same") == networks[0]
+    assert claim_network(tmp_path, "same", "lab") == networks[0]
     addresses = addresses_in("127.64.0")
     assert (addresses[0], addresses[-1], len(addresses)) == ("127.64.0.1", "127.64.0.254", 254)
     assert host_port(22) == 10022
@@ -289,5 +289,5 @@ def test_a_daemon_that_stays_away_is_an_error_that_says_so(
     monkeypatch.setattr(libvirt_driver, "open_connection", opening)
     monkeypatch.setattr(libvirt_driver, "_RECONNECT_S", 0.5)
     hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), Path("/nonexistent"))
-    with pytest.raises(HostError, match=r"did not come back within 0 s.*vmss resume"):
+    with pytest.raises(HostError, match=r"did not come back within 0 s.*start it"):
         hypervisor.machines("vmss-")

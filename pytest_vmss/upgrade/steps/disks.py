@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from pytest_vmss.errors import HostError, LabError
+from pytest_vmss.files import PART, sync_folder
 from pytest_vmss.guest import keys
 from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.store import (
@@ -35,6 +37,7 @@ class CreateDataDisks:
     """Makes the data disks that are not there; the only time the host writes to them (A5)."""
 
     name: ClassVar[str] = "create data disks"
+    timed: ClassVar[bool] = True
 
     revision: int
 
@@ -53,6 +56,7 @@ class ReplaceDataDisks:
     """Makes new, empty data disks in place of the old ones (``reimageall`` only)."""
 
     name: ClassVar[str] = "replace data disks"
+    timed: ClassVar[bool] = True
 
     revision: int
 
@@ -69,6 +73,7 @@ class PrepareDisk:
     """Makes a generation's OS disk and seed beside the ones in use."""
 
     name: ClassVar[str] = "prepare OS disk"
+    timed: ClassVar[bool] = True
 
     number: int
     version: VersionRecord
@@ -93,6 +98,8 @@ class PrepareDisk:
             created=world.clock.now(),
         )
         world.store.put(generation)  # before its files exist
+        for part in _parts(context):
+            part.unlink(missing_ok=True)
         image = world.images.path_of(self.version)
         size = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
         grow = size is not None and size * 1024**3 > self.version.virtual_size
@@ -115,26 +122,28 @@ class Commit:
     """Makes a generation the instance's own; the older one is no longer needed."""
 
     name: ClassVar[str] = "commit"
+    timed: ClassVar[bool] = False
 
     generation: int
     provisioning: str = "Succeeded"
 
     def apply(self, context: InstanceContext) -> Conclusion:
+        context.existing(self.generation)
+        _require_disk(context, self.generation)
         return lambda: self._commit(context)
 
     def _commit(self, context: InstanceContext) -> None:
-        store = context.world.store
+        store, kept = context.world.store, context.existing(self.generation)
         for generation in context.generations():
             if generation.number == self.generation:
-                version, revision = generation.version, generation.revision
-                store.put(generation.model_copy(update={"state": "current"}))
+                store.amend(generation, state="current")
             elif generation.state in ("current", "preparing"):
-                store.put(generation.model_copy(update={"state": "previous"}))
+                store.amend(generation, state="previous")
         store.amend(
             context.record,
             generation=self.generation,
-            version=version,
-            revision=revision,
+            version=kept.version,
+            revision=kept.revision,
             power="running",
             provisioning=self.provisioning,
         )
@@ -142,13 +151,24 @@ class Commit:
 
 @dataclass(frozen=True)
 class Discard:
-    """Removes the disks of all generations but one; their console logs stay."""
+    """Removes the disks of all generations but one; their console logs stay.
+
+    Not unless that one is the instance's own by its record, and its disk is there: nothing
+    that failed before may cost an instance its last disk (Q1).
+    """
 
     name: ClassVar[str] = "discard old disk"
+    timed: ClassVar[bool] = False
 
     keep: int
 
     def apply(self, context: InstanceContext) -> Conclusion:
+        if context.record.generation != self.keep:
+            raise LabError(
+                f"{context.name} is on its OS disk number {context.record.generation} by its "
+                f"record, not on {self.keep}: no disk of it was removed"
+            )
+        _require_disk(context, self.keep)
         gone = [
             generation
             for generation in context.generations()
@@ -158,11 +178,12 @@ class Discard:
             place = (context.scale_set, context.instance_id, generation.number)
             for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
                 path.unlink(missing_ok=True)
-                _part(path).unlink(missing_ok=True)
+        for part in _parts(context):
+            part.unlink(missing_ok=True)
 
         def conclude() -> None:
             for generation in gone:
-                context.world.store.put(generation.model_copy(update={"state": "discarded"}))
+                context.world.store.amend(generation, state="discarded")
 
         return conclude
 
@@ -172,6 +193,7 @@ class RemoveMachine:
     """Cuts the power of an instance that goes, and forgets its machine."""
 
     name: ClassVar[str] = "remove machine"
+    timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> None:
         context.leave()
@@ -186,6 +208,7 @@ class RemoveFiles:
     """Removes an instance's files; data disks with ``deleteOption: Detach`` are kept (A2)."""
 
     name: ClassVar[str] = "remove files"
+    timed: ClassVar[bool] = False
 
     revision: int
 
@@ -206,6 +229,7 @@ class RemoveFiles:
                 )
                 kept.parent.mkdir(exist_ok=True, mode=0o700)
                 path.rename(kept)
+                sync_folder(kept.parent)
                 context.event("disk", f"data disk {disk.lun} is kept: {kept}")
         folder = world.paths.instance(context.scale_set, context.instance_id)
         if folder.exists():
@@ -217,6 +241,7 @@ class Forget:
     """Removes the records of an instance that is gone."""
 
     name: ClassVar[str] = "forget"
+    timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> None:
         store = context.world.store
@@ -228,6 +253,24 @@ class Forget:
                 store.delete(record)
 
 
-def _part(path: Path) -> Path:
-    """The name that a disk has while it is written."""
-    return path.with_suffix(".part")
+def _parts(context: InstanceContext) -> list[Path]:
+    """What an interrupted run left of files that it was writing."""
+    folder = context.world.paths.instance(context.scale_set, context.instance_id)
+    if not folder.exists():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.endswith(PART))
+
+
+def _require_disk(context: InstanceContext, number: int) -> None:
+    """Checks that a generation could be booted, as far as its files tell.
+
+    Raises:
+        HostError: Its OS disk or its seed is not there.
+    """
+    place = (context.scale_set, context.instance_id, number)
+    for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
+        if not path.exists():
+            raise HostError(
+                f"{path}, which {context.name} is to run on, is not there; nothing was removed, "
+                "and its record is as it was: bring the file back"
+            )

@@ -32,6 +32,7 @@ class RunExtensions:
     """
 
     name: ClassVar[str] = "extensions"
+    timed: ClassVar[bool] = True
 
     generation: int
     newer: bool = False
@@ -96,7 +97,7 @@ class RunExtensions:
                 update={"revision": generation.revision, "operation": context.operation}
             )
             results = tuple(known[entry.name] for entry in extensions if entry.name in known)
-            store.put(generation.model_copy(update={"extensions": results}))
+            store.amend(generation, extensions=results)
             context.event("extension", f"{result.name}: {result.status}")
 
     def _remove_gone(
@@ -133,7 +134,7 @@ class RunExtensions:
         generation = context.existing(self.generation)
         left = tuple(entry for entry in generation.extensions if entry.name not in names)
         if left != generation.extensions:
-            context.world.store.put(generation.model_copy(update={"extensions": left}))
+            context.world.store.amend(generation, extensions=left)
 
     def _judge(self, context: InstanceContext, extensions: Sequence[Extension]) -> None:
         """Raises what failed first, of those whose failures are not suppressed."""

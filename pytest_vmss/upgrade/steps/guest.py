@@ -21,6 +21,7 @@ class FinishCloudInit:
     """Waits for cloud-init's own verdict."""
 
     name: ClassVar[str] = "cloud-init"
+    timed: ClassVar[bool] = True
 
     generation: int
 
@@ -39,7 +40,7 @@ class FinishCloudInit:
             )
 
         def conclude() -> None:
-            context.world.store.put(generation.model_copy(update={"cloud_init": verdict.status}))
+            context.world.store.amend(generation, cloud_init=verdict.status)
             if verdict.problems:
                 context.event("warning", f"cloud-init ended {verdict.status}: {told}")
 
@@ -51,13 +52,14 @@ class ApplyModel:
     """Gives an OS disk that is in use another revision of the model."""
 
     name: ClassVar[str] = "apply model"
+    timed: ClassVar[bool] = False
 
     generation: int
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
         generation = context.existing(self.generation)
-        context.world.store.put(generation.model_copy(update={"revision": self.revision}))
+        context.world.store.amend(generation, revision=self.revision)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class AwaitHealth:
     """Waits until the application is healthy on the current boot (F6)."""
 
     name: ClassVar[str] = "health"
+    timed: ClassVar[bool] = True
 
     generation: int
 
@@ -125,6 +128,7 @@ class Sync:
     """
 
     name: ClassVar[str] = "sync"
+    timed: ClassVar[bool] = True
 
     generation: int
 

@@ -23,6 +23,7 @@ class Stop:
     """
 
     name: ClassVar[str] = "stop"
+    timed: ClassVar[bool] = False
 
     generation: int
     abrupt: bool = False
@@ -55,6 +56,7 @@ class Start:
     """Starts the machine on a generation."""
 
     name: ClassVar[str] = "start"
+    timed: ClassVar[bool] = False
 
     generation: int
 
@@ -66,10 +68,8 @@ class Start:
         generation = context.existing(self.generation)
         # A later proof of the boot needs to know what was there before it.
         log = machine.console.stat().st_size if machine.console.exists() else 0
-        context.world.store.put(
-            generation.model_copy(
-                update={"boot_before": generation.boot_id, "console_from": log, "started": True}
-            )
+        context.world.store.amend(
+            generation, boot_before=generation.boot_id, console_from=log, started=True
         )
         hypervisor.start(machine)
 
@@ -79,6 +79,7 @@ class ProveBoot:
     """Proves a new boot of a generation, by its boot id."""
 
     name: ClassVar[str] = "boot"
+    timed: ClassVar[bool] = True
 
     generation: int
 
@@ -88,14 +89,11 @@ class ProveBoot:
         facts = context.guest(generation).wait_boot(generation.boot_before)
 
         def conclude() -> None:
-            store.put(
-                generation.model_copy(
-                    update={
-                        "boot_id": facts.boot_id,
-                        "kernel": facts.kernel,
-                        "found_version": facts.image_version,
-                    }
-                )
+            store.amend(
+                generation,
+                boot_id=facts.boot_id,
+                kernel=facts.kernel,
+                found_version=facts.image_version,
             )
             context.event(
                 "boot",
@@ -116,6 +114,7 @@ class SetPower:
     """Records which power state was asked for."""
 
     name: ClassVar[str] = "power state"
+    timed: ClassVar[bool] = False
 
     power: Literal["running", "stopped", "deallocated"]
 

@@ -14,9 +14,16 @@ Conclusion = Callable[[], None]
 
 
 class Step(Protocol):
-    """One effect on one instance."""
+    """One effect on one instance.
+
+    Attributes:
+        name: In the journal; a resume compares it.
+        timed: Whether it is not begun once the instance's time is over. What puts the disks
+            in order, and what comes after the commit, is done at any time.
+    """
 
     name: ClassVar[str]
+    timed: ClassVar[bool]
 
     def apply(self, context: InstanceContext) -> Conclusion | None:
         """Brings the effect about, whether or not it was begun before.

@@ -21,6 +21,7 @@ class Drain:
     """Takes the instance out of load balancing, and waits for its connections to end."""
 
     name: ClassVar[str] = "drain"
+    timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> Conclusion:
         balancer = context.world.balancer(context.scale_set)
@@ -53,6 +54,7 @@ class Serve:
     """
 
     name: ClassVar[str] = "serve"
+    timed: ClassVar[bool] = True
 
     wait: bool = True
 
@@ -88,6 +90,7 @@ class LeaveBalancer:
     """Removes an instance that goes from load balancing."""
 
     name: ClassVar[str] = "leave load balancer"
+    timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> None:
         balancer = context.world.balancer(context.scale_set)

@@ -1,0 +1,202 @@
+"""Locks between processes: a file that is locked for as long as its holder lives.
+
+The kernel frees such a lock (``flock``) the moment its holder ends, however that ends,
+and every process that sees the file sees the lock: in another container, after the clock
+was set, where process ids are used again (Q2). Beyond what the library filelock does:
+
+- locks may be shared;
+- a lock's file may be removed by whoever holds it: waiters notice, and lock the file that
+  has taken its place, so that no files of locks are left over;
+- a child does not inherit a lock. Programs lose it when they are executed, and after a
+  bare fork (multiprocessing, pytest-forked) the child closes its copy: a dead process never
+  looks alive because of its children, and a child that ends frees nothing of its parent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pytest_vmss.clock import SystemClock, wait_for
+from pytest_vmss.errors import ConflictError, WaitTimeoutError
+
+__all__ = ["Lock", "is_locked", "try_lock", "wait_for_lock"]
+
+_INTERVAL_S = 0.02
+
+#: Descriptors of this process's locks, which a forked child closes.
+_descriptors: set[int] = set()
+_forking = threading.RLock()  # a signal's handler may fork too
+
+
+def _close_in_child() -> None:
+    for descriptor in _descriptors:
+        os.close(descriptor)
+    _descriptors.clear()
+    _forking.release()
+
+
+os.register_at_fork(
+    before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_close_in_child
+)
+
+
+class Lock:
+    """A lock that this process holds until it is released, or the process ends.
+
+    Made by :func:`try_lock` and :func:`wait_for_lock`; a context manager that releases it,
+    and removes its file if the lock is exclusive.
+
+    Attributes:
+        path: Its file.
+    """
+
+    def __init__(self, path: Path, descriptor: int, *, shared: bool) -> None:
+        self.path = path
+        self._shared = shared
+        self._descriptor: int | None = descriptor
+        self._owner = os.getpid()
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it still."""
+        return self._descriptor is not None and self._owner == os.getpid()
+
+    def release(self) -> None:
+        """Frees the lock; again, or in a forked child, does nothing."""
+        if self.held and self._descriptor is not None:
+            _close(self._descriptor)
+        self._descriptor = None
+
+    def remove(self) -> None:
+        """Removes the lock's file, and frees the lock; others who hold it shared keep it.
+
+        Raises:
+            OSError: The file cannot be removed; the lock is freed all the same.
+        """
+        try:
+            if self.held:
+                self.path.unlink(missing_ok=True)
+        finally:
+            self.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._shared:
+            self.release()
+        else:
+            with contextlib.suppress(OSError):  # a file that nobody locks harms nobody
+                self.remove()
+
+
+def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
+    """Locks a file if that is possible at once.
+
+    Args:
+        path: The file; made with mode 0600 where there is none, with its folder.
+        shared: Let others hold it shared too.
+
+    Returns:
+        The lock; None while another holds it.
+
+    Raises:
+        OSError: The file cannot be made or opened.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    while True:
+        descriptor = _open(path, os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                return Lock(path, descriptor, shared=shared)
+        except BlockingIOError:
+            if _is_at(descriptor, path):
+                _close(descriptor)
+                return None
+        except BaseException:
+            _close(descriptor)
+            raise
+        _close(descriptor)  # its holder has removed it meanwhile: another may be in its place
+
+
+def wait_for_lock(path: Path, *, what: str, limit: float, shared: bool = False) -> Lock:
+    """Locks a file, and waits for others to free it.
+
+    Args:
+        path: See :func:`try_lock`.
+        what: What those others do, for the error message.
+        limit: Seconds to wait.
+        shared: See :func:`try_lock`.
+
+    Raises:
+        ConflictError: It was not freed in time; nothing was changed.
+        OSError: The file cannot be made or opened.
+    """
+    try:
+        return wait_for(
+            f"another process {what}",
+            lambda: try_lock(path, shared=shared),
+            limit=limit,
+            clock=SystemClock(),
+            interval=_INTERVAL_S,
+        )
+    except WaitTimeoutError as late:
+        raise ConflictError(
+            f"another process {what}, and has not ended within {limit:.0f} s; wait for it, or "
+            f"end it (`fuser -v {path}` tells which it is), and try again"
+        ) from late
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process, this one included, holds a lock on a file.
+
+    While it looks, which takes a moment, others find the file locked.
+
+    Raises:
+        OSError: The file is there, and cannot be opened.
+    """
+    try:
+        descriptor = _open(path, 0)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        _close(descriptor)
+    return False
+
+
+def _open(path: Path, flags: int) -> int:
+    with _forking:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        except PermissionError:  # a file that is read-only; over NFS alone must it be writable
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        _descriptors.add(descriptor)
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    with _forking:
+        _descriptors.discard(descriptor)
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
