@@ -7,9 +7,11 @@ partition and an ext4 root. The same disk boots by BIOS and by UEFI.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
+from pytest_vmss.errors import ImageError
 from pytest_vmss.process import run
 
 __all__ = ["ROOT_LABEL", "write_disk"]
@@ -24,6 +26,9 @@ _ROOT_MIB = 8
 
 _UUID = "7d1c0a5e-0000-4000-8000-{:012d}"
 _HASH_SEED = _UUID.format(9)
+
+_INODES = re.compile(r"^Inode count: +(\d+)$", re.MULTILINE)
+_FREE_INODES = re.compile(r"^  Free inodes: (.*)$", re.MULTILINE)
 
 _GRUB_MODULES = ("part_gpt", "ext2", "normal", "linux", "configfile", "search", "search_label",
                  "serial", "terminal", "echo", "test")  # fmt: skip
@@ -90,6 +95,35 @@ def _write_root(root: Path, raw: Path, *, size_mib: int, timestamp: int) -> None
         what="writing the root filesystem",
         env={"E2FSPROGS_FAKE_TIME": str(timestamp), "SOURCE_DATE_EPOCH": str(timestamp)},
     )  # fmt: skip
+    _level_times(raw, timestamp)
+
+
+def _level_times(raw: Path, timestamp: int) -> None:
+    """Sets the times that the files got from the host's clock while they were laid out.
+
+    A file's change time cannot be set in a folder, and mke2fs takes it over.
+    """
+    place = f"{raw}?offset={_ROOT_MIB * _MIB}"
+    shown = run(["dumpe2fs", place], what="listing the files of the root filesystem").decode()
+    count = _INODES.search(shown)
+    if count is None:
+        raise ImageError(f"dumpe2fs did not tell how many inodes there are: {shown[:200]!r}")
+    inodes = set(range(1, int(count[1]) + 1))
+    for ranges in _FREE_INODES.findall(shown):
+        for piece in filter(None, ranges.replace(" ", "").split(",")):
+            first, _, last = piece.partition("-")
+            inodes -= set(range(int(first), int(last or first) + 1))
+    commands = "".join(
+        f"set_inode_field <{inode}> {field} @{timestamp}\n"
+        for inode in sorted(inodes)
+        for field in ("atime", "ctime")
+    )
+    run(
+        ["debugfs", "-w", "-f", "-", place],
+        what="setting the times of the root filesystem",
+        env={"E2FSPROGS_FAKE_TIME": str(timestamp)},
+        stdin=commands.encode(),
+    )
 
 
 def _install_bios(raw: Path, early: Path, work: Path) -> None:
