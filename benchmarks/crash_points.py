@@ -2,329 +2,307 @@
 
 In simulation, with the real engine, planner, journal and gallery: the engine is
 killed before, in the middle of and after every durable write of the journal,
-every call of hypervisor and guest, and every removal of a file; in an upgrade,
-in a rollback, in the other operations, and in the resume after such a kill.
+every call of hypervisor, guest and load balancer, and every operation on a file; in
+an upgrade, in a rollback, in the other operations, and in the resume after such a kill.
+Sets are of four, two of which are swapped at once on threads that are preempted at every
+effect. A part of the kills are SIGKILLs of processes, so that no ``finally`` runs.
+
 Afterwards the set must be where an undisturbed run leaves it, with every data
-disk and OS disk there, and no file or machine that the records do not know.
+disk and OS disk there, no file or machine that the records do not know, nothing that a
+guest was made to do twice, and never more instances out than a batch holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
+import os
+import signal
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
-from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
-from pytest_vmss.load_balancer import SimulatedBalancer
-from pytest_vmss.scale_set import ScaleSet
-from pytest_vmss.settings import Settings
+from benchmarks.effects import Effect, observing
+from benchmarks.invariants import Tally, Watch, lost, orphans, repeated, state_of
+from benchmarks.stage import SCENARIOS, Stage, use_memory
+from pytest_vmss.baton import Killed
 from pytest_vmss.simulation import SimulatedLab
-from pytest_vmss.store import OperationRecord, Store
-from pytest_vmss.upgrade.journal import Account
-from tests.models import LOAD_BALANCER, custom_script, web_model
 
-#: What is done to the world. A kill in `_half_done` is one in the middle of an effect.
-_EFFECTS: dict[type[Any], tuple[str, ...]] = {
-    Store: ("_commit",),
-    SimulatedHypervisor: (
-        "create_data_disk", "create_os_disk", "write_seed", "start", "request_stop", "power_off",
-        "remove", "_half_done",
-    ),
-    SimulatedGuest: ("wait_boot", "wait_cloud_init", "run_extension", "remove_extension", "sync", "_half_done"),
-    SimulatedBalancer: ("ensure", "add", "remove", "take_out", "put_back"),
-    Path: ("unlink",),
-}  # fmt: skip
-_CAPACITY = 2
+__all__ = ["KilledError", "Points", "judge", "killing", "run"]
+
+KilledError = Killed
+#: Orders of events that are tried.
+_SEEDS = 3
 
 
-class KilledError(BaseException):
-    """Stands for SIGKILL: nothing in the product catches it."""
-
-
-@dataclass
 class Killer:
-    """Counts the moments before and after every effect, and kills at one of them."""
+    """Counts the moments at which a kill would make a difference, and kills at one of them.
 
-    moment: int
-    count: int = 0
-    originals: list[tuple[type[Any], str, Any]] = field(default_factory=list)
+    Args:
+        moment: At which one; 0 for none.
+        die: What a kill is.
+        watch: Looks at the world at each.
+    """
 
-    def tick(self) -> None:
-        """Counts a chance, and takes the one that is meant."""
+    def __init__(
+        self, moment: int, *, die: Callable[[], object] = lambda: None, watch: Watch | None = None
+    ) -> None:
+        self.count = 0
+        self.dead = False
+        self._moment, self._die, self._watch = moment, die, watch
+
+    def __call__(self, effect: Effect) -> None:
+        """Tells of an effect; the dead have none."""
+        if self.dead:
+            raise Killed
+        if effect.reads or (effect.family == "store" and effect.name != "commit"):
+            return
         self.count += 1
-        if self.count == self.moment:
-            raise KilledError
-
-    def wrap(self, kind: type[Any], name: str) -> None:
-        """Puts a chance before and after an effect."""
-        original = getattr(kind, name)
-        self.originals.append((kind, name, original))
-
-        def call(owner: Any, *arguments: Any, **named: Any) -> Any:
-            self.tick()
-            result = original(owner, *arguments, **named)
-            self.tick()
-            return result
-
-        setattr(kind, name, call)
+        if self._watch is not None:
+            self._watch.look()
+        if self.count == self._moment:
+            self._die()
+            self.dead = True
+            raise Killed
 
 
 @contextlib.contextmanager
-def killing(moment: int) -> Iterator[Killer]:
+def killing(lab: SimulatedLab, moment: int, **options: Any) -> Iterator[Killer]:
     """Kills at the moment-th chance; a moment of 0 only counts."""
-    killer = Killer(moment)
-    for kind, names in _EFFECTS.items():
-        for name in names:
-            killer.wrap(kind, name)
-    try:
+    killer = Killer(moment, **options)
+    with observing(lab, killer), contextlib.suppress(Killed):
         yield killer
-    finally:
-        for kind, name, original in killer.originals:
-            setattr(kind, name, original)
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """Something that is done to a set.
+class Points:
+    """Some kills of one scenario.
 
     Attributes:
-        act: Does it; called again where a kill came before it was recorded.
-        policy: The set's rolling upgrade policy.
-        automatic: Whether upgrades start by themselves.
-        behaviour: How the instances of version 1.1.0 fare, which is published before.
+        scenario: Its name.
+        kills: The moments of each: of what is done, of its resume, of that one's resume.
+        real: By SIGKILL of a process.
     """
 
-    name: str
-    act: Callable[[SimulatedLab, ScaleSet], object]
-    policy: dict[str, Any] = field(default_factory=dict)
-    automatic: bool = True
-    behaviour: Behaviour | None = None
+    scenario: str
+    kills: tuple[tuple[int, ...], ...]
+    real: bool = False
 
 
-def _run_due(lab: SimulatedLab, _web: ScaleSet) -> None:
-    lab.run_due()
+class Ground:
+    """A scenario's stage, and what undisturbed runs of it come to.
+
+    Args:
+        scenario: Its name.
+        folder: For it alone.
+    """
+
+    def __init__(self, scenario: str, folder: Path) -> None:
+        self.stage = Stage(SCENARIOS[scenario], folder)
+        self._folder = folder
+        self.moments: list[int] = []
+        self.told: list[str] = []
+        self.ideal: dict[str, Any] = {}
+        self.operations = 0
+        for seed in range(_SEEDS):
+            lab = self.stage.fresh(seed)
+            with killing(lab, 0, watch=self.watch(lab)) as killer:
+                self.stage.scenario.act(lab)
+            self.moments.append(killer.count)
+            ideal = state_of(lab, self.stage.accounts(lab))
+            if seed and ideal != self.ideal:
+                self.told.append(f"{scenario}: undisturbed runs differ: {ideal}, {self.ideal}")
+            self.ideal, self.operations = ideal, len(self.stage.accounts(lab))
+            lab.close()
+
+    def watch(self, lab: SimulatedLab) -> Watch:
+        """Watches M2 where it applies."""
+        scenario = self.stage.scenario
+        return Watch(lab, scenario.capacity, scenario.most_out if scenario.rolling else None)
+
+    def kill(self, kills: Sequence[int], *, real: bool) -> tuple[SimulatedLab, list[Watch], bool]:
+        """Kills what is done at the first moment, its resume at the second, and so on.
+
+        Returns:
+            The lab after the last kill, what was seen meanwhile, and whether a kill came.
+        """
+        seed = kills[0] % _SEEDS
+        if real:
+            self.stage.lay()
+            left, dead = self._kill_process(kills[0], seed)
+            return self.stage.open(left, seed), [], dead
+        watches, lab = list[Watch](), self.stage.fresh(seed)
+        act: Callable[[SimulatedLab], object] = self.stage.scenario.act
+        dead = False
+        for moment in kills:
+            watches.append(self.watch(lab))
+            with killing(lab, moment, watch=watches[-1]) as killer:
+                act(lab)
+            dead = dead or killer.dead
+            lab = self.stage.succeed(lab, seed)
+            act = resume
+        return lab, watches, dead
+
+    def _kill_process(self, moment: int, seed: int) -> tuple[bytes, bool]:
+        """Does it in a process that ends by SIGKILL.
+
+        Returns:
+            What is left of machines and guests, and whether the kill came.
+        """
+        path = self._folder / "left"
+        child = os.fork()
+        if not child:
+            try:
+                lab = self.stage.open(seed=seed)
+
+                def die() -> None:
+                    path.write_bytes(lab.snapshot())
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+                with killing(lab, moment, die=die):
+                    self.stage.scenario.act(lab)
+                path.write_bytes(lab.snapshot())
+            except BaseException as error:  # noqa: BLE001 - nothing of the parent runs in it
+                print(f"{self.stage.scenario.name}, {moment}: {error!r}", file=sys.stderr)
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"the process ended with status {status} at {moment}")
+        return path.read_bytes(), os.WIFSIGNALED(status)
 
 
-def _replace(lab: SimulatedLab, web: ScaleSet) -> None:
-    """What automatic repairs do."""
-    images = lab.images
-    version = images.resolve(images.address_of(web.model.image_reference))
-    with web._engine.claim():
-        web._engine.replace([1], version=version, started_by="Platform")
-
-
-_OTHER = custom_script("other", settings={"commandToExecute": "true"})
-_OTHER_EXTENSION = {"virtualMachineProfile": {"extensionProfile": {"extensions": [_OTHER]}}}
-_NEW_SIZE = {"sku": {"name": "Standard_B1s"}}
-_LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "capacity": 3}}
-
-_SCENARIOS = (
-    Scenario("upgrade", _run_due, behaviour=Behaviour.GOOD),
-    Scenario("rollback", _run_due, behaviour=Behaviour.UNHEALTHY),
-    Scenario(
-        "rollback on policy breach",
-        lambda _, web: web.upgrade(),
-        policy={"rollbackFailedInstancesOnPolicyBreach": True},
-        automatic=False,
-        behaviour=Behaviour.EXTENSION_FAILS,
-    ),
-    Scenario(
-        "upgrade with maxSurge", _run_due, policy={"maxSurge": True}, behaviour=Behaviour.GOOD
-    ),
-    Scenario(
-        "rollback with maxSurge", _run_due, policy={"maxSurge": True}, behaviour=Behaviour.PANICS
-    ),
-    Scenario("scale out", lambda _, web: web.scale(_CAPACITY + 2)),
-    Scenario("scale in", lambda _, web: web.scale(_CAPACITY - 1)),
-    Scenario("reimage", lambda _, web: web.reimage()),
-    Scenario("reimageall", lambda _, web: web.reimage_all()),
-    Scenario("replace", _replace),
-    Scenario("restart", lambda _, web: web.restart()),
-    Scenario(
-        "another size",
-        lambda _, web: (web.update(_NEW_SIZE), web.update_instances()),
-        automatic=False,
-    ),
-    Scenario(
-        "another extension in the place of one",
-        lambda _, web: (web.update(_OTHER_EXTENSION), web.update_instances()),
-        automatic=False,
-    ),
-    Scenario(
-        "rolling update of the model and scale out",
-        lambda _, web: web.update(_LARGER),
-        automatic=False,
-    ),
-)
-
-
-@contextlib.contextmanager
-def a_set(scenario: Scenario) -> Iterator[tuple[SimulatedLab, ScaleSet]]:
-    """A set of 1.0.0, where need be with 1.1.0 published and due."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        lab = SimulatedLab.session(Settings(state_dir=folder, cache_dir=folder / "cache"))
-        lab.begin()
-        try:
-            body = web_model(
-                capacity=_CAPACITY, policy=scenario.policy, automatic=scenario.automatic
-            )
-            web = lab.start(body, LOAD_BALANCER)
-            if scenario.behaviour is not None:
-                lab.publish("1.1.0", scenario.behaviour)
-            yield lab, web
-        finally:
-            lab.destroy()
-
-
-def accounts(lab: SimulatedLab) -> list[Account]:
-    """All operations after the set's creation."""
-    records = lab.store.select(OperationRecord)[1:]
-    return [Account.of(lab.store, record) for record in records]
-
-
-def state_of(lab: SimulatedLab, web: ScaleSet) -> dict[str, Any]:
-    """Where a set is: what must be the same after an undisturbed run."""
-    return {
-        "operations": [
-            (account.record.action, account.record.status, account.outcomes)
-            for account in accounts(lab)
-        ],
-        "capacity": web.model.sku.capacity,
-        "in service": lab.balancers[web.record.unique_id].members,
-        "instances": [
-            (
-                instance.name,
-                instance.image_version,
-                instance.record.provisioning,
-                instance.latest_model_applied,
-                [result.name for result in instance.extensions],
-                str(instance.health),
-                lab.simulated.running_generation(f"vmss-{lab.identity.id}-{instance.name}")
-                == instance.record.generation,
-            )
-            for instance in web
-        ],
-    }
-
-
-def data_disks(web: ScaleSet) -> dict[str, int]:
-    """The inode of each data disk."""
-    return {str(p): p.stat().st_ino for i in web for p in i.data_disks.values()}
-
-
-def lost(web: ScaleSet, before: dict[str, int]) -> int:
-    """Disks that are gone, or are others than before."""
-    missing = 0
-    for instance in web:
-        missing += not instance.os_disk.exists()
-        for path in instance.data_disks.values():
-            same = path.exists() and before.get(str(path), path.stat().st_ino) == path.stat().st_ino
-            missing += not same
-    return missing
-
-
-def orphans(lab: SimulatedLab, web: ScaleSet) -> int:
-    """Files and machines that the records do not know, and work of a guest done twice."""
-    found = 0
-    folder = lab.paths.scale_set("web")
-    known = {instance.instance_id for instance in web}
-    found += len({path.name for path in folder.iterdir()} - known)
-    for instance in web:
-        number = instance.record.generation
-        files = {"lun0.qcow2", f"os-{number}.qcow2", f"seed-{number}.iso"}
-        there = {path.name for path in (folder / instance.instance_id).iterdir()}
-        found += len(there - files)
-    found += len(set(lab.simulated.defined) - {f"vmss-{lab.identity.id}-{i.name}" for i in web})
-    return found + sum(times > 1 for times in lab.runs.values())
-
-
-@dataclass
-class Tally:
-    """What came of all points."""
-
-    points: int = 0
-    converged: int = 0
-    lost: int = 0
-    orphans: int = 0
-
-    def judge(
-        self, lab: SimulatedLab, web: ScaleSet, before: dict[str, int], ideal: Any, what: str
-    ) -> None:
-        """Compares an end with an undisturbed run's."""
-        self.points += 1
-        reached = state_of(lab, web)
-        self.converged += reached == ideal
-        if reached != ideal:
-            print(f"{what}: did not converge: {reached}, not {ideal}", file=sys.stderr)
-        gone, left = lost(web, before), orphans(lab, web)
-        if gone or left:
-            print(f"{what}: lost {gone}, orphans {left}", file=sys.stderr)
-        self.lost += gone
-        self.orphans += left
-
-
-def experiment(
-    scenario: Scenario, moments: Sequence[int], tally: Tally, ideal: Any, steps: int
-) -> None:
-    """Kills what is done at the first moment, its resume at the second, and so on."""
-    with a_set(scenario) as (lab, web):
-        before = {} if scenario.name == "reimageall" else data_disks(web)
-        with killing(moments[0]), contextlib.suppress(KilledError):
-            scenario.act(lab, web)
-        for moment in moments[1:]:
-            with killing(moment), contextlib.suppress(KilledError):
-                web.resume()
+def resume(lab: SimulatedLab) -> None:
+    """Goes on with everything that was interrupted, as a user does."""
+    for web in lab.scale_sets():
         web.resume()
-        if len(accounts(lab)) < steps:  # it was killed before it was recorded
-            scenario.act(lab, web)
-        tally.judge(lab, web, before, ideal, f"{scenario.name}, killed at {list(moments)}")
 
 
-def run(scenario: Scenario, tally: Tally, *, stride: int) -> int:
-    """Kills one thing at every point, and resumes of it at points of theirs."""
-    with a_set(scenario) as (lab, web), killing(0) as killer:
-        scenario.act(lab, web)
-        total = killer.count
-        ideal = state_of(lab, web)
-        steps = len(accounts(lab))
-    points = tally.points
-    for moment in range(1, total + 1):
-        experiment(scenario, (moment,), tally, ideal, steps)
+def judge(points: Points, ground: Ground) -> Tally:
+    """Kills at some points, and compares where each ends with an undisturbed run."""
+    tally = Tally()
+    for kills in points.kills:
+        lab, watches, killed = ground.kill(kills, real=points.real)
+        if killed:
+            watches.append(ground.watch(lab))
+            how = "SIGKILL" if points.real else "killed"
+            _judge(tally, ground, lab, watches, f"{points.scenario}, {how} at {list(kills)}")
+        lab.close()
+    return tally
+
+
+def _judge(
+    tally: Tally, ground: Ground, lab: SimulatedLab, watches: Sequence[Watch], what: str
+) -> None:
+    tally.points += 1
+    broke = ""
+    try:
+        with killing(lab, 0, watch=watches[-1]):
+            resume(lab)
+            if len(ground.stage.accounts(lab)) < ground.operations:  # not recorded before the kill
+                ground.stage.scenario.act(lab)
+    except Exception as error:  # noqa: BLE001 - it is what is told
+        broke = f" ({error!r})"
+    reached = state_of(lab, ground.stage.accounts(lab))
+    if reached == ground.ideal and not broke:
+        tally.converged += 1
+    else:
+        tally.told.append(f"{what}: did not converge: {reached}, not {ground.ideal}{broke}")
+    before = {} if ground.stage.scenario.name == "reimageall" else ground.stage.data_disks
+    gone, left = lost(lab, before), orphans(lab) + repeated(lab)
+    left += [f"{w.worst} instances out, {w.most} allowed" for w in watches if w.broken]
+    tally.lost += len(gone)
+    tally.orphans += len(left)
+    tally.told += [f"{what}: lost {thing}" for thing in gone]
+    tally.told += [f"{what}: left over or wrong: {thing}" for thing in left]
+
+
+# Many points, two processes side by side.
+
+
+@lru_cache(maxsize=2)
+def _ground(scenario: str) -> Ground:
+    return Ground(scenario, Path(tempfile.mkdtemp(prefix="vmss-kills-")))
+
+
+def _work(points: Points) -> Tally:
+    return judge(points, _ground(points.scenario))
+
+
+def plan(ground: Ground, *, every: int, stride: int, real: int) -> list[Points]:
+    """Which kills are tried.
+
+    Args:
+        ground: Of which scenario.
+        every: One of so many moments is one at which it is killed.
+        stride: One of so many is one whose resume is killed too.
+        real: One of so many is one at which a process is killed.
+    """
+    name, total = ground.stage.scenario.name, min(ground.moments)
+    single = [(moment,) for moment in range(1, total + 1, every)]
+    more: list[tuple[int, ...]] = []
     for moment in range(1, total + 1, stride):
         for second in range(1 + moment % stride, total - moment + 1, stride):
-            experiment(scenario, (moment, second), tally, ideal, steps)
-            experiment(scenario, (moment, second, second // 2 + 1), tally, ideal, steps)
-    return tally.points - points
+            more += [(moment, second), (moment, second, second // 2 + 1)]
+    killed = [(moment,) for moment in range(1 + real // 2, total + 1, real)]
+    return [
+        *_chunks(name, single, real=False), *_chunks(name, more, real=False),
+        *_chunks(name, killed, real=True),
+    ]  # fmt: skip
+
+
+def _chunks(
+    name: str, kills: Sequence[tuple[int, ...]], *, real: bool, size: int = 40
+) -> Iterator[Points]:
+    for start in range(0, len(kills), size):
+        yield Points(name, tuple(kills[start : start + size]), real=real)
+
+
+def run(names: Sequence[str], *, every: int, stride: int, real: int, jobs: int = 2) -> Tally:
+    """Kills at many points of scenarios, and prints what came of each scenario."""
+    whole = Tally()
+    with tempfile.TemporaryDirectory(prefix="vmss-kills-") as folder:
+        tempfile.tempdir, outer = folder, tempfile.tempdir
+        try:
+            with ProcessPoolExecutor(jobs, initializer=_ground.cache_clear) as pool:
+                for name in names:
+                    ground = _ground(name)
+                    tally = Tally(told=list(ground.told))
+                    points = plan(ground, every=every, stride=stride, real=real)
+                    for part in pool.map(_work, points):
+                        tally.add(part)
+                    for line in tally.told:
+                        print(line, file=sys.stderr)
+                    kills = f"{tally.points} points of {min(ground.moments)} moments"
+                    print(f"{name}: {kills}", flush=True)
+                    whole.add(tally)
+        finally:
+            tempfile.tempdir = outer
+            _ground.cache_clear()
+    return whole
 
 
 def main() -> None:
     """Runs all points and prints the tally."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stride", type=int, default=40, help="of kills of resumes (default 40)")
-    parser.add_argument("--only", help="one scenario by name")
+    parser.add_argument("--every", type=int, default=2, help="of moments (default 2)")
+    parser.add_argument("--stride", type=int, default=60, help="of kills of resumes (default 60)")
+    parser.add_argument("--real", type=int, default=19, help="of kills of processes (default 19)")
+    parser.add_argument("--only", choices=list(SCENARIOS), help="one scenario by name")
     arguments = parser.parse_args()
-    shared = Path("/dev/shm")  # the journal itself is not what is measured
-    if shared.is_dir() and shutil.disk_usage(shared).free > 2**28:
-        tempfile.tempdir = str(shared)
-    tally, counts = Tally(), Counter[str]()
-    for scenario in _SCENARIOS:
-        if arguments.only in (None, scenario.name):
-            counts[scenario.name] = run(scenario, tally, stride=arguments.stride)
-            print(f"{scenario.name}: {counts[scenario.name]} points", flush=True)
+    use_memory()
+    names = [arguments.only] if arguments.only else list(SCENARIOS)
+    tally = run(names, every=arguments.every, stride=arguments.stride, real=arguments.real)
     print(
         f"points={tally.points} converged={tally.converged} "
         f"lost={tally.lost} orphans={tally.orphans}"
     )
-    if tally.converged != tally.points or tally.lost or tally.orphans:
+    if tally.converged != tally.points or tally.lost or tally.orphans or tally.told:
         sys.exit(1)
 
 

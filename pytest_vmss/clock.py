@@ -215,7 +215,10 @@ class VirtualClock:
             act(items[0])
             return
         else:
-            raised = self._baton.run(items, act, interrupt=self.close)
+            contexts = [(copy_context(), item) for item in items]
+            raised = self._baton.run(
+                contexts, lambda one: one[0].run(act, one[1]), interrupt=self.close
+            )
         failed = [error for error in raised if error is not None]
         if failed:
             if any(isinstance(error, KeyboardInterrupt) for error in failed):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pytest_vmss.clock import VirtualClock
+from pytest_vmss.clock import VirtualClock, preempt
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
@@ -103,10 +103,10 @@ class SimulatedLab(Lab):
 
         @contextlib.contextmanager
         def scheduled() -> Iterator[None]:
-            self.virtual.preempt()
+            preempt(self.virtual)
             with transaction():
                 yield
-            self.virtual.preempt()
+            preempt(self.virtual)
 
         store._transaction = scheduled  # type: ignore[method-assign]
 
@@ -125,28 +125,30 @@ class SimulatedLab(Lab):
             found[name, generation, what] += times
         return dict(found)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> bytes:
         """Everything that outlives the process of the lab: machines, guests, load balancers."""
-        return {
+        told = {
             "machines": self.simulated.snapshot(),
             "balancers": {
-                key: (balancer.running, dict(balancer.members), dict(balancer.busy))
+                key: (balancer.running, balancer.members, balancer.busy)
                 for key, balancer in self.balancers.items()
             },
             "elapsed": self.virtual.monotonic(),
-            **deepcopy({name: getattr(self, name) for name in _LASTING}),
+            "others": {name: getattr(self, name) for name in _LASTING},
         }
+        return pickle.dumps(told)
 
-    def restore(self, snapshot: Mapping[str, Any]) -> None:
+    def restore(self, snapshot: bytes) -> None:
         """Takes up what another process of the lab has left; call :meth:`begin` before."""
-        self.simulated.restore(snapshot["machines"])
-        for key, (running, members, busy) in snapshot["balancers"].items():
+        told = pickle.loads(snapshot)  # noqa: S301 - made by this class
+        self.simulated.restore(told["machines"])
+        for key, (running, members, busy) in told["balancers"].items():
             balancer = self._new_balancer()
-            balancer.running, balancer.members, balancer.busy = running, dict(members), dict(busy)
+            balancer.running, balancer.members, balancer.busy = running, members, busy
             self.balancers[key] = balancer
-        self.virtual.sleep(snapshot["elapsed"])
-        for name in _LASTING:
-            setattr(self, name, deepcopy(snapshot[name]))
+        self.virtual.sleep(told["elapsed"])
+        for name, value in told["others"].items():
+            setattr(self, name, value)
 
     def _adopt(self) -> None:
         """Takes the machines of the records for running."""

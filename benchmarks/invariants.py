@@ -1,0 +1,290 @@
+"""What must hold of a lab whatever befell it, read from the simulated world and the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_vmss.instance import Instance
+from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
+from pytest_vmss.upgrade.journal import Account
+
+__all__ = [
+    "Tally", "Watch", "domain_of", "end_problems", "lost", "orphans", "repeated", "serving",
+    "state_of",
+]  # fmt: skip
+
+
+def domain_of(lab: SimulatedLab, name: str) -> str:
+    """An instance's machine."""
+    return f"vmss-{lab.identity.id}-{name}"
+
+
+def serving(lab: SimulatedLab, web: str = "web") -> set[str]:
+    """Names of the instances of a set that run, are healthy and get traffic, as the world has it.
+
+    Neither journal nor records are asked: they may be what is wrong.
+    """
+    found = set()
+    for balancer in lab.balancers.values():
+        found |= {
+            name
+            for name, in_service in balancer.members.items()
+            if in_service and name.startswith(f"{web}_") and lab._probe(name).healthy
+        }
+    return found
+
+
+@dataclass
+class Watch:
+    """Watches at every effect how many instances are out (M2).
+
+    Attributes:
+        lab: Where.
+        instances: How many there were when nothing had begun.
+        most: How many may be out at once; None for any number.
+        worst: The most that were.
+    """
+
+    lab: SimulatedLab
+    instances: int
+    most: int | None
+    worst: int = 0
+
+    def look(self) -> None:
+        """Looks once."""
+        if self.most is not None:
+            self.worst = max(self.worst, self.instances - len(serving(self.lab)))
+
+    @property
+    def broken(self) -> bool:
+        """Whether there were too many."""
+        return self.most is not None and self.worst > self.most
+
+
+def state_of(lab: SimulatedLab, accounts: Sequence[Account]) -> dict[str, Any]:
+    """Where a lab is: what must be the same after an undisturbed run."""
+    return {
+        "operations": [
+            (account.record.action, account.record.status, account.outcomes) for account in accounts
+        ],
+        "sets": {web.name: _state_of_set(lab, web) for web in lab.scale_sets()},
+    }
+
+
+def _state_of_set(lab: SimulatedLab, web: ScaleSet) -> dict[str, Any]:
+    return {
+        "state": web.record.state,
+        "capacity": web.model.sku.capacity,
+        "in service": lab.balancers[web.record.unique_id].members,
+        "instances": [_state_of_instance(lab, instance) for instance in web],
+    }
+
+
+def _state_of_instance(lab: SimulatedLab, instance: Instance) -> tuple[Any, ...]:
+    machine = lab.simulated.running_generation(domain_of(lab, instance.name))
+    return (
+        instance.name,
+        instance.image_version,
+        instance.record.provisioning,
+        instance.record.power,
+        instance.latest_model_applied,
+        [result.name for result in instance.extensions],
+        str(instance.health),
+        machine == instance.record.generation,
+    )
+
+
+def lost(lab: SimulatedLab, before: dict[str, int]) -> list[str]:
+    """Disks that are gone, or are others than before."""
+    found = []
+    for instance in _instances(lab):
+        if instance.record.generation and not instance.os_disk.exists():
+            found.append(f"the OS disk {instance.os_disk.name} of {instance.name}")
+        for path in instance.data_disks.values():
+            if not instance.record.generation and str(path) not in before:
+                continue  # it never came up
+            inode = _inode(path)
+            if inode is None or before.get(str(path), inode) != inode:
+                found.append(f"the data disk {path.name} of {instance.name}")
+    return found
+
+
+def _instances(lab: SimulatedLab) -> Iterator[Instance]:
+    for web in lab.scale_sets():
+        yield from web
+
+
+def orphans(lab: SimulatedLab) -> list[str]:
+    """Files, machines and members of load balancers that the records do not know."""
+    records = lab.store.select(InstanceRecord)
+    domains = {domain_of(lab, record.name) for record in records}
+    found = [f"machine {name}" for name in sorted(set(lab.simulated.defined) - domains)]
+    for balancer in lab.balancers.values():
+        names = {record.name for record in records}
+        found += [f"member {name}" for name in sorted(set(balancer.members) - names)]
+    known = {web.name for web in lab.scale_sets()}
+    top = lab.paths.scale_set("any").parent
+    found += [f"sets/{path.name}" for path in top.iterdir() if _unknown(path, known)]
+    for web in lab.scale_sets():
+        folder = lab.paths.scale_set(web.name)
+        ids = {instance.instance_id for instance in web}
+        there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        found += [f"{web.name}/{name}" for name in sorted(there - ids)]
+    for instance in _instances(lab):
+        found += _unknown_files(lab, instance)
+    parts = [path for path in lab.paths.folder.rglob("*") if ".part" in path.name]
+    return found + [str(path.relative_to(lab.paths.folder)) for path in parts]
+
+
+def _unknown(path: Path, known: set[str]) -> bool:
+    return path.name not in known and path.suffix != ".lock"
+
+
+def _unknown_files(lab: SimulatedLab, instance: Instance) -> list[str]:
+    """Files in an instance's folder; one that was left as it failed keeps its previous disk."""
+    folder = lab.paths.instance(instance.record.scale_set, instance.record.instance_id)
+    there = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    kept = {instance.record.generation}
+    if instance.record.provisioning == "Failed":
+        generations = instance._context.generations()
+        kept |= {entry.number for entry in generations if entry.state == "previous"}
+    known = {"lun0.qcow2"} | {f"os-{n}.qcow2" for n in kept} | {f"seed-{n}.iso" for n in kept}
+    return [f"{instance.name}/{name}" for name in sorted(there - known) if "console" not in name]
+
+
+def repeated(lab: SimulatedLab) -> list[str]:
+    """What guests were made to do twice on the same OS disk (E4)."""
+    return [
+        f"{what} on OS disk {generation} of {name}: {times} times"
+        for (name, generation, what), times in lab.executions.items()
+        if times > 1
+    ]
+
+
+def end_problems(lab: SimulatedLab, account: Account, os_disks: Mapping[str, int]) -> list[str]:
+    """What an ended operation says that is not true of the world (G3, Q1).
+
+    Args:
+        lab: Where.
+        account: The operation.
+        os_disks: The inodes of OS disks before it, by their paths.
+    """
+    record, found = account.record, list[str]()
+    if record.ended is None:
+        return [f"the {record.action} has not ended"]
+    outcomes = set(account.outcomes.values())
+    if record.status == "Completed" and not outcomes <= {Outcome.SUCCEEDED, Outcome.SKIPPED}:
+        found.append(f"the {record.action} is Completed, with {account.outcomes}")
+    if record.status == "Faulted" and not record.error_code:
+        found.append(f"the {record.action} is Faulted, and does not say why")
+    there = {entry.instance_id: entry for entry in _instances_of(lab, record.scale_set)}
+    for number, result in account.results.items():
+        instance = there.get(str(number))
+        what = f"{record.scale_set}_{number} is told {result.outcome}"
+        found += [
+            f"{what}, but {problem}"
+            for problem in _untrue(lab, account, result, instance, os_disks)
+        ]
+    return found
+
+
+def _instances_of(lab: SimulatedLab, scale_set: str) -> list[Instance]:
+    known = {web.name.lower(): web for web in lab.scale_sets()}
+    return list(known.get(scale_set.lower(), []))
+
+
+def _untrue(
+    lab: SimulatedLab,
+    account: Account,
+    result: OutcomeRecord,
+    instance: Instance | None,
+    os_disks: Mapping[str, int],
+) -> Iterator[str]:
+    """What is not true of an instance's outcome."""
+    outcome = result.outcome
+    if _committed(lab, account, result.instance_id) and outcome is not Outcome.SUCCEEDED:
+        yield "it was committed"
+    match outcome:
+        case Outcome.IN_PROGRESS:
+            yield "the operation has ended"
+        case Outcome.SUCCEEDED:
+            yield from _not_done(lab, account, result, instance)
+        case Outcome.ROLLED_BACK | Outcome.NOT_STARTED:
+            yield from _not_well(lab, instance)
+            if instance and os_disks.get(str(instance.os_disk)) != _inode(instance.os_disk):
+                yield f"its OS disk {instance.os_disk.name} is not the one that it had"
+        case Outcome.FAILED | Outcome.ROLLBACK_FAILED if result.error is None:
+            yield "nothing says why"
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _not_done(
+    lab: SimulatedLab, account: Account, result: OutcomeRecord, instance: Instance | None
+) -> Iterator[str]:
+    """What an instance lacks for which the operation is told to have succeeded."""
+    action, target = account.record.action, account.record.target
+    if action == "delete" or result.replacement:
+        if instance is not None:
+            yield "it is still there"
+        return
+    yield from _not_well(lab, instance, stopped=action in ("stop", "deallocate"))
+    if instance and target not in ("", instance.image_version):
+        yield f"it is on {instance.image_version}"
+
+
+def _not_well(
+    lab: SimulatedLab, instance: Instance | None, *, stopped: bool = False
+) -> Iterator[str]:
+    if instance is None:
+        yield "it is gone"
+        return
+    running = lab.simulated.running_generation(domain_of(lab, instance.name))
+    if running != (None if stopped else instance.record.generation):
+        yield f"it runs on OS disk {running} instead of {instance.record.generation}"
+    elif not stopped and instance.name not in serving(lab, instance.record.scale_set):
+        yield "it does not serve"
+    if instance.record.provisioning != "Succeeded":
+        yield f"its provisioning state is {instance.record.provisioning}"
+
+
+def _committed(lab: SimulatedLab, account: Account, number: int) -> bool:
+    """Whether the journal says that an instance's new OS disk became its own."""
+    return any(
+        step.phase == "swap" and step.name == "commit" and step.done and step.error is None
+        for step in lab.store.steps(account.record.id, number)
+    )
+
+
+@dataclass
+class Tally:
+    """What came of points.
+
+    Attributes:
+        points: How many.
+        converged: How many ended as an undisturbed run.
+        lost: Disks.
+        orphans: What was left over, or done twice, or out too much at once.
+        told: Everything that was wrong, in words.
+    """
+
+    points: int = 0
+    converged: int = 0
+    lost: int = 0
+    orphans: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Adds another tally to this one."""
+        self.points += other.points
+        self.converged += other.converged
+        self.lost += other.lost
+        self.orphans += other.orphans
+        self.told += other.told

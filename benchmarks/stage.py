@@ -1,0 +1,242 @@
+"""Scale sets that checks disturb, put back as they were for each point of theirs.
+
+A set is made once for each scenario. For a point its files are copied, and a lab is
+opened on them as another process would open it; machines, guests and load balancers are
+what the simulation kept of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.settings import Settings
+from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.store import OperationRecord
+from pytest_vmss.upgrade.journal import Account
+from tests.models import LOAD_BALANCER, custom_script, web_model
+
+__all__ = ["SCENARIOS", "Scenario", "Stage"]
+
+_LAB = "lab"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Something that is done to a set.
+
+    Attributes:
+        act: Does it; called again where a kill came before it was recorded.
+        capacity: Number of instances; of four two are in a batch, of one update domain.
+        policy: The set's rolling upgrade policy.
+        automatic: Whether upgrades start by themselves.
+        behaviour: How the instances of version 1.1.0 fare, which is published before.
+        rolling: No more instances may be out than the policy's batch holds (M2).
+    """
+
+    name: str
+    act: Callable[[SimulatedLab], object]
+    capacity: int = 4
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    automatic: bool = True
+    behaviour: Behaviour | None = None
+    rolling: bool = False
+
+    @property
+    def most_out(self) -> int:
+        """How many instances may be out at once."""
+        return max(1, self.capacity // 2)
+
+
+def _web(lab: SimulatedLab) -> ScaleSet:
+    return lab.scale_set("web")
+
+
+def _replace(lab: SimulatedLab) -> None:
+    """What automatic repairs do."""
+    web, images = _web(lab), lab.images
+    version = images.resolve(images.address_of(web.model.image_reference))
+    with web._engine.claim():
+        web._engine.replace([1], version=version, started_by="Platform")
+
+
+def _create(lab: SimulatedLab) -> None:
+    """A second set, so that the first one shows what a creation must not touch."""
+    lab.create(web_model("api", capacity=3), load_balancer=LOAD_BALANCER)
+
+
+_OTHER = custom_script("other", settings={"commandToExecute": "true"})
+_OTHER_EXTENSION = {"virtualMachineProfile": {"extensionProfile": {"extensions": [_OTHER]}}}
+_NEW_SIZE = {"sku": {"name": "Standard_B1s"}}
+_LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "capacity": 5}}
+
+
+def _run_due(lab: SimulatedLab) -> None:
+    lab.run_due()
+
+
+def _update(change: dict[str, Any]) -> Callable[[SimulatedLab], None]:
+    def act(lab: SimulatedLab) -> None:
+        _web(lab).update(change)
+        _web(lab).update_instances()
+
+    return act
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("upgrade", _run_due, behaviour=Behaviour.GOOD, rolling=True),
+        Scenario("upgrade of one", _run_due, 1, behaviour=Behaviour.GOOD, rolling=True),
+        Scenario("rollback", _run_due, behaviour=Behaviour.UNHEALTHY, rolling=True),
+        Scenario("rollback of one", _run_due, 1, behaviour=Behaviour.PANICS, rolling=True),
+        Scenario(
+            "upgrade by hand that fails",
+            lambda lab: _web(lab).upgrade(),
+            automatic=False,
+            behaviour=Behaviour.EXTENSION_FAILS,
+            rolling=True,
+        ),
+        Scenario(
+            "rollback on policy breach",
+            lambda lab: _web(lab).upgrade(),
+            policy={"rollbackFailedInstancesOnPolicyBreach": True},
+            automatic=False,
+            behaviour=Behaviour.EXTENSION_FAILS,
+            rolling=True,
+        ),
+        Scenario(
+            "upgrade with maxSurge",
+            _run_due,
+            policy={"maxSurge": True},
+            behaviour=Behaviour.GOOD,
+            rolling=True,
+        ),
+        Scenario(
+            "rollback with maxSurge",
+            _run_due,
+            policy={"maxSurge": True},
+            behaviour=Behaviour.PANICS,
+            rolling=True,
+        ),
+        Scenario("create", _create, 1),
+        Scenario("scale out", lambda lab: _web(lab).scale(6)),
+        Scenario("scale in", lambda lab: _web(lab).scale(1)),
+        Scenario("reimage", lambda lab: _web(lab).reimage()),
+        Scenario("reimageall", lambda lab: _web(lab).reimage_all(), 2),
+        Scenario("replace", _replace),
+        Scenario("restart", lambda lab: _web(lab).restart()),
+        Scenario("another size", _update(_NEW_SIZE), automatic=False),
+        Scenario(
+            "another extension in the place of one", _update(_OTHER_EXTENSION), automatic=False
+        ),
+        Scenario(
+            "rolling update of the model and scale out",
+            lambda lab: _web(lab).update(_LARGER),
+            automatic=False,
+            rolling=True,
+        ),
+        Scenario("delete", lambda lab: _web(lab).delete()),
+    )
+}
+
+
+class Stage:
+    """A scenario's set on version 1.0.0, where need be with 1.1.0 published and due.
+
+    Args:
+        scenario: What it is made for.
+        folder: For it alone, as long as it is used.
+
+    Attributes:
+        initial: What the simulation keeps at the beginning, besides files.
+        data_disks: The inode of each data disk at the beginning, by its path.
+        os_disks: The same of each OS disk.
+    """
+
+    def __init__(self, scenario: Scenario, folder: Path) -> None:
+        self.scenario = scenario
+        self._state, self._template = folder / "state", folder / "template"
+        self._settings = Settings(state_dir=self._state, cache_dir=folder / "cache")
+        lab = self._open(0)
+        body = web_model(
+            capacity=7 if scenario.capacity == 4 else scenario.capacity,
+            policy={"maxBatchInstancePercent": 50, **scenario.policy},
+            automatic=scenario.automatic,
+        )
+        web = lab.start(body, LOAD_BALANCER)
+        if scenario.capacity == 4:  # two each in two update domains, so that a batch is of two
+            web.delete_instances([2, 3, 4])
+        if scenario.behaviour is not None:
+            lab.publish("1.1.0", scenario.behaviour)
+        lab.runs.clear()
+        self.initial = lab.snapshot()
+        self.data_disks: dict[str, int] = {}
+        self.os_disks: dict[str, int] = {}
+        self._known = {record.id for record in lab.store.select(OperationRecord)}
+        lab.close()
+        self._state.rename(self._template)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the lab."""
+        return self._state
+
+    def _open(self, seed: int) -> SimulatedLab:
+        lab = SimulatedLab.open(self._settings, _LAB)
+        lab.begin(seed)
+        return lab
+
+    def lay(self) -> None:
+        """Puts all files as they were at the beginning; no lab may be open."""
+        if self._state.exists():
+            shutil.rmtree(self._state)
+        shutil.copytree(self._template, self._state)
+        disks = {str(path): path.stat().st_ino for path in self._state.rglob("*.qcow2")}
+        self.data_disks = {path: inode for path, inode in disks.items() if "/lun" in path}
+        self.os_disks = {path: inode for path, inode in disks.items() if "/os-" in path}
+
+    def open(self, left: bytes | None = None, seed: int = 0) -> SimulatedLab:
+        """Opens the lab, as a new process.
+
+        Args:
+            left: What an earlier process left of machines and guests; None for the beginning.
+            seed: Of the order in which things happen.
+        """
+        lab = self._open(seed)
+        lab.restore(self.initial if left is None else left)
+        return lab
+
+    def fresh(self, seed: int = 0) -> SimulatedLab:
+        """The lab at the beginning."""
+        self.lay()
+        return self.open(seed=seed)
+
+    def succeed(self, lab: SimulatedLab, seed: int = 0) -> SimulatedLab:
+        """The lab as the next process finds it that comes after a killed one."""
+        left = lab.snapshot()
+        lab.close()
+        return self.open(left, seed)
+
+    def accounts(self, lab: SimulatedLab) -> list[Account]:
+        """All operations since the beginning."""
+        return [
+            Account.of(lab.store, record)
+            for record in lab.store.select(OperationRecord)
+            if record.id not in self._known
+        ]
+
+
+def use_memory() -> None:
+    """Keeps temporary files in memory where there is room: durability is not what is measured."""
+    import tempfile  # noqa: PLC0415 - only to set its folder
+
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).free > 2**28 and os.access(shared, os.W_OK):
+        tempfile.tempdir = str(shared)
