@@ -8,6 +8,7 @@ from pytest_vmss.model import Health
 
 __all__ = ["Observation", "worst"]
 
+_DETAIL_CHARS = 2000
 #: The worse come first.
 _ORDER = (Health.UNHEALTHY, Health.UNKNOWN, Health.INITIALIZING, Health.HEALTHY)
 
@@ -18,7 +19,8 @@ class Observation:
 
     Attributes:
         health: The state that it speaks for.
-        detail: What was seen, in words.
+        detail: What was seen, in words; some of them a guest's, and so without control
+            characters and of bounded length (R2).
         boot: Boot id of the boot on which it was made, where that is known.
         custom_metrics: ``customMetrics`` that the application reported.
     """
@@ -27,6 +29,12 @@ class Observation:
     detail: str
     boot: str = ""
     custom_metrics: str = ""
+
+    def __post_init__(self) -> None:
+        """Cleans what is shown."""
+        told = self.detail[:_DETAIL_CHARS]
+        clean = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in told)
+        object.__setattr__(self, "detail", clean)
 
     @property
     def healthy(self) -> bool:

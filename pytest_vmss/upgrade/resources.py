@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import socket
@@ -77,9 +78,10 @@ def reach(uri: str) -> str:
 def _ask(host: str, port: int, target: str, *, tls: bool) -> int:
     context = ssl.create_default_context() if tls else None
     ask = partial(http_status, host=host, port=port, target=target, tls=context, timeout=_TIMEOUT_S)
-    status = ask("HEAD")
-    if status < 400:
-        return status
+    with contextlib.suppress(ConnectionError, http.client.HTTPException):
+        status = ask("HEAD")
+        if status < 400:
+            return status
     # Many servers and signed URLs take GET alone; of it no more than a byte.
     return ask("GET", headers={"Range": "bytes=0-0"})
 

@@ -108,6 +108,24 @@ def test_http_probe_wants_status_200(server: int) -> None:
     assert "204" in result.detail
 
 
+def test_what_a_guest_answers_is_shown_without_control_characters() -> None:
+    """R2: and no more of it than anyone reads."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            link.recv(1)
+            link.sendall(b"\x1b[2J\x07HTTP" + b"x" * 50_000 + b"\r\n\r\n")
+            link.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        probe = Probe(name="p", protocol="Http", port=80, request_path="/")
+        seen = probe_once(probe, "127.0.0.1", listener.getsockname()[1], timeout=5)
+    assert not seen.healthy
+    assert "?[2J?HTTPxxx" in seen.detail
+    assert len(seen.detail) <= 2000
+
+
 def test_tcp_probe(server: int) -> None:
     """F2: also where a forwarder takes the connection and drops it at once."""
     probe = Probe(name="p", protocol="Tcp", port=80)

@@ -23,6 +23,8 @@ __all__ = ["Command", "broken_handler", "redact", "remove_runs", "run_command"]
 
 _MESSAGE_CHARS = 4096
 _SECRET_CHARS = 5
+#: For one call of a guest, and what reaches even a slow one in a second.
+_CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
 
 # The command runs apart from the SSH session, so that neither a broken
 # connection nor a killed orchestrator ends it or runs it twice. The same text
@@ -141,10 +143,11 @@ def run_command(
     stdin = b"".join(parts.values())
     start = clock.monotonic()
     lost: list[str] = []
+    patience = _CALL_S * target.factor + len(stdin) / _SLOWEST_BYTES_S
 
     def probe() -> str | None:
         try:
-            result = shell.run(script, stdin=stdin, sudo=True)
+            result = shell.run(script, stdin=stdin, sudo=True, timeout=patience)
         except (GuestCommandError, GuestUnreachableError) as broken:
             lost[:] = [broken.message]  # it runs on; the guest knows how it ended
             return None
