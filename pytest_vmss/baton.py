@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -133,11 +134,13 @@ class Baton:
         group = _Group(len(items), me)
         raised: list[BaseException | None] = [None] * len(items)
 
+        contexts = [copy_context() for _ in items]
+
         def live(number: int, task: _Task) -> None:
             self._here.task = task
             try:
                 self._await_turn(task)
-                act(items[number])
+                contexts[number].run(act, items[number])
             except BaseException as error:  # noqa: BLE001 - the caller raises it
                 raised[number] = error
             finally:

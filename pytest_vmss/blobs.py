@@ -137,13 +137,22 @@ class Blobs:
 
     @property
     def _key(self) -> bytes:
-        """Signs tokens; made once, and nobody else's to read."""
+        """Signs tokens; made once, and nobody else's to read.
+
+        Raises:
+            HostError: It cannot be made or read.
+        """
         path = self._folder / ".key"
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            with contextlib.suppress(FileExistsError):  # another process was first
-                write_durably(path, secrets.token_bytes(32), replace=False)
-        return path.read_bytes()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not path.exists():
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    write_durably(path, secrets.token_bytes(32), replace=False)
+            return path.read_bytes()
+        except OSError as refused:
+            raise HostError(
+                f"the key {path} of this lab's file server cannot be had: {refused}"
+            ) from refused
 
     # Its server.
 
@@ -164,7 +173,11 @@ class Blobs:
                 port, bound = self._bind()
                 if bound:
                     return port
-                if self._is_ours(port):
+                try:
+                    ours = self._is_ours(port)
+                except TimeoutError:
+                    break
+                if ours:
                     self._stand_by()
                     return port
             self._stand_by()
@@ -177,18 +190,20 @@ class Blobs:
         """Serves where the lab has given out URLs, in this process or an earlier one.
 
         Args:
-            needed: Whether what is to be done cannot do without.
+            needed: Whether what is to be done cannot do without; else nothing is waited for.
 
         Raises:
             HostError: It is needed, and the lab's port is another program's.
         """
         if self.port is None:
             return
-        try:
+        if needed:
             self.serve()
-        except HostError:
-            if needed:
-                raise
+            return
+        with self._lock, contextlib.suppress(HostError):
+            self._closing.clear()
+            if self._server is None and not self._bind()[1]:
+                self._stand_by()
 
     @property
     def port(self) -> int | None:
@@ -231,12 +246,18 @@ class Blobs:
         return mine, True
 
     def _is_ours(self, port: int) -> bool:
-        """Whether it is this lab's server that listens at a port."""
+        """Whether it is this lab's server that listens at a port.
+
+        Raises:
+            TimeoutError: Something listens there, and does not answer.
+        """
         challenge = secrets.token_hex(16)
         link = http.client.HTTPConnection(_HOST, port, timeout=_PROBE_S)
         try:
             link.request("GET", _PROBE + challenge, headers={"Connection": "close"})
             answer = link.getresponse().read(256)
+        except TimeoutError:
+            raise
         except (OSError, http.client.HTTPException):
             return False
         finally:
@@ -345,7 +366,10 @@ def _handler(blobs: Blobs) -> type[http.server.BaseHTTPRequestHandler]:
             self._answer(with_body=False)
 
         def _answer(self, *, with_body: bool) -> None:
-            status, code, body = blobs.answer(self.path)
+            try:
+                status, code, body = blobs.answer(self.path)
+            except (OSError, HostError):  # of the host, which is no business of guests
+                status, code, body = _refuse(500, "InternalError", "The server failed.")
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Connection", "close")

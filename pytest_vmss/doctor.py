@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+from platformdirs import user_cache_path, user_config_path
 
 from pytest_vmss.errors import HostError, VmssError
 from pytest_vmss.hypervisor.accelerator import choose_accelerator
+from pytest_vmss.images.bootstrap import choose_way
+from pytest_vmss.ownership import account_name, mend_ownership, obstacle
 from pytest_vmss.process import PACKAGES, require
 from pytest_vmss.settings import Settings
 
@@ -47,6 +50,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Looks at everything that a lab needs of its host; changes nothing that lasts."""
     return [
+        *_folders(settings),
         *_programs(_RUN, "to run VMs"),
         *_libvirt(settings),
         *_accelerator(settings),
@@ -54,6 +58,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_programs(("haproxy",), "by scale sets behind a load balancer"),
         *_programs(_BUILD, "to build images"),
         *_files(),
+        *_root_filesystems(settings),
     ]
 
 
@@ -79,6 +84,59 @@ def _files() -> Iterator[Finding]:
                 f"{path} is not there (needed to build images)",
                 f"apt-get install {package}",
             )
+
+
+def _root_filesystems(settings: Settings) -> Iterator[Finding]:
+    """Makes an empty root filesystem, just as images' are made."""
+    try:
+        way = choose_way(settings.cache_dir)
+    except HostError as refused:
+        yield Finding("lacking", f"images cannot be built: {refused}", refused.mend)
+        return
+    told = f"images are built in mmdebstrap's {way.mode} mode, unpacked in {way.place} (tried)"
+    if way.why:
+        yield Finding(
+            "note", f"{told}; it takes twice the time of unshare mode: {way.why}", way.mend
+        )
+    else:
+        yield Finding("ok", told)
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    """Looks for folders of this account that it may not use, as after a run as root."""
+    for folder, variable in _own_folders(settings):
+        found = obstacle(folder) or next(filter(None, map(obstacle, _below(folder))), None)
+        if found is None:
+            continue
+        if folder.is_relative_to(Path.home()) and obstacle(Path.home()) is None:
+            mend = mend_ownership(found)
+        else:
+            mend = f"unset {variable}, or name a folder of this account's by it"
+        yield Finding(
+            "lacking",
+            f"{found} belongs to {account_name(found.stat().st_uid)}, and this is "
+            f"{account_name()}, who must be able to write it",
+            mend,
+        )
+
+
+def _own_folders(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """Folders that are written, and the environment's variables that name them."""
+    yield settings.state_dir, "VMSS_STATE_DIR (or XDG_STATE_HOME, HOME)"
+    yield settings.cache_dir, "VMSS_CACHE_DIR (or XDG_CACHE_HOME, HOME)"
+    if os.geteuid() != 0:  # libvirt's own, for qemu:///session
+        yield user_config_path("libvirt"), "XDG_CONFIG_HOME (or HOME)"
+        yield user_cache_path("libvirt"), "XDG_CACHE_HOME (or HOME)"
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        if runtime:
+            yield Path(runtime) / "libvirt", "XDG_RUNTIME_DIR"
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What is written in a folder once it is there: folders, and files that lock."""
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.suffix == ".lock" or os.path.isdir(path):  # noqa: PTH112, it may not be ours to enter
+            yield path
 
 
 def _libvirt(settings: Settings) -> Iterator[Finding]:

@@ -6,7 +6,6 @@ use. A message says what happened, what was expected and what to do.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ __all__ = [
     "ViolationError",
     "VmssError",
     "WaitTimeoutError",
-    "is_interruption",
+    "is_verdict",
 ]
 
 
@@ -70,9 +69,17 @@ class LabError(VmssError):
 
 
 class HostError(VmssError):
-    """The host lacks something; the message names the command that mends it."""
+    """The host lacks something; the message names the command that mends it.
+
+    Attributes:
+        mend: That command or step alone, where it is known.
+    """
 
     code = "HostNotReady"
+
+    def __init__(self, message: str, *, code: str | None = None, mend: str = "") -> None:
+        super().__init__(message, code=code)
+        self.mend = mend
 
 
 class CapacityError(HostError):
@@ -367,11 +374,12 @@ class ViolationError(VmssError, AssertionError):
         self.violations = tuple(violations)
 
 
-def is_interruption(error: BaseException) -> bool:
-    """Whether an error tells of the host alone, so that nothing may be concluded from it (Q1).
+def is_verdict(error: BaseException) -> bool:
+    """Whether an error may count against an instance, and so against its image (Q1).
 
-    An instance fails by what its guest does or does not do, or by what the hypervisor
-    refuses for it. That the host cannot write, or libvirt's daemon is away, leaves an
-    operation unfinished instead: once that is mended it goes on where it stood.
+    An instance fails by what its guest does or does not do in time, and by what the
+    hypervisor refuses for it. Everything else, a full disk, a daemon that is away, too
+    many threads, a mistake of this package, says nothing about it: the operation is left
+    unfinished, and goes on where it stood once that is mended.
     """
-    return isinstance(error, HostError | LabError | BalancerError | OSError | sqlite3.Error)
+    return isinstance(error, InstanceError | WaitTimeoutError | HypervisorError)

@@ -244,7 +244,11 @@ class Instance:
         """Faults to bring about on it, for a test, and to mend."""
         context, world = self._context, self._lab.world
         return Faults(
-            context.name, context.domain, hypervisor=lambda: world.hypervisor, shell=self.shell
+            context.name,
+            context.domain,
+            hypervisor=lambda: world.hypervisor,
+            shell=self.shell,
+            tell=lambda left: context.event("warning", left),
         )
 
     def close(self) -> None:

@@ -108,6 +108,7 @@ class Lab:
         self.paths = LabPaths(folder)
         self._in_use = in_use or _use(self.paths)
         self._is_maker = False
+        self._is_closed = False
         self._process = os.getpid()
         self.clock = SystemClock()
         try:
@@ -544,14 +545,16 @@ class Lab:
 
         The lab of a session lives on with its process, for whom it was made.
         """
+        if self._is_closed:
+            return
+        self._is_closed = True
         with contextlib.ExitStack() as ends:  # each ends, whatever the others do
             if not self._is_maker:
                 ends.callback(self._in_use.release)
             ends.callback(self.store.close)
             ends.callback(self.world.close)
             for scale_set in self._sets.values():
-                for instance in scale_set.instances:
-                    ends.callback(instance.close)
+                ends.callback(_close_instances, scale_set)
             ends.callback(self.blobs.close)
             ends.callback(self.conductor.close)
             ends.callback(self.clock.close)
@@ -580,7 +583,9 @@ class Lab:
                     self.conductor.close()
                     remove_machines(self.paths, self.identity, lambda: self.hypervisor)
                 finally:
-                    self.close()
+                    # That its records cannot be read does not keep a lab from being removed.
+                    with contextlib.suppress(LabError):
+                        self.close()
                 if self.paths.identity.exists():
                     remove_files(self.settings, self.paths, self.identity)
                 else:
@@ -606,6 +611,11 @@ class Lab:
             f"another process has the lab {self.paths.folder.name} open "
             f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
         )
+
+
+def _close_instances(scale_set: ScaleSet) -> None:
+    for instance in scale_set.instances:
+        instance.close()
 
 
 def _door(paths: LabPaths) -> Lock:

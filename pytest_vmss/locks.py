@@ -31,7 +31,7 @@ _INTERVAL_S = 0.02
 
 #: Descriptors of this process's locks, which a forked child closes.
 _descriptors: set[int] = set()
-_forking = threading.Lock()
+_forking = threading.RLock()  # a signal's handler may fork too
 
 
 def _close_in_child() -> None:
@@ -97,7 +97,8 @@ class Lock:
         if self._shared:
             self.release()
         else:
-            self.remove()
+            with contextlib.suppress(OSError):  # a file that nobody locks harms nobody
+                self.remove()
 
 
 def try_lock(path: Path, *, shared: bool = False) -> Lock | None:

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from pytest_vmss.lab import Lab
     from pytest_vmss.scale_set import ScaleSet
     from pytest_vmss.settings import Accelerator, Settings
+    from pytest_vmss.store import ScaleSetRecord
 
 __all__ = ["gallery", "scale_set", "vmss"]
 
 _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
+#: Sets that could not be deleted, and why.
+_LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 
 _MARKER = (
@@ -220,9 +223,38 @@ def gallery(vmss: Lab) -> Gallery:
 
 @pytest.fixture
 def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
-    """The scale set of the test's marker ``vmss``, deleted after the test."""
-    from pytest_vmss.errors import ProvisioningError
+    """The scale set of the test's marker ``vmss``, deleted after the test.
 
+    It goes whatever is done to it then, so that the next test may have its name.
+    """
+    source, arguments = _arguments(request)
+    leftovers = request.config.stash.setdefault(_LEFTOVERS, {})
+    if not vmss.settings.keep:
+        _clear(vmss, leftovers)
+    before = {record.unique_id for record in _records(vmss)}
+    try:
+        created = vmss.create(source, **arguments)
+    except (KeyboardInterrupt, SystemExit):
+        raise  # the session ends, and the lab with it
+    except BaseException as failed:
+        if not vmss.settings.keep:
+            for record in _records(vmss):
+                if record.unique_id not in before:
+                    _delete(vmss, record.name, request, failed)
+        for left in leftovers.values():
+            failed.add_note(left)
+        raise
+    yield created
+    if not vmss.settings.keep:
+        _delete(vmss, created.name, request)
+
+
+def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
+    """What the test's marker asks for: the model, and the rest.
+
+    Raises:
+        pytest.UsageError: There is no model.
+    """
     marker = request.node.get_closest_marker("vmss")
     arguments = dict(marker.kwargs) if marker else {}
     if marker and marker.args:
@@ -231,21 +263,69 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
         raise pytest.UsageError(
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
-    source = arguments.pop("model")
-    for name, value in (("model", source), ("load_balancer", arguments.get("load_balancer"))):
+    for name in ("model", "load_balancer"):
+        value = arguments.get(name)
         if isinstance(value, str) and not Path(value).is_absolute():
             beside = request.path.parent / value
             if beside.exists():  # a file beside the test is meant, wherever pytest was started
-                if name == "model":
-                    source = beside
-                else:
-                    arguments[name] = beside
+                arguments[name] = beside
+    return arguments.pop("model"), arguments
+
+
+def _records(lab: Lab) -> list[ScaleSetRecord]:
+    from pytest_vmss.store import ScaleSetRecord
+
+    return lab.store.select(ScaleSetRecord)
+
+
+def _delete(
+    lab: Lab, name: str, request: pytest.FixtureRequest, failed: BaseException | None = None
+) -> None:
+    """Deletes a test's set; where that fails, says what is left, and keeps it for another try.
+
+    Args:
+        lab: Where it is.
+        name: The set.
+        request: The test's.
+        failed: What the test has failed with already; it is told then.
+    """
+    from pytest_vmss.errors import NotFoundError
+
     try:
-        created = vmss.create(source, **arguments)
-    except ProvisioningError as failed:
-        if not vmss.settings.keep:
-            vmss.delete(failed.scale_set)  # the next test may want its name
-        raise
-    yield created
-    if not vmss.settings.keep:
-        created.delete()
+        lab.delete(name)
+    except NotFoundError:
+        pass  # the test has deleted it
+    except Exception as kept:
+        left = (
+            f"the scale set {name!r} of {request.node.nodeid} could not be deleted "
+            f"({type(kept).__name__}: {kept}); what is left of it goes with the session, or "
+            f"before the next test that needs a set: {_remains(lab, name)}"
+        )
+        request.config.stash[_LEFTOVERS][name] = left
+        if failed is None:
+            kept.add_note(left)
+            raise
+        failed.add_note(left)
+
+
+def _remains(lab: Lab, name: str) -> str:
+    """What there still is of a set, in words."""
+    from pytest_vmss.store import InstanceRecord
+
+    instances = [record.name for record in lab.store.select(InstanceRecord, name.lower())]
+    return f"{', '.join(instances) or 'no instance'}, under {lab.paths.scale_set(name)}"
+
+
+def _clear(lab: Lab, leftovers: dict[str, str]) -> None:
+    """Tries once more to delete what earlier tests have left."""
+    from pytest_vmss.errors import NotFoundError
+
+    for name in list(leftovers):
+        try:
+            lab.delete(name)
+        except NotFoundError:
+            del leftovers[name]
+        except Exception as kept:  # noqa: BLE001 - told to the test that needs the name
+            leftovers[name] += f"; tried again, in vain: {kept}"
+        else:
+            del leftovers[name]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from pytest_vmss.errors import HostError, ToolError
 
-__all__ = ["require", "run"]
+__all__ = ["require", "run", "search_path"]
 
 #: The Debian and Ubuntu package that brings each program.
 PACKAGES: Mapping[str, str] = {
@@ -26,6 +29,7 @@ PACKAGES: Mapping[str, str] = {
     "depmod": "kmod",
     "modprobe": "kmod",
     "fakeroot": "fakeroot",
+    "fakechroot": "fakechroot",
     "haproxy": "haproxy",
     "tar": "tar",
     "ssh": "openssh-client",
@@ -33,6 +37,11 @@ PACKAGES: Mapping[str, str] = {
 
 # Debian keeps administrators' programs out of a user's PATH.
 _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def search_path() -> str:
+    """Where programs are looked for: ``PATH``, and the folders of administrators' programs."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *_EXTRA_PATH])
 
 
 def require(program: str) -> str:
@@ -47,12 +56,11 @@ def require(program: str) -> str:
     Raises:
         HostError: It is not installed; the message names the package.
     """
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_EXTRA_PATH])
-    found = shutil.which(program, path=path)
+    found = shutil.which(program, path=search_path())
     if found is None:
-        package = PACKAGES.get(program, program)
+        mend = f"apt-get install {PACKAGES.get(program, program)}"
         raise HostError(
-            f"the program {program!r} is not installed; install it with: apt-get install {package}"
+            f"the program {program!r} is not installed; install it with: {mend}", mend=mend
         )
     return found
 
@@ -65,8 +73,13 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
+    stdout: BinaryIO | None = None,
+    grace: float = 0.0,
+    pass_fds: Sequence[int] = (),
 ) -> bytes:
     """Runs a program of the host and returns its standard output.
+
+    However this ends, the program has ended too.
 
     Args:
         argv: Program and arguments; the program is looked up by name.
@@ -75,36 +88,58 @@ def run(
         cwd: Working directory.
         env: Variables on top of this process's own.
         stdin: What the program reads.
+        stdout: A file that takes its standard output instead; nothing is returned then.
+        grace: For a program that cleans up after itself: seconds that it gets for that,
+            where it is stopped, before it is killed with all that it has started.
+        pass_fds: Descriptors that it inherits.
 
     Raises:
         HostError: The program is not installed.
         ToolError: It failed, or ran past its limit.
     """
     command = [require(str(argv[0])), *(str(arg) for arg in argv[1:])]
-    try:
-        done = subprocess.run(
-            command,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            timeout=timeout,
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            check=False,
-        )
-    except subprocess.TimeoutExpired as expired:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+        stdout=subprocess.PIPE if stdout is None else stdout,
+        stderr=subprocess.PIPE,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        start_new_session=grace > 0,
+        pass_fds=pass_fds,
+    ) as process:
+        try:
+            output, error = process.communicate(stdin, timeout)
+        except subprocess.TimeoutExpired as expired:
+            _stop(process, grace)
+            raise ToolError(
+                f"{what}: {command[0]} ran longer than its limit of {timeout:.0f} s",
+                argv=command,
+                returncode=None,
+                stderr=(expired.stderr or b"").decode(errors="replace")[-2000:],
+            ) from expired
+        except BaseException:
+            _stop(process, grace)
+            raise
+    if process.returncode != 0:
+        stderr = error.decode(errors="replace")[-2000:].strip()
         raise ToolError(
-            f"{what}: {command[0]} ran longer than its limit of {timeout:.0f} s",
+            f"{what}: {command[0]} failed with status {process.returncode}: "
+            f"{stderr or 'no message'}",
             argv=command,
-            returncode=None,
-            stderr=(expired.stderr or b"").decode(errors="replace")[-2000:],
-        ) from expired
-    if done.returncode != 0:
-        stderr = done.stderr.decode(errors="replace")[-2000:].strip()
-        raise ToolError(
-            f"{what}: {command[0]} failed with status {done.returncode}: {stderr or 'no message'}",
-            argv=command,
-            returncode=done.returncode,
+            returncode=process.returncode,
             stderr=stderr,
         )
-    return done.stdout
+    return output or b""
+
+
+def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
+    """Ends a program; one with grace leads a session of its own, which ends with it."""
+    if grace > 0:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=grace)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()

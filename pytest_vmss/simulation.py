@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pytest_vmss.clock import VirtualClock
+from pytest_vmss.clock import VirtualClock, preempt
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
@@ -103,10 +103,10 @@ class SimulatedLab(Lab):
 
         @contextlib.contextmanager
         def scheduled() -> Iterator[None]:
-            self.virtual.preempt()
+            preempt(self.virtual)
             with transaction():
                 yield
-            self.virtual.preempt()
+            preempt(self.virtual)
 
         store._transaction = scheduled  # type: ignore[method-assign]
 

@@ -6,10 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pytest_vmss.images import ImageBuilder
 from pytest_vmss.settings import Settings
+
+# How long an example takes says how busy the host is, and nothing else.
+hypothesis.settings.register_profile("vmss", deadline=None)
+hypothesis.settings.load_profile("vmss")
 
 
 @pytest.fixture(scope="session")

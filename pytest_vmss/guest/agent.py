@@ -22,7 +22,11 @@ def _call(ask: Ask, execute: str, **arguments: Any) -> Any:
     command: dict[str, Any] = {"execute": execute}
     if arguments:
         command["arguments"] = arguments
-    return json.loads(ask(json.dumps(command)))["return"]
+    answer = ask(json.dumps(command))
+    try:
+        return json.loads(answer)["return"]
+    except (ValueError, KeyError, TypeError, RecursionError) as odd:
+        raise HypervisorError(f"the guest agent answered {execute} with what it must not") from odd
 
 
 def read_file(ask: Ask, path: str) -> bytes:
@@ -37,7 +41,10 @@ def read_file(ask: Ask, path: str) -> bytes:
     finally:
         with contextlib.suppress(HypervisorError):
             _call(ask, "guest-file-close", handle=handle)
-    return base64.b64decode(answer["buf-b64"])
+    try:
+        return base64.b64decode(answer["buf-b64"])[:_BYTES]
+    except (ValueError, KeyError, TypeError) as odd:
+        raise HypervisorError(f"the guest agent sent no file for {path}") from odd
 
 
 def guest_time(ask: Ask) -> int:
@@ -46,4 +53,7 @@ def guest_time(ask: Ask) -> int:
     Raises:
         HypervisorError: The agent does not answer.
     """
-    return int(_call(ask, "guest-get-time"))
+    told = _call(ask, "guest-get-time")
+    if not isinstance(told, int):
+        raise HypervisorError("the guest agent told no time")
+    return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ Trouble = Literal["panic", "no boot"]
 
 _TAIL_LINES = 40
 _TAIL_BYTES = 16384
+#: What is looked at of a boot that writes much: its beginning and its end.
+_LOOK_BYTES = 1024 * 1024
 
 _TROUBLE: tuple[tuple[Trouble, re.Pattern[bytes]], ...] = (
     ("panic", re.compile(rb"Kernel panic - not syncing")),
@@ -45,15 +48,28 @@ class Console:
         self.path = path
         self._start = start
 
-    def _read(self) -> bytes:
+    def _read(self, count: int, *, end: bool = False) -> bytes:
+        """So many bytes of this boot, from its beginning or up to its end.
+
+        What earlier boots wrote is not read: logs grow as long as instances live.
+        """
         try:
-            return self.path.read_bytes()
+            with self.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(self._start, size - count) if end else self._start)
+                return file.read(count)
         except FileNotFoundError:
             return b""
 
+    def _look(self) -> bytes:
+        beginning = self._read(_LOOK_BYTES)
+        if len(beginning) < _LOOK_BYTES:
+            return beginning
+        return beginning + self._read(_LOOK_BYTES, end=True)
+
     def trouble(self) -> Trouble | None:
         """What the console says went wrong in this boot, if anything."""
-        text = self._read()[self._start :]
+        text = self._look()
         for trouble, pattern in _TROUBLE:
             if pattern.search(text):
                 return trouble
@@ -61,14 +77,14 @@ class Console:
 
     def milestone(self) -> str:
         """How far the boot got, in words."""
-        text = self._read()[self._start :]
+        text = self._look()
         for milestone, pattern in reversed(_MILESTONES):
             if pattern.search(text):
                 return f"reached {milestone}"
         return "the console shows nothing" if not text.strip() else "the console shows no boot"
 
     def tail(self, lines: int = _TAIL_LINES) -> str:
-        """The last lines, as a person would have read them."""
-        text = self._read()[-_TAIL_BYTES:].decode(errors="replace")
+        """This boot's last lines, as a person would have read them."""
+        text = self._read(_TAIL_BYTES, end=True).decode(errors="replace")
         clean = [line.rstrip() for line in _CONTROL.sub("", text).splitlines()]
         return "\n".join([line for line in clean if line][-lines:])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pytest_vmss.checks import in_words
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import (
     CloudInitError,
@@ -22,8 +23,8 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import AGAIN, LOGS, WAIT, CloudInitResult, read_verdict
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.extensions import Target, find_handler
-from pytest_vmss.guest.shell import HostKeyMismatchError, Shell
+from pytest_vmss.guest.extensions import Target, broken_handler, find_handler, guarded, redact
+from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
@@ -220,15 +221,21 @@ class LinuxGuest:
             GuestUnreachableError: The guest went away.
         """
         limit = self._limits().cloud_init
+        away = False
 
         def probe() -> str | None:
+            nonlocal away
             self._check_console()
+            shell = self._connect()
+            away = shell is None
+            if shell is None:
+                return None
             try:
-                result = self.shell().run(WAIT, sudo=True, timeout=self._login_limit)
+                result = shell.run(WAIT, sudo=True, timeout=self._login_limit)
             except GuestCommandError:
                 self.close()
                 return None
-            return None if result.exit_code == AGAIN else result.stdout
+            return None if result.exit_code in (AGAIN, -1) else result.stdout
 
         try:
             answer = wait_for(
@@ -240,9 +247,13 @@ class LinuxGuest:
                 describe=self._console.milestone,
             )
         except WaitTimeoutError as late:
-            raise CloudInitError(
-                f"cloud-init did not end within {limit:.0f} s; "
-                f"the boot {self._console.milestone()}",
+            told = f"cloud-init did not end within {limit:.0f} s"
+            kind: type[CloudInitError | GuestUnreachableError] = CloudInitError
+            if away:
+                kind = GuestUnreachableError
+                told += ", and the guest does not answer over SSH"
+            raise kind(
+                f"{told}; the boot {self._console.milestone()}",
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._console.path,
@@ -277,10 +288,14 @@ class LinuxGuest:
             GuestUnreachableError: The guest went away.
         """
         handler = find_handler(extension.publisher, extension.type)
-        return handler.run(self._target(self.shell(), limit), extension, run=run)
+        self.shell()  # a guest that is not there is not waited for all that time
+        return guarded(
+            lambda: handler.run(self._target(limit), extension, run=run),
+            lambda failure: broken_handler(extension, failure),
+        )
 
-    def _target(self, shell: Shell, limit: float) -> Target:
-        return Target(shell, self._clock, limit, self._factor)
+    def _target(self, limit: float, connect: Callable[[], Shell] | None = None) -> Target:
+        return Target(Lasting(connect or self.shell), self._clock, limit, self._factor)
 
     def remove_extension(self, extension: Extension, limit: float) -> str:
         """Removes an extension that the model no longer names; what went wrong, in words.
@@ -290,7 +305,10 @@ class LinuxGuest:
             GuestCommandError: The connection broke.
         """
         handler = find_handler(extension.publisher, extension.type)
-        return handler.remove(self._target(self.shell(), limit), extension)
+        return guarded(
+            lambda: handler.remove(self._target(limit), extension),
+            lambda failure: redact(in_words(failure), extension),
+        )
 
     def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
         """What an extension says of itself now.
@@ -302,8 +320,8 @@ class LinuxGuest:
         handler = find_handler(extension.publisher, extension.type)
         if not handler.reports:
             return last
-        target = self._target(self._answering(), self._login_limit)
-        return handler.report(target, extension, last)
+        target = self._target(self._login_limit, self._answering)
+        return guarded(lambda: handler.report(target, extension, last), lambda _: last)
 
     def sync(self) -> None:
         """Makes what the guest has written durable.

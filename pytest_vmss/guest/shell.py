@@ -6,18 +6,26 @@ import contextlib
 import shlex
 import socket
 import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from pytest_vmss.errors import GuestCommandError
 
-__all__ = ["CommandResult", "HostKeyMismatchError", "Shell"]
+__all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"]
 
 _CONNECT_S = 2.0
 _BANNER_S = 2.0
+#: What a command may write to each of its outputs.
+_OUTPUT_BYTES = 64 * 1024 * 1024
+_CHUNK = 65536
+#: Seconds for telling the other side that a channel is closed.
+_CLOSE_S = 1.0
 
 
 class HostKeyMismatchError(Exception):
@@ -37,6 +45,26 @@ class CommandResult:
     exit_code: int
     stdout: str
     stderr: str
+
+
+class Runner(Protocol):
+    """Runs commands in a guest, over one connection or over one after another."""
+
+    def run(
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        sudo: bool = False,
+        timeout: float = 60.0,
+        silence: float | None = None,
+    ) -> CommandResult:
+        """See :meth:`Shell.run`."""
+
+    def check(
+        self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
+    ) -> str:
+        """See :meth:`Shell.check`."""
 
 
 class Shell:
@@ -95,13 +123,13 @@ class Shell:
                 )
             transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
         except IncompatiblePeer as other:
-            transport.close()
+            _end(transport, link)
             raise HostKeyMismatchError(f"has no {kind} host key: {other}") from other
         except (paramiko.SSHException, EOFError, OSError):
-            transport.close()
+            _end(transport, link)
             return None
         except BaseException:
-            transport.close()
+            _end(transport, link)
             raise
         transport.set_keepalive(15)
         return cls(transport, name)
@@ -118,6 +146,7 @@ class Shell:
         stdin: bytes = b"",
         sudo: bool = False,
         timeout: float = 60.0,
+        silence: float | None = None,
     ) -> CommandResult:
         """Runs a command with the guest's ``/bin/sh``.
 
@@ -125,40 +154,84 @@ class Shell:
             command: For the guest's shell; quote what comes from elsewhere.
             stdin: What it reads; secrets belong here, never in the command.
             sudo: As root.
-            timeout: Limit in seconds without output.
+            timeout: Limit in seconds of all of it, whatever the guest does.
+            silence: Limit in seconds without output, where that is to be shorter.
 
         Raises:
-            GuestCommandError: The connection broke or the limit was reached.
+            GuestCommandError: The connection broke, a limit was reached, or it wrote more
+                than 64 MiB; its exit code is -1.
         """
         line = f"/bin/sh -c {shlex.quote(command)}"
         if sudo:
             line = f"sudo -n {line}"
+        limits = _Limits(timeout, silence)
         try:
-            channel = self._transport.open_session(timeout=timeout)
-            with contextlib.closing(channel):
-                channel.settimeout(timeout)
-                channel.exec_command(line)
-                errors: list[bytes] = []
-                reader = threading.Thread(
-                    target=_drain, args=(channel, errors), name="ssh-stderr", daemon=True
-                )
-                reader.start()
-                if stdin:
-                    channel.sendall(stdin)
-                channel.shutdown_write()
-                output = _read_all(channel)
-                reader.join(timeout)
-                code = channel.recv_exit_status()
+            return self._run(line, stdin, limits)
         except (paramiko.SSHException, EOFError, OSError) as broken:
+            why = "the SSH connection broke while a command ran"
+            words = str(broken) or type(broken).__name__
+            if isinstance(broken, _TooMuchError):
+                why = "a command wrote too much"
+            elif isinstance(broken, TimeoutError) or limits.left() <= 0:
+                why, words = "a command did not end", limits.told()
             raise GuestCommandError(
-                f"the SSH connection broke while a command ran: {broken or type(broken).__name__}",
+                f"{why}: {words}",
                 instance=self._name,
                 exit_code=-1,
                 stderr="",
             ) from broken
-        return CommandResult(
-            code, output.decode(errors="replace"), b"".join(errors).decode(errors="replace")
-        )
+
+    def _run(self, line: str, stdin: bytes, limits: _Limits) -> CommandResult:
+        with self._watchdog(limits):
+            channel = self._transport.open_session(timeout=limits.rest())
+        try:
+            with self._watchdog(limits):
+                channel.settimeout(limits.rest())
+                channel.exec_command(line)
+                outputs = [
+                    _Output(channel, channel.recv, limits),
+                    _Output(channel, channel.recv_stderr, limits),
+                ]
+                self._send(channel, stdin)
+            for output in outputs:
+                output.wait()
+            # A command may close its outputs and go on.
+            if not channel.status_event.wait(limits.left()):
+                raise TimeoutError
+            return CommandResult(channel.recv_exit_status(), *(o.text() for o in outputs))
+        finally:
+            self._close(channel)
+
+    @staticmethod
+    def _send(channel: paramiko.Channel, stdin: bytes) -> None:
+        try:
+            channel.sendall(stdin)
+            channel.shutdown_write()
+        except OSError:
+            if not channel.exit_status_ready():
+                raise
+            # It has ended without reading everything; its status says why.
+
+    @contextlib.contextmanager
+    def _watchdog(self, limits: _Limits) -> Iterator[None]:
+        """Ends the connection where the guest does not take part in time: paramiko would wait."""
+        watchdog = threading.Timer(limits.rest(), self.close)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+
+    def _close(self, channel: paramiko.Channel) -> None:
+        """Closes a channel; ends the connection where not even that can be sent."""
+        if channel.closed:
+            return
+        closing = threading.Thread(target=channel.close, name="ssh-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+        if closing.is_alive():
+            self.close()
 
     def check(
         self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
@@ -179,8 +252,126 @@ class Shell:
         return result.stdout
 
     def close(self) -> None:
-        """Ends the connection."""
-        self._transport.close()
+        """Ends the connection, whatever the guest does."""
+        _end(self._transport, self._transport.sock)
+
+
+class Lasting:
+    """Runs each command over a connection that is made anew where the last one broke.
+
+    Args:
+        connect: Gives the connection that stands now.
+    """
+
+    def __init__(self, connect: Callable[[], Shell]) -> None:
+        self._connect = connect
+
+    def run(
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        sudo: bool = False,
+        timeout: float = 60.0,
+        silence: float | None = None,
+    ) -> CommandResult:
+        """See :meth:`Shell.run`."""
+        return self._connect().run(
+            command, stdin=stdin, sudo=sudo, timeout=timeout, silence=silence
+        )
+
+    def check(
+        self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
+    ) -> str:
+        """See :meth:`Shell.check`."""
+        return self._connect().check(command, stdin=stdin, sudo=sudo, timeout=timeout)
+
+
+class _TooMuchError(OSError):
+    """A command wrote more than anyone will read."""
+
+
+class _Limits:
+    """How long a command may take."""
+
+    def __init__(self, total: float, silence: float | None) -> None:
+        self._total = total
+        self._silence = silence
+        self._end = time.monotonic() + total
+        self._heard = time.monotonic()
+
+    def hear(self) -> None:
+        """It has written something."""
+        self._heard = time.monotonic()
+
+    def rest(self) -> float:
+        """Seconds until all must have ended; never less than 0."""
+        return max(self._end - time.monotonic(), 0.0)
+
+    def left(self) -> float:
+        """The same, or until the silence has been too long."""
+        if self._silence is None:
+            return self.rest()
+        return max(min(self._end, self._heard + self._silence) - time.monotonic(), 0.0)
+
+    def told(self) -> str:
+        """The limit that was reached, in words."""
+        if self._silence is not None and time.monotonic() < self._end:
+            return f"it wrote nothing for {self._silence:g} s"
+        return f"the limit is {self._total:g} s"
+
+
+class _Output:
+    """Reads one of a command's outputs in a thread, so that the other cannot block it."""
+
+    def __init__(
+        self, channel: paramiko.Channel, receive: Callable[[int], bytes], limits: _Limits
+    ) -> None:
+        self._channel = channel
+        self._receive = receive
+        self._limits = limits
+        self._parts: list[bytes] = []
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._read, name="ssh-output", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        size = 0
+        try:
+            while part := self._receive(_CHUNK):
+                self._limits.hear()
+                self._parts.append(part)
+                size += len(part)
+                if size > _OUTPUT_BYTES:
+                    raise _TooMuchError(f"more than {_OUTPUT_BYTES >> 20} MiB")
+        except OSError as failure:
+            self._failure = failure
+
+    def wait(self) -> None:
+        """Waits for its end.
+
+        Raises:
+            OSError: It was too much, or a limit was reached.
+        """
+        while self._thread.is_alive():
+            left = self._limits.left()
+            if left <= 0:
+                raise TimeoutError
+            self._thread.join(left)
+        if self._failure is not None:
+            raise self._failure
+
+    def text(self) -> str:
+        """What was written."""
+        return b"".join(self._parts).decode(errors="replace")
+
+
+def _end(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) -> None:
+    """Ends a connection for good: a server that drips bytes keeps paramiko's thread reading."""
+    with contextlib.suppress(OSError):
+        link.shutdown(socket.SHUT_RDWR)
+    transport.close()
+    link.close()
 
 
 def _dial(address: str, port: int) -> socket.socket | None:
@@ -201,16 +392,3 @@ def _dial(address: str, port: int) -> socket.socket | None:
         pass
     link.close()
     return None
-
-
-def _read_all(channel: paramiko.Channel) -> bytes:
-    parts = []
-    while part := channel.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _drain(channel: paramiko.Channel, into: list[bytes]) -> None:
-    with contextlib.suppress(OSError):
-        while part := channel.recv_stderr(65536):
-            into.append(part)

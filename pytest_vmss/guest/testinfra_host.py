@@ -8,9 +8,12 @@ from typing import Any
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
-from pytest_vmss.guest.shell import Shell
+from pytest_vmss.guest.shell import Runner
 
 __all__ = ["testinfra_host"]
+
+#: Of a command, and without output.
+_LIMIT_S, _SILENCE_S = 3600.0, 300.0
 
 
 class _ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra's backends are untyped
@@ -18,19 +21,19 @@ class _ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra's backends 
 
     NAME = "vmss"
 
-    def __init__(self, name: str, shell: Callable[[], Shell]) -> None:
+    def __init__(self, name: str, shell: Callable[[], Runner]) -> None:
         super().__init__(name)
         self._connect = shell
 
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:
         line = self.get_command(command, *args)
-        done = self._connect().run(line, sudo=True, timeout=300.0)
+        done = self._connect().run(line, sudo=True, timeout=_LIMIT_S, silence=_SILENCE_S)
         return self.result(
             done.exit_code, self.encode(line), self.encode(done.stdout), self.encode(done.stderr)
         )
 
 
-def testinfra_host(name: str, shell: Callable[[], Shell]) -> Host:
+def testinfra_host(name: str, shell: Callable[[], Runner]) -> Host:
     """A testinfra host that runs everything as root.
 
     Args:

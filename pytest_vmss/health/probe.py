@@ -7,6 +7,7 @@ import socket
 import ssl
 
 from pytest_vmss.health.observation import Observation
+from pytest_vmss.http_status import http_status
 from pytest_vmss.model import Probe
 
 __all__ = ["probe_once"]
@@ -19,14 +20,14 @@ def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Obse
         probe: What to ask.
         address: Loopback address that leads to the guest.
         port: Port on it that leads to the probe's port.
-        timeout: Limit in seconds.
+        timeout: Limit in seconds of all of it.
     """
     where = f"{probe.protocol.lower()}://…:{probe.port}{probe.request_path or ''}"
     try:
         if probe.protocol == "Tcp":
             return _probe_tcp(address, port, where, timeout)
         return _probe_http(probe, address, port, where, timeout)
-    except (OSError, http.client.HTTPException) as failed:
+    except (OSError, ValueError, http.client.HTTPException) as failed:
         return Observation.of(False, f"{where}: {failed or type(failed).__name__}")
 
 
@@ -44,17 +45,10 @@ def _probe_tcp(address: str, port: int, where: str, timeout: float) -> Observati
 
 
 def _probe_http(probe: Probe, address: str, port: int, where: str, timeout: float) -> Observation:
+    tls = None
     if probe.protocol == "Https":
-        # Azure's probes take any certificate.
-        context = ssl._create_unverified_context()  # noqa: S323
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            address, port, timeout=timeout, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(address, port, timeout=timeout)
-    try:
-        connection.request("GET", probe.request_path or "/", headers={"Connection": "close"})
-        status = connection.getresponse().status
-    finally:
-        connection.close()
+        tls = ssl._create_unverified_context()  # noqa: S323 - Azure's probes take any certificate
+    status = http_status(
+        "GET", address, port, probe.request_path or "/", tls=tls, timeout=timeout
+    )  # fmt: skip
     return Observation.of(status == 200, f"{where}: HTTP status {status}")

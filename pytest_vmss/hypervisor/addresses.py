@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.files import PART, sync_folder, write_durably
-from pytest_vmss.locks import Lock, wait_for_lock
+from pytest_vmss.locks import Lock, try_lock, wait_for_lock
+from pytest_vmss.model import host_port
 
 __all__ = [
     "Claim",
@@ -23,9 +24,8 @@ __all__ = [
 ]
 
 _FIRST, _COUNT = 64, 64 * 256  # 127.64.0.0 to 127.127.255.0
-_PRIVILEGED = 1024
-_RAISE = 10000
 _LIMIT_S = 60.0
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,12 @@ def release_network(folder: Path, network: str) -> None:
 
 
 def clear_claims(folder: Path) -> None:
-    """Removes what killed processes left of their claiming."""
+    """Removes what killed processes left of their claiming, unless one claims just now."""
     if folder.is_dir() and any(folder.glob(".*")):
-        with _claiming(folder):
-            _remove_parts(folder)
+        lock = try_lock(folder / _LOCK)
+        if lock is not None:
+            with lock:
+                _remove_parts(folder)
 
 
 def _remove_parts(folder: Path) -> None:
@@ -109,14 +111,9 @@ def _remove_parts(folder: Path) -> None:
 def _claiming(folder: Path) -> Lock:
     """Claims and releases, one process at a time."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return wait_for_lock(folder / ".lock", what="claims a loopback network", limit=_LIMIT_S)
+    return wait_for_lock(folder / _LOCK, what="claims a loopback network", limit=_LIMIT_S)
 
 
 def addresses_in(network: str) -> list[str]:
     """All addresses of a network that instances can have."""
     return [f"{network}.{number}" for number in range(1, 255)]
-
-
-def host_port(guest_port: int) -> int:
-    """The host's port that leads to a guest's: the same, or 10000 more below 1024."""
-    return guest_port + _RAISE if guest_port < _PRIVILEGED else guest_port

@@ -58,6 +58,7 @@ def assemble(image: ImageRecipe, version: VersionRecipe, rootfs: Path, out: Path
         _identify(root, image, version)
         for pattern in (*base.remove, *version.remove):
             _remove(root, pattern)
+        _level(root)
         _clamp_times(root, base.timestamp)
         write_disk(root, out, size_mib=image.size_mib, timestamp=base.timestamp, work=work)
 
@@ -140,6 +141,21 @@ def _remove(root: Path, pattern: str) -> None:
             path.unlink()
 
 
+def _level(root: Path) -> None:
+    """Takes away what tells by which account the root filesystem was made (B5)."""
+    for partial in ("var/cache/apt/archives/partial", "var/lib/apt/lists/partial"):
+        if (root / partial).is_dir():
+            os.chown(root / partial, 0, 0)  # apt gives them to its own user where it may
+    journal = root / "var/log/journal"
+    if journal.is_dir():
+        groups = (line.split(":") for line in (root / "etc/group").read_text().splitlines())
+        numbers = [int(group[2]) for group in groups if group[0] == "systemd-journal"]
+        os.chown(journal, 0, *numbers or [0])
+        journal.chmod(0o2755)  # what systemd-tmpfiles gives it at boot
+    # Python may write the same module in more ways than one.
+    shutil.rmtree(root / "usr/share/python3/debpython/__pycache__", ignore_errors=True)
+
+
 def _clamp_times(root: Path, timestamp: int) -> None:
     for folder, names, files in os.walk(root, topdown=False):
         for name in (*names, *files, "."):
@@ -150,6 +166,7 @@ def _clamp_times(root: Path, timestamp: int) -> None:
 
 def main() -> None:
     """Assembles the version named by the command line: image folder, version, tar, out."""
+    os.umask(0o022)  # the guest's folders must not depend on the user's
     folder, name, rootfs, out = sys.argv[1:]
     image = load_image(Path(folder))
     assemble(image, image.version(name), Path(rootfs), Path(out))

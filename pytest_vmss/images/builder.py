@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pytest_vmss.errors import WaitTimeoutError
+from pytest_vmss.errors import HostError, WaitTimeoutError
+from pytest_vmss.files import PART, settle
+from pytest_vmss.images.bootstrap import HOOK, bootstrap
 from pytest_vmss.images.recipe import (
     BaseRecipe,
     ImageRecipe,
@@ -21,26 +22,13 @@ from pytest_vmss.images.recipe import (
     find_recipes,
     load_image,
 )
+from pytest_vmss.images.scratch import scratch
+from pytest_vmss.ownership import told_obstacle
 from pytest_vmss.process import require, run
 
 __all__ = ["BuiltImage", "ImageBuilder"]
 
 _LOCK_LIMIT = 1800.0
-_MMDEBSTRAP_LIMIT = 1200.0
-
-_FETCH_KERNELS = """\
-set -eu
-for meta in {kernels}; do
-    mkdir -p "$1/kernels/$meta"
-    cd "$1/kernels/$meta"
-    package=$(apt-cache depends "$meta" | sed -n 's/^ *Depends: \\(linux-image-.*\\)/\\1/p' | head -n 1)
-    apt-get -o APT::Sandbox::User=root download "${{package:-$meta}}"
-    dpkg-deb -x ./*.deb .
-    rm ./*.deb
-    rm -r boot/System.map-* usr
-done
-"""
-
 
 @dataclass(frozen=True)
 class BuiltImage:
@@ -88,7 +76,8 @@ class ImageBuilder:
 
         Raises:
             NotFoundError: There is no such recipe.
-            HostError: A tool is missing.
+            HostError: A tool is missing, this account can build nothing here, or the cache
+                cannot be written.
             ToolError: A tool failed; nothing half-built is left.
         """
         recipe = self.recipe.version(version)
@@ -105,9 +94,9 @@ class ImageBuilder:
 
     def _lock(self, target: Path) -> FileLock:
         """A lock held while one file of the cache is made; waits for another run's."""
-        target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{target}.lock")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             self._say(f"waiting for another run that builds {target.name}")
@@ -117,13 +106,18 @@ class ImageBuilder:
                 raise WaitTimeoutError(
                     f"another run to finish {target}", limit=_LOCK_LIMIT
                 ) from timeout
+        except OSError as refused:
+            raise HostError(
+                f"the cache of images cannot be written: {refused}"
+                f"{told_obstacle(Path(lock.lock_file))}; or name another folder (VMSS_CACHE_DIR)"
+            ) from refused
         # FileLock counts its acquisitions: the caller's `with` must be the only one.
         lock.release()
         return lock
 
     def _rootfs(self, base: BaseRecipe) -> Path:
         # Only what mmdebstrap is told; the rest is laid over its result later.
-        identity = base.model_dump_json(exclude={"mask", "wants", "remove"}) + _FETCH_KERNELS
+        identity = base.model_dump_json(exclude={"mask", "wants", "remove"}) + HOOK
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         tar = self._cache / "rootfs" / f"{base.folder.name}-{digest}.tar"
         if tar.exists():
@@ -134,37 +128,21 @@ class ImageBuilder:
                     f"building the root filesystem {base.folder.name} from Debian packages "
                     "(once; about a minute)"
                 )
-                self._mmdebstrap(base, tar)
+                part = tar.with_name(f"{tar.name}{PART}")  # one, for there is a lock
+                try:
+                    with part.open("wb") as file:
+                        bootstrap(base, self._cache, file)
+                    settle(part, tar)
+                finally:
+                    part.unlink(missing_ok=True)
         return tar
 
-    def _mmdebstrap(self, base: BaseRecipe, tar: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=tar.parent, prefix="mmdebstrap-") as work:
-            hook = Path(work) / "fetch-kernels"
-            hook.write_text(_FETCH_KERNELS.format(kernels=" ".join(base.kernels)))
-            part = Path(work) / "root.tar"
-            excluded = ("man", "locale", "doc", "info", "lintian", "bash-completion")
-            run(
-                [
-                    "mmdebstrap", "--variant=apt", "--format=tar",
-                    f"--include={','.join(base.packages)}",
-                    '--aptopt=Apt::Install-Recommends "false"',
-                    *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
-                    f'--customize-hook=sh {hook} "$1"',
-                    base.suite, part,
-                    *(line.format(suite=base.suite) for line in _mirrors(base)),
-                ],
-                what=f"building the root filesystem {base.folder.name}",
-                timeout=_MMDEBSTRAP_LIMIT,
-                env={"SOURCE_DATE_EPOCH": str(base.timestamp), "TMPDIR": work},
-            )  # fmt: skip
-            part.replace(tar)
-
     def _assemble(self, version: str, rootfs: Path, disk: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=disk.parent, prefix="build-") as work:
-            part = Path(work) / "disk.qcow2"
-            fakeroot = [] if os.geteuid() == 0 else ["fakeroot", "--"]
-            if fakeroot:
-                require("fakeroot")
+        fakeroot = [] if os.geteuid() == 0 else ["fakeroot", "--"]
+        if fakeroot:
+            require("fakeroot")
+        with scratch(disk.parent) as work:
+            part = work.folder / "disk.qcow2"
             run(
                 [*fakeroot, sys.executable, "-m", "pytest_vmss.images.assemble",
                  self.recipe.folder, version, rootfs, part],
@@ -172,7 +150,7 @@ class ImageBuilder:
                 timeout=600.0,
             )  # fmt: skip
             part.chmod(0o444)
-            part.replace(disk)
+            settle(part, disk)
 
 
 @cache
@@ -180,11 +158,3 @@ def _own_digest() -> str:
     """A digest of the code that lays disks out: other code may build other disks."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-
-
-def _mirrors(base: BaseRecipe) -> list[str]:
-    """The base's package sources; ``VMSS_DEBIAN_MIRROR`` replaces the archive's host."""
-    mirror = os.environ.get("VMSS_DEBIAN_MIRROR")
-    if not mirror:
-        return list(base.mirrors)
-    return [line.replace("http://deb.debian.org", mirror.rstrip("/")) for line in base.mirrors]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import stat
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -180,7 +181,10 @@ def digest_of(*recipes: _Recipe, extra: str = "") -> str:
         state.update(recipe.model_dump_json().encode())
         for path in sorted(recipe.files.rglob("*")):
             name = str(path.relative_to(recipe.files))
-            state.update(f"\0{name}\0{path.lstat().st_mode:o}\0".encode())
+            mode = path.lstat().st_mode
+            # Of the permissions only this one goes into an image; the rest is the umask's.
+            kind = stat.S_IFMT(mode) | (mode & stat.S_IXUSR if stat.S_ISREG(mode) else 0)
+            state.update(f"\0{name}\0{kind:o}\0".encode())
             if path.is_symlink():
                 state.update(str(path.readlink()).encode())
             elif path.is_file():

@@ -9,8 +9,10 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,7 @@ _NOBODY = 65534
 _IN_HEALTH = ("UP", "DRAIN", "NOLB", "no check")
 _SOCKET = "haproxy.sock"
 _ANSWER_S = 5.0
+_ANSWER_BYTES = 16 * 1024 * 1024
 _STOP_S = 5.0
 _START_S = 10.0
 
@@ -154,38 +157,80 @@ class HAProxy:
             raise BalancerError(f"the load balancer does not answer: {late.message}") from late
 
     def stop(self) -> None:
-        """Ends; nothing of it is left."""
+        """Ends; nothing of it is left.
+
+        Raises:
+            BalancerError: Its process could not be ended, or its folder not be removed.
+        """
         if not self._folder.exists():
             return
         for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
-                try:
+            self._end(process)
+        try:
+            shutil.rmtree(self._folder)
+        except FileNotFoundError:
+            pass  # another process of the lab was faster
+        except OSError as kept:
+            raise BalancerError(
+                f"the load balancer's folder {self._folder} cannot be removed: {kept}"
+            ) from kept
+
+    def _end(self, process: psutil.Process) -> None:
+        """Ends one of its processes, gently at first.
+
+        Raises:
+            BalancerError: It goes on.
+        """
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                # psutil makes sure that its number is not another process's by now.
+                process.send_signal(number)
+                with contextlib.suppress(psutil.TimeoutExpired):
                     process.wait(_STOP_S)
-                except psutil.TimeoutExpired:
-                    process.kill()
-                    with contextlib.suppress(psutil.TimeoutExpired):
-                        process.wait(_STOP_S)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(process.pid, os.WNOHANG)
-        shutil.rmtree(self._folder)
+                    break
+        except psutil.NoSuchProcess:
+            pass
+        except psutil.AccessDenied as refused:
+            raise BalancerError(
+                f"the load balancer's process {process.pid} cannot be ended: it is another "
+                f"user's ({refused})"
+            ) from refused
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+        if _runs(process):
+            raise BalancerError(
+                f"the load balancer's process {process.pid} does not end, although it was killed"
+            )
 
     def _processes(self) -> list[psutil.Process]:
         """Its processes, also one that has only begun and has not written its number yet."""
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if str(self._configuration) in (process.info["cmdline"] or ())
-        ]
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def _process(self) -> psutil.Process | None:
         """Its process; None where there is none. A pid that was used again does not count."""
         try:
             process = psutil.Process(int(self._pid_file.read_text().split()[0]))
-            ours = str(self._configuration) in process.cmdline()
-            return process if ours and process.status() != psutil.STATUS_ZOMBIE else None
         except (OSError, ValueError, IndexError, psutil.Error):
             return None
+        return process if self._is_ours(process) else None
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Whether a process is an HAProxy that runs with this very configuration.
+
+        Others may mention the file: an editor, a pager, a script.
+        """
+        try:
+            arguments = process.cmdline()
+            if not arguments or Path(arguments[0]).name != "haproxy":
+                return False
+            if _program(process) != "haproxy" or not _runs(process):
+                return False
+            owners = {os.geteuid(), _NOBODY} if os.geteuid() == 0 else {os.geteuid()}
+            if process.uids().real not in owners:
+                return False
+        except psutil.Error:
+            return False
+        return ("-f", str(self._configuration)) in pairwise(arguments)
 
     def _text(self) -> str:
         intervals = [rule.probe.interval_in_seconds for rule in self._rules if rule.probe]
@@ -305,16 +350,51 @@ class HAProxy:
                 link.settimeout(_ANSWER_S)
                 link.connect(f"/proc/self/fd/{folder}/{_SOCKET}")
                 link.sendall(command.encode() + b"\n")
-                answer = b""
-                while part := link.recv(65536):
-                    answer += part
+                answer = _read(link)
         except OSError as silent:
             raise BalancerError(
                 f"the load balancer at {self._socket} does not answer: {silent}"
             ) from silent
         finally:
             os.close(folder)
-        return answer.decode()
+        return answer.decode(errors="replace")
+
+
+def _program(process: psutil.Process) -> str:
+    """Name of the file that a process executes, whatever it calls itself."""
+    try:
+        # A file that was replaced since is marked so by the kernel.
+        return Path(process.exe().removesuffix(" (deleted)")).name
+    except psutil.AccessDenied:  # in a container, of one that has become another user's
+        return process.name()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _read(link: socket.socket) -> bytes:
+    """Reads an answer to its end.
+
+    Raises:
+        OSError: It is too long, or takes too long.
+    """
+    end, size = time.monotonic() + _ANSWER_S, 0
+    parts: list[bytes] = []
+    while size <= _ANSWER_BYTES:
+        link.settimeout(max(end - time.monotonic(), 0.001))
+        try:
+            part = link.recv(65536)
+        except TimeoutError as late:
+            raise TimeoutError(f"its answer has no end after {_ANSWER_S:g} s") from late
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+        size += len(part)
+    raise OSError(f"its answer is longer than {_ANSWER_BYTES >> 20} MiB")
 
 
 def _check(probe: Probe | None) -> str:

@@ -10,6 +10,7 @@ from pytest_vmss.model.health import (
     is_application_health,
 )
 from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
+from pytest_vmss.model.ports import LAST_PORT, host_port, host_ports
 from pytest_vmss.model.rules import check_model, model_warnings
 from pytest_vmss.model.scale_set import (
     AutomaticOSUpgradePolicy,
@@ -27,6 +28,7 @@ from pytest_vmss.model.status import ExtensionStatus, read_status_file
 from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_of
 
 __all__ = [
+    "LAST_PORT",
     "SIZES",
     "ApplicationHealthSettings",
     "AutomaticOSUpgradePolicy",
@@ -49,6 +51,8 @@ __all__ = [
     "check_model",
     "check_update",
     "find_size",
+    "host_port",
+    "host_ports",
     "is_application_health",
     "keep_secrets",
     "load_document",

@@ -176,7 +176,7 @@ def _fill(value: Any, values: Mapping[str, Mapping[str, Any]]) -> Any:
         return {key: _fill(item, values) for key, item in value.items()}
     if isinstance(value, list):
         return [_fill(item, values) for item in value]
-    if isinstance(value, str) and (match := _REFERENCE.match(value)):
+    if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
         found = values[match[1]].get(match[2])
         return value if found is None else _fill(found, values)
     return value

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from pytest_vmss.model.names import RequestPath
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 
 __all__ = [
@@ -47,7 +48,7 @@ class ApplicationHealthSettings(AzureModel):
 
     protocol: Annotated[Literal["http", "https", "tcp"], BeforeValidator(_lower)]
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    request_path: str | None = None
+    request_path: RequestPath | None = None
     interval_in_seconds: Annotated[int, Field(ge=5, le=60)] = 5
     number_of_probes: Annotated[int, Field(ge=1, le=24)] = 1
     grace_period: Annotated[int, Field(ge=1, le=14400)] | None = None

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pytest_vmss.model.names import PlainText, RequestPath, ResourceName
 from pytest_vmss.model.scale_set import AzureModel
 
 __all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name"]
@@ -21,10 +22,10 @@ def last_name(identifier: str) -> str:
 class Probe(AzureModel):
     """A health probe, from outside the VM (F2)."""
 
-    name: str
+    name: PlainText
     protocol: Literal["Http", "Https", "Tcp"]
     port: Annotated[int, Field(ge=1, le=65535)]
-    request_path: str | None = None
+    request_path: RequestPath | None = None
     interval_in_seconds: Annotated[int, Field(ge=5)] = 15
     number_of_probes: Annotated[int, Field(ge=1)] = 1
     probe_threshold: Annotated[int, Field(ge=1)] | None = None
@@ -44,7 +45,7 @@ class SubResource(AzureModel):
 class LoadBalancingRule(AzureModel):
     """From a port of the frontend to a port of the instances."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    name: ResourceName
     protocol: Literal["Tcp", "Udp", "All"] = "Tcp"
     frontend_port: Annotated[int, Field(ge=1, le=65534)]
     backend_port: Annotated[int, Field(ge=1, le=65535)]
@@ -60,7 +61,7 @@ class LoadBalancerSku(AzureModel):
 class LoadBalancer(AzureModel):
     """A ``Microsoft.Network/loadBalancers`` resource."""
 
-    name: str = "loadBalancer"
+    name: PlainText = "loadBalancer"
     sku: LoadBalancerSku | None = None
     load_balancing_rules: list[LoadBalancingRule] = Field(default_factory=list)
     probes: list[Probe] = Field(default_factory=list)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.health import is_application_health
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
+from pytest_vmss.model.ports import host_port
 from pytest_vmss.model.scale_set import ImageReference, PatchSettings, ScaleSetModel
 from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.model.service_fabric import (
@@ -201,13 +202,31 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
                 "InvalidResourceReference",
                 f"names no probe of this load balancer; there are: {names}",
             )
-    ports = Counter(rule.frontend_port for rule in balancer.load_balancing_rules)
-    for port, count in ports.items():
+    yield from _check_frontends(balancer)
+
+
+def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
+    path = f"the load balancer {balancer.name!r}.loadBalancingRules"
+    rules = balancer.load_balancing_rules
+    for port, count in Counter(rule.frontend_port for rule in rules).items():
         if count > 1:
             yield ModelProblem(
-                f"the load balancer {balancer.name!r}.loadBalancingRules",
+                path, "InvalidParameter", f"{count} rules have the frontend port {port}"
+            )
+    for name, count in Counter(rule.name.lower() for rule in rules).items():
+        if count > 1:
+            yield ModelProblem(path, "InvalidParameter", f"{count} rules have the name {name!r}")
+    # A URL that was handed out stays: so these are refused, and not given other ports.
+    by_host: dict[int, list[int]] = {}
+    for port in sorted({rule.frontend_port for rule in rules if rule.protocol != "Udp"}):
+        by_host.setdefault(host_port(port), []).append(port)
+    for port, (first, *others) in by_host.items():
+        if others:
+            yield ModelProblem(
+                path,
                 "InvalidParameter",
-                f"{count} rules have the frontend port {port}",
+                f"the frontend ports {first} and {others[0]} would both be port {port} of the "
+                "host, for below 1024 it takes 10000 more; use another one",
             )
 
 

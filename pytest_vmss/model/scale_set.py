@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic.alias_generators import to_camel
 
+from pytest_vmss.model.names import AdminName, PlainText, Prefix, ResourceName, SetName, Version
+
 __all__ = [
     "AutomaticOSUpgradePolicy",
     "AutomaticRepairsPolicy",
@@ -164,10 +166,8 @@ class WindowsConfiguration(AzureModel):
 class OSProfile(AzureModel):
     """What the guest is told at its first boot."""
 
-    computer_name_prefix: Annotated[
-        str, Field(min_length=1, max_length=58, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$")
-    ]
-    admin_username: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")] = "azureuser"
+    computer_name_prefix: Prefix
+    admin_username: AdminName = "azureuser"
     admin_password: SecretStr | None = Field(default=None, exclude=True)
     custom_data: Base64Secret | None = Field(default=None, exclude=True)
     linux_configuration: LinuxConfiguration | None = None
@@ -238,10 +238,10 @@ class NetworkProfile(AzureModel):
 class Extension(AzureModel):
     """A VM extension, with ``properties`` laid flat."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-    publisher: str
-    type: str
-    type_handler_version: Annotated[str, Field(pattern=r"^\d+(\.\d+)*$")]
+    name: ResourceName
+    publisher: PlainText
+    type: PlainText
+    type_handler_version: Version
     settings: dict[str, Any] | None = None
     protected_settings: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     provision_after_extensions: list[str] = []
@@ -296,7 +296,7 @@ class ScaleSetModel(AzureModel):
     ``properties`` are laid flat, as ``az vmss show`` prints them.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?$")]
+    name: SetName
     api_version: str | None = None
     location: str = "local"
     tags: dict[str, str] = {}

@@ -44,8 +44,7 @@ class LiveView:
         self._store = store
         self._console = console
         self._start = time.monotonic()
-        events = store.events()
-        self._last = events[-1].id if events else 0
+        self._last = max((event.id for event in store.last_events(None, 1)), default=0)
         self._rows: dict[str, _Row] = {}
         self._running: set[str] = set()
         self._stop = threading.Event()

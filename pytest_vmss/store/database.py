@@ -391,11 +391,13 @@ class Store:
         names = columns.split(", ")
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
-    def last_events(self, scale_set: str, count: int) -> list[EventRecord]:
-        """The last events of a set, oldest first."""
+    def last_events(self, scale_set: str | None, count: int) -> list[EventRecord]:
+        """The last events of a set, or of the lab, oldest first."""
         columns = "id, time, scale_set, instance_id, operation, kind, message"
         rows = self._read(
-            f"SELECT {columns} FROM event WHERE scale_set = ? ORDER BY id DESC LIMIT ?",  # noqa: S608
+            f"SELECT {columns} FROM event WHERE ? IS NULL OR scale_set = ? "  # noqa: S608
+            "ORDER BY id DESC LIMIT ?",
+            scale_set,
             scale_set,
             count,
         )

@@ -352,6 +352,11 @@ class GenerationRecord(Record):
         """The set's name, the instance's number and its own."""
         return (self.scale_set.lower(), f"{self.instance_id:06d}", f"{self.number:06d}")
 
+    def is_of(self, version: VersionRecord) -> bool:
+        """Whether it was made from an image version: of the same gallery and definition (C3)."""
+        own = (self.gallery.lower(), self.definition.lower(), self.version)
+        return own == version.key
+
 
 class Outcome(StrEnum):
     """What came of an instance in an upgrade (G3)."""

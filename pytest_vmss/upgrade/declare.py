@@ -9,6 +9,7 @@ from datetime import datetime
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
 from pytest_vmss.guest.extensions import check_settings, known_types
 from pytest_vmss.model import (
+    LAST_PORT,
     ScaleSetDocument,
     ScaleSetModel,
     check_model,
@@ -110,9 +111,16 @@ def declare(
         health_command: A health source of the lab's own (F4).
 
     Raises:
+        ModelError: A port is none.
         ConflictError: There is a set of that name.
     """
     model, now = document.model, world.clock.now()
+    wrong = [port for port in ports if not isinstance(port, int) or not 1 <= port <= LAST_PORT]
+    if wrong:
+        problem = ModelProblem(
+            "ports", "InvalidParameter", f"must be from 1 to {LAST_PORT}; given {wrong[0]!r}"
+        )
+        raise ModelError([problem], source="what was asked for")
     forwarded = {_SSH_PORT, *ports, *_ports_of(document)}
     record = ScaleSetRecord(
         name=model.name,

@@ -19,6 +19,7 @@ from pytest_vmss.errors import (
     CapacityError,
     ConflictError,
     InterruptedOperationError,
+    LabError,
     NotFoundError,
 )
 from pytest_vmss.guest.extensions import handler_versions
@@ -34,7 +35,7 @@ from pytest_vmss.store import (
 )
 from pytest_vmss.upgrade import planner
 from pytest_vmss.upgrade.enrol import enrol
-from pytest_vmss.upgrade.journal import ENDED, Account, Journal
+from pytest_vmss.upgrade.journal import ENDED, Account, Journal, describe
 from pytest_vmss.upgrade.observe import Measures, observe_health
 from pytest_vmss.upgrade.resources import file_uris
 from pytest_vmss.upgrade.work import Worker
@@ -154,7 +155,7 @@ class Engine:
         return self._finish(operation.id)
 
     def _finish(self, operation_id: str) -> Account:
-        with self.journal.ending(operation_id):
+        with self.journal.resumable(operation_id):
             self._work(operation_id, self.journal.account(operation_id).busy)
             account = self.journal.account(operation_id)
             if account.errors:
@@ -174,6 +175,10 @@ class Engine:
             context = self._context(operation_id, number)
             try:
                 self._worker.act(context, operation)
+            except Exception as error:
+                with contextlib.suppress(LabError):  # of several, each is told here
+                    context.event("error", f"cannot go on just now: {describe(error)[1]}")
+                raise
             finally:
                 context.leave()
 
@@ -266,7 +271,7 @@ class Engine:
 
     def _roll(self, operation_id: str) -> Account:
         begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
-        with self.journal.ending(operation_id):
+        with self.journal.resumable(operation_id):
             if not self._reach_resources(operation_id):
                 return self.journal.account(operation_id)
             self._read_metrics(operation_id)
@@ -387,7 +392,12 @@ class Engine:
                 finally:
                     context.leave()
 
-            side_by_side(failed, roll_back, clock=self._world.clock)
+            # They may serve although they failed: no more of them at once than in a batch.
+            at_once = planner.batch_limit(
+                len(self.instances()), self._policy().max_batch_instance_percent
+            )
+            for start in range(0, len(failed), at_once):
+                side_by_side(failed[start : start + at_once], roll_back, clock=self._world.clock)
         self.journal.end(
             record.id, "Faulted", code=record.error_code, message=record.error_message,
             why=record.why,
@@ -426,6 +436,14 @@ class Engine:
             if operation is None or not operation.rolling:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
             self.journal.update(operation.id, cancel_requested=self._world.clock.now())
+        with contextlib.suppress(ConflictError), self.claim():
+            # Nobody is at it: it was interrupted. Between two batches it can end at once.
+            account = self.journal.account(operation.id)
+            decided = account.record.ended is not None or account.record.error_code is not None
+            if not decided and not account.unsettled:
+                self.journal.end(
+                    operation.id, "Cancelled", why="cancelled while it was interrupted"
+                )
 
     # What the planner needs to know.
 
@@ -443,11 +461,11 @@ class Engine:
         self, action: Action, record: InstanceRecord, version: VersionRecord | None
     ) -> bool:
         """Whether an instance has what an upgrade brings already."""
-        if action == "upgrade":
-            return version is not None and record.version == version.version
         if action == "update":
             return not self.is_behind(record)
         generation = self._store.get(GenerationRecord, *record.key, f"{record.generation:06d}")
+        if action == "upgrade":
+            return generation is not None and version is not None and generation.is_of(version)
         versions = {f"{p}.{t}": v for (p, t), v in handler_versions().items()}
         return generation is None or all(
             entry.version == versions.get(entry.type.lower(), entry.version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from pytest_vmss.hypervisor.addresses import host_port
+from pytest_vmss.model import host_ports
 from pytest_vmss.store import InstanceRecord
 from pytest_vmss.upgrade.placement import Spot, next_spot
 from pytest_vmss.upgrade.world import World
@@ -49,7 +49,7 @@ def enrol(world: World, scale_set: str, count: int) -> list[int]:
                     computer_name=f"{prefix}{_base36(number):0>6}".lower(),
                     mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in unique.bytes[-3:]),
                     address=free.pop(0),
-                    forwards={port: host_port(port) for port in set_record.ports},
+                    forwards=host_ports(set_record.ports),
                     update_domain=spot.domain,
                     placement_group=spot.group,
                     zone=spot.zone,

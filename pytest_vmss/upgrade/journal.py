@@ -17,7 +17,6 @@ from pytest_vmss.errors import (
     UpgradeError,
     VmssError,
     WaitTimeoutError,
-    is_interruption,
 )
 from pytest_vmss.store import (
     Action,
@@ -78,6 +77,11 @@ class Account:
     def busy(self) -> list[int]:
         """The instances that it has begun with and is not through with."""
         return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
+
+    @property
+    def unsettled(self) -> list[int]:
+        """The instances in the middle of something: begun with, or on the way back."""
+        return [n for n, result in self.results.items() if result.going_back or n in self.busy]
 
     def count(self, *outcomes: Outcome) -> int:
         """How many instances have one of these outcomes."""
@@ -231,10 +235,10 @@ class Journal:
             LabError: An instance is still in progress: nobody would go on with it.
         """
         with self._store.transaction():
-            if busy := self.account(operation_id).busy:
+            if unsettled := self.account(operation_id).unsettled:
                 raise LabError(
                     f"the operation {operation_id} on {self._name!r} cannot end while it is in the "
-                    f"middle of the instances {', '.join(map(str, busy))}"
+                    f"middle of the instances {', '.join(map(str, unsettled))}"
                 )
             record = self._world.set_record(self._name)
             if record.state == "Creating" and self.operation(operation_id).action == "create":
@@ -254,11 +258,8 @@ class Journal:
             self._store.event(self._name, "end", text, operation=operation_id)
 
     @contextlib.contextmanager
-    def ending(self, operation_id: str) -> Iterator[None]:
-        """Ends an operation that fails, or leaves it to be resumed (G4, Q1).
-
-        It is left unfinished by what the host cannot do just now, and by whatever comes in
-        the middle of an instance.
+    def resumable(self, operation_id: str) -> Iterator[None]:
+        """Leaves an operation to be resumed that cannot be brought to its end just now (Q1).
 
         Raises:
             InterruptedOperationError: It is unfinished.
@@ -267,11 +268,7 @@ class Journal:
         try:
             yield
         except Exception as error:
-            code, message = describe(error)
-            if is_interruption(error) or self.account(operation_id).busy:
-                raise self._interrupted(operation_id, action, message) from error
-            self.end(operation_id, "Faulted", code=code, message=message)
-            raise
+            raise self._interrupted(operation_id, action, describe(error)[1]) from error
 
     @contextlib.contextmanager
     def outside(self, what: str) -> Iterator[None]:
@@ -286,8 +283,6 @@ class Journal:
         try:
             yield
         except Exception as error:
-            if not is_interruption(error):
-                raise
             raise self._interrupted("", what, describe(error)[1]) from error
 
     def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
@@ -309,7 +304,7 @@ class Journal:
     def abandon(self, operation_id: str, why: str) -> None:
         """Ends an operation in the middle of instances, whose set is deleted."""
         with self._store.transaction():
-            for number in self.account(operation_id).busy:
+            for number in self.account(operation_id).unsettled:
                 context = InstanceContext(self._world, self._name, number, operation_id)
                 error = ErrorRecord(code="OperationPreempted", message=why)
                 self.note(context, outcome=Outcome.FAILED, going_back=False, error=error)

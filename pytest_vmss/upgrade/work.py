@@ -1,10 +1,10 @@
 """What operations do to one instance: journalled phases, and what came of them.
 
 An instance fails by what its guest does or does not do, and by what the hypervisor
-refuses for it; then it goes the way back. What the host cannot do just now is raised to
-the engine, which leaves the operation unfinished: see
-:func:`~pytest_vmss.errors.is_interruption`. On the way back nothing but the guest can
-fail, all else is raised; and what is committed never goes back.
+refuses for it; then it goes the way back. Everything else is raised to the engine, which
+leaves the operation unfinished: see :func:`~pytest_vmss.errors.is_verdict`. On the way
+back nothing but the guest can fail, all else is raised; and what is committed never goes
+back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytest_vmss.errors import (
     InstanceError,
     NotFoundError,
     WaitTimeoutError,
-    is_interruption,
+    is_verdict,
 )
 from pytest_vmss.store import (
     OperationRecord,
@@ -253,7 +253,7 @@ class Worker:
         Raises:
             Exception: It tells nothing of the instance.
         """
-        if is_interruption(error):
+        if not is_verdict(error):
             raise error
         self._journal.failed(context, error)
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.simulation.test_machine import live
 from tests.vm.command import Command
-from tests.vm.test_crashes import Shop, create
+from tests.vm.shop import Shop, create
 
 pytestmark = pytest.mark.nightly
 
@@ -52,8 +52,8 @@ def test_kills_at_random_moments(
             process.communicate(timeout=600)
             command("resume", "shop", ok=False)
             history = shop.history()
-            if history and history[0]["runningStatus"]["code"] == "Completed":  # type: ignore[index]
+            if history and history[0]["runningStatus"]["code"] == "Completed":
                 on = "1.1.0"
-            shop.check(on, on)
+            shop.check([on, on])
     finally:
         command("delete", "--yes", "shop", ok=False)

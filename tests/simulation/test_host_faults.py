@@ -493,3 +493,123 @@ def test_records_are_checked_when_they_are_changed(lab: SimulatedLab) -> None:
     with pytest.raises(TypeError, match="provisionning"):
         lab.store.amend(web[0].record, provisionning="Failed")
     assert web[0].record.provisioning == "Succeeded"
+
+
+def test_the_way_back_at_a_policy_breach_waits_for_the_host(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: an operation does not end while an instance is on its way back, either."""
+    web = lab.start_web(2, automatic=False, policy={"rollbackFailedInstancesOnPolicyBreach": True})
+    lab.publish("1.1.0", Behaviour.EXTENSION_FAILS)
+    apply = Start.apply
+
+    def start(self: Start, context: Any) -> None:
+        if self.generation == 1:
+            raise HypervisorError("cannot fork child process: Resource temporarily unavailable")
+        apply(self, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Start, "apply", start)
+        interrupted(web.upgrade, "temporarily unavailable")
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.error is not None
+    assert upgrade.error.code == "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
+    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED}
+    assert web.healthy
+    check_accounts(lab, web)
+
+
+def test_no_more_go_back_at_once_than_are_in_a_batch(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M2: instances that failed by an extension may serve all the while."""
+    policy = {
+        "rollbackFailedInstancesOnPolicyBreach": True,
+        "maxUnhealthyUpgradedInstancePercent": 50,
+        "maxUnhealthyInstancePercent": 100,
+    }
+    web = lab.start_web(15, automatic=False, policy=policy)
+    lab.publish("1.1.0", Behaviour.EXTENSION_FAILS)
+    out: list[int] = []
+    off, stop = lab.simulated.power_off, lab.simulated.request_stop
+
+    def count() -> None:
+        out.append(len(lab.simulated.defined) - len(lab.simulated.running))
+
+    def power_off(name: str) -> None:
+        off(name)
+        count()
+
+    def request_stop(name: str) -> None:
+        stop(name)
+        count()
+
+    monkeypatch.setattr(lab.simulated, "power_off", power_off)
+    monkeypatch.setattr(lab.simulated, "request_stop", request_stop)
+    upgrade = web.upgrade()
+    assert upgrade.faulted
+    assert Outcome.ROLLED_BACK in upgrade.outcomes.values()
+    assert 0 < max(out) <= 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("can't start new thread"), KeyError("a mistake of ours")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_says_nothing_of_an_image_judges_nobody(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Q1: on an instance, and between two batches."""
+    web, apply, raised = upgrading(lab, 2), Start.apply, [False]
+
+    def start(self: Start, context: Any) -> None:
+        if not raised[0]:
+            raised[0] = True
+            raise error
+        apply(self, context)
+
+    monkeypatch.setattr(Start, "apply", start)
+    interrupted(lab.run_due, type(error).__name__)
+    monkeypatch.setattr(Engine, "observe", _raises(error, Engine.observe))
+    interrupted(web.resume, type(error).__name__)
+    assert web.history()[0].errors == {}
+    ends_completed(lab, web)
+
+
+def _raises(error: Exception, real: Callable[..., Any]) -> Callable[..., Any]:
+    """Raises an error, once."""
+    raised: list[bool] = []
+
+    def call(*arguments: Any) -> Any:
+        if not raised:
+            raised.append(True)
+            raise error
+        return real(*arguments)
+
+    return call
+
+
+def test_an_interrupted_upgrade_can_be_cancelled(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D8, G4: between two batches at once, in the middle of an instance after it."""
+    web = upgrading(lab, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "observe", _raises(MemoryError(), Engine.observe))
+        interrupted(lab.run_due, "MemoryError")
+        web.cancel()
+    (upgrade,) = web.history()
+    assert upgrade.cancelled
+    lab.publish("1.2.0")
+    lab.simulated.fail_os_disks = True
+    interrupted(lab.run_due, "no space left")
+    web.cancel()
+    assert not web.history()[0].ended
+    lab.simulated.fail_os_disks = False
+    ended = web.resume()
+    assert ended is not None
+    assert ended.cancelled
+    assert ended.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.NOT_STARTED}
+    check_accounts(lab, web)

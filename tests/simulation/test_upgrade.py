@@ -14,9 +14,11 @@ from pytest_vmss.errors import (
     UpgradeError,
 )
 from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss.process import run
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
 from pytest_vmss.upgrade.engine import Engine
+from tests.models import IMAGE_ID
 from tests.simulation.conftest import SimulatedLab
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
@@ -334,3 +336,18 @@ def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
     with pytest.raises(ConflictError, match="no ongoing Rolling Upgrade"):
         web.cancel()
     check_accounts(lab, web)
+
+
+def test_the_same_number_of_another_image_is_another_target(lab: SimulatedLab) -> None:
+    """C3, C5: gallery, definition and version are compared, never the number alone."""
+    web = lab.start_web(2, automatic=False)
+    path = lab.paths.folder / "other.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", path, "77M"], what="an image")
+    record = lab.gallery().publish("other", "1.0.0", path)
+    lab.simulated.images[record.digest] = "1.0.0"
+    reference = {"id": IMAGE_ID.format(definition="other")}
+    web.update({"virtualMachineProfile": {"storageProfile": {"imageReference": reference}}})
+    upgrade = web.upgrade()
+    assert upgrade.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SUCCEEDED}
+    assert {instance.generation.definition for instance in web} == {"other"}
+    assert all(instance.latest_model_applied for instance in web)

@@ -140,10 +140,10 @@ def test_a_check_that_hangs_is_told_and_bounded(store: Store) -> None:
         return go.wait(20)
 
     watched = Always(store, "web", hangs, every=0.0, limit=0.2)
+    begun = time.monotonic()
     with pytest.raises(ViolationError) as violated, watched:
         assert inside.wait(10)
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     assert "did not return within 0.2 s of the block's end (it stands in" in violated.value.message
     assert "the check returned False" in violated.value.message
     go.set()
@@ -226,7 +226,7 @@ def test_a_health_function_that_hangs_is_told_and_bounded() -> None:
     begun = time.monotonic()
     well, told = asked(redis_answers, "host", limit=0.2)
     assert not well
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     assert "redis_answers: the function did not return within 0.2 s" in told
     assert "threading.py" in told or "test_checks.py" in told
     with pytest.raises(Interrupted):  # the lab is closed meanwhile

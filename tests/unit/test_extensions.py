@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import http.client
+import http.server
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,9 +27,11 @@ from pytest_vmss.errors import ModelProblem, NotFoundError
 from pytest_vmss.guest.extensions import CustomScript, RunCommandLinux, find_handler, redact
 from pytest_vmss.guest.extensions.command import _read
 from pytest_vmss.guest.in_guest import download
-from pytest_vmss.model import Extension, stages_of_extensions
+from pytest_vmss.health import probe_once
+from pytest_vmss.model import Extension, Probe, stages_of_extensions
 from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.store import Store
+from pytest_vmss.upgrade import resources
 from pytest_vmss.upgrade.resources import reach
 
 
@@ -324,3 +330,129 @@ def test_what_the_host_can_reach(blobs: Blobs) -> None:
     assert "sig" not in reach("http://127.0.0.1:1/a.sh?sig=secret")
     (blobs._folder / "a.sh").unlink()
     assert "answers with HTTP status 404" in reach(url)
+
+
+class _Picky(http.server.BaseHTTPRequestHandler):
+    """A server that does not take every method."""
+
+    head = 501
+    get = 206
+    seen: ClassVar[list[str]] = []
+
+    def do_HEAD(self) -> None:
+        self.seen.append(f"HEAD {self.path}")
+        self.send_response(self.head)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.seen.append(f"GET {self.path} {self.headers['Range']}")
+        self.send_response(self.get)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def picky() -> Iterator[tuple[type[_Picky], str]]:
+    class Mine(_Picky):
+        seen: ClassVar[list[str]] = []
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Mine, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 500, 501])
+def test_a_server_that_refuses_head_is_asked_by_a_ranged_get(
+    picky: tuple[type[_Picky], str], status: int
+) -> None:
+    """C8."""
+    server, url = picky
+    server.head = status
+    assert reach(f"{url}/x.sh?sig=s") == ""
+    assert server.seen == ["HEAD /x.sh?sig=s", "GET /x.sh?sig=s bytes=0-0"]
+    server.get = 404
+    assert reach(f"{url}/x.sh?sig=s") == f"{url}/x.sh answers with HTTP status 404"
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 416, 429, 500, 503])
+def test_what_a_guest_may_fare_better_with_stops_no_upgrade(
+    picky: tuple[type[_Picky], str], status: int
+) -> None:
+    """C8: only what is certainly wrong does."""
+    server, url = picky
+    server.head = server.get = status
+    assert reach(f"{url}/x.sh") == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://127.0.0.1:99999/x.sh?sig=s", "'http://127.0.0.1:99999/x.sh' is no URI: Port"),
+        ("http://127.0.0.1:x/x.sh", "is no URI: Port could not be cast"),
+        ("http://[::1/x?sig=s", "'http://[::1/x' is no URI: Invalid IPv6 URL"),
+        ("http:///x.sh", "is no URI: it must begin with http:// or https:// and name a host"),
+        ("ftp://a/x.sh", "is no URI: it must begin with http"),
+        ("", "is no URI: it must begin with http"),
+        (f"http://{'a' * 70}.example/x", "is no URI: encoding with 'idna' codec failed"),
+        ("http://nobody.invalid/x?sig=s", "http://nobody.invalid/x cannot be reached: "),
+        ("http://user:secret@127.0.0.1:1/x", "http://127.0.0.1:1/x cannot be reached: "),
+        ("http://127.0.0.1:1/\x1b[31m", "cannot be reached"),
+    ],
+)
+def test_odd_uris_are_told_and_never_raise(
+    uri: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C8, M5."""
+    real = socket.getaddrinfo
+
+    def look(host: str, *arguments: Any, **options: Any) -> Any:
+        if host.endswith(".invalid"):  # nothing is asked of the network
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    answer = reach(uri)
+    assert told in answer
+    assert not any(secret in answer for secret in ("sig=", "secret", "\x1b"))
+
+
+def test_a_uri_that_is_not_encoded_is_encoded_as_guests_do(
+    picky: tuple[type[_Picky], str],
+) -> None:
+    server, url = picky
+    server.head = 200
+    assert reach(f"{url}/ä b%20c.sh?x=ö") == ""
+    assert server.seen == ["HEAD /%C3%A4%20b%20c.sh?x=%C3%B6"]
+    assert download.encoded(f"{url}/ä b%20c.sh?x=ö#part") == f"{url}/%C3%A4%20b%20c.sh?x=%C3%B6"
+
+
+def test_a_server_that_drips_its_answer_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C8, F2, R2: byte after byte, each well within a socket's own limit."""
+    monkeypatch.setattr(resources, "_TIMEOUT_S", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ended = threading.Event()
+
+        def serve() -> None:
+            while not ended.is_set():
+                link, _ = listener.accept()
+                with contextlib.suppress(OSError):
+                    for _number in range(200):
+                        link.sendall(b"H")
+                        time.sleep(0.05)
+
+        threading.Thread(target=serve, daemon=True).start()
+        port = listener.getsockname()[1]
+        begun = time.monotonic()
+        assert reach(f"http://127.0.0.1:{port}/x.sh") == ""  # nothing is certain
+        probe = Probe(name="p", protocol="Http", port=80, request_path="/")
+        seen = probe_once(probe, "127.0.0.1", port, timeout=0.4)
+        assert (seen.healthy, "no answer within 0.4 s" in seen.detail) == (False, True)
+        assert not probe_once(
+            probe.model_copy(update={"protocol": "Https"}), "127.0.0.1", port, timeout=0.4
+        ).healthy
+        assert time.monotonic() - begun < 5
+        ended.set()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_vmss.clock import SystemClock
-from pytest_vmss.errors import ConflictError, ImageError, NotFoundError
+from pytest_vmss.errors import ConflictError, ImageError, LabError, NotFoundError
 from pytest_vmss.gallery import Gallery, ImageAddress, Images
+from pytest_vmss.gallery import gallery as gallery_module
+from pytest_vmss.locks import wait_for_lock
 from pytest_vmss.model import ImageReference
 from pytest_vmss.process import run
 from pytest_vmss.store import Store
@@ -114,13 +119,16 @@ def test_a_raw_disk_becomes_a_qcow2(gallery: Gallery, images: Images, tmp_path: 
     assert images.path_of(record).read_bytes()[:4] == b"QFI\xfb"
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.0.0.0", "latest", "01.0.0", "1.0.-1", "1.0.0/x"])
+@pytest.mark.parametrize(
+    "version",
+    ["1.0", "1.0.0.0", "latest", "01.0.0", "1.0.-1", "1.0.0/x", "1.0.1\n", "\n1.0.1", "\u0661.0.0"],
+)
 def test_a_wrong_version_number(gallery: Gallery, tmp_path: Path, version: str) -> None:
     with pytest.raises(ImageError, match=r"Major\.Minor\.Patch"):
         gallery.publish("web", version, qcow2(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("name", ["a/b", "", "..", "-a", "a" * 81])
+@pytest.mark.parametrize("name", ["a/b", "", "..", "-a", "a" * 81, "a\n"])
 def test_a_wrong_name(images: Images, tmp_path: Path, name: str) -> None:
     """M6."""
     with pytest.raises(ImageError, match="no name"):
@@ -158,3 +166,76 @@ def test_addresses(gallery: Gallery, images: Images, tmp_path: Path) -> None:
         images.address_of(other)
     with pytest.raises(NotFoundError, match="published are: gallery/web"):
         images.resolve(ImageAddress("gallery", "nothing"))
+
+
+def test_one_version_published_twice_at_once(
+    gallery: Gallery, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B1: of two contents one is published, and the other refused, whoever is first."""
+    together = threading.Barrier(2)
+    digest = gallery_module._digest
+
+    def wait(path: Path) -> str:
+        together.wait(30)
+        return digest(path)
+
+    monkeypatch.setattr(gallery_module, "_digest", wait)
+    published: list[str] = []
+    refused: list[ConflictError] = []
+
+    def publish(source: Path) -> None:
+        try:
+            published.append(gallery.publish("web", "1.0.0", source).digest)
+        except ConflictError as error:
+            refused.append(error)
+
+    threads = [
+        threading.Thread(target=publish, args=(qcow2(tmp_path / size, size),))
+        for size in ("1M", "2M")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(published), len(refused)) == (1, 1)
+    assert [record.digest for record in images.versions("gallery", "web")] == published
+    assert stored(images) == [f"{published[0]}.qcow2"]
+
+
+def test_what_killed_publications_left_is_removed(
+    gallery: Gallery, images: Images, tmp_path: Path
+) -> None:
+    """Q1: and only that: not what another process is writing, not what is recorded."""
+    record = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
+    path = images.path_of(record)
+    (images._folder / "dead.part").write_bytes(b"half an image")
+    (images._folder / "dead.part").chmod(0o444)
+    # Killed after it had its name, and before it was recorded; and after that.
+    lost = images._folder / f"{'0' * 64}.qcow2"
+    lost.write_bytes(b"x")
+    os.link(lost, images._folder / "lost.part")
+    os.link(path, images._folder / "done.part")
+    with wait_for_lock(images._folder / "alive.part", what="writes", limit=1):
+        gallery.publish("web", "1.1.0", qcow2(tmp_path / "b", "2M"))
+        names = stored(images)
+        assert "alive.part" in names
+        assert len(names) == 3
+        assert lost.name not in names
+    assert images.path_of(record) == path
+
+
+def test_a_publication_that_cannot_be_recorded_leaves_nothing(
+    gallery: Gallery, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1."""
+
+    def full(_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as now:
+        now.setattr(Images, "_record", lambda *_: full(None))
+        with pytest.raises(LabError, match="disk is full"):
+            gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
+    assert stored(images) == []
+    assert gallery.versions("web") == []
+    gallery.publish("web", "1.0.0", tmp_path / "a")

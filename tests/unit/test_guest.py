@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import http.server
+import os
 import socket
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pytest_vmss.clock import VirtualClock, wait_for
-from pytest_vmss.errors import InstanceError, NoBootError, WaitTimeoutError
+from pytest_vmss.errors import (
+    CloudInitError,
+    GuestUnreachableError,
+    HypervisorError,
+    InstanceError,
+    NoBootError,
+    WaitTimeoutError,
+)
 from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest.agent import guest_time, read_file
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.shell import Shell
+from pytest_vmss.guest.shell import CommandResult, Shell
 from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Probe
@@ -164,3 +174,62 @@ def test_a_wait_ends_early_where_no_boot_can_succeed(
         guest.wait_boot(None)
     assert "Linux version" in ended.value.console_tail
     assert clock.monotonic() == 0.0
+
+
+def test_a_long_console_is_not_read_again_and_again(tmp_path: Path) -> None:
+    """R2: of 200 MB, most of them of earlier boots, a look reads a little."""
+    path = tmp_path / "console.log"
+    with path.open("wb") as file:
+        file.write(b"Kernel panic - not syncing: an earlier boot\n")
+        file.truncate(100 * 1024 * 1024)
+        file.seek(0, os.SEEK_END)
+        start = file.tell()
+        file.write(b"SeaBIOS\n[    1.0] Linux version 6.1\n")
+        file.seek(100 * 1024 * 1024, os.SEEK_CUR)
+        file.write(b"\nlast words\n")
+    console = Console(path, start)
+    tracemalloc.start()
+    assert (console.trouble(), console.milestone()) == (None, "reached the kernel")
+    assert console.tail(1) == "last words"
+    assert tracemalloc.get_traced_memory()[1] < 16 * 1024 * 1024
+    tracemalloc.stop()
+    with path.open("ab") as file:
+        file.write(b"Kernel panic - not syncing: VFS\n")
+    assert console.trouble() == "panic"
+    assert Console(path, path.stat().st_size).tail() == ""
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "{", "[]", "{}", '{"return": 1}', '{"return": {"buf-b64": 3}}', "[" * 10**6]
+)
+def test_an_agent_may_answer_what_it_likes(answer: str) -> None:
+    """R2: it is a failure of the guest, whatever it is."""
+    with pytest.raises(HypervisorError, match="the guest agent"):
+        read_file(lambda _: answer, "/x")
+    if answer != '{"return": 1}':
+        with pytest.raises(HypervisorError, match="the guest agent"):
+            guest_time(lambda _: answer)
+
+
+@pytest.mark.parametrize("error", [None, b"no"])
+def test_a_guest_that_goes_away_while_cloud_init_runs_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: bytes | None
+) -> None:
+    """E5, Q1: to cloud-init's own limit; then it is told which of the two it was."""
+    clock = VirtualClock()
+    guest = LinuxGuest(
+        "web_0",
+        access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
+        console=Console(tmp_path / "log"),
+        limits=lambda: Limits(cloud_init=500.0),
+        clock=clock,
+        power_state=lambda: PowerState.RUNNING,
+        agent_connected=lambda: True,
+    )
+    shell = Shell.__new__(Shell)
+    monkeypatch.setattr(Shell, "run", lambda *_, **__: CommandResult(75, "", ""))
+    monkeypatch.setattr(LinuxGuest, "_connect", lambda _: None if error is None else shell)
+    kind = GuestUnreachableError if error is None else CloudInitError
+    with pytest.raises(kind, match="cloud-init did not end within 500 s"):
+        guest.wait_cloud_init()
+    assert clock.monotonic() >= 500

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -13,7 +16,7 @@ import psutil
 import pytest
 
 from pytest_vmss.clock import VirtualClock
-from pytest_vmss.errors import ModelError
+from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule, SimulatedBalancer
 from pytest_vmss.model import Probe, load_document
 from tests.http_server import HttpServer
@@ -275,3 +278,73 @@ def test_azures_json_of_it() -> None:
     with pytest.raises(ModelError, match="no load balancer was given"):
         load_document(web_model())
     assert load_document(web_model(), known_balancer=document.balancer).probe == document.probe
+
+
+@pytest.mark.parametrize("program", ["tail", "haproxy"])
+def test_only_this_folders_own_haproxy_is_ended(tmp_path: Path, program: str) -> None:
+    """Whoever merely mentions its configuration goes on, as does another folder's HAProxy."""
+    folder = tmp_path / "b"
+    folder.mkdir()
+    mentions = folder / "haproxy.cfg"
+    mentions.write_text("x")
+    renamed = tmp_path / program
+    renamed.symlink_to("/usr/bin/tail")
+    watcher = subprocess.Popen([renamed, "-f", mentions], stdout=subprocess.DEVNULL)
+    other = HAProxy(tmp_path / "b2", [Rule("http", ADDRESS, PORT, 80, PROBE)])
+    try:
+        other.ensure([])
+        (folder / "haproxy.pid").write_text(f"{watcher.pid}\n")  # used again meanwhile
+        made = HAProxy(folder, [Rule("http", ADDRESS, PORT + 1, 80, PROBE)])
+        made.stop()
+        assert not folder.exists()
+        assert watcher.poll() is None
+        assert other._process() is not None
+    finally:
+        watcher.kill()
+        watcher.wait()
+        other.stop()
+
+
+def test_a_process_that_cannot_be_ended_is_told(
+    haproxy: HAProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder stays: it is what the process is found by."""
+    with monkeypatch.context() as patched:
+        patched.setattr(psutil.Process, "send_signal", lambda *_: None)
+        patched.setattr("pytest_vmss.load_balancer.haproxy._STOP_S", 0.05)
+        with pytest.raises(BalancerError, match="does not end, although it was killed"):
+            haproxy.stop()
+
+        def refuse(*_: object) -> None:
+            raise psutil.AccessDenied
+
+        patched.setattr(psutil.Process, "send_signal", refuse)
+        with pytest.raises(BalancerError, match="it is another user's"):
+            haproxy.stop()
+    assert haproxy._process() is not None
+
+
+@pytest.mark.parametrize("drip", [True, False], ids=["byte after byte", "without end"])
+def test_an_answer_of_its_socket_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drip: bool
+) -> None:
+    """R2: in time and bytes."""
+    monkeypatch.setattr("pytest_vmss.load_balancer.haproxy._ANSWER_S", 0.5)
+    monkeypatch.setattr("pytest_vmss.load_balancer.haproxy._ANSWER_BYTES", 1024 * 1024)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "haproxy.sock"))
+        listener.listen()
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            with contextlib.suppress(OSError):
+                for _number in range(100_000):
+                    link.sendall(b"x" if drip else b"x" * 65536)
+                    time.sleep(0.05 if drip else 0)
+
+        threading.Thread(target=serve, daemon=True).start()
+        begun = time.monotonic()
+        words = "has no end after" if drip else "is longer than 1 MiB"
+        with pytest.raises(BalancerError, match=words):
+            HAProxy(tmp_path, [])._ask("show stat")
+        assert time.monotonic() - begun < 5

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,4 +123,148 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_half_written(tmp_path: Path
     store._db.execute("PRAGMA max_page_count=100000")
     fill()
     assert len(store.select(DefinitionRecord)) == 1001
+    store.close()
+
+
+OPEN = """
+import sys, time
+from pathlib import Path
+from pytest_vmss.clock import SystemClock
+from pytest_vmss.store import Store
+
+folder, me = Path(sys.argv[1]), sys.argv[2]
+for attempt in range(20):
+    (folder / f"{attempt}-{me}").touch()
+    while len(list(folder.glob(f"{attempt}-*"))) < 3:
+        pass
+    store = Store(folder / f"db{attempt}", SystemClock())
+    store.event("", "kind", me)
+    store.close()
+"""
+
+
+def test_three_processes_make_one_database(tmp_path: Path) -> None:
+    """Q1: SQLite fails at once where two switch to its write-ahead log."""
+    command = [sys.executable, "-c", OPEN, str(tmp_path)]
+    processes = [subprocess.Popen([*command, me], stderr=subprocess.PIPE) for me in "abc"]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+    for attempt in range(20):
+        store = Store(tmp_path / f"db{attempt}", VirtualClock())
+        assert sorted(event.message for event in store.events()) == ["a", "b", "c"]
+        store.close()
+
+
+class Broken(sqlite3.Connection):
+    """A connection on which statements fail that start so."""
+
+    failing: tuple[str, ...] = ()
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        if statement.startswith(self.failing):
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(statement, *arguments)
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> type[Broken]:
+    """What a store's connections are made of."""
+
+    class Connection(Broken):
+        pass
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *path, **options: connect(*path, **options, factory=Connection)
+    )
+    return Connection
+
+
+@pytest.mark.parametrize("failing", ["BEGIN", "INSERT", "COMMIT", "UPDATE", "DELETE"])
+@pytest.mark.parametrize("undo", [True, False])
+def test_a_write_that_fails_does_not_poison_the_next(
+    tmp_path: Path, broken: type[Broken], failing: str, undo: bool
+) -> None:
+    """Q1: also where what was written cannot be rolled back."""
+    store = Store(tmp_path / "db", VirtualClock())
+    store.put(definition("a"))
+    step = store.intend("op", "web", 0, "swap", 0, "stop")
+    broken.failing = (failing,) if undo else (failing, "ROLLBACK")
+
+    def write() -> None:
+        with store.transaction():
+            store.put(definition("b"))
+            store.done(step)
+            store.delete(definition("a"))
+
+    with pytest.raises(LabError, match=r"cannot be written: disk I/O error.*vmss resume"):
+        write()
+    assert store.get(DefinitionRecord, "g", "b") is None
+    broken.failing = ()
+    assert store.get(DefinitionRecord, "g", "a") is not None
+    write()
+    assert [record.name for record in store.select(DefinitionRecord)] == ["b"]
+    store.close()
+
+
+def test_nothing_is_written_outside_of_a_transaction_that_failed(
+    tmp_path: Path, broken: type[Broken]
+) -> None:
+    """Q1: SQLite rolls back by itself on some errors; what follows would stand alone."""
+    store = Store(tmp_path / "db", VirtualClock())
+
+    def write() -> None:
+        with store.transaction():
+            store.put(definition("a"))
+            store._db.execute("ROLLBACK")
+            store.put(definition("b"))
+
+    assert broken.failing == ()
+    with pytest.raises(LabError, match="cannot be written"):
+        write()
+    assert store.select(DefinitionRecord) == []
+    store.close()
+
+
+def test_a_read_that_fails(tmp_path: Path, broken: type[Broken]) -> None:
+    """Q1: is the lab's error too, and the next one succeeds."""
+    store = Store(tmp_path / "db", VirtualClock())
+    store.put(definition("a"))
+    broken.failing = ("SELECT",)
+    for read in (
+        lambda: store.get(DefinitionRecord, "g", "a"),
+        lambda: store.select(DefinitionRecord),
+        lambda: store.steps("op"),
+        store.events,
+        lambda: store.last_events("web", 1),
+    ):
+        with pytest.raises(LabError, match=r"cannot be read: disk I/O error.*vmss resume"):
+            read()
+    broken.failing = ()
+    assert store.get(DefinitionRecord, "g", "a") == definition("a")
+    store._db.execute("UPDATE record SET body = '{}'")
+    with pytest.raises(LabError, match=r"holds a definition that this version.*gallery"):
+        store.select(DefinitionRecord)
+    store.close()
+    with pytest.raises(LabError, match="was closed"):
+        store.events()
+
+
+def test_a_fork_does_not_share_it(tmp_path: Path) -> None:
+    """Q1: two processes on one connection corrupt the file."""
+    store = Store(tmp_path / "db", VirtualClock())
+    pid = os.fork()
+    if pid == 0:
+        told = 0
+        for act in (store.events, lambda: store.put(definition("a"))):
+            try:
+                act()
+            except LabError as refused:
+                told += "is a fork" in refused.message
+        store.close()
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    store.put(definition("b"))
+    assert [record.name for record in store.select(DefinitionRecord)] == ["b"]
     store.close()

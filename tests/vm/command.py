@@ -17,7 +17,8 @@ class Command:
 
     Args:
         state: The state directory.
-        program: The command; the one beside this interpreter otherwise.
+        program: The command, with arguments that go first; the one beside this interpreter
+            otherwise.
         environment: Replaces this process's.
         user: Number of the user to run as.
     """
@@ -26,12 +27,13 @@ class Command:
         self,
         state: Path,
         *,
-        program: Path | None = None,
+        program: Path | Sequence[str | Path] | None = None,
         environment: dict[str, str] | None = None,
         user: int | None = None,
     ) -> None:
         self.state = state
-        self._program = program or Path(sys.executable).parent / "vmss"
+        program = program or Path(sys.executable).parent / "vmss"
+        self._program = [program] if isinstance(program, Path) else [*program]
         base = dict(os.environ) if environment is None else environment
         self._environment = {**base, "VMSS_STATE_DIR": str(state), "COLUMNS": "200"}
         self._user = user
@@ -54,7 +56,7 @@ class Command:
 
     def _popen(self, arguments: Sequence[str | Path], *, stderr: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [self._program, *arguments],
+            [*self._program, *arguments],
             cwd="/",
             env=self._environment,
             user=self._user,
@@ -73,18 +75,22 @@ class Command:
 
     @contextlib.contextmanager
     def until(
-        self, event: str, *arguments: str | Path, limit: float = 300.0
+        self, event: str, *arguments: str | Path, times: int = 1, limit: float = 300.0
     ) -> Iterator[subprocess.Popen[str]]:
-        """Starts the command, and hands it over once it has written an event.
+        """Starts the command, and hands it over once it has written an event so many times.
 
         It is killed at the end, where it has not ended by itself.
         """
+
+        def seen() -> bool:
+            return self.events()[before:].count(event) >= times
+
         before = len(self.events())
         process = self.start(*arguments)
         try:
             deadline = time.monotonic() + limit
-            while event not in self.events()[before:]:
-                ended = process.poll() is not None and event not in self.events()[before:]
+            while not seen():
+                ended = process.poll() is not None and not seen()
                 assert not ended, process.communicate()[0]
                 assert time.monotonic() < deadline, f"waited {limit} s for {event!r}, in vain"
                 time.sleep(0.05)
@@ -95,14 +101,17 @@ class Command:
             if process.stdout is not None:
                 process.stdout.close()
 
-    def killed_at(self, event: str, *arguments: str | Path, after: float = 0.0) -> None:
+    def killed_at(
+        self, event: str, *arguments: str | Path, times: int = 1, after: float = 0.0
+    ) -> None:
         """Kills the command by SIGKILL once it has written an event.
 
         Args:
             event: The event's message.
             arguments: The command.
+            times: How many times it must have written it, for as many instances.
             after: Seconds from then on.
         """
-        with self.until(event, *arguments) as process:
+        with self.until(event, *arguments, times=times) as process:
             time.sleep(after)
             assert process.poll() is None, f"it ended before it was killed: {process.stdout}"

@@ -81,15 +81,14 @@ def test_a_scale_set_by_hand(
     change = tmp_path / "change.yaml"
     change.write_text("sku: {name: Standard_B1s}\n")
     assert "vmss update-instances shop" in vmss_command("update", "shop", change).stdout
-    memory = ("ssh", "shop", "0", "grep", "MemTotal", "/proc/meminfo")
-    before = int(vmss_command(*memory).stdout.split()[1])
-    boot = ("ssh", "shop", "0", "cat", "/proc/sys/kernel/random/boot_id")
-    first = vmss_command(*boot).stdout
+    facts = "grep MemTotal /proc/meminfo; cat /proc/sys/kernel/random/boot_id"
+    before = vmss_command("ssh", "shop", "0", facts).stdout.split()
     vmss_command("update-instances", "shop")
-    assert int(vmss_command(*memory).stdout.split()[1]) > before * 1.5
-    assert vmss_command(*boot).stdout != first
-    assert vmss_command("ssh", "shop", "0", "redis-cli", "get", "order").stdout == "42\n"
-    runs = vmss_command("ssh", "shop", "0", "cat", "/data/custom-data-runs").stdout.split()
+    more = f"{facts}; redis-cli get order; cat /data/custom-data-runs"
+    _, memory, _, boot, order, *runs = vmss_command("ssh", "shop", "0", more).stdout.split()
+    assert int(memory) > int(before[1]) * 1.5
+    assert boot != before[3]
+    assert order == "42"
     assert len(runs) == len(set(runs)) == 2
     vmss_command("stop", "shop", "0")
     assert qemu_processes(str(vmss_command.state)) == []

@@ -348,6 +348,24 @@ def test_a_handler_of_the_suites_own(web: ScaleSet, vmss: Lab) -> None:
     assert not web[0].host.file("/etc/motd").exists
 
 
+def test_one_whose_connection_breaks_is_run_once_and_asked_for_its_end(
+    web: ScaleSet, vmss: Lab
+) -> None:
+    """E4, H2, Q1: it ends the lab's SSH sessions itself, and goes on."""
+    slow = (
+        "echo begun >> /data/slow; sleep 2; "
+        "pkill -KILL -f '^sshd[^ ]*: azureuser' && echo cut >> /data/slow; "
+        "sleep 4; echo ended >> /data/slow"
+    )
+    change = extensions(vmss.blobs.url("record.sh"))
+    listed_in(change).append(custom_script("slow", settings={"commandToExecute": slow}))
+    web.update(change)
+    web.update_instances([1])
+    assert web[1].extensions[-1].status == "success", web[1].extensions[-1].message
+    told = web[1].host.check_output("cat /data/slow").split()
+    assert told == ["begun", "cut", "ended"]
+
+
 def test_one_that_hangs_past_the_budget_is_killed(
     web: ScaleSet, vmss: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,66 +54,88 @@ def write_project(folder: Path, image: Path, uri: str) -> None:
     (folder / "test_app.py").write_text(TEST_FILE.format(image=str(image), uri=uri))
 
 
-def run_pytest(
-    python: Path, folder: Path, home: Path, user: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "XDG_RUNTIME_DIR": str(home / "run"),
-        "LANG": "C.UTF-8",
-    }
-    return subprocess.run(
-        [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "."],
-        cwd=folder,
-        env=environment,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+class Session:
+    """pytest in a folder of its own, under way.
+
+    Args:
+        python: The interpreter.
+        folder: The project.
+        home: The user's.
+        user: Number of the user; this process's otherwise.
+    """
+
+    def __init__(self, python: Path, folder: Path, home: Path, user: int | None = None) -> None:
+        self.home = home
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "XDG_RUNTIME_DIR": str(home / "run"),
+            "LANG": "C.UTF-8",
+        }
+        self.process = subprocess.Popen(
+            [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "."],
+            cwd=folder,
+            env=environment,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def passes(self) -> None:
+        """Its one test has passed."""
+        out, _ = self.process.communicate(timeout=900)
+        assert self.process.returncode == 0, out
+        assert "1 passed" in out
 
 
-def test_with_only_the_package_installed(
+@pytest.fixture(scope="module")
+def sessions(
     python: Path, place: Path, built: Callable[[str], Path]
-) -> None:
+) -> Iterator[dict[str, Session]]:
+    """Those of this process's user and of one without rights, side by side."""
+    image = place / "web.qcow2"
+    shutil.copyfile(built("1.0.0"), image)
+    root = os.geteuid() == 0
+    users = {"own": None, "other": NOBODY} if root else {"own": None}
+    started: dict[str, Session] = {}
+    try:
+        for name, user in users.items():
+            folder, home = place / f"{name}-project", place / f"{name}-home"
+            write_project(folder, image, "qemu:///" if root and not user else "qemu:///session")
+            (home / "run").mkdir(parents=True)
+            (home / "run").chmod(0o700)
+            if user is not None:
+                for path in (home, home / "run", folder):
+                    os.chown(path, user, user)
+            started[name] = Session(python, folder, home, user)
+        yield started
+    finally:
+        for session in started.values():
+            session.process.kill()
+            session.process.communicate()
+
+
+def test_with_only_the_package_installed(sessions: dict[str, Session]) -> None:
     """The acceptance line: an empty folder, one test file; nothing is left (L5)."""
-    write_project(
-        place / "project",
-        built("1.0.0"),
-        "qemu:///" if os.geteuid() == 0 else "qemu:///session",
-    )
-    home = place / "home"
-    (home / "run").mkdir(parents=True)
-    done = run_pytest(python, place / "project", home)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
-    assert qemu_processes(str(home)) == []
-    labs = home / ".local/state/pytest-vmss/labs"
-    assert list(labs.iterdir()) == []
-    assert [path for path in (home / ".local").rglob("*") if not path.is_dir()] == []
+    session = sessions["own"]
+    session.passes()
+    assert qemu_processes(str(session.home)) == []
+    state = session.home / ".local"
+    assert list((state / "state/pytest-vmss/labs").iterdir()) == []
+    assert [path for path in state.rglob("*") if not path.is_dir()] == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the whole suite runs unprivileged already")
-def test_as_an_unprivileged_user(python: Path, place: Path, built: Callable[[str], Path]) -> None:
+def test_as_an_unprivileged_user(sessions: dict[str, Session]) -> None:
     """qemu:///session, with no daemon running beforehand."""
-    image = place / "web.qcow2"
-    shutil.copyfile(built("1.0.0"), image)
-    write_project(place / "user-project", image, "qemu:///session")
-    home = place / "user"
-    (home / "run").mkdir(parents=True)
-    for path in (home, home / "run", place / "user-project"):
-        os.chown(path, NOBODY, NOBODY)
-    (home / "run").chmod(0o700)
-    done = run_pytest(python, place / "user-project", home, NOBODY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
-    assert qemu_processes(str(home)) == []
-    assert list((home / ".local/state/pytest-vmss/labs").iterdir()) == []
-    assert list(home.rglob("vmss-*")) == []  # libvirt's own logs of our domains
+    session = sessions["other"]
+    session.passes()
+    assert qemu_processes(str(session.home)) == []
+    assert list((session.home / ".local/state/pytest-vmss/labs").iterdir()) == []
+    assert list(session.home.rglob("vmss-*")) == []  # libvirt's own logs of our domains
 
 
 def stop_while_booting(

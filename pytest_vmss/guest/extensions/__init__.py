@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pytest_vmss.guest.extensions.application_health import ApplicationHealthLinux
-from pytest_vmss.guest.extensions.command import Command, redact, run_command
+from pytest_vmss.guest.extensions.command import Command, broken_handler, redact, run_command
 from pytest_vmss.guest.extensions.custom_script import CustomScript
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.package import PackagedHandler, register_package
 from pytest_vmss.guest.extensions.registry import (
     check_settings,
     find_handler,
+    guarded,
     handler_versions,
     is_known,
     known_types,
@@ -26,8 +27,10 @@ __all__ = [
     "PackagedHandler",
     "RunCommandLinux",
     "Target",
+    "broken_handler",
     "check_settings",
     "find_handler",
+    "guarded",
     "handler_versions",
     "is_known",
     "known_types",

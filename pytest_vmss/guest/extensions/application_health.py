@@ -38,7 +38,9 @@ _INSTALL = f"""\
 set -eu
 umask 022
 mkdir -p {_FOLDER}
-cat > {_FOLDER}/application_health.py
+cat > {_FOLDER}/application_health.part
+[ "$(wc -c < {_FOLDER}/application_health.part)" -eq {{size}} ]
+mv {_FOLDER}/application_health.part {_FOLDER}/application_health.py
 printf %s {{settings}} > {_FOLDER}/settings.json
 printf %s {{unit}} > /etc/systemd/system/{_SERVICE}
 systemctl daemon-reload
@@ -89,15 +91,16 @@ class ApplicationHealthLinux(Handler):
     ) -> ExtensionRecord:
         """Starts the process, with these settings and no others."""
         start = target.clock.monotonic()
-        command = _INSTALL.format(
-            settings=shlex.quote(json.dumps(program_settings(extension))), unit=shlex.quote(_UNIT)
-        )
         source = files("pytest_vmss.guest.in_guest") / "application_health.py"
+        program = source.read_bytes()
+        command = _INSTALL.format(
+            settings=shlex.quote(json.dumps(program_settings(extension))),
+            unit=shlex.quote(_UNIT),
+            size=len(program),
+        )
         code: int | None = None
         try:
-            done = target.shell.run(
-                command, stdin=source.read_bytes(), sudo=True, timeout=target.limit
-            )
+            done = target.insist(command, stdin=program)
             code, message = done.exit_code, done.stderr.strip()
         except GuestCommandError as broken:
             message = broken.message
@@ -113,7 +116,7 @@ class ApplicationHealthLinux(Handler):
 
     def remove(self, target: Target, extension: Extension) -> str:  # noqa: ARG002
         """Stops the process, and removes what belongs to it."""
-        return target.shell.run(_REMOVE, sudo=True, timeout=target.limit).stderr.strip()
+        return target.insist(_REMOVE).stderr.strip()
 
     def report(
         self, target: Target, extension: Extension, last: ExtensionRecord

@@ -11,14 +11,15 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
+from pytest_vmss.checks import in_words
 from pytest_vmss.clock import wait_for
-from pytest_vmss.errors import GuestCommandError, WaitTimeoutError
+from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
 from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["Command", "redact", "remove_runs", "run_command"]
+__all__ = ["Command", "broken_handler", "redact", "remove_runs", "run_command"]
 
 _MESSAGE_CHARS = 4096
 _SECRET_CHARS = 5
@@ -26,31 +27,41 @@ _SECRET_CHARS = 5
 # The command runs apart from the SSH session, so that neither a broken
 # connection nor a killed orchestrator ends it or runs it twice. The same text
 # begins it, where it was not begun, and waits a while for its end. Everything
-# that may be secret comes by standard input.
+# that may be secret comes by standard input, which a broken connection cuts short:
+# what has not come whole is not begun, and of two that come at once one begins.
 _RUN = """\
 set -eu
 folder={folder}
 if [ ! -e "$folder/started" ]; then
     umask 077
     mkdir -p "$folder"
-    cd "$folder"
+    parts="$(mktemp -d "$folder/parts.XXXXXX")"
+    trap 'rm -rf "$parts"' EXIT
+    cd "$parts"
 {sections}
-    : > started
-    setsid sh -c '
-        cd "$1"
-        echo $$ > pid
-        end() {{
-            echo "$1" > status.part
-            mv status.part status
-            exit
-        }}
-        if [ -s wanted.json ]; then
-            python3 download.py wanted.json . > stdout 2> stderr < /dev/null || end download
-        fi
-        umask 022
-        sh ./command > stdout 2> stderr < /dev/null
-        end "$?"
-    ' sh "$folder" < /dev/null > /dev/null 2>&1 &
+    cd "$folder"
+    exec 9> begin.lock
+    flock 9
+    if [ ! -e started ]; then
+        mv "$parts"/* .
+        : > started
+        setsid sh -c '
+            cd "$1"
+            echo $$ > pid
+            end() {{
+                echo "$1" > status.part
+                mv status.part status
+                exit
+            }}
+            if [ -s wanted.json ]; then
+                python3 download.py wanted.json . > stdout 2> stderr < /dev/null || end download
+            fi
+            umask 022
+            sh ./command > stdout 2> stderr < /dev/null
+            end "$?"
+        ' sh "$folder" < /dev/null > /dev/null 2>&1 9>&- &
+    fi
+    exec 9>&-
 fi
 cd "$folder"
 tries=0
@@ -59,6 +70,8 @@ while [ ! -e status ]; do
     [ "$tries" -gt 30 ] && exit 75
     sleep 0.1
 done
+"""
+_ANSWER = """\
 cat status
 echo "[stdout]"
 tail -c 2048 stdout 2> /dev/null || :
@@ -66,15 +79,23 @@ echo
 echo "[stderr]"
 tail -c 2048 stderr 2> /dev/null || :
 """
+_SECTION = """\
+    head -c {size} > {name}
+    [ "$(wc -c < {name})" -eq {size} ]
+    chmod 0700 {name}"""
 _AGAIN = 75
 
+# It may have ended this very moment: then that is its end.
 _KILL = """\
 cd {folder} || exit 0
-[ -e status ] && exit 0
-session="$(cat pid)"
-pkill -KILL -s "$session"
-kill -KILL -- "-$session" 2> /dev/null
-echo timeout > status
+if [ ! -e status ]; then
+    session="$(cat pid)"
+    if [ -n "$session" ]; then
+        pkill -KILL -s "$session"
+        kill -KILL -- "-$session" 2> /dev/null
+    fi
+    [ -e status ] || echo timeout > status
+fi
 """
 
 
@@ -114,22 +135,25 @@ def run_command(
         parts["wanted.json"] = json.dumps(told).encode()
         parts["download.py"] = (files("pytest_vmss.guest.in_guest") / "download.py").read_bytes()
     sections = "\n".join(
-        f"    head -c {len(part)} > {shlex.quote(name)}\n    chmod 0700 {shlex.quote(name)}"
-        for name, part in parts.items()
+        _SECTION.format(size=len(part), name=shlex.quote(name)) for name, part in parts.items()
     )
-    script = _RUN.format(folder=folder, sections=sections)
+    script = _RUN.format(folder=folder, sections=sections) + _ANSWER
     stdin = b"".join(parts.values())
     start = clock.monotonic()
+    lost: list[str] = []
 
     def probe() -> str | None:
-        result = shell.run(script, stdin=stdin, sudo=True)
+        try:
+            result = shell.run(script, stdin=stdin, sudo=True)
+        except (GuestCommandError, GuestUnreachableError) as broken:
+            lost[:] = [broken.message]  # it runs on; the guest knows how it ended
+            return None
+        if result.exit_code < 0:
+            lost[:] = ["the SSH connection broke"]
+            return None
+        lost.clear()
         if result.exit_code not in (0, _AGAIN):
-            raise GuestCommandError(
-                f"the command could not be begun: {result.stderr.strip()[-500:]}",
-                instance="",
-                exit_code=result.exit_code,
-                stderr=result.stderr,
-            )
+            raise _NotBegunError(result.stderr.strip()[-500:])
         return result.stdout if result.exit_code == 0 else None
 
     try:
@@ -137,17 +161,35 @@ def run_command(
             f"the extension {extension.name}", probe, limit=target.limit, clock=clock, interval=0.05
         )
     except WaitTimeoutError:
-        shell.run(_KILL.format(folder=folder), sudo=True)
-        return timed_out(extension, seconds=clock.monotonic() - start)
-    except GuestCommandError as failed:
-        return _record(extension, None, failed.message, clock.monotonic() - start)
+        answer = _kill(target, folder, lost)
+        if not answer:
+            why = f"the guest could not be asked how it ended within {target.limit:.0f} s"
+            return _record(extension, None, "; ".join([why, *lost]), clock.monotonic() - start)
+    except _NotBegunError as failed:
+        why = f"the command could not be begun: {failed}"
+        return _record(extension, None, why, clock.monotonic() - start)
     return _read(extension, answer, clock.monotonic() - start)
+
+
+class _NotBegunError(Exception):
+    """The guest could not begin the command."""
+
+
+def _kill(target: Target, folder: str, lost: list[str]) -> str:
+    """Ends a run that is past its limit; how it ended, empty where nobody can tell."""
+    try:
+        done = target.shell.run(_KILL.format(folder=folder) + _ANSWER, sudo=True)
+    except (GuestCommandError, GuestUnreachableError) as broken:
+        lost[:] = [broken.message]
+        return ""
+    if done.exit_code < 0:
+        return ""
+    return done.stdout or "timeout"  # it was never begun
 
 
 def remove_runs(target: Target, extension: Extension) -> str:
     """Removes what an extension's runs have left; what went wrong."""
-    done = target.shell.run(f"rm -rf {shlex.quote(_folder(extension))}", sudo=True)
-    return done.stderr.strip()
+    return target.insist(f"rm -rf {shlex.quote(_folder(extension))}").stderr.strip()
 
 
 def _folder(extension: Extension) -> str:
@@ -184,6 +226,11 @@ def _record(
         message=redact(message, extension)[-_MESSAGE_CHARS:],
         seconds=seconds,
     )
+
+
+def broken_handler(extension: Extension, failure: BaseException) -> ExtensionRecord:
+    """What came of an extension whose handler failed itself."""
+    return _record(extension, None, f"its handler failed: {in_words(failure)}", 0.0)
 
 
 def redact(text: str, extension: Extension) -> str:

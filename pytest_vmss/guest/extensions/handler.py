@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from pytest_vmss.clock import Clock
-from pytest_vmss.guest.shell import Shell
+from pytest_vmss.clock import Clock, wait_for
+from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
+from pytest_vmss.guest.shell import CommandResult, Runner
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
@@ -18,16 +19,50 @@ class Target:
     """The guest in which an extension is run.
 
     Attributes:
-        shell: The connection to it.
+        shell: Runs commands in it; each call makes the connection anew where that broke.
         clock: The lab's.
         limit: Seconds that it may take.
         factor: By how much the guest is slower than under KVM; for limits inside it.
     """
 
-    shell: Shell
+    shell: Runner
     clock: Clock
     limit: float
     factor: float = 1.0
+
+    def insist(self, command: str, *, stdin: bytes = b"") -> CommandResult:
+        """Runs a command as root that may be run again without harm, until it has ended.
+
+        Where the connection breaks, the guest is asked again as soon as it answers.
+
+        Args:
+            command: For the guest's shell.
+            stdin: What it reads.
+
+        Raises:
+            GuestCommandError: It cannot be reached, or does not end, within the limit.
+            BootError: Its machine has ended, or its kernel panicked.
+        """
+        end = self.clock.monotonic() + self.limit
+        last: list[GuestCommandError | GuestUnreachableError] = []
+
+        def probe() -> CommandResult | None:
+            left = max(end - self.clock.monotonic(), 1.0)
+            try:
+                done = self.shell.run(command, stdin=stdin, sudo=True, timeout=left)
+            except (GuestCommandError, GuestUnreachableError) as broken:
+                last[:] = [broken]
+                return None
+            return None if done.exit_code < 0 else done
+
+        try:
+            return wait_for("the guest", probe, limit=self.limit, clock=self.clock, interval=0.5)
+        except WaitTimeoutError as late:
+            told = f": {last[0].message}" if last else ""
+            raise GuestCommandError(
+                f"the guest could not be asked within {self.limit:g} s{told}",
+                instance="", exit_code=-1, stderr="",
+            ) from late  # fmt: skip
 
 
 class Handler(ABC):

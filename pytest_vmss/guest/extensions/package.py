@@ -132,9 +132,7 @@ class PackagedHandler(Handler):
         # Of two commands at most, so that it can tell which one took too long.
         spec = {**self._told(target, extension), "limit": target.limit / 3}
         told = shlex.quote(json.dumps(spec))
-        done = target.shell.run(
-            f"python3 - {verb} {told}", stdin=_program(), sudo=True, timeout=target.limit
-        )
+        done = target.insist(f"python3 - {verb} {told}", stdin=_program())
         try:
             return json.loads(done.stdout)
         except ValueError:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pytest_vmss.errors import ModelProblem, NotFoundError
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from pytest_vmss.clock import Interrupted
+from pytest_vmss.errors import (
+    HostError,
+    HypervisorError,
+    InstanceError,
+    ModelProblem,
+    NotFoundError,
+)
 from pytest_vmss.guest.extensions.handler import Handler
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
@@ -10,6 +21,7 @@ from pytest_vmss.store import ExtensionRecord
 __all__ = [
     "check_settings",
     "find_handler",
+    "guarded",
     "handler_versions",
     "is_known",
     "known_types",
@@ -17,6 +29,7 @@ __all__ = [
     "timed_out",
 ]
 
+_T = TypeVar("_T")
 
 _handlers: dict[tuple[str, str], Handler] = {}
 
@@ -80,3 +93,28 @@ def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionRecord:
         ),
         seconds=seconds,
     )
+
+
+def guarded(call: Callable[[], _T], broken: Callable[[BaseException], _T]) -> _T:
+    """Calls a handler, which may be a suite's own: whatever it raises is its failure (Q3).
+
+    Args:
+        call: What is called.
+        broken: What its failure amounts to.
+
+    Raises:
+        InstanceError: The guest failed.
+        HostError: The host did; also HypervisorError.
+        Interrupted: The lab is being closed.
+        KeyboardInterrupt: Ctrl-C in the main thread.
+    """
+    try:
+        return call()
+    except (Interrupted, InstanceError, HostError, HypervisorError):
+        raise
+    except KeyboardInterrupt as stopped:
+        if threading.current_thread() is threading.main_thread():
+            raise
+        return broken(stopped)
+    except BaseException as failure:  # noqa: BLE001 - see above
+        return broken(failure)

@@ -19,6 +19,7 @@ _TRIES = 4
 _TIMEOUT_S = 60
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 512
+_SAFE = "/%:@!$&'()*+,;=-._~"
 
 
 def name_of(uri: str) -> str:
@@ -31,6 +32,20 @@ def name_of(uri: str) -> str:
     if name in ("", ".", ".."):
         raise ValueError("its path names no file")
     return name
+
+
+def encoded(uri: str) -> str:
+    """A URI whose path and query hold nothing that HTTP does not take; what is encoded stays.
+
+    Raises:
+        ValueError: It is none.
+    """
+    parts = urllib.parse.urlsplit(uri)
+    return parts._replace(
+        path=urllib.parse.quote(parts.path, safe=_SAFE),
+        query=urllib.parse.quote(parts.query, safe=_SAFE + "?"),
+        fragment="",
+    ).geturl()
 
 
 def unix(content: bytes) -> bytes:
@@ -49,7 +64,7 @@ def fetch(uri: str) -> bytes:
     """
     for attempt in range(1, _TRIES + 1):
         try:
-            with urllib.request.urlopen(uri, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            with urllib.request.urlopen(encoded(uri), timeout=_TIMEOUT_S) as answer:  # noqa: S310
                 content: bytes = answer.read()
                 return content
         except urllib.error.HTTPError as refused:

@@ -1,0 +1,35 @@
+"""Which characters names and texts may hold before they reach XML, paths, guests and HAProxy (M6).
+
+Every pattern matches the whole text: pydantic's engine takes ``$`` for the very end, and
+patterns of Python's own are used with ``fullmatch``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+__all__ = ["AdminName", "PlainText", "Prefix", "RequestPath", "ResourceName", "SetName", "Version"]
+
+_LETTERS = "A-Za-z0-9"
+#: C0, DEL and C1, and what terminals and parsers take for the end of a line.
+_CONTROL = "\x00-\x1f\x7f-\x9f\u2028\u2029"
+
+#: Of a scale set: also of its folder, its machines and its lock.
+SetName = Annotated[str, Field(pattern=rf"^[{_LETTERS}_]([{_LETTERS}_.-]{{0,62}}[{_LETTERS}_])?$")]
+#: Of an extension, and of a load balancer's rule: also of folders in guests and of HAProxy's parts.
+ResourceName = Annotated[str, Field(pattern=rf"^[{_LETTERS}][{_LETTERS}._-]{{0,79}}$")]
+#: Of computers.
+Prefix = Annotated[
+    str,
+    Field(min_length=1, max_length=58, pattern=rf"^[{_LETTERS}]([{_LETTERS}-]*[{_LETTERS}])?$"),
+]
+#: Of the administrator in Linux guests.
+AdminName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+#: Of an extension's handler.
+Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
+#: Of a URL, encoded: HAProxy and HTTP take neither spaces nor control characters.
+RequestPath = Annotated[str, Field(pattern="^[!-~]*$", max_length=1024)]
+#: A text that is only shown.
+PlainText = Annotated[str, Field(pattern=f"^[^{_CONTROL}]*$", max_length=260)]

@@ -1,0 +1,41 @@
+"""Ports of the host that lead to those of guests and of load balancers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["LAST_PORT", "host_port", "host_ports"]
+
+LAST_PORT = 65535
+
+_PRIVILEGED = 1024
+_RAISE = 10000
+
+
+def host_port(port: int) -> int:
+    """The host's port for another: the same, or 10000 more below 1024, which needs no root."""
+    return port + _RAISE if port < _PRIVILEGED else port
+
+
+def host_ports(ports: Iterable[int]) -> dict[int, int]:
+    """The host's port for each of several on one address, no two the same.
+
+    Where 80 and 10080 are both asked for, 80 gets 20080.
+
+    Args:
+        ports: From 1 to 65535; the order does not matter.
+    """
+    wanted = sorted(set(ports))
+    taken = {port for port in wanted if port >= _PRIVILEGED}
+    given = {}
+    for port in wanted:
+        host = host_port(port)
+        while port < _PRIVILEGED and host in taken:
+            host += _RAISE
+            if host > LAST_PORT:  # nobody forwards so many
+                host = next(
+                    number for number in range(_PRIVILEGED, LAST_PORT) if number not in taken
+                )
+        taken.add(host)
+        given[port] = host
+    return given

@@ -1,0 +1,52 @@
+"""Folders of the user's that do not let the user in, as after a run as root."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+__all__ = ["account_name", "mend_ownership", "obstacle", "told_obstacle"]
+
+
+def account_name(uid: int | None = None) -> str:
+    """The name of an account; its number where it has none.
+
+    Args:
+        uid: Its number; None for who runs this.
+    """
+    number = os.geteuid() if uid is None else uid
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"uid {number}"
+
+
+def obstacle(path: Path) -> Path | None:
+    """What keeps this account from writing a file or folder, made or not; None if nothing does.
+
+    Returns:
+        The path itself, or the folder above it in which it cannot be reached or made.
+    """
+    for candidate in (path, *path.parents):
+        if os.path.lexists(candidate):
+            needed = os.W_OK | os.X_OK if candidate.is_dir() else os.W_OK
+            return None if os.access(candidate, needed, effective_ids=True) else candidate
+    return path
+
+
+def mend_ownership(path: Path) -> str:
+    """The command that gives this account a file or folder, with everything in it."""
+    return f"sudo chown -R {os.geteuid()}:{os.getegid()} {path}"
+
+
+def told_obstacle(path: Path) -> str:
+    """For an error message: what is in the way of writing a path, and what mends it."""
+    found = obstacle(path)
+    if found is None:
+        return ""
+    owner = account_name(found.lstat().st_uid) if os.path.lexists(found) else "another"
+    return (
+        f" ({found} belongs to {owner}, and this is {account_name()}; if it should be this "
+        f"account's: {mend_ownership(found)})"
+    )

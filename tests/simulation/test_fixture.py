@@ -1,0 +1,172 @@
+"""L1, Q1: the fixture scale_set leaves each test a free name, whatever the one before did."""
+
+from __future__ import annotations
+
+import pytest
+
+CONFTEST = """
+import pytest
+
+from pytest_vmss.settings import Settings
+from pytest_vmss.simulation import SimulatedLab
+
+
+@pytest.fixture(scope="session")
+def vmss(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    lab = SimulatedLab.session(Settings(folder / "state", folder / "cache"))
+    lab.begin()
+    lab.publish("1.0.0")
+    lab.watch()
+    yield lab
+    lab.destroy()
+"""
+
+TESTS = """
+import threading, time
+
+import pytest
+
+from pytest_vmss.errors import HostError, HypervisorError
+from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
+from tests.models import LOAD_BALANCER, web_model
+
+pytestmark = pytest.mark.vmss(model=web_model(capacity=2), load_balancer=LOAD_BALANCER)
+
+
+def check(scale_set):
+    assert scale_set.healthy
+    assert len(scale_set) == 2
+
+
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(CONFTEST)
+    return pytester
+
+
+def run(suite: pytest.Pytester, tests: str) -> pytest.RunResult:
+    suite.makepyfile(TESTS + tests)
+    return suite.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
+
+
+def test_a_test_that_fails_in_mid_upgrade_leaves_a_free_name(suite: pytest.Pytester) -> None:
+    result = run(
+        suite,
+        """
+        def test_fails(vmss, scale_set, monkeypatch):
+            inside = threading.Event()
+            real = SimulatedGuest.wait_boot
+
+            def slow(self, previous):
+                inside.set()
+                end = time.monotonic() + 20
+                while time.monotonic() < end:
+                    self._clock.sleep(0.01)
+                    time.sleep(0.01)
+                return real(self, previous)
+
+            monkeypatch.setattr(SimulatedGuest, "wait_boot", slow)
+            vmss.publish("1.1.0")
+            assert inside.wait(10)
+            assert False, "in mid-upgrade"
+
+        def test_next(scale_set):
+            check(scale_set)
+            assert scale_set[0].image_version == "1.1.0"
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*in mid-upgrade*"])
+
+
+def test_what_cannot_be_deleted_is_told_and_tried_again(suite: pytest.Pytester) -> None:
+    result = run(
+        suite,
+        """
+        def test_passes(vmss, scale_set):
+            vmss.broken, vmss.real = True, vmss.simulated.remove
+
+            def remove(name):
+                if vmss.broken:
+                    raise HypervisorError("libvirt refuses")
+                vmss.real(name)
+
+            vmss.simulated.remove = remove
+
+        def test_needs_the_name(scale_set):
+            raise AssertionError("there is no such set")
+
+        def test_next(vmss, request):
+            vmss.broken = False
+            check(request.getfixturevalue("scale_set"))
+
+        def test_after(scale_set):
+            check(scale_set)
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(passed=3, errors=2)
+    text = result.stdout.str()
+    assert "ERROR at teardown of test_passes" in text
+    assert "ERROR at setup of test_needs_the_name" in text
+    assert "could not be deleted (" in text
+    assert "libvirt refuses" in text
+    assert "before the next test that needs a set: web_0, web_1, under " in text
+    assert "there is a scale set 'web' already" in text
+
+
+def test_a_set_that_fails_to_come_up_in_any_way_goes(suite: pytest.Pytester) -> None:
+    """Also where a time-out of pytest's raises something that is no Exception."""
+    result = run(
+        suite,
+        """
+        @pytest.mark.parametrize("failure", ["boot", "host", "outcome"])
+        def test_fails(failure, vmss, request, monkeypatch):
+            def wait_boot(self, previous):
+                if failure == "boot":
+                    raise HypervisorError("it does not boot")
+                if failure == "host":
+                    raise HostError("libvirt has gone")
+                pytest.fail("Timeout >300.0s")
+
+            monkeypatch.setattr(SimulatedGuest, "wait_boot", wait_boot)
+            request.getfixturevalue("scale_set")
+
+        def test_next(scale_set):
+            check(scale_set)
+
+        def test_deletes_it_itself(scale_set):
+            scale_set.delete()
+
+        def test_ends_with_another_of_that_name(vmss, scale_set):
+            scale_set.delete()
+            vmss.create(web_model(capacity=1), load_balancer=LOAD_BALANCER)
+
+        def test_last(scale_set):
+            check(scale_set)
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(failed=3, passed=4)
+
+
+def test_a_set_that_was_there_before_stays(suite: pytest.Pytester) -> None:
+    """The test's own mistake costs nobody else's set."""
+    result = run(
+        suite,
+        """
+        @pytest.fixture(scope="session")
+        def mine(vmss):
+            return vmss.create(web_model(capacity=2), load_balancer=LOAD_BALANCER)
+
+        def test_wants_its_name(mine, scale_set):
+            pass
+
+        def test_it_is_there(mine):
+            check(mine)
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(errors=1, passed=1)
+    result.stdout.fnmatch_lines(["*there is a scale set 'web' already*"])

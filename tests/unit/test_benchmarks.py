@@ -1,0 +1,112 @@
+"""The benchmarks' own instruments: what they print must be true."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from benchmarks.open_loop import Load, get
+from benchmarks.overhead import order, summary
+from tests.http_server import HttpServer
+
+RATE = 100.0
+STALL_S = 0.4
+
+
+class Application(HttpServer):
+    """Answers, unless it is stalled or broken."""
+
+    def __init__(self) -> None:
+        self.flows = threading.Event()
+        self.flows.set()
+        self.status = 200
+        super().__init__(self._answer)
+
+    def _answer(self, _path: str) -> tuple[int, bytes]:
+        self.flows.wait(10)
+        return self.status, b"1.0.0"
+
+    def send(self) -> None:
+        get(f"http://127.0.0.1:{self.port}/version")
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    made = Application()
+    yield made
+    made.close()
+
+
+def test_requests_go_out_while_none_is_answered(application: Application) -> None:
+    """F2: a stall is met by all who would have met it, each for as long as was left of it."""
+    with Load(application.send, RATE) as load:
+        time.sleep(0.1)
+        application.flows.clear()
+        before = load.sent
+        time.sleep(STALL_S)
+        during = load.sent - before
+        application.flows.set()
+        time.sleep(0.1)
+    assert during > RATE * STALL_S / 2
+    slow = [took for _, took in load.answered if took > STALL_S / 4]
+    assert len(slow) > RATE * STALL_S / 4, "the stall is not one slow answer, but many"
+    assert STALL_S * 0.9 < load.slowest < STALL_S + 2
+    assert load.longest_gap > STALL_S * 0.7
+    assert load.failures == []
+    assert len(load.answered) == load.sent
+    assert f"requests={load.sent} rate=100/s failed=0 " in load.report()
+
+
+def test_an_answers_time_counts_from_when_its_request_was_due() -> None:
+    """Not from when it went out: a sender that was held up must not hide it."""
+    ready = threading.Event()
+
+    def wait() -> None:
+        ready.wait(10)
+
+    with Load(wait, RATE) as load:
+        time.sleep(0.2)
+        ready.set()
+        time.sleep(0.1)
+    waits = sorted(moment - took for moment, took in load.answered)
+    gaps = [after - before for before, after in pairwise(waits)]
+    assert gaps == pytest.approx([1 / RATE] * len(gaps), abs=1e-6)
+
+
+def test_failures_are_counted_and_told(application: Application) -> None:
+    application.status = 503
+    with Load(application.send, RATE) as load:
+        time.sleep(0.1)
+    assert load.answered == []
+    assert len(load.failures) == load.sent > 0
+    assert "HTTP status 503" in load.explain()[0]
+    assert load.longest_gap >= 0.1, "without an answer, all of it was a gap"
+
+    application.close()
+    with Load(application.send, RATE) as load:
+        time.sleep(0.05)
+    assert "refused" in load.explain()[0]
+    assert len(load.explain(most=2)) <= 2
+
+
+def test_who_goes_first_alternates() -> None:
+    first = [order(number) for number in range(4)]
+    assert [names[0] for names in first] == ["bare", "product"] * 2
+    assert {frozenset(names) for names in first} == {frozenset({"bare", "product"})}
+
+
+def test_medians_of_the_rounds_and_of_their_ratios() -> None:
+    """One slow round moves neither much."""
+    rounds = [
+        {"bare": 40.0, "product": 42.0},
+        {"bare": 50.0, "product": 50.0},
+        {"bare": 40.0, "product": 80.0},
+        {"bare": 50.0, "product": 51.0},
+    ]
+    told = summary(rounds)
+    assert "rounds=4 bare=45.0s product=50.5s ratio_of_medians=1.122" in told
+    assert "median_ratio=1.035 ratios=1.000..2.000" in told

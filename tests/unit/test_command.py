@@ -1,0 +1,218 @@
+"""E4, Q1: an extension's command runs once and whole, whatever becomes of the connection.
+
+The text that guests are given runs here, in a folder of the test's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_vmss.clock import Clock, SystemClock, VirtualClock
+from pytest_vmss.errors import BootError, GuestCommandError, GuestUnreachableError, NoBootError
+from pytest_vmss.guest.extensions import Command, Handler, Target, register, run_command
+from pytest_vmss.guest.extensions import command as command_module
+from pytest_vmss.guest.extensions.registry import guarded
+from pytest_vmss.guest.shell import CommandResult
+from pytest_vmss.model import Extension
+from pytest_vmss.store import ExtensionRecord
+
+EXTENSION = Extension(
+    name="register",
+    publisher="Microsoft.Azure.Extensions",
+    type="CustomScript",
+    type_handler_version="2.1",
+    settings={"commandToExecute": "x"},
+)
+
+
+def broke() -> GuestCommandError:
+    return GuestCommandError("the SSH connection broke", instance="", exit_code=-1, stderr="")
+
+
+def away() -> GuestUnreachableError:
+    return GuestUnreachableError("does not answer over SSH", instance="web_0")
+
+
+class Here:
+    """A guest that is this host; what befalls its calls is told before."""
+
+    def __init__(self, *fates: Callable[[str, bytes], CommandResult]) -> None:
+        self.fates = list(fates)
+        self.calls = 0
+
+    def run(
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        sudo: bool = False,  # noqa: ARG002
+        timeout: float = 60.0,  # noqa: ARG002
+        silence: float | None = None,  # noqa: ARG002
+    ) -> CommandResult:
+        self.calls += 1
+        return (self.fates.pop(0) if self.fates else really)(command, stdin)
+
+    def check(
+        self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
+    ) -> str:
+        return self.run(command, stdin=stdin, sudo=sudo, timeout=timeout).stdout
+
+
+def really(command: str, stdin: bytes) -> CommandResult:
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], input=stdin, capture_output=True, timeout=60, check=False
+    )
+    return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def then_broken(command: str, stdin: bytes) -> CommandResult:
+    """The guest did it all, and nobody heard of it."""
+    really(command, stdin)
+    raise broke()
+
+
+def cut(at: int) -> Callable[[str, bytes], CommandResult]:
+    """The connection breaks while the command is still being sent."""
+
+    def fate(command: str, stdin: bytes) -> CommandResult:
+        done = really(command, stdin[:at])
+        assert done.exit_code != 0
+        raise broke()
+
+    return fate
+
+
+def fails(error: Exception) -> Callable[[str, bytes], CommandResult]:
+    def fate(*_: object) -> CommandResult:
+        raise error
+
+    return fate
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = tmp_path / "runs"
+    monkeypatch.setattr(command_module, "_folder", lambda _: str(made))
+    return made
+
+
+def run(
+    guest: Here, folder: Path, *, limit: float = 20.0, text: str = "", clock: Clock | None = None
+) -> ExtensionRecord:
+    command = Command(text or f"echo once >> {folder}/log; echo fine", files={"a b.sh": b"data"})
+    target = Target(guest, clock or SystemClock(), limit)
+    return run_command(target, EXTENSION, command, run="1")
+
+
+def closed_without_status(*_: object) -> CommandResult:
+    return CommandResult(-1, "", "")
+
+
+@pytest.mark.parametrize(
+    "fates",
+    [
+        (),
+        (fails(broke()),),
+        (then_broken,),
+        (then_broken, fails(away()), fails(away()), closed_without_status),
+        (cut(3), cut(0), then_broken),
+    ],
+    ids=["no fault", "broken before", "broken after", "away for long", "cut short"],
+)
+def test_a_broken_connection_is_taken_up_again(
+    folder: Path, fates: tuple[Callable[[str, bytes], CommandResult], ...]
+) -> None:
+    result = run(Here(*fates), folder)
+    assert (result.status, result.exit_code) == ("success", 0), result.message
+    assert "fine" in result.message
+    assert (folder / "log").read_text() == "once\n"
+    assert (folder / "1/a b.sh").read_bytes() == b"data"
+    assert not list((folder / "1").glob("parts.*"))
+
+
+def test_two_that_begin_at_once_run_it_once(folder: Path) -> None:
+    """The first one's connection broke when all was sent; the second came before it began."""
+    results: list[ExtensionRecord] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(run(Here(), folder))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [result.status for result in results] == ["success"] * 4, results
+    assert (folder / "log").read_text() == "once\n"
+
+
+def test_a_guest_that_cannot_be_reached_within_the_limit_is_an_error(folder: Path) -> None:
+    clock = VirtualClock()
+    guest = Here(*[fails(away())] * 10_000)
+    result = run_command(Target(guest, clock, 30.0), EXTENSION, Command("true"), run="1")
+    assert (result.status, result.timed_out) == ("error", False)
+    assert result.message == (
+        "the guest could not be asked how it ended within 30 s; does not answer over SSH"
+    )
+    assert 30 <= clock.monotonic() < 40
+    assert not folder.exists()
+
+
+def test_what_takes_too_long_is_killed_and_told_so(folder: Path) -> None:
+    result = run(Here(), folder, limit=1.0, text="echo $$ > ../child; sleep 600")
+    assert (result.status, result.timed_out) == ("error", True)
+    with contextlib.suppress(psutil.NoSuchProcess):  # init may not have collected it yet
+        child = psutil.Process(int((folder / "child").read_text()))
+        assert child.status() == psutil.STATUS_ZOMBIE
+    assert (folder / "1/status").read_text() == "timeout\n"
+
+
+def test_what_ended_just_before_it_was_killed_is_told_as_it_ended(folder: Path) -> None:
+    """The guest's own word is asked for last."""
+    guest = Here(then_broken, *[fails(broke())] * 2)
+    result = run(guest, folder, limit=0.07, clock=VirtualClock())
+    assert guest.calls == 4
+    assert (result.status, result.timed_out) == ("success", False), result.message
+
+
+def test_a_machine_that_has_ended_is_not_waited_for(folder: Path) -> None:
+    guest = Here(fails(NoBootError("the machine ended", instance="web_0")))
+    with pytest.raises(BootError, match="the machine ended"):
+        run(guest, folder)
+
+
+def test_what_may_be_run_again_is_insisted_on() -> None:
+    target = Target(Here(fails(broke()), closed_without_status), SystemClock(), 20.0)
+    assert target.insist("cat; exit 4", stdin=b"data") == CommandResult(4, "data", "")
+    never = Target(Here(*[fails(away())] * 1000), VirtualClock(), 20.0)
+    with pytest.raises(GuestCommandError, match="within 20 s: does not answer over SSH"):
+        never.insist("true")
+
+
+@pytest.mark.parametrize("failure", [SystemExit(3), KeyError("x"), pytest.fail.Exception("no")])
+def test_a_handler_that_fails_itself_is_a_failed_extension(failure: BaseException) -> None:
+    """Q3: a suite's own handler may raise what it likes."""
+
+    class Own(Handler):
+        publisher, type, version = "Contoso", "Own", "1.0"
+
+        def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:  # noqa: ARG002
+            raise failure
+
+    handler = Own()
+    register(handler)
+    mine = EXTENSION.model_copy(update={"publisher": "Contoso", "type": "Own"})
+    target = Target(Here(), SystemClock(), 1.0)
+    result = guarded(
+        lambda: handler.run(target, mine, run="1"),
+        lambda failed: command_module.broken_handler(mine, failed),
+    )
+    assert result.status == "error"
+    assert result.message.startswith(f"its handler failed: {type(failure).__name__}: ")
+    with pytest.raises(GuestUnreachableError):
+        guarded(fails(away()), lambda _: result)  # type: ignore[arg-type]

@@ -1,0 +1,255 @@
+"""Q1, R2: every wait on SSH ends, whatever the guest at the other end does."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+
+from pytest_vmss.errors import GuestCommandError
+from pytest_vmss.guest import shell as shell_module
+from pytest_vmss.guest.keys import generate
+from pytest_vmss.guest.shell import Lasting, Shell
+
+#: What a guest does with a command once it has taken it; False: it never answers.
+Act = Callable[[paramiko.Channel, bytes], None]
+
+
+class Guest(paramiko.ServerInterface):
+    """An SSH server on loopback that does what a test wants of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.act: Act = ends(0)
+        self.opens = self.answers = True
+        self._host_key, self._key = generate("host"), generate("client")
+        (folder / "host").write_text(self._host_key.private)
+        (folder / "key").write_text(self._key.private)
+        self._folder = folder
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.transports: list[paramiko.Transport] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = self._listener.accept()
+                transport = paramiko.Transport(link)
+                key = str(self._folder / "host")
+                transport.add_server_key(paramiko.Ed25519Key.from_private_key_file(key))
+                self.transports.append(transport)
+                transport.start_server(event=threading.Event(), server=self)
+
+    def connect(self) -> Shell:
+        made = Shell.connect(
+            "127.0.0.1", self._listener.getsockname()[1], user="u", key=self._folder / "key",
+            host_key=self._host_key.public, name="web_0", timeout=10,
+        )  # fmt: skip
+        assert made is not None
+        return made
+
+    def close(self) -> None:
+        self._listener.close()
+        for transport in self.transports:
+            transport.close()
+
+    # What paramiko asks.
+
+    def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:  # noqa: ARG002
+        return paramiko.common.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
+        if not self.opens:
+            time.sleep(20)
+        return paramiko.common.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        if not self.answers:
+            time.sleep(20)
+        threading.Thread(target=self.act, args=(channel, command), daemon=True).start()
+        return True
+
+
+def ends(code: int, output: bytes = b"") -> Act:
+    def act(channel: paramiko.Channel, _: bytes) -> None:
+        time.sleep(0.05)
+        channel.sendall(output)
+        channel.send_exit_status(code)
+        channel.close()
+
+    return act
+
+
+def closes_its_output_and_goes_on(channel: paramiko.Channel, _: bytes) -> None:
+    channel.shutdown_write()
+    time.sleep(20)
+
+
+def drips(channel: paramiko.Channel, _: bytes) -> None:
+    with contextlib.suppress(OSError):
+        for _number in range(200):
+            channel.sendall(b".")
+            time.sleep(0.1)
+
+
+def floods(channel: paramiko.Channel, _: bytes) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            channel.sendall(b"x" * 65536)
+
+
+def is_silent(channel: paramiko.Channel, _: bytes) -> None:  # noqa: ARG001
+    time.sleep(20)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    made = Guest(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_command_is_run(guest: Guest) -> None:
+    shell = guest.connect()
+    guest.act = ends(3, b"said")
+    done = shell.run("true", stdin=b"x")
+    assert (done.exit_code, done.stdout, done.stderr) == (3, "said", "")
+    shell.close()
+
+
+@pytest.mark.parametrize("act", [closes_its_output_and_goes_on, drips, is_silent])
+def test_a_command_that_does_not_end_is_given_up(guest: Guest, act: Act) -> None:
+    """The connection stays: other commands run over it too."""
+    shell = guest.connect()
+    guest.act = act
+    begun = time.monotonic()
+    with pytest.raises(GuestCommandError, match=r"did not end: the limit is 0\.5 s") as failed:
+        shell.run("sleep 3600", timeout=0.5)
+    assert time.monotonic() - begun < 3
+    assert failed.value.exit_code == -1
+    guest.act = ends(0, b"still here")
+    assert shell.run("true").stdout == "still here"
+    shell.close()
+
+
+def test_silence_can_have_a_limit_of_its_own(guest: Guest) -> None:
+    shell = guest.connect()
+    guest.act = is_silent
+    with pytest.raises(GuestCommandError, match=r"it wrote nothing for 0\.3 s"):
+        shell.run("sleep 3600", timeout=10, silence=0.3)
+    guest.act = drips
+    with pytest.raises(GuestCommandError, match="the limit is 1 s"):
+        shell.run("while true", timeout=1, silence=0.5)
+    shell.close()
+
+
+def test_a_guest_that_does_not_take_a_command_is_given_up(guest: Guest) -> None:
+    """As one that is paused: not even paramiko's own waits are without a limit."""
+    for attribute in ("opens", "answers"):
+        shell = guest.connect()
+        setattr(guest, attribute, False)
+        begun = time.monotonic()
+        with pytest.raises(GuestCommandError, match=r"did not end: the limit is 0\.5 s"):
+            shell.run("true", timeout=0.5)
+        assert time.monotonic() - begun < 3
+        setattr(guest, attribute, True)
+        shell.close()
+
+
+def test_a_guest_that_reads_nothing_is_given_up(guest: Guest) -> None:
+    shell = guest.connect()
+    guest.act = is_silent
+    begun = time.monotonic()
+    with pytest.raises(GuestCommandError, match="did not end"):
+        shell.run("cat", stdin=bytes(32 * 1024 * 1024), timeout=1)
+    assert time.monotonic() - begun < 5
+    shell.close()
+
+
+def test_a_link_that_is_stuck_is_given_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's own buffers are full: sending itself would wait for ever."""
+    shell = guest.connect()
+    stuck = threading.Event()
+
+    def write(packetizer: paramiko.packet.Packetizer, _: bytes) -> None:
+        stuck.set()
+        while not packetizer.closed:
+            time.sleep(0.01)
+        raise EOFError
+
+    monkeypatch.setattr(paramiko.packet.Packetizer, "write_all", write)
+    begun = time.monotonic()
+    with pytest.raises(GuestCommandError):
+        shell.run("true", timeout=0.5)
+    assert stuck.is_set()
+    assert time.monotonic() - begun < 5
+
+
+def test_what_a_command_writes_is_bounded(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell_module, "_OUTPUT_BYTES", 1024 * 1024)
+    shell = guest.connect()
+    guest.act = floods
+    with pytest.raises(GuestCommandError, match="wrote too much: more than 1 MiB"):
+        shell.run("cat /dev/zero", timeout=30)
+    shell.close()
+
+
+def test_a_command_that_ends_without_reading_says_why(guest: Guest) -> None:
+    shell = guest.connect()
+    guest.act = ends(1, b"sudo: a password is required")
+    done = shell.run("cat", stdin=bytes(32 * 1024 * 1024), timeout=20)
+    assert (done.exit_code, done.stdout) == (1, "sudo: a password is required")
+    shell.close()
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-", b"SSH-2.0-x\r\n", b"SSH-2.0-x\r\n\0\0\1\0"])
+def test_a_server_that_drips_lets_nobody_wait(tmp_path: Path, greeting: bytes) -> None:
+    """Byte after byte, in its greeting and in its key exchange."""
+    key = generate("client")
+    (tmp_path / "key").write_text(key.private)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                link, _ = listener.accept()
+                link.sendall(greeting)
+                for _ in range(200):
+                    link.sendall(b"x")
+                    time.sleep(0.05)
+
+        threading.Thread(target=serve, daemon=True).start()
+        begun = time.monotonic()
+        made = Shell.connect(
+            "127.0.0.1", listener.getsockname()[1], user="u", key=tmp_path / "key",
+            host_key=key.public, name="web_0", timeout=0.5,
+        )  # fmt: skip
+        assert made is None
+        assert time.monotonic() - begun < 5
+
+
+def test_a_connection_that_broke_is_made_anew(guest: Guest) -> None:
+    made: list[Shell] = []
+
+    def connect() -> Shell:
+        if not made or not made[-1].alive:
+            made.append(guest.connect())
+        return made[-1]
+
+    lasting = Lasting(connect)
+    assert lasting.check("true") == ""
+    guest.transports[-1].close()
+    deadline = time.monotonic() + 5
+    while made[-1].alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+    guest.act = ends(0, b"again")
+    assert lasting.run("true").stdout == "again"
+    assert len(made) == 2
+    made[-1].close()
