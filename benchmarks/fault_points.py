@@ -32,7 +32,15 @@ from typing import Literal
 
 from benchmarks.crash_points import Killer
 from benchmarks.effects import Effect, observing
-from benchmarks.invariants import Watch, end_problems, lost, orphans, repeated, state_of
+from benchmarks.invariants import (
+    Watch,
+    being_removed,
+    end_problems,
+    lost,
+    orphans,
+    repeated,
+    state_of,
+)
 from benchmarks.stage import SCENARIOS, Scenario, Stage, use_memory
 from pytest_vmss.baton import Killed
 from pytest_vmss.errors import (
@@ -415,7 +423,7 @@ def _attempt(lab: SimulatedLab, act: Callable[[SimulatedLab], object]) -> list[s
     except InterruptedOperationError as interrupted:
         if "vmss resume" not in interrupted.message:
             return [f"the message does not say how to go on: {interrupted.message}"]
-    except (VmssError, OSError) as error:
+    except VmssError as error:
         if _unfinished(lab) and "vmss resume" not in str(error):
             return [f"unfinished, and the error does not say how to go on: {error!r}"]
     except Exception as error:  # noqa: BLE001 - it is told
@@ -450,7 +458,10 @@ def _undisturbed() -> Iterator[None]:
 def _q1(lab: SimulatedLab, ground: Ground) -> list[str]:
     """What must hold at any time: no disk is lost."""
     with _undisturbed():
-        return [f"lost while it failed: {thing}" for thing in lost(lab, _before(ground))]
+        return [
+            f"lost while it failed: {thing}"
+            for thing in lost(lab, _before(ground), going=being_removed(lab))
+        ]
 
 
 def _before(ground: Ground) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 from pytest_vmss.upgrade.journal import Account
 
 __all__ = [
-    "Tally", "Watch", "domain_of", "end_problems", "lost", "orphans", "repeated", "serving",
+    "Tally", "Watch", "being_removed", "domain_of", "end_problems", "lost", "orphans", "repeated", "serving",
     "state_of",
 ]  # fmt: skip
 
@@ -99,15 +99,33 @@ def _state_of_instance(lab: SimulatedLab, instance: Instance) -> tuple[Any, ...]
     )
 
 
-def lost(lab: SimulatedLab, before: dict[str, int]) -> list[str]:
-    """Disks that are gone, or are others than before."""
+def being_removed(lab: SimulatedLab) -> set[str]:
+    """Names of instances that an unfinished operation has begun to remove."""
+    found = set()
+    for web in lab.scale_sets():
+        operation = web._engine.journal.unfinished()
+        steps = lab.store.steps(operation.id) if operation is not None else []
+        found |= {
+            f"{step.scale_set}_{step.instance_id}" for step in steps if step.phase == "delete"
+        }
+    return found
+
+
+def lost(lab: SimulatedLab, before: Mapping[str, int], *, going: Collection[str] = ()) -> list[str]:
+    """Disks that are gone, or are others than before.
+
+    Args:
+        lab: Where.
+        before: The inodes of data disks that must be the same, by their paths.
+        going: Names of instances that may lack theirs.
+    """
     found = []
     for instance in _instances(lab):
-        if instance.record.generation and not instance.os_disk.exists():
+        if not instance.record.generation or instance.name in going:
+            continue  # it never came up, or is about to go
+        if not instance.os_disk.exists():
             found.append(f"the OS disk {instance.os_disk.name} of {instance.name}")
         for path in instance.data_disks.values():
-            if not instance.record.generation and str(path) not in before:
-                continue  # it never came up
             inode = _inode(path)
             if inode is None or before.get(str(path), inode) != inode:
                 found.append(f"the data disk {path.name} of {instance.name}")
