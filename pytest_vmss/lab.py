@@ -78,8 +78,10 @@ from pytest_vmss.upgrade.journal import Account
 from pytest_vmss.upgrade.resources import reach
 from pytest_vmss.upgrade.world import InstanceContext, World
 
-__all__ = ["Lab"]
+__all__ = ["DEFAULT_LAB", "Lab"]
 
+#: The lab of who names none.
+DEFAULT_LAB = "default"
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
 #: Seconds for what this process does on a set to stop: the longest call of a guest.
@@ -125,7 +127,7 @@ class Lab:
         self._sets: dict[str, ScaleSet] = {}
 
     @classmethod
-    def open(cls, settings: Settings, name: str = "default") -> Self:
+    def open(cls, settings: Settings, name: str = DEFAULT_LAB) -> Self:
         """Opens a lasting lab by name, made where there is none.
 
         Args:
@@ -200,6 +202,7 @@ class Lab:
         """Everything that an operation touches."""
         return World(
             lab_id=self.identity.id,
+            program=_program(self.paths.folder.name),
             store=self.store,
             clock=self.clock,
             connect=self._connect,
@@ -654,3 +657,8 @@ def _use(paths: LabPaths) -> Lock:
 
 def _probe(probe: Probe, record: InstanceRecord) -> Observation:
     return probe_once(probe, record.address, record.forwards[probe.port], timeout=_PROBE_TIMEOUT)
+
+
+def _program(lab: str) -> str:
+    """How the command line is called for a lab."""
+    return "vmss" if lab == DEFAULT_LAB else f"vmss --lab {lab}"

@@ -66,6 +66,11 @@ class Upgrade:
         return "interrupted: whoever was at it has ended"
 
     @property
+    def go_on(self) -> str:
+        """The command that goes on with it, where it was interrupted."""
+        return f"{self._lab.world.program} resume {self._scale_set}"
+
+    @property
     def completed(self) -> bool:
         """Whether it ended Completed."""
         return self.status == "Completed"
@@ -123,7 +128,7 @@ class Upgrade:
         if record.error_code:
             lines.append(f"  {record.error_code}: {record.error_message}")
         if self.interruption:
-            lines.append(f"  {self.interruption}; go on with: vmss resume {self._scale_set}")
+            lines.append(f"  {self.interruption}; go on with: {self.go_on}")
         for batch in account.batch_records:
             ids = ", ".join(str(number) for number in batch.instance_ids)
             lines.append(f"  batch {batch.number}: {ids} — {batch.why}")

@@ -328,7 +328,7 @@ class ScaleSet:
         if idle and (interruption := upgrade.interruption) and not upgrade.ended:
             raise InterruptedOperationError(
                 f"the upgrade of {self.name!r} to {upgrade.target} is unfinished, and nobody goes "
-                f"on with it ({interruption}); go on with: vmss resume {self.name}",
+                f"on with it ({interruption}); go on with: {upgrade.go_on}",
                 scale_set=self.name,
                 operation=upgrade.id,
             )

@@ -88,7 +88,7 @@ def _unfinished(scale_set: ScaleSet) -> str:
     action = operation.record.action
     if not operation.interruption:
         return f"  ({action} in progress)"
-    return f"  ({action} unfinished, {operation.interruption}; vmss resume {scale_set.name})"
+    return f"  ({action} unfinished, {operation.interruption}; {operation.go_on})"
 
 
 @main.command()

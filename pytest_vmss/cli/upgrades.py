@@ -62,7 +62,9 @@ def cancel(name: str) -> None:
         if unfinished is None:
             click.echo("cancelled")
         elif unfinished.interruption:
-            click.echo(f"it was interrupted, and is cancelled with: vmss resume {name}")
+            click.echo(
+                f"it was interrupted, and is cancelled with: {lab.world.program} resume {name}"
+            )
         else:
             click.echo("it is cancelled after its current batch")
 

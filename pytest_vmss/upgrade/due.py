@@ -109,7 +109,7 @@ class Rollouts:
             if operation.ended is None:
                 return (
                     f"an operation on it ({operation.action}) is in progress or was interrupted; "
-                    f"in the latter case: vmss resume {record.name}"
+                    f"in the latter case: {self._world.program} resume {record.name}"
                 )
             if operation.action == "upgrade" and _brings(operation, target):
                 return (

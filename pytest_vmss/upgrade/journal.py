@@ -140,14 +140,15 @@ class Journal:
         deleting = self._world.set_record(self._name).state == "Deleting"
         if deleting and action != "delete":
             raise UpgradeError(
-                f"{self._name!r} is being deleted; go on with it: vmss delete {self._name}",
+                f"{self._name!r} is being deleted; go on with it: "
+                f"{self._world.program} delete {self._name}",
                 code="OperationNotAllowed",
             )
         unfinished = self.unfinished()
         if unfinished is not None:
             raise UpgradeError(
                 f"an operation ({unfinished.action}) on {self._name!r} was interrupted; go on with "
-                f"it first: vmss resume {self._name}",
+                f"it first: {self._world.program} resume {self._name}",
                 code="OperationNotAllowed",
             )
 
@@ -305,7 +306,7 @@ class Journal:
             )
         return InterruptedOperationError(
             f"the {action} of {self._name!r} is interrupted and unfinished: {cause}\n"
-            f"Once that is mended, go on with: vmss resume {self._name}",
+            f"Once that is mended, go on with: {self._world.program} resume {self._name}",
             scale_set=self._name,
             operation=operation_id,
         )
@@ -448,7 +449,7 @@ class Journal:
                     f"the journal of {context.name} has {step.name!r} as step {step.sequence} of "
                     f"its {phase}, and this version of pytest-vmss takes other steps: "
                     f"{', '.join(names)}; go on with the version that began the operation, or "
-                    f"delete the set: vmss delete {self._name}"
+                    f"delete the set: {self._world.program} delete {self._name}"
                 )
         return {step.sequence for step in known if step.done is not None and step.error is None}
 

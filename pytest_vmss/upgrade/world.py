@@ -80,6 +80,7 @@ class World:
         serve_files: Sees to it that a set's guests can download the lab's own files (H5).
         checks: The suite's own functions of health, by set (F4).
         working: What stops the operations of this process, by set.
+        program: How the command line is called for this lab.
         sizes: VM sizes besides the built-in ones.
         metrics: Custom metrics that an instance's health extension reports now (D5).
         free_addresses: Loopback addresses that nobody has, as many as asked for.
@@ -108,6 +109,7 @@ class World:
     degraded_is_fatal: bool = False
     checks: dict[str, Check] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
+    program: str = "vmss"
     _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)

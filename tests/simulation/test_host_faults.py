@@ -39,7 +39,7 @@ from tests.simulation.test_upgrade import check_accounts
 
 def interrupted(act: Callable[[], object], why: str) -> None:
     """It cannot be ended just now, and says how to go on."""
-    with pytest.raises(InterruptedOperationError, match=rf"(?s){why}.*vmss resume web"):
+    with pytest.raises(InterruptedOperationError, match=rf"(?s){why}.* resume web"):
         act()
 
 
@@ -174,7 +174,7 @@ def test_libvirt_away_in_mid_upgrade_judges_nobody(
     assert not upgrade.ended
     assert upgrade.errors == {}
     assert "interrupted: libvirt's daemon at qemu:///session went away" in upgrade.explain()
-    assert "go on with: vmss resume web" in upgrade.explain()
+    assert f"go on with: vmss --lab {lab.paths.folder.name} resume web" in upgrade.explain()
     ends_completed(lab, web)
     assert "interrupted" not in upgrade.explain()
 
@@ -753,7 +753,7 @@ def test_a_wait_for_what_nobody_goes_on_with_ends_at_once(lab: SimulatedLab) -> 
     web = upgrading(lab)
     lab.simulated.fail_os_disks = True
     interrupted(lab.run_due, "no space left")
-    with pytest.raises(InterruptedOperationError, match=r"nobody goes on.*vmss resume web"):
+    with pytest.raises(InterruptedOperationError, match=r"nobody goes on.* resume web"):
         web.wait_for_upgrade(limit=1e9)
 
 

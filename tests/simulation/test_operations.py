@@ -257,7 +257,7 @@ def test_no_operation_while_another_is_interrupted(lab: SimulatedLab) -> None:
         lambda: web.update({"tags": {}}),
     ]
     for act in acts:
-        with pytest.raises(UpgradeError, match="vmss resume web") as refused:
+        with pytest.raises(UpgradeError, match="resume web") as refused:
             act()
         assert refused.value.code == "OperationNotAllowed"
     resumed = web.resume()

@@ -198,7 +198,7 @@ def test_a_write_that_fails_does_not_poison_the_next(
             store.done(step)
             store.delete(definition("a"))
 
-    with pytest.raises(LabError, match=r"cannot be written: disk I/O error.*vmss resume"):
+    with pytest.raises(LabError, match=r"cannot be written: disk I/O error.*free the database"):
         write()
     assert store.get(DefinitionRecord, "g", "b") is None
     broken.failing = ()
@@ -239,7 +239,7 @@ def test_a_read_that_fails(tmp_path: Path, broken: type[Broken]) -> None:
         store.events,
         lambda: store.last_events("web", 1),
     ):
-        with pytest.raises(LabError, match=r"cannot be read: disk I/O error.*vmss resume"):
+        with pytest.raises(LabError, match=r"cannot be read: disk I/O error.*free the database"):
             read()
     broken.failing = ()
     assert store.get(DefinitionRecord, "g", "a") == definition("a")

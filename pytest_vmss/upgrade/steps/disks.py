@@ -57,7 +57,7 @@ class CreateDataDisks:
                     f"{path}, the data disk at LUN {disk.lun} of {context.name}, is not there, and "
                     "no empty one was put in its place: bring the file back (a file system that is "
                     "not mounted?), or ask for empty disks with: "
-                    f"vmss reimage {context.scale_set} {context.instance_id} --data-disks"
+                    f"{world.program} reimage {context.scale_set} {context.instance_id} --data-disks"
                 )
             world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
 
