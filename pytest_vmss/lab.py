@@ -74,7 +74,7 @@ from pytest_vmss.upgrade.declare import check_document, declare
 from pytest_vmss.upgrade.due import Rollouts
 from pytest_vmss.upgrade.engine import Engine, parts
 from pytest_vmss.upgrade.enrol import enrol
-from pytest_vmss.upgrade.journal import Account
+from pytest_vmss.upgrade.journal import Account, Journal
 from pytest_vmss.upgrade.resources import reach
 from pytest_vmss.upgrade.world import InstanceContext, World
 
@@ -408,20 +408,22 @@ class Lab:
         Raises:
             ConflictError: Another operation is in progress.
             ProvisioningError: New instances did not come up.
+            InterruptedOperationError: The host cannot go on just now either.
         """
-        engine = Engine(self.world, name)
+        with Journal(self.world, name).outside("resume"):
+            return self._resume(Engine(self.world, name))
+
+    def _resume(self, engine: Engine) -> Account | None:
         with engine.claim():
             account = engine.resume()
-            record = self.world.set_record(name)
+            record = self.world.set_record(engine.name)
             if record.state == "Deleting":
                 if left := [entry.instance_id for entry in engine.instances()]:
-                    account = engine.at_once("delete", lambda: parts(left))
-                    self.require_success(account)
+                    account = self.require_success(engine.at_once("delete", lambda: parts(left)))
                 self._forget(engine, record)
                 return account
-            with engine.journal.outside("resume"):
-                self.world.serve(name)
-            capacity = self.world.current_revision(name).model.sku.capacity
+            self.world.serve(engine.name)
+            capacity = self.world.current_revision(engine.name).model.sku.capacity
             # A kill between an update of the model and the scaling that belongs to it.
             sized = Sizing(self.world, engine).scale(capacity)
         if sized is not None:

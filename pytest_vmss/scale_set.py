@@ -264,7 +264,8 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress.
         """
-        self._engine.require_own()
+        with self._engine.journal.outside("resume"):
+            self._engine.require_own()
         account = self._lab.resume(self.name)
         self._lab.wake()
         return None if account is None else self._taken(account.record.id)

@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pytest_vmss.errors import (
+    BalancerError,
+    HostError,
     InstanceError,
     InterruptedOperationError,
     LabError,
@@ -282,7 +284,7 @@ class Journal:
 
     @contextlib.contextmanager
     def outside(self, what: str) -> Iterator[None]:
-        """Says how to go on where the host fails between operations.
+        """Says how to go on where the host fails before, between or after operations.
 
         Args:
             what: What is done, in words.
@@ -292,7 +294,7 @@ class Journal:
         """
         try:
             yield
-        except Exception as error:
+        except (LabError, HostError, BalancerError, OSError) as error:
             raise self._interrupted("", what, describe(error)[1]) from error
 
     def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
