@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sqlite3
 import sys
 import tempfile
@@ -61,6 +62,7 @@ Mode = Literal["once", "until cured"]
 
 #: Seconds: longer than all limits of waits and operations together.
 _LONG = 500_000.0
+_RESUME = re.compile(r"vmss( --lab \S+)? resume \w")
 _AWAY = "libvirt's daemon went away, and did not come back within 60 s; start it"
 _READ_ERRORS = ("disk I/O error",)
 _WRITE_ERRORS = ("disk I/O error", "database or disk is full")
@@ -392,11 +394,11 @@ def experiment(ground: Ground, point: Point) -> list[str]:
     injector = Injector(lab, point, watch)
     wrong: list[str] = []
     with observing(lab, injector):
-        wrong += _attempt(lab, ground.act)
+        wrong += _attempt(lab, ground.act, resuming=ground.play.killed > 0)
         wrong += _q1(lab, ground)
         if point.mode == "until cured":
             for _ in range(2):  # whoever tries again in vain makes it no worse
-                wrong += _attempt(lab, _resume)
+                wrong += _attempt(lab, _resume, resuming=True)
                 wrong += _q1(lab, ground)
     fault, hit = injector.fault, injector.hit
     if fault is None or hit is None:
@@ -416,15 +418,23 @@ def experiment(ground: Ground, point: Point) -> list[str]:
     return [f"{hit}, {fault.label}, {point.mode}: {text}" for text in wrong]
 
 
-def _attempt(lab: SimulatedLab, act: Callable[[SimulatedLab], object]) -> list[str]:
-    """Tries something that may fail; what it must tell then."""
+def _attempt(
+    lab: SimulatedLab, act: Callable[[SimulatedLab], object], *, resuming: bool = False
+) -> list[str]:
+    """Tries something that may fail; what it must tell then.
+
+    Args:
+        lab: Where.
+        act: What is tried.
+        resuming: It is a resume, so that whoever is told knows how to go on.
+    """
     try:
         act(lab)
     except InterruptedOperationError as interrupted:
-        if "vmss resume" not in interrupted.message:
+        if not _RESUME.search(interrupted.message):
             return [f"the message does not say how to go on: {interrupted.message}"]
     except VmssError as error:
-        if _unfinished(lab) and "vmss resume" not in str(error):
+        if not resuming and _unfinished(lab) and not _RESUME.search(str(error)):
             return [f"unfinished, and the error does not say how to go on: {error!r}"]
     except Exception as error:  # noqa: BLE001 - it is told
         return [f"an error that is nobody's: {error!r}"]
@@ -482,7 +492,7 @@ def _after_the_cure(lab: SimulatedLab, ground: Ground, *, noted: bool) -> list[s
         if not noted or record is None or record.action != "upgrade":
             continue
         told = web.history()[0].explain()
-        if "vmss resume" not in told:
+        if not _RESUME.search(told):
             wrong.append(f"the upgrade's account does not say how to go on: {told}")
     try:
         _resume(lab)
