@@ -97,6 +97,13 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario("rollback", _run_due, behaviour=Behaviour.UNHEALTHY, rolling=True),
         Scenario("rollback of one", _run_due, 1, behaviour=Behaviour.PANICS, rolling=True),
         Scenario(
+            "upgrade by hand",
+            lambda lab: _web(lab).upgrade(),
+            automatic=False,
+            behaviour=Behaviour.GOOD,
+            rolling=True,
+        ),
+        Scenario(
             "upgrade by hand that fails",
             lambda lab: _web(lab).upgrade(),
             automatic=False,

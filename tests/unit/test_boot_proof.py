@@ -1,0 +1,57 @@
+"""E1: a boot is proved by another boot id than the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vmss.clock import VirtualClock
+from pytest_vmss.errors import GuestUnreachableError
+from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest.console import Console
+from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.settings import Limits
+
+
+class Answering:
+    """Stands for a shell into a guest that tells of its boots, one at each look."""
+
+    def __init__(self, boots: list[str]) -> None:
+        self.boots = boots
+
+    def check(self, _: str, **__: Any) -> str:
+        boot = self.boots.pop(0) if len(self.boots) > 1 else self.boots[0]
+        return f"{boot}\n6.1.0\n1.1.0\n"
+
+    def close(self) -> None:
+        pass
+
+
+def guest_of(boots: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> LinuxGuest:
+    guest = LinuxGuest(
+        "web_0",
+        access=SshAccess("127.0.0.1", 1, "azureuser", folder / "key", "ssh-ed25519 AAAA"),
+        console=Console(folder / "console.log"),
+        limits=Limits,
+        clock=VirtualClock(),
+        power_state=lambda: PowerState.RUNNING,
+        agent_connected=lambda: True,
+    )
+    shell = Answering(boots)
+    monkeypatch.setattr(guest, "_connect", lambda: shell)
+    return guest
+
+
+def test_the_boot_on_its_way_down_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = guest_of(["old", "old", "new"], tmp_path, monkeypatch)
+    assert guest.wait_boot("old").boot_id == "new"
+
+
+def test_the_boot_before_alone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = guest_of(["old"], tmp_path, monkeypatch)
+    with pytest.raises(GuestUnreachableError):
+        guest.wait_boot("old")
