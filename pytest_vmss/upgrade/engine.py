@@ -324,8 +324,8 @@ class Engine:
         self.journal.update(operation_id, metrics_read=True)
 
     def _roll(self, operation_id: str) -> Account:
-        begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
         with self.journal.resumable(operation_id):
+            begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
             if not self._reach_resources(operation_id):
                 return self.journal.account(operation_id)
             self._read_metrics(operation_id)
