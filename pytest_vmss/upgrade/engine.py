@@ -231,6 +231,15 @@ class Engine:
             return
         model = self._world.revision(operation.set_id, operation.revision).model
         self._world.find_size(model.sku.name)
+        record = self._world.set_record(self.name)
+        if record.health_function and self.name.lower() not in self._world.checks:
+            self._store.event(
+                self.name,
+                "warning",
+                "the suite's own health function is not known in this process, and is not asked; "
+                "give it with check_health",
+                operation=operation_id,
+            )
         for extension in model.extensions:
             if not is_known(extension):
                 raise NotFoundError(
