@@ -200,6 +200,27 @@ def test_the_first_place_that_works_is_taken(
         bootstrap.choose_way(tmp_path / "cache")
 
 
+def test_a_failure_in_fakechroot_mode_tells_the_better_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A host's library may be too new for the filesystem's programs; subordinate ids help."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or NOBODY)
+    script = """case "$*" in
+        --unshare-helper*) echo "E: failed to parse /etc/subuid and /etc/subgid" >&2; exit 25;;
+        *--variant=apt*) echo "E: libc.so.6: version GLIBC_2.38 not found" >&2; exit 1;;
+    esac"""
+    _fake_mmdebstrap(monkeypatch, tmp_path, script)
+    base = load_image(find_recipes() / "web").base_recipe()
+    with (
+        (tmp_path / "tar").open("wb") as tar,
+        pytest.raises(
+            ToolError, match=r"in fakechroot mode: .*GLIBC_2\.38 not found; .*usermod --add-subuids"
+        ),
+    ):
+        bootstrap.bootstrap(base, tmp_path / "cache", tar)
+
+
 def _fake_mmdebstrap(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     """Programs that answer as mmdebstrap does, where it is not what is tested."""
     programs = folder / "programs"
