@@ -154,7 +154,8 @@ def _libvirt(settings: Settings) -> Iterator[Finding]:
         if isinstance(hypervisor, LibvirtHypervisor):
             yield Finding("ok", f"libvirt answers at {hypervisor.uri}")
     except (VmssError, ImportError) as missing:
-        yield Finding("lacking", str(missing), "apt-get install libvirt-daemon-system")
+        mend = missing.mend if isinstance(missing, HostError) else ""
+        yield Finding("lacking", str(missing), mend or "apt-get install libvirt-daemon-system")
     finally:
         lab.destroy()
 
@@ -180,7 +181,8 @@ def _room(settings: Settings) -> Iterator[Finding]:
     level: Literal["ok", "note"] = "ok" if memory >= _MEMORY_MIB else "note"
     yield Finding(level, f"memory available: {memory} MiB (the demo needs {_MEMORY_MIB})")
     for folder in {settings.state_dir, settings.cache_dir}:
-        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        # Not Path.exists: it raises where a folder above may not be entered.
+        existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
         free = shutil.disk_usage(existing).free // 1024**3
         level = "ok" if free >= _DISK_GIB else "note"
         yield Finding(level, f"disk free at {folder}: {free} GiB (the demo needs {_DISK_GIB})")

@@ -138,7 +138,8 @@ def run(
 def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
     """Ends a program; one with grace leads a session of its own, which ends with it."""
     if grace > 0:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # all, as from a terminal's Ctrl-C
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace)
         with contextlib.suppress(ProcessLookupError):

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -20,6 +21,7 @@ import libvirt
 from pytest_vmss.errors import ConflictError, HostError, LabError
 from pytest_vmss.files import write_durably
 from pytest_vmss.locks import wait_for_lock
+from pytest_vmss.ownership import mend_ownership, obstacle, told_obstacle
 from pytest_vmss.paths import PROCESS_ROOTS
 
 __all__ = ["Connection", "default_uri", "open_connection"]
@@ -100,14 +102,28 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as refused:
-        raise HostError(
-            f"libvirt does not answer at {uri}: {refused}; install it with: apt-get install "
-            "libvirt-daemon-system qemu-system-x86 "
-            "(`vmss doctor` looks closer)"
-        ) from refused
+        raise _no_answer(uri, refused) from refused
     # The system daemon's own user cannot reach into root's folders.
     run_as = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
     return Connection(connection, uri, run_as)
+
+
+def _no_answer(uri: str, refused: libvirt.libvirtError) -> HostError:
+    denied = re.search(r"'(/[^']+)': Permission denied", str(refused))
+    if denied is not None and os.geteuid() != 0:
+        path = Path(denied[1])
+        found = obstacle(path)
+        return HostError(
+            f"libvirt does not answer at {uri}: {refused}{told_obstacle(path)}; "
+            "perhaps XDG_RUNTIME_DIR or HOME is another account's",
+            mend="" if found is None else mend_ownership(found),
+        )
+    mend = "apt-get install libvirt-daemon-system qemu-system-x86"
+    return HostError(
+        f"libvirt does not answer at {uri}: {refused}; install it with: {mend} "
+        "(`vmss doctor` looks closer)",
+        mend=mend,
+    )
 
 
 @cache

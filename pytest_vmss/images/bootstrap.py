@@ -124,12 +124,24 @@ def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
         base.suite, "-",
         *(line.format(suite=base.suite) for line in _mirrors(base)),
     ]  # fmt: skip
-    with scratch(way.place) as work:
-        _mmdebstrap(
-            way.mode, options, work,
-            what=f"building the root filesystem {base.folder.name} in {way.mode} mode",
-            timeout=_BUILD_LIMIT, tar=tar, timestamp=base.timestamp,
-        )  # fmt: skip
+    what = f"building the root filesystem {base.folder.name} in {way.mode} mode"
+    try:
+        with scratch(way.place) as work:
+            _mmdebstrap(
+                way.mode, options, work,
+                what=what, timeout=_BUILD_LIMIT, tar=tar, timestamp=base.timestamp,
+            )  # fmt: skip
+    except ToolError as failed:
+        if not way.mend:
+            raise
+        # Its programs run with a library of this host, which may be too new for them.
+        raise ToolError(
+            f"{failed.message}; mmdebstrap's unshare mode depends less on the host, and is to be "
+            f"had by: {way.mend}",
+            argv=failed.argv,
+            returncode=failed.returncode,
+            stderr=failed.stderr,
+        ) from failed
 
 
 def _first_place(mode: Mode, cache: Path) -> Path:

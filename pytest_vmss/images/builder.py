@@ -84,7 +84,7 @@ class ImageBuilder:
         base = self.recipe.base_recipe()
         digest = digest_of(base, self.recipe, recipe, extra=_own_digest())
         disk = self._cache / "disks" / f"{self.recipe.name}-{version}-{digest}.qcow2"
-        if not disk.exists():
+        if not os.path.exists(disk):  # noqa: PTH110, Path.exists raises in another's home
             with self._lock(disk):
                 if not disk.exists():
                     rootfs = self._rootfs(base)

@@ -63,9 +63,9 @@ def scratch(place: Path) -> Iterator[Scratch]:
         HostError: The place cannot be written.
     """
     prefix = f"vmss-build-{os.geteuid()}-"
-    _sweep(place, prefix)
     try:
         place.mkdir(parents=True, exist_ok=True)
+        _sweep(place, prefix)
         made = _make(place, prefix)
     except OSError as refused:
         raise HostError(

@@ -13,15 +13,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import libvirt
 import psutil
 import pytest
 
+from pytest_vmss import doctor
 from pytest_vmss.errors import HostError, ToolError
+from pytest_vmss.hypervisor import connection
 from pytest_vmss.images import ImageBuilder, bootstrap, find_recipes
 from pytest_vmss.images.recipe import digest_of, load_image
 from pytest_vmss.images.scratch import places, scratch
 from pytest_vmss.ownership import obstacle, told_obstacle
 from pytest_vmss.process import run
+from pytest_vmss.settings import Settings
 
 NOBODY = 65534
 
@@ -92,6 +96,65 @@ def test_a_place_that_cannot_be_written_is_told(ordinary: Path) -> None:
         pass
 
 
+def test_a_home_of_another_account_is_told(ordinary: Path) -> None:
+    """HOME is root's after `su` without a dash or `runuser`: errors with a mend, no traceback."""
+    home = ordinary / "root"
+    (home / "cache").mkdir(parents=True)
+    home.chmod(0)
+    try:
+        with (
+            pytest.raises(HostError, match=r"no scratch folder can be made"),
+            scratch(home / "cache"),
+        ):
+            pass
+        with pytest.raises(HostError, match=rf"{home} belongs to .*VMSS_CACHE_DIR"):
+            ImageBuilder(find_recipes() / "web", home / "cache").build("1.0.0")
+    finally:
+        home.chmod(0o700)
+
+
+def test_the_doctor_names_what_a_run_as_root_took(
+    ordinary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L2: folders and locks in the cache and state; libvirt's own, where they are in the way."""
+    monkeypatch.setenv("HOME", str(ordinary))
+    for name in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    lock = ordinary / "cache/disks/web.qcow2.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    settings = Settings(state_dir=ordinary / "state", cache_dir=ordinary / "cache")
+    assert list(doctor._folders(settings)) == []
+    lock.chmod(0o444)
+    (ordinary / "state/labs/default").mkdir(parents=True)
+    (ordinary / "state/labs/default").chmod(0)
+    runtime = ordinary / "runtime"
+    runtime.mkdir(mode=0o500)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    found = list(doctor._folders(settings))
+    assert [finding.level for finding in found] == ["lacking"] * 3
+    told = " ".join(finding.mend for finding in found)
+    assert f"chown -R {os.geteuid()}:{os.getegid()} {ordinary}/state/labs/default" in told
+    assert f"chown -R {os.geteuid()}:{os.getegid()} {lock}" in told
+    assert str(runtime) in found[2].what
+    (ordinary / "state/labs/default").chmod(0o700)
+
+
+def test_a_runtime_folder_of_another_account_is_told(ordinary: Path) -> None:
+    """qemu:///session after a run as root: nothing needs to be installed."""
+    folder = ordinary / "libvirt"
+    folder.mkdir(mode=0o500)
+    refused = libvirt.libvirtError(
+        f"Unable to create lock '{folder}/libvirtd.lock': Permission denied"
+    )
+    error = connection._no_answer("qemu:///session", refused)
+    assert error.mend == f"sudo chown -R {os.geteuid()}:{os.getegid()} {folder}"
+    assert "XDG_RUNTIME_DIR" in str(error)
+    assert "apt-get" not in str(error)
+    error = connection._no_answer("qemu:///session", libvirt.libvirtError("no connection driver"))
+    assert error.mend.startswith("apt-get install libvirt-daemon-system")
+
+
 def test_the_users_own_tmpdir_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/srv/scratch")
     assert places(Path("/home/u/.cache"))[:2] == [Path("/srv/scratch"), Path("/home/u/.cache")]
@@ -135,6 +198,27 @@ def test_the_first_place_that_works_is_taken(
     monkeypatch.setattr(bootstrap, "_ROOM_MIB", 2**40)
     with pytest.raises(HostError, match=r"cache: cannot enter.*open: \d+ MiB are free"):
         bootstrap.choose_way(tmp_path / "cache")
+
+
+def test_a_failure_in_fakechroot_mode_tells_the_better_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A host's library may be too new for the filesystem's programs; subordinate ids help."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or NOBODY)
+    script = """case "$*" in
+        --unshare-helper*) echo "E: failed to parse /etc/subuid and /etc/subgid" >&2; exit 25;;
+        *--variant=apt*) echo "E: libc.so.6: version GLIBC_2.38 not found" >&2; exit 1;;
+    esac"""
+    _fake_mmdebstrap(monkeypatch, tmp_path, script)
+    base = load_image(find_recipes() / "web").base_recipe()
+    with (
+        (tmp_path / "tar").open("wb") as tar,
+        pytest.raises(
+            ToolError, match=r"in fakechroot mode: .*GLIBC_2\.38 not found; .*usermod --add-subuids"
+        ),
+    ):
+        bootstrap.bootstrap(base, tmp_path / "cache", tar)
 
 
 def _fake_mmdebstrap(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
