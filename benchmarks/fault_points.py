@@ -263,7 +263,7 @@ class Injector:
         """Tells of an effect."""
         if effect.when != "before":
             return
-        self._watch.look()
+        self._watch.look(effect)
         if self._point is None:
             self.effects.append(effect)
             return
@@ -410,8 +410,7 @@ def experiment(ground: Ground, point: Point) -> list[str]:
     with observing(lab, Injector(lab, None, watch)):
         wrong += _after_the_cure(lab, ground, noted=hit.family != "store")
     wrong += _at_the_end(lab, ground, fault)
-    if watch.broken:
-        wrong.append(f"{watch.worst} instances were out at once, {watch.most} allowed")
+    wrong += watch.wrong
     if not wrong:
         wrong += _later(lab)
     lab.close()
@@ -470,12 +469,13 @@ def _q1(lab: SimulatedLab, ground: Ground) -> list[str]:
     with _undisturbed():
         return [
             f"lost while it failed: {thing}"
-            for thing in lost(lab, _before(ground), going=being_removed(lab))
+            for thing in lost(lab, _before(ground, None), going=being_removed(lab))
         ]
 
 
-def _before(ground: Ground) -> dict[str, int]:
-    return {} if ground.play.scenario.name == "reimageall" else ground.stage.data_disks
+def _before(ground: Ground, replaced: dict[str, int] | None) -> dict[str, int] | None:
+    """The data disks that must be there; ``replaced`` where the play replaces them."""
+    return replaced if ground.play.scenario.name == "reimageall" else ground.stage.data_disks
 
 
 def _after_the_cure(lab: SimulatedLab, ground: Ground, *, noted: bool) -> list[str]:
@@ -506,7 +506,7 @@ def _after_the_cure(lab: SimulatedLab, ground: Ground, *, noted: bool) -> list[s
 
 def _at_the_end(lab: SimulatedLab, ground: Ground, fault: Fault) -> list[str]:
     wrong = [f"unfinished after the cure and a resume: {what}" for what in _unfinished(lab)]
-    wrong += [f"lost: {thing}" for thing in lost(lab, _before(ground))]
+    wrong += [f"lost: {thing}" for thing in lost(lab, _before(ground, {}))]
     wrong += [f"left over: {thing}" for thing in orphans(lab)]
     wrong += repeated(lab)
     accounts = ground.stage.accounts(lab)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.effects import Effect
 from pytest_vmss.instance import Instance
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.simulation import SimulatedLab
@@ -48,22 +49,32 @@ class Watch:
         instances: How many there were when nothing had begun.
         most: How many may be out at once; None for any number.
         worst: The most that were.
+        cut: Names of those that were stopped while the load balancer sent them traffic.
     """
 
     lab: SimulatedLab
     instances: int
     most: int | None
     worst: int = 0
+    cut: set[str] = field(default_factory=set)
 
-    def look(self) -> None:
-        """Looks once."""
+    def look(self, effect: Effect) -> None:
+        """Looks once, at an effect."""
         if self.most is not None:
             self.worst = max(self.worst, self.instances - len(serving(self.lab)))
+        if effect.name in ("request_stop", "power_off") and effect.when == "before":
+            name = effect.target.removeprefix(domain_of(self.lab, ""))
+            members = [balancer.members for balancer in self.lab.balancers.values()]
+            if any(entry.get(name) for entry in members):
+                self.cut.add(name)
 
     @property
-    def broken(self) -> bool:
-        """Whether there were too many."""
-        return self.most is not None and self.worst > self.most
+    def wrong(self) -> list[str]:
+        """What was seen that must not be, in words."""
+        found = [f"{name} was stopped while it was in service" for name in sorted(self.cut)]
+        if self.most is not None and self.worst > self.most:
+            found.append(f"{self.worst} instances were out at once, {self.most} allowed")
+        return found
 
 
 def state_of(lab: SimulatedLab, accounts: Sequence[Account]) -> dict[str, Any]:
@@ -111,12 +122,15 @@ def being_removed(lab: SimulatedLab) -> set[str]:
     return found
 
 
-def lost(lab: SimulatedLab, before: Mapping[str, int], *, going: Collection[str] = ()) -> list[str]:
+def lost(
+    lab: SimulatedLab, before: Mapping[str, int] | None, *, going: Collection[str] = ()
+) -> list[str]:
     """Disks that are gone, or are others than before.
 
     Args:
         lab: Where.
-        before: The inodes of data disks that must be the same, by their paths.
+        before: The inodes of data disks that must be the same, by their paths; None where
+            data disks are being replaced.
         going: Names of instances that may lack theirs.
     """
     found = []
@@ -125,9 +139,9 @@ def lost(lab: SimulatedLab, before: Mapping[str, int], *, going: Collection[str]
             continue  # it never came up, or is about to go
         if not instance.os_disk.exists():
             found.append(f"the OS disk {instance.os_disk.name} of {instance.name}")
-        for path in instance.data_disks.values():
+        for path in () if before is None else instance.data_disks.values():
             inode = _inode(path)
-            if inode is None or before.get(str(path), inode) != inode:
+            if inode is None or (before or {}).get(str(path), inode) != inode:
                 found.append(f"the data disk {path.name} of {instance.name}")
     return found
 

@@ -98,7 +98,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "upgrade/phases.py",
         "        Commit(new),\n        Discard(new),",
         "        Discard(new),\n        Commit(new),",
-        _kills("upgrade of one", 5),
+        _kills("upgrade of one", 2),
         also=[Patch(_DISKS, "if context.record.generation != self.keep:", "if False:")],
     ),
     _mutant(
@@ -325,7 +325,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "upgrade/steps/power.py",
         "        hypervisor.power_off(context.domain)\n",
         "",
-        _tests(f"{_UPGRADE}::test_a_guest_that_ignores_the_shutdown_loses_its_power"),
+        _tests("tests/simulation/test_defects.py"),
     ),
     _mutant(
         "secrets of extensions are shown",
@@ -389,8 +389,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "upgrade/world.py",
         "return Member(record.name, record.address, record.forwards, record.in_service)",
         "return Member(record.name, record.address, record.forwards, True)",
-        _kills("upgrade", 7),
-        _tests("tests/simulation/test_traffic.py"),
+        _kills("upgrade of one", 1),
     ),
     # Processes.
     _mutant(
