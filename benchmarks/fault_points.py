@@ -212,7 +212,9 @@ def _lab_faults(effect: Effect) -> Iterator[Fault]:
         return (other.family, other.name) == ("lab", effect.name)
 
     match effect.name:
-        case "acquire" | "path_of" | "free_addresses":
+        case "free_addresses":
+            yield Fault("no claim", lambda: HostError("the claim cannot be written"), same)
+        case "acquire" | "path_of":
             for number in (errno.EMFILE, errno.EIO):
                 yield Fault(
                     errno.errorcode[number],

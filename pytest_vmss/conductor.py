@@ -10,6 +10,7 @@ from pytest_vmss.clock import Interrupted, side_by_side
 from pytest_vmss.errors import (
     ConflictError,
     InterruptedOperationError,
+    LabError,
     NotFoundError,
     VmssError,
 )
@@ -207,7 +208,10 @@ class Conductor:
     def _is_nobodys(self, name: str, error: BaseException) -> bool:
         """Whether a failure is none: the set was deleted meanwhile, or its operation stopped."""
         if isinstance(error, NotFoundError | InterruptedOperationError):
-            record = self._world.store.get(ScaleSetRecord, name.lower())
+            try:
+                record = self._world.store.get(ScaleSetRecord, name.lower())
+            except LabError:
+                return False  # what is to be told counts more than what cannot be read now
             return record is None or record.state == "Deleting"
         return isinstance(error, Interrupted) and not self._closing()
 

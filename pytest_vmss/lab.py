@@ -381,7 +381,7 @@ class Lab:
             command = health if isinstance(health, str) else None
             declare(
                 self.world, document, ports=ports, health_timeout=health_timeout,
-                health_command=command,
+                health_command=command, health_function=callable(health),
             )  # fmt: skip
             if health is not None and not isinstance(health, str):
                 self.world.checks[model.name.lower()] = health

@@ -194,7 +194,7 @@ class ScaleSet:
                 for none.
         """
         world, command = self._lab.world, check if isinstance(check, str) else None
-        world.store.amend(self.record, health_command=command)
+        world.store.amend(self.record, health_command=command, health_function=callable(check))
         world.checks.pop(self.name.lower(), None)
         if check is not None and not isinstance(check, str):
             world.checks[self.name.lower()] = check

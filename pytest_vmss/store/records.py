@@ -107,6 +107,7 @@ class ScaleSetRecord(Record):
         frontend: Loopback address of its load balancer, where it has one.
         overrides: Limits of waits in place of the lab's.
         health_command: Run in the guest; its exit status is a health source too (F4).
+        health_function: Whether a function of the suite is one, in the process that has it.
         repairs_suspended: When automatic repairs were suspended; None while they are not.
         repairs_changed: When that changed, or an instance was repaired.
     """
@@ -125,6 +126,7 @@ class ScaleSetRecord(Record):
     frontend: str | None = None
     overrides: dict[str, float] = {}
     health_command: str | None = None
+    health_function: bool = False
     repairs_suspended: datetime | None = None
     repairs_changed: datetime | None = None
 

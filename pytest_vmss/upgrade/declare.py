@@ -100,6 +100,7 @@ def declare(
     ports: Sequence[int],
     health_timeout: float | None,
     health_command: str | None = None,
+    health_function: bool = False,
 ) -> ScaleSetRecord:
     """Records a new set.
 
@@ -109,6 +110,7 @@ def declare(
         ports: Guest ports to forward besides SSH's and the probe's.
         health_timeout: Seconds to wait for health, in place of the lab's limit.
         health_command: A health source of the lab's own (F4).
+        health_function: Whether this process has a function that is one.
 
     Raises:
         ModelError: A port is none.
@@ -130,6 +132,7 @@ def declare(
         ports=tuple(sorted(forwarded)),
         frontend=_frontend(world, None, document),
         health_command=health_command,
+        health_function=health_function,
         overrides={} if health_timeout is None else {"health": health_timeout},
     )
     with world.store.transaction():

@@ -231,6 +231,15 @@ class Engine:
             return
         model = self._world.revision(operation.set_id, operation.revision).model
         self._world.find_size(model.sku.name)
+        record = self._world.set_record(self.name)
+        if record.health_function and self.name.lower() not in self._world.checks:
+            self._store.event(
+                self.name,
+                "warning",
+                "the suite's own health function is not known in this process, and is not asked; "
+                "give it with check_health",
+                operation=operation_id,
+            )
         for extension in model.extensions:
             if not is_known(extension):
                 raise NotFoundError(
@@ -324,8 +333,8 @@ class Engine:
         self.journal.update(operation_id, metrics_read=True)
 
     def _roll(self, operation_id: str) -> Account:
-        begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
         with self.journal.resumable(operation_id):
+            begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
             if not self._reach_resources(operation_id):
                 return self.journal.account(operation_id)
             self._read_metrics(operation_id)

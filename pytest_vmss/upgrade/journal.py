@@ -276,8 +276,9 @@ class Journal:
         Raises:
             InterruptedOperationError: It is unfinished.
         """
-        action = self.operation(operation_id).action
+        action = "operation"
         try:
+            action = self.operation(operation_id).action
             yield
         except Exception as error:
             raise self._interrupted(operation_id, action, describe(error)[1]) from error

@@ -774,3 +774,13 @@ def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: S
     again.begin()
     assert len(again.scale_set("web")) == 1
     again.destroy()
+
+
+def test_a_health_function_that_is_not_here_is_missed_aloud(lab: SimulatedLab) -> None:
+    """F4: another process has it; what is told of the instances is told without it."""
+    web = upgrading(lab)
+    web.check_health(lambda _: True)
+    lab.world.checks.clear()
+    lab.run_due()
+    (upgrade,) = web.history()
+    assert any("health function is not known" in event.message for event in upgrade.events)

@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+#: How the names begin of data disks that are to take another's place.
+_FRESH = "fresh-"
+
+
 @dataclass(frozen=True)
 class CreateDataDisks:
     """Makes the data disks that the instance does not have yet (A5).
@@ -83,8 +87,10 @@ class ReplaceDataDisks:
         world = context.world
         for disk in context.revision(self.revision).model.data_disks:
             path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
-            path.unlink(missing_ok=True)
-            world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
+            fresh = path.with_name(_FRESH + path.name)  # so that there is a disk all the while
+            world.hypervisor.create_data_disk(fresh, disk.disk_size_gb or 1)
+            fresh.replace(path)
+            sync_folder(path.parent)
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,11 @@ def _parts(context: InstanceContext) -> list[Path]:
     folder = context.world.paths.instance(context.scale_set, context.instance_id)
     if not folder.exists():
         return []
-    return sorted(path for path in folder.iterdir() if path.name.endswith(PART))
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.endswith(PART) or path.name.startswith(_FRESH)
+    )
 
 
 def _require_disk(context: InstanceContext, number: int) -> None:
