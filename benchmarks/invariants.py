@@ -133,7 +133,7 @@ def lost(
             data disks are being replaced.
         going: Names of instances that may lack theirs.
     """
-    found = []
+    found, same = [], before or {}
     for instance in _instances(lab):
         if not instance.record.generation or instance.name in going:
             continue  # it never came up, or is about to go
@@ -141,7 +141,7 @@ def lost(
             found.append(f"the OS disk {instance.os_disk.name} of {instance.name}")
         for path in () if before is None else instance.data_disks.values():
             inode = _inode(path)
-            if inode is None or (before or {}).get(str(path), inode) != inode:
+            if inode is None or same.get(str(path), inode) != inode:
                 found.append(f"the data disk {path.name} of {instance.name}")
     return found
 
