@@ -38,6 +38,7 @@ from benchmarks.invariants import (
     being_removed,
     end_problems,
     lost,
+    miscounted,
     orphans,
     repeated,
     state_of,
@@ -125,7 +126,7 @@ def faults_of(effect: Effect) -> Iterator[Fault]:
                 )
         case "lab":
             yield from _lab_faults(effect)
-    if not effect.reads and effect.family != "store":
+    if effect.name == "begin" if effect.family == "store" else not effect.reads:
         yield Fault("time passes", None, judges=True)
 
 
@@ -510,7 +511,7 @@ def _at_the_end(lab: SimulatedLab, ground: Ground, fault: Fault) -> list[str]:
     wrong = [f"unfinished after the cure and a resume: {what}" for what in _unfinished(lab)]
     wrong += [f"lost: {thing}" for thing in lost(lab, _before(ground, {}))]
     wrong += [f"left over: {thing}" for thing in orphans(lab)]
-    wrong += repeated(lab)
+    wrong += repeated(lab) + miscounted(lab)
     accounts = ground.stage.accounts(lab)
     for account in accounts:
         wrong += end_problems(lab, account, ground.stage.os_disks)

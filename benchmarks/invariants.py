@@ -15,8 +15,8 @@ from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 from pytest_vmss.upgrade.journal import Account
 
 __all__ = [
-    "Tally", "Watch", "being_removed", "domain_of", "end_problems", "lost", "orphans", "repeated", "serving",
-    "state_of",
+    "Tally", "Watch", "being_removed", "domain_of", "end_problems", "lost", "miscounted",
+    "orphans", "repeated", "serving", "state_of",
 ]  # fmt: skip
 
 
@@ -198,6 +198,15 @@ def repeated(lab: SimulatedLab) -> list[str]:
     ]
 
 
+def miscounted(lab: SimulatedLab) -> list[str]:
+    """Sets that have other than as many instances as their model says."""
+    return [
+        f"{web.name} has {len(web)} instances, its model {web.model.sku.capacity}"
+        for web in lab.scale_sets()
+        if len(web) != web.model.sku.capacity
+    ]
+
+
 def end_problems(lab: SimulatedLab, account: Account, os_disks: Mapping[str, int]) -> list[str]:
     """What an ended operation says that is not true of the world (G3, Q1).
 
@@ -250,8 +259,16 @@ def _untrue(
             yield from _not_well(lab, instance)
             if instance and os_disks.get(str(instance.os_disk)) != _inode(instance.os_disk):
                 yield f"its OS disk {instance.os_disk.name} is not the one that it had"
-        case Outcome.FAILED | Outcome.ROLLBACK_FAILED if result.error is None:
-            yield "nothing says why"
+        case Outcome.FAILED | Outcome.ROLLBACK_FAILED:
+            if result.error is None:
+                yield "nothing says why"
+            if instance and instance.record.generation and not _is_member(lab, instance):
+                yield "it is out of load balancing, although only its probe may say so"
+
+
+def _is_member(lab: SimulatedLab, instance: Instance) -> bool:
+    members = [balancer.members for balancer in lab.balancers.values()]
+    return instance.record.power != "running" or any(each.get(instance.name) for each in members)
 
 
 def _inode(path: Path) -> int | None:
