@@ -222,9 +222,9 @@ class Worker:
                     return
         finally:
             new.leave()
-        if context.record.provisioning == "Deleting":
+        if context.record.provisioning == "Deleting":  # it was to go already
+            self._serve_again(context)
             self._world.store.amend(context.record, provisioning="Succeeded")
-        self._serve_again(context)
         self._remove(new, operation.revision)
         self._journal.outcome(
             context, Outcome.ROLLED_BACK if operation.rollback else Outcome.FAILED
