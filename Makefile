@@ -45,7 +45,9 @@ test-vm: setup-dev
 
 test-nightly: setup-dev
 	$(PYTEST) tests/nightly -m nightly -s
-	$(BIN)/python -m benchmarks.crash_points --stride 7
+	$(BIN)/python -m benchmarks.crash_points --every 1 --stride 30 --real 7
+	$(BIN)/python -m benchmarks.fault_points --stride 3
+	$(BIN)/python -m benchmarks.mutants
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.effects import Effect, observing
-from benchmarks.invariants import Tally, Watch, lost, orphans, repeated, state_of
+from benchmarks.invariants import Tally, Watch, being_removed, lost, orphans, repeated, state_of
 from benchmarks.stage import SCENARIOS, Stage, use_memory
 from pytest_vmss.baton import Killed
 from pytest_vmss.simulation import SimulatedLab
@@ -64,7 +64,7 @@ class Killer:
             return
         self.count += 1
         if self._watch is not None:
-            self._watch.look()
+            self._watch.look(effect)
         if self.count == self._moment:
             self._die()
             self.dead = True
@@ -200,6 +200,10 @@ def _judge(
     tally: Tally, ground: Ground, lab: SimulatedLab, watches: Sequence[Watch], what: str
 ) -> None:
     tally.points += 1
+    replaced = ground.stage.scenario.name == "reimageall"
+    meanwhile = lost(  # whoever looks after a kill finds every disk, too
+        lab, None if replaced else ground.stage.data_disks, going=being_removed(lab)
+    )
     broke = ""
     try:
         with killing(lab, 0, watch=watches[-1]):
@@ -213,9 +217,9 @@ def _judge(
         tally.converged += 1
     else:
         tally.told.append(f"{what}: did not converge: {reached}, not {ground.ideal}{broke}")
-    before = {} if ground.stage.scenario.name == "reimageall" else ground.stage.data_disks
-    gone, left = lost(lab, before), orphans(lab) + repeated(lab)
-    left += [f"{w.worst} instances out, {w.most} allowed" for w in watches if w.broken]
+    before = {} if replaced else ground.stage.data_disks
+    gone, left = meanwhile + lost(lab, before), orphans(lab) + repeated(lab)
+    left += [wrong for watch in watches for wrong in watch.wrong]
     tally.lost += len(gone)
     tally.orphans += len(left)
     tally.told += [f"{what}: lost {thing}" for thing in gone]

@@ -17,10 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
-import os
 import re
-import sqlite3
 import sys
 import tempfile
 from collections import Counter
@@ -33,198 +30,30 @@ from typing import Literal
 
 from benchmarks.crash_points import Killer
 from benchmarks.effects import Effect, observing
+from benchmarks.faults import Fault, faults_of
 from benchmarks.invariants import (
     Watch,
     being_removed,
     end_problems,
     lost,
+    miscounted,
     orphans,
     repeated,
     state_of,
 )
 from benchmarks.stage import SCENARIOS, Scenario, Stage, use_memory
 from pytest_vmss.baton import Killed
-from pytest_vmss.errors import (
-    BalancerError,
-    GuestCommandError,
-    GuestUnreachableError,
-    HostError,
-    HypervisorError,
-    InterruptedOperationError,
-    VmssError,
-)
+from pytest_vmss.errors import InterruptedOperationError, VmssError
 from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.simulation import SimulatedLab
 
-__all__ = ["Fault", "Ground", "Point", "experiment", "faults_of"]
+__all__ = ["PLAYS", "Ground", "Point", "experiment"]
 
 Mode = Literal["once", "until cured"]
 
 #: Seconds: longer than all limits of waits and operations together.
 _LONG = 500_000.0
 _RESUME = re.compile(r"vmss( --lab \S+)? resume \w")
-_AWAY = "libvirt's daemon went away, and did not come back within 60 s; start it"
-_READ_ERRORS = ("disk I/O error",)
-_WRITE_ERRORS = ("disk I/O error", "database or disk is full")
-_FILE_ERRORS: Mapping[str, tuple[int, ...]] = {
-    "open": (errno.EMFILE, errno.EIO, errno.EACCES),
-    "mkdir": (errno.ENOSPC, errno.EACCES),
-    "link": (errno.ENOSPC, errno.EIO),
-    "rename": (errno.ENOSPC, errno.EIO),
-    "fsync": (errno.EIO, errno.ENOSPC),
-    "unlink": (errno.EIO, errno.EACCES),
-    "rmdir": (errno.EIO, errno.EBUSY),
-    "chmod": (errno.EPERM,),
-}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A way in which an effect fails.
-
-    Attributes:
-        label: Tells it from others of the same effect.
-        error: Makes what is raised; None where time passes instead.
-        spreads: Whether, while it lasts, it befalls another effect too.
-        judges: It may be an instance's own, so that the instance may fail by it.
-    """
-
-    label: str
-    error: Callable[[], Exception] | None
-    spreads: Callable[[Effect], bool] = lambda _: False
-    judges: bool = False
-
-
-def faults_of(effect: Effect) -> Iterator[Fault]:
-    """Every way in which an effect can really fail.
-
-    Of the hypervisor, the guest and the load balancer that is what their real
-    implementations let through, of which the rings of unit tests and of real VMs have tests.
-    """
-    match effect.family:
-        case "store":
-            yield from _store_faults(effect)
-        case "file":
-            for number in _FILE_ERRORS[effect.name]:
-                yield _file_fault(effect, number)
-        case "hypervisor":
-            yield from _hypervisor_faults(effect)
-        case "guest":
-            yield from _guest_faults(effect)
-        case "balancer":
-            yield Fault(
-                "no answer",
-                lambda: BalancerError("HAProxy does not answer on its socket"),
-                lambda other: other.family == "balancer",
-            )
-            if not effect.reads:
-                yield Fault(
-                    "ENOSPC",
-                    lambda: _os_error(errno.ENOSPC, "haproxy.cfg"),
-                    lambda other: other.family == "balancer" and not other.reads,
-                )
-        case "lab":
-            yield from _lab_faults(effect)
-    if not effect.reads and effect.family != "store":
-        yield Fault("time passes", None, judges=True)
-
-
-def _store_faults(effect: Effect) -> Iterator[Fault]:
-    locked = effect.name == "begin"
-    for text in _READ_ERRORS if effect.name == "select" else _WRITE_ERRORS:
-        yield Fault(
-            text,
-            lambda text=text: sqlite3.OperationalError(text),  # type: ignore[misc]
-            lambda other, text=text: (  # type: ignore[misc]
-                other.family == "store" and (text == "disk I/O error" or other.name != "select")
-            ),
-        )
-    if locked:
-        yield Fault(
-            "locked",
-            lambda: sqlite3.OperationalError("database is locked"),
-            lambda other: other.family == "store" and other.name == "begin",
-        )
-
-
-def _os_error(number: int, path: str) -> OSError:
-    return OSError(number, os.strerror(number), path)
-
-
-def _file_fault(effect: Effect, number: int) -> Fault:
-    def spreads(other: Effect) -> bool:
-        if other.family != "file":
-            return False
-        match number:
-            case errno.EMFILE:
-                return other.name == "open"
-            case errno.ENOSPC:
-                return other.name in ("mkdir", "link", "rename", "fsync")
-            case _:
-                return (other.name, other.target) == (effect.name, effect.target)
-
-    return Fault(errno.errorcode[number], lambda: _os_error(number, effect.target), spreads)
-
-
-def _hypervisor_faults(effect: Effect) -> Iterator[Fault]:
-    yield Fault(
-        "libvirt away", lambda: HostError(_AWAY), lambda other: other.family == "hypervisor"
-    )
-    if effect.name in ("create_os_disk", "create_data_disk", "write_seed"):
-        yield Fault(
-            "ENOSPC",
-            lambda: _os_error(errno.ENOSPC, effect.target),
-            lambda other: other.name in ("create_os_disk", "create_data_disk", "write_seed"),
-        )
-    else:
-        yield Fault(
-            "refused",
-            lambda: HypervisorError(f"libvirt refused: {effect.target}: resource busy"),
-            lambda other: (other.name, other.target) == (effect.name, effect.target),
-            judges=True,
-        )
-
-
-def _guest_faults(effect: Effect) -> Iterator[Fault]:
-    def same_guest(other: Effect) -> bool:
-        return (other.family, other.target) == ("guest", effect.target)
-
-    yield Fault(
-        "unreachable",
-        lambda: GuestUnreachableError("no answer over SSH", instance=effect.target),
-        same_guest,
-        judges=True,
-    )
-    yield Fault(
-        "connection broke",
-        lambda: GuestCommandError(
-            "the SSH connection broke while a command ran", instance=effect.target, exit_code=-1,
-            stderr="",
-        ),
-        same_guest,
-        judges=True,
-    )  # fmt: skip
-    yield Fault("libvirt away", lambda: HostError(_AWAY), lambda other: other.family == "guest")
-
-
-def _lab_faults(effect: Effect) -> Iterator[Fault]:
-    def same(other: Effect) -> bool:
-        return (other.family, other.name) == ("lab", effect.name)
-
-    match effect.name:
-        case "free_addresses":
-            yield Fault("no claim", lambda: HostError("the claim cannot be written"), same)
-        case "acquire" | "path_of":
-            for number in (errno.EMFILE, errno.EIO):
-                yield Fault(
-                    errno.errorcode[number],
-                    lambda number=number: _os_error(number, effect.name),  # type: ignore[misc]
-                    same,
-                )
-        case "serve_files":
-            yield Fault("port taken", lambda: HostError("the port 41234 is taken"), same)
-        case "require_room" | "metrics":
-            yield Fault("libvirt away", lambda: HostError(_AWAY), same)
 
 
 @dataclass(frozen=True)
@@ -265,7 +94,7 @@ class Injector:
         """Tells of an effect."""
         if effect.when != "before":
             return
-        self._watch.look()
+        self._watch.look(effect)
         if self._point is None:
             self.effects.append(effect)
             return
@@ -412,8 +241,7 @@ def experiment(ground: Ground, point: Point) -> list[str]:
     with observing(lab, Injector(lab, None, watch)):
         wrong += _after_the_cure(lab, ground, noted=hit.family != "store")
     wrong += _at_the_end(lab, ground, fault)
-    if watch.broken:
-        wrong.append(f"{watch.worst} instances were out at once, {watch.most} allowed")
+    wrong += watch.wrong
     if not wrong:
         wrong += _later(lab)
     lab.close()
@@ -472,12 +300,13 @@ def _q1(lab: SimulatedLab, ground: Ground) -> list[str]:
     with _undisturbed():
         return [
             f"lost while it failed: {thing}"
-            for thing in lost(lab, _before(ground), going=being_removed(lab))
+            for thing in lost(lab, _before(ground, None), going=being_removed(lab))
         ]
 
 
-def _before(ground: Ground) -> dict[str, int]:
-    return {} if ground.play.scenario.name == "reimageall" else ground.stage.data_disks
+def _before(ground: Ground, replaced: dict[str, int] | None) -> dict[str, int] | None:
+    """The data disks that must be there; ``replaced`` where the play replaces them."""
+    return replaced if ground.play.scenario.name == "reimageall" else ground.stage.data_disks
 
 
 def _after_the_cure(lab: SimulatedLab, ground: Ground, *, noted: bool) -> list[str]:
@@ -508,9 +337,9 @@ def _after_the_cure(lab: SimulatedLab, ground: Ground, *, noted: bool) -> list[s
 
 def _at_the_end(lab: SimulatedLab, ground: Ground, fault: Fault) -> list[str]:
     wrong = [f"unfinished after the cure and a resume: {what}" for what in _unfinished(lab)]
-    wrong += [f"lost: {thing}" for thing in lost(lab, _before(ground))]
+    wrong += [f"lost: {thing}" for thing in lost(lab, _before(ground, {}))]
     wrong += [f"left over: {thing}" for thing in orphans(lab)]
-    wrong += repeated(lab)
+    wrong += repeated(lab) + miscounted(lab)
     accounts = ground.stage.accounts(lab)
     for account in accounts:
         wrong += end_problems(lab, account, ground.stage.os_disks)

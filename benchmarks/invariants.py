@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.effects import Effect
 from pytest_vmss.instance import Instance
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.simulation import SimulatedLab
@@ -14,8 +15,8 @@ from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 from pytest_vmss.upgrade.journal import Account
 
 __all__ = [
-    "Tally", "Watch", "being_removed", "domain_of", "end_problems", "lost", "orphans", "repeated", "serving",
-    "state_of",
+    "Tally", "Watch", "being_removed", "domain_of", "end_problems", "lost", "miscounted",
+    "orphans", "repeated", "serving", "state_of",
 ]  # fmt: skip
 
 
@@ -48,22 +49,32 @@ class Watch:
         instances: How many there were when nothing had begun.
         most: How many may be out at once; None for any number.
         worst: The most that were.
+        cut: Names of those that were stopped while the load balancer sent them traffic.
     """
 
     lab: SimulatedLab
     instances: int
     most: int | None
     worst: int = 0
+    cut: set[str] = field(default_factory=set)
 
-    def look(self) -> None:
-        """Looks once."""
+    def look(self, effect: Effect) -> None:
+        """Looks once, at an effect."""
         if self.most is not None:
             self.worst = max(self.worst, self.instances - len(serving(self.lab)))
+        if effect.name in ("request_stop", "power_off") and effect.when == "before":
+            name = effect.target.removeprefix(domain_of(self.lab, ""))
+            members = [balancer.members for balancer in self.lab.balancers.values()]
+            if any(entry.get(name) for entry in members):
+                self.cut.add(name)
 
     @property
-    def broken(self) -> bool:
-        """Whether there were too many."""
-        return self.most is not None and self.worst > self.most
+    def wrong(self) -> list[str]:
+        """What was seen that must not be, in words."""
+        found = [f"{name} was stopped while it was in service" for name in sorted(self.cut)]
+        if self.most is not None and self.worst > self.most:
+            found.append(f"{self.worst} instances were out at once, {self.most} allowed")
+        return found
 
 
 def state_of(lab: SimulatedLab, accounts: Sequence[Account]) -> dict[str, Any]:
@@ -111,23 +122,26 @@ def being_removed(lab: SimulatedLab) -> set[str]:
     return found
 
 
-def lost(lab: SimulatedLab, before: Mapping[str, int], *, going: Collection[str] = ()) -> list[str]:
+def lost(
+    lab: SimulatedLab, before: Mapping[str, int] | None, *, going: Collection[str] = ()
+) -> list[str]:
     """Disks that are gone, or are others than before.
 
     Args:
         lab: Where.
-        before: The inodes of data disks that must be the same, by their paths.
+        before: The inodes of data disks that must be the same, by their paths; None where
+            data disks are being replaced.
         going: Names of instances that may lack theirs.
     """
-    found = []
+    found, same = [], before or {}
     for instance in _instances(lab):
         if not instance.record.generation or instance.name in going:
             continue  # it never came up, or is about to go
         if not instance.os_disk.exists():
             found.append(f"the OS disk {instance.os_disk.name} of {instance.name}")
-        for path in instance.data_disks.values():
+        for path in () if before is None else instance.data_disks.values():
             inode = _inode(path)
-            if inode is None or before.get(str(path), inode) != inode:
+            if inode is None or same.get(str(path), inode) != inode:
                 found.append(f"the data disk {path.name} of {instance.name}")
     return found
 
@@ -184,6 +198,15 @@ def repeated(lab: SimulatedLab) -> list[str]:
     ]
 
 
+def miscounted(lab: SimulatedLab) -> list[str]:
+    """Sets that have other than as many instances as their model says."""
+    return [
+        f"{web.name} has {len(web)} instances, its model {web.model.sku.capacity}"
+        for web in lab.scale_sets()
+        if len(web) != web.model.sku.capacity
+    ]
+
+
 def end_problems(lab: SimulatedLab, account: Account, os_disks: Mapping[str, int]) -> list[str]:
     """What an ended operation says that is not true of the world (G3, Q1).
 
@@ -236,8 +259,16 @@ def _untrue(
             yield from _not_well(lab, instance)
             if instance and os_disks.get(str(instance.os_disk)) != _inode(instance.os_disk):
                 yield f"its OS disk {instance.os_disk.name} is not the one that it had"
-        case Outcome.FAILED | Outcome.ROLLBACK_FAILED if result.error is None:
-            yield "nothing says why"
+        case Outcome.FAILED | Outcome.ROLLBACK_FAILED:
+            if result.error is None:
+                yield "nothing says why"
+            if instance and instance.record.generation and not _is_member(lab, instance):
+                yield "it is out of load balancing, although only its probe may say so"
+
+
+def _is_member(lab: SimulatedLab, instance: Instance) -> bool:
+    members = [balancer.members for balancer in lab.balancers.values()]
+    return instance.record.power != "running" or any(each.get(instance.name) for each in members)
 
 
 def _inode(path: Path) -> int | None:

@@ -98,8 +98,8 @@ class SimulatedLab(Lab):
 
     def _schedule_store(self) -> None:
         """Lets others run before and after each transaction, and nobody in the middle of one."""
-        store, transaction = self.store, self.store._transaction
-        self.virtual.held = lambda: store._owner == threading.get_ident()
+        store, transaction, virtual = self.store, self.store._transaction, self.virtual
+        virtual.held = lambda: store._owner == threading.get_ident()
 
         @contextlib.contextmanager
         def scheduled() -> Iterator[None]:

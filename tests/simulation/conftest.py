@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,15 @@ class SimulatedLab(simulation.SimulatedLab):
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return Settings(state_dir=tmp_path / "state", cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one: for what makes the same files again and again."""
+    shared = Path("/dev/shm")
+    where = shared if shared.is_dir() and os.access(shared, os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=where) as name:
+        yield Path(name)
 
 
 @pytest.fixture

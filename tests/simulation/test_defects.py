@@ -87,3 +87,12 @@ def test_an_instance_is_through_when_the_load_balancer_finds_it_healthy(
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.outcomes == {0: Outcome.ROLLED_BACK}
     assert "the load balancer's probe did not find it healthy" in upgrade.errors[0].message
+
+
+def test_a_guest_that_ignores_the_shutdown_is_stopped_all_the_same(lab: SimulatedLab) -> None:
+    """K1: after the limit its power is cut, also where nothing starts afterwards."""
+    web = lab.start_web(1)
+    domain = f"vmss-{lab.identity.id}-web_0"
+    lab.simulated.deaf.add(domain)
+    web.stop()
+    assert domain not in lab.simulated.running

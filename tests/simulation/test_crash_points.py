@@ -1,0 +1,25 @@
+"""M1, M2, E4: kills at a part of all points; `python -m benchmarks.crash_points` has them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.crash_points import Ground, judge, plan
+from benchmarks.invariants import Tally
+
+#: Kills that differ most: of a swap, of the way back, of a replacement, of what is not rolling.
+SCENARIOS = ("upgrade", "rollback on policy breach", "upgrade with maxSurge", "create", "delete")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_anywhere_a_resume_ends_where_it_should(scenario: str, memory: Path) -> None:
+    """M1: of the process by SIGKILL too."""
+    ground, whole = Ground(scenario, memory), Tally()
+    for points in plan(ground, every=31, stride=120, real=73):
+        whole.add(judge(points, ground))
+    assert ground.told == []
+    assert whole.told == []
+    assert whole.points >= 8
+    assert (whole.converged, whole.lost, whole.orphans) == (whole.points, 0, 0)
