@@ -44,7 +44,7 @@ test-vm: setup-dev
 	$(PYTEST) tests/vm --durations=15
 
 test-nightly: setup-dev
-	$(PYTEST) tests/nightly -m nightly -s
+	$(PYTEST) tests -m nightly -s
 	$(BIN)/python -m benchmarks.crash_points --every 1 --stride 30 --real 7
 	$(BIN)/python -m benchmarks.fault_points --stride 3
 	$(BIN)/python -m benchmarks.mutants

@@ -118,6 +118,9 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate(timeout=LIMIT_S)
 
 
+NIGHTLY = pytest.mark.nightly
+
+
 def files_of(settings: Settings) -> list[Path]:
     """Files that are left, and folders of labs."""
     found = [path for path in settings.state_dir.rglob("*") if not path.is_dir()]
@@ -133,7 +136,16 @@ def files_of(settings: Settings) -> list[Path]:
         "removing_a_lasting_lab", "reaping", "publishing", "serving",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(("how", "stride"), [("kill", 1), ("once", 3), ("full", 5), ("meet", 5)])
+@pytest.mark.parametrize(
+    ("how", "stride"),
+    [
+        ("kill", 4),
+        ("once", 11),
+        ("full", 11),
+        ("meet", 11),
+        *(pytest.param(how, 1, marks=NIGHTLY) for how in ("kill", "once", "full", "meet")),
+    ],
+)
 def test_at_every_file_operation(what: str, how: str, stride: int) -> None:
     """Q1: killed there, failing there once or from there on, or another process reaping there.
 
