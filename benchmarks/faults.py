@@ -170,7 +170,9 @@ def _lab_faults(effect: Effect) -> Iterator[Fault]:
     match effect.name:
         case "free_addresses":
             yield Fault("no claim", lambda: HostError("the claim cannot be written"), same)
-        case "acquire" | "path_of":
+        case "path_of":
+            yield Fault("cannot be read", lambda: HostError("the image cannot be read"), same)
+        case "acquire":
             for number in (errno.EMFILE, errno.EIO):
                 yield Fault(
                     errno.errorcode[number],

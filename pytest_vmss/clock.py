@@ -28,6 +28,7 @@ __all__ = [
     "Stopped",
     "SystemClock",
     "VirtualClock",
+    "is_stopped_by",
     "preempt",
     "side_by_side",
     "stoppable",
@@ -83,6 +84,11 @@ def stoppable(signal: threading.Event) -> Iterator[None]:
         yield
     finally:
         _signal.reset(token)
+
+
+def is_stopped_by(signal: threading.Event) -> bool:
+    """Whether a signal would end the waits of this very thread."""
+    return _signal.get() is signal
 
 
 class SystemClock:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Self, Unpack
 
 from pytest_vmss.blobs import Blobs, names_server
-from pytest_vmss.clock import SystemClock
+from pytest_vmss.clock import SystemClock, is_stopped_by
 from pytest_vmss.conductor import Conductor, Options
 from pytest_vmss.errors import (
     ConflictError,
@@ -503,8 +503,9 @@ class Lab:
             try:
                 stack.enter_context(engine.claim())
             except ConflictError:
-                if engine.name.lower() not in self.world.working:
-                    raise
+                signal = self.world.working.get(engine.name.lower())
+                if signal is None or is_stopped_by(signal):
+                    raise  # another process's, or what this very call is a part of
                 self.world.stop(engine.name)
                 self.store.event(engine.name, "warning", "what is done to it is stopped")
                 stack.enter_context(engine.claim(wait=_STOP_S))

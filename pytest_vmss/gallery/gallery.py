@@ -162,14 +162,23 @@ class Images:
 
         Raises:
             ImageError: The file is gone or was changed.
+            HostError: It cannot be read just now.
         """
         path = self._folder / f"{record.digest}.qcow2"
         try:
-            status = path.stat()
+            self._verify(record, path)
         except FileNotFoundError as gone:
             raise ImageError(
                 f"the file of {record.definition} {record.version} is gone: {path}; publish it again"
             ) from gone
+        except OSError as refused:
+            raise HostError(
+                f"the file of {record.definition} {record.version} cannot be read: {refused}"
+            ) from refused
+        return path
+
+    def _verify(self, record: VersionRecord, path: Path) -> None:
+        status = path.stat()
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         with self._lock:
             if self._verified.get(record.digest) != seen:
@@ -179,7 +188,6 @@ class Images:
                         f"was published: {path} no longer has the digest {record.digest}"
                     )
                 self._verified[record.digest] = seen
-        return path
 
     def publish(
         self,

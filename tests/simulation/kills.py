@@ -27,7 +27,12 @@ def at_write(moment: int, act: Callable[[], object], *, always: bool = False) ->
     def patched(self: Store) -> None:
         tick()
         commit(self)
-        tick()
+        # What comes now is in no transaction any more.
+        owner, self._owner = self._owner, None
+        try:
+            tick()
+        finally:
+            self._owner = owner
 
     Store._commit = patched  # type: ignore[method-assign]
     try:
