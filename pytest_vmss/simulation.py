@@ -69,13 +69,15 @@ class SimulatedLab(Lab):
     simulated: SimulatedHypervisor
     room: int = 10_000
 
-    def begin(self, seed: int = 0) -> None:
+    def begin(self, seed: int = 0, *, threads: int = 8) -> None:
         """Puts simulations in the place of machines, guests and time.
 
         Args:
             seed: The same seed gives the same run.
+            threads: Up to how many instances are acted on by threads of their own; more are
+                by one after another, which is several times as fast.
         """
-        self.virtual = VirtualClock(seed)
+        self.virtual = VirtualClock(seed, threads=threads)
         self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
         self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
         self.balancers, self.applications, self.deaf_ports = {}, {}, set()

@@ -52,6 +52,7 @@ EXAMPLES, STEPS = 260, 50
 
 class Life(RuleBasedStateMachine):
     steps = 0  # of all lives so far
+    threads = 0  # instances one after another: thousands of steps in a minute
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Life(RuleBasedStateMachine):
         self._folder = tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
         folder = Path(self._folder.name)
         self.lab = SimulatedLab.session(Settings(state_dir=folder, cache_dir=folder / "cache"))
-        self.lab.begin()
+        self.lab.begin(threads=self.threads)
         self.number = 0
         self.size = 0
         self.disks: dict[str, int] = {}
@@ -268,10 +269,14 @@ class Life(RuleBasedStateMachine):
             assert record.provisioning == "Failed"
 
 
-def live(examples: int, steps: int, *, derandomize: bool = True) -> None:
+class ThreadedLife(Life):
+    threads = 8
+
+
+def live(examples: int, steps: int, *, derandomize: bool = True, kind: type[Life] = Life) -> None:
     """Lives a number of lives of a number of steps each."""
     run_state_machine_as_test(
-        Life,
+        kind,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -281,6 +286,10 @@ def live(examples: int, steps: int, *, derandomize: bool = True) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_random_life_on_threads() -> None:
+    live(10, STEPS, kind=ThreadedLife)
 
 
 def test_a_random_life() -> None:
