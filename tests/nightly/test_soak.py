@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.test_machine import ThreadedLife, live
+from tests.simulation.test_machine import live
 from tests.vm.command import Command
 from tests.vm.shop import Shop, create
 
@@ -22,8 +22,7 @@ MINUTES = float(os.environ.get("VMSS_SOAK_MINUTES", "60"))
 
 def test_random_lives() -> None:
     """M1-M4, G2, G4, E4: other lives each night, and more of them."""
-    live(2000, 60, derandomize=False)
-    live(2000, 60, derandomize=False, kind=ThreadedLife)
+    live(4000, 60, derandomize=False)
 
 
 @pytest.mark.vm

@@ -52,7 +52,6 @@ EXAMPLES, STEPS = 260, 50
 
 class Life(RuleBasedStateMachine):
     steps = 0  # of all lives so far
-    threads = 0  # instances one after another: thousands of steps in a minute
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +59,7 @@ class Life(RuleBasedStateMachine):
         self._folder = tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
         folder = Path(self._folder.name)
         self.lab = SimulatedLab.session(Settings(state_dir=folder, cache_dir=folder / "cache"))
-        self.lab.begin(threads=self.threads)
+        self.lab.begin(threads=0)  # one after another: thousands of steps in a minute
         self.number = 0
         self.size = 0
         self.disks: dict[str, int] = {}
@@ -269,14 +268,10 @@ class Life(RuleBasedStateMachine):
             assert record.provisioning == "Failed"
 
 
-class ThreadedLife(Life):
-    threads = 8
-
-
-def live(examples: int, steps: int, *, derandomize: bool = True, kind: type[Life] = Life) -> None:
+def live(examples: int, steps: int, *, derandomize: bool = True) -> None:
     """Lives a number of lives of a number of steps each."""
     run_state_machine_as_test(
-        kind,
+        Life,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
@@ -286,10 +281,6 @@ def live(examples: int, steps: int, *, derandomize: bool = True, kind: type[Life
             suppress_health_check=list(HealthCheck),
         ),
     )
-
-
-def test_a_random_life_on_threads() -> None:
-    live(10, STEPS, kind=ThreadedLife)
 
 
 def test_a_random_life() -> None:
