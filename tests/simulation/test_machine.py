@@ -231,6 +231,8 @@ class Life(RuleBasedStateMachine):
             return
         Life.steps += 1
         for instance in self.web:
+            if self.interrupted and instance.record.provisioning == "Deleting":
+                continue  # killed while it was removed, with its disks
             for path in instance.data_disks.values() if instance.record.generation else ():
                 inode = path.stat().st_ino
                 assert self.disks.setdefault(instance.record.uuid, inode) == inode
