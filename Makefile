@@ -4,6 +4,9 @@
 
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest
+# A test file of real VMs shares a set; more at once than this would starve each other's boots.
+RINGS = $(PYTEST) tests/unit tests/simulation -n logical --dist worksteal --durations=15
+VMS = $(PYTEST) tests/vm -n logical --maxprocesses 2 --dist loadfile --durations=30
 
 help:
 	@echo 'make demo             the main job on real VMs: upgrade, bad image, rollback'
@@ -32,7 +35,8 @@ check: setup-dev
 	$(BIN)/lint-imports --no-cache
 
 test: check
-	$(PYTEST) tests --durations=15
+	$(RINGS)
+	$(VMS)
 
 test-unit: setup-dev
 	$(PYTEST) tests/unit
@@ -41,7 +45,7 @@ test-simulation: setup-dev
 	$(PYTEST) tests/simulation
 
 test-vm: setup-dev
-	$(PYTEST) tests/vm --durations=15
+	$(VMS)
 
 test-nightly: setup-dev
 	$(PYTEST) tests -m nightly -s
