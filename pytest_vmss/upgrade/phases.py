@@ -133,10 +133,13 @@ def settle_steps(stays: int, old: int) -> Sequence[Step]:
     """Without rollback: the instance stays as it is, failed; the old disk is kept.
 
     Args:
-        stays: The OS disk that it is on.
+        stays: The OS disk that it is on; 0 if no machine was ever started on any, so that
+            there is nothing to look at and nothing to keep.
         old: The one from before; where it is still on that, the new one is of no use, and
             the machine runs again if it was stopped already.
     """
+    if not stays:
+        return [Discard(0)]
     commit = Commit(stays, provisioning="Failed")
     back: list[Step] = [Discard(old), Start(old)] if stays == old else []
     return [commit, *back, *serve_again_steps()]

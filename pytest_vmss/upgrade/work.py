@@ -78,10 +78,10 @@ class Worker:
                 self._failed(context, error)
             else:
                 return
+        # What was started is there to be looked at, and the next update mends it.
         first = context.generation(1)
-        if first is not None and first.started:
-            # It is there to be looked at, and the next update mends it.
-            self._journal.run_phase(context, "settle", phases.settle_steps(1, 0))
+        stays = 1 if first is not None and first.started else 0
+        self._journal.run_phase(context, "settle", phases.settle_steps(stays, 0))
         self._end_failed(context, Outcome.FAILED)
 
     def _delete(self, context: InstanceContext) -> None:
@@ -149,8 +149,7 @@ class Worker:
             return
         result = context.generation(plan.result)
         stays = plan.result if result is not None and result.started else plan.source
-        if stays:
-            self._journal.run_phase(context, "settle", phases.settle_steps(stays, plan.source))
+        self._journal.run_phase(context, "settle", phases.settle_steps(stays, plan.source))
         self._end_failed(context, Outcome.FAILED)
 
     def _swap(

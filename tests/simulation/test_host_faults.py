@@ -22,6 +22,7 @@ from pytest_vmss.errors import (
     InterruptedOperationError,
     LabError,
     NotFoundError,
+    ProvisioningError,
     UpgradeError,
 )
 from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
@@ -31,7 +32,16 @@ from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import InstanceRecord, Outcome, Store
 from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.steps import Commit, Discard, Start
+from pytest_vmss.upgrade.steps import (
+    Commit,
+    CreateDataDisks,
+    Discard,
+    PrepareDisk,
+    Start,
+    Step,
+)
+from pytest_vmss.upgrade.steps.step import Conclusion
+from pytest_vmss.upgrade.world import InstanceContext
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts
@@ -673,6 +683,35 @@ def test_a_file_in_the_place_of_a_disk_is_no_disk(
     new.rmdir()
     (lab.paths.folder / "elsewhere").rename(new)
     ends_completed(lab, web)
+
+
+@pytest.mark.parametrize("step", [CreateDataDisks, PrepareDisk, Start])
+def test_a_creation_that_failed_before_it_started_leaves_nothing_and_is_mended_later(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: type[Step]
+) -> None:
+    """Q1: no OS disk that no record keeps; an upgrade makes what is missing."""
+    web, apply = lab.start_web(1), step.apply
+
+    def refuse(self: Step, context: InstanceContext) -> Conclusion | None:
+        if context.instance_id == 1:
+            if step is PrepareDisk:
+                apply(self, context)
+            raise HypervisorError("libvirt refused: no space left on device")
+        return apply(self, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "apply", refuse)
+        with pytest.raises(ProvisioningError, match="no space left"):
+            web.scale(2)
+    folder = lab.paths.instance("web", 1)
+    assert web[1].record.provisioning == "Failed"
+    assert [path.name for path in folder.rglob("*") if path.name.startswith(("os-", "seed-"))] == []
+    web.update({"upgradePolicy": {"rollingUpgradePolicy": {"maxUnhealthyInstancePercent": 100}}})
+    lab.publish("1.1.0")
+    upgrade = web.upgrade()
+    assert upgrade.completed, upgrade.explain()
+    assert web.healthy
+    assert web[1].data_disks[0].is_file()
 
 
 def test_a_deletion_whose_beginning_fails_changes_nothing(

@@ -51,9 +51,7 @@ class CreateDataDisks:
 
     def apply(self, context: InstanceContext) -> None:
         world = context.world
-        world.paths.instance(context.scale_set, context.instance_id).mkdir(
-            parents=True, exist_ok=True, mode=0o700
-        )
+        _make_folder(context)
         for disk in context.revision(self.revision).model.data_disks:
             path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
             if disk.lun in self._had(context) and not path.is_file():
@@ -124,6 +122,7 @@ class PrepareDisk:
             created=world.clock.now(),
         )
         world.store.put(generation)  # before its files exist
+        _make_folder(context)  # a creation that failed may have come to nothing
         for part in _parts(context):
             part.unlink(missing_ok=True)
         image = world.images.path_of(version)
@@ -181,6 +180,9 @@ class Discard:
 
     Not unless that one is the instance's own by its record, and its disk is there: nothing
     that failed before may cost an instance its last disk (Q1).
+
+    Attributes:
+        keep: Number of the one that is kept; 0 for an instance that never had one of its own.
     """
 
     name: ClassVar[str] = "discard old disk"
@@ -194,7 +196,8 @@ class Discard:
                 f"{context.name} is on its OS disk number {context.record.generation} by its "
                 f"record, not on {self.keep}: no disk of it was removed"
             )
-        _require_disk(context, self.keep)
+        if self.keep:
+            _require_disk(context, self.keep)
         gone = [
             generation
             for generation in context.generations()
@@ -277,6 +280,11 @@ class Forget:
             record = store.get(InstanceRecord, *context.key)
             if record is not None:
                 store.delete(record)
+
+
+def _make_folder(context: InstanceContext) -> None:
+    folder = context.world.paths.instance(context.scale_set, context.instance_id)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _parts(context: InstanceContext) -> list[Path]:
