@@ -1,0 +1,193 @@
+"""R2 on real VMs: an instance that does what an attacker would harms nobody else.
+
+One instance of two floods its console, its agent's channel, its SSH and its health probe,
+all at once, while the other gets a new image.
+"""
+
+from __future__ import annotations
+
+import base64
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import psutil
+import pytest
+
+from pytest_vmss.instance import Instance
+from pytest_vmss.lab import Lab
+from pytest_vmss.model import Health
+from pytest_vmss.scale_set import ScaleSet
+from tests.models import LOAD_BALANCER, web_model, with_application_health
+
+#: What is said on the console: many beginnings of what is looked for there, on one endless
+#: line, with what would set a terminal's title and colours.
+CONSOLE = r"""
+import itertools
+line = b"error: x not found. \x1b]0;owned\x07\x1b[31m Kernel \xff\x9b31m" * 400
+with open("/dev/ttyS0", "wb", buffering=0) as console:
+    while True:
+        console.write(line)
+"""
+#: What answers the agent's requests.
+AGENT = r"""
+import os
+channel = os.open("/dev/virtio-ports/org.qemu.guest_agent.0", os.O_RDWR)
+while True:
+    os.write(channel, os.urandom(512) + b'{"return": ' + b"[" * 3000 + b"\n")
+"""
+#: What answers at the port of the application.
+SERVER = r"""
+import socket, threading
+def answer(link):
+    try:
+        link.sendall(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            link.sendall(b"X-More: " + b"x" * 60000 + b"\r\n")
+    except OSError:
+        link.close()
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("", 80))
+listener.listen(64)
+while True:
+    threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+"""
+#: As much as a guest with a fast console would have written by then.
+FLOOD_MIB = 500
+#: Seconds that an interrupt or another thread may have to wait.
+PATIENCE_S = 1.0
+MEMORY_MIB = 100
+
+
+@pytest.fixture(scope="module")
+def web(vmss: Lab, built: Callable[[str], Path]) -> Iterator[ScaleSet]:
+    gallery = vmss.gallery("hostile")
+    gallery.publish("web", "1.0.0", built("1.0.0"))
+    model = with_application_health(
+        web_model("crowd", capacity=2, automatic=False, extensions=False),
+        version="1.0",
+        probe=True,
+        requestPath="/healthz",
+    )
+    image = model["properties"]["virtualMachineProfile"]["storageProfile"]["imageReference"]
+    image["id"] = image["id"].replace("/galleries/gallery/", "/galleries/hostile/")
+    created = vmss.create(model, load_balancer=LOAD_BALANCER, health_timeout=30)
+    gallery.publish("web", "1.1.0", built("1.1.0"))
+    yield created
+    created.delete()
+
+
+@dataclass
+class Responsiveness:
+    """How this process fared.
+
+    Attributes:
+        grown: By how much its memory grew at most, in MiB.
+        longest: The longest that a thread of it stood still, in seconds.
+        late: How late an interrupt came at most, in seconds.
+        interrupts: How many came.
+    """
+
+    grown: float = 0.0
+    longest: float = 0.0
+    late: float = 0.0
+    interrupts: int = 0
+    _due: float = field(default=0.0, repr=False)
+
+
+@contextmanager
+def responsive() -> Iterator[Responsiveness]:
+    """Watches this process: its memory, its threads, and how soon it takes an interrupt."""
+    seen, end = Responsiveness(), threading.Event()
+    process = psutil.Process()
+    before = process.memory_info().rss
+
+    def look() -> None:
+        last = time.monotonic()
+        while not end.wait(0.05):
+            now = time.monotonic()
+            seen.longest = max(seen.longest, now - last)
+            last = now
+            seen.grown = max(seen.grown, (process.memory_info().rss - before) / 2**20)
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        seen.late = max(seen.late, now - seen._due)
+        seen.interrupts += 1
+        seen._due = now + 0.5
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    seen._due = time.monotonic() + 0.5
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        end.set()
+        watcher.join()
+
+
+#: Begins after whoever asked for it has gone: SSH, the way in, is flooded too.
+BEGIN = r"""
+sleep 3
+echo "ForceCommand cat /dev/zero" > /etc/ssh/sshd_config.d/00-flood.conf
+systemctl restart ssh
+systemctl stop nginx qemu-guest-agent
+for name in probe agent console; do
+    systemd-run --unit=$name-flood python3 /root/$name.py
+done
+"""
+
+
+def attack(instance: Instance) -> None:
+    """Turns an instance against whoever asks it something."""
+    programs = {"console.py": CONSOLE, "agent.py": AGENT, "probe.py": SERVER, "begin": BEGIN}
+    for name, program in programs.items():
+        packed = base64.b64encode(program.encode()).decode()
+        instance.host.check_output("echo %s | base64 -d > %s", packed, f"/root/{name}")
+    instance.host.check_output("systemd-run --unit=attack sh /root/begin")
+    instance.close()
+    time.sleep(15)  # under way
+
+
+def test_a_hostile_instance_harms_no_other(web: ScaleSet) -> None:
+    """R2: the other's update completes, this process stays well, and the reason is told."""
+    victim, hostile = web
+    attack(hostile)
+    log = hostile.console.path
+    with log.open("ab") as console:  # what a faster console would have brought by now
+        for _ in range(FLOOD_MIB):
+            console.write(b"error: x not found. \x1b[31m" * 40330)
+    with responsive() as seen:
+        upgrade = web.update_instances([0])
+        views = web.instance_view()
+        observations = hostile.observations()
+        told = [hostile.console.tail(), hostile.console.milestone(), str(hostile.console.trouble())]
+        told += [observation.detail for observation in observations.values()]
+        told += [event.message for event in web._lab.store.events(scale_set=web.name)]
+    print(seen)
+    assert upgrade.completed, upgrade.explain()
+    assert victim.image_version == "1.1.0"
+    assert victim.health is Health.HEALTHY
+    assert hostile.image_version == "1.0.0"
+    assert {seen.health for seen in observations.values()} <= {Health.UNHEALTHY, Health.UNKNOWN}
+    assert all(observation.detail for observation in observations.values())
+    assert [view["imageVersionFound"] for view in views] == ["1.1.0", "1.0.0"]
+    for text in told:
+        assert "\x1b" not in text
+        assert not any(0x80 <= ord(letter) < 0xA0 for letter in text)
+        assert len(text) < 100_000
+    assert seen.interrupts > 10
+    assert seen.late < PATIENCE_S
+    assert seen.longest < PATIENCE_S
+    assert seen.grown < MEMORY_MIB
