@@ -113,13 +113,15 @@ def _parse(head: bytes, name: object) -> _Header:
         raise _unusable(name, "its header is cut off")
     _, version, *fields = _V2.unpack_from(head)
     if version == 2:
-        return _Header(version, *fields, 0, 4, _V2.size)
+        values: tuple[int, ...] = (version, *fields, 0, 4, _V2.size)
+        return _Header(*values)
     if version != 3:
         raise _unusable(name, f"its version is {version}; expected 2 or 3")
     if len(head) < _V2.size + _V3.size:
         raise _unusable(name, "its header is cut off")
     incompatible, _, _, order, length = _V3.unpack_from(head, _V2.size)
-    return _Header(version, *fields, incompatible, order, length)
+    values = (version, *fields, incompatible, order, length)
+    return _Header(*values)
 
 
 def _check_whole(header: _Header, head: bytes, name: object) -> None:
