@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.lab import Lab
     from pytest_vmss.scale_set import ScaleSet
-    from pytest_vmss.settings import Accelerator, Settings
+    from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
 
 __all__ = ["gallery", "scale_set", "vmss"]
@@ -32,6 +32,8 @@ _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 
+#: The ini options with the limits of images, by the field of `ImageLimits`.
+_IMAGE_LIMITS = {"virtual": "vmss_image_virtual_gib", "allocated": "vmss_image_allocated_gib"}
 _MARKER = (
     "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout): the scale "
     "set that the fixture scale_set creates for the test"
@@ -71,6 +73,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["auto", "on", "off"],
         default="auto",
         help="show what the VMs do while tests run (auto: on a terminal)",
+    )
+    parser.addini(
+        _IMAGE_LIMITS["virtual"], "largest disk of an image that is published, in GiB (4096)"
+    )
+    parser.addini(
+        _IMAGE_LIMITS["allocated"], "most data in an image that is published, in GiB (64)"
     )
     parser.addini(
         "vmss_sizes",
@@ -119,6 +127,19 @@ def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def _image_limits(config: pytest.Config) -> ImageLimits:
+    from pytest_vmss.errors import HostError
+    from pytest_vmss.settings import ImageLimits, gib
+
+    given = {field: cast("str", config.getini(name) or "") for field, name in _IMAGE_LIMITS.items()}
+    try:
+        return ImageLimits(
+            **{field: gib(_IMAGE_LIMITS[field], text) for field, text in given.items() if text}
+        )
+    except HostError as wrong:
+        raise pytest.UsageError(str(wrong)) from wrong
+
+
 def _settings(config: pytest.Config) -> Settings:
     from pytest_vmss.settings import Settings
 
@@ -135,6 +156,7 @@ def _settings(config: pytest.Config) -> Settings:
     settings = Settings(
         **{name: value for name, value in given.items() if value is not None},
         sizes=_sizes(config),
+        image_limits=_image_limits(config),
         keep=bool(config.getoption("--vmss-keep")),
     )
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pytest_vmss.errors import HostError, ToolError
 
-__all__ = ["require", "run", "search_path"]
+__all__ = ["ChildLimits", "require", "run", "search_path"]
 
 #: The Debian and Ubuntu package that brings each program.
 PACKAGES: Mapping[str, str] = {
@@ -35,10 +36,36 @@ PACKAGES: Mapping[str, str] = {
     "haproxy": "haproxy",
     "tar": "tar",
     "ssh": "openssh-client",
+    "prlimit": "util-linux",
 }
 
 # Debian keeps administrators' programs out of a user's PATH.
 _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+@dataclass(frozen=True)
+class ChildLimits:
+    """What a program may use that reads what is not trusted.
+
+    Attributes:
+        memory: Bytes of address space.
+        cpu: Seconds of processor time.
+        file: Bytes of each file that it writes.
+    """
+
+    memory: int
+    cpu: int
+    file: int
+
+    def prefix(self) -> list[str]:
+        """The command that sets these limits and becomes the program."""
+        return [
+            require("prlimit"),
+            f"--as={self.memory}",
+            f"--cpu={self.cpu}",
+            f"--fsize={self.file}",
+            "--core=0",
+        ]
 
 
 def search_path() -> str:
@@ -78,6 +105,7 @@ def run(
     stdout: BinaryIO | None = None,
     grace: float = 0.0,
     pass_fds: Sequence[int] = (),
+    limits: ChildLimits | None = None,
 ) -> bytes:
     """Runs a program of the host and returns its standard output.
 
@@ -94,6 +122,7 @@ def run(
         grace: For a program that cleans up after itself: seconds that it gets for that,
             where it is stopped, before it is killed with all that it has started.
         pass_fds: Descriptors that it inherits.
+        limits: What it may use; None for no limits of its own.
 
     Raises:
         HostError: The program is not installed.
@@ -101,7 +130,7 @@ def run(
     """
     command = [require(str(argv[0])), *(str(arg) for arg in argv[1:])]
     with subprocess.Popen(
-        command,
+        [*limits.prefix(), *command] if limits else command,
         stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE if stdout is None else stdout,
         stderr=subprocess.PIPE,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
 from platformdirs import user_cache_path, user_state_path
 
-__all__ = ["Accelerator", "Limits", "Settings"]
+from pytest_vmss.errors import HostError
+
+__all__ = ["Accelerator", "ImageLimits", "Limits", "Settings", "gib"]
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -80,6 +83,34 @@ class Limits:
         )
 
 
+def gib(name: str, text: str) -> int:
+    """Bytes, of GiB that somebody set.
+
+    Raises:
+        HostError: They are no whole number above zero; the message says which setting.
+    """
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        raise HostError(f"{name} is {text!r}; expected a whole number of GiB, e.g. 64")
+    return int(text) * 1024**3
+
+
+def _gib_of(name: str, usual: int) -> int:
+    return gib(name, os.environ.get(name) or str(usual))
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may cost that is published, in bytes.
+
+    Attributes:
+        virtual: Of the disk that a guest sees; Azure's OS disks have 4 TiB at most.
+        allocated: Of the file's data, without its holes.
+    """
+
+    virtual: int = field(default_factory=lambda: _gib_of("VMSS_IMAGE_VIRTUAL_GIB", 4096))
+    allocated: int = field(default_factory=lambda: _gib_of("VMSS_IMAGE_ALLOCATED_GIB", 64))
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a lab needs to know about its host.
@@ -102,6 +133,7 @@ class Settings:
             problems that cloud-init itself got over.
         rollout_delay: Seconds from a publication to its rollout, from and to; Azure
             takes 30 to 60 minutes.
+        image_limits: What an image may cost that is published.
     """
 
     state_dir: Path = field(default_factory=default_state_dir)
@@ -116,3 +148,4 @@ class Settings:
     rollout_delay: tuple[float, float] = (0.0, 0.0)
     repair_grace: float | None = None
     degraded_is_fatal: bool = False
+    image_limits: ImageLimits = field(default_factory=ImageLimits)

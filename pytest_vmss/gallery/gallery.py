@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -15,10 +14,12 @@ from pathlib import Path
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import ConflictError, HostError, ImageError, NotFoundError, VmssError
 from pytest_vmss.files import PART, sync, sync_folder
-from pytest_vmss.gallery.qcow2 import DiskImage, inspect
+from pytest_vmss.gallery import content
+from pytest_vmss.gallery.qcow2 import check_file, inspect, source_options
 from pytest_vmss.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
-from pytest_vmss.process import run
+from pytest_vmss.process import ChildLimits, run
+from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import DefinitionRecord, Store, VersionRecord
 
 __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "Images", "version_key"]
@@ -28,6 +29,8 @@ DEFAULT_GALLERY = "gallery"
 _LOCK_LIMIT_S = 10.0
 #: How the second name of a part ends, on its way to its place.
 _LINK = ".link"
+#: How the private copy of a raw disk ends, until it is converted.
+_RAW = ".raw"
 
 # All are for fullmatch: `$` would let a line's end in.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
@@ -68,6 +71,7 @@ class Images:
         store: Where the records are kept.
         clock: Where times come from.
         on_publish: Called after a version was published.
+        limits: What an image may cost.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Images:
         store: Store,
         clock: Clock,
         on_publish: Callable[[VersionRecord], None] = lambda _: None,
+        limits: ImageLimits | None = None,
     ) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()  # programs get its files by these names
+        self._limits = limits or ImageLimits()
         self._store = store
         self._clock = clock
         self._on_publish = on_publish
@@ -182,7 +188,7 @@ class Images:
         seen = (status.st_ino, status.st_size, status.st_mtime_ns)
         with self._lock:
             if self._verified.get(record.digest) != seen:
-                if _digest(path) != record.digest:
+                if not content.has_digest(path, record.digest):
                     raise ImageError(
                         f"the file of {record.definition} {record.version} was changed after it "
                         f"was published: {path} no longer has the digest {record.digest}"
@@ -206,21 +212,20 @@ class Images:
             raise ImageError(
                 f"{version!r} is no image version; expected Major.Minor.Patch, e.g. 1.0.0"
             )
-        image = inspect(source, raw=raw)
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._sweep()
             part = self._folder / f"{secrets.token_hex(8)}{PART}"
             writing = wait_for_lock(part, what=f"writes {part}", limit=_LOCK_LIMIT_S)
             try:
-                _copy(image, part)
+                virtual_size = self._take_in(source, part, raw=raw)
                 record = VersionRecord(
                     gallery=gallery,
                     definition=definition,
                     version=version,
-                    digest=_digest(part),
+                    digest=content.digest(part),
                     size=part.stat().st_size,
-                    virtual_size=image.virtual_size,
+                    virtual_size=virtual_size,
                     published=self._clock.now(),
                     exclude_from_latest=exclude_from_latest,
                 )
@@ -239,6 +244,58 @@ class Images:
         self._on_publish(record)
         return record
 
+    def _take_in(self, source: Path, part: Path, *, raw: bool) -> int:
+        """Copies an image into a file that is there and locked; it is whole and read-only then.
+
+        The source is opened once, and what is checked is the copy: whoever can change the
+        source, or what its name means, changes nothing here.
+
+        Returns:
+            The size in bytes of the disk that a guest sees.
+
+        Raises:
+            ImageError: It cannot be an image.
+            OSError: It cannot be stored.
+        """
+        private = part.with_suffix(_RAW) if raw else part
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with content.open_regular(source) as file:
+            # Spares the copying of what is no image; what counts is the check of the copy.
+            check_file(file, raw=raw, limits=self._limits, name=source)
+            copy = os.open(private, flags, 0o600)
+            try:
+                content.copy(file, copy, name=source, limit=self._limits.allocated)
+            finally:
+                os.close(copy)
+        image = inspect(private, raw=raw, limits=self._limits, name=source)
+        if raw:
+            self._convert(private, part, name=source)
+            private.unlink()
+        part.chmod(0o444)
+        sync(part)
+        return image.virtual_size
+
+    def _convert(self, raw: Path, part: Path, *, name: Path) -> None:
+        """Makes a qcow2 of a raw disk."""
+        # Its tables come on top of the data.
+        limits = ChildLimits(
+            memory=2 * 1024**3, cpu=1800, file=self._limits.allocated * 9 // 8 + 64 * 1024**2
+        )
+        run(
+            [
+                "qemu-img",
+                "convert",
+                "--image-opts",
+                source_options(raw, "raw"),
+                "-O",
+                "qcow2",
+                part,
+            ],
+            what=f"converting {name}",
+            timeout=1800.0,
+            limits=limits,
+        )
+
     def _settle(
         self, part: Path, record: VersionRecord, identifier: tuple[str, str, str] | None
     ) -> VersionRecord | None:
@@ -252,7 +309,10 @@ class Images:
         """
         with self._store.transaction():
             published = self._store.get(VersionRecord, *record.key)
-            if published is not None and published.digest != record.digest:
+            # Once more in full where an older version recorded its digest in another way.
+            if published is not None and not (
+                published.digest == record.digest or content.has_digest(part, published.digest)
+            ):
                 raise ConflictError(
                     f"{record.definition} {record.version} is published already, with other "
                     "content; a published version never changes: publish under a higher version",
@@ -261,7 +321,7 @@ class Images:
             # The part stays until this is committed: it tells what to take back otherwise.
             link = part.with_suffix(_LINK)
             os.link(part, link)
-            link.replace(self._folder / f"{record.digest}.qcow2")
+            link.replace(self._folder / f"{(published or record).digest}.qcow2")
             sync_folder(self._folder)
             if published is None:
                 self._record(record, identifier)
@@ -301,6 +361,7 @@ class Images:
             LabError: That cannot be told; the part stays, so that the next publication tells.
         """
         part.with_suffix(_LINK).unlink(missing_ok=True)
+        part.with_suffix(_RAW).unlink(missing_ok=True)
         if part.stat().st_nlink > 1:
             with self._store.transaction():  # nobody records it meanwhile
                 recorded = {record.digest for record in self._store.select(VersionRecord)}
@@ -372,23 +433,3 @@ def _check_name(what: str, name: str) -> None:
             f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"
         )
-
-
-def _copy(image: DiskImage, part: Path) -> None:
-    """Copies an image into a file that is there and locked; it is whole and read-only then."""
-    if image.format == "raw":
-        run(
-            ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", image.path, part],
-            what=f"converting {image.path}",
-            timeout=1800.0,
-        )
-    else:
-        # Shares the blocks where the file system can.
-        run(["cp", "--reflink=auto", "--", image.path, part], what="copying", timeout=1800.0)
-    part.chmod(0o444)
-    sync(part)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

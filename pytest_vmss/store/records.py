@@ -70,7 +70,7 @@ class VersionRecord(Record):
     """A published version of an image definition; immutable.
 
     Attributes:
-        digest: SHA-256 of the stored qcow2, in hex.
+        digest: SHA-256 of the stored qcow2's content, in hex; see `gallery.content.digest`.
         size: Bytes of the stored file.
         virtual_size: Bytes of the disk that a guest sees.
     """

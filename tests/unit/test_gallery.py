@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 import threading
@@ -13,8 +12,7 @@ import pytest
 
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import ConflictError, ImageError, LabError, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress, Images
-from pytest_vmss.gallery import gallery as gallery_module
+from pytest_vmss.gallery import Gallery, ImageAddress, Images, content
 from pytest_vmss.locks import wait_for_lock
 from pytest_vmss.model import ImageReference
 from pytest_vmss.process import run
@@ -48,7 +46,7 @@ def test_publish_stores_by_digest_read_only(
 ) -> None:
     source = qcow2(tmp_path / "a.qcow2")
     record = gallery.publish("web", "1.0.0", source)
-    assert record.digest == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert record.digest == content.digest(source)
     path = images.path_of(record)
     assert path.stat().st_mode & 0o222 == 0
     source.write_bytes(b"changed afterwards")
@@ -173,13 +171,14 @@ def test_one_version_published_twice_at_once(
 ) -> None:
     """B1: of two contents one is published, and the other refused, whoever is first."""
     together = threading.Barrier(2)
-    digest = gallery_module._digest
+    take_in = Images._take_in
 
-    def wait(path: Path) -> str:
+    def wait(self: Images, source: Path, part: Path, *, raw: bool) -> int:
+        size = take_in(self, source, part, raw=raw)
         together.wait(30)
-        return digest(path)
+        return size
 
-    monkeypatch.setattr(gallery_module, "_digest", wait)
+    monkeypatch.setattr(Images, "_take_in", wait)
     published: list[str] = []
     refused: list[ConflictError] = []
 
