@@ -41,6 +41,11 @@ __all__ = [
 ]
 
 
+#: Problems of one model, and characters of each, that a message tells: a hostile model has any.
+_TOLD_PROBLEMS = 100
+_PROBLEM_CHARS = 1000
+
+
 class VmssError(Exception):
     """Root of all errors of this package.
 
@@ -160,14 +165,16 @@ class ModelError(VmssError):
     """A scale-set model is not valid; nothing was created (A6).
 
     Attributes:
-        problems: Everything that is wrong, in the order of the document.
+        problems: What is wrong, in the order of the document; of very many the first.
     """
 
     code = "InvalidParameter"
 
     def __init__(self, problems: Sequence[ModelProblem], *, source: str = "the model") -> None:
-        self.problems = tuple(problems)
-        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        self.problems = tuple(problems[:_TOLD_PROBLEMS])
+        lines = "\n".join(f"  {problem}"[:_PROBLEM_CHARS] for problem in self.problems)
+        if more := len(problems) - len(self.problems):
+            lines += f"\n  and {more} more"
         super().__init__(f"{source} is not a valid scale set:\n{lines}")
         if self.problems:
             self.code = self.problems[0].code

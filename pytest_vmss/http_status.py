@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["http_status"]
 
@@ -22,6 +22,7 @@ def http_status(
     tls: ssl.SSLContext | None,
     timeout: float,
     headers: Mapping[str, str] | None = None,
+    addresses: Sequence[str] = (),
 ) -> int:
     """Asks a server, and returns the status of its answer.
 
@@ -33,13 +34,14 @@ def http_status(
         tls: How the server is verified; None for plain HTTP.
         timeout: Limit in seconds of all of it, also for a server that answers byte after byte.
         headers: Besides ``Connection: close``.
+        addresses: Where it is asked, in place of wherever its name leads.
 
     Raises:
         OSError: The server does not answer in time.
         http.client.HTTPException: Its answer is not one.
     """
     end = time.monotonic() + timeout
-    link = socket.create_connection((host, port), timeout=timeout)
+    link = _connect(addresses or (host,), port, timeout)
     if tls is not None:
         # The handshake comes later, where it is watched.
         link = tls.wrap_socket(link, server_hostname=host, do_handshake_on_connect=False)
@@ -55,6 +57,18 @@ def http_status(
             if late.is_set():
                 raise TimeoutError(f"no answer within {timeout:g} s") from failed
             raise
+
+
+def _connect(addresses: Sequence[str], port: int, timeout: float) -> socket.socket:
+    """Connects to the first address that answers.
+
+    Raises:
+        OSError: None does.
+    """
+    for address in addresses[:-1]:
+        with contextlib.suppress(OSError):
+            return socket.create_connection((address, port), timeout=timeout)
+    return socket.create_connection((addresses[-1], port), timeout=timeout)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ from pytest_vmss.model import (
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.removal import remove_files, remove_machines, remove_unfinished
 from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.secrecy import SecretText, seal
 from pytest_vmss.settings import Settings
 from pytest_vmss.sizing import Sizing
 from pytest_vmss.store import (
@@ -219,7 +220,7 @@ class Lab:
             sizes=self.settings.sizes,
             report=self._report,
             metrics=self._metrics,
-            reach=reach,
+            reach=partial(reach, own_port=lambda: self.blobs.port),
             degraded_is_fatal=self.settings.degraded_is_fatal,
             serve_files=self._serve_files,
             free_addresses=self.networks.free_addresses,
@@ -361,6 +362,9 @@ class Lab:
             ConflictError: There is a set of that name.
             ProvisioningError: Instances did not come up; the set is there.
         """
+        # First of all, so that no error shows what is secret in them (M5).
+        source, load_balancer = seal(source), seal(load_balancer)
+        custom_data = None if custom_data is None else SecretText(custom_data)
         document = load_document(
             source,
             load_balancer=load_balancer,

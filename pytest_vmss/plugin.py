@@ -277,17 +277,22 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     Raises:
         pytest.UsageError: There is no model.
     """
+    from pytest_vmss.secrecy import SecretText, seal
+
     marker = request.node.get_closest_marker("vmss")
-    arguments = dict(marker.kwargs) if marker else {}
+    # Sealed here already, so that no error shows what is secret in them (M5).
+    arguments = {name: seal(value) for name, value in marker.kwargs.items()} if marker else {}
     if marker and marker.args:
-        arguments["model"] = marker.args[0]
+        arguments["model"] = seal(marker.args[0])
+    if isinstance(arguments.get("custom_data"), str):
+        arguments["custom_data"] = SecretText(arguments["custom_data"])
     if "model" not in arguments:
         raise pytest.UsageError(
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
     for name in ("model", "load_balancer"):
         value = arguments.get(name)
-        if isinstance(value, str) and not Path(value).is_absolute():
+        if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
             beside = request.path.parent / value
             if beside.exists():  # a file beside the test is meant, wherever pytest was started
                 arguments[name] = beside

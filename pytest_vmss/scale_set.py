@@ -29,6 +29,7 @@ from pytest_vmss.model import (
     read_part,
 )
 from pytest_vmss.operation import Upgrade
+from pytest_vmss.secrecy import SecretText, seal
 from pytest_vmss.sizing import Sizing
 from pytest_vmss.store import (
     Action,
@@ -402,6 +403,9 @@ class ScaleSet:
             ConflictError: Another operation is in progress; nothing was changed.
             ProvisioningError: New instances did not come up.
         """
+        # First of all, so that no error shows what is secret in them (M5).
+        change, load_balancer = seal(change), seal(load_balancer)
+        custom_data = None if custom_data is None else SecretText(custom_data)
         part = read_part(change)
         with self._engine.claim():
             self._engine.journal.require_quiet()

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.hypervisor import Seed
 from pytest_vmss.model import ScaleSetModel
+from pytest_vmss.secrecy import SecretBytes, SecretText
 
 __all__ = ["USER_DATA_FILE", "build_seed"]
 
@@ -80,7 +81,7 @@ def build_seed(
         },
     }
     custom = profile.custom_data
-    user_data = b"" if custom is None else base64.b64decode(custom.get_secret_value())
+    user_data = b"" if custom is None else SecretBytes(base64.b64decode(custom.get_secret_value()))
     # JSON is YAML, and is written and read in a fraction of the time.
     return Seed(
         meta_data=json.dumps({"instance-id": cloud_instance_id, "local-hostname": computer_name}),
@@ -94,8 +95,9 @@ def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> str:
     """What the lab needs for itself, and Azure's ``userData`` for the guest to read (H1)."""
     cloud_config = "#cloud-config\n" + json.dumps(config)
     if user_data is None:
-        return cloud_config
-    encoded = base64.b64encode(base64.b64decode(user_data.get_secret_value())).decode()
+        return SecretText(cloud_config)
+    content = base64.b64decode(user_data.get_secret_value())
+    encoded = SecretText(base64.b64encode(content).decode())
     hook = (
         "#cloud-boothook\n#!/bin/sh\numask 077\n"
         f"mkdir -p {USER_DATA_FILE.rpartition('/')[0]}\n"
@@ -104,4 +106,4 @@ def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> str:
     parts = MIMEMultipart()
     parts.attach(MIMEText(cloud_config, "cloud-config"))
     parts.attach(MIMEText(hook, "cloud-boothook"))
-    return parts.as_string()
+    return SecretText(parts.as_string())

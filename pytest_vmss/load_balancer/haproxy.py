@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +33,8 @@ _SOCKET = "haproxy.sock"
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 16 * 1024 * 1024
 _STOP_S = 5.0
+#: HAProxy counts in milliseconds, in 31 bits.
+_LONGEST_S = 2_000_000
 _START_S = 10.0
 
 _GLOBAL = """\
@@ -403,11 +406,20 @@ def _check(probe: Probe | None) -> str:
         return ""
     ssl = " check-ssl verify none" if probe.protocol == "Https" else ""
     return (
-        f" check inter {probe.interval_in_seconds}s fastinter 200ms downinter 500ms "
+        f" check inter {min(probe.interval_in_seconds, _LONGEST_S)}s fastinter 200ms downinter 500ms "
         f"rise {probe.threshold} fall {probe.threshold}{ssl}"
     )
 
 
 def _quoted(text: str) -> str:
-    """A word of the configuration, whatever it holds."""
+    """A path as one word of the configuration, in which HAProxy finds nothing to interpret.
+
+    Raises:
+        BalancerError: It holds what no path of a URL does.
+    """
+    if not re.fullmatch("[!-~]{0,1024}", text):
+        raise BalancerError(
+            "a probe's path holds spaces, control characters or letters beyond ASCII"
+        )
+    # HAProxy expands variables in double quotes; "uri", unlike "uri-lf", takes % as it is.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'

@@ -7,32 +7,39 @@ where its health probe is one of a load balancer's, that load balancer.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
 from pydantic import ValidationError
 
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
+from pytest_vmss.model.reading import OPAQUE, Meter, label_of, read, refusals
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
 from pytest_vmss.model.service_fabric import Cluster
+from pytest_vmss.secrecy import (
+    SealedDocument,
+    SecretText,
+    conceal,
+    is_secret_name,
+    plain_name,
+    seal,
+)
 
 __all__ = ["ScaleSetDocument", "Source", "load_document", "read_part"]
 
 #: A file, or the document itself.
-Source = str | Path | Mapping[str, Any]
+Source = str | Path | Mapping[str, Any] | SealedDocument
 
 _SCALE_SET = "microsoft.compute/virtualmachinescalesets"
 _LOAD_BALANCER = "microsoft.network/loadbalancers"
 _CLUSTER = "microsoft.servicefabric/clusters"
-
-#: Properties whose content is the user's own: taken as it is.
-_OPAQUE = frozenset({"settings", "protectedSettings", "tags"})
+#: Problems of one document that are told; a hostile one has any number.
+_TOLD_PROBLEMS = 100
+_GIVEN_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,11 @@ def load_document(
         ModelError: The document cannot be read or is not valid; every problem
             has its JSON path and Azure's code.
     """
-    label = str(source) if isinstance(source, (str, Path)) else "the model"
-    raw = _read(source, label)
+    # First of all, so that no error shows what is secret in them.
+    source, load_balancer = seal(source), seal(load_balancer)
+    custom_data = None if custom_data is None else SecretText(custom_data)
+    label = label_of(source, "the model")
+    raw = read(source, label)
     resources = _resources(raw, label)
     body = _one(resources, _SCALE_SET, label) if resources is not None else raw
     body = _flatten(body)
@@ -90,14 +100,15 @@ def load_document(
         sku = body.get("sku")
         body["sku"] = {**(sku if isinstance(sku, dict) else {}), "capacity": capacity}
     if custom_data is not None:
-        profile = body.get("virtualMachineProfile", {}).get("osProfile")
+        machine = body.get("virtualMachineProfile")
+        profile = machine.get("osProfile") if isinstance(machine, dict) else None
         if isinstance(profile, dict):
             profile["customData"] = custom_data
     model = validate(ScaleSetModel, body, label)
 
     balancers = [entry for entry in resources or [] if _type(entry) == _LOAD_BALANCER]
     if load_balancer is not None:
-        balancers.append(_read(load_balancer, "the load balancer"))
+        balancers.append(read(load_balancer, "the load balancer"))
     parsed = [
         validate(LoadBalancer, _flatten(entry), "the load balancer") for entry in balancers
     ] or [entry for entry in [known_balancer] if entry is not None]
@@ -116,35 +127,12 @@ def read_part(source: Source) -> dict[str, Any]:
     Raises:
         ModelError: It cannot be read.
     """
-    label = str(source) if isinstance(source, (str, Path)) else "the change"
-    raw = _read(source, label)
+    source = seal(source)
+    label = label_of(source, "the change")
+    raw = read(source, label)
     resources = _resources(raw, label)
     flat = _flatten(_one(resources, _SCALE_SET, label) if resources is not None else raw)
     return cast("dict[str, Any]", flat)
-
-
-def _read(source: Source, label: str) -> dict[str, Any]:
-    if isinstance(source, Mapping):
-        # A copy, so that nothing of the caller's is changed.
-        data: object = json.loads(json.dumps(dict(source)))
-    else:
-        path = Path(source)
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as unreadable:
-            problem = ModelProblem("$", "InvalidRequestContent", f"cannot be read: {unreadable}")
-            raise ModelError([problem], source=label) from unreadable
-        try:
-            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (json.JSONDecodeError, yaml.YAMLError) as broken:
-            problem = ModelProblem("$", "InvalidRequestContent", f"cannot be parsed: {broken}")
-            raise ModelError([problem], source=label) from broken
-    if not isinstance(data, dict):
-        problem = ModelProblem(
-            "$", "InvalidRequestContent", f"must be an object, is {type(data).__name__}"
-        )
-        raise ModelError([problem], source=label)
-    return data
 
 
 def _resources(raw: dict[str, Any], label: str) -> list[dict[str, Any]] | None:
@@ -156,30 +144,47 @@ def _resources(raw: dict[str, Any], label: str) -> list[dict[str, Any]] | None:
     if not isinstance(entries, Iterable) or not all(isinstance(entry, dict) for entry in entries):
         problem = ModelProblem("$.resources", "InvalidTemplate", "must be a list of resources")
         raise ModelError([problem], source=label)
-    values = {
-        "parameters": {
-            key: value.get("defaultValue")
-            for key, value in (raw.get("parameters") or {}).items()
-            if isinstance(value, dict)
-        },
-        "variables": raw.get("variables") or {},
+    for section in ("parameters", "variables"):
+        if not isinstance(raw.get(section) or {}, dict):
+            problem = ModelProblem(f"$.{section}", "InvalidTemplate", "must be an object")
+            raise ModelError([problem], source=label)
+    parameters = {
+        name: value.get("defaultValue")
+        for name, value in (raw.get("parameters") or {}).items()
+        if isinstance(value, dict)
     }
-    return [_fill(entry, values) for entry in entries]
+    filler = _Filler({"parameters": parameters, "variables": raw.get("variables") or {}})
+    filled = refusals(lambda: [filler.fill(entry, "$.resources", 0) for entry in entries], label)
+    return [conceal(entry) for entry in filled]
 
 
-_REFERENCE = re.compile(r"^\[(parameters|variables)\('([^']+)'\)\]$")
+_REFERENCE = re.compile(r"\[(parameters|variables)\('([^']+)'\)\]")
 
 
-def _fill(value: Any, values: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Replaces plain references to parameters and variables; other expressions stay."""
-    if isinstance(value, dict):
-        return {key: _fill(item, values) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill(item, values) for item in value]
-    if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
-        found = values[match[1]].get(match[2])
-        return value if found is None else _fill(found, values)
-    return value
+class _Filler:
+    """Replaces plain references to parameters and variables; other expressions stay.
+
+    What comes of it is bounded like a document: a reference may lead to itself, or to many.
+
+    Args:
+        values: By section and name.
+    """
+
+    def __init__(self, values: Mapping[str, Mapping[str, Any]]) -> None:
+        self._values = values
+        self._meter = Meter()
+
+    def fill(self, value: Any, path: str, depth: int) -> Any:
+        """A copy of a value with its references replaced."""
+        self._meter.take(path, depth, value if isinstance(value, str) else "")
+        if isinstance(value, dict):
+            return {key: self.fill(item, path, depth + 1) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.fill(item, path, depth + 1) for item in value]
+        if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
+            found = self._values[match[1]].get(match[2])
+            return value if found is None else self.fill(found, path, depth + 1)
+        return value
 
 
 def _type(resource: Mapping[str, Any]) -> str:
@@ -206,7 +211,7 @@ def _flatten(value: Any) -> Any:
         value = {**{k: v for k, v in value.items() if k != "properties"}, **inner}
     for key, item in value.items():
         if item is not None:
-            flat[key] = item if key in _OPAQUE else _flatten(item)
+            flat[key] = item if key in OPAQUE else _flatten(item)
     return flat
 
 
@@ -220,32 +225,39 @@ def validate(kind: type[_M], body: Any, label: str) -> _M:
         ModelError: With a problem for each wrong value.
     """
     try:
-        return kind.model_validate(body)
+        checked = kind.model_validate(body)
     except ValidationError as wrong:
+        count = wrong.error_count()
         problems = [
             ModelProblem(_json_path(error["loc"]), "InvalidParameter", _explain(dict(error)))
-            for error in wrong.errors(include_url=False, include_context=True)
+            for error in wrong.errors(include_url=False, include_context=False)[:_TOLD_PROBLEMS]
         ]
-        raise ModelError(problems, source=label) from None  # pydantic's text shows input
+        if count > _TOLD_PROBLEMS:
+            problems.append(
+                ModelProblem("$", "InvalidParameter", f"{count - _TOLD_PROBLEMS} more are wrong")
+            )
+    else:
+        return checked
+    raise ModelError(problems, source=label)  # outside: pydantic's own error shows its input
 
 
 def _json_path(location: tuple[int | str, ...]) -> str:
     path = "$"
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:_GIVEN_CHARS]}"
     return path
-
-
-_SECRET_FIELDS = frozenset({"customData", "userData", "adminPassword", "protectedSettings"})
 
 
 def _explain(error: dict[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "missing":
         return "is required, and missing"
-    if _SECRET_FIELDS & {str(part) for part in error["loc"]}:
+    names = [part for part in error["loc"] if isinstance(part, str)]
+    if any(is_secret_name(name) or plain_name(name) == "settings" for name in names):
         return message
     given = error.get("input")
+    if isinstance(given, str):
+        given = given if len(given) <= _GIVEN_CHARS else f"{given[:_GIVEN_CHARS]}…"
     if isinstance(given, (str, int, float, bool)):
         if isinstance(given, str) and given.startswith("["):
             return (

@@ -12,6 +12,9 @@ from pytest_vmss.model.scale_set import AzureModel
 
 __all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name"]
 
+#: Azure's largest interval and number of probes.
+_MOST = 2_147_483_646
+
 
 def last_name(identifier: str) -> str:
     """The name at the end of a resource id, also of one that a template computes."""
@@ -26,9 +29,9 @@ class Probe(AzureModel):
     protocol: Literal["Http", "Https", "Tcp"]
     port: Annotated[int, Field(ge=1, le=65535)]
     request_path: RequestPath | None = None
-    interval_in_seconds: Annotated[int, Field(ge=5)] = 15
-    number_of_probes: Annotated[int, Field(ge=1)] = 1
-    probe_threshold: Annotated[int, Field(ge=1)] | None = None
+    interval_in_seconds: Annotated[int, Field(ge=5, le=_MOST)] = 15
+    number_of_probes: Annotated[int, Field(ge=1, le=_MOST)] = 1
+    probe_threshold: Annotated[int, Field(ge=1, le=_MOST)] | None = None
 
     @property
     def threshold(self) -> int:

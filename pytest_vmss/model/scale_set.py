@@ -12,10 +12,19 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from pytest_vmss.model.names import AdminName, PlainText, Prefix, ResourceName, SetName, Version
+from pytest_vmss.secrecy import conceal, without_secrets
 
 __all__ = [
     "AutomaticOSUpgradePolicy",
@@ -61,6 +70,8 @@ class AzureModel(BaseModel):
                 yield f"{path}.{name}"
         for name, field in type(self).model_fields.items():
             alias = field.alias or name
+            if name in _NOT_READ and getattr(self, name) is not None:
+                yield f"{path}.{alias}"
             value = getattr(self, name)
             if isinstance(value, AzureModel):
                 yield from value.unknown(f"{path}.{alias}")
@@ -72,6 +83,10 @@ class AzureModel(BaseModel):
     def wire(self) -> dict[str, Any]:
         """The JSON body, without secrets and nulls, as a GET would return it."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+#: Fields that are spelled out for their secrets' sake alone.
+_NOT_READ = frozenset({"protected_settings_from_key_vault"})
 
 
 def _check_base64(value: SecretStr) -> SecretStr:
@@ -220,7 +235,7 @@ class StorageProfile(AzureModel):
 
     image_reference: ImageReference
     os_disk: OSDisk = Field(default_factory=OSDisk)
-    data_disks: list[DataDisk] = []
+    data_disks: Annotated[list[DataDisk], Field(max_length=64)] = []
 
 
 class HealthProbeReference(AzureModel):
@@ -244,6 +259,7 @@ class Extension(AzureModel):
     type_handler_version: Version
     settings: dict[str, Any] | None = None
     protected_settings: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
+    protected_settings_from_key_vault: Any = Field(default=None, exclude=True, repr=False)
     provision_after_extensions: list[str] = []
     force_update_tag: str | None = None
     suppress_failures: bool = False
@@ -299,7 +315,7 @@ class ScaleSetModel(AzureModel):
     name: SetName
     api_version: str | None = None
     location: str = "local"
-    tags: dict[str, str] = {}
+    tags: Annotated[dict[str, str], Field(max_length=50)] = {}
     zones: list[str] = []
     sku: Sku
     upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
@@ -308,6 +324,17 @@ class ScaleSetModel(AzureModel):
     single_placement_group: bool | None = None
     scale_in_policy: ScaleInPolicy | None = None
     automatic_repairs_policy: AutomaticRepairsPolicy | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mask(cls, body: Any) -> Any:
+        """Also what comes from the database shows no secrets (M5)."""
+        return conceal(body)
+
+    def wire(self) -> dict[str, Any]:
+        """The JSON body, without secrets and nulls, as a GET would return it."""
+        body: dict[str, Any] = without_secrets(super().wire())
+        return body
 
     def not_modelled(self) -> list[str]:
         """JSON paths of properties that are kept but mean nothing here."""
@@ -348,7 +375,7 @@ class ScaleSetModel(AzureModel):
 
     def full(self) -> dict[str, Any]:
         """Everything, secrets included, for the lab's own 0600 database only."""
-        body = self.wire()
+        body = super().wire()
         profile = self.virtual_machine_profile.os_profile
         os_profile = body["virtualMachineProfile"]["osProfile"]
         if profile.custom_data is not None:
@@ -359,7 +386,10 @@ class ScaleSetModel(AzureModel):
         if profile.admin_password is not None:
             os_profile["adminPassword"] = profile.admin_password.get_secret_value()
         for index, extension in enumerate(self.extensions):
+            entry = body["virtualMachineProfile"]["extensionProfile"]["extensions"][index]
             if extension.protected_settings is not None:
-                extensions = body["virtualMachineProfile"]["extensionProfile"]["extensions"]
-                extensions[index]["protectedSettings"] = extension.protected_settings
-        return body
+                entry["protectedSettings"] = extension.protected_settings
+            if extension.protected_settings_from_key_vault is not None:
+                entry["protectedSettingsFromKeyVault"] = extension.protected_settings_from_key_vault
+        masked: dict[str, Any] = conceal(body)
+        return masked

@@ -10,6 +10,8 @@ from pytest_vmss.model.scale_set import Extension
 
 __all__ = ["check_sequence", "stages_of_extensions"]
 
+#: Names of other extensions that an error shows.
+_SHOWN = 20
 _PATH = "$.virtualMachineProfile.extensionProfile.extensions"
 
 
@@ -42,13 +44,15 @@ def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
     """Dependencies must exist and have settings, and must not run in circles (azure-arm.md 6.6)."""
     known = {entry.name.lower(): entry for entry in extensions}
     missing = False
+    defined = [other.name for other in extensions]
     for index, entry in enumerate(extensions):
         path = f"{_PATH}[{index}].provisionAfterExtensions"
         for name in entry.provision_after_extensions:
             needed = known.get(name.lower())
             if needed is None:
                 missing = True
-                names = ", ".join(other.name for other in extensions if other is not entry)
+                others = [other for other in defined[: _SHOWN + 1] if other != entry.name][:_SHOWN]
+                names = ", ".join(others) + (", …" if len(defined) > _SHOWN + 1 else "")
                 yield ModelProblem(
                     path,
                     "InvalidParameter",

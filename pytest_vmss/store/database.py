@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pytest_vmss.clock import Clock, SystemClock, wait_for
 from pytest_vmss.errors import LabError, NotFoundError, WaitTimeoutError
 from pytest_vmss.files import sync_folder
+from pytest_vmss.secrecy import SecretText
 from pytest_vmss.store.records import EventRecord, Record, StepRecord
 
 __all__ = ["Store"]
@@ -273,7 +274,7 @@ class Store:
                 "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
                 record.kind,
                 _key(record.key),
-                record.model_dump_json(),
+                SecretText(record.model_dump_json(), f"<a {record.kind}>"),
             )
 
     def delete(self, record: Record) -> None:
@@ -285,21 +286,25 @@ class Store:
 
     def get(self, kind: type[_R], *key: str) -> _R | None:
         """Reads one record by its whole key."""
-        rows = self._read(
+        bodies = self._bodies(
             "SELECT body FROM record WHERE kind = ? AND key = ?", kind.kind, _key(key)
         )
-        return _parse(kind, rows[0][0]) if rows else None
+        return _parse(kind, bodies[0]) if bodies else None
 
     def select(self, kind: type[_R], *prefix: str) -> list[_R]:
         """Reads the records whose key starts so, in the order of their keys."""
         start = _key(prefix)
-        rows = self._read(
+        bodies = self._bodies(
             "SELECT body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
             kind.kind,
             start,
             start + _AFTER_ALL,
         )
-        return [_parse(kind, row[0]) for row in rows]
+        return [_parse(kind, body) for body in bodies]
+
+    def _bodies(self, statement: str, *values: object) -> list[SecretText]:
+        """Records as they are stored: no error shows their text, which holds secrets."""
+        return [SecretText(row[0], "<a record>") for row in self._read(statement, *values)]
 
     def amend(self, record: _R, **changes: object) -> _R:
         """Changes fields of a record as it stands now, whoever wrote it last.

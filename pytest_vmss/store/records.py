@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pytest_vmss.model import Health
 
@@ -151,7 +151,7 @@ class ModelRecord(Record):
     set_id: str
     revision: int
     created: datetime
-    model: dict[str, Any]
+    model: dict[str, Any] = Field(repr=False)
     probe: dict[str, Any] | None
     balancer: dict[str, Any] | None = None
 

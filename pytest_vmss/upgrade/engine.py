@@ -46,6 +46,9 @@ __all__ = ["Engine", "StartedBy", "parts"]
 
 StartedBy = Literal["User", "Platform"]
 _Opened = Callable[[OperationRecord], None]
+#: Seconds for asking for all that a model names, and how much of it is told.
+_REACH_S = 120.0
+_TOLD_URIS = 20
 
 
 class Engine:
@@ -302,8 +305,13 @@ class Engine:
         if not uris or account.batch_records or account.record.error_code is not None:
             return True
         self._world.serve_files(self.name)
-        told = [(name, self._world.reach(uri)) for name, uri in uris]
-        wrong = [f"the extension {name!r}: {why}" for name, why in told if why]
+        end = self._world.clock.monotonic() + _REACH_S
+        wrong: list[str] = []
+        for name, uri in uris:
+            if self._world.clock.monotonic() > end or len(wrong) >= _TOLD_URIS:
+                break  # the rest is the guests' to find out
+            if why := self._world.reach(uri):
+                wrong.append(f"the extension {name!r}: {why}")
         if not wrong:
             return True
         self.journal.end(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -23,6 +24,9 @@ _TIMEOUT_S = 10.0
 #: For all requests, and for the name's resolution.
 _LIMIT_S = 25.0
 _SHOWN_CHARS = 200
+_LOOPBACK = "127.0.0.1"
+#: No status of HTTP.
+_NOT_ASKED = 0
 #: Statuses that say that there is nothing; any other may be another answer for a guest.
 _GONE = (404, 410)
 _NO_SUCH_HOST = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
@@ -37,11 +41,18 @@ def file_uris(model: ScaleSetModel) -> Iterator[tuple[str, str]]:
                 yield extension.name, str(uri)
 
 
-def reach(uri: str) -> str:
+def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str:
     """Asks for a URI from the host.
 
     Only what is certainly wrong is told; guests find out the rest, as in Azure: whether
-    a token is good, a certificate is theirs to trust, or a busy server recovers.
+    a token is good, a certificate is theirs to trust, or a busy server recovers. What
+    listens on this host's loopback is nobody's that a model names (R3): it is not asked,
+    and neither are link-local addresses, but for the lab's own server. Redirections are
+    not followed.
+
+    Args:
+        uri: What a model names.
+        own_port: The port of the lab's server of files; None where there is none.
 
     Returns:
         What is wrong, without the URI's token; empty where nothing certainly is.
@@ -59,9 +70,7 @@ def reach(uri: str) -> str:
     if parts.scheme.lower() not in ("http", "https") or not host:
         return f"{where!r} is no URI: it must begin with http:// or https:// and name a host"
     target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
-    ask = partial(
-        _ask, "127.0.0.1" if host == GUEST_VIEW else host, port, target, tls=tls
-    )  # fmt: skip
+    ask = partial(_ask, host, port, target, tls=tls, own_port=own_port())
     try:
         return _judge(where, bounded(ask, what="the server", limit=_LIMIT_S))
     except (TimeoutError, ssl.SSLError, socket.gaierror) as failed:
@@ -75,15 +84,46 @@ def reach(uri: str) -> str:
         return f"{where} cannot be reached: {failed or type(failed).__name__}"
 
 
-def _ask(host: str, port: int, target: str, *, tls: bool) -> int:
+def _ask(host: str, port: int, target: str, *, tls: bool, own_port: int | None) -> int:
+    addresses = _addresses(host, port, own_port)
+    if not addresses:
+        return _NOT_ASKED
     context = ssl.create_default_context() if tls else None
-    ask = partial(http_status, host=host, port=port, target=target, tls=context, timeout=_TIMEOUT_S)
+    ask = partial(
+        http_status, host=host, port=port, target=target, tls=context, timeout=_TIMEOUT_S,
+        addresses=addresses,  # looked up once: a name may lead elsewhere the next time
+    )  # fmt: skip
     with contextlib.suppress(ConnectionError, http.client.HTTPException):
         status = ask("HEAD")
         if status < 400:
             return status
     # Many servers and signed URLs take GET alone; of it no more than a byte.
     return ask("GET", headers={"Range": "bytes=0-0"})
+
+
+def _addresses(host: str, port: int, own_port: int | None) -> list[str]:
+    """Where a name leads; nowhere where it leads to what is not to be asked.
+
+    Raises:
+        OSError: Nobody knows it.
+    """
+    if host == GUEST_VIEW:
+        return [_LOOPBACK] if port == own_port else []
+    # It also reads spellings such as 127.1 and 0x7f.1.
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    for text in addresses:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address.sixtofour or address
+        if address.is_loopback and port == own_port:
+            continue
+        if (
+            address.is_loopback or address.is_unspecified or address.is_link_local
+            or address.is_multicast or str(address) == GUEST_VIEW
+        ):  # fmt: skip
+            return []
+    return addresses
 
 
 def _judge(where: str, status: int) -> str:

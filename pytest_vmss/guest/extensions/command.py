@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 from pytest_vmss.checks import in_words
 from pytest_vmss.clock import wait_for
@@ -17,6 +16,7 @@ from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTim
 from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.model import Extension
+from pytest_vmss.secrecy import SecretBytes
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["Command", "broken_handler", "redact", "remove_runs", "run_command"]
@@ -112,9 +112,9 @@ class Command:
         skip_dos2unix: Leave line ends of downloaded texts as they are.
     """
 
-    text: str
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    file_uris: tuple[str, ...] = ()
+    text: str = field(repr=False)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    file_uris: tuple[str, ...] = field(default=(), repr=False)
     skip_dos2unix: bool = False
 
 
@@ -131,16 +131,19 @@ def run_command(
     """
     shell, clock = target.shell, target.clock
     folder = shlex.quote(f"{_folder(extension)}/{run}")
-    parts = {"command": command.text.encode() + b"\n", **command.files}
+    # What errors show on their way holds none of it.
+    parts = {"command": SecretBytes(command.text.encode() + b"\n")}
+    parts |= {name: SecretBytes(part) for name, part in command.files.items()}
     if command.file_uris:
         told = {"fileUris": command.file_uris, "skipDos2Unix": command.skip_dos2unix}
-        parts["wanted.json"] = json.dumps(told).encode()
-        parts["download.py"] = (files("pytest_vmss.guest.in_guest") / "download.py").read_bytes()
+        parts["wanted.json"] = SecretBytes(json.dumps(told).encode())
+        program = files("pytest_vmss.guest.in_guest") / "download.py"
+        parts["download.py"] = SecretBytes(program.read_bytes())
     sections = "\n".join(
         _SECTION.format(size=len(part), name=shlex.quote(name)) for name, part in parts.items()
     )
     script = _RUN.format(folder=folder, sections=sections) + _ANSWER
-    stdin = b"".join(parts.values())
+    stdin = SecretBytes(b"".join(parts.values()))
     start = clock.monotonic()
     lost: list[str] = []
     patience = _CALL_S * target.factor + len(stdin) / _SLOWEST_BYTES_S
@@ -252,8 +255,8 @@ def _secrets(extension: Extension) -> Iterator[str]:
         yield from _words(value)
     uris = (extension.settings or {}).get("fileUris", [])
     for uri in uris if isinstance(uris, list) else ():
-        query = urlsplit(str(uri)).query
-        yield from _words(query)
+        # Not urlsplit: what is no URI may hold a token all the same.
+        yield from _words(str(uri).partition("?")[2].partition("#")[0])
 
 
 def _words(value: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
+import io
 import zlib
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["CustomScript"]
 
 _KNOWN = {"commandToExecute", "script", "fileUris", "timestamp", "skipDos2Unix"}
 _STORAGE = {"storageAccountName", "storageAccountKey", "managedIdentity"}
+#: Bytes of a script, unpacked; Azure takes 256 KiB packed.
+_SCRIPT_MAX = 4 * 1024 * 1024
 _GZIP = b"\x1f\x8b"
 
 
@@ -113,6 +116,13 @@ def _decode(script: str) -> bytes:
     """
     try:
         content = base64.b64decode(script, validate=True)
-        return gzip.decompress(content) if content.startswith(_GZIP) else content
+        if not content.startswith(_GZIP):
+            return content
+        # No more than the limit is unpacked, whatever it holds.
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
+            text = packed.read(_SCRIPT_MAX + 1)
     except (binascii.Error, OSError, EOFError, zlib.error) as wrong:
         raise ValueError(str(wrong)) from wrong
+    if len(text) > _SCRIPT_MAX:
+        raise ValueError(f"unpacked, it is larger than {_SCRIPT_MAX >> 10} KiB")
+    return text

@@ -1,0 +1,117 @@
+"""Model documents that are mutated until most are wrong, for ``python -m benchmarks.fuzz`` (R3)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pytest_vmss.guest.extensions import check_settings, known_types
+from pytest_vmss.model import check_model, load_document
+from tests.models import LOAD_BALANCER, web_model, with_application_health
+
+__all__ = ["cases"]
+
+_VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 1e308, float("nan"), 2**63, 10**400, "", "x" * 5000, "\ud800", "a\0b",
+    "[parameters('a')]", "[variables('b')]", "PT1H", "P999999999D", "2018-10-01", [], {}, [[]],
+    {"properties": {"properties": {}}}, "http://[", "../x", "\u0662.\u0660", b"x", {1: 2},
+)  # fmt: skip
+_YAML = (
+    "!!int x", "!!float x", "!!bool x", "!!timestamp x", "!!binary AAA", "!!set {a}", "&a [*a]",
+    "*a", "2001-99-99", "0b_", "1:2:x", "[" * 200, "? ? ?", "<<: *a", "9" * 5000, "\t", "%", "'",
+)  # fmt: skip
+
+
+def _originals() -> list[dict[str, Any]]:
+    template = {
+        "parameters": {"a": {"type": "string", "defaultValue": "web"}},
+        "variables": {"b": ["x", "[parameters('a')]"]},
+        "resources": [
+            {"type": "Microsoft.Compute/virtualMachineScaleSets", **web_model()},
+            {"type": "Microsoft.Network/loadBalancers", **LOAD_BALANCER},
+        ],
+    }
+    return [web_model(), with_application_health(web_model()), template]
+
+
+def cases(random: random.Random, count: int) -> Iterator[Callable[[], object]]:
+    """Documents that are to be loaded and checked.
+
+    Args:
+        random: Decides everything.
+        count: How many.
+    """
+    originals = _originals()
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(count):
+            document = copy.deepcopy(random.choice(originals))
+            for _change in range(random.choice((1, 1, 2, 3, 8))):
+                _mutate(document, random)
+            kind = random.choice(("mapping", "json", "yaml"))
+            if kind == "mapping":
+                yield partial(_load, document)
+                continue
+            path = Path(folder) / f"model.{kind}"
+            path.write_bytes(_written(document, kind, random))
+            yield partial(_load, path)
+
+
+def _load(source: Any) -> object:
+    document = load_document(source, load_balancer=LOAD_BALANCER)
+    return check_model(
+        document.model, probe=document.probe, sizes={}, extension_types=known_types(),
+        clusters=list(document.clusters), balancer=document.balancer,
+    ) + check_settings(document.model.extensions)  # fmt: skip
+
+
+def _mutate(document: Any, random: random.Random) -> None:
+    """Changes, removes, repeats or moves one value somewhere in a document."""
+    place = document
+    while True:
+        keys: list[Any] = list(place) if isinstance(place, dict) else list(range(len(place)))
+        if not keys:
+            return
+        key = random.choice(keys)
+        if isinstance(place[key], (dict, list)) and random.random() < 0.8:
+            place = place[key]
+            continue
+        break
+    what = random.randrange(6)
+    if what == 0:
+        del place[key]
+    elif what == 1 and isinstance(place, list):
+        place *= random.choice((2, 50, 2000)) if len(place) < 10 else 2
+    elif what == 2 and isinstance(place, dict):
+        place[random.choice((str(key).upper(), f"{key}_", "ä", "", "\n"))] = place[key]
+    elif what == 3:
+        deep: Any = place[key]
+        for _ in range(random.choice((1, 60, 300))):
+            deep = [deep]
+        place[key] = deep
+    else:
+        place[key] = copy.deepcopy(random.choice(_VALUES))
+
+
+def _written(document: Any, kind: str, random: random.Random) -> bytes:
+    try:
+        text = json.dumps(document, default=repr)
+    except (TypeError, ValueError):
+        text = "{}"
+    if kind == "yaml":
+        if random.random() < 0.2:
+            text = yaml.safe_dump(json.loads(text, parse_int=lambda _: 1))
+        for _ in range(random.randrange(3)):
+            text = text.replace(random.choice(('"web"', "true", "null", "1", "80")),
+                                random.choice(_YAML), 1)  # fmt: skip
+    content = bytearray(text.encode(errors="replace"))
+    for _ in range(random.choice((0, 0, 1, 4))):
+        content[random.randrange(len(content))] = random.randrange(256)
+    return bytes(content[: random.randrange(len(content))] if random.random() < 0.05 else content)

@@ -1,0 +1,296 @@
+"""Reading documents that nobody vouches for: JSON, YAML, and what Python code hands in (R3).
+
+Bounded in bytes, nesting and number of values, counted after YAML's aliases are followed, before
+anything is built of them. What comes out holds only what JSON can, with its secrets masked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pytest_vmss.errors import ModelError, ModelProblem
+from pytest_vmss.secrecy import (
+    WRITE_ONLY,
+    SealedDocument,
+    SecretText,
+    conceal,
+    is_secret_name,
+    plain_name,
+    seal,
+)
+
+__all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "Meter", "label_of", "read"]
+
+#: Of a template, as Azure Resource Manager has it.
+MAX_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 64
+MAX_VALUES = 100_000
+#: Azure's integers have 64 bits.
+_INTEGER_BITS = 63
+_NUMBER_CHARS = 64
+_SHOWN_CHARS = 200
+
+#: Properties whose content is the user's own: taken as it is.
+OPAQUE = frozenset({"settings", "protectedSettings", "protectedSettingsFromKeyVault", "tags"})
+
+#: libyaml's where it is there: it takes a hundredth of the time.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _RefusedError(Exception):
+    """A document goes beyond a limit, or holds what JSON cannot."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path, self.message = path, message
+
+
+class Meter:
+    """Counts a document's values and characters while it is gone through."""
+
+    def __init__(self) -> None:
+        self._values = self._chars = 0
+
+    def take(self, path: str, depth: int, text: str = "") -> None:
+        """Counts one value.
+
+        Args:
+            path: Its JSON path.
+            depth: How many objects and lists it is in.
+            text: Its characters, where it has such.
+
+        Raises:
+            ValueError: It is one too many; the message says of what.
+        """
+        self._values += 1
+        self._chars += len(text)
+        if depth > MAX_DEPTH:
+            raise _RefusedError(path, f"is nested deeper than {MAX_DEPTH} levels, or holds itself")
+        if self._values > MAX_VALUES:
+            raise _RefusedError(
+                path, f"holds more than {MAX_VALUES} values, references and aliases followed"
+            )
+        if self._chars > MAX_BYTES:
+            raise _RefusedError(path, f"holds more than {MAX_BYTES >> 20} MiB of text")
+
+
+def label_of(source: object, what: str) -> str:
+    """How a source is called in messages: a file by its path."""
+    if isinstance(source, SecretText):
+        return what
+    return _shown(str(source)) if isinstance(source, (str, Path)) else what
+
+
+def read(source: Any, label: str) -> dict[str, Any]:
+    """Reads an object from a file, or takes it as it is handed in.
+
+    Args:
+        source: A file (``.json``, else YAML), or the object.
+        label: What it is called in messages.
+
+    Raises:
+        ModelError: It cannot be read, goes beyond a limit, or is no JSON object.
+    """
+    source = seal(source)
+    data = refusals(lambda: _checked(_load(source)), label)
+    if not isinstance(data, dict):
+        raise _error("$", f"must be an object, is {type(data).__name__}", label)
+    return data
+
+
+def refusals(work: Callable[[], Any], label: str) -> Any:
+    """Does something with a document; what it refuses becomes the project's own error.
+
+    Raises:
+        ModelError: Something is refused.
+    """
+    try:
+        return work()
+    except _RefusedError as refused:
+        path, message = refused.path, refused.message
+    # Outside of it: tracebacks would show the values that it was at.
+    raise _error(path, message, label)
+
+
+def _error(path: str, message: str, label: str) -> ModelError:
+    return ModelError([ModelProblem(path, "InvalidRequestContent", message)], source=label)
+
+
+def _load(source: object) -> object:
+    if isinstance(source, SealedDocument):
+        return source.content
+    if isinstance(source, SecretText):
+        raise _RefusedError("$", "is a document's text, not a file's path: parse it first")
+    if not isinstance(source, (str, Path)):
+        raise _RefusedError("$", f"must be a file's path or an object, is {type(source).__name__}")
+    path = Path(source)
+    text = _text(path)
+    try:
+        return json.loads(text) if path.suffix.lower() == ".json" else _yaml(str(text))
+    except _RefusedError:
+        raise
+    except RecursionError:
+        message = f"is nested deeper than {MAX_DEPTH} levels"
+    except json.JSONDecodeError as broken:
+        message = f"cannot be parsed: {broken}"  # says where, and shows nothing of it
+    except yaml.MarkedYAMLError as broken:
+        mark = broken.problem_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        message = f"cannot be parsed: {_shown(broken.problem or 'it is no YAML')}{where}"
+    except Exception as failure:  # noqa: BLE001 - loaders raise whatever int() and others do
+        message = f"cannot be parsed: {type(failure).__name__}: {_shown(str(failure))}"
+    raise _RefusedError("$", message)
+
+
+def _text(path: Path) -> SecretText:
+    """A file's text, within the limit.
+
+    Raises:
+        _RefusedError: It is not a file, too large, or not UTF-8.
+    """
+    try:
+        # A pipe without a writer would never open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _RefusedError("$", "cannot be read: it is not a regular file")
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as unreadable:  # ValueError: a NUL in its name
+        reason = getattr(unreadable, "strerror", None) or str(unreadable)
+        raise _RefusedError("$", f"cannot be read: {reason}") from None
+    if len(content) > MAX_BYTES:
+        raise _RefusedError("$", f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates")
+    try:
+        return SecretText(content.decode("utf-8-sig"), "<a document's text>")
+    except UnicodeDecodeError as wrong:
+        message = f"cannot be read: it is not UTF-8 at byte {wrong.start}"
+    raise _RefusedError("$", message)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """YAML of values that JSON has, with numbers of reasonable length."""
+
+
+def _number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def bounded(loader: Any, node: Any) -> Any:
+        if len(node.value) > _NUMBER_CHARS:  # those of base 60 would take quadratic time
+            raise _RefusedError("$", f"holds a number of {len(node.value)} characters")
+        return construct(loader, node)
+
+    return bounded
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _number(_SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _number(_SafeLoader.construct_yaml_float))
+# JSON has no dates: an API version without quotes is a text.
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _SafeLoader.construct_yaml_str)
+
+
+def _yaml(text: str) -> object:
+    """Loads YAML, after its events were counted; whatever its loader raises comes out."""
+    meter = Meter()
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, values before it
+    values = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            anchor, before = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = values - before
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            name = event.anchor or ""
+            if any(anchor == name for anchor, _ in open_nodes):
+                raise _RefusedError("$", f"holds itself, by the alias *{_shown(name)}")
+            values += sizes.get(name, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            meter.take("$", len(open_nodes) + 1)
+            if isinstance(event, yaml.ScalarEvent):
+                if event.anchor is not None:
+                    sizes[event.anchor] = 1
+            else:
+                open_nodes.append((event.anchor, values))
+            values += 1
+        if values > 2 * MAX_VALUES:  # keys count here
+            raise _RefusedError("$", f"holds more than {MAX_VALUES} values, aliases followed")
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader's child
+
+
+def _checked(data: object) -> Any:
+    """A copy of what JSON can hold, within the limits, secrets masked."""
+    return conceal(_copy(data, "$", 0, Meter(), opaque=False))
+
+
+def _copy(value: object, path: str, depth: int, meter: Meter, *, opaque: bool) -> Any:
+    if isinstance(value, Mapping):
+        meter.take(path, depth)
+        copied: dict[str, Any] = {}
+        for key, item in value.items():
+            name = _name(key, path, copied, opaque=opaque)
+            meter.take(path, depth, name)
+            copied[name] = _copy(
+                item, f"{path}.{_shown(name)}", depth + 1, meter, opaque=opaque or name in OPAQUE
+            )
+        return copied
+    if isinstance(value, (list, tuple)):
+        meter.take(path, depth)
+        return [
+            _copy(item, f"{path}[{index}]", depth + 1, meter, opaque=opaque)
+            for index, item in enumerate(value)
+        ]
+    meter.take(path, depth, value if isinstance(value, str) else "")
+    return _scalar(value, path)
+
+
+def _name(key: object, path: str, others: Mapping[str, Any], *, opaque: bool) -> str:
+    """A property's name; of a secret one, in Azure's spelling, however it was written."""
+    if not isinstance(key, str):
+        raise _RefusedError(
+            path, f"has a name that is not a text but {type(key).__name__}; put it in quotes"
+        )
+    name = str(key)
+    _scalar(name, path)
+    if not opaque:
+        name = WRITE_ONLY.get(plain_name(name), name)
+        if name in others and is_secret_name(name):
+            raise _RefusedError(f"{path}.{name}", "is given twice, in different spellings")
+    return name
+
+
+def _scalar(value: object, path: str) -> object:
+    if isinstance(value, str):
+        if not value.isascii() and not _is_unicode(value):
+            raise _RefusedError(path, "holds half of a surrogate pair, which is no character")
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _RefusedError(path, "must be a finite number")
+        return value
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if value.bit_length() > _INTEGER_BITS:
+            raise _RefusedError(path, "must be an integer of 64 bits")
+        return value
+    raise _RefusedError(path, f"is {type(value).__name__}, which JSON does not have")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    short = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
+    return "".join(char if char.isprintable() else "?" for char in short)

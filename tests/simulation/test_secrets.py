@@ -1,0 +1,79 @@
+"""M5: what a suite that fails leaves behind, in whatever way it fails and shows, holds no secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.test_fixture import CONFTEST
+
+SECRET = "s3cr3t0f0urs"
+#: What fails: the marker's model is refused, or what comes of it fails within the package.
+_SUITE = """
+import copy
+
+import pytest
+
+from pytest_vmss.errors import HostError
+from pytest_vmss.guest.simulated import SimulatedGuest
+from tests.models import LOAD_BALANCER, web_model
+
+SECRET = "-".join(["s3cr3t0f0urs"])
+"""
+_WAYS = {
+    "refused": """
+def model():
+    body = web_model(capacity=1)
+    profile = body["properties"]["virtualMachineProfile"]
+    profile["osProfile"]["AdminPassword"] = SECRET
+    profile["osProfile"]["admin_username"] = "Not A Name"
+    profile["extensionProfile"]["extensions"][0]["properties"]["protected_settings"] = SECRET
+    return body
+
+@pytest.mark.vmss(model=model(), load_balancer=LOAD_BALANCER, custom_data=SECRET + "!")
+def test_it(scale_set):
+    pass
+""",
+    "host": """
+def model():
+    body = web_model(capacity=1)
+    profile = body["properties"]["virtualMachineProfile"]
+    profile["osProfile"]["adminPassword"] = SECRET
+    entry = profile["extensionProfile"]["extensions"][0]["properties"]
+    entry["settings"] = {"fileUris": ["https://files.example/x.sh?sig=" + SECRET]}
+    entry["protectedSettings"] = {"commandToExecute": "login " + SECRET}
+    return body
+
+@pytest.mark.vmss(model=model(), load_balancer=LOAD_BALANCER)
+def test_it(request, monkeypatch):
+    def wait_boot(self, previous):
+        raise HostError("libvirt has gone")
+
+    monkeypatch.setattr(SimulatedGuest, "wait_boot", wait_boot)
+    request.getfixturevalue("scale_set")
+""",
+}
+_OPTIONS = (
+    ("-vv", "--showlocals", "--tb=long", "--full-trace"),
+    ("--showlocals", "--tb=auto", "-o", "junit_logging=all"),
+    ("--tb=native", "-vv"),
+    ("--tb=short", "--showlocals", "-rA"),
+)
+
+
+@pytest.mark.parametrize("options", _OPTIONS, ids=" ".join)
+@pytest.mark.parametrize("way", _WAYS)
+def test_a_failing_suite_shows_no_secret(
+    pytester: pytest.Pytester, way: str, options: tuple[str, ...]
+) -> None:
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(_SUITE + _WAYS[way])
+    result = pytester.runpytest_inprocess(
+        "-p", "no:cacheprovider", "-p", "no:xdist", "--junitxml=junit.xml", *options
+    )
+    assert sum(result.parseoutcomes().get(end, 0) for end in ("failed", "error", "errors")) == 1
+    shown = result.stdout.str() + result.stderr.str() + Path("junit.xml").read_text()
+    lines = [line for line in shown.splitlines() if SECRET in line]
+    # The suite's own line that makes it.
+    assert [line for line in lines if 'SECRET = "-".join(["' not in line] == []

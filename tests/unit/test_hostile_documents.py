@@ -1,0 +1,198 @@
+"""R3, M5: documents that are too much, or hold secrets, are refused or masked at the door."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import gzip
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vmss.errors import BalancerError, ModelError
+from pytest_vmss.guest.extensions import CustomScript, redact
+from pytest_vmss.load_balancer.haproxy import _quoted
+from pytest_vmss.model import Extension, ScaleSetModel, load_document
+from pytest_vmss.upgrade import resources
+from tests.models import LOAD_BALANCER, web_model
+
+SECRET = "s3cr3t-value"
+BOMB = "\n".join(
+    [f"a0: &a0 [{','.join(['lol'] * 9)}]"]
+    + [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB, "aliases followed"),
+        ("[" * 100_000, "cannot be parsed"),
+        ("- " * 2_000 + "x", "nested deeper"),
+        ("&a {b: *a}", "holds itself"),
+        ("a: " + "9" * 5_000, "a number of 5000 characters"),
+        ("a: !!int x", "cannot be parsed"),
+        ("a: !!bool x", "cannot be parsed"),
+        ("a: !!binary AAAA", "which JSON does not have"),
+        ("{1: 2}", "put it in quotes"),
+        ("a: !!python/object/apply:os.system [id]", "cannot be parsed"),
+        ("x: " + "y" * (5 << 20), "larger than 4 MiB"),
+        ("a: [" + "x," * 200_000 + "]", "more than 100000 values"),
+    ],
+)
+def test_yaml_is_bounded(tmp_path: Path, text: str, told: str) -> None:
+    """R3: within two seconds, and by the project's own error alone."""
+    path = tmp_path / "model.yaml"
+    path.write_text(text)
+    begun = time.process_time()
+    with pytest.raises(ModelError, match=told) as refused:
+        load_document(path)
+    assert len(str(refused.value)) < 5_000
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"[" * 100_000, "nested deeper"),
+        (b'{"a": 99999999999999999999}', "64 bits"),
+        (b'{"a": NaN}', "finite"),
+        (b'{"a": "\\ud800"}', "surrogate"),
+        (b'{"a":' * 90 + b"1" + b"}" * 90, "nested deeper"),
+        (b"\xff\xfe{", "not UTF-8"),
+        (
+            json.dumps(
+                {
+                    "parameters": {"a": {"defaultValue": "[parameters('a')]"}},
+                    "resources": [{"n": "[parameters('a')]"}],
+                }
+            ).encode(),
+            "nested deeper",
+        ),
+        (b'{"resources":[],"parameters":[1]}', "must be an object"),
+    ],
+)
+def test_json_is_bounded(tmp_path: Path, text: bytes, told: str) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(text)
+    with pytest.raises(ModelError, match=told):
+        load_document(path)
+
+
+def test_what_code_hands_in_is_bounded() -> None:
+    itself: dict[str, Any] = {}
+    itself["a"] = itself
+    for source in (itself, {"a": {1}}, {"a": b"x"}, "a\0b", '{"a": "' + SECRET + '"}'):
+        with pytest.raises(ModelError) as refused:
+            load_document(source)
+        assert SECRET not in str(refused.value)
+
+
+def test_many_wrong_values_make_a_short_message() -> None:
+    body = web_model()
+    body["properties"]["virtualMachineProfile"]["storageProfile"]["dataDisks"] = [
+        {"lun": "x", "createOption": "q"}
+    ] * 20_000
+    begun = time.process_time()
+    with pytest.raises(ModelError) as refused:
+        load_document(body, load_balancer=LOAD_BALANCER)
+    assert len(str(refused.value)) < 100_000
+    assert time.process_time() - begun < 2
+
+
+def test_a_packed_script_is_bounded() -> None:
+    script = base64.b64encode(gzip.compress(bytes(64 << 20))).decode()
+    extension = Extension(
+        name="e", publisher="p", type="t", type_handler_version="1.0", settings={"script": script}
+    )
+    (told,) = CustomScript().check(extension)
+    assert "unpacked, it is larger than" in told
+
+
+@pytest.mark.parametrize("path", ["/a\n", "/a\r", "/a\0", "/a b", "/ä", "/" + "x" * 2_000])
+def test_haproxy_is_given_nothing_that_ends_a_word(path: str) -> None:
+    with pytest.raises(BalancerError):
+        _quoted(path)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "0x7f.1", "[::ffff:127.0.0.1]", "10.0.2.2", "localhost"]
+)
+def test_a_models_uris_do_not_reach_the_hosts_loopback(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3, C8: but for the lab's own port."""
+    asked: list[int] = []
+
+    def ask(*_: object, port: int, **__: object) -> int:
+        asked.append(port)
+        return 200
+
+    monkeypatch.setattr(resources, "http_status", ask)
+    assert resources.reach(f"http://{host}:8080/x", own_port=lambda: 8081) == ""
+    assert asked == []
+    assert resources.reach(f"http://{host}:8081/x", own_port=lambda: 8081) == ""
+    assert asked == [8081]
+
+
+# Secrets.
+
+
+def _os(body: dict[str, Any], **fields: Any) -> None:
+    body["properties"]["virtualMachineProfile"]["osProfile"].update(fields)
+
+
+def _extension(body: dict[str, Any], **fields: Any) -> None:
+    (entry,) = body["properties"]["virtualMachineProfile"]["extensionProfile"]["extensions"]
+    entry["properties"].update(fields)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: _os(body, AdminPassword=SECRET),
+        lambda body: _os(body, admin_password=SECRET),
+        lambda body: _os(body, adminPassword={"a": SECRET}),
+        lambda body: _os(body, additionalUnattendContent=[{"content": SECRET}]),
+        lambda body: _extension(body, protectedsettings={"a": [SECRET, {"b": SECRET}]}),
+        lambda body: _extension(body, protected_settings=SECRET),
+        lambda body: _extension(body, protectedSettingsFromKeyVault={"secretUrl": SECRET}),
+        lambda body: _extension(body, settings=SECRET),
+        lambda body: body["properties"]["virtualMachineProfile"].update(UserData=SECRET + "=="),
+    ],
+)
+def test_secrets_are_known_however_they_are_spelt(change: Callable[[Any], None]) -> None:
+    """M5: neither the wire form, nor a representation, nor an error's text shows one."""
+    body = copy.deepcopy(web_model())
+    change(body)
+    try:
+        model = load_document(body, load_balancer=LOAD_BALANCER).model
+    except ModelError as refused:
+        told = str(refused)
+    else:
+        told = _shown(model)
+        assert SECRET in json.dumps(model.full())
+    assert SECRET not in told
+
+
+def _shown(model: ScaleSetModel) -> str:
+    """All that is shown of a model, also of one from the database."""
+    stored = ScaleSetModel.model_validate(json.loads(json.dumps(model.full())))
+    return json.dumps(model.wire()) + repr(model) + repr(model.full()) + repr(stored)
+
+
+def test_tokens_are_masked_in_representations_and_kept_in_values() -> None:
+    body = web_model()
+    uri = f"https://files.example/x.sh?sv=1&sig={SECRET}"
+    _extension(body, settings={"commandToExecute": "x", "fileUris": [uri]})
+    model = load_document(body, load_balancer=LOAD_BALANCER).model
+    assert SECRET not in repr(model)
+    (extension,) = model.extensions
+    assert (extension.settings or {})["fileUris"] == [uri]
+    assert redact(f"failed: {uri}", extension).endswith("?***")
+    broken = extension.model_copy(update={"settings": {"fileUris": [f"http://[?sig={SECRET}"]}})
+    assert SECRET not in redact(SECRET, broken)
