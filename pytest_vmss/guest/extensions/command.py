@@ -16,6 +16,7 @@ from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
 from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
+from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
 from pytest_vmss.store import ExtensionRecord
 
@@ -133,7 +134,8 @@ def run_command(
     folder = shlex.quote(f"{_folder(extension)}/{run}")
     parts = {"command": command.text.encode() + b"\n", **command.files}
     if command.file_uris:
-        told = {"fileUris": command.file_uris, "skipDos2Unix": command.skip_dos2unix}
+        uris = [through_tunnel(uri, target.files_port) for uri in command.file_uris]
+        told = {"fileUris": uris, "skipDos2Unix": command.skip_dos2unix}
         parts["wanted.json"] = json.dumps(told).encode()
         parts["download.py"] = (files("pytest_vmss.guest.in_guest") / "download.py").read_bytes()
     sections = "\n".join(
