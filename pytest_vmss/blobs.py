@@ -316,12 +316,12 @@ class Blobs:
         return 200, "", (self._folder / name).read_bytes()
 
 
-def names_server(value: Any, port: int) -> bool:
+def names_server(value: Any, port: int | None) -> bool:
     """Whether a model, or a part of it, names a lab's server; also in base64, as custom data is.
 
     Args:
         value: What JSON may hold.
-        port: The server's.
+        port: The server's; None for any.
     """
     if isinstance(value, dict):
         return any(names_server(part, port) for part in value.values())
@@ -329,7 +329,8 @@ def names_server(value: Any, port: int) -> bool:
         return any(names_server(part, port) for part in value)
     if not isinstance(value, str):
         return False
-    wanted = re.compile(rf"{re.escape(GUEST_VIEW)}:{port}\b".encode())
+    ending = "" if port is None else rf":{port}\b"
+    wanted = re.compile(rf"//{re.escape(GUEST_VIEW)}\b{ending}".encode())
     content = value.encode()
     if wanted.search(content):
         return True

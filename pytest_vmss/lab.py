@@ -222,6 +222,7 @@ class Lab:
             metrics=self._metrics,
             reach=partial(reach, own_port=lambda: self.blobs.port),
             degraded_is_fatal=self.settings.degraded_is_fatal,
+            guest_network=self.settings.guest_network,
             serve_files=self._serve_files,
             free_addresses=self.networks.free_addresses,
             make_balancer=self._make_balancer,
@@ -317,6 +318,7 @@ class Lab:
             power_state=lambda: hypervisor.state(context.domain),
             agent_connected=lambda: hypervisor.agent_connected(context.domain),
             factor=hypervisor.slow_factor,
+            files_port=lambda: self.blobs.port,
         )
 
     # Galleries.

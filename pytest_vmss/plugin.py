@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -52,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vmss-accel", choices=["kvm", "tcg"], help="force the accelerator; what works otherwise"
     )
     group.addoption(
+        "--vmss-guest-network",
+        choices=["isolated", "outbound"],
+        help="what guests reach: nothing (the default), or whatever the host can",
+    )
+    group.addoption(
         "--vmss-timeout-factor",
         type=float,
         metavar="N",
@@ -74,6 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="show what the VMs do while tests run (auto: on a terminal)",
     )
+    parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
     parser.addini(
         _IMAGE_LIMITS["virtual"], "largest disk of an image that is published, in GiB (4096)"
     )
@@ -140,6 +147,18 @@ def _image_limits(config: pytest.Config) -> ImageLimits:
         raise pytest.UsageError(str(wrong)) from wrong
 
 
+def _guest_network(config: pytest.Config) -> str | None:
+    wanted: str | None = config.getoption("--vmss-guest-network")
+    if wanted is not None:
+        return wanted
+    wanted = cast("str", config.getini("vmss_guest_network")).strip()
+    if wanted not in ("", "isolated", "outbound"):
+        raise pytest.UsageError(
+            f"vmss_guest_network is {wanted!r}; it must be isolated or outbound"
+        )
+    return wanted or None
+
+
 def _settings(config: pytest.Config) -> Settings:
     from pytest_vmss.settings import Settings
 
@@ -149,6 +168,7 @@ def _settings(config: pytest.Config) -> Settings:
         "timeout_factor": config.getoption("--vmss-timeout-factor"),
         "state_dir": config.getoption("--vmss-state-dir"),
         "cache_dir": config.getoption("--vmss-cache-dir"),
+        "guest_network": _guest_network(config),
     }
     for name in ("state_dir", "cache_dir"):
         if given[name] is not None:
@@ -179,10 +199,13 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     from pytest_vmss.lab import Lab
     from pytest_vmss.reap import reap
     from pytest_vmss.report import LiveView
+    from pytest_vmss.settings import OUTBOUND
 
     settings = _settings(pytestconfig)
     reap(settings)
     lab = Lab.session(settings)
+    if settings.guest_network == "outbound":
+        warnings.warn(OUTBOUND, stacklevel=1)
     with contextlib.ExitStack() as ends:  # each comes to pass, whatever the others do
         ends.callback(_end, lab)
         ends.callback(_keep_summary, lab, pytestconfig)

@@ -12,9 +12,19 @@ from platformdirs import user_cache_path, user_state_path
 
 from pytest_vmss.errors import HostError
 
-__all__ = ["Accelerator", "ImageLimits", "Limits", "Settings", "gib"]
+__all__ = [
+    "OUTBOUND",
+    "Accelerator",
+    "GuestNetwork",
+    "ImageLimits",
+    "Limits",
+    "Settings",
+    "default_guest_network",
+    "gib",
+]
 
 Accelerator = Literal["kvm", "tcg"]
+GuestNetwork = Literal["isolated", "outbound"]
 
 #: Guests under TCG run 10 to 20 times slower than under KVM.
 TCG_FACTOR = 10.0
@@ -28,6 +38,18 @@ def default_state_dir() -> Path:
 def default_cache_dir() -> Path:
     """The folder of built images: ``VMSS_CACHE_DIR``, else the user's cache folder."""
     return Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")).absolute()
+
+
+#: Said aloud wherever guests are let out.
+OUTBOUND = (
+    "guests started now reach whatever this host can: its network, the outside, and every "
+    "service on its own loopback, for QEMU's user network cannot leave that out"
+)
+
+
+def default_guest_network() -> GuestNetwork:
+    """What guests may reach: ``VMSS_GUEST_NETWORK``, isolated unless it says ``outbound``."""
+    return "outbound" if os.environ.get("VMSS_GUEST_NETWORK") == "outbound" else "isolated"
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,9 @@ class Settings:
             Azure lets be 10 minutes at least; None for the policy's own (K1).
         degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded: with
             problems that cloud-init itself got over.
+        guest_network: What guests reach, from their machines' next start on. ``isolated``:
+            nothing but files of the lab's, while it is logged in to them. ``outbound``:
+            whatever the host can reach, its own loopback among it (M6).
         rollout_delay: Seconds from a publication to its rollout, from and to; Azure
             takes 30 to 60 minutes.
         image_limits: What an image may cost that is published.
@@ -148,4 +173,5 @@ class Settings:
     rollout_delay: tuple[float, float] = (0.0, 0.0)
     repair_grace: float | None = None
     degraded_is_fatal: bool = False
+    guest_network: GuestNetwork = field(default_factory=default_guest_network)
     image_limits: ImageLimits = field(default_factory=ImageLimits)

@@ -18,7 +18,13 @@ from pytest_vmss.lab import Lab
 from pytest_vmss.operation import Upgrade
 from pytest_vmss.report import stage_table, upgrade_summary
 from pytest_vmss.scale_set import ScaleSet
-from pytest_vmss.settings import Accelerator, Settings
+from pytest_vmss.settings import (
+    OUTBOUND,
+    Accelerator,
+    GuestNetwork,
+    Settings,
+    default_guest_network,
+)
 
 __all__ = ["console", "context", "find_instance", "finish", "main", "open_lab", "show_upgrade"]
 
@@ -40,13 +46,28 @@ class _Group(click.Group):
 @click.option("--lab", default="default", show_default=True, help="Name of the lab.")
 @click.option("--connect", help="libvirt connection URI; chosen by the host otherwise.")
 @click.option("--accel", type=click.Choice(["kvm", "tcg"]), help="Force the accelerator.")
+@click.option(
+    "--guest-network",
+    type=click.Choice(["isolated", "outbound"]),
+    help="What guests reach from their next start on: nothing, or whatever this host can, "
+    "its own loopback among it. (VMSS_GUEST_NETWORK; isolated otherwise)",
+)
 @click.pass_context
-def main(ctx: click.Context, lab: str, connect: str | None, accel: str | None) -> None:
+def main(
+    ctx: click.Context,
+    lab: str,
+    connect: str | None,
+    accel: str | None,
+    guest_network: str | None,
+) -> None:
     """Azure's automatic OS image upgrade for VM Scale Sets, rehearsed on a laptop."""
     settings = Settings(
         connect=connect or os.environ.get("VMSS_CONNECT") or None,
         accelerator=cast("Accelerator | None", accel),
+        guest_network=cast("GuestNetwork", guest_network or default_guest_network()),
     )
+    if settings.guest_network == "outbound":
+        click.echo(OUTBOUND, err=True)
     ctx.obj = (settings, lab)
 
 

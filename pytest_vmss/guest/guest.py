@@ -141,6 +141,7 @@ class LinuxGuest:
         power_state: Whether its machine runs.
         agent_connected: Whether its guest agent has shown itself.
         factor: By how much it is slower than under KVM.
+        files_port: Port of the lab's file server now; None where it serves nothing.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class LinuxGuest:
         power_state: Callable[[], PowerState],
         agent_connected: Callable[[], bool],
         factor: float = 1.0,
+        files_port: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.name = name
         self._access = access
@@ -164,6 +166,7 @@ class LinuxGuest:
         self._agent_connected = agent_connected
         self._next_try = clock.monotonic() + _PATIENCE_S
         self._factor = factor
+        self._files_port = files_port
         self._login_limit = _LOGIN_S * factor
         self._shell: Shell | None = None
         self._connecting = threading.Lock()
@@ -290,12 +293,25 @@ class LinuxGuest:
         handler = find_handler(extension.publisher, extension.type)
         self.shell()  # a guest that is not there is not waited for all that time
         return guarded(
-            lambda: handler.run(self._target(limit), extension, run=run),
+            lambda: handler.run(self._target(limit, self._with_files), extension, run=run),
             lambda failure: broken_handler(extension, failure),
         )
 
     def _target(self, limit: float, connect: Callable[[], Shell] | None = None) -> Target:
-        return Target(Lasting(connect or self.shell), self._clock, limit, self._factor)
+        shell = Lasting(connect or self.shell)
+        return Target(shell, self._clock, limit, self._factor, self._files_port())
+
+    def _with_files(self) -> Shell:
+        """The connection, over which the guest reaches the lab's files.
+
+        Raises:
+            GuestUnreachableError: The guest does not answer.
+        """
+        shell, port = self.shell(), self._files_port()
+        if port is not None:
+            # Where it may not, downloads fail and say so; or another process's tunnel is there.
+            shell.lead_to(port)
+        return shell
 
     def remove_extension(self, extension: Extension, limit: float) -> str:
         """Removes an extension that the model no longer names; what went wrong, in words.

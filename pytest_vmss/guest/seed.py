@@ -34,6 +34,7 @@ def build_seed(
     host_key: KeyPair,
     lab_key: KeyPair,
     grow: bool,
+    outbound: bool = False,
 ) -> Seed:
     """Builds the seed.
 
@@ -48,6 +49,8 @@ def build_seed(
         host_key: The generation's SSH host key.
         lab_key: Key with which the lab logs in.
         grow: The OS disk is larger than its image.
+        outbound: The network leads somewhere. Where it does not, the guest gets no way out,
+            so that it finds at once that there is none: names would be waited for 20 s each.
     """
     profile = model.virtual_machine_profile.os_profile
     linux = profile.linux_configuration
@@ -69,17 +72,14 @@ def build_seed(
     if grow:
         vendor["growpart"] = {"mode": "auto", "devices": ["/"]}
         vendor["resize_rootfs"] = True
-    network = {
-        "version": 2,
-        "ethernets": {
-            "primary": {
-                "match": {"macaddress": mac},
-                "addresses": [_ADDRESS],
-                "gateway4": _GATEWAY,
-                "nameservers": {"addresses": [_NAME_SERVER]},
-            }
-        },
+    primary: dict[str, object] = {
+        "match": {"macaddress": mac},
+        "addresses": [_ADDRESS],
     }
+    if outbound:
+        primary["gateway4"] = _GATEWAY
+        primary["nameservers"] = {"addresses": [_NAME_SERVER]}
+    network = {"version": 2, "ethernets": {"primary": primary}}
     custom = profile.custom_data
     user_data = b"" if custom is None else SecretBytes(base64.b64decode(custom.get_secret_value()))
     # JSON is YAML, and is written and read in a fraction of the time.

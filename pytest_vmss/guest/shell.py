@@ -16,6 +16,7 @@ import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from pytest_vmss.errors import GuestCommandError
+from pytest_vmss.guest.tunnel import Tunnel
 
 __all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"]
 
@@ -24,6 +25,8 @@ _BANNER_S = 2.0
 #: What a command may write to each of its outputs.
 _OUTPUT_BYTES = 64 * 1024 * 1024
 _CHUNK = 65536
+#: For a guest's answer to whether it listens for a tunnel.
+_FORWARD_S = 60.0
 #: Seconds for telling the other side that a channel is closed.
 _CLOSE_S = 1.0
 
@@ -76,6 +79,7 @@ class Shell:
     def __init__(self, transport: paramiko.Transport, name: str) -> None:
         self._transport = transport
         self._name = name
+        self._tunnels: dict[int, Tunnel] = {}
 
     @classmethod
     def connect(
@@ -138,6 +142,19 @@ class Shell:
     def alive(self) -> bool:
         """Whether the connection still stands."""
         return bool(self._transport.is_active())
+
+    def lead_to(self, port: int) -> bool:
+        """Leads the guest to the lab's file server while this connection stands.
+
+        Args:
+            port: The server's on the host's loopback, at which the guest finds it on its own.
+
+        Returns:
+            Whether the guest's SSH server listens there for this connection.
+        """
+        limits = _Limits(_FORWARD_S, None)
+        with self._watchdog(limits):
+            return self._tunnels.setdefault(port, Tunnel(self._transport, port)).open()
 
     def run(
         self,

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from pytest_vmss.hypervisor.protocol import Machine
-from pytest_vmss.settings import Accelerator
+from pytest_vmss.settings import Accelerator, GuestNetwork
 
 __all__ = ["AGENT_CHANNEL", "NIC", "agent_connected_in", "domain_xml", "generation_in"]
 
@@ -34,7 +34,13 @@ def _add(parent: ET.Element, tag: str, text: str | None = None, **attributes: st
     return element
 
 
-def domain_xml(machine: Machine, *, accelerator: Accelerator, run_as: str | None) -> str:
+def domain_xml(
+    machine: Machine,
+    *,
+    accelerator: Accelerator,
+    run_as: str | None,
+    guest_network: GuestNetwork = "isolated",
+) -> str:
     """Describes a machine to libvirt.
 
     Args:
@@ -42,6 +48,7 @@ def domain_xml(machine: Machine, *, accelerator: Accelerator, run_as: str | None
         accelerator: ``kvm`` or ``tcg``.
         run_as: Owner of the QEMU process as a libvirt label, ``+uid:+gid``,
             where it is not the connection's own.
+        guest_network: What the guest may reach.
     """
     domain = ET.Element("domain", {"type": "kvm" if accelerator == "kvm" else "qemu"})
     _add(domain, "name", machine.name)
@@ -86,7 +93,7 @@ def domain_xml(machine: Machine, *, accelerator: Accelerator, run_as: str | None
     if run_as is not None:
         label = _add(domain, "seclabel", type="static", model="dac", relabel="no")
         _add(label, "label", run_as)
-    _add_network(domain, machine)
+    _add_network(domain, machine, guest_network)
     return ET.tostring(domain, encoding="unicode")
 
 
@@ -122,18 +129,21 @@ def _add_disk(
         _add(disk, "boot", order="1")
 
 
-def _add_network(domain: ET.Element, machine: Machine) -> None:
+def _add_network(domain: ET.Element, machine: Machine, guest_network: GuestNetwork) -> None:
     """QEMU's own user network: needs no root, forwards from loopback only (M5).
 
-    libvirt learnt port forwards with version 9.2 only, and for passt only.
+    libvirt learnt port forwards with version 9.2 only, and for passt only. Restricted, QEMU
+    refuses whatever the guest begins itself, and still forwards to it.
     """
     forwards = "".join(
         f",hostfwd=tcp:{forward.address}:{forward.host_port}-:{forward.guest_port}"
         for forward in machine.forwards
     )
+    # By IPv6 nothing is forwarded, and one protocol less is to be trusted.
+    access = "restrict=off" if guest_network == "outbound" else "restrict=on,ipv6=off"
     command = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
     for value in (
-        "-netdev", f"user,id=vmss0{forwards}",
+        "-netdev", f"user,id=vmss0,{access}{forwards}",
         "-device",
         f"virtio-net-pci,id={NIC},netdev=vmss0,mac={machine.mac},addr={_NIC_SLOT},romfile=",
         # Without a graphics card the firmware's messages go to the serial console.

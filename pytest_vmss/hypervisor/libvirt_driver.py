@@ -79,6 +79,7 @@ class LibvirtHypervisor:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.choice: Choice = choose_accelerator(settings.accelerator)
         self._factor = settings.timeout_factor or self.choice.slow_factor
+        self._guest_network = settings.guest_network
         self._open = functools.partial(
             open_connection, settings.connect, folder=folder, cache=settings.cache_dir
         )
@@ -157,7 +158,10 @@ class LibvirtHypervisor:
         if running is not None:
             self.power_off(machine.name)
         xml = domain_xml(
-            machine, accelerator=self.choice.accelerator, run_as=self.connection.run_as
+            machine,
+            accelerator=self.choice.accelerator,
+            run_as=self.connection.run_as,
+            guest_network=self._guest_network,
         )
         machine.agent.unlink(missing_ok=True)
         try:

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime
 
+from pytest_vmss.blobs import GUEST_VIEW, names_server
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
 from pytest_vmss.guest.extensions import check_settings, known_types
 from pytest_vmss.model import (
@@ -52,6 +53,7 @@ def check_document(
         balancer=document.balancer,
     )
     problems += check_settings(model.extensions)
+    problems += _check_custom_data(world, model)
     if current is not None:
         problems += check_update(current.model, model)
         problems += _check_ports(world, model, document)
@@ -68,6 +70,25 @@ def check_document(
         )
         raise ModelError([problem], source=document.source)
     return version
+
+
+def _check_custom_data(world: World, model: ScaleSetModel) -> list[ModelProblem]:
+    """Isolated guests have no way to the lab's files before SSH answers; cloud-init asks then."""
+    custom = model.virtual_machine_profile.os_profile.custom_data
+    if world.guest_network == "outbound" or custom is None:
+        return []
+    if not names_server(custom.get_secret_value(), None):
+        return []
+    return [
+        ModelProblem(
+            "$.virtualMachineProfile.osProfile.customData",
+            "InvalidParameter",
+            f"asks for a file of the lab's at {GUEST_VIEW}, which an isolated guest cannot reach "
+            "while cloud-init runs; put the file into the custom data itself, let an extension "
+            "download it by fileUris, or let guests out with --vmss-guest-network outbound "
+            "(vmss --guest-network outbound)",
+        )
+    ]
 
 
 def _ports_of(document: ScaleSetDocument) -> set[int]:

@@ -27,7 +27,7 @@ from pytest_vmss.model import (
     find_size,
 )
 from pytest_vmss.paths import LabPaths
-from pytest_vmss.settings import Limits
+from pytest_vmss.settings import GuestNetwork, Limits
 from pytest_vmss.store import (
     ExtensionRecord,
     GenerationRecord,
@@ -77,6 +77,7 @@ class World:
         report: Reads what an instance's Application Health extension reports now.
         degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
         reach: Says what is wrong with a URI; empty where it can be reached (C8).
+        guest_network: What guests may reach (M6).
         serve_files: Sees to it that a set's guests can download the lab's own files (H5).
         checks: The suite's own functions of health, by set (F4).
         working: What stops the operations of this process, by set.
@@ -107,6 +108,7 @@ class World:
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     degraded_is_fatal: bool = False
+    guest_network: GuestNetwork = "isolated"
     checks: dict[str, Check] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
     program: str = "vmss"

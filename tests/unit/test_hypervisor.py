@@ -69,6 +69,39 @@ def test_domain_xml(tmp_path: Path, accelerator: Literal["kvm", "tcg"]) -> None:
     assert all(part.startswith("hostfwd=tcp:127.") for part in forwards)  # M5
 
 
+@pytest.mark.parametrize(
+    ("guest_network", "access"),
+    [(None, {"restrict=on", "ipv6=off"}), ("outbound", {"restrict=off"})],
+)
+def test_guests_are_isolated_unless_they_are_let_out(
+    tmp_path: Path, guest_network: Literal["outbound"] | None, access: set[str]
+) -> None:
+    """M6."""
+    given = {} if guest_network is None else {"guest_network": guest_network}
+    xml = domain_xml(machine(tmp_path), accelerator="tcg", run_as=None, **given)
+    arguments = [
+        element.get("value", "") for element in ET.fromstring(xml).iter()
+        if element.tag.endswith("arg")
+    ]  # fmt: skip
+    (network,) = [value for value in arguments if value.startswith("user,")]
+    told = {part for part in network.split(",") if part.partition("=")[0] in ("restrict", "ipv6")}
+    assert told == access
+
+
+@pytest.mark.parametrize("outbound", [False, True])
+def test_only_guests_that_are_let_out_are_told_of_a_way(tmp_path: Path, outbound: bool) -> None:
+    """M6: else they would wait for what never answers."""
+    seed = build_seed(
+        load_document(web_model(), load_balancer=LOAD_BALANCER).model,
+        cloud_instance_id="i", computer_name="c", mac="52:54:00:00:00:01",
+        host_key=generate("c"), lab_key=lab_key(tmp_path / "id"), grow=False, outbound=outbound,
+    )  # fmt: skip
+    told = json.loads(seed.network_config)["ethernets"]["primary"]
+    assert {"gateway4", "nameservers"} & set(told) == (
+        {"gateway4", "nameservers"} if outbound else set()
+    )
+
+
 def test_more_disks_than_letters(tmp_path: Path) -> None:
     xml = domain_xml(machine(tmp_path, luns=tuple(range(30))), accelerator="tcg", run_as=None)
     names = [target.get("dev") for target in ET.fromstring(xml).iterfind("devices/disk/target")]

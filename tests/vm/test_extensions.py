@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,15 @@ def arguments() -> Iterator[set[str]]:
     yield seen
     ended.set()
     watcher.join()
+
+
+@pytest.fixture(scope="module")
+def vmss(vmss: Lab) -> Iterator[Lab]:
+    """A lab whose guests are let out, for custom data that includes one of its files."""
+    lab = Lab.session(replace(vmss.settings, guest_network="outbound"))
+    lab.watch()
+    yield lab
+    lab.destroy()
 
 
 @pytest.fixture(scope="module")

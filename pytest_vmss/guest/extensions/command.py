@@ -15,6 +15,7 @@ from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
 from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
+from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
 from pytest_vmss.secrecy import SecretBytes
 from pytest_vmss.store import ExtensionRecord
@@ -135,7 +136,8 @@ def run_command(
     parts = {"command": SecretBytes(command.text.encode() + b"\n")}
     parts |= {name: SecretBytes(part) for name, part in command.files.items()}
     if command.file_uris:
-        told = {"fileUris": command.file_uris, "skipDos2Unix": command.skip_dos2unix}
+        uris = [through_tunnel(uri, target.files_port) for uri in command.file_uris]
+        told = {"fileUris": uris, "skipDos2Unix": command.skip_dos2unix}
         parts["wanted.json"] = SecretBytes(json.dumps(told).encode())
         program = files("pytest_vmss.guest.in_guest") / "download.py"
         parts["download.py"] = SecretBytes(program.read_bytes())

@@ -23,12 +23,14 @@ class Target:
         clock: The lab's.
         limit: Seconds that it may take.
         factor: By how much the guest is slower than under KVM; for limits inside it.
+        files_port: Port of the lab's file server, which the guest reaches by its own loopback.
     """
 
     shell: Runner
     clock: Clock
     limit: float
     factor: float = 1.0
+    files_port: int | None = None
 
     def insist(self, command: str, *, stdin: bytes = b"") -> CommandResult:
         """Runs a command as root that may be run again without harm, until it has ended.

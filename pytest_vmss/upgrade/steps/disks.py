@@ -138,6 +138,7 @@ class PrepareDisk:
             host_key=host_key,
             lab_key=world.lab_key,
             grow=grow,
+            outbound=world.guest_network == "outbound",
         )
         world.hypervisor.write_seed(world.paths.seed(*place), seed)
 

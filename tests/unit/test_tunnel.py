@@ -1,0 +1,141 @@
+"""H5, M6: the way from a guest to the lab's files leads to them alone, whatever the guest does."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import paramiko
+import pytest
+
+from pytest_vmss.guest import tunnel as tunnel_module
+from pytest_vmss.guest.tunnel import through_tunnel
+from tests.unit.test_shell import Guest
+
+
+class Forwarding(Guest):
+    """Listens for whoever asks, unless it is told not to."""
+
+    allows = True
+
+    def check_port_forward_request(self, address: str, port: int) -> int | bool:
+        return port if self.allows and address == "127.0.0.1" else False
+
+    def ask(self, port: int) -> paramiko.Channel:
+        """A connection, as its SSH server hands it over, with an aim of the guest's own choice."""
+        return self.transports[-1].open_forwarded_tcpip_channel(
+            ("203.0.113.7", 1), ("127.0.0.1", port)
+        )
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Forwarding]:
+    made = Forwarding(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """A server that sends back what it got, once that has ended."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer(link: socket.socket) -> None:
+        with link, contextlib.suppress(OSError):
+            got = b""
+            while part := link.recv(65536):
+                got += part
+            link.sendall(got)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = listener.accept()
+                threading.Thread(target=answer, args=(link,), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+def read(channel: paramiko.Channel) -> bytes:
+    channel.settimeout(5)
+    got = b""
+    while part := channel.recv(65536):
+        got += part
+    return got
+
+
+def test_bytes_go_both_ways_to_the_labs_port_wherever_the_guest_points(
+    guest: Forwarding, echo: int
+) -> None:
+    """What the guest names as its aim, as the port of another server, is not listened to."""
+    shell = guest.connect()
+    assert shell.lead_to(echo)
+    assert shell.lead_to(echo), "and asking again does no harm"
+    sent = b"x" * 300_000
+    for aim in (echo, 22):
+        channel = guest.ask(aim)
+        channel.sendall(sent)
+        channel.shutdown_write()
+        assert read(channel) == sent
+    shell.close()
+
+
+def test_a_guest_that_forbids_forwarding_is_not_led(guest: Forwarding, echo: int) -> None:
+    guest.allows = False
+    shell = guest.connect()
+    assert not shell.lead_to(echo)
+    assert shell.alive
+    shell.close()
+
+
+def test_connections_of_a_guest_are_few(
+    guest: Forwarding, echo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are closed at once; one that does not stop loses its SSH connection."""
+    monkeypatch.setattr(tunnel_module, "_REFUSED", 5)
+    shell = guest.connect()
+    assert shell.lead_to(echo)
+    kept = [guest.ask(echo) for _ in range(tunnel_module._MOST)]
+    with contextlib.suppress(paramiko.SSHException):  # closed even before it was known to be open
+        assert read(guest.ask(echo)) == b""
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count("vmss-tunnel") == tunnel_module._MOST
+    kept[0].sendall(b"still")
+    kept[0].shutdown_write()
+    assert read(kept[0]) == b"still"
+    for _ in range(20):
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            kept += [guest.ask(echo)]
+    end = time.monotonic() + 5
+    while shell.alive and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not shell.alive
+
+
+def test_a_silent_guest_is_not_waited_for(
+    guest: Forwarding, echo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tunnel_module, "_SILENCE_S", 0.3)
+    shell = guest.connect()
+    assert shell.lead_to(echo)
+    assert read(guest.ask(echo)) == b""
+    shell.close()
+
+
+def test_which_uris_lead_through_the_tunnel() -> None:
+    """Those of the lab's server; no other port, host, or scheme."""
+    lab = "http://10.0.2.2:4711/blobs/a?sig=x"
+    assert through_tunnel(lab, 4711) == "http://127.0.0.1:4711/blobs/a?sig=x"
+    for other in (
+        "http://10.0.2.2:47110/a", "http://10.0.2.2/a", "https://10.0.2.2:4711/a",
+        "http://10.0.2.20:4711/a", "http://x/?u=http://10.0.2.2:4711/a", "http://10.0.2.2:4711@x/a",
+    ):  # fmt: skip
+        assert through_tunnel(other, 4711) == other
+    assert through_tunnel(lab, None) == lab
