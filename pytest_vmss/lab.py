@@ -56,6 +56,7 @@ from pytest_vmss.model import (
     application_health,
     load_document,
 )
+from pytest_vmss.ownership import require_own
 from pytest_vmss.paths import LabPaths
 from pytest_vmss.removal import remove_files, remove_machines, remove_unfinished
 from pytest_vmss.scale_set import ScaleSet
@@ -170,6 +171,7 @@ class Lab:
         cls, settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
     ) -> Self:
         """Opens the lab, made where there is none; one process at a time."""
+        require_own(paths.folder.parent, paths.folder, paths.key, paths.database)
         if paths.identity.exists() and (ending := read_identity(paths)).ending:
             remove_files(settings, paths, ending)  # whoever began was killed
         remove_unfinished(settings, paths)
