@@ -28,7 +28,7 @@ from pytest_vmss.errors import VmssError
 __all__ = ["MAX_CONNECTIONS", "Answer", "FileServer"]
 
 #: Connections at the same time; one more is let in only to take the place of another.
-MAX_CONNECTIONS = 8
+MAX_CONNECTIONS = 16
 
 _BACKLOG = 16
 #: Bytes of a request, with all its headers.
@@ -38,6 +38,8 @@ _REQUEST_S = 10.0
 _PIECE = 64 << 10
 #: Seconds for one piece to be taken: a guest may be halted for a while.
 _PIECE_S = 60.0
+#: Seconds for which a new client is never dropped: a slow guest sends its request late.
+_GRACE_S = 1.0
 #: Seconds without progress after which an answer may make room for another client.
 _STALLED_S = 5.0
 #: Seconds to leave the listening socket alone after the host refused a connection.
@@ -155,7 +157,7 @@ class FileServer:
         slow = [
             client
             for client in self._clients[:-1]  # the last has only just come
-            if client.reads or now - client.progress > _STALLED_S
+            if now - client.progress > (_GRACE_S if client.reads else _STALLED_S)
         ]
         if slow:
             await _drop(min(slow, key=lambda client: (not client.reads, client.progress)))

@@ -53,7 +53,7 @@ def told_obstacle(path: Path) -> str:
     )
 
 
-def require_own(*paths: Path) -> None:
+def require_own(*paths: Path, or_roots: bool = False) -> None:
     """Sees that what is trusted like this account's own word was left by nobody else (M5).
 
     Who owns a folder can put another key, database or disk there at any time; and so can
@@ -61,6 +61,7 @@ def require_own(*paths: Path) -> None:
 
     Args:
         paths: Files and folders; those that are not there are nobody's.
+        or_roots: They may be root's as well, who can do everything anyway.
 
     Raises:
         PermissionError: One is another account's, or everyone may change what is in it.
@@ -70,7 +71,7 @@ def require_own(*paths: Path) -> None:
             about = path.lstat()
         except FileNotFoundError:
             continue
-        if about.st_uid != os.geteuid():
+        if about.st_uid != os.geteuid() and not (or_roots and about.st_uid == 0):
             raise PermissionError(
                 f"{path} belongs to {account_name(about.st_uid)}, and this is {account_name()}, "
                 "who trusts only what is its own"

@@ -140,6 +140,21 @@ def test_idle_clients_cost_few_descriptors_and_no_processor(server: FileServer) 
     assert me.num_fds() <= before
 
 
+def test_a_client_that_asks_late_is_not_dropped_at_once(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H5: slow guests of one batch do not push each other out."""
+    monkeypatch.setattr("pytest_vmss.file_server._GRACE_S", 60.0)
+    with crowd(server, MAX_CONNECTIONS + 1) as clients:
+        for client in clients:
+            client.settimeout(10)
+            client.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        for client in clients:
+            with client.makefile("rb") as answer:
+                assert answer.read().endswith(b"0123456789")
+            client.close()
+
+
 def test_readers_that_do_not_read_cost_no_memory(
     server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

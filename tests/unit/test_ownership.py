@@ -40,7 +40,9 @@ def lab(settings: Settings) -> LabPaths:
     return made.paths
 
 
-@pytest.mark.parametrize("part", ["", "..", "id_ed25519", "vmss.db", "lab.json"])
+@pytest.mark.parametrize(
+    "part", ["", "..", "id_ed25519", "vmss.db", "lab.json", "../../locks", "../../networks"]
+)
 def test_a_lab_with_anything_of_a_strangers_is_not_opened(
     settings: Settings, lab: LabPaths, give_away: Callable[[Path], None], part: str
 ) -> None:
@@ -74,6 +76,19 @@ def test_reaping_leaves_a_strangers_lab_alone(
     said = reap(settings)
     assert any("stays" in line and str(STRANGER) in line for line in said), said
     assert lab.identity.exists()
+
+
+def test_a_lab_is_its_owners_whatever_the_umask(settings: Settings) -> None:
+    """M5: it can be opened again, for nobody else could write there meanwhile."""
+    before = os.umask(0)
+    try:
+        Lab.open(settings, "default").close()
+        again = Lab.open(settings, "default")
+    finally:
+        os.umask(before)
+    for folder in (settings.state_dir, *settings.state_dir.iterdir(), again.paths.folder):
+        assert folder.stat().st_mode & 0o022 == 0, folder
+    again.close()
 
 
 def test_where_everyone_writes(tmp_path: Path) -> None:
