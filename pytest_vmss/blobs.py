@@ -10,13 +10,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
-import hashlib
 import hmac
 import http.client
-import http.server
 import re
 import secrets
-import socket
 import threading
 import zlib
 from datetime import datetime, timedelta
@@ -26,6 +23,7 @@ from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import HostError, NotFoundError, VmssError
+from pytest_vmss.file_server import Answer, FileServer
 from pytest_vmss.files import write_durably
 from pytest_vmss.store import PortRecord, Store
 
@@ -44,6 +42,8 @@ _CUSTOM_DATA_MAX = 1 << 20
 _PROBE = "/lab/"
 _CHALLENGE = re.compile(r"[0-9a-f]{32}")
 _PROBE_S = 5.0
+#: Fields of a query; a token has five.
+_FIELDS = 32
 #: How often a port is tried that has been neither free nor this lab's.
 _TRIES = 3
 #: Seconds between two tries to take over from another process.
@@ -71,7 +71,7 @@ class Blobs:
         self._folder = folder
         self._store = store
         self._clock = clock
-        self._server: http.server.ThreadingHTTPServer | None = None
+        self._server: FileServer | None = None
         self._standby: threading.Thread | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -167,7 +167,7 @@ class Blobs:
         """
         with self._lock:
             if self._server is not None:
-                return self._server.server_address[1]
+                return self._server.port
             self._closing.clear()
             for _ in range(_TRIES):  # whoever serves may end between the two questions
                 port, bound = self._bind()
@@ -222,27 +222,27 @@ class Blobs:
         """
         port = self.port or 0
         try:
-            server = _Server((_HOST, port), _handler(self))
+            server = FileServer((_HOST, port), self.answer)
         except OSError as refused:
             if refused.errno == errno.EADDRINUSE:
                 return port, False
             raise HostError(
                 f"files cannot be served to guests at {_HOST}:{port}: {refused}"
             ) from refused
-        mine: int = server.server_address[1]
+        mine = server.port
         try:
             with self._store.transaction():
                 known = self.port
                 if known is None:
                     self._store.put(PortRecord(name="blobs", port=mine))
         except BaseException:
-            server.server_close()
+            server.close()
             raise
         if known not in (None, mine):  # another process of the lab was first
-            server.server_close()
+            server.close()
             return known, False
         self._server = server
-        threading.Thread(target=server.serve_forever, name="vmss-blobs", daemon=True).start()
+        server.start()
         return mine, True
 
     def _is_ours(self, port: int) -> bool:
@@ -289,31 +289,33 @@ class Blobs:
             self._standby.join()
         with self._lock:
             if self._server is not None:
-                self._server.shutdown()
-                self._server.server_close()
+                self._server.close()
                 self._server = None
 
-    def answer(self, target: str) -> tuple[int, str, bytes]:
+    def answer(self, target: str) -> Answer:
         """What a request gets.
 
-        Returns:
-            HTTP's status, Azure's error code (empty where there is none), and the body.
+        Raises:
+            ValueError: It is no URL.
+            HostError: The host is at fault.
         """
         parts = urlsplit(target)
         challenge = parts.path.removeprefix(_PROBE)
         if challenge != parts.path and _CHALLENGE.fullmatch(challenge):
-            return 200, "", self._prove(challenge)
+            return Answer(200, self._prove(challenge))
         name = unquote(parts.path.removeprefix("/blobs/"))
-        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        fields = parse_qs(parts.query, max_num_fields=_FIELDS)
+        query = {key: values[0] for key, values in fields.items()}
         wanted = self._sign(name, query.get("se", ""))
-        if not hmac.compare_digest(wanted.encode(), query.get("sig", "").encode()):
+        given = query.get("sig", "").encode(errors="replace")
+        if not _NAME.fullmatch(name) or not hmac.compare_digest(wanted.encode(), given):
             return _refuse(403, "AuthenticationFailed", "The signature does not match.")
         expiry = datetime.strptime(query["se"] + "+0000", _STAMP + "%z")
         if self._clock.now() > expiry:
             return _refuse(403, "AuthenticationFailed", "Signature not valid in the specified time")
         if name not in self.names():
             return _refuse(404, "BlobNotFound", "The specified blob does not exist.")
-        return 200, "", (self._folder / name).read_bytes()
+        return Answer(200, self._folder / name)
 
 
 def names_server(value: Any, port: int | None) -> bool:
@@ -342,49 +344,5 @@ def names_server(value: Any, port: int | None) -> bool:
     return False
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    """Takes its own port again at once, and no other's."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-    address_family = socket.AF_INET
-
-
-def _refuse(status: int, code: str, message: str) -> tuple[int, str, bytes]:
-    return status, code, _REFUSED.format(code=code, message=message).encode()
-
-
-def _handler(blobs: Blobs) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        """Reads, and nothing else."""
-
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._answer(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self._answer(with_body=False)
-
-        def _answer(self, *, with_body: bool) -> None:
-            try:
-                status, code, body = blobs.answer(self.path)
-            except (OSError, HostError):  # of the host, which is no business of guests
-                status, code, body = _refuse(500, "InternalError", "The server failed.")
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Connection", "close")
-            if code:
-                self.send_header("x-ms-error-code", code)
-            else:
-                digest = hashlib.md5(body, usedforsecurity=False).digest()
-                self.send_header("Content-MD5", base64.b64encode(digest).decode())
-                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.end_headers()
-            if with_body:
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing: its lines would hold tokens."""
-
-    return Handler
+def _refuse(status: int, code: str, message: str) -> Answer:
+    return Answer(status, _REFUSED.format(code=code, message=message).encode(), code)

@@ -15,6 +15,7 @@ from pytest_vmss.files import write_durably
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.hypervisor.addresses import addresses_in, claim_network, claims
 from pytest_vmss.locks import is_locked
+from pytest_vmss.ownership import require_own
 from pytest_vmss.paths import LabPaths, process_root
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Store
@@ -120,10 +121,11 @@ def read_identity(paths: LabPaths) -> LabIdentity:
     """Reads who a lab is.
 
     Raises:
-        OSError: Its folder cannot be read.
+        OSError: Its folder cannot be read, or is another account's.
         ValueError: The file is not what this version writes.
         TypeError: Likewise.
     """
+    require_own(paths.folder, paths.identity)
     written = json.loads(paths.identity.read_text())
     known = {entry.name for entry in fields(LabIdentity)} - {"in_use"}
     return LabIdentity(

@@ -56,7 +56,8 @@ from pytest_vmss.model import (
     application_health,
     load_document,
 )
-from pytest_vmss.paths import LabPaths
+from pytest_vmss.ownership import require_own
+from pytest_vmss.paths import PROCESS_ROOTS, LabPaths
 from pytest_vmss.removal import remove_files, remove_machines, remove_unfinished
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.secrecy import SecretText, seal
@@ -162,6 +163,7 @@ class Lab:
     def _at(cls, settings: Settings, folder: Path, kind: Literal["session", "lasting"]) -> Self:
         paths = LabPaths(folder)
         try:
+            _require_own(settings, paths)
             with _door(paths):
                 return cls._enter(settings, paths, kind)
         except (OSError, ValueError, TypeError) as unusable:
@@ -175,6 +177,7 @@ class Lab:
         cls, settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
     ) -> Self:
         """Opens the lab, made where there is none; one process at a time."""
+        require_own(paths.folder, paths.key, paths.database)
         if paths.identity.exists() and (ending := read_identity(paths)).ending:
             remove_files(settings, paths, ending)  # whoever began was killed
         remove_unfinished(settings, paths)
@@ -649,6 +652,19 @@ class Lab:
 def _close_instances(scale_set: ScaleSet) -> None:
     for instance in scale_set.instances:
         instance.close()
+
+
+def _require_own(settings: Settings, paths: LabPaths) -> None:
+    """Sees that nobody else can change what labs trust; makes it so whatever the umask (M5).
+
+    Raises:
+        OSError: Somebody can, or the folders cannot be made.
+    """
+    shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
+    for folder in (settings.state_dir, *shared):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    require_own(settings.state_dir.resolve(), or_roots=True)
+    require_own(*shared, settings.state_dir / PROCESS_ROOTS)
 
 
 def _door(paths: LabPaths) -> Lock:

@@ -1,12 +1,13 @@
-"""Folders of the user's that do not let the user in, as after a run as root."""
+"""Whose the user's folders are: some do not let the user in, others are a stranger's."""
 
 from __future__ import annotations
 
 import os
 import pwd
+import stat
 from pathlib import Path
 
-__all__ = ["account_name", "mend_ownership", "obstacle", "told_obstacle"]
+__all__ = ["account_name", "mend_ownership", "obstacle", "require_own", "told_obstacle"]
 
 
 def account_name(uid: int | None = None) -> str:
@@ -50,3 +51,33 @@ def told_obstacle(path: Path) -> str:
         f" ({found} belongs to {owner}, and this is {account_name()}; if it should be this "
         f"account's: {mend_ownership(found)})"
     )
+
+
+def require_own(*paths: Path, or_roots: bool = False) -> None:
+    """Sees that what is trusted like this account's own word was left by nobody else (M5).
+
+    Who owns a folder can put another key, database or disk there at any time; and so can
+    anyone where everyone may write.
+
+    Args:
+        paths: Files and folders; those that are not there are nobody's.
+        or_roots: They may be root's as well, who can do everything anyway.
+
+    Raises:
+        PermissionError: One is another account's, or everyone may change what is in it.
+    """
+    for path in paths:
+        try:
+            about = path.lstat()
+        except FileNotFoundError:
+            continue
+        if about.st_uid != os.geteuid() and not (or_roots and about.st_uid == 0):
+            raise PermissionError(
+                f"{path} belongs to {account_name(about.st_uid)}, and this is {account_name()}, "
+                "who trusts only what is its own"
+            )
+        mode = stat.S_IMODE(about.st_mode)
+        if not stat.S_ISLNK(about.st_mode) and mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise PermissionError(
+                f"everyone may write {path} (mode {mode:04o}); if nobody has: chmod o-w {path}"
+            )

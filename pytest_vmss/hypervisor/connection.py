@@ -162,6 +162,8 @@ class _Embedded:
                 limit=_CLAIM_S,
             )
             try:
+                for folder in (root.parent, root):  # whatever the umask, nobody else's to change
+                    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 (root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._write_configuration(cache)
                 self._link = _short_link(root)

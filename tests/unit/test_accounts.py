@@ -113,6 +113,18 @@ def test_a_home_of_another_account_is_told(ordinary: Path) -> None:
         home.chmod(0o700)
 
 
+def test_the_doctor_says_as_whom_guests_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: root's are confined less than anyone's, and that is said with what to do."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    found = doctor._confinement()
+    assert (found.level, "as root" in found.what) == ("note", True)
+    assert "ordinary account" in found.mend
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
+    found = doctor._confinement()
+    assert (found.level, found.mend) == ("ok", "")
+    assert "nobody" in found.what
+
+
 def test_the_doctor_names_what_a_run_as_root_took(
     ordinary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

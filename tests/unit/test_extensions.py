@@ -233,13 +233,43 @@ def test_a_blob_is_read_with_its_token_only(blobs: Blobs, clock: VirtualClock) -
     assert ask(url.replace("a.sh", "b.sh"))[0] == 403
     assert ask(url.replace("se=2026", "se=2036"))[0] == 403
     assert ask(url.partition("?")[0] + "?x=1")[0] == 403
-    assert ask(url, "PUT")[0] == 501
+    assert ask(url, "PUT")[0] == 405
     clock.sleep(61)
     status, body, headers = ask(url)
     assert status == 403
     assert headers["x-ms-error-code"] == "AuthenticationFailed"
     assert b"Signature not valid in the specified time" in body
     assert ask(blobs.url("a.sh", expires_in=-1))[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (("/a.sh", "/../.key"), 403),
+        (("/a.sh", "/%2ekey"), 403),
+        (("/a.sh", "/a.sh%0a/blobs/b"), 403),
+        (("/a.sh", "/%ff"), 403),
+        (("sig=", "sig=%ff%00"), 403),
+        (("se=2", "se=%00%ff2"), 403),
+        (("/blobs/", "//[::1/"), 400),
+        (("?", "?" + "a=1&" * 100), 400),
+    ],
+)
+def test_what_a_token_does_not_open(
+    blobs: Blobs, change: tuple[str, str], status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """M5, R1: neither the tokens' key nor a traceback."""
+    blobs.put("a.sh", "echo a")
+    parts = urlsplit(blobs.url("a.sh"))
+    target = f"{parts.path}?{parts.query}".replace(*change, 1)
+    assert change[1] in target
+    link = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=10)
+    link.request("GET", target)
+    answer = link.getresponse()
+    assert answer.status == status
+    assert b"echo" not in answer.read()
+    link.close()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_blobs_are_the_owners_alone(blobs: Blobs, tmp_path: Path) -> None:

@@ -1,0 +1,323 @@
+"""A small HTTP server for files, which clients that mean harm may use (H5, R1).
+
+One thread serves everyone. It holds few connections, gives each little time to say what
+it wants, and sends files in pieces as fast as they are taken, so that no client costs the
+orchestrator its descriptors, its memory or a processor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h11
+
+from pytest_vmss.errors import VmssError
+
+__all__ = ["MAX_CONNECTIONS", "Answer", "FileServer"]
+
+#: Connections at the same time; one more is let in only to take the place of another.
+MAX_CONNECTIONS = 16
+
+_BACKLOG = 16
+#: Bytes of a request, with all its headers.
+_REQUEST_MAX = 16 << 10
+#: Seconds from the connection to the whole request.
+_REQUEST_S = 10.0
+_PIECE = 64 << 10
+#: Seconds for one piece to be taken: a guest may be halted for a while.
+_PIECE_S = 60.0
+#: Seconds for which a new client is never dropped: a slow guest sends its request late.
+_GRACE_S = 1.0
+#: Seconds without progress after which an answer may make room for another client.
+_STALLED_S = 5.0
+#: Seconds to leave the listening socket alone after the host refused a connection.
+_REFUSED_S = 0.5
+#: Files whose digests are remembered.
+_DIGESTS = 64
+_RANGE = re.compile(rb"bytes=(\d{0,18})-(\d{0,18})")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        status: HTTP's status.
+        body: A file, which is streamed, or all of the body.
+        code: Azure's error code; empty where there is none.
+    """
+
+    status: int
+    body: bytes | Path
+    code: str = ""
+
+
+@dataclass
+class _Client:
+    """A connection: who reads its request has not been answered yet."""
+
+    link: socket.socket
+    reads: bool = True
+    progress: float = field(default_factory=time.monotonic)
+    task: asyncio.Task[None] | None = None
+
+
+class FileServer:
+    """Answers GET and HEAD until :meth:`close`.
+
+    Args:
+        address: Where it listens; with port 0 the host chooses.
+        answer: Told a request's target, gives the answer. It is called in the server's thread.
+
+    Raises:
+        OSError: It cannot listen there.
+    """
+
+    def __init__(self, address: tuple[str, int], answer: Callable[[str], Answer]) -> None:
+        self._answer = answer
+        self._clients: list[_Client] = []
+        self._digests: dict[tuple[int, ...], tuple[str, str]] = {}
+        self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.setblocking(False)
+            self._listener.bind(address)
+            self._listener.listen(_BACKLOG)
+            self._loop = asyncio.new_event_loop()
+        except BaseException:
+            self._listener.close()
+            raise
+        self._thread: threading.Thread | None = None
+        self._work: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    def start(self) -> None:
+        """Answers from now on."""
+        self._work = self._loop.create_task(self._accept())
+        self._thread = threading.Thread(
+            target=self._run, args=[self._work], name="vmss-blobs", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listens no longer, and drops whoever is connected."""
+        if self._thread is not None and self._work is not None:
+            self._loop.call_soon_threadsafe(self._work.cancel)
+            self._thread.join()
+        else:
+            self._loop.close()
+        self._listener.close()
+
+    def _run(self, work: asyncio.Task[None]) -> None:
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(work)
+        finally:
+            self._loop.close()
+
+    async def _accept(self) -> None:
+        try:
+            while True:
+                try:
+                    link, _ = await self._loop.sock_accept(self._listener)
+                except OSError:  # no descriptors, or the client has gone again
+                    await asyncio.sleep(_REFUSED_S)
+                    continue
+                link.setblocking(False)
+                client = _Client(link)
+                self._clients.append(client)
+                client.task = self._loop.create_task(self._serve(client))
+                await asyncio.sleep(0)  # what it has sent already is read
+                while len(self._clients) > MAX_CONNECTIONS:
+                    await self._make_room()
+        finally:
+            for client in list(self._clients):
+                await _drop(client)
+
+    async def _make_room(self) -> None:
+        """Drops whoever is slowest; waits where all are busy."""
+        now = time.monotonic()
+        slow = [
+            client
+            for client in self._clients[:-1]  # the last has only just come
+            if now - client.progress > (_GRACE_S if client.reads else _STALLED_S)
+        ]
+        if slow:
+            await _drop(min(slow, key=lambda client: (not client.reads, client.progress)))
+        else:
+            await asyncio.sleep(0.05)
+
+    async def _serve(self, client: _Client) -> None:
+        try:
+            connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_MAX)
+            async with asyncio.timeout(_REQUEST_S):
+                request = await self._request(client, connection)
+            if request is not None:
+                client.reads, client.progress = False, time.monotonic()
+                await self._respond(client, connection, request)
+                await self._take_leave(client)
+        except (OSError, TimeoutError, h11.ProtocolError):
+            pass  # its client is gone, too slow, or talks no HTTP
+        finally:
+            self._clients.remove(client)
+            client.link.close()
+
+    async def _request(self, client: _Client, connection: h11.Connection) -> h11.Request | None:
+        """The request; None where the client has gone."""
+        while True:
+            try:
+                event = connection.next_event()
+            except h11.RemoteProtocolError as wrong:
+                if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                    refusal = Answer(wrong.error_status_hint, b"")
+                    await self._send_head(client, connection, refusal, 0, [])
+                return None
+            if isinstance(event, h11.Request):
+                return event
+            if isinstance(event, h11.ConnectionClosed):
+                return None
+            connection.receive_data(await self._loop.sock_recv(client.link, 4096))
+
+    async def _respond(
+        self, client: _Client, connection: h11.Connection, request: h11.Request
+    ) -> None:
+        answer = self._decide(request)
+        body = answer.body
+        if isinstance(body, Path):
+            try:
+                file = body.open("rb", buffering=0)
+            except OSError:
+                answer, body = Answer(500, b"", "InternalError"), b""
+            else:
+                with file:
+                    await self._send_file(client, connection, request, answer, file.fileno())
+                return
+        await self._send_head(client, connection, answer, len(body), [])
+        if request.method == b"GET":
+            await self._send(client, connection.send(h11.Data(body)))
+
+    def _decide(self, request: h11.Request) -> Answer:
+        if request.method not in (b"GET", b"HEAD"):
+            return Answer(405, b"", "UnsupportedHttpVerb")
+        try:
+            return self._answer(request.target.decode("latin-1"))
+        except ValueError:  # no URL
+            return Answer(400, b"", "InvalidUri")
+        except (OSError, VmssError):  # of the host, which is no business of guests
+            return Answer(500, b"", "InternalError")
+
+    async def _send_file(
+        self,
+        client: _Client,
+        connection: h11.Connection,
+        request: h11.Request,
+        answer: Answer,
+        file: int,
+    ) -> None:
+        about = os.fstat(file)
+        md5, sha256 = await self._digests_of(file, about)
+        headers = [("ETag", f'"{sha256}"'), ("Accept-Ranges", "bytes")]
+        first, end = 0, about.st_size
+        wanted = _range(request, about.st_size)
+        if wanted is None:
+            headers.append(("Content-MD5", md5))
+        elif not wanted:
+            answer = Answer(416, b"", "InvalidRange")
+            headers.append(("Content-Range", f"bytes */{about.st_size}"))
+            first = end
+        else:
+            first, end = wanted.start, wanted.stop
+            answer = Answer(206, b"")
+            headers.append(("Content-Range", f"bytes {first}-{end - 1}/{about.st_size}"))
+        await self._send_head(client, connection, answer, end - first, headers)
+        while first < end and request.method == b"GET":
+            piece = os.pread(file, min(_PIECE, end - first), first)
+            if not piece:
+                return  # somebody cut it; the client sees that it is too short
+            first += len(piece)
+            await self._send(client, connection.send(h11.Data(piece)))
+
+    async def _send_head(
+        self,
+        client: _Client,
+        connection: h11.Connection,
+        answer: Answer,
+        length: int,
+        headers: list[tuple[str, str]],
+    ) -> None:
+        headers = [("Content-Length", str(length)), ("Connection", "close"), *headers]
+        if answer.code:
+            headers.append(("x-ms-error-code", answer.code))
+        head = h11.Response(status_code=answer.status, headers=headers)
+        await self._send(client, connection.send(head))
+
+    async def _send(self, client: _Client, data: bytes | None) -> None:
+        async with asyncio.timeout(_PIECE_S):
+            await self._loop.sock_sendall(client.link, data or b"")
+        client.progress = time.monotonic()
+
+    async def _take_leave(self, client: _Client) -> None:
+        """Lets the client close first: what it still sends would destroy what it was sent."""
+        client.link.shutdown(socket.SHUT_WR)
+        client.reads = True  # it has been answered: others come first
+        async with asyncio.timeout(_STALLED_S):
+            while await self._loop.sock_recv(client.link, 4096):
+                pass
+
+    async def _digests_of(self, file: int, about: os.stat_result) -> tuple[str, str]:
+        """A file's MD5 as Azure writes it, and its SHA-256; worked out once for each content."""
+        key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        if key not in self._digests:
+            md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+            for piece in _pieces(file, about):
+                md5.update(piece)
+                sha256.update(piece)
+                await asyncio.sleep(0)  # others are served meanwhile
+            while len(self._digests) >= _DIGESTS:
+                del self._digests[next(iter(self._digests))]
+            self._digests[key] = base64.b64encode(md5.digest()).decode(), sha256.hexdigest()
+        return self._digests[key]
+
+
+def _pieces(file: int, about: os.stat_result) -> Iterator[bytes]:
+    if not stat.S_ISREG(about.st_mode):
+        return
+    for start in range(0, about.st_size, _PIECE):
+        yield os.pread(file, _PIECE, start)
+
+
+async def _drop(client: _Client) -> None:
+    if client.task is not None:
+        client.task.cancel()
+        await asyncio.wait([client.task])
+    client.link.close()  # also where it was dropped before its task began
+
+
+def _range(request: h11.Request, size: int) -> range | None:
+    """The bytes that a request asks for; None for all, an empty range for none that there are."""
+    headers = dict(request.headers)
+    asked = _RANGE.fullmatch(headers.get(b"x-ms-range", headers.get(b"range", b"")))
+    if asked is None or asked.groups() == (b"", b"") or b"if-range" in headers:
+        return None  # none, several, or conditional: a server may always send all
+    first, last = asked.groups()
+    if not first:
+        return range(max(size - int(last), 0), size)
+    end = size if not last else min(int(last) + 1, size)
+    return range(min(int(first), size), end)

@@ -1,0 +1,206 @@
+"""What clients of the blob store may cost, whatever they do (H5, R1)."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_vmss.errors import HostError
+from pytest_vmss.file_server import MAX_CONNECTIONS, Answer, FileServer
+
+BIG = 64 << 20
+#: Descriptors of the server: each client's socket and file, and its own few.
+DESCRIPTORS = 2 * (MAX_CONNECTIONS + 1) + 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    with (tmp_path / "big").open("wb") as file:
+        file.truncate(BIG)
+    return tmp_path
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[FileServer]:
+    def answer(target: str) -> Answer:
+        if target == "/no-url":
+            raise ValueError(target)
+        if target == "/host":
+            raise HostError("/secret/path is full")
+        return Answer(200, folder / target.removeprefix("/"))
+
+    made = FileServer(("127.0.0.1", 0), answer)
+    made.start()
+    yield made
+    made.close()
+
+
+def ask(
+    server: FileServer, target: str, method: str = "GET", **headers: str
+) -> tuple[int, bytes, http.client.HTTPMessage]:
+    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        link.request(method, target, headers=named)
+        answer = link.getresponse()
+        return answer.status, answer.read(), answer.headers
+    finally:
+        link.close()
+
+
+@contextlib.contextmanager
+def crowd(server: FileServer, number: int, says: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Clients that say something, or nothing, and wait; none of them reads."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(number):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", server.port))
+            clients.append(client)
+        time.sleep(0.3)
+        for client in clients:
+            with contextlib.suppress(OSError):
+                client.send(says)
+        yield clients
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "body", "told"),
+    [
+        ("bytes=0-0", 206, b"0", "bytes 0-0/10"),
+        ("bytes=2-4", 206, b"234", "bytes 2-4/10"),
+        ("bytes=7-", 206, b"789", "bytes 7-9/10"),
+        ("bytes=-2", 206, b"89", "bytes 8-9/10"),
+        ("bytes=-20", 206, b"0123456789", "bytes 0-9/10"),
+        ("bytes=8-100", 206, b"89", "bytes 8-9/10"),
+        ("bytes=10-", 416, b"", "bytes */10"),
+        ("bytes=-0", 416, b"", "bytes */10"),
+        ("bytes=4-2", 416, b"", "bytes */10"),
+        ("bytes=0-1,4-5", 200, b"0123456789", None),
+        ("bytes=-", 200, b"0123456789", None),
+        ("lines=0-1", 200, b"0123456789", None),
+        ("bytes=" + "9" * 40 + "-", 200, b"0123456789", None),
+    ],
+)
+def test_parts_of_a_file(
+    server: FileServer, asked: str, status: int, body: bytes, told: str | None
+) -> None:
+    """H5: as HTTP has it; what a server need not know it answers with everything."""
+    got = ask(server, "/a", Range=asked)
+    assert (got[0], got[1], got[2]["Content-Range"]) == (status, body, told)
+    assert ask(server, "/a", "HEAD", x_ms_range=asked)[0] == status
+
+
+def test_what_is_no_request_gets_an_error_and_nothing_of_the_host(
+    server: FileServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """R1, R2: no traceback, and not a word of the host."""
+    for raw, status in (
+        (b"GET " + b"A" * 70000 + b" HTTP/1.1\r\n\r\n", b"431"),
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"400"),
+        (b"GET /no-url HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"GET /host HTTP/1.1\r\nHost: x\r\n\r\n", b"500"),
+        (b"GET /missing HTTP/1.1\r\nHost: x\r\n\r\n", b"500"),
+        (b"PUT /a HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", b"405"),
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+            with contextlib.suppress(OSError):  # it may have read enough
+                client.sendall(raw)
+            answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 " + status), (raw[:30], answer)
+        assert b"secret" not in answer
+    assert ask(server, "/a")[1] == b"0123456789"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_idle_clients_cost_few_descriptors_and_no_processor(server: FileServer) -> None:
+    """R1: hundreds of them, and files are served all the same."""
+    me = psutil.Process()
+    before, threads = me.num_fds(), threading.active_count()
+    with crowd(server, 300) as clients:
+        assert me.num_fds() - before - len(clients) <= DESCRIPTORS
+        assert threading.active_count() == threads
+        used, since = time.process_time(), time.monotonic()
+        time.sleep(1)
+        assert (time.process_time() - used) / (time.monotonic() - since) < 0.2
+        assert ask(server, "/a")[1] == b"0123456789"
+    deadline = time.monotonic() + 20
+    while me.num_fds() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert me.num_fds() <= before
+
+
+def test_a_client_that_asks_late_is_not_dropped_at_once(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H5: slow guests of one batch do not push each other out."""
+    monkeypatch.setattr("pytest_vmss.file_server._GRACE_S", 60.0)
+    with crowd(server, MAX_CONNECTIONS + 1) as clients:
+        for client in clients:
+            client.settimeout(10)
+            client.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        for client in clients:
+            with client.makefile("rb") as answer:
+                assert answer.read().endswith(b"0123456789")
+            client.close()
+
+
+def test_readers_that_do_not_read_cost_no_memory(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R1: nor do they keep others away for long."""
+    monkeypatch.setattr("pytest_vmss.file_server._STALLED_S", 0.5)
+    assert ask(server, "/big", "HEAD")[0] == 200
+    before = psutil.Process().memory_info().rss
+    with crowd(server, MAX_CONNECTIONS, b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n"):
+        time.sleep(0.5)
+        assert psutil.Process().memory_info().rss - before < 16 << 20
+        assert ask(server, "/a")[1] == b"0123456789"
+
+
+def test_a_request_has_its_time(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: in all, and not for each byte."""
+    monkeypatch.setattr("pytest_vmss.file_server._REQUEST_S", 1.0)
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.settimeout(0.2)
+        while True:
+            assert time.monotonic() - began < 10, "it is still listened to"
+            try:
+                client.send(b"G")
+                if not client.recv(1):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+
+
+def test_a_whole_big_file(server: FileServer, folder: Path) -> None:
+    """H5: in pieces; one that is replaced meanwhile is sent as it was."""
+    status, body, headers = ask(server, "/big")
+    assert (status, len(body), body.count(0)) == (200, BIG, BIG)
+    tag = headers["ETag"]
+    (folder / "new").write_bytes(b"new")
+    (folder / "new").replace(folder / "big")
+    status, body, headers = ask(server, "/big")
+    assert (status, body) == (200, b"new")
+    assert headers["ETag"] != tag
+
+
+def test_a_port_that_is_taken(server: FileServer) -> None:
+    """H5: and what was opened for the attempt is closed."""
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError, match="in use"):
+        FileServer(("127.0.0.1", server.port), lambda _: Answer(200, b""))
+    assert psutil.Process().num_fds() == before
