@@ -121,7 +121,11 @@ class Lab:
             self._in_use.release()
             raise
         self.images = Images(
-            self.paths.images, self.store, self.clock, on_publish=lambda _: self.wake()
+            self.paths.images,
+            self.store,
+            self.clock,
+            on_publish=lambda _: self.wake(),
+            limits=settings.images,
         )
         self.networks = LabNetworks(networks_folder(settings), folder.name, identity, self.store)
         self._sets: dict[str, ScaleSet] = {}

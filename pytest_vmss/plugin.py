@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.lab import Lab
     from pytest_vmss.scale_set import ScaleSet
-    from pytest_vmss.settings import Accelerator, Settings
+    from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
 
 __all__ = ["gallery", "scale_set", "vmss"]
@@ -72,6 +72,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="show what the VMs do while tests run (auto: on a terminal)",
     )
+    group.addoption(
+        "--vmss-max-image-gib",
+        type=int,
+        metavar="GIB",
+        help="largest disk that an image may have for a guest (VMSS_MAX_IMAGE_GIB; 4095)",
+    )
+    group.addoption(
+        "--vmss-max-image-file-gib",
+        type=int,
+        metavar="GIB",
+        help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
+    )
     parser.addini(
         "vmss_sizes",
         "VM sizes of your own, a line each: NAME = VCPUS, MEMORY_MIB",
@@ -119,6 +131,16 @@ def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def _image_limits(config: pytest.Config) -> ImageLimits:
+    from pytest_vmss.settings import ImageLimits
+
+    given = {
+        "virtual_gib": config.getoption("--vmss-max-image-gib"),
+        "stored_gib": config.getoption("--vmss-max-image-file-gib"),
+    }
+    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+
+
 def _settings(config: pytest.Config) -> Settings:
     from pytest_vmss.settings import Settings
 
@@ -135,6 +157,7 @@ def _settings(config: pytest.Config) -> Settings:
     settings = Settings(
         **{name: value for name, value in given.items() if value is not None},
         sizes=_sizes(config),
+        images=_image_limits(config),
         keep=bool(config.getoption("--vmss-keep")),
     )
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)

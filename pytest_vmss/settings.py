@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
 from platformdirs import user_cache_path, user_state_path
 
-__all__ = ["Accelerator", "Limits", "Settings"]
+from pytest_vmss.errors import LabError
+
+__all__ = ["GIB", "Accelerator", "ImageLimits", "Limits", "Settings"]
 
 Accelerator = Literal["kvm", "tcg"]
+
+GIB = 1024**3
 
 #: Guests under TCG run 10 to 20 times slower than under KVM.
 TCG_FACTOR = 10.0
@@ -25,6 +30,35 @@ def default_state_dir() -> Path:
 def default_cache_dir() -> Path:
     """The folder of built images: ``VMSS_CACHE_DIR``, else the user's cache folder."""
     return Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")).absolute()
+
+
+def _from_environment(name: str, default: int) -> int:
+    """A whole number above 0 from a variable.
+
+    Raises:
+        LabError: The variable holds something else.
+    """
+    value = os.environ.get(name) or str(default)
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        raise LabError(f"{name} is {value!r}; expected a whole number of GiB, e.g. {default}")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a published image may cost (R3).
+
+    Attributes:
+        virtual_gib: GiB of the disk that a guest sees: ``VMSS_MAX_IMAGE_GIB``, else the most that
+            Azure allows an OS disk.
+        stored_gib: GiB that the file takes on the disk, holes not counted:
+            ``VMSS_MAX_IMAGE_FILE_GIB``, else 64.
+    """
+
+    virtual_gib: int = field(default_factory=lambda: _from_environment("VMSS_MAX_IMAGE_GIB", 4095))
+    stored_gib: int = field(
+        default_factory=lambda: _from_environment("VMSS_MAX_IMAGE_FILE_GIB", 64)
+    )
 
 
 @dataclass(frozen=True)
@@ -93,6 +127,7 @@ class Settings:
             KVM and 10 without.
         limits: The limits before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
+        images: What a published image may cost.
         keep: Keep the VMs of a session for a look at them.
         first_rollout_delay: Seconds from the moment at which automatic OS upgrades are
             enabled to the first that may start; Azure takes up to 3 hours (C2).
@@ -111,6 +146,7 @@ class Settings:
     timeout_factor: float | None = None
     limits: Limits = field(default_factory=Limits)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False
     first_rollout_delay: float = 0.0
     rollout_delay: tuple[float, float] = (0.0, 0.0)

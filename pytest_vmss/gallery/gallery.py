@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import ConflictError, HostError, ImageError, NotFoundError, VmssError
-from pytest_vmss.files import PART, sync, sync_folder
-from pytest_vmss.gallery.qcow2 import DiskImage, inspect
+from pytest_vmss.files import PART, sync_folder
+from pytest_vmss.gallery.copy import (
+    Algorithm,
+    copy_file,
+    digest_of,
+    open_regular,
+    open_source,
+    seen,
+    shown,
+)
+from pytest_vmss.gallery.qcow2 import check_head, convert, inspect
 from pytest_vmss.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
-from pytest_vmss.process import run
+from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import DefinitionRecord, Store, VersionRecord
 
 __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "Images", "version_key"]
@@ -26,6 +34,8 @@ __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "Images", "version_key"
 DEFAULT_GALLERY = "gallery"
 
 _LOCK_LIMIT_S = 10.0
+#: How the digests of new versions are made.
+_ALGORITHM: Algorithm = "sha256-data"
 #: How the second name of a part ends, on its way to its place.
 _LINK = ".link"
 
@@ -68,6 +78,7 @@ class Images:
         store: Where the records are kept.
         clock: Where times come from.
         on_publish: Called after a version was published.
+        limits: What an image may cost.
     """
 
     def __init__(
@@ -76,12 +87,14 @@ class Images:
         store: Store,
         clock: Clock,
         on_publish: Callable[[VersionRecord], None] = lambda _: None,
+        limits: ImageLimits | None = None,
     ) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()
+        self._limits = limits or ImageLimits()
         self._store = store
         self._clock = clock
         self._on_publish = on_publish
-        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._verified: dict[str, tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
     def gallery(self, name: str = DEFAULT_GALLERY) -> Gallery:
@@ -178,16 +191,15 @@ class Images:
         return path
 
     def _verify(self, record: VersionRecord, path: Path) -> None:
-        status = path.stat()
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        with self._lock:
-            if self._verified.get(record.digest) != seen:
-                if _digest(path) != record.digest:
+        with open_regular(path) as file, self._lock:
+            state = seen(file)
+            if self._verified.get(record.digest) != state:
+                if digest_of(file, record.algorithm) != record.digest:
                     raise ImageError(
                         f"the file of {record.definition} {record.version} was changed after it "
                         f"was published: {path} no longer has the digest {record.digest}"
                     )
-                self._verified[record.digest] = seen
+                self._verified[record.digest] = state
 
     def publish(
         self,
@@ -206,29 +218,27 @@ class Images:
             raise ImageError(
                 f"{version!r} is no image version; expected Major.Minor.Patch, e.g. 1.0.0"
             )
-        image = inspect(source, raw=raw)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._sweep()
-            part = self._folder / f"{secrets.token_hex(8)}{PART}"
-            writing = wait_for_lock(part, what=f"writes {part}", limit=_LOCK_LIMIT_S)
-            try:
-                _copy(image, part)
-                record = VersionRecord(
-                    gallery=gallery,
-                    definition=definition,
-                    version=version,
-                    digest=_digest(part),
-                    size=part.stat().st_size,
-                    virtual_size=image.virtual_size,
-                    published=self._clock.now(),
-                    exclude_from_latest=exclude_from_latest,
-                )
-                published = self._settle(part, record, identifier)
-            finally:
-                with contextlib.suppress(VmssError, OSError):  # else the next publication does it
-                    self._clear(part)
-                writing.release()
+            with open_source(source) as file:
+                check_head(shown(source), file, raw=raw, limits=self._limits)
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._sweep()
+                with self._part() as part:
+                    self._fill(part, file, shown(source), raw=raw)
+                    virtual_size = inspect(part, name=shown(source), limits=self._limits)
+                    with open_regular(part) as whole:
+                        record = VersionRecord(
+                            gallery=gallery,
+                            definition=definition,
+                            version=version,
+                            digest=digest_of(whole, _ALGORITHM),
+                            algorithm=_ALGORITHM,
+                            size=os.fstat(whole).st_size,
+                            virtual_size=virtual_size,
+                            published=self._clock.now(),
+                            exclude_from_latest=exclude_from_latest,
+                        )
+                    published = self._settle(part, record, identifier)
         except OSError as refused:
             raise HostError(
                 f"{definition} {version} cannot be stored in {self._folder}: {refused}; mend "
@@ -238,6 +248,29 @@ class Images:
             return published
         self._on_publish(record)
         return record
+
+    @contextlib.contextmanager
+    def _part(self) -> Iterator[Path]:
+        """An empty file of the folder, locked; it is gone then, unless it has another name."""
+        part = self._folder / f"{secrets.token_hex(8)}{PART}"
+        writing = wait_for_lock(part, what=f"writes {part}", limit=_LOCK_LIMIT_S)
+        try:
+            yield part
+        finally:
+            with contextlib.suppress(VmssError, OSError):  # else the next publication does it
+                self._clear(part)
+            writing.release()
+
+    def _fill(self, part: Path, source: int, name: str, *, raw: bool) -> None:
+        """Fills a part with a private copy of a file; only that is looked at from now on."""
+        if not raw:
+            copy_file(source, part, name=name, limits=self._limits)
+            return
+        with self._part() as disk:
+            copy_file(source, disk, name=name, limits=self._limits)
+            with open_regular(disk) as file:
+                check_head(name, file, raw=True, limits=self._limits)
+            convert(disk, part, name=name, limits=self._limits)
 
     def _settle(
         self, part: Path, record: VersionRecord, identifier: tuple[str, str, str] | None
@@ -252,7 +285,7 @@ class Images:
         """
         with self._store.transaction():
             published = self._store.get(VersionRecord, *record.key)
-            if published is not None and published.digest != record.digest:
+            if published is not None and not _has_content(part, published):
                 raise ConflictError(
                     f"{record.definition} {record.version} is published already, with other "
                     "content; a published version never changes: publish under a higher version",
@@ -261,7 +294,7 @@ class Images:
             # The part stays until this is committed: it tells what to take back otherwise.
             link = part.with_suffix(_LINK)
             os.link(part, link)
-            link.replace(self._folder / f"{record.digest}.qcow2")
+            link.replace(self._folder / f"{(published or record).digest}.qcow2")
             sync_folder(self._folder)
             if published is None:
                 self._record(record, identifier)
@@ -374,21 +407,7 @@ def _check_name(what: str, name: str) -> None:
         )
 
 
-def _copy(image: DiskImage, part: Path) -> None:
-    """Copies an image into a file that is there and locked; it is whole and read-only then."""
-    if image.format == "raw":
-        run(
-            ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", image.path, part],
-            what=f"converting {image.path}",
-            timeout=1800.0,
-        )
-    else:
-        # Shares the blocks where the file system can.
-        run(["cp", "--reflink=auto", "--", image.path, part], what="copying", timeout=1800.0)
-    part.chmod(0o444)
-    sync(part)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _has_content(part: Path, published: VersionRecord) -> bool:
+    """Whether a file has the content of a version that was published before."""
+    with open_regular(part) as file:
+        return digest_of(file, published.algorithm) == published.digest

@@ -1,97 +1,136 @@
-"""What a disk image really is, before anything is made from it (B4)."""
+"""What a disk image really is, before anything is made from it (B4, R3)."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import os
 from pathlib import Path
-from typing import Literal
 
 from pytest_vmss.errors import ImageError, ToolError
-from pytest_vmss.process import run
+from pytest_vmss.files import sync
+from pytest_vmss.gallery.copy import open_source, shown
+from pytest_vmss.gallery.header import check_header, refuse_virtual_size
+from pytest_vmss.process import Bounds, run
+from pytest_vmss.settings import GIB, ImageLimits
 
-__all__ = ["DiskImage", "inspect"]
+__all__ = ["check_head", "convert", "inspect"]
 
-_MAGIC = b"QFI\xfb"
 #: Status of qemu-img check for wasted space: nothing is lost.
 _LEAKS_ONLY = 3
+_CHECK_LIMIT_S = 300.0
+_CONVERT_LIMIT_S = 1800.0
+#: Checking writes nothing. Of its address space qemu-img maps 150 MiB before it does anything.
+_CHECK_BOUNDS = Bounds(memory_mib=512, cpu_s=120, file_mib=0)
 
 
-@dataclass(frozen=True)
-class DiskImage:
-    """A disk image that stands on its own.
+def check_head(name: str, file: int, *, raw: bool, limits: ImageLimits) -> int:
+    """Refuses what its first sectors show to be no image; nothing is run for that.
 
-    Attributes:
-        path: The file.
-        format: ``qcow2`` or ``raw``.
-        virtual_size: Bytes of the disk that a guest sees.
+    Args:
+        name: What the user calls the file, for messages.
+        file: Its descriptor.
+        raw: It is a raw disk, which has nothing to tell it by but its boot sector.
+        limits: What an image may cost.
+
+    Returns:
+        The bytes of the disk that a guest sees.
+
+    Raises:
+        ImageError: It cannot be an image; the message says why and what to do.
     """
+    size = os.fstat(file).st_size
+    try:
+        with open(file, "rb", closefd=False, buffering=0) as image:
+            if not raw:
+                return check_header(name, image, size, limits)
+            image.seek(510)
+            if image.read(2) != b"\x55\xaa":
+                raise ImageError(
+                    f"{name} is not a raw disk image: its first sector is no boot sector"
+                )
+    except OSError as unreadable:
+        raise ImageError(f"{name} cannot be read: {unreadable.strerror}") from unreadable
+    refuse_virtual_size(name, size, limits)
+    return size
 
-    path: Path
-    format: Literal["qcow2", "raw"]
-    virtual_size: int
 
-
-def inspect(path: Path, *, raw: bool = False) -> DiskImage:
+def inspect(
+    path: Path, *, raw: bool = False, name: str | None = None, limits: ImageLimits | None = None
+) -> int:
     """Checks a file that shall become an image version.
 
     Args:
-        path: The file.
-        raw: It is a raw disk image, which has nothing to tell it by.
+        path: The file; one that nobody else can change meanwhile.
+        raw: It is a raw disk image.
+        name: What the user calls it, for messages; its path otherwise.
+        limits: What an image may cost.
+
+    Returns:
+        The bytes of the disk that a guest sees.
 
     Raises:
         ImageError: It cannot be one; the message says why and what to do.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as unreadable:
-        raise ImageError(f"{path} cannot be read: {unreadable.strerror}") from unreadable
-    if raw:
-        if head[510:512] != b"\x55\xaa":
-            raise ImageError(f"{path} is not a raw disk image: its first sector is no boot sector")
-        return DiskImage(path, "raw", path.stat().st_size)
-    if head[:4] != _MAGIC:
-        raise ImageError(
-            f"{path} is not a qcow2 image: it starts with {head[:4]!r}, not {_MAGIC!r}; "
-            "convert it with: qemu-img convert -O qcow2 IN OUT (or publish a raw disk with raw)"
-        )
-    virtual_size = _check_header(path)
-    _check_content(path)
-    return DiskImage(path, "qcow2", virtual_size)
+    name = name or shown(path)
+    with open_source(path) as file:
+        virtual_size = check_head(name, file, raw=raw, limits=limits or ImageLimits())
+    if not raw:
+        _check_content(name, path)
+    return virtual_size
 
 
-def _check_header(path: Path) -> int:
-    """Refuses an image that is not whole; returns its virtual size in bytes."""
-    try:
-        info = json.loads(
-            run(
-                ["qemu-img", "info", "--output=json", "-f", "qcow2", path],
-                what=f"reading the header of {path}",
-            )
-        )
-    except ToolError as broken:
-        raise ImageError(f"{path} is not a usable qcow2 image: {broken.stderr}") from broken
-    data = info.get("format-specific", {}).get("data", {})
-    flatten = "so it is not whole; flatten it with: qemu-img convert -O qcow2 IN OUT"
-    if backing := info.get("backing-filename"):
-        raise ImageError(f"{path} has a backing file ({backing}), {flatten}")
-    if external := data.get("data-file"):
-        raise ImageError(f"{path} keeps its data in another file ({external}), {flatten}")
-    if data.get("corrupt"):
-        raise ImageError(f"{path} is marked corrupt; try: qemu-img check -r all IN")
-    if info.get("encrypted"):
-        raise ImageError(f"{path} is encrypted; guests here cannot be given its key")
-    return int(info["virtual-size"])
-
-
-def _check_content(path: Path) -> None:
+def _check_content(name: str, path: Path) -> None:
     """Refuses an image whose tables do not fit together."""
     try:
-        run(["qemu-img", "check", "-q", "-f", "qcow2", path], what=f"checking {path}")
+        run(
+            ["qemu-img", "check", "-q", "--image-opts", _options("qcow2", path)],
+            what=f"checking {name}",
+            timeout=_CHECK_LIMIT_S,
+            bounds=_CHECK_BOUNDS,
+        )
     except ToolError as broken:
-        if broken.returncode != _LEAKS_ONLY:
+        if broken.returncode == _LEAKS_ONLY:
+            return
+        if broken.returncode is None or broken.returncode < 0:
             raise ImageError(
-                f"{path} is damaged: {broken.stderr or 'qemu-img check found errors'}; "
-                "try: qemu-img check -r all IN"
+                f"{name} costs more to check than an image is given ({_CHECK_BOUNDS.cpu_s} s of "
+                f"the processor, {_CHECK_BOUNDS.memory_mib} MiB); write it anew with: "
+                "qemu-img convert -O qcow2 IN OUT"
             ) from broken
+        said = broken.stderr or "qemu-img check found errors"
+        raise ImageError(
+            f"{name} is damaged: {ascii(said)[1:-1]}; try: qemu-img check -r all IN"
+        ) from broken
+
+
+def convert(disk: Path, target: Path, *, name: str, limits: ImageLimits) -> None:
+    """Writes a raw disk as a qcow2, durable and read-only.
+
+    Args:
+        disk: The raw disk; one that nobody else can change meanwhile.
+        target: A file that is there.
+        name: What the user calls the disk, for messages.
+        limits: What an image may cost.
+
+    Raises:
+        ToolError: It cannot be written.
+    """
+    run(
+        ["qemu-img", "convert", "--image-opts", "-O", "qcow2", _options("raw", disk),
+         target.absolute()],
+        what=f"converting {name}",
+        timeout=_CONVERT_LIMIT_S,
+        # Tables come on top of the data.
+        bounds=Bounds(memory_mib=1024, cpu_s=int(_CONVERT_LIMIT_S),
+                      file_mib=limits.stored_gib * GIB // 1024**2 * 5 // 4 + 64),
+    )  # fmt: skip
+    target.chmod(0o444)
+    sync(target)
+
+
+def _options(driver: str, path: Path) -> str:
+    """How qemu-img takes a path and a format for what they are.
+
+    As a plain name, ``file:x`` and ``json:x`` mean something else, and a format may be guessed.
+    """
+    filename = str(path.absolute()).replace(",", ",,")
+    return f"driver={driver},file.driver=file,file.filename={filename}"

@@ -70,7 +70,9 @@ class VersionRecord(Record):
     """A published version of an image definition; immutable.
 
     Attributes:
-        digest: SHA-256 of the stored qcow2, in hex.
+        digest: Of the stored qcow2, in hex; the file is named by it.
+        algorithm: How the digest is made: ``sha256`` of all bytes, as of versions that were
+            published before holes were skipped, or ``sha256-data``.
         size: Bytes of the stored file.
         virtual_size: Bytes of the disk that a guest sees.
     """
@@ -85,6 +87,7 @@ class VersionRecord(Record):
     virtual_size: int
     published: datetime
     exclude_from_latest: bool = False
+    algorithm: Literal["sha256", "sha256-data"] = "sha256"
 
     @property
     def key(self) -> tuple[str, ...]:
