@@ -48,6 +48,7 @@ test-vm: setup-dev
 	$(VMS)
 
 test-nightly: setup-dev
+	scripts/audit
 	$(PYTEST) tests -m nightly -s
 	$(BIN)/python -m benchmarks.crash_points --every 1 --stride 30 --real 7
 	$(BIN)/python -m benchmarks.fault_points --stride 3
@@ -58,4 +59,4 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .setup-*
+	rm -rf .venv .venv-audit .setup-*
