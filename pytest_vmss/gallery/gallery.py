@@ -26,8 +26,9 @@ from pytest_vmss.gallery.copy import (
 from pytest_vmss.gallery.qcow2 import check_head, convert, inspect
 from pytest_vmss.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
+from pytest_vmss.sbom import Package, read_sbom
 from pytest_vmss.settings import ImageLimits
-from pytest_vmss.store import DefinitionRecord, Store, VersionRecord
+from pytest_vmss.store import DefinitionRecord, PackagesRecord, Store, VersionRecord
 
 __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "Images", "version_key"]
 
@@ -166,6 +167,12 @@ class Images:
         records = self._store.select(VersionRecord, gallery.lower(), definition.lower())
         return sorted(records, key=lambda record: version_key(record.version))
 
+    def packages(self, record: VersionRecord) -> list[Package]:
+        """What a version holds, as far as its publication told; see :mod:`pytest_vmss.sbom`."""
+        found = self._store.get(PackagesRecord, *record.key)
+        named = found.packages if found is not None else ()
+        return [Package(name=name, version=version) for name, version in named]
+
     def definitions(self) -> list[DefinitionRecord]:
         """All image definitions of the lab."""
         return self._store.select(DefinitionRecord)
@@ -221,6 +228,7 @@ class Images:
         try:
             with open_source(source) as file:
                 check_head(shown(source), file, raw=raw, limits=self._limits)
+                packages = read_sbom(source)
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._sweep()
                 with self._part() as part:
@@ -238,7 +246,7 @@ class Images:
                             published=self._clock.now(),
                             exclude_from_latest=exclude_from_latest,
                         )
-                    published = self._settle(part, record, identifier)
+                    published = self._settle(part, record, identifier, packages)
         except OSError as refused:
             raise HostError(
                 f"{definition} {version} cannot be stored in {self._folder}: {refused}; mend "
@@ -273,7 +281,11 @@ class Images:
             convert(disk, part, name=name, limits=self._limits)
 
     def _settle(
-        self, part: Path, record: VersionRecord, identifier: tuple[str, str, str] | None
+        self,
+        part: Path,
+        record: VersionRecord,
+        identifier: tuple[str, str, str] | None,
+        packages: list[Package],
     ) -> VersionRecord | None:
         """Gives a whole file its name and records it, in one transaction among all processes.
 
@@ -298,6 +310,14 @@ class Images:
             sync_folder(self._folder)
             if published is None:
                 self._record(record, identifier)
+                self._store.put(
+                    PackagesRecord(
+                        gallery=record.gallery,
+                        definition=record.definition,
+                        version=record.version,
+                        packages=tuple((entry.name, entry.version) for entry in packages),
+                    )
+                )
         return published
 
     def _record(self, record: VersionRecord, identifier: tuple[str, str, str] | None) -> None:
@@ -316,7 +336,7 @@ class Images:
             "",
             "image",
             f"published {record.gallery}/{record.definition} {record.version} "
-            f"(sha256 {record.digest[:12]})",
+            f"(digest {record.digest[:12]})",
         )
 
     def _sweep(self) -> None:

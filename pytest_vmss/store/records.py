@@ -95,6 +95,26 @@ class VersionRecord(Record):
         return (self.gallery.lower(), self.definition.lower(), self.version)
 
 
+class PackagesRecord(Record):
+    """The packages that a published version holds, as the document beside it says.
+
+    Attributes:
+        packages: Name and version of each.
+    """
+
+    kind: ClassVar[str] = "packages"
+
+    gallery: str
+    definition: str
+    version: str
+    packages: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Gallery, definition and version, in lower case."""
+        return (self.gallery.lower(), self.definition.lower(), self.version)
+
+
 class ScaleSetRecord(Record):
     """A scale set.
 
