@@ -74,7 +74,9 @@ def image_publish(
         record = lab.gallery(gallery).publish(
             definition, version, path, raw=raw, exclude_from_latest=exclude_from_latest
         )
-        click.echo(f"published {gallery}/{definition} {record.version} {record.algorithm}:{record.digest}")
+        click.echo(
+            f"published {gallery}/{definition} {record.version} {record.algorithm}:{record.digest}"
+        )
         if not upgrade:
             return
         before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}

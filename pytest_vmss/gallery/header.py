@@ -114,7 +114,10 @@ def _parse(name: str, head: bytes) -> _Header:
     fields = struct.unpack_from(">IQIIQIIQQIIQ", head, 4)
     if version == 2:
         return _Header(*fields)
-    return _Header(*fields, *struct.unpack_from(">QQQII", head, _V2_LENGTH))
+    header = _Header(*fields, *struct.unpack_from(">QQQII", head, _V2_LENGTH))
+    if len(head) == _V3_LENGTH < header.length:
+        raise _broken(name, f"it ends within its header, after {len(head)} bytes")
+    return header
 
 
 def _refuse_other_files(name: str, file: BinaryIO, header: _Header, length: int) -> None:

@@ -197,6 +197,8 @@ def test_an_image_that_names_something_else_opens_nothing(
     [
         (lambda content: content.__setitem__(slice(4, None), b"\xff" * 600), "its version is"),
         (lambda content: content.__delitem__(slice(4, None)), "its version is 0"),
+        (lambda content: content.__delitem__(slice(104, None)), "ends within its header"),
+        (lambda content: content.__delitem__(slice(90, None)), "ends within its header"),
         (field("I", 20, 8), "its clusters"),
         (field("I", 20, 40), "its clusters"),
         (field("Q", 24, 0), "0 bytes"),
