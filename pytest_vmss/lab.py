@@ -127,7 +127,7 @@ class Lab:
             self.store,
             self.clock,
             on_publish=lambda _: self.wake(),
-            limits=settings.image_limits,
+            limits=settings.images,
         )
         self.networks = LabNetworks(networks_folder(settings), folder.name, identity, self.store)
         self._sets: dict[str, ScaleSet] = {}

@@ -33,8 +33,6 @@ _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 
-#: The ini options with the limits of images, by the field of `ImageLimits`.
-_IMAGE_LIMITS = {"virtual": "vmss_image_virtual_gib", "allocated": "vmss_image_allocated_gib"}
 _MARKER = (
     "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout): the scale "
     "set that the fixture scale_set creates for the test"
@@ -80,13 +78,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="show what the VMs do while tests run (auto: on a terminal)",
     )
+    group.addoption(
+        "--vmss-max-image-gib",
+        type=int,
+        metavar="GIB",
+        help="largest disk that an image may have for a guest (VMSS_MAX_IMAGE_GIB; 4095)",
+    )
+    group.addoption(
+        "--vmss-max-image-file-gib",
+        type=int,
+        metavar="GIB",
+        help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
+    )
     parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
-    parser.addini(
-        _IMAGE_LIMITS["virtual"], "largest disk of an image that is published, in GiB (4096)"
-    )
-    parser.addini(
-        _IMAGE_LIMITS["allocated"], "most data in an image that is published, in GiB (64)"
-    )
     parser.addini(
         "vmss_sizes",
         "VM sizes of your own, a line each: NAME = VCPUS, MEMORY_MIB",
@@ -135,16 +139,13 @@ def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
 
 
 def _image_limits(config: pytest.Config) -> ImageLimits:
-    from pytest_vmss.errors import HostError
-    from pytest_vmss.settings import ImageLimits, gib
+    from pytest_vmss.settings import ImageLimits
 
-    given = {field: cast("str", config.getini(name) or "") for field, name in _IMAGE_LIMITS.items()}
-    try:
-        return ImageLimits(
-            **{field: gib(_IMAGE_LIMITS[field], text) for field, text in given.items() if text}
-        )
-    except HostError as wrong:
-        raise pytest.UsageError(str(wrong)) from wrong
+    given = {
+        "virtual_gib": config.getoption("--vmss-max-image-gib"),
+        "stored_gib": config.getoption("--vmss-max-image-file-gib"),
+    }
+    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _guest_network(config: pytest.Config) -> str | None:
@@ -176,7 +177,7 @@ def _settings(config: pytest.Config) -> Settings:
     settings = Settings(
         **{name: value for name, value in given.items() if value is not None},
         sizes=_sizes(config),
-        image_limits=_image_limits(config),
+        images=_image_limits(config),
         keep=bool(config.getoption("--vmss-keep")),
     )
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)

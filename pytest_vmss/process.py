@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from pytest_vmss.errors import HostError, ToolError
 
-__all__ = ["ChildLimits", "require", "run", "search_path"]
+__all__ = ["Bounds", "require", "run", "search_path"]
 
 #: The Debian and Ubuntu package that brings each program.
 PACKAGES: Mapping[str, str] = {
@@ -34,9 +34,9 @@ PACKAGES: Mapping[str, str] = {
     "fakeroot": "fakeroot",
     "fakechroot": "fakechroot",
     "haproxy": "haproxy",
+    "prlimit": "util-linux",
     "tar": "tar",
     "ssh": "openssh-client",
-    "prlimit": "util-linux",
 }
 
 # Debian keeps administrators' programs out of a user's PATH.
@@ -44,27 +44,33 @@ _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
 @dataclass(frozen=True)
-class ChildLimits:
-    """What a program may use that reads what is not trusted.
+class Bounds:
+    """What a program may cost that reads files which are not trusted (R3).
 
     Attributes:
-        memory: Bytes of address space.
-        cpu: Seconds of processor time.
-        file: Bytes of each file that it writes.
+        memory_mib: Address space.
+        cpu_s: Seconds of the processor.
+        file_mib: Length of any file that it writes.
     """
 
-    memory: int
-    cpu: int
-    file: int
+    memory_mib: int
+    cpu_s: int
+    file_mib: int
 
-    def prefix(self) -> list[str]:
-        """The command that sets these limits and becomes the program."""
+    def wrap(self, command: Sequence[str]) -> list[str]:
+        """The command that runs another within these bounds.
+
+        Raises:
+            HostError: The program that sets them is not installed.
+        """
         return [
             require("prlimit"),
-            f"--as={self.memory}",
-            f"--cpu={self.cpu}",
-            f"--fsize={self.file}",
+            f"--as={self.memory_mib * 1024**2}",
+            f"--cpu={self.cpu_s}",
+            f"--fsize={self.file_mib * 1024**2}",
             "--core=0",
+            "--",
+            *command,
         ]
 
 
@@ -105,7 +111,7 @@ def run(
     stdout: BinaryIO | None = None,
     grace: float = 0.0,
     pass_fds: Sequence[int] = (),
-    limits: ChildLimits | None = None,
+    bounds: Bounds | None = None,
 ) -> bytes:
     """Runs a program of the host and returns its standard output.
 
@@ -122,7 +128,7 @@ def run(
         grace: For a program that cleans up after itself: seconds that it gets for that,
             where it is stopped, before it is killed with all that it has started.
         pass_fds: Descriptors that it inherits.
-        limits: What it may use; None for no limits of its own.
+        bounds: What it may cost; it fails where it takes more.
 
     Raises:
         HostError: The program is not installed.
@@ -130,7 +136,7 @@ def run(
     """
     command = [require(str(argv[0])), *(str(arg) for arg in argv[1:])]
     with subprocess.Popen(
-        [*limits.prefix(), *command] if limits else command,
+        command if bounds is None else bounds.wrap(command),
         stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE if stdout is None else stdout,
         stderr=subprocess.PIPE,

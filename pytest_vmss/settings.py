@@ -10,9 +10,10 @@ from typing import Literal, Self
 
 from platformdirs import user_cache_path, user_state_path
 
-from pytest_vmss.errors import HostError
+from pytest_vmss.errors import LabError
 
 __all__ = [
+    "GIB",
     "OUTBOUND",
     "Accelerator",
     "GuestNetwork",
@@ -20,11 +21,12 @@ __all__ = [
     "Limits",
     "Settings",
     "default_guest_network",
-    "gib",
 ]
 
 Accelerator = Literal["kvm", "tcg"]
 GuestNetwork = Literal["isolated", "outbound"]
+
+GIB = 1024**3
 
 #: Guests under TCG run 10 to 20 times slower than under KVM.
 TCG_FACTOR = 10.0
@@ -50,6 +52,35 @@ OUTBOUND = (
 def default_guest_network() -> GuestNetwork:
     """What guests may reach: ``VMSS_GUEST_NETWORK``, isolated unless it says ``outbound``."""
     return "outbound" if os.environ.get("VMSS_GUEST_NETWORK") == "outbound" else "isolated"
+
+
+def _from_environment(name: str, default: int) -> int:
+    """A whole number above 0 from a variable.
+
+    Raises:
+        LabError: The variable holds something else.
+    """
+    value = os.environ.get(name) or str(default)
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        raise LabError(f"{name} is {value!r}; expected a whole number of GiB, e.g. {default}")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a published image may cost (R3).
+
+    Attributes:
+        virtual_gib: GiB of the disk that a guest sees: ``VMSS_MAX_IMAGE_GIB``, else the most that
+            Azure allows an OS disk.
+        stored_gib: GiB that the file takes on the disk, holes not counted:
+            ``VMSS_MAX_IMAGE_FILE_GIB``, else 64.
+    """
+
+    virtual_gib: int = field(default_factory=lambda: _from_environment("VMSS_MAX_IMAGE_GIB", 4095))
+    stored_gib: int = field(
+        default_factory=lambda: _from_environment("VMSS_MAX_IMAGE_FILE_GIB", 64)
+    )
 
 
 @dataclass(frozen=True)
@@ -105,34 +136,6 @@ class Limits:
         )
 
 
-def gib(name: str, text: str) -> int:
-    """Bytes, of GiB that somebody set.
-
-    Raises:
-        HostError: They are no whole number above zero; the message says which setting.
-    """
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise HostError(f"{name} is {text!r}; expected a whole number of GiB, e.g. 64")
-    return int(text) * 1024**3
-
-
-def _gib_of(name: str, usual: int) -> int:
-    return gib(name, os.environ.get(name) or str(usual))
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What an image may cost that is published, in bytes.
-
-    Attributes:
-        virtual: Of the disk that a guest sees; Azure's OS disks have 4 TiB at most.
-        allocated: Of the file's data, without its holes.
-    """
-
-    virtual: int = field(default_factory=lambda: _gib_of("VMSS_IMAGE_VIRTUAL_GIB", 4096))
-    allocated: int = field(default_factory=lambda: _gib_of("VMSS_IMAGE_ALLOCATED_GIB", 64))
-
-
 @dataclass(frozen=True)
 class Settings:
     """What a lab needs to know about its host.
@@ -146,6 +149,7 @@ class Settings:
             KVM and 10 without.
         limits: The limits before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
+        images: What a published image may cost.
         keep: Keep the VMs of a session for a look at them.
         first_rollout_delay: Seconds from the moment at which automatic OS upgrades are
             enabled to the first that may start; Azure takes up to 3 hours (C2).
@@ -158,7 +162,6 @@ class Settings:
             whatever the host can reach, its own loopback among it (M6).
         rollout_delay: Seconds from a publication to its rollout, from and to; Azure
             takes 30 to 60 minutes.
-        image_limits: What an image may cost that is published.
     """
 
     state_dir: Path = field(default_factory=default_state_dir)
@@ -168,10 +171,10 @@ class Settings:
     timeout_factor: float | None = None
     limits: Limits = field(default_factory=Limits)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False
     first_rollout_delay: float = 0.0
     rollout_delay: tuple[float, float] = (0.0, 0.0)
     repair_grace: float | None = None
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = field(default_factory=default_guest_network)
-    image_limits: ImageLimits = field(default_factory=ImageLimits)

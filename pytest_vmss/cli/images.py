@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import click
+from rich.markup import escape
+from rich.table import Table
 
 from pytest_vmss.cli.base import (
     console,
@@ -14,8 +17,10 @@ from pytest_vmss.cli.base import (
     open_lab,
     show_upgrade,
 )
+from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.images import ImageBuilder, find_recipes
 from pytest_vmss.report import LiveView
+from pytest_vmss.sbom import cyclonedx, describe
 
 __all__: list[str] = []
 
@@ -42,7 +47,9 @@ def image_build(name: str, version: str | None, recipes: Path | None) -> None:
         say=lambda text: click.echo(text, err=True),
     )
     for wanted in [version] if version else builder.recipe.versions():
-        click.echo(builder.build(wanted).path)
+        disk = builder.build(wanted).path
+        describe(disk)
+        click.echo(disk)
 
 
 @image.command("publish")
@@ -67,7 +74,9 @@ def image_publish(
         record = lab.gallery(gallery).publish(
             definition, version, path, raw=raw, exclude_from_latest=exclude_from_latest
         )
-        click.echo(f"published {gallery}/{definition} {record.version} sha256:{record.digest}")
+        click.echo(
+            f"published {gallery}/{definition} {record.version} {record.algorithm}:{record.digest}"
+        )
         if not upgrade:
             return
         before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}
@@ -93,7 +102,33 @@ def image_list() -> None:
             for record in lab.images.versions(definition.gallery, definition.name):
                 click.echo(
                     f"{record.gallery}/{record.definition} {record.version}"
-                    f"  {record.size // 1024**2} MiB  sha256:{record.digest[:12]}"
+                    f"  {record.size // 1024**2} MiB  {record.algorithm}:{record.digest[:12]}"
                     f"  {record.published:%Y-%m-%d %H:%M}"
                     f"{'  excluded from latest' if record.exclude_from_latest else ''}"
                 )
+
+
+@image.command("show")
+@click.argument("definition")
+@click.argument("version")
+@click.option("--gallery", default="gallery", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The packages as CycloneDX JSON.")
+def image_show(definition: str, version: str, gallery: str, as_json: bool) -> None:
+    """Show VERSION of DEFINITION, and the packages in it."""
+    with open_lab() as lab:
+        record = lab.images.resolve(ImageAddress(gallery, definition, version))
+        packages = lab.images.packages(record)
+        if as_json:
+            document = cyclonedx(f"{record.definition} {record.version}", packages)
+            click.echo(json.dumps(document, indent=2))
+            return
+        click.echo(f"{record.gallery}/{record.definition} {record.version}")
+        click.echo(f"published {record.published:%Y-%m-%d %H:%M}, digest {record.digest}")
+        click.echo(f"{record.size // 1024**2} MiB, a disk of {record.virtual_size // 1024**2} MiB")
+        if not packages:
+            click.echo("no list of packages: there was no PATH.cdx.json beside the file")
+            return
+        table = Table("package", "version", box=None)
+        for package in packages:
+            table.add_row(escape(package.name), escape(package.version))
+        console.print(table)

@@ -7,30 +7,38 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import ConflictError, HostError, ImageError, NotFoundError, VmssError
-from pytest_vmss.files import PART, sync, sync_folder
-from pytest_vmss.gallery import content
-from pytest_vmss.gallery.qcow2 import check_file, inspect, source_options
+from pytest_vmss.files import PART, sync_folder
+from pytest_vmss.gallery.copy import (
+    Algorithm,
+    copy_file,
+    digest_of,
+    open_regular,
+    open_source,
+    seen,
+    shown,
+)
+from pytest_vmss.gallery.qcow2 import check_head, convert, inspect
 from pytest_vmss.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
-from pytest_vmss.process import ChildLimits, run
+from pytest_vmss.sbom import Package, read_sbom
 from pytest_vmss.settings import ImageLimits
-from pytest_vmss.store import DefinitionRecord, Store, VersionRecord
+from pytest_vmss.store import DefinitionRecord, PackagesRecord, Store, VersionRecord
 
 __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "Images", "version_key"]
 
 DEFAULT_GALLERY = "gallery"
 
 _LOCK_LIMIT_S = 10.0
+#: How the digests of new versions are made.
+_ALGORITHM: Algorithm = "sha256-data"
 #: How the second name of a part ends, on its way to its place.
 _LINK = ".link"
-#: How the private copy of a raw disk ends, until it is converted.
-_RAW = ".raw"
 
 # All are for fullmatch: `$` would let a line's end in.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
@@ -82,12 +90,12 @@ class Images:
         on_publish: Callable[[VersionRecord], None] = lambda _: None,
         limits: ImageLimits | None = None,
     ) -> None:
-        self._folder = folder.absolute()  # programs get its files by these names
+        self._folder = folder.absolute()
         self._limits = limits or ImageLimits()
         self._store = store
         self._clock = clock
         self._on_publish = on_publish
-        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._verified: dict[str, tuple[int, ...]] = {}
         self._lock = threading.Lock()
 
     def gallery(self, name: str = DEFAULT_GALLERY) -> Gallery:
@@ -159,6 +167,12 @@ class Images:
         records = self._store.select(VersionRecord, gallery.lower(), definition.lower())
         return sorted(records, key=lambda record: version_key(record.version))
 
+    def packages(self, record: VersionRecord) -> list[Package]:
+        """What a version holds, as far as its publication told; see :mod:`pytest_vmss.sbom`."""
+        found = self._store.get(PackagesRecord, *record.key)
+        named = found.packages if found is not None else ()
+        return [Package(name=name, version=version) for name, version in named]
+
     def definitions(self) -> list[DefinitionRecord]:
         """All image definitions of the lab."""
         return self._store.select(DefinitionRecord)
@@ -184,16 +198,15 @@ class Images:
         return path
 
     def _verify(self, record: VersionRecord, path: Path) -> None:
-        status = path.stat()
-        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
-        with self._lock:
-            if self._verified.get(record.digest) != seen:
-                if not content.has_digest(path, record.digest):
+        with open_regular(path) as file, self._lock:
+            state = seen(file)
+            if self._verified.get(record.digest) != state:
+                if digest_of(file, record.algorithm) != record.digest:
                     raise ImageError(
                         f"the file of {record.definition} {record.version} was changed after it "
                         f"was published: {path} no longer has the digest {record.digest}"
                     )
-                self._verified[record.digest] = seen
+                self._verified[record.digest] = state
 
     def publish(
         self,
@@ -213,27 +226,27 @@ class Images:
                 f"{version!r} is no image version; expected Major.Minor.Patch, e.g. 1.0.0"
             )
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._sweep()
-            part = self._folder / f"{secrets.token_hex(8)}{PART}"
-            writing = wait_for_lock(part, what=f"writes {part}", limit=_LOCK_LIMIT_S)
-            try:
-                virtual_size = self._take_in(source, part, raw=raw)
-                record = VersionRecord(
-                    gallery=gallery,
-                    definition=definition,
-                    version=version,
-                    digest=content.digest(part),
-                    size=part.stat().st_size,
-                    virtual_size=virtual_size,
-                    published=self._clock.now(),
-                    exclude_from_latest=exclude_from_latest,
-                )
-                published = self._settle(part, record, identifier)
-            finally:
-                with contextlib.suppress(VmssError, OSError):  # else the next publication does it
-                    self._clear(part)
-                writing.release()
+            with open_source(source) as file:
+                check_head(shown(source), file, raw=raw, limits=self._limits)
+                packages = read_sbom(source)
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._sweep()
+                with self._part() as part:
+                    self._fill(part, file, shown(source), raw=raw)
+                    virtual_size = inspect(part, name=shown(source), limits=self._limits)
+                    with open_regular(part) as whole:
+                        record = VersionRecord(
+                            gallery=gallery,
+                            definition=definition,
+                            version=version,
+                            digest=digest_of(whole, _ALGORITHM),
+                            algorithm=_ALGORITHM,
+                            size=os.fstat(whole).st_size,
+                            virtual_size=virtual_size,
+                            published=self._clock.now(),
+                            exclude_from_latest=exclude_from_latest,
+                        )
+                    published = self._settle(part, record, identifier, packages)
         except OSError as refused:
             raise HostError(
                 f"{definition} {version} cannot be stored in {self._folder}: {refused}; mend "
@@ -244,60 +257,35 @@ class Images:
         self._on_publish(record)
         return record
 
-    def _take_in(self, source: Path, part: Path, *, raw: bool) -> int:
-        """Copies an image into a file that is there and locked; it is whole and read-only then.
+    @contextlib.contextmanager
+    def _part(self) -> Iterator[Path]:
+        """An empty file of the folder, locked; it is gone then, unless it has another name."""
+        part = self._folder / f"{secrets.token_hex(8)}{PART}"
+        writing = wait_for_lock(part, what=f"writes {part}", limit=_LOCK_LIMIT_S)
+        try:
+            yield part
+        finally:
+            with contextlib.suppress(VmssError, OSError):  # else the next publication does it
+                self._clear(part)
+            writing.release()
 
-        The source is opened once, and what is checked is the copy: whoever can change the
-        source, or what its name means, changes nothing here.
-
-        Returns:
-            The size in bytes of the disk that a guest sees.
-
-        Raises:
-            ImageError: It cannot be an image.
-            OSError: It cannot be stored.
-        """
-        private = part.with_suffix(_RAW) if raw else part
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with content.open_regular(source) as file:
-            # Spares the copying of what is no image; what counts is the check of the copy.
-            check_file(file, raw=raw, limits=self._limits, name=source)
-            copy = os.open(private, flags, 0o600)
-            try:
-                content.copy(file, copy, name=source, limit=self._limits.allocated)
-            finally:
-                os.close(copy)
-        image = inspect(private, raw=raw, limits=self._limits, name=source)
-        if raw:
-            self._convert(private, part, name=source)
-            private.unlink()
-        part.chmod(0o444)
-        sync(part)
-        return image.virtual_size
-
-    def _convert(self, raw: Path, part: Path, *, name: Path) -> None:
-        """Makes a qcow2 of a raw disk."""
-        # Its tables come on top of the data.
-        limits = ChildLimits(
-            memory=2 * 1024**3, cpu=1800, file=self._limits.allocated * 9 // 8 + 64 * 1024**2
-        )
-        run(
-            [
-                "qemu-img",
-                "convert",
-                "--image-opts",
-                source_options(raw, "raw"),
-                "-O",
-                "qcow2",
-                part,
-            ],
-            what=f"converting {name}",
-            timeout=1800.0,
-            limits=limits,
-        )
+    def _fill(self, part: Path, source: int, name: str, *, raw: bool) -> None:
+        """Fills a part with a private copy of a file; only that is looked at from now on."""
+        if not raw:
+            copy_file(source, part, name=name, limits=self._limits)
+            return
+        with self._part() as disk:
+            copy_file(source, disk, name=name, limits=self._limits)
+            with open_regular(disk) as file:
+                check_head(name, file, raw=True, limits=self._limits)
+            convert(disk, part, name=name, limits=self._limits)
 
     def _settle(
-        self, part: Path, record: VersionRecord, identifier: tuple[str, str, str] | None
+        self,
+        part: Path,
+        record: VersionRecord,
+        identifier: tuple[str, str, str] | None,
+        packages: list[Package],
     ) -> VersionRecord | None:
         """Gives a whole file its name and records it, in one transaction among all processes.
 
@@ -309,10 +297,7 @@ class Images:
         """
         with self._store.transaction():
             published = self._store.get(VersionRecord, *record.key)
-            # Once more in full where an older version recorded its digest in another way.
-            if published is not None and not (
-                published.digest == record.digest or content.has_digest(part, published.digest)
-            ):
+            if published is not None and not _has_content(part, published):
                 raise ConflictError(
                     f"{record.definition} {record.version} is published already, with other "
                     "content; a published version never changes: publish under a higher version",
@@ -325,6 +310,14 @@ class Images:
             sync_folder(self._folder)
             if published is None:
                 self._record(record, identifier)
+                self._store.put(
+                    PackagesRecord(
+                        gallery=record.gallery,
+                        definition=record.definition,
+                        version=record.version,
+                        packages=tuple((entry.name, entry.version) for entry in packages),
+                    )
+                )
         return published
 
     def _record(self, record: VersionRecord, identifier: tuple[str, str, str] | None) -> None:
@@ -343,7 +336,7 @@ class Images:
             "",
             "image",
             f"published {record.gallery}/{record.definition} {record.version} "
-            f"(sha256 {record.digest[:12]})",
+            f"(digest {record.digest[:12]})",
         )
 
     def _sweep(self) -> None:
@@ -361,7 +354,6 @@ class Images:
             LabError: That cannot be told; the part stays, so that the next publication tells.
         """
         part.with_suffix(_LINK).unlink(missing_ok=True)
-        part.with_suffix(_RAW).unlink(missing_ok=True)
         if part.stat().st_nlink > 1:
             with self._store.transaction():  # nobody records it meanwhile
                 recorded = {record.digest for record in self._store.select(VersionRecord)}
@@ -433,3 +425,9 @@ def _check_name(what: str, name: str) -> None:
             f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"
         )
+
+
+def _has_content(part: Path, published: VersionRecord) -> bool:
+    """Whether a file has the content of a version that was published before."""
+    with open_regular(part) as file:
+        return digest_of(file, published.algorithm) == published.digest

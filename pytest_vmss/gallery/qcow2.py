@@ -1,154 +1,136 @@
-"""What a disk image really is, before anything is made from it (B4)."""
+"""What a disk image really is, before anything is made from it (B4, R3)."""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pytest_vmss.errors import ImageError, ToolError
-from pytest_vmss.gallery.content import open_regular
-from pytest_vmss.gallery.header import HEAD_BYTES, MAGIC, check_head, check_size
-from pytest_vmss.process import ChildLimits, run
-from pytest_vmss.settings import ImageLimits
+from pytest_vmss.files import sync
+from pytest_vmss.gallery.copy import open_source, shown
+from pytest_vmss.gallery.header import check_header, refuse_virtual_size
+from pytest_vmss.process import Bounds, run
+from pytest_vmss.settings import GIB, ImageLimits
 
-__all__ = ["DiskImage", "check_file", "inspect", "source_options"]
+__all__ = ["check_head", "convert", "inspect"]
 
 #: Status of qemu-img check for wasted space: nothing is lost.
 _LEAKS_ONLY = 3
-#: For programs that only read an image.
-_READS = ChildLimits(memory=1024**3, cpu=60, file=0)
+_CHECK_LIMIT_S = 300.0
+_CONVERT_LIMIT_S = 1800.0
+#: Checking writes nothing. Of its address space qemu-img maps 150 MiB before it does anything.
+_CHECK_BOUNDS = Bounds(memory_mib=512, cpu_s=120, file_mib=0)
 
 
-@dataclass(frozen=True)
-class DiskImage:
-    """A disk image that stands on its own.
+def check_head(name: str, file: int, *, raw: bool, limits: ImageLimits) -> int:
+    """Refuses what its first sectors show to be no image; nothing is run for that.
 
-    Attributes:
-        path: The file.
-        format: ``qcow2`` or ``raw``.
-        virtual_size: Bytes of the disk that a guest sees.
+    Args:
+        name: What the user calls the file, for messages.
+        file: Its descriptor.
+        raw: It is a raw disk, which has nothing to tell it by but its boot sector.
+        limits: What an image may cost.
+
+    Returns:
+        The bytes of the disk that a guest sees.
+
+    Raises:
+        ImageError: It cannot be an image; the message says why and what to do.
     """
-
-    path: Path
-    format: Literal["qcow2", "raw"]
-    virtual_size: int
+    size = os.fstat(file).st_size
+    try:
+        with open(file, "rb", closefd=False, buffering=0) as image:
+            if not raw:
+                return check_header(name, image, size, limits)
+            image.seek(510)
+            if image.read(2) != b"\x55\xaa":
+                raise ImageError(
+                    f"{name} is not a raw disk image: its first sector is no boot sector"
+                )
+    except OSError as unreadable:
+        raise ImageError(f"{name} cannot be read: {unreadable.strerror}") from unreadable
+    refuse_virtual_size(name, size, limits)
+    return size
 
 
 def inspect(
-    path: Path,
-    *,
-    raw: bool = False,
-    limits: ImageLimits | None = None,
-    name: Path | None = None,
-) -> DiskImage:
+    path: Path, *, raw: bool = False, name: str | None = None, limits: ImageLimits | None = None
+) -> int:
     """Checks a file that shall become an image version.
 
     Args:
-        path: The file; where it is not trusted, a private copy of it.
-        raw: It is a raw disk image, which has nothing to tell it by.
-        limits: What an image may cost; None for the usual.
-        name: What to call the file in messages; None for its path.
+        path: The file; one that nobody else can change meanwhile.
+        raw: It is a raw disk image.
+        name: What the user calls it, for messages; its path otherwise.
+        limits: What an image may cost.
+
+    Returns:
+        The bytes of the disk that a guest sees.
 
     Raises:
         ImageError: It cannot be one; the message says why and what to do.
     """
-    name = name or path
-    with open_regular(path) as descriptor:
-        virtual_size = check_file(descriptor, raw=raw, limits=limits or ImageLimits(), name=name)
-    if raw:
-        return DiskImage(path, "raw", virtual_size)
-    told = _check_info(path, name)
-    if told != virtual_size:
-        raise ImageError(
-            f"{name} is not a usable qcow2 image: its header says {virtual_size} bytes, and "
-            f"qemu-img {told}"
-        )
-    _check_content(path, name)
-    return DiskImage(path, "qcow2", virtual_size)
+    name = name or shown(path)
+    with open_source(path) as file:
+        virtual_size = check_head(name, file, raw=raw, limits=limits or ImageLimits())
+    if not raw:
+        _check_content(name, path)
+    return virtual_size
 
 
-def check_file(descriptor: int, *, raw: bool, limits: ImageLimits, name: Path) -> int:
-    """Refuses what an open file's beginning and length tell to be unfit; starts no program.
-
-    Returns:
-        The size in bytes of the disk that a guest sees.
-
-    Raises:
-        ImageError: The message says why and what to do.
-    """
-    try:
-        head = os.pread(descriptor, HEAD_BYTES, 0)
-    except OSError as unreadable:
-        raise ImageError(f"{name} cannot be read: {unreadable.strerror}") from unreadable
-    size = os.fstat(descriptor).st_size
-    if raw:
-        if head[510:512] != b"\x55\xaa":
-            raise ImageError(f"{name} is not a raw disk image: its first sector is no boot sector")
-        check_size(size, limits, name)
-        return size
-    if head[:4] != MAGIC:
-        raise ImageError(
-            f"{name} is not a qcow2 image: it starts with {head[:4]!r}, not {MAGIC!r}; "
-            "convert it with: qemu-img convert -O qcow2 IN OUT (or publish a raw disk with raw)"
-        )
-    return check_head(head, size, limits, name)
-
-
-def source_options(path: Path, driver: Literal["qcow2", "raw"]) -> str:
-    """A file for ``qemu-img --image-opts``: of this format, and a file whatever its name.
-
-    Without these, ``qemu-img`` takes names such as ``nbd:…`` and ``json:…`` for other things.
-    """
-    filename = str(path.absolute()).replace(",", ",,")
-    return f"driver={driver},file.driver=file,file.filename={filename}"
-
-
-def _check_info(path: Path, name: Path) -> int:
-    """Refuses an image that is not whole; returns its virtual size in bytes."""
-    try:
-        info = json.loads(
-            run(
-                [
-                    "qemu-img",
-                    "info",
-                    "--output=json",
-                    "--image-opts",
-                    source_options(path, "qcow2"),
-                ],
-                what=f"reading the header of {name}",
-                timeout=60.0,
-                limits=_READS,
-            )
-        )
-    except ToolError as broken:
-        raise ImageError(f"{name} is not a usable qcow2 image: {_why(broken)}") from broken
-    data = info.get("format-specific", {}).get("data", {})
-    if info.get("backing-filename") or data.get("data-file") or info.get("encrypted"):
-        raise ImageError(f"{name} is not a usable qcow2 image: it needs another file or a key")
-    if data.get("corrupt"):
-        raise ImageError(f"{name} is marked corrupt; try: qemu-img check -r all IN")
-    return int(info["virtual-size"])
-
-
-def _check_content(path: Path, name: Path) -> None:
+def _check_content(name: str, path: Path) -> None:
     """Refuses an image whose tables do not fit together."""
     try:
         run(
-            ["qemu-img", "check", "-q", "--image-opts", source_options(path, "qcow2")],
+            ["qemu-img", "check", "-q", "--image-opts", _options("qcow2", path)],
             what=f"checking {name}",
-            timeout=120.0,
-            limits=_READS,
+            timeout=_CHECK_LIMIT_S,
+            bounds=_CHECK_BOUNDS,
         )
     except ToolError as broken:
-        if broken.returncode != _LEAKS_ONLY:
+        if broken.returncode == _LEAKS_ONLY:
+            return
+        if broken.returncode is None or broken.returncode < 0:
             raise ImageError(
-                f"{name} is damaged: {_why(broken)}; try: qemu-img check -r all IN"
+                f"{name} costs more to check than an image is given ({_CHECK_BOUNDS.cpu_s} s of "
+                f"the processor, {_CHECK_BOUNDS.memory_mib} MiB); write it anew with: "
+                "qemu-img convert -O qcow2 IN OUT"
             ) from broken
+        said = broken.stderr or "qemu-img check found errors"
+        raise ImageError(
+            f"{name} is damaged: {ascii(said)[1:-1]}; try: qemu-img check -r all IN"
+        ) from broken
 
 
-def _why(broken: ToolError) -> str:
-    """What a program said of an image; else how it ended, e.g. at one of its limits."""
-    return broken.stderr or str(broken)
+def convert(disk: Path, target: Path, *, name: str, limits: ImageLimits) -> None:
+    """Writes a raw disk as a qcow2, durable and read-only.
+
+    Args:
+        disk: The raw disk; one that nobody else can change meanwhile.
+        target: A file that is there.
+        name: What the user calls the disk, for messages.
+        limits: What an image may cost.
+
+    Raises:
+        ToolError: It cannot be written.
+    """
+    run(
+        ["qemu-img", "convert", "--image-opts", "-O", "qcow2", _options("raw", disk),
+         target.absolute()],
+        what=f"converting {name}",
+        timeout=_CONVERT_LIMIT_S,
+        # Tables come on top of the data.
+        bounds=Bounds(memory_mib=1024, cpu_s=int(_CONVERT_LIMIT_S),
+                      file_mib=limits.stored_gib * GIB // 1024**2 * 5 // 4 + 64),
+    )  # fmt: skip
+    target.chmod(0o444)
+    sync(target)
+
+
+def _options(driver: str, path: Path) -> str:
+    """How qemu-img takes a path and a format for what they are.
+
+    As a plain name, ``file:x`` and ``json:x`` mean something else, and a format may be guessed.
+    """
+    filename = str(path.absolute()).replace(",", ",,")
+    return f"driver={driver},file.driver=file,file.filename={filename}"

@@ -70,7 +70,9 @@ class VersionRecord(Record):
     """A published version of an image definition; immutable.
 
     Attributes:
-        digest: SHA-256 of the stored qcow2's content, in hex; see `gallery.content.digest`.
+        digest: Of the stored qcow2, in hex; the file is named by it.
+        algorithm: How the digest is made: ``sha256`` of all bytes, as of versions that were
+            published before holes were skipped, or ``sha256-data``.
         size: Bytes of the stored file.
         virtual_size: Bytes of the disk that a guest sees.
     """
@@ -85,6 +87,27 @@ class VersionRecord(Record):
     virtual_size: int
     published: datetime
     exclude_from_latest: bool = False
+    algorithm: Literal["sha256", "sha256-data"] = "sha256"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Gallery, definition and version, in lower case."""
+        return (self.gallery.lower(), self.definition.lower(), self.version)
+
+
+class PackagesRecord(Record):
+    """The packages that a published version holds, as the document beside it says.
+
+    Attributes:
+        packages: Name and version of each.
+    """
+
+    kind: ClassVar[str] = "packages"
+
+    gallery: str
+    definition: str
+    version: str
+    packages: tuple[tuple[str, str], ...]
 
     @property
     def key(self) -> tuple[str, ...]:

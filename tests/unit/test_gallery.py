@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -12,11 +13,14 @@ import pytest
 
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import ConflictError, ImageError, LabError, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress, Images, content
+from pytest_vmss.gallery import Gallery, ImageAddress, Images
+from pytest_vmss.gallery import gallery as gallery_module
+from pytest_vmss.gallery.qcow2 import inspect
 from pytest_vmss.locks import wait_for_lock
 from pytest_vmss.model import ImageReference
 from pytest_vmss.process import run
-from pytest_vmss.store import Store
+from pytest_vmss.settings import ImageLimits
+from pytest_vmss.store import Store, VersionRecord
 
 
 @pytest.fixture
@@ -46,8 +50,9 @@ def test_publish_stores_by_digest_read_only(
 ) -> None:
     source = qcow2(tmp_path / "a.qcow2")
     record = gallery.publish("web", "1.0.0", source)
-    assert record.digest == content.digest(source)
     path = images.path_of(record)
+    assert path.name == f"{record.digest}.qcow2"
+    assert path.read_bytes() == source.read_bytes()
     assert path.stat().st_mode & 0o222 == 0
     source.write_bytes(b"changed afterwards")
     assert images.path_of(record).read_bytes() != source.read_bytes()
@@ -150,6 +155,27 @@ def test_a_file_that_was_changed_is_not_used(
         images.path_of(record)
 
 
+def test_a_version_of_before_holes_were_skipped(
+    gallery: Gallery, images: Images, tmp_path: Path
+) -> None:
+    """B1: its digest is of all bytes; it is checked so, and is the same version still."""
+    source = qcow2(tmp_path / "a")
+    record = gallery.publish("web", "1.0.0", source)
+    plain = hashlib.sha256(source.read_bytes()).hexdigest()
+    old = record.model_copy(update={"digest": plain, "algorithm": "sha256"})
+    images.path_of(record).rename(images._folder / f"{plain}.qcow2")
+    images._store.put(VersionRecord.model_validate(old.model_dump(exclude={"algorithm"})))
+    assert gallery.publish("web", "1.0.0", source) == old
+    assert stored(images) == [f"{plain}.qcow2"]
+    path = images.path_of(old)
+    with pytest.raises(ConflictError):
+        gallery.publish("web", "1.0.0", qcow2(tmp_path / "b", "2M"))
+    path.chmod(0o600)
+    path.write_bytes(qcow2(tmp_path / "b", "2M").read_bytes())
+    with pytest.raises(ImageError, match="was changed"):
+        images.path_of(old)
+
+
 def test_addresses(gallery: Gallery, images: Images, tmp_path: Path) -> None:
     gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"), identifier=("Acme", "Shop", "12-gen1"))
     by_id = ImageReference(id="/x/galleries/Gallery/images/Web")
@@ -171,14 +197,12 @@ def test_one_version_published_twice_at_once(
 ) -> None:
     """B1: of two contents one is published, and the other refused, whoever is first."""
     together = threading.Barrier(2)
-    take_in = Images._take_in
 
-    def wait(self: Images, source: Path, part: Path, *, raw: bool) -> int:
-        size = take_in(self, source, part, raw=raw)
+    def wait(path: Path, *, name: str, limits: ImageLimits) -> int:
         together.wait(30)
-        return size
+        return inspect(path, name=name, limits=limits)
 
-    monkeypatch.setattr(Images, "_take_in", wait)
+    monkeypatch.setattr(gallery_module, "inspect", wait)
     published: list[str] = []
     refused: list[ConflictError] = []
 

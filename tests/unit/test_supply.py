@@ -18,7 +18,7 @@ ENTRY = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^ ;]+)[^\\]*(?P<has
 def locked(name: str) -> dict[str, str]:
     """Versions by package; every entry is exact and has a hash."""
     text = (ROOT / name).read_text()
-    found = {}
+    found: dict[str, str] = {}
     for entry in re.split(r"\n(?=[^ #\n])", re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE)):
         match = ENTRY.fullmatch(entry.strip())
         assert match, f"{name}: {entry!r} is not NAME==VERSION with hashes"

@@ -1,0 +1,208 @@
+"""A private copy of a file that a user names, and the digest of its content (R3, B1).
+
+The file is opened once, by name; everything else goes by the descriptor. Whoever changes or
+replaces the file meanwhile changes nothing of what was copied, and only the copy is checked
+and used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pytest_vmss.errors import HostError, ImageError
+from pytest_vmss.settings import GIB, ImageLimits
+
+__all__ = ["Algorithm", "copy_file", "digest_of", "open_regular", "open_source", "seen", "shown"]
+
+#: ``sha256``: of all bytes, as records of earlier versions have it. ``sha256-data``: of the length
+#: and the blocks that are not all zeros, each behind its offset; holes cost nothing.
+Algorithm = Literal["sha256", "sha256-data"]
+
+_FICLONE = 0x40049409
+_PIECE = 1024**2
+_ZEROS = bytes(_PIECE)
+_COPY_LIMIT_S = 1800.0
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[int]:
+    """Opens a file for reading, by its name for the only time.
+
+    Links are followed; what they lead to must be a regular file. Nothing else is waited for or
+    read: a pipe without a writer would wait for ever, and a device has no end.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Its descriptor.
+
+    Raises:
+        ImageError: It is no regular file.
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ImageError(
+                f"{shown(path)} cannot be read: it is no regular file; copy what it holds into one"
+            )
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def open_source(path: Path) -> Iterator[int]:
+    """Opens a file that a user names, as :func:`open_regular` does.
+
+    Raises:
+        ImageError: It cannot be read, or is no regular file.
+    """
+    with contextlib.ExitStack() as opened:
+        try:
+            descriptor = opened.enter_context(open_regular(path))
+        except (OSError, ValueError) as unreadable:  # ValueError: no name that a file can have
+            why = getattr(unreadable, "strerror", None) or unreadable
+            raise ImageError(f"{shown(path)} cannot be read: {why}") from unreadable
+        yield descriptor
+
+
+def shown(path: Path) -> str:
+    """A path for messages; quoted where it holds what does not print."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def copy_file(source: int, target: Path, *, name: str, limits: ImageLimits) -> None:
+    """Copies a file into one that is there and empty; blocks are shared where that is possible.
+
+    Holes stay holes. The copy is durable then, and not writable.
+
+    Args:
+        source: Descriptor of the file.
+        target: The copy.
+        name: What the user calls the file, for messages.
+        limits: What an image may cost.
+
+    Raises:
+        ImageError: The file holds more than the limit.
+        HostError: It cannot be read to its end in time.
+        OSError: The copy cannot be written.
+    """
+    status = os.fstat(source)
+    _refuse_stored_size(name, status.st_blocks * 512, limits)
+    descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.ioctl(descriptor, _FICLONE, source)
+        except OSError:  # another file system, or one that shares no blocks
+            _copy_data(source, descriptor, status.st_size, name=name, limits=limits)
+        else:
+            _refuse_stored_size(name, os.fstat(descriptor).st_blocks * 512, limits)
+        os.fchmod(descriptor, 0o444)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_data(source: int, target: int, size: int, *, name: str, limits: ImageLimits) -> None:
+    deadline = time.monotonic() + _COPY_LIMIT_S
+    os.ftruncate(target, size)
+    copied = 0
+    for offset, length in _data(source, size):
+        # Sparse files need not say where their holes are: counted is what is written.
+        done = 0
+        while done < length:
+            try:
+                piece = os.pread(source, min(length - done, _PIECE), offset + done)
+            except OSError as broken:
+                raise HostError(f"{name} cannot be read to its end: {broken.strerror}") from broken
+            if not piece:
+                return  # it was cut meanwhile; what is checked is the copy
+            if piece != _ZEROS[: len(piece)]:
+                copied += len(piece)
+                _refuse_stored_size(name, copied, limits)
+                _write_at(target, piece, offset + done)
+            done += len(piece)
+            if time.monotonic() > deadline:
+                raise HostError(
+                    f"copying {name} took longer than its limit of {_COPY_LIMIT_S:.0f} s; "
+                    "expected a faster disk or a smaller file"
+                )
+
+
+def _write_at(target: int, piece: bytes, offset: int) -> None:
+    rest = memoryview(piece)
+    while rest:
+        written = os.pwrite(target, rest, offset)
+        offset += written
+        rest = rest[written:]
+
+
+def _refuse_stored_size(name: str, size: int, limits: ImageLimits) -> None:
+    if size > limits.stored_gib * GIB:
+        raise ImageError(
+            f"{name} takes {size / GIB:,.1f} GiB on the disk, and {limits.stored_gib:,} GiB are "
+            "allowed; publish a smaller one, or raise the limit (--vmss-max-image-file-gib, "
+            "VMSS_MAX_IMAGE_FILE_GIB)"
+        )
+
+
+def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes, as offset and length."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(file, offset, os.SEEK_DATA)
+            end = os.lseek(file, start, os.SEEK_HOLE)
+        except OSError as refused:
+            if refused.errno == errno.ENXIO:  # a hole to the end
+                return
+            start, end = offset, size  # the file system does not tell
+        end = min(end, size)
+        if start < end:
+            yield start, end - start
+        offset = max(end, offset + 1)
+
+
+def digest_of(file: int, algorithm: Algorithm) -> str:
+    """The digest of a file's content, in hex.
+
+    Args:
+        file: Its descriptor.
+        algorithm: How it is made; files of equal content have equal digests, sparse or not.
+    """
+    if algorithm == "sha256":
+        with open(file, "rb", closefd=False) as whole:
+            whole.seek(0)
+            return hashlib.file_digest(whole, "sha256").hexdigest()
+    size = os.fstat(file).st_size
+    state = hashlib.sha256(f"sha256-data\n{size}\n".encode())
+    done = 0
+    for offset, length in _data(file, size):
+        # Whole blocks at whole offsets, whatever the extents: so it is the content that counts.
+        position = max(done, offset // _PIECE * _PIECE)
+        while position < offset + length:
+            piece = os.pread(file, _PIECE, position)
+            if piece and piece != _ZEROS[: len(piece)]:
+                state.update(position.to_bytes(8, "big"))
+                state.update(piece)
+            position += _PIECE
+        done = position
+    return state.hexdigest()
+
+
+def seen(file: int) -> tuple[int, ...]:
+    """What tells whether a file was changed since it was read."""
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
