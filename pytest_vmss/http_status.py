@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
 
 __all__ = ["http_status"]
+
+#: Of an answer until its body, which is not read; also of interim answers.
+_HEAD_BYTES = 128 * 1024
 
 
 def http_status(
@@ -36,7 +44,7 @@ def http_status(
 
     Raises:
         OSError: The server does not answer in time.
-        http.client.HTTPException: Its answer is not one.
+        http.client.HTTPException: Its answer is not one, or has no end.
     """
     end = time.monotonic() + timeout
     link = socket.create_connection((host, port), timeout=timeout)
@@ -48,13 +56,51 @@ def http_status(
             if isinstance(link, ssl.SSLSocket):
                 link.do_handshake()
             connection = http.client.HTTPConnection(host, port, timeout=timeout)
+            connection.response_class = _Answer
             connection.sock = link
             connection.request(method, target, headers={"Connection": "close", **(headers or {})})
-            return connection.getresponse().status
+            status = connection.getresponse().status
+            if late.is_set():  # what was cut off may look complete
+                raise TimeoutError
+            return status
         except (OSError, http.client.HTTPException) as failed:
             if late.is_set():
                 raise TimeoutError(f"no answer within {timeout:g} s") from failed
             raise
+
+
+class _Bounded(io.RawIOBase):
+    """The beginning of a stream; asked for more, it refuses."""
+
+    def __init__(self, stream: io.RawIOBase, size: int) -> None:
+        super().__init__()
+        self._stream = stream
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int | None:
+        if self._left <= 0:
+            raise http.client.HTTPException(
+                f"more than {_HEAD_BYTES >> 10} KiB came before the answer's body"
+            )
+        part = memoryview(buffer)[: self._left]
+        count: int | None = self._stream.readinto(part)
+        self._left -= count or 0
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer of which little is read."""
+
+    def __init__(self, sock: socket.socket, *others: Any, **named: Any) -> None:
+        super().__init__(sock, *others, **named)
+        self.fp = io.BufferedReader(_Bounded(self.fp.detach(), _HEAD_BYTES))
 
 
 @contextlib.contextmanager

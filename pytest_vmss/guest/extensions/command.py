@@ -17,6 +17,7 @@ from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTim
 from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.model import Extension
+from pytest_vmss.said import UnreadableError, clean, read_whole
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["Command", "broken_handler", "redact", "remove_runs", "run_command"]
@@ -210,7 +211,10 @@ def _read(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:
         return _record(
             extension, None, f"Enable failed: processing file downloads failed: {why}", seconds
         )
-    code = int(status)
+    try:
+        code = read_whole(status, "the exit status")
+    except UnreadableError as odd:
+        return _record(extension, None, f"the guest did not tell how it ended: {odd}", seconds)
     told = "Enable succeeded: " if code == 0 else (
         f"Enable failed: failed to execute command: command terminated with exit status={code}"
     )  # fmt: skip
@@ -226,7 +230,7 @@ def _record(
         version=find_handler(extension.publisher, extension.type).version,
         status="success" if code == 0 else "error",
         exit_code=code,
-        message=redact(message, extension)[-_MESSAGE_CHARS:],
+        message=redact(clean(message), extension)[-_MESSAGE_CHARS:],
         seconds=seconds,
     )
 
