@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
-__all__ = ["http_status"]
+__all__ = ["http_status", "read_status_line"]
 
 #: Of an answer until its body, which is not read; also of interim answers.
 _HEAD_BYTES = 128 * 1024
@@ -101,6 +101,21 @@ class _Answer(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *others: Any, **named: Any) -> None:
         super().__init__(sock, *others, **named)
         self.fp = io.BufferedReader(_Bounded(self.fp.detach(), _HEAD_BYTES))
+
+
+def read_status_line(link: socket.socket) -> int:
+    """Reads the status of an answer from a connection.
+
+    Raises:
+        OSError: The connection breaks.
+        http.client.HTTPException: It is no answer, or has no end.
+    """
+    answer = _Answer(link, method="GET")
+    try:
+        answer.begin()
+        return answer.status
+    finally:
+        answer.close()
 
 
 @contextlib.contextmanager

@@ -33,7 +33,15 @@ from pytest_vmss.said import UnreadableError, one_line
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["BootFacts", "Check", "Guest", "LinuxGuest", "SshAccess"]
+__all__ = [
+    "BootFacts",
+    "Check",
+    "Guest",
+    "LinuxGuest",
+    "SshAccess",
+    "parse_facts",
+    "parse_listening",
+]
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,7 @@ class LinuxGuest:
             except GuestCommandError:
                 self.close()
                 return None
-            facts = _parse_facts(told)
+            facts = parse_facts(told)
             if not _BOOT_ID.fullmatch(facts.boot_id):
                 self.close()  # it proves no boot; perhaps it will, later
                 return None
@@ -413,7 +421,7 @@ class LinuxGuest:
         Raises:
             GuestUnreachableError: It does not answer over SSH.
         """
-        return _listening(self.shell().check(_LISTENING, most=_ANSWER_BYTES))
+        return parse_listening(self.shell().check(_LISTENING, most=_ANSWER_BYTES))
 
     def close(self) -> None:
         """Ends the connection."""
@@ -493,12 +501,13 @@ class LinuxGuest:
             )
 
 
-def _parse_facts(text: str) -> BootFacts:
+def parse_facts(text: str) -> BootFacts:
+    """Reads what a guest says of its boot; what it does not say is empty."""
     boot_id, kernel, version = [*text.split("\n", 3), "", "", ""][:3]
     return BootFacts(boot_id.strip(), kernel.strip(), version.strip() or None)
 
 
-def _listening(table: str) -> set[int]:
+def parse_listening(table: str) -> set[int]:
     """The ports in the kernel's tables of connections on which something listens."""
     rows = [line.split(maxsplit=4) for line in table.splitlines()]
     return {

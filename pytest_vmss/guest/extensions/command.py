@@ -20,9 +20,11 @@ from pytest_vmss.model import Extension
 from pytest_vmss.said import UnreadableError, clean, read_whole
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["Command", "broken_handler", "redact", "remove_runs", "run_command"]
+__all__ = ["Command", "broken_handler", "read_outcome", "redact", "remove_runs", "run_command"]
 
 _MESSAGE_CHARS = 4096
+#: What is looked at of what a guest says; an honest one says less.
+_READ_CHARS = 64 * 1024
 _SECRET_CHARS = 5
 #: For one call of a guest, and what reaches even a slow one in a second.
 _CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
@@ -172,7 +174,7 @@ def run_command(
     except _NotBegunError as failed:
         why = f"the command could not be begun: {failed}"
         return _record(extension, None, why, clock.monotonic() - start)
-    return _read(extension, answer, clock.monotonic() - start)
+    return read_outcome(extension, answer, clock.monotonic() - start)
 
 
 class _NotBegunError(Exception):
@@ -200,10 +202,16 @@ def _folder(extension: Extension) -> str:
     return f"/var/lib/waagent/custom-script/{extension.name}"
 
 
-def _read(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:
-    """What came of it, in the words of Azure's handler."""
+def read_outcome(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:
+    """What came of a run, in the words of Azure's handler.
+
+    Args:
+        extension: Whose run it was.
+        answer: What the guest says of it: its status on the first line, and its output.
+        seconds: How long it took.
+    """
     status, _, output = answer.partition("\n")
-    output = output.strip()
+    output = output[-_READ_CHARS:].strip()
     if status == "timeout":
         return timed_out(extension, seconds=seconds)
     if status == "download":

@@ -36,6 +36,8 @@ _COMMANDS = tuple(
 _RSA_BITS = 2048
 #: Of what went wrong with an uninstallation.
 _PROBLEMS = 20
+#: What is looked at of a text.
+_READ_CHARS = 64 * 1024
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -108,7 +110,7 @@ class PackagedHandler(Handler):
         told = "its uninstallation said nothing"
         if isinstance(wrong, list):
             told = "; ".join(str(problem) for problem in wrong[:_PROBLEMS])
-        return shown(redact(clean(told), extension)) or remove_runs(target, extension)
+        return shown(redact(clean(told[:_READ_CHARS]), extension)) or remove_runs(target, extension)
 
     def report(
         self, target: Target, extension: Extension, last: ExtensionRecord
@@ -124,7 +126,7 @@ class PackagedHandler(Handler):
             update={
                 "exit_code": None,
                 "handler": one_line(str(handler)),
-                "handler_message": shown(redact(clean(str(words)), extension)),
+                "handler_message": shown(redact(clean(str(words)[:_READ_CHARS]), extension)),
             }
         )
 

@@ -10,6 +10,8 @@ from pytest_vmss.store import ExtensionRecord, SubstatusRecord
 __all__ = ["described", "with_status"]
 
 _MESSAGE_CHARS = 4096
+#: What is looked at of a text.
+_READ_CHARS = 64 * 1024
 _SUBSTATUSES = 20
 _KNOWN = frozenset({"success", "warning", "error", "transitioning"})
 
@@ -35,7 +37,7 @@ def with_status(
     """A record with what the extension says of itself, in place of what was known."""
 
     def told_by(text: str) -> str:
-        return shown(redact(clean(text), extension), _MESSAGE_CHARS)
+        return shown(redact(clean(text[:_READ_CHARS]), extension), _MESSAGE_CHARS)
 
     told = status.status.lower()
     parts = tuple(
