@@ -53,6 +53,9 @@ test-nightly: setup-dev
 	$(BIN)/python -m benchmarks.crash_points --every 1 --stride 30 --real 7
 	$(BIN)/python -m benchmarks.fault_points --stride 3
 	$(BIN)/python -m benchmarks.mutants
+	$(BIN)/python -m benchmarks.fuzz guests --count 100000
+	$(BIN)/python -m benchmarks.fuzz images --count 100000
+	$(BIN)/python -m benchmarks.fuzz documents --count 1000000
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_vmss.said import clean
+
 __all__ = [
     "BalancerError",
     "BootError",
@@ -57,7 +59,8 @@ class VmssError(Exception):
     code: str = "InternalExecutionError"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
-        super().__init__(message)
+        # Words of guests are in many of them; none commands the terminal that shows it (R2).
+        super().__init__(clean(message))
         if code is not None:
             self.code = code
 
@@ -220,7 +223,7 @@ class InstanceError(VmssError):
     ) -> None:
         super().__init__(message, code=code)
         self.instance = instance
-        self.console_tail = console_tail
+        self.console_tail = clean(console_tail)
         self.log = log
 
     def __str__(self) -> str:
@@ -275,7 +278,7 @@ class CloudInitError(InstanceError):
         log: Path | None = None,
     ) -> None:
         super().__init__(message, instance=instance, console_tail=console_tail, log=log)
-        self.errors = tuple(errors)
+        self.errors = tuple(clean(error) for error in errors)
 
 
 class ExtensionError(InstanceError):
@@ -339,7 +342,7 @@ class ProvisioningError(VmssError):
     def __init__(self, message: str, *, scale_set: str, evidence: str, code: str) -> None:
         super().__init__(message, code=code)
         self.scale_set = scale_set
-        self.evidence = evidence
+        self.evidence = clean(evidence)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.evidence}"

@@ -22,8 +22,9 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.gallery import Gallery, Images
 from pytest_vmss.guest import Check, LinuxGuest, SshAccess
-from pytest_vmss.guest.agent import guest_time, read_file
+from pytest_vmss.guest.agent import guest_time, read_file, within
 from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.console_log import LogKeeper
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.keys import lab_key
 from pytest_vmss.health import (
@@ -86,6 +87,8 @@ __all__ = ["DEFAULT_LAB", "Lab"]
 DEFAULT_LAB = "default"
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
+#: For a report of the Application Health extension, over the guest agent.
+_REPORT_S = 10.0
 #: Seconds for what this process does on a set to stop: the longest call of a guest.
 _STOP_S = 120.0
 #: Seconds to wait for another process that makes, opens or removes the lab.
@@ -130,6 +133,7 @@ class Lab:
             limits=settings.images,
         )
         self.networks = LabNetworks(networks_folder(settings), folder.name, identity, self.store)
+        self._consoles = LogKeeper(self.paths.sets)
         self._sets: dict[str, ScaleSet] = {}
 
     @classmethod
@@ -234,7 +238,7 @@ class Lab:
 
     def _report(self, context: InstanceContext, settings: ApplicationHealthSettings) -> Observation:
         """F3: over the guest agent, so that it needs no network."""
-        ask = partial(self.world.hypervisor.agent, context.domain)
+        ask = within(partial(self.world.hypervisor.agent, context.domain), _REPORT_S)
         try:
             return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
         except HypervisorError as silent:
@@ -290,7 +294,9 @@ class Lab:
         return self.world.hypervisor
 
     def _connect(self) -> Hypervisor:
-        return open_hypervisor(self.settings, self.identity)
+        hypervisor = open_hypervisor(self.settings, self.identity)
+        self._consoles.start()
+        return hypervisor
 
     def _require_room(self, count: int, size: VmSize) -> None:
         check_capacity(
@@ -589,6 +595,7 @@ class Lab:
                 ends.callback(self._in_use.release)
             ends.callback(self.store.close)
             ends.callback(self.world.close)
+            ends.callback(self._consoles.close)
             for scale_set in self._sets.values():
                 ends.callback(_close_instances, scale_set)
             ends.callback(self.blobs.close)

@@ -17,6 +17,7 @@ from pytest_vmss.cli.base import (
     main,
     open_lab,
 )
+from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.process import require
 from pytest_vmss.report import LiveView, instance_table
 from pytest_vmss.scale_set import ScaleSet
@@ -145,14 +146,16 @@ def ssh(name: str, instance_id: int, command: tuple[str, ...]) -> None:
 @click.argument("instance_id", type=int)
 @click.option("--follow", "-f", is_flag=True, help="Go on as it grows, until Ctrl-C.")
 def show_console(name: str, instance_id: int, follow: bool) -> None:
-    """Print an instance's serial console, from the first byte of its OS disk."""
+    """Print an instance's serial console, from the first byte of its OS disk.
+
+    Of one that has grown beyond 16 MiB the middle is left out.
+    """
     with open_lab() as lab:
         path = find_instance(lab.scale_set(name), instance_id).console.path
-        offset = 0
+        log = LogReader(path)
         while True:
-            data = path.read_bytes()[offset:] if path.exists() else b""
-            offset += len(data)
-            click.echo(data.decode(errors="replace"), nl=False)
+            for text in log.read():
+                click.echo(text, nl=False)
             if not follow:
                 return
             time.sleep(0.2)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 from pytest_vmss.errors import HypervisorError
+from pytest_vmss.said import UnreadableError, read_json, read_whole
 
-__all__ = ["guest_time", "read_file"]
+__all__ = ["guest_time", "read_file", "within"]
 
 _BYTES = 256 * 1024
 
@@ -24,9 +26,27 @@ def _call(ask: Ask, execute: str, **arguments: Any) -> Any:
         command["arguments"] = arguments
     answer = ask(json.dumps(command))
     try:
-        return json.loads(answer)["return"]
-    except (ValueError, KeyError, TypeError, RecursionError) as odd:
-        raise HypervisorError(f"the guest agent answered {execute} with what it must not") from odd
+        return read_json(answer)["return"]
+    except (UnreadableError, KeyError, TypeError) as odd:
+        why = odd if isinstance(odd, UnreadableError) else "it has no `return`"
+        raise HypervisorError(f"the guest agent's answer to {execute} is none: {why}") from odd
+
+
+def within(ask: Ask, seconds: float) -> Ask:
+    """Bounds what several questions take together; each has a limit of its own besides.
+
+    Args:
+        ask: Asks the agent.
+        seconds: After these no further question is begun.
+    """
+    end = time.monotonic() + seconds
+
+    def asked(command: str) -> str:
+        if time.monotonic() > end:
+            raise HypervisorError(f"the guest agent took more than {seconds:g} s for its answers")
+        return ask(command)
+
+    return asked
 
 
 def read_file(ask: Ask, path: str) -> bytes:
@@ -35,7 +55,7 @@ def read_file(ask: Ask, path: str) -> bytes:
     Raises:
         HypervisorError: The agent does not answer, or cannot read it.
     """
-    handle = _call(ask, "guest-file-open", path=path, mode="r")
+    handle = _whole(_call(ask, "guest-file-open", path=path, mode="r"), "the file's handle")
     try:
         answer = _call(ask, "guest-file-read", handle=handle, count=_BYTES)
     finally:
@@ -53,7 +73,11 @@ def guest_time(ask: Ask) -> int:
     Raises:
         HypervisorError: The agent does not answer.
     """
-    told = _call(ask, "guest-get-time")
-    if not isinstance(told, int):
-        raise HypervisorError("the guest agent told no time")
-    return told
+    return _whole(_call(ask, "guest-get-time"), "the time")
+
+
+def _whole(told: object, what: str) -> int:
+    try:
+        return read_whole(told, what)
+    except UnreadableError as odd:
+        raise HypervisorError(f"the guest agent's answer is none: {odd}") from odd

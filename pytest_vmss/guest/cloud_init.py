@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
+
+from pytest_vmss.said import UnreadableError, one_line, read_json, shown
 
 __all__ = ["AGAIN", "LOGS", "WAIT", "CloudInitResult", "read_verdict"]
 
@@ -13,6 +15,9 @@ __all__ = ["AGAIN", "LOGS", "WAIT", "CloudInitResult", "read_verdict"]
 AGAIN = 75
 
 _MARK = "=== pytest-vmss ==="
+#: Of what went wrong.
+_PROBLEMS = 20
+_PROBLEM_CHARS = 1000
 
 #: For the guest's shell: waits a while for cloud-init's end, which costs less than asking often.
 #: Versions before 23.4 do not count what went wrong without being fatal: their log does.
@@ -55,30 +60,57 @@ class CloudInitResult:
     status: Literal["done", "degraded", "disabled", "error"]
     problems: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Bounds and cleans what a guest said."""
+        told = tuple(shown(problem, _PROBLEM_CHARS) for problem in self.problems[:_PROBLEMS])
+        object.__setattr__(self, "problems", told)
+
 
 def read_verdict(text: str) -> CloudInitResult:
     """Reads what :data:`WAIT` printed.
 
     Raises:
-        ValueError: It is not that.
+        UnreadableError: It is not that.
     """
     if text.strip() == "disabled":
         return CloudInitResult("disabled")
-    result, status, warnings = text.split(_MARK + "\n")
-    errors = tuple(str(error) for error in json.loads(result)["v1"].get("errors", []))
+    parts = text.split(_MARK + "\n", 3)
+    if len(parts) != 3:
+        raise UnreadableError(f"it has {len(parts)} parts in place of 3: {one_line(text)!r}")
+    result, status, warnings = parts
+    errors = _list(_part(read_json(result), "v1").get("errors"))
     if errors:
-        return CloudInitResult("error", errors)
-    problems = (*_recoverable(json.loads(status)["v1"]), *_words(warnings))
+        return CloudInitResult("error", tuple(str(error) for error in errors[:_PROBLEMS]))
+    problems = tuple(
+        islice((*_recoverable(_part(read_json(status), "v1")), *_words(warnings)), _PROBLEMS)
+    )
     return CloudInitResult("degraded" if problems else "done", problems)
+
+
+def _part(value: Any, name: str) -> dict[str, Any]:
+    """An object inside another.
+
+    Raises:
+        UnreadableError: There is none.
+    """
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, dict):
+        raise UnreadableError(f"it has no object {name!r}")
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    """A list; what is none is the only item of one, unless it says nothing."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _recoverable(status: dict[str, Any]) -> Iterator[str]:
     """What a version from 23.4 on counts, by stage and level."""
     for stage, entry in status.items():
         levels = entry.get("recoverable_errors", {}) if isinstance(entry, dict) else {}
-        for level, messages in levels.items():
+        for level, messages in levels.items() if isinstance(levels, dict) else ():
             if level in ("WARNING", "ERROR", "CRITICAL"):
-                yield from (f"{stage}: {message}" for message in messages)
+                yield from (f"{stage}: {message}" for message in _list(messages))
 
 
 def _words(log: str) -> Iterator[str]:

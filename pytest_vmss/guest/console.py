@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Literal
+
+from pytest_vmss.said import clean
 
 __all__ = ["Console", "Trouble"]
 
@@ -13,31 +16,37 @@ Trouble = Literal["panic", "no boot"]
 
 _TAIL_LINES = 40
 _TAIL_BYTES = 16384
-#: What is looked at of a boot that writes much: its beginning and its end.
+_LINE_CHARS = 500
+#: What one look reads at most at the beginning and at the end of what is new.
 _LOOK_BYTES = 1024 * 1024
+#: What is searched at once; Python does nothing else meanwhile.
+_CHUNK = 128 * 1024
+#: What is searched again with what follows, for words may be cut in two.
+_OVERLAP = 512
 
-_TROUBLE: tuple[tuple[Trouble, re.Pattern[bytes]], ...] = (
-    ("panic", re.compile(rb"Kernel panic - not syncing")),
-    ("no boot", re.compile(rb"No bootable device|grub rescue>|Boot failed: not a bootable disk")),
-    ("no boot", re.compile(rb"error: [^\n]*\bnot found\.\s*error: you need to load the kernel")),
+# A guest may write anything, so that everything here is searched in linear time.
+_TROUBLE: tuple[tuple[Trouble, tuple[bytes, ...]], ...] = (
+    ("panic", (b"Kernel panic - not syncing",)),
+    ("no boot", (b"No bootable device", b"grub rescue>", b"Boot failed: not a bootable disk")),
 )
+#: GRUB's second word, and what stands before it: a file was "not found".
+_NO_KERNEL = b"error: you need to load the kernel"
+_NOT_FOUND_BYTES = 400
 
 #: Signs on the console of how far a boot got, furthest last.
-_MILESTONES: tuple[tuple[str, re.Pattern[bytes]], ...] = (
-    ("the firmware", re.compile(rb"SeaBIOS|BdsDxe|UEFI")),
-    ("the boot loader", re.compile(rb"GRUB|ISOLINUX|systemd-boot")),
-    ("the kernel", re.compile(rb"Linux version|\[ +\d+\.\d+\] ")),
-    ("systemd", re.compile(rb"systemd\[1\]|Welcome to |\[  OK  \]|Reached target")),
-    ("cloud-init", re.compile(rb"cloud-init\[\d+\]|Cloud-init v\.")),
-    ("a login prompt", re.compile(rb" login: ?")),
-    ("the end of cloud-init", re.compile(rb"Cloud-init v\. \S+ finished at")),
+_MILESTONES: tuple[tuple[str, tuple[bytes | re.Pattern[bytes], ...]], ...] = (
+    ("the firmware", (b"SeaBIOS", b"BdsDxe", b"UEFI")),
+    ("the boot loader", (b"GRUB", b"ISOLINUX", b"systemd-boot")),
+    ("the kernel", (b"Linux version", re.compile(rb"\[ {1,12}+\d{1,12}+\.\d{1,12}+\] "))),
+    ("systemd", (b"systemd[1]", b"Welcome to ", b"[  OK  ]", b"Reached target")),
+    ("cloud-init", (re.compile(rb"cloud-init\[\d{1,10}+\]"), b"Cloud-init v.")),
+    ("a login prompt", (b" login:",)),
+    ("the end of cloud-init", (re.compile(rb"Cloud-init v\. \S{1,64}+ finished at"),)),
 )
-
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>()][0-9A-B]?|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class Console:
-    """The console log of one generation.
+    """The console log of one generation, which is read on as it grows.
 
     Args:
         path: The log; it need not exist yet.
@@ -47,44 +56,86 @@ class Console:
     def __init__(self, path: Path, start: int = 0) -> None:
         self.path = path
         self._start = start
+        self._lock = threading.Lock()
+        self._offset = start
+        self._overlap = b""
+        self._trouble: Trouble | None = None
+        self._reached = -1
+        self._blank = True
 
-    def _read(self, count: int, *, end: bool = False) -> bytes:
-        """So many bytes of this boot, from its beginning or up to its end.
+    def _look(self) -> None:
+        """Searches what is new; of very much no more than its beginning and its end."""
+        with self._lock:
+            try:
+                with self.path.open("rb") as file:
+                    size = file.seek(0, os.SEEK_END)
+                    if size < self._offset:  # a daemon has begun a new file
+                        self._start = self._offset = 0
+                        self._overlap = b""
+                    end = min(size, self._offset + _LOOK_BYTES)
+                    self._search(file.fileno(), end)
+                    if size - _LOOK_BYTES > self._offset:
+                        self._offset, self._overlap = size - _LOOK_BYTES, b""
+                    self._search(file.fileno(), size)
+            except FileNotFoundError:
+                return
 
-        What earlier boots wrote is not read: logs grow as long as instances live.
-        """
-        try:
-            with self.path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(self._start, size - count) if end else self._start)
-                return file.read(count)
-        except FileNotFoundError:
-            return b""
+    def _search(self, descriptor: int, end: int) -> None:
+        while self._offset < end:
+            part = os.pread(descriptor, min(_CHUNK, end - self._offset), self._offset)
+            if not part:
+                return
+            self._offset += len(part)
+            self._take(self._overlap + part)
+            self._overlap = part[-_OVERLAP:]
 
-    def _look(self) -> bytes:
-        beginning = self._read(_LOOK_BYTES)
-        if len(beginning) < _LOOK_BYTES:
-            return beginning
-        return beginning + self._read(_LOOK_BYTES, end=True)
+    def _take(self, text: bytes) -> None:
+        if self._blank:
+            self._blank = not text.strip(b" \t\r\n\0")
+        if self._trouble is None:
+            self._trouble = _trouble_in(text)
+        for index in range(len(_MILESTONES) - 1, self._reached, -1):
+            if any(
+                sign in text if isinstance(sign, bytes) else sign.search(text)
+                for sign in _MILESTONES[index][1]
+            ):
+                self._reached = index
+                return
 
     def trouble(self) -> Trouble | None:
         """What the console says went wrong in this boot, if anything."""
-        text = self._look()
-        for trouble, pattern in _TROUBLE:
-            if pattern.search(text):
-                return trouble
-        return None
+        self._look()
+        return self._trouble
 
     def milestone(self) -> str:
         """How far the boot got, in words."""
-        text = self._look()
-        for milestone, pattern in reversed(_MILESTONES):
-            if pattern.search(text):
-                return f"reached {milestone}"
-        return "the console shows nothing" if not text.strip() else "the console shows no boot"
+        self._look()
+        if self._reached >= 0:
+            return f"reached {_MILESTONES[self._reached][0]}"
+        return "the console shows nothing" if self._blank else "the console shows no boot"
 
     def tail(self, lines: int = _TAIL_LINES) -> str:
         """This boot's last lines, as a person would have read them."""
-        text = self._read(_TAIL_BYTES, end=True).decode(errors="replace")
-        clean = [line.rstrip() for line in _CONTROL.sub("", text).splitlines()]
-        return "\n".join([line for line in clean if line][-lines:])
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(min(self._start, size), size - _TAIL_BYTES))
+                text = file.read(_TAIL_BYTES)
+        except FileNotFoundError:
+            return ""
+        told = clean(text.decode(errors="replace")).split("\n")
+        cut = [line.rstrip()[:_LINE_CHARS] for line in told]
+        return "\n".join([line for line in cut if line][-lines:])
+
+
+def _trouble_in(text: bytes) -> Trouble | None:
+    for trouble, signs in _TROUBLE:
+        if any(sign in text for sign in signs):
+            return trouble
+    at = text.find(_NO_KERNEL)
+    while at >= 0:
+        line = text[max(0, at - _NOT_FOUND_BYTES) : at].rstrip().rpartition(b"\n")[2]
+        if b"error: " in line and line.endswith(b" not found."):
+            return "no boot"
+        at = text.find(_NO_KERNEL, at + len(_NO_KERNEL))
+    return None

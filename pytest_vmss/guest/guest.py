@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +29,19 @@ from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
+from pytest_vmss.said import UnreadableError, one_line
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["BootFacts", "Check", "Guest", "LinuxGuest", "SshAccess"]
+__all__ = [
+    "BootFacts",
+    "Check",
+    "Guest",
+    "LinuxGuest",
+    "SshAccess",
+    "parse_facts",
+    "parse_listening",
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,12 @@ class BootFacts:
     boot_id: str
     kernel: str
     image_version: str | None
+
+    def __post_init__(self) -> None:
+        """Bounds and cleans what a guest said."""
+        for name in ("boot_id", "kernel", "image_version"):
+            told = getattr(self, name)
+            object.__setattr__(self, name, told and one_line(told, _FACT_CHARS))
 
 
 class Guest(Protocol):
@@ -123,7 +139,14 @@ _ENDED = {
 }
 _LISTENING = "cat /proc/net/tcp /proc/net/tcp6 2> /dev/null || true"
 _LISTEN = "0A"
+_PORT = re.compile(r"[0-9A-F]{8,32}:([0-9A-F]{4})")
 _TOLD_CHARS = 200
+_FACT_CHARS = 100
+_BOOT_ID = re.compile(r"[0-9a-f-]{8,64}")
+#: What a guest may write when the lab itself asks it something.
+_ANSWER_BYTES = 1024 * 1024
+#: The same for handlers of extensions, which may be a suite's own.
+_HANDLER_BYTES = 8 * 1024 * 1024
 _LOGIN_S = 10.0
 _CHECK_S = 60.0
 _PATIENCE_S = 6.0
@@ -190,9 +213,13 @@ class LinuxGuest:
             if shell is None:
                 return None
             try:
-                facts = _parse_facts(shell.check(_FACTS, timeout=self._login_limit))
+                told = shell.check(_FACTS, timeout=self._login_limit, most=_ANSWER_BYTES)
             except GuestCommandError:
                 self.close()
+                return None
+            facts = parse_facts(told)
+            if not _BOOT_ID.fullmatch(facts.boot_id):
+                self.close()  # it proves no boot; perhaps it will, later
                 return None
             if facts.boot_id == previous_boot_id:
                 self.close()  # the old boot, on its way down
@@ -234,7 +261,7 @@ class LinuxGuest:
             if shell is None:
                 return None
             try:
-                result = shell.run(WAIT, sudo=True, timeout=self._login_limit)
+                result = shell.run(WAIT, sudo=True, timeout=self._login_limit, most=_ANSWER_BYTES)
             except GuestCommandError:
                 self.close()
                 return None
@@ -261,7 +288,15 @@ class LinuxGuest:
                 console_tail=self._console.tail(),
                 log=self._console.path,
             ) from late
-        verdict = read_verdict(answer)
+        try:
+            verdict = read_verdict(answer)
+        except UnreadableError as odd:
+            raise CloudInitError(
+                f"cloud-init's result cannot be read: {odd}",
+                instance=self.name,
+                console_tail=self._console.tail(),
+                log=self._save_logs(),
+            ) from odd
         if verdict.status == "error":
             raise CloudInitError(
                 f"cloud-init ended in error: {'; '.join(verdict.problems)}",
@@ -276,12 +311,12 @@ class LinuxGuest:
         """Keeps cloud-init's logs beside the console's; where they are."""
         path = self._console.path.with_name(self._console.path.stem + "-cloud-init.log")
         try:
-            logs = self.shell().run(LOGS, sudo=True, timeout=self._login_limit).stdout
+            done = self.shell().run(LOGS, sudo=True, timeout=self._login_limit, most=_ANSWER_BYTES)
         except InstanceError:
             return self._console.path
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(logs)
+            file.write(done.stdout)
         return path
 
     def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
@@ -298,8 +333,8 @@ class LinuxGuest:
         )
 
     def _target(self, limit: float, connect: Callable[[], Shell] | None = None) -> Target:
-        shell = Lasting(connect or self.shell)
-        return Target(shell, self._clock, limit, self._factor, self._files_port())
+        runner = Lasting(connect or self.shell, most=_HANDLER_BYTES)
+        return Target(runner, self._clock, limit, self._factor, self._files_port())
 
     def _with_files(self) -> Shell:
         """The connection, over which the guest reaches the lab's files.
@@ -384,7 +419,7 @@ class LinuxGuest:
         """
         shell = self._answering()
         if isinstance(check, str):
-            done = shell.run(check, timeout=self._login_limit)
+            done = shell.run(check, timeout=self._login_limit, most=_ANSWER_BYTES)
             told = (done.stdout + done.stderr).strip()[-_TOLD_CHARS:]
             seen = f"`{check}` ended with status {done.exit_code}"
             return done.exit_code == 0, f"{seen}: {told}" if told else seen
@@ -401,10 +436,7 @@ class LinuxGuest:
         Raises:
             GuestUnreachableError: It does not answer over SSH.
         """
-        rows = [line.split() for line in self.shell().check(_LISTENING).splitlines()]
-        return {
-            int(row[1].rpartition(":")[2], 16) for row in rows if len(row) > 3 and row[3] == _LISTEN
-        }
+        return parse_listening(self.shell().check(_LISTENING, most=_ANSWER_BYTES))
 
     def close(self) -> None:
         """Ends the connection."""
@@ -484,6 +516,17 @@ class LinuxGuest:
             )
 
 
-def _parse_facts(text: str) -> BootFacts:
-    boot_id, kernel, version = [*text.splitlines(), "", "", ""][:3]
+def parse_facts(text: str) -> BootFacts:
+    """Reads what a guest says of its boot; what it does not say is empty."""
+    boot_id, kernel, version = [*text.split("\n", 3), "", "", ""][:3]
     return BootFacts(boot_id.strip(), kernel.strip(), version.strip() or None)
+
+
+def parse_listening(table: str) -> set[int]:
+    """The ports in the kernel's tables of connections on which something listens."""
+    rows = [line.split(maxsplit=4) for line in table.splitlines()]
+    return {
+        int(found[1], 16)
+        for row in rows
+        if len(row) > 3 and row[3] == _LISTEN and (found := _PORT.fullmatch(row[1]))
+    }

@@ -164,6 +164,7 @@ class Shell:
         sudo: bool = False,
         timeout: float = 60.0,
         silence: float | None = None,
+        most: int = _OUTPUT_BYTES,
     ) -> CommandResult:
         """Runs a command with the guest's ``/bin/sh``.
 
@@ -173,17 +174,18 @@ class Shell:
             sudo: As root.
             timeout: Limit in seconds of all of it, whatever the guest does.
             silence: Limit in seconds without output, where that is to be shorter.
+            most: Bytes that it may write to each of its outputs.
 
         Raises:
-            GuestCommandError: The connection broke, a limit was reached, or it wrote more
-                than 64 MiB; its exit code is -1.
+            GuestCommandError: The connection broke, or a limit was reached; its exit code
+                is -1.
         """
         line = f"/bin/sh -c {shlex.quote(command)}"
         if sudo:
             line = f"sudo -n {line}"
         limits = _Limits(timeout, silence)
         try:
-            return self._run(line, stdin, limits)
+            return self._run(line, stdin, limits, most)
         except (paramiko.SSHException, EOFError, OSError) as broken:
             why = "the SSH connection broke while a command ran"
             words = str(broken) or type(broken).__name__
@@ -198,7 +200,7 @@ class Shell:
                 stderr="",
             ) from broken
 
-    def _run(self, line: str, stdin: bytes, limits: _Limits) -> CommandResult:
+    def _run(self, line: str, stdin: bytes, limits: _Limits, most: int) -> CommandResult:
         with self._watchdog(limits):
             channel = self._transport.open_session(timeout=limits.rest())
         try:
@@ -206,8 +208,8 @@ class Shell:
                 channel.settimeout(limits.rest())
                 channel.exec_command(line)
                 outputs = [
-                    _Output(channel, channel.recv, limits),
-                    _Output(channel, channel.recv_stderr, limits),
+                    _Output(channel, channel.recv, limits, most),
+                    _Output(channel, channel.recv_stderr, limits, most),
                 ]
                 self._send(channel, stdin)
             for output in outputs:
@@ -251,14 +253,20 @@ class Shell:
             self.close()
 
     def check(
-        self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        sudo: bool = False,
+        timeout: float = 60.0,
+        most: int = _OUTPUT_BYTES,
     ) -> str:
         """Runs a command that must succeed, and returns its standard output.
 
         Raises:
             GuestCommandError: It did not.
         """
-        result = self.run(command, stdin=stdin, sudo=sudo, timeout=timeout)
+        result = self.run(command, stdin=stdin, sudo=sudo, timeout=timeout, most=most)
         if result.exit_code != 0:
             raise GuestCommandError(
                 f"`{command}` ended with status {result.exit_code}: {result.stderr.strip()[-500:]}",
@@ -278,10 +286,12 @@ class Lasting:
 
     Args:
         connect: Gives the connection that stands now.
+        most: Bytes that a command may write to each of its outputs.
     """
 
-    def __init__(self, connect: Callable[[], Shell]) -> None:
+    def __init__(self, connect: Callable[[], Shell], *, most: int = _OUTPUT_BYTES) -> None:
         self._connect = connect
+        self._most = most
 
     def run(
         self,
@@ -294,14 +304,16 @@ class Lasting:
     ) -> CommandResult:
         """See :meth:`Shell.run`."""
         return self._connect().run(
-            command, stdin=stdin, sudo=sudo, timeout=timeout, silence=silence
+            command, stdin=stdin, sudo=sudo, timeout=timeout, silence=silence, most=self._most
         )
 
     def check(
         self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
     ) -> str:
         """See :meth:`Shell.check`."""
-        return self._connect().check(command, stdin=stdin, sudo=sudo, timeout=timeout)
+        return self._connect().check(
+            command, stdin=stdin, sudo=sudo, timeout=timeout, most=self._most
+        )
 
 
 class _TooMuchError(OSError):
@@ -342,11 +354,16 @@ class _Output:
     """Reads one of a command's outputs in a thread, so that the other cannot block it."""
 
     def __init__(
-        self, channel: paramiko.Channel, receive: Callable[[int], bytes], limits: _Limits
+        self,
+        channel: paramiko.Channel,
+        receive: Callable[[int], bytes],
+        limits: _Limits,
+        most: int,
     ) -> None:
         self._channel = channel
         self._receive = receive
         self._limits = limits
+        self._most = most
         self._parts: list[bytes] = []
         self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._read, name="ssh-output", daemon=True)
@@ -359,8 +376,9 @@ class _Output:
                 self._limits.hear()
                 self._parts.append(part)
                 size += len(part)
-                if size > _OUTPUT_BYTES:
-                    raise _TooMuchError(f"more than {_OUTPUT_BYTES >> 20} MiB")
+                if size > self._most:
+                    self._parts.clear()
+                    raise _TooMuchError(f"more than {self._most >> 20} MiB")
         except OSError as failure:
             self._failure = failure
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pytest_vmss.health.observation import Observation
 from pytest_vmss.model import ApplicationHealthSettings, Health, read_status_file
+from pytest_vmss.said import one_line, read_whole
 
 __all__ = ["read_report"]
 
@@ -28,10 +29,12 @@ def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSetti
     try:
         status, entry = read_status_file(text)
         told = {part.name: part.message for part in status.substatus or ()}
-        age = (now - int(entry["nanoseconds"])) / 1e9
-        boot = str(entry["bootId"])
-    except (ValueError, KeyError, TypeError) as unreadable:
-        return Observation(Health.UNKNOWN, f"its report cannot be read: {unreadable!r}")
+        age = (now - read_whole(entry["nanoseconds"], "nanoseconds")) / 1e9
+        boot = one_line(str(entry["bootId"]))
+    except KeyError as missing:
+        return Observation(Health.UNKNOWN, f"its report cannot be read: it has no {missing}")
+    except ValueError as unreadable:
+        return Observation(Health.UNKNOWN, f"its report cannot be read: {unreadable}")
     patience = _MISSED_LOOKS * settings.interval_in_seconds + _SLACK_S
     if age > patience:
         return Observation(Health.UNKNOWN, f"its last report is {age:.0f} s old", boot)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pytest_vmss.said import UnreadableError, read_json, read_whole
+
 __all__ = ["RollingUpgradeMetrics", "parse_custom_metrics"]
+
+_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,14 @@ def parse_custom_metrics(text: str) -> RollingUpgradeMetrics:
         text: E.g. ``{"rollingUpgrade": {"PhaseOrderingNumber": 0, "SkipUpgrade": "false"}}``.
     """
     try:
-        raw = json.loads(text)
-    except ValueError:
+        raw = read_json(text, limit=_BYTES)
+    except UnreadableError:
         return RollingUpgradeMetrics()
     values = _lower(_lower(raw).get("rollingupgrade"))
     phase = values.get("phaseorderingnumber")
     try:
-        number = None if phase is None or isinstance(phase, bool) else int(str(phase))
-    except ValueError:
+        number = None if phase is None else read_whole(phase, "PhaseOrderingNumber")
+    except UnreadableError:
         number = None
     return RollingUpgradeMetrics(number, str(values.get("skipupgrade", "")).lower() == "true")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_vmss.model import Health
+from pytest_vmss.said import shown
 
 __all__ = ["Observation", "worst"]
 
@@ -32,9 +33,7 @@ class Observation:
 
     def __post_init__(self) -> None:
         """Cleans what is shown."""
-        told = self.detail[:_DETAIL_CHARS]
-        clean = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in told)
-        object.__setattr__(self, "detail", clean)
+        object.__setattr__(self, "detail", shown(self.detail, _DETAIL_CHARS))
 
     @property
     def healthy(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import time
 
 from pytest_vmss.health.observation import Observation
 from pytest_vmss.http_status import http_status
@@ -32,10 +33,11 @@ def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Obse
 
 
 def _probe_tcp(address: str, port: int, where: str, timeout: float) -> Observation:
+    end = time.monotonic() + timeout
     with socket.create_connection((address, port), timeout=timeout) as link:
         # QEMU's user network takes the connection itself, and ends it at once
         # where nobody in the guest does.
-        link.settimeout(min(timeout, 0.5))
+        link.settimeout(min(max(end - time.monotonic(), 0.001), 0.5))
         try:
             if link.recv(1) == b"":
                 return Observation.of(False, f"{where}: connection refused")

@@ -321,11 +321,14 @@ class HAProxy:
 
     def _rows(self) -> list[dict[str, str]]:
         text = self._ask("show stat").lstrip("# ")
-        return [
-            row
-            for row in csv.DictReader(io.StringIO(text))
-            if row["svname"] not in ("FRONTEND", "BACKEND")
-        ]
+        try:
+            return [
+                row
+                for row in csv.DictReader(io.StringIO(text))
+                if row["svname"] not in ("FRONTEND", "BACKEND")
+            ]
+        except (csv.Error, KeyError) as odd:  # it repeats what members answered
+            raise BalancerError(f"HAProxy's statistics cannot be read: {odd}") from odd
 
     # Its socket.
 

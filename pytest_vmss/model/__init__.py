@@ -24,7 +24,7 @@ from pytest_vmss.model.scale_set import (
 )
 from pytest_vmss.model.sequencing import stages_of_extensions
 from pytest_vmss.model.sizes import SIZES, VmSize, find_size
-from pytest_vmss.model.status import ExtensionStatus, read_status_file
+from pytest_vmss.model.status import ExtensionStatus, read_status, read_status_file
 from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_of
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "model_warnings",
     "profile_of",
     "read_part",
+    "read_status",
     "read_status_file",
     "stages_of_extensions",
 ]

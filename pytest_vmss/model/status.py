@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pytest_vmss.model.scale_set import AzureModel
+from pydantic import ValidationError
 
-__all__ = ["ExtensionStatus", "Substatus", "read_status_file"]
+from pytest_vmss.model.scale_set import AzureModel
+from pytest_vmss.said import UnreadableError, read_json
+
+__all__ = ["ExtensionStatus", "Substatus", "read_status", "read_status_file"]
 
 
 class FormattedMessage(AzureModel):
@@ -53,10 +55,24 @@ def read_status_file(text: str | bytes) -> tuple[ExtensionStatus, dict[str, Any]
         Its status, and the whole entry.
 
     Raises:
-        ValueError: It is no such file.
+        UnreadableError: It is no such file.
     """
-    entries = json.loads(text)
+    entries = read_json(text)
     if not (isinstance(entries, list) and len(entries) == 1 and isinstance(entries[0], dict)):
-        raise ValueError("it is no list with one entry")
+        raise UnreadableError("it is no list with one entry")
     (entry,) = entries
-    return ExtensionStatus.model_validate(entry.get("status")), entry
+    return read_status(entry.get("status")), entry
+
+
+def read_status(value: object) -> ExtensionStatus:
+    """Reads ``status`` of a status file.
+
+    Raises:
+        UnreadableError: It is none; the message tells the first thing that is wrong.
+    """
+    try:
+        return ExtensionStatus.model_validate(value)
+    except ValidationError as wrong:
+        first = wrong.errors(include_url=False, include_input=False)[0]
+        where = ".".join(["status", *map(str, first["loc"])])
+        raise UnreadableError(f"{where}: {first['msg']}") from None

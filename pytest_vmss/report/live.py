@@ -12,7 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from pytest_vmss.said import clean
 from pytest_vmss.store import Action, EventRecord, GenerationRecord, InstanceRecord, Store
 
 __all__ = ["LiveView"]
@@ -120,7 +122,7 @@ class LiveView:
             style = {"error": "red", "warning": "yellow", "end": "bold"}.get(event.kind, "")
             elapsed = time.monotonic() - self._start
             self._console.print(
-                f"{elapsed:7.1f} s  {who:<10} {event.message}",
+                f"{elapsed:7.1f} s  {who:<10} {clean(event.message)}",
                 style=style,
                 markup=False,
                 highlight=False,
@@ -137,10 +139,14 @@ class LiveView:
             row = self._rows.get(name, _Row(outcome="–"))
             if row.outcome:
                 style = {"succeeded": "green", "–": "dim"}.get(row.outcome, "yellow")
-                doing, step, seconds = f"[{style}]{row.outcome}[/]", "", ""
+                doing, step, seconds = Text(clean(row.outcome), style=style), "", ""
             else:
-                doing, step, seconds = row.phase, row.step, f"{now - row.since:.0f} s"
-            table.add_row(name, versions.get(name, ""), doing, step, seconds)
+                doing, step = Text(clean(row.phase)), clean(row.step)
+                seconds = f"{now - row.since:.0f} s"
+            # As texts: a guest's words may look like rich's markup.
+            table.add_row(
+                name, Text(clean(versions.get(name, ""))), doing, Text(step), Text(seconds)
+            )
         return table
 
     def _versions(self) -> dict[str, str]:

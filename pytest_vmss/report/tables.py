@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_vmss.operation import stages_of
+from pytest_vmss.said import clean
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
 from pytest_vmss.upgrade.journal import Account
@@ -53,10 +54,12 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
             view += ["", "", "", ""]
         address, port = instance.address(22)
         view.append(f"{address}:{port}")
+        # As texts: a guest's words may look like rich's markup.
+        cells = [Text(clean(entry)) for entry in view]
         if health:
             state = instance.health
-            view.append(f"[{'green' if state == 'Healthy' else 'red'}]{state}[/]")
-        table.add_row(*view)
+            cells.append(Text(state, style="green" if state == "Healthy" else "red"))
+        table.add_row(*cells)
     return table
 
 
@@ -74,7 +77,7 @@ def upgrade_summary(account: Account) -> Text:
         text.append(f"\n  {record.scale_set}_{number}: ")
         text.append(str(outcome), style=_STYLES.get(outcome, ""))
         if error := errors.get(number):
-            text.append(f"  {error.code}: {error.message}")
+            text.append(clean(f"  {error.code}: {error.message}"))
     return text
 
 
@@ -99,7 +102,8 @@ def stage_table(record: OperationRecord, steps: Iterable[StepRecord]) -> Table:
         table.add_column(escape(f"{record.scale_set}_{number}"), justify="right")
     for name in names:
         table.add_row(
-            name, *(f"{stage[name]:.1f}" if name in stage else "" for stage in stages.values())
+            escape(name),
+            *(f"{stage[name]:.1f}" if name in stage else "" for stage in stages.values()),
         )
     table.add_section()
     table.add_row("sum", *(f"{sum(stage.values()):.1f}" for stage in stages.values()))

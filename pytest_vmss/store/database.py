@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pytest_vmss.clock import Clock, SystemClock, wait_for
 from pytest_vmss.errors import LabError, NotFoundError, WaitTimeoutError
 from pytest_vmss.files import sync_folder
+from pytest_vmss.said import clean
 from pytest_vmss.secrecy import SecretText
 from pytest_vmss.store.records import EventRecord, Record, StepRecord
 
@@ -380,7 +381,8 @@ class Store:
             self._write(
                 "INSERT INTO event (time, scale_set, instance_id, operation, kind, message) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
-                self._clock.now().isoformat(), scale_set, instance_id, operation, kind, message,
+                self._clock.now().isoformat(), scale_set, instance_id, operation, kind,
+                clean(message),
             )  # fmt: skip
 
     def events(self, *, after: int = 0, scale_set: str | None = None) -> list[EventRecord]:

@@ -25,7 +25,7 @@ from pytest_vmss.blobs import GUEST_VIEW, Blobs
 from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import ModelProblem, NotFoundError
 from pytest_vmss.guest.extensions import CustomScript, RunCommandLinux, find_handler, redact
-from pytest_vmss.guest.extensions.command import _read
+from pytest_vmss.guest.extensions.command import read_outcome
 from pytest_vmss.guest.in_guest import download
 from pytest_vmss.health import probe_once
 from pytest_vmss.model import Extension, Probe, stages_of_extensions
@@ -104,22 +104,22 @@ def test_run_command_takes_lines() -> None:
 
 def test_results_are_told_in_azures_words() -> None:
     """H4."""
-    good = _read(extension(), "0\n[stdout]\nhello\n[stderr]\n", 1.0)
+    good = read_outcome(extension(), "0\n[stdout]\nhello\n[stderr]\n", 1.0)
     assert (good.status, good.exit_code) == ("success", 0)
     assert good.message == "Enable succeeded: \n[stdout]\nhello\n[stderr]"
-    bad = _read(extension(), "7\n[stdout]\n\n[stderr]\noops", 1.0)
+    bad = read_outcome(extension(), "7\n[stdout]\n\n[stderr]\noops", 1.0)
     assert bad.exit_code == 7
     assert bad.message.startswith(
         "Enable failed: failed to execute command: command terminated with exit status=7\n[stdout]"
     )
-    gone = _read(
+    gone = read_outcome(
         extension(), "download\n[stdout]\n\n[stderr]\nfailed to download file[0]: unexpected", 1.0
     )
     assert (gone.status, gone.exit_code) == ("error", None)
     assert gone.message == (
         "Enable failed: processing file downloads failed: failed to download file[0]: unexpected"
     )
-    assert _read(extension(), "timeout\n[stdout]", 1.0).timed_out
+    assert read_outcome(extension(), "timeout\n[stdout]", 1.0).timed_out
 
 
 # Their order.

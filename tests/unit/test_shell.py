@@ -13,7 +13,6 @@ import paramiko
 import pytest
 
 from pytest_vmss.errors import GuestCommandError
-from pytest_vmss.guest import shell as shell_module
 from pytest_vmss.guest.keys import generate
 from pytest_vmss.guest.shell import Lasting, Shell
 
@@ -193,12 +192,12 @@ def test_a_link_that_is_stuck_is_given_up(guest: Guest, monkeypatch: pytest.Monk
     assert time.monotonic() - begun < 5
 
 
-def test_what_a_command_writes_is_bounded(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell_module, "_OUTPUT_BYTES", 1024 * 1024)
+def test_what_a_command_writes_is_bounded(guest: Guest) -> None:
+    """R2."""
     shell = guest.connect()
     guest.act = floods
     with pytest.raises(GuestCommandError, match="wrote too much: more than 1 MiB"):
-        shell.run("cat /dev/zero", timeout=30)
+        shell.run("cat /dev/zero", timeout=30, most=1024 * 1024)
     shell.close()
 
 

@@ -17,12 +17,15 @@ from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
+from pytest_vmss.said import UnreadableError, clean, read_whole
 from pytest_vmss.secrecy import SecretBytes
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["Command", "broken_handler", "redact", "remove_runs", "run_command"]
+__all__ = ["Command", "broken_handler", "read_outcome", "redact", "remove_runs", "run_command"]
 
 _MESSAGE_CHARS = 4096
+#: What is looked at of what a guest says; an honest one says less.
+_READ_CHARS = 64 * 1024
 _SECRET_CHARS = 5
 #: For one call of a guest, and what reaches even a slow one in a second.
 _CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
@@ -176,7 +179,7 @@ def run_command(
     except _NotBegunError as failed:
         why = f"the command could not be begun: {failed}"
         return _record(extension, None, why, clock.monotonic() - start)
-    return _read(extension, answer, clock.monotonic() - start)
+    return read_outcome(extension, answer, clock.monotonic() - start)
 
 
 class _NotBegunError(Exception):
@@ -204,10 +207,16 @@ def _folder(extension: Extension) -> str:
     return f"/var/lib/waagent/custom-script/{extension.name}"
 
 
-def _read(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:
-    """What came of it, in the words of Azure's handler."""
+def read_outcome(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:
+    """What came of a run, in the words of Azure's handler.
+
+    Args:
+        extension: Whose run it was.
+        answer: What the guest says of it: its status on the first line, and its output.
+        seconds: How long it took.
+    """
     status, _, output = answer.partition("\n")
-    output = output.strip()
+    output = output[-_READ_CHARS:].strip()
     if status == "timeout":
         return timed_out(extension, seconds=seconds)
     if status == "download":
@@ -215,7 +224,10 @@ def _read(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:
         return _record(
             extension, None, f"Enable failed: processing file downloads failed: {why}", seconds
         )
-    code = int(status)
+    try:
+        code = read_whole(status, "the exit status")
+    except UnreadableError as odd:
+        return _record(extension, None, f"the guest did not tell how it ended: {odd}", seconds)
     told = "Enable succeeded: " if code == 0 else (
         f"Enable failed: failed to execute command: command terminated with exit status={code}"
     )  # fmt: skip
@@ -231,7 +243,7 @@ def _record(
         version=find_handler(extension.publisher, extension.type).version,
         status="success" if code == 0 else "error",
         exit_code=code,
-        message=redact(message, extension)[-_MESSAGE_CHARS:],
+        message=redact(clean(message), extension)[-_MESSAGE_CHARS:],
         seconds=seconds,
     )
 

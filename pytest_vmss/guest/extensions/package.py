@@ -23,7 +23,8 @@ from pytest_vmss.guest.extensions.command import Command, redact, remove_runs, r
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.registry import register
 from pytest_vmss.guest.extensions.report import with_status
-from pytest_vmss.model import Extension, ExtensionStatus
+from pytest_vmss.model import Extension, read_status
+from pytest_vmss.said import UnreadableError, clean, one_line, read_json, shown
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["PackagedHandler", "register_package"]
@@ -33,6 +34,10 @@ _COMMANDS = tuple(
     f"{verb}Command" for verb in ("install", "enable", "update", "disable", "uninstall")
 )
 _RSA_BITS = 2048
+#: Of what went wrong with an uninstallation.
+_PROBLEMS = 20
+#: What is looked at of a text.
+_READ_CHARS = 64 * 1024
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -102,8 +107,10 @@ class PackagedHandler(Handler):
     def remove(self, target: Target, extension: Extension) -> str:
         """Disables and uninstalls the handler, unless another extension uses it."""
         wrong = self._ask(target, "uninstall", extension)
-        told = "; ".join(wrong) if isinstance(wrong, list) else "its uninstallation said nothing"
-        return redact(told, extension) or remove_runs(target, extension)
+        told = "its uninstallation said nothing"
+        if isinstance(wrong, list):
+            told = "; ".join(str(problem) for problem in wrong[:_PROBLEMS])
+        return shown(redact(clean(told[:_READ_CHARS]), extension)) or remove_runs(target, extension)
 
     def report(
         self, target: Target, extension: Extension, last: ExtensionRecord
@@ -111,15 +118,15 @@ class PackagedHandler(Handler):
         """What its status file says now, and the handler's heartbeat."""
         found = self._ask(target, "report", extension)
         try:
-            status = ExtensionStatus.model_validate(found["status"])
+            status = read_status(found["status"])
             handler, words = found["handler"]["status"], found["handler"]["message"]
-        except (ValueError, KeyError, TypeError):
+        except (UnreadableError, KeyError, TypeError):
             return last
         return with_status(last, status, extension).model_copy(
             update={
                 "exit_code": None,
-                "handler": str(handler),
-                "handler_message": redact(str(words), extension),
+                "handler": one_line(str(handler)),
+                "handler_message": shown(redact(clean(str(words)[:_READ_CHARS]), extension)),
             }
         )
 
@@ -134,8 +141,8 @@ class PackagedHandler(Handler):
         told = shlex.quote(json.dumps(spec))
         done = target.insist(f"python3 - {verb} {told}", stdin=_program())
         try:
-            return json.loads(done.stdout)
-        except ValueError:
+            return read_json(done.stdout)
+        except UnreadableError:
             return None
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pytest_vmss.guest.extensions.command import redact
 from pytest_vmss.model import Extension, ExtensionStatus, read_status_file
+from pytest_vmss.said import UnreadableError, clean, one_line, shown
 from pytest_vmss.store import ExtensionRecord, SubstatusRecord
 
 __all__ = ["described", "with_status"]
 
 _MESSAGE_CHARS = 4096
+#: What is looked at of a text.
+_READ_CHARS = 64 * 1024
 _SUBSTATUSES = 20
 _KNOWN = frozenset({"success", "warning", "error", "transitioning"})
 
@@ -23,7 +26,7 @@ def described(last: ExtensionRecord, text: str | bytes, extension: Extension) ->
     """
     try:
         status, _ = read_status_file(text)
-    except ValueError:
+    except UnreadableError:
         return last
     return with_status(last, status, extension)
 
@@ -33,20 +36,22 @@ def with_status(
 ) -> ExtensionRecord:
     """A record with what the extension says of itself, in place of what was known."""
 
-    def shown(text: str) -> str:
-        return redact(text, extension)[:_MESSAGE_CHARS]
+    def told_by(text: str) -> str:
+        return shown(redact(clean(text[:_READ_CHARS]), extension), _MESSAGE_CHARS)
 
     told = status.status.lower()
     parts = tuple(
         SubstatusRecord(
-            name=shown(part.name), status=part.status.lower(), message=shown(part.message)
+            name=told_by(part.name),
+            status=one_line(part.status.lower()),
+            message=told_by(part.message),
         )
         for part in (status.substatus or [])[:_SUBSTATUSES]
     )
     return last.model_copy(
         update={
             "status": told if told in _KNOWN else "transitioning",
-            "message": shown(status.message),
+            "message": told_by(status.message),
             "substatuses": parts,
         }
     )

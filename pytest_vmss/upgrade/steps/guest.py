@@ -15,6 +15,9 @@ from pytest_vmss.upgrade.world import InstanceContext
 
 __all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit", "Sync"]
 
+#: Ports that are named where others are missing.
+_PORTS = 20
+
 
 @dataclass(frozen=True)
 class FinishCloudInit:
@@ -113,9 +116,11 @@ class AwaitHealth:
         deaf = sorted(port for port in asked if port not in listening)
         if not deaf:
             return ""
+        found = ", ".join(map(str, sorted(listening)[:_PORTS])) or "none"
+        more = f" and {len(listening) - _PORTS} more" if len(listening) > _PORTS else ""
         return (
             f"; nothing listens on port {', '.join(map(str, deaf))} in the guest (listening are: "
-            f"{', '.join(map(str, sorted(listening))) or 'none'})"
+            f"{found}{more})"
         )
 
 

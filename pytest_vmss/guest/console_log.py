@@ -1,0 +1,159 @@
+"""The file of a serial console: capped on the disk, its beginning and its end readable (R2).
+
+QEMU appends to it whatever the guest writes, which may be without end. So a hole is punched
+into the middle of one that has grown too large: it gives the room back, QEMU appends on, and
+no offset changes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import errno
+import io
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_vmss.said import clean
+
+__all__ = ["HEAD_BYTES", "TAIL_BYTES", "LogKeeper", "LogReader", "cap_log"]
+
+#: What is kept of a long one at each end.
+HEAD_BYTES = 4 * 1024 * 1024
+TAIL_BYTES = 4 * 1024 * 1024
+#: What one may take on the disk until a hole is punched.
+_CAP_BYTES = 16 * 1024 * 1024
+#: Seconds between two looks at a lab's logs.
+_EVERY_S = 2.0
+_BLOCK = 4096
+_CHUNK = 64 * 1024
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of linux/falloc.h
+_SECTOR = 512
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def cap_log(path: Path) -> bool:
+    """Punches a hole into the middle of a log that takes too much of the disk.
+
+    Args:
+        path: The log.
+
+    Returns:
+        Whether one was punched.
+
+    Raises:
+        OSError: It cannot be opened, or its file system knows no holes.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        found = os.fstat(descriptor)
+        end = (found.st_size - TAIL_BYTES) // _BLOCK * _BLOCK
+        if found.st_blocks * _SECTOR <= _CAP_BYTES or end <= HEAD_BYTES:
+            return False
+        _punch(descriptor, HEAD_BYTES, end - HEAD_BYTES)
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _punch(descriptor: int, offset: int, length: int) -> None:
+    """Makes a part of a file a hole; Python has no name for it."""
+    if _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class LogKeeper:
+    """Keeps the consoles' logs of a lab capped while the lab is open.
+
+    Args:
+        folder: Of the lab's sets, in which each instance has a folder.
+        every: Seconds between two looks.
+    """
+
+    def __init__(self, folder: Path, *, every: float = _EVERY_S) -> None:
+        self._folder = folder
+        self._every = every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vmss-consoles", daemon=True)
+
+    def start(self) -> None:
+        """Begins, unless it has."""
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Ends."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def look(self) -> None:
+        """Caps what needs it now; what cannot be capped is left as it is."""
+        for path in self._folder.glob("*/*/console-*.log"):
+            with contextlib.suppress(OSError):  # gone, another user's, or no holes there
+                if path.lstat().st_blocks * _SECTOR > _CAP_BYTES:
+                    cap_log(path)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            with contextlib.suppress(OSError):  # folders come and go meanwhile
+                self.look()
+
+
+class LogReader:
+    """Reads a log as text from its first byte on, as it grows.
+
+    Args:
+        path: The log; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._newlines = io.IncrementalNewlineDecoder(
+            codecs.getincrementaldecoder("utf-8")("replace"), translate=True
+        )
+
+    def read(self) -> Iterator[str]:
+        """What came since the last call, cleaned, and a note for each part that is left out."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return
+        try:
+            # What comes while it is read is for the next call.
+            size = os.fstat(descriptor).st_size
+            if size < self._offset:
+                self._offset = 0  # a daemon has begun a new file
+            while self._offset < size:
+                data = _data_from(descriptor, self._offset, size)
+                if data - self._offset >= _CHUNK:
+                    yield f"\n[... {_told(data - self._offset)} left out ...]\n"
+                    self._offset = data
+                    continue
+                part = os.pread(descriptor, min(_CHUNK, size - self._offset), self._offset)
+                if not part:
+                    return
+                self._offset += len(part)
+                yield clean(self._newlines.decode(part))
+        finally:
+            os.close(descriptor)
+
+
+def _data_from(descriptor: int, offset: int, size: int) -> int:
+    """Where data begins from an offset on."""
+    try:
+        return min(os.lseek(descriptor, offset, os.SEEK_DATA), size)
+    except OSError as nothing:
+        return size if nothing.errno == errno.ENXIO else offset
+
+
+def _told(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"

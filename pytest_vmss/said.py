@@ -1,0 +1,165 @@
+"""The boundary through which everything comes that a guest says (R2).
+
+Consoles, agents, SSH, HTTP and status files are a guest's to write, and a guest may be broken
+or hostile. Here text loses what a terminal would obey, and JSON is read within bounds; whoever
+receives bytes bounds how many and for how long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import Any, NoReturn
+
+__all__ = ["UnreadableError", "clean", "one_line", "read_json", "read_whole", "shown"]
+
+#: Bytes of one JSON document, and how deep it may be nested.
+_JSON_BYTES = 1024 * 1024
+_JSON_DEPTH = 64
+#: Digits of a number; more than 64 bits have.
+_DIGITS = 20
+_WHOLE = 2**63
+_SHOWN_CHARS = 4096
+_LINE_CHARS = 200
+
+# Possessive quantifiers, and none that can begin again inside another: linear in the text.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]"  # CSI: colours, cursor, modes
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]{0,512}+(?:\x07|\x1b\\|\x9c)"  # strings
+    r"|\x1b[ -/]++[0-~]|\x1b[0-~]"
+)
+_LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+#: Controls of C0 and C1, and what changes how the text around it is shown: bidi, invisible.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u115f\u1160\u17b4"
+    "\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class UnreadableError(ValueError):
+    """What a guest said cannot be read; the message is fit to be shown."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(one_line(why))
+
+
+def clean(text: str) -> str:
+    """A text without what a terminal would obey: escape sequences, controls, bidi.
+
+    Lines and tabs stay. Square brackets stay too: whoever prints with rich must not read
+    markup in it.
+    """
+    if text.isprintable():
+        return text
+    text = _LINE_ENDS.sub("\n", _ESCAPES.sub("", text))
+    return _SURROGATES.sub("\ufffd", _UNSEEN.sub("", text))
+
+
+def shown(text: str | bytes, limit: int = _SHOWN_CHARS) -> str:
+    """A cleaned text of bounded length; what is longer ends with an ellipsis.
+
+    Args:
+        text: What was said; bytes need not be UTF-8.
+        limit: Characters.
+    """
+    part = text[: 4 * limit + 1]  # escape sequences may fill much of it
+    if isinstance(part, bytes):
+        part = part.decode(errors="replace")
+    told = clean(part)
+    if len(told) <= limit and len(text) <= 4 * limit:
+        return told
+    return told[: limit - 1] + "…"
+
+
+def one_line(text: str | bytes, limit: int = _LINE_CHARS) -> str:
+    """The same on one line, without white space at its ends.
+
+    Args:
+        text: What was said.
+        limit: Characters.
+    """
+    return " ".join(shown(text, limit).split())
+
+
+def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:
+    """Reads JSON that a guest wrote.
+
+    Strings may hold control characters still, but no lone surrogates, and all numbers can
+    be reckoned with.
+
+    Args:
+        text: The document, in UTF-8.
+        limit: Bytes, or characters, that it may have.
+
+    Raises:
+        UnreadableError: It is too long, too deep, or no JSON.
+    """
+    if len(text) > limit:
+        raise UnreadableError(f"it is longer than {limit >> 10} KiB")
+    try:
+        value = json.loads(
+            text.decode() if isinstance(text, bytes) else text,
+            parse_int=_int,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+    except RecursionError:
+        raise UnreadableError("it is nested too deep") from None
+    except UnreadableError:
+        raise
+    except ValueError as wrong:  # UnicodeError is one
+        raise UnreadableError(f"it is no JSON: {wrong}") from None
+    return _sound(value, _JSON_DEPTH)
+
+
+def read_whole(value: object, what: str) -> int:
+    """A whole number of 64 bits.
+
+    Args:
+        value: What was read.
+        what: The same in words, for the message.
+
+    Raises:
+        UnreadableError: It is none.
+    """
+    if isinstance(value, str) and len(value) <= _DIGITS:
+        with contextlib.suppress(ValueError):
+            value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not -_WHOLE <= value < _WHOLE:
+        raise UnreadableError(f"{what} is no whole number of 64 bits")
+    return value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise UnreadableError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    if len(digits) > 400:
+        raise UnreadableError(f"it has a number of {len(digits)} digits")
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise UnreadableError("it has a number that is too large")
+    return value
+
+
+def _constant(name: str) -> NoReturn:
+    raise UnreadableError(f"it is no JSON: {name}")
+
+
+def _sound(value: Any, depth: int) -> Any:
+    """A value without lone surrogates, which nothing can store."""
+    if isinstance(value, str):
+        return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, (list, dict)) and not depth:
+        raise UnreadableError("it is nested too deep")
+    if isinstance(value, list):
+        return [_sound(item, depth - 1) for item in value]
+    if isinstance(value, dict):
+        return {_sound(key, 0): _sound(item, depth - 1) for key, item in value.items()}
+    return value
