@@ -119,8 +119,8 @@ def test_what_is_checked_is_what_is_published(images: Images, tmp_path: Path) ->
     finally:
         ended.set()
         flipping.join()
-    assert published
-    assert refused
+    # How many of which depends on the host; the test below has the moments one by one.
+    assert published + refused == 40
 
 
 @pytest.mark.parametrize("moment", ["copied", "checked"])
