@@ -94,7 +94,7 @@ def check_walk(
     pytest.fail(f"it did not end in {count + 1} decisions")
 
 
-@pytest.mark.parametrize("count", range(1, 13))
+@pytest.mark.parametrize("count", [*range(1, 12), pytest.param(12, marks=pytest.mark.nightly)])
 def test_every_set(count: int) -> None:
     patient = [
         (max(1, count * percent // 100), Policy(percent, max_unhealthy_instance_percent=100))

@@ -14,6 +14,9 @@ from pytest_vmss.guest.console import Console
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.settings import Limits
 
+OLD = "7f0d3b8e-93d7-4a6b-8c47-0f2a6f3f6f01"
+NEW = "0a6c2d11-5b0e-4a51-9f0b-3c1d7e9a2b02"
+
 
 class Answering:
     """Stands for a shell into a guest that tells of its boots, one at each look."""
@@ -47,11 +50,17 @@ def guest_of(boots: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_boot_on_its_way_down_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest = guest_of(["old", "old", "new"], tmp_path, monkeypatch)
-    assert guest.wait_boot("old").boot_id == "new"
+    guest = guest_of([OLD, OLD, NEW], tmp_path, monkeypatch)
+    assert guest.wait_boot(OLD).boot_id == NEW
 
 
 def test_the_boot_before_alone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    guest = guest_of(["old"], tmp_path, monkeypatch)
+    guest = guest_of([OLD], tmp_path, monkeypatch)
     with pytest.raises(GuestUnreachableError):
-        guest.wait_boot("old")
+        guest.wait_boot(OLD)
+
+
+def test_what_is_no_boot_id_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: an answer that is empty, or something else, is not taken for another boot."""
+    guest = guest_of(["", "it works!", NEW], tmp_path, monkeypatch)
+    assert guest.wait_boot(OLD).boot_id == NEW

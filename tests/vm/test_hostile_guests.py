@@ -1,4 +1,8 @@
-"""H5, M5, M6 on a real VM: a hostile guest reaches the lab's files, and nothing else."""
+"""H5, M5, M6, R1, R2 on real VMs: what hostile guests reach, and whom they harm.
+
+The tests share a set of two, whose only extension attacks the network, and run in the order
+of the file: the last one turns an instance against the lab for good.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,17 @@ import psutil
 import pytest
 
 from pytest_vmss.lab import Lab
+from pytest_vmss.model import Health
 from pytest_vmss.scale_set import ScaleSet
-from tests.models import LOAD_BALANCER, custom_script, web_model
+from tests.models import LOAD_BALANCER, application_health, custom_script, web_model
+from tests.vm.floods import attack, responsive
 
 _ATTACK = Path(__file__).with_name("attack.py")
+#: As much as a guest with a fast console would have written by then.
+FLOOD_MIB = 500
+#: Seconds that an interrupt or another thread may have to wait.
+PATIENCE_S = 1.0
+MEMORY_MIB = 100
 _COMMON = (1, 21, 23, 53, 69, 111, 139, 445, 631, 3306, 5432, 6379, 8000, 8080, 16509, 27017)
 
 
@@ -107,22 +118,26 @@ def targets(traps: dict[str, Trap], forward: tuple[str, int], blobs: int) -> lis
 
 @pytest.fixture(scope="module")
 def lonely(vmss: Lab, built: Callable[[str], Path], traps: dict[str, Trap]) -> Iterator[ScaleSet]:
-    """A set of one, whose only extension attacks."""
+    """A set of two whose health is told from inside too; the other extension attacks."""
     vmss.gallery("lonely").publish("web", "1.0.0", built("1.0.0"))
     vmss.blobs.put("attack.py", _ATTACK)
-    body = web_model("lonely", capacity=1, extensions=False)
+    body = web_model("lonely", capacity=2, automatic=False, extensions=False)
     profile = body["properties"]["virtualMachineProfile"]
     image = profile["storageProfile"]["imageReference"]
     image["id"] = image["id"].replace("/galleries/gallery/", "/galleries/lonely/")
-    (address,) = vmss.networks.free_addresses(1)  # the instance's own, soon
+    address, _ = vmss.networks.free_addresses(2)  # the instances' own, soon
     tried = targets(traps, (address, 10022), vmss.blobs.serve())
     vmss.blobs.put("targets.json", json.dumps(tried))
     settings = {
         "fileUris": [vmss.blobs.url("attack.py"), vmss.blobs.url("targets.json")],
         "commandToExecute": "python3 attack.py targets.json /var/lib/found.json",
     }
-    profile["extensionProfile"] = {"extensions": [custom_script("attack", settings=settings)]}
-    created = vmss.create(body, load_balancer=LOAD_BALANCER)
+    health = application_health("1.0", requestPath="/healthz")
+    profile["extensionProfile"] = {
+        "extensions": [custom_script("attack", settings=settings), health]
+    }
+    created = vmss.create(body, load_balancer=LOAD_BALANCER, health_timeout=60)
+    vmss.gallery("lonely").publish("web", "1.1.0", built("1.1.0"))
     yield created
     created.delete()
 
@@ -132,11 +147,12 @@ def test_a_hostile_guest_reaches_the_labs_files_alone(
 ) -> None:
     """M6: neither the host's loopback and its other addresses, nor the outside; in either protocol."""
     assert vmss.settings.guest_network == "isolated"
-    (extension,) = lonely[0].extensions
-    assert extension.status == "success", extension.message
-    found = json.loads(lonely[0].host.check_output("sudo cat /var/lib/found.json"))
-    reached = {(kind, address, port) for kind, address, port in found}
-    assert reached == {("tcp", "127.0.0.1", 22), ("tcp", "127.0.0.1", vmss.blobs.port)}
+    for instance in lonely:
+        extension = instance.extensions[0]
+        assert extension.status == "success", extension.message
+        found = json.loads(instance.host.check_output("sudo cat /var/lib/found.json"))
+        reached = {(kind, address, port) for kind, address, port in found}
+        assert reached == {("tcp", "127.0.0.1", 22), ("tcp", "127.0.0.1", vmss.blobs.port)}
     assert {trap.address: trap.came for trap in traps.values()} == dict.fromkeys(traps, 0)
 
 
@@ -159,3 +175,36 @@ def test_nothing_waits_for_names(lonely: ScaleSet) -> None:
     ask = "date +%s%N; getent hosts nothing.example || true; date +%s%N"
     begun, ended = map(int, lonely[0].host.check_output(ask).split())
     assert ended - begun < 3e9, "20 s where the guest believes in a way out"
+
+
+def test_a_hostile_instance_harms_no_other(lonely: ScaleSet) -> None:
+    """R2: the other's update completes, this process stays well, and the reason is told."""
+    victim, hostile = lonely
+    attack(hostile)
+    log = hostile.console.path
+    with log.open("ab") as console:  # what a faster console would have brought by now
+        for _ in range(FLOOD_MIB):
+            console.write(b"error: x not found. \x1b[31m" * 40330)
+    with responsive() as seen:
+        upgrade = lonely.update_instances([0])
+        views = lonely.instance_view()
+        observations = hostile.observations()
+        told = [hostile.console.tail(), hostile.console.milestone(), str(hostile.console.trouble())]
+        told += [observation.detail for observation in observations.values()]
+        told += [event.message for event in lonely._lab.store.events(scale_set=lonely.name)]
+    print(seen)
+    assert upgrade.completed, upgrade.explain()
+    assert victim.image_version == "1.1.0"
+    assert victim.health is Health.HEALTHY
+    assert hostile.image_version == "1.0.0"
+    assert {seen.health for seen in observations.values()} <= {Health.UNHEALTHY, Health.UNKNOWN}
+    assert all(observation.detail for observation in observations.values())
+    assert [view["imageVersionFound"] for view in views] == ["1.1.0", "1.0.0"]
+    for text in told:
+        assert "\x1b" not in text
+        assert not any(0x80 <= ord(letter) < 0xA0 for letter in text)
+        assert len(text) < 100_000
+    assert seen.interrupts > 10
+    assert seen.late < PATIENCE_S
+    assert seen.longest < PATIENCE_S
+    assert seen.grown < MEMORY_MIB
