@@ -137,6 +137,7 @@ def test_qemu_killed_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) ->
     }
 
 
+@pytest.mark.nightly  # three minutes; tests/simulation has it in all variants
 def test_too_many_down_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) -> None:
     """D6, G2: another instance dies; the batch is finished, then Azure's code stops it all."""
     assert shop.versions() == ["1.1.0", "1.0.0", "1.1.0", "1.1.0"]
