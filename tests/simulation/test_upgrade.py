@@ -18,6 +18,8 @@ from pytest_vmss.process import run
 from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
 from pytest_vmss.upgrade.engine import Engine
+from pytest_vmss.upgrade.steps import Start
+from pytest_vmss.upgrade.world import InstanceContext
 from tests.models import IMAGE_ID
 from tests.simulation.conftest import SimulatedLab
 
@@ -157,6 +159,29 @@ def test_disabled_automatic_rollback_leaves_the_instance(lab: SimulatedLab) -> N
     upgrade = lab.roll(web, "1.1.0", Behaviour.UNHEALTHY)
     assert upgrade.outcomes[0] is Outcome.FAILED
     assert web[0].image_version == "1.1.0"
+
+
+def test_too_many_down_in_mid_upgrade(lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D6, G2: another instance dies; the batch is finished, then Azure's code stops it all.
+
+    On real VMs nightly (tests/vm/test_crashes.py).
+    """
+    web, apply = lab.start_web(4), Start.apply
+
+    def start(self: Start, context: InstanceContext) -> None:
+        apply(self, context)
+        lab.simulated.power_off(f"vmss-{lab.identity.id}-web_3")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Start, "apply", start)
+        upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.faulted
+    assert upgrade.error is not None
+    assert upgrade.error.code == "MaxUnhealthyInstancePercentExceededInRollingUpgrade"
+    assert upgrade.outcomes == {
+        0: Outcome.SUCCEEDED, **dict.fromkeys((1, 2, 3), Outcome.NOT_STARTED),
+    }  # fmt: skip
+    assert [instance.image_version for instance in web] == ["1.1.0", "1.0.0", "1.0.0", "1.0.0"]
 
 
 def test_too_many_sick_before_the_first_batch(lab: SimulatedLab) -> None:

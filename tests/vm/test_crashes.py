@@ -137,10 +137,10 @@ def test_qemu_killed_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) ->
     }
 
 
-@pytest.mark.nightly  # three minutes; tests/simulation has it in all variants
+@pytest.mark.nightly  # three minutes; tests/simulation/test_upgrade.py has it in each run
 def test_too_many_down_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) -> None:
     """D6, G2: another instance dies; the batch is finished, then Azure's code stops it all."""
-    assert shop.versions() == ["1.1.0", "1.0.0", "1.1.0", "1.1.0"]
+    before = shop.versions()  # whatever the tests above left; it runs without them too
     publish = ("image", "publish", "web", "1.4.0", built("1.0.0"))
     with shop.command.until("swap: boot", *publish) as process:
         (pid,) = shop.processes(3)
@@ -156,4 +156,4 @@ def test_too_many_down_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) 
     deadline = time.monotonic() + 60
     while shop.command("show", "shop", "--health").stdout.count("Healthy") < 4:
         assert time.monotonic() < deadline, "waited 60 s for shop_3 to be healthy, in vain"
-    shop.check(["1.0.0", "1.0.0", "1.1.0", "1.1.0"])
+    shop.check(["1.0.0", "1.0.0", *before[2:]])
