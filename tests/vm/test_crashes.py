@@ -116,9 +116,10 @@ def test_killed_in_a_rollback_and_in_its_resume(shop: Shop, built: Callable[[str
         assert len(after[number].custom_data_runs) == len(after[number].extension_runs) == 3
 
 
+@pytest.mark.nightly  # four minutes
 def test_qemu_killed_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) -> None:
     """E5, G1: told apart, and rolled back; the batch is finished, the others are not touched."""
-    assert shop.versions() == ["1.1.0"] * 4
+    before = shop.versions()  # whatever the tests above left; it runs without them too
     untouched = shop.pids()[2:]
     publish = ("image", "publish", "web", "1.3.0", built("1.0.0"))
     with shop.command.until("swap: boot", *publish, times=2) as process:
@@ -129,7 +130,7 @@ def test_qemu_killed_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) ->
     assert process.returncode == 1
     assert "OSProvisioningNoBoot: the machine ended while it booted" in out
     assert BREACH in out
-    shop.check(["1.1.0", "1.0.0", "1.1.0", "1.1.0"])
+    shop.check([before[0], "1.0.0", *before[2:]])
     assert shop.pids()[2:] == untouched
     assert shop.history()[0]["rollbackInfo"] == {
         "successfullyRolledbackInstanceCount": 1,

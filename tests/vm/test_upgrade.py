@@ -124,7 +124,13 @@ def test_a_good_version_rolls_through(
     [
         ("1.2.0", "InstanceUnhealthy", "did not become healthy", "nginx"),
         ("1.3.0", "OSProvisioningKernelPanic", "the kernel panicked", "Kernel panic"),
-        ("1.4.0", "OSProvisioningClientError", "cloud-init ended in error", "cloud-init"),
+        pytest.param(  # three minutes
+            "1.4.0",
+            "OSProvisioningClientError",
+            "cloud-init ended in error",
+            "cloud-init",
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_a_bad_version_is_stopped_undone_and_told_apart(
@@ -137,7 +143,9 @@ def test_a_bad_version_is_stopped_undone_and_told_apart(
     on_console: str,
 ) -> None:
     """D7, E5, G1-G3: users notice nothing; previous disk file back and healthy, the other never touched."""
-    assert {instance.image_version for instance in web} == {"1.1.0"}, "the set is not as expected"
+    (current,) = {instance.image_version for instance in web}
+    for instance in web:  # alone, nightly, it comes without the tests above
+        instance.host.check_output("redis-cli set order %s", instance.name)
     disk = web[0].os_disk
     inode = disk.stat().st_ino
     boots = [instance.boot_id for instance in web]
@@ -159,7 +167,7 @@ def test_a_bad_version_is_stopped_undone_and_told_apart(
     assert web[0].host.check_output("cat /proc/sys/kernel/random/boot_id") == web[0].boot_id
     assert web[1].host.check_output("cat /proc/sys/kernel/random/boot_id") == boots[1]
     for instance in web:
-        assert instance.image_version == "1.1.0"
+        assert instance.image_version == current
         assert instance.host.check_output("redis-cli get order") == instance.name
     # On the old disk nothing is run again (E4).
     identity = web[0].generation.cloud_instance_id
