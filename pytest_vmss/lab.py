@@ -61,7 +61,7 @@ from pytest_vmss.ownership import require_own
 from pytest_vmss.paths import PROCESS_ROOTS, LabPaths
 from pytest_vmss.removal import remove_files, remove_machines, remove_unfinished
 from pytest_vmss.scale_set import ScaleSet
-from pytest_vmss.secrecy import SecretText, seal
+from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.settings import Settings
 from pytest_vmss.sizing import Sizing
 from pytest_vmss.store import (
@@ -375,7 +375,7 @@ class Lab:
         """
         # First of all, so that no error shows what is secret in them (M5).
         source, load_balancer = seal(source), seal(load_balancer)
-        custom_data = None if custom_data is None else SecretText(custom_data)
+        custom_data = seal_text(custom_data)
         document = load_document(
             source,
             load_balancer=load_balancer,

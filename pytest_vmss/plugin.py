@@ -39,6 +39,17 @@ _MARKER = (
 )
 
 
+def _whole(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        ValueError: It is none, of which argparse tells.
+    """
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options."""
     group = parser.getgroup("vmss", "VM scale sets on QEMU")
@@ -80,13 +91,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--vmss-max-image-gib",
-        type=int,
+        type=_whole,
         metavar="GIB",
         help="largest disk that an image may have for a guest (VMSS_MAX_IMAGE_GIB; 4095)",
     )
     group.addoption(
         "--vmss-max-image-file-gib",
-        type=int,
+        type=_whole,
         metavar="GIB",
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )
@@ -301,7 +312,7 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     Raises:
         pytest.UsageError: There is no model.
     """
-    from pytest_vmss.secrecy import SecretText, seal
+    from pytest_vmss.secrecy import seal, seal_text
 
     marker = request.node.get_closest_marker("vmss")
     # Sealed here already, so that no error shows what is secret in them (M5).
@@ -309,7 +320,7 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     if marker and marker.args:
         arguments["model"] = seal(marker.args[0])
     if isinstance(arguments.get("custom_data"), str):
-        arguments["custom_data"] = SecretText(arguments["custom_data"])
+        arguments["custom_data"] = seal_text(arguments["custom_data"])
     if "model" not in arguments:
         raise pytest.UsageError(
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"

@@ -29,7 +29,7 @@ from pytest_vmss.model import (
     read_part,
 )
 from pytest_vmss.operation import Upgrade
-from pytest_vmss.secrecy import SecretText, seal
+from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.sizing import Sizing
 from pytest_vmss.store import (
     Action,
@@ -405,7 +405,7 @@ class ScaleSet:
         """
         # First of all, so that no error shows what is secret in them (M5).
         change, load_balancer = seal(change), seal(load_balancer)
-        custom_data = None if custom_data is None else SecretText(custom_data)
+        custom_data = seal_text(custom_data)
         part = read_part(change)
         with self._engine.claim():
             self._engine.journal.require_quiet()

@@ -21,6 +21,7 @@ __all__ = [
     "is_secret_name",
     "plain_name",
     "seal",
+    "seal_text",
     "without_secrets",
 ]
 
@@ -117,6 +118,11 @@ def seal(source: Any) -> Any:
     if type(source) is str and (len(source) > 4096 or re.search(r"[\n{]", source)):
         return SecretText(source, "<a text>")  # no path: a document, which may hold anything
     return source
+
+
+def seal_text(text: str | None) -> SecretText | None:
+    """The same for a text that is secret as a whole, such as custom data."""
+    return None if text is None else SecretText(text)
 
 
 def plain_name(name: str) -> str:

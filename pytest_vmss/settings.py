@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, cast, get_args
 
 from platformdirs import user_cache_path, user_state_path
 
@@ -50,8 +50,15 @@ OUTBOUND = (
 
 
 def default_guest_network() -> GuestNetwork:
-    """What guests may reach: ``VMSS_GUEST_NETWORK``, isolated unless it says ``outbound``."""
-    return "outbound" if os.environ.get("VMSS_GUEST_NETWORK") == "outbound" else "isolated"
+    """What guests may reach: ``VMSS_GUEST_NETWORK``, else isolated.
+
+    Raises:
+        LabError: The variable holds something else.
+    """
+    wanted = os.environ.get("VMSS_GUEST_NETWORK") or "isolated"
+    if wanted not in get_args(GuestNetwork):
+        raise LabError(f"VMSS_GUEST_NETWORK is {wanted!r}; it must be isolated or outbound")
+    return cast("GuestNetwork", wanted)
 
 
 def _from_environment(name: str, default: int) -> int:

@@ -16,11 +16,11 @@ import time
 
 import paramiko
 
+from pytest_vmss.blobs import GUEST_VIEW
+
 __all__ = ["Tunnel", "through_tunnel"]
 
 _LOOPBACK = "127.0.0.1"
-#: The gateway of QEMU's user network, at which URLs name the server.
-_GATEWAY = "10.0.2.2"
 #: Connections of one guest at a time; others are closed at once.
 _MOST = 4
 #: How many are closed so; a guest that goes on loses the whole connection.
@@ -43,7 +43,7 @@ def through_tunnel(uri: str, port: int | None) -> str:
     if port is None:
         return uri
     return re.sub(
-        rf"\Ahttp://{re.escape(_GATEWAY)}:{port}(?=[/?#]|\Z)",
+        rf"\Ahttp://{re.escape(GUEST_VIEW)}:{port}(?=[/?#]|\Z)",
         f"http://{_LOOPBACK}:{port}",
         uri,
         flags=re.IGNORECASE,

@@ -22,11 +22,11 @@ from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
 from pytest_vmss.model.service_fabric import Cluster
 from pytest_vmss.secrecy import (
     SealedDocument,
-    SecretText,
     conceal,
     is_secret_name,
     plain_name,
     seal,
+    seal_text,
 )
 
 __all__ = ["ScaleSetDocument", "Source", "load_document", "read_part"]
@@ -88,7 +88,7 @@ def load_document(
     """
     # First of all, so that no error shows what is secret in them.
     source, load_balancer = seal(source), seal(load_balancer)
-    custom_data = None if custom_data is None else SecretText(custom_data)
+    custom_data = seal_text(custom_data)
     label = label_of(source, "the model")
     raw = read(source, label)
     resources = _resources(raw, label)

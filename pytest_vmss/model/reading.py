@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from pytest_vmss.errors import ModelError, ModelProblem
+from pytest_vmss.said import one_line
 from pytest_vmss.secrecy import (
     WRITE_ONLY,
     SealedDocument,
@@ -36,7 +37,6 @@ MAX_VALUES = 100_000
 #: Azure's integers have 64 bits.
 _INTEGER_BITS = 63
 _NUMBER_CHARS = 64
-_SHOWN_CHARS = 200
 
 #: Properties whose content is the user's own: taken as it is.
 OPAQUE = frozenset({"settings", "protectedSettings", "protectedSettingsFromKeyVault", "tags"})
@@ -86,7 +86,7 @@ def label_of(source: object, what: str) -> str:
     """How a source is called in messages: a file by its path."""
     if isinstance(source, SecretText):
         return what
-    return _shown(str(source)) if isinstance(source, (str, Path)) else what
+    return one_line(str(source)) if isinstance(source, (str, Path)) else what
 
 
 def read(source: Any, label: str) -> dict[str, Any]:
@@ -144,9 +144,9 @@ def _load(source: object) -> object:
     except yaml.MarkedYAMLError as broken:
         mark = broken.problem_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        message = f"cannot be parsed: {_shown(broken.problem or 'it is no YAML')}{where}"
+        message = f"cannot be parsed: {one_line(broken.problem or 'it is no YAML')}{where}"
     except Exception as failure:  # noqa: BLE001 - loaders raise whatever int() and others do
-        message = f"cannot be parsed: {type(failure).__name__}: {_shown(str(failure))}"
+        message = f"cannot be parsed: {type(failure).__name__}: {one_line(str(failure))}"
     raise _RefusedError("$", message)
 
 
@@ -209,7 +209,7 @@ def _yaml(text: str) -> object:
         if isinstance(event, yaml.AliasEvent):
             name = event.anchor or ""
             if any(anchor == name for anchor, _ in open_nodes):
-                raise _RefusedError("$", f"holds itself, by the alias *{_shown(name)}")
+                raise _RefusedError("$", f"holds itself, by the alias *{one_line(name)}")
             values += sizes.get(name, 1)
         elif isinstance(event, yaml.NodeEvent):
             meter.take("$", len(open_nodes) + 1)
@@ -237,7 +237,7 @@ def _copy(value: object, path: str, depth: int, meter: Meter, *, opaque: bool) -
             name = _name(key, path, copied, opaque=opaque)
             meter.take(path, depth, name)
             copied[name] = _copy(
-                item, f"{path}.{_shown(name)}", depth + 1, meter, opaque=opaque or name in OPAQUE
+                item, f"{path}.{one_line(name)}", depth + 1, meter, opaque=opaque or name in OPAQUE
             )
         return copied
     if isinstance(value, (list, tuple)):
@@ -289,8 +289,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(text: str) -> str:
-    short = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
-    return "".join(char if char.isprintable() else "?" for char in short)

@@ -6,12 +6,10 @@ import hashlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import ConflictError, ImageError, LabError, NotFoundError
 from pytest_vmss.gallery import Gallery, ImageAddress, Images
 from pytest_vmss.gallery import gallery as gallery_module
@@ -20,15 +18,7 @@ from pytest_vmss.locks import wait_for_lock
 from pytest_vmss.model import ImageReference
 from pytest_vmss.process import run
 from pytest_vmss.settings import ImageLimits
-from pytest_vmss.store import Store, VersionRecord
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Iterator[Images]:
-    clock = SystemClock()
-    store = Store(tmp_path / "vmss.db", clock)
-    yield Images(tmp_path / "images", store, clock)
-    store.close()
+from pytest_vmss.store import VersionRecord
 
 
 @pytest.fixture

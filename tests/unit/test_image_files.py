@@ -11,7 +11,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,6 @@ from pytest_vmss.gallery.qcow2 import convert, inspect
 from pytest_vmss.hypervisor.disks import create_os_disk
 from pytest_vmss.process import Bounds, run
 from pytest_vmss.settings import ImageLimits, Settings
-from pytest_vmss.store import Store
 
 SECRET = b"HOST-SECRET"
 GIB = 1024**3
@@ -36,14 +35,6 @@ GIB = 1024**3
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Iterator[Images]:
-    clock = SystemClock()
-    store = Store(tmp_path / "vmss.db", clock)
-    yield Images(tmp_path / "images", store, clock)
-    store.close()
 
 
 def qcow2(name: str, size: str = "1M", *options: str) -> Path:

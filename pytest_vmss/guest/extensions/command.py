@@ -17,11 +17,19 @@ from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
-from pytest_vmss.said import UnreadableError, clean, read_whole
+from pytest_vmss.said import UnreadableError, clean, read_whole, shown
 from pytest_vmss.secrecy import SecretBytes
 from pytest_vmss.store import ExtensionRecord
 
-__all__ = ["Command", "broken_handler", "read_outcome", "redact", "remove_runs", "run_command"]
+__all__ = [
+    "Command",
+    "broken_handler",
+    "read_outcome",
+    "redact",
+    "remove_runs",
+    "run_command",
+    "told_by",
+]
 
 _MESSAGE_CHARS = 4096
 #: What is looked at of what a guest says; an honest one says less.
@@ -262,6 +270,11 @@ def redact(text: str, extension: Extension) -> str:
     for secret in sorted(set(_secrets(extension)), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def told_by(text: str, extension: Extension) -> str:
+    """What an extension says, fit to be kept and shown: its beginning, cleaned, without secrets."""
+    return shown(redact(clean(text[:_READ_CHARS]), extension), _MESSAGE_CHARS)
 
 
 def _secrets(extension: Extension) -> Iterator[str]:

@@ -19,12 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 
 from pytest_vmss.errors import ImageError
-from pytest_vmss.guest.extensions.command import Command, redact, remove_runs, run_command
+from pytest_vmss.guest.extensions.command import Command, remove_runs, run_command, told_by
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.registry import register
 from pytest_vmss.guest.extensions.report import with_status
 from pytest_vmss.model import Extension, read_status
-from pytest_vmss.said import UnreadableError, clean, one_line, read_json, shown
+from pytest_vmss.said import UnreadableError, one_line, read_json
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["PackagedHandler", "register_package"]
@@ -36,8 +36,6 @@ _COMMANDS = tuple(
 _RSA_BITS = 2048
 #: Of what went wrong with an uninstallation.
 _PROBLEMS = 20
-#: What is looked at of a text.
-_READ_CHARS = 64 * 1024
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -110,7 +108,7 @@ class PackagedHandler(Handler):
         told = "its uninstallation said nothing"
         if isinstance(wrong, list):
             told = "; ".join(str(problem) for problem in wrong[:_PROBLEMS])
-        return shown(redact(clean(told[:_READ_CHARS]), extension)) or remove_runs(target, extension)
+        return told_by(told, extension) or remove_runs(target, extension)
 
     def report(
         self, target: Target, extension: Extension, last: ExtensionRecord
@@ -126,7 +124,7 @@ class PackagedHandler(Handler):
             update={
                 "exit_code": None,
                 "handler": one_line(str(handler)),
-                "handler_message": shown(redact(clean(str(words)[:_READ_CHARS]), extension)),
+                "handler_message": told_by(str(words), extension),
             }
         )
 

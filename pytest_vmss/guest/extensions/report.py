@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pytest_vmss.guest.extensions.command import redact
+from pytest_vmss.guest.extensions.command import told_by
 from pytest_vmss.model import Extension, ExtensionStatus, read_status_file
-from pytest_vmss.said import UnreadableError, clean, one_line, shown
+from pytest_vmss.said import UnreadableError, one_line
 from pytest_vmss.store import ExtensionRecord, SubstatusRecord
 
 __all__ = ["described", "with_status"]
 
-_MESSAGE_CHARS = 4096
-#: What is looked at of a text.
-_READ_CHARS = 64 * 1024
 _SUBSTATUSES = 20
 _KNOWN = frozenset({"success", "warning", "error", "transitioning"})
 
@@ -35,23 +32,19 @@ def with_status(
     last: ExtensionRecord, status: ExtensionStatus, extension: Extension
 ) -> ExtensionRecord:
     """A record with what the extension says of itself, in place of what was known."""
-
-    def told_by(text: str) -> str:
-        return shown(redact(clean(text[:_READ_CHARS]), extension), _MESSAGE_CHARS)
-
     told = status.status.lower()
     parts = tuple(
         SubstatusRecord(
-            name=told_by(part.name),
+            name=told_by(part.name, extension),
             status=one_line(part.status.lower()),
-            message=told_by(part.message),
+            message=told_by(part.message, extension),
         )
         for part in (status.substatus or [])[:_SUBSTATUSES]
     )
     return last.model_copy(
         update={
             "status": told if told in _KNOWN else "transitioning",
-            "message": told_by(status.message),
+            "message": told_by(status.message, extension),
             "substatuses": parts,
         }
     )
