@@ -216,8 +216,8 @@ def test_one_that_hangs_while_it_goes_is_ended(guest: Guest) -> None:
     content = PackagedHandler(source, **NAME, version="1.2.0")._package
     (guest.folder / "1.2.0.zip").write_bytes(content)
     guest.enable("1")
-    (hung,) = Agent("Contoso.Sample", limit=1.0, root=str(guest.root)).uninstall("sample")
-    assert hung.startswith(f"Timeout(1): {guest.path()}/bin/hang.sh")
+    (hung,) = Agent("Contoso.Sample", limit=6.0, root=str(guest.root)).uninstall("sample")
+    assert hung.startswith(f"Timeout(6): {guest.path()}/bin/hang.sh")
     assert not guest.path().exists()
 
 
