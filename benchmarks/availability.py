@@ -20,10 +20,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.open_loop import Load, get
-from pytest_vmss.images import ImageBuilder
-from pytest_vmss.lab import Lab
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.report import LiveView
-from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
 
 EXAMPLE = Path(__file__).parents[1] / "examples/web"

@@ -30,8 +30,8 @@ from typing import Any
 from benchmarks.effects import Effect, observing
 from benchmarks.invariants import Tally, Watch, being_removed, lost, orphans, repeated, state_of
 from benchmarks.stage import SCENARIOS, Stage, use_memory
-from pytest_vmss.baton import Killed
-from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.simulation.lab import SimulatedLab
+from pytest_vmss.simulation.scheduler import Killed
 
 __all__ = ["KilledError", "Points", "judge", "killing", "run"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["MUTANTS", "Mutant", "Patch"]
 
-_DISKS = "upgrade/steps/disks.py"
+_DISKS = "steps/disks.py"
 _HOST_FAULTS = "tests/simulation/test_host_faults.py"
 _UPGRADE = "tests/simulation/test_upgrade.py"
 
@@ -75,7 +75,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the old disk is discarded before the commit",
-        "upgrade/phases.py",
+        "operations/phases.py",
         "        Commit(new),\n        Discard(new),",
         "        Discard(new),\n        Commit(new),",
         _kills("upgrade of one", 2),
@@ -117,28 +117,28 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a swap replaces the data disks too",
-        "upgrade/phases.py",
+        "operations/phases.py",
         "ReplaceDataDisks(revision) if data_disks else CreateDataDisks(revision)",
         "ReplaceDataDisks(revision)",
         _kills("upgrade of one", 20),
     ),
     _mutant(
         "what the guest wrote is not synchronised before the old disk goes",
-        "upgrade/phases.py",
+        "operations/phases.py",
         "        Sync(new),\n        Commit(new),",
         "        Commit(new),",
         _tests("tests/simulation/test_defects.py"),
     ),
     _mutant(
         "a file has its name before it is written",
-        "files.py",
+        "host/files.py",
         "    sync(part)\n",
         "",
         _tests("tests/unit/test_files.py"),
     ),
     _mutant(
         "the folder of a new file is not synchronised",
-        "files.py",
+        "host/files.py",
         "        part.unlink()\n    sync_folder(path.parent)",
         "        part.unlink()",
         _tests("tests/unit/test_files.py"),
@@ -153,7 +153,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # The journal, and what is told.
     _mutant(
         "the outcome is told before the commit",
-        "upgrade/work.py",
+        "engine/work.py",
         "        self._journal.run_phase(self._timed(context), phase, steps, outcome=outcome)",
         "        self._journal.outcome(context, outcome)\n"
         "        self._journal.run_phase(self._timed(context), phase, steps)",
@@ -161,35 +161,35 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a resume begins a phase anew",
-        "upgrade/journal.py",
+        "engine/journal.py",
         "return {step.sequence for step in known if step.done is not None and step.error is None}",
         "return set()",
         _kills("upgrade of one", 5),
     ),
     _mutant(
         "a resume takes a step that failed for done",
-        "upgrade/journal.py",
+        "engine/journal.py",
         "if step.done is not None and step.error is None}",
         "if step.done is not None}",
         _faults("upgrade by hand", 97),
     ),
     _mutant(
         "a resume goes on with steps of another name",
-        "upgrade/journal.py",
+        "engine/journal.py",
         "step.sequence >= len(names) or names[step.sequence] != step.name",
         "step.sequence >= len(names)",
         _tests(f"{_HOST_FAULTS}::test_another_versions_journal_is_not_gone_on_with"),
     ),
     _mutant(
         "what a step found out is not written with its end",
-        "upgrade/journal.py",
+        "engine/journal.py",
         "            if conclude is not None:\n                conclude()\n",
         "",
         _tests(f"{_UPGRADE}::test_a_good_version_rolls_through"),
     ),
     _mutant(
         "an operation ends in the middle of an instance",
-        "upgrade/journal.py",
+        "engine/journal.py",
         "            raise self._interrupted(operation_id, action, describe(error)[1]) from error\n\n"
         "    @contextlib.contextmanager\n    def outside",
         '            self.end(operation_id, "Faulted", code="Failed", message=str(error))\n'
@@ -197,7 +197,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _faults("upgrade by hand", 97),
         also=[
             Patch(
-                "upgrade/journal.py",
+                "engine/journal.py",
                 "            if unsettled := self.account(operation_id).unsettled:\n                raise",
                 "            if unsettled := []:\n                raise",
             )
@@ -205,14 +205,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a new operation begins while another is unfinished",
-        "upgrade/engine.py",
+        "engine/engine.py",
         "operation = self.journal.unfinished()\n        if operation is None:\n            return None",
         "return None\n        operation = self.journal.unfinished()",
         _kills("upgrade of one", 20),
     ),
     _mutant(
         "an instance that failed is told to be well",
-        "upgrade/work.py",
+        "engine/work.py",
         '            self._world.store.amend(context.record, provisioning="Failed")\n',
         "",
         _tests(f"{_UPGRADE}::test_started_by_hand_there_is_no_rollback", _UPGRADE),
@@ -227,7 +227,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "an instance goes back after its commit",
-        "upgrade/work.py",
+        "engine/work.py",
         "if context.record.generation == plan.result != plan.source:",
         "if False:",
         _faults("upgrade of one", 3),
@@ -242,7 +242,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a surge removes the healthy replacement",
-        "upgrade/work.py",
+        "engine/work.py",
         "                    self._require_healthy(context, new)\n",
         "                    self._require_healthy(context, new)\n"
         "                    self._remove(context, plan.source_revision, Outcome.SUCCEEDED)\n",
@@ -250,7 +250,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a replacement that died meanwhile takes the place all the same",
-        "upgrade/work.py",
+        "engine/work.py",
         "        if not seen.healthy:\n            raise UnhealthyError(",
         "        if False:\n            raise UnhealthyError(",
         _tests(
@@ -259,14 +259,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a way back is not proved",
-        "upgrade/phases.py",
+        "operations/phases.py",
         "        Start(old),\n        ProveBoot(old),\n        AwaitHealth(old),\n        Serve(),",
         "        Start(old),\n        Serve(wait=False),",
         _tests("tests/simulation/test_defects.py"),
     ),
     _mutant(
         "the deadline of an instance is ignored",
-        "upgrade/journal.py",
+        "engine/journal.py",
         "self._world.clock.monotonic() > context.deadline:",
         "False:",
         _tests("tests/simulation/test_defects.py", "tests/simulation/test_rollout.py"),
@@ -274,7 +274,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # Guests.
     _mutant(
         "an extension is run again after a kill",
-        "upgrade/steps/extensions.py",
+        "steps/extensions.py",
         'first = "1" if earlier is None else',
         "first = str(clock.monotonic()) if earlier is None else",
         _kills("upgrade of one", 2),
@@ -288,7 +288,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the boot before is forgotten",
-        "upgrade/steps/power.py",
+        "steps/power.py",
         "boot_before=generation.boot_id",
         "boot_before=None",
         _tests("tests/simulation/test_defects.py"),
@@ -302,7 +302,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a guest that does not shut down is left running",
-        "upgrade/steps/power.py",
+        "steps/power.py",
         "        hypervisor.power_off(context.domain)\n",
         "",
         _tests("tests/simulation/test_defects.py"),
@@ -317,56 +317,56 @@ MUTANTS: tuple[Mutant, ...] = (
     # Availability.
     _mutant(
         "a batch is too large",
-        "upgrade/planner.py",
+        "engine/planner.py",
         "return max(1, total * percent // 100)",
         "return max(1, total * percent // 100) + 1",
         _tests("tests/unit/test_planner.py"),
     ),
     _mutant(
         "instances that are down do not count against the batch",
-        "upgrade/planner.py",
+        "engine/planner.py",
         "room = max(limit - down, 0)",
         "room = limit",
         _tests("tests/unit/test_planner.py"),
     ),
     _mutant(
         "who is unknown counts as healthy",
-        "upgrade/planner.py",
+        "engine/planner.py",
         "return self.health is not Health.HEALTHY",
         "return self.health is Health.UNHEALTHY",
         _tests("tests/unit/test_planner.py", "tests/simulation/test_health.py"),
     ),
     _mutant(
         "who was rolled back counts as well",
-        "upgrade/engine.py",
+        "engine/engine.py",
         "if outcomes[n] is not Outcome.SUCCEEDED}",
         "if outcomes[n] is Outcome.FAILED}",
         _tests(f"{_UPGRADE}::test_a_bad_version_is_stopped_and_undone"),
     ),
     _mutant(
         "protection is ignored",
-        "upgrade/planner.py",
+        "engine/planner.py",
         "out = member.protected or member.instance_id in progress.skipped",
         "out = member.instance_id in progress.skipped",
         _tests("tests/unit/test_planner.py"),
     ),
     _mutant(
         "instances are not drained",
-        "upgrade/phases.py",
+        "operations/phases.py",
         "        PrepareDisk(new, version, revision),\n        Drain(),",
         "        PrepareDisk(new, version, revision),",
         _tests("tests/simulation/test_traffic.py"),
     ),
     _mutant(
         "an instance serves before it is healthy",
-        "upgrade/steps/traffic.py",
+        "steps/traffic.py",
         "            if self.wait:\n                self._wait(context, balancer)\n",
         "",
         _tests("tests/simulation/test_defects.py"),
     ),
     _mutant(
         "who is out of service is served after a restart of the load balancer",
-        "upgrade/world.py",
+        "environment/environment.py",
         "return Member(record.name, record.address, record.forwards, record.in_service)",
         "return Member(record.name, record.address, record.forwards, True)",
         _kills("upgrade of one", 1),
@@ -374,28 +374,28 @@ MUTANTS: tuple[Mutant, ...] = (
     # Processes.
     _mutant(
         "the lock of a set is freed early",
-        "upgrade/engine.py",
+        "engine/engine.py",
         "            with stoppable(signal):\n                yield",
         "            lock.release()\n            with stoppable(signal):\n                yield",
         _tests(f"{_UPGRADE}::test_a_second_upgrade_is_refused"),
     ),
     _mutant(
         "a lab lives no longer because its process has it open",
-        "reap.py",
+        "labs/reap.py",
         "yield not is_locked(paths.in_use)",
         "yield True",
         _tests("tests/simulation/test_labs.py::test_a_lab_lives_as_long_as_its_process"),
     ),
     _mutant(
         "a lab's identity is removed first",
-        "removal.py",
+        "labs/removal.py",
         "        _empty(paths.folder, keep={paths.identity})\n        for claim",
         "        paths.identity.unlink()\n        _empty(paths.folder)\n        for claim",
         _tests("tests/simulation/test_labs.py"),
     ),
     _mutant(
         "a lab's networks stay claimed",
-        "removal.py",
+        "labs/removal.py",
         "            if claim.lab_id == identity.id:\n"
         "                release_network(networks_folder(settings), claim.network)\n",
         "            pass\n",
@@ -411,7 +411,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the watcher ends with the first error",
-        "upgrade/watcher.py",
+        "controller/loop.py",
         "                with contextlib.suppress(Exception):\n"
         "                    self._failed(error)\n",
         "                return\n",

@@ -21,10 +21,10 @@ from typing import Any, Literal
 from filelock import BaseFileLock
 
 from pytest_vmss.gallery import Images
-from pytest_vmss.guest.simulated import SimulatedGuest
-from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
-from pytest_vmss.load_balancer import SimulatedBalancer
-from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
+from pytest_vmss.simulation.guest import SimulatedGuest
+from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
+from pytest_vmss.simulation.lab import SimulatedLab
 
 __all__ = ["Effect", "Family", "observing"]
 

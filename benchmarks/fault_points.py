@@ -42,10 +42,10 @@ from benchmarks.invariants import (
     state_of,
 )
 from benchmarks.stage import SCENARIOS, Scenario, Stage, use_memory
-from pytest_vmss.baton import Killed
 from pytest_vmss.errors import InterruptedOperationError, VmssError
-from pytest_vmss.guest.simulated import Behaviour
-from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.simulation.lab import SimulatedLab
+from pytest_vmss.simulation.scheduler import Killed
 
 __all__ = ["PLAYS", "Ground", "Point", "experiment"]
 

@@ -27,10 +27,10 @@ from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.guest.guest import parse_facts, parse_listening
 from pytest_vmss.guest.in_guest.application_health import document
 from pytest_vmss.health import parse_custom_metrics, read_report
-from pytest_vmss.http_status import read_status_line
+from pytest_vmss.host.http import read_status_line
 from pytest_vmss.model import ApplicationHealthSettings, Extension
-from pytest_vmss.said import UnreadableError, clean, shown
 from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.untrusted import UnreadableError, clean, shown
 
 __all__ = ["ALLOWED", "PARSERS", "cases"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pytest_vmss.gallery.header import check_header
 from pytest_vmss.gallery.qcow2 import inspect
-from pytest_vmss.process import run
+from pytest_vmss.host.process import run
 from pytest_vmss.settings import ImageLimits
 
 __all__ = ["cases"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.effects import Effect
-from pytest_vmss.instance import Instance
-from pytest_vmss.scale_set import ScaleSet
-from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.engine.journal import Account
+from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
-from pytest_vmss.upgrade.journal import Account
 
 __all__ = [
     "Tally", "Watch", "being_removed", "domain_of", "end_problems", "lost", "miscounted",

@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pytest_vmss.demo import example
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.cli.demo import example
 from pytest_vmss.guest.keys import KeyPair, generate, lab_key
 from pytest_vmss.guest.seed import build_seed
-from pytest_vmss.hypervisor.accelerator import choose_accelerator
+from pytest_vmss.host.accelerator import choose_accelerator
 from pytest_vmss.hypervisor.disks import write_seed
-from pytest_vmss.images import ImageBuilder
-from pytest_vmss.lab import Lab
+from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.model import load_document
 from pytest_vmss.settings import Settings
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from pytest_vmss.settings import Settings
-from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.simulation.lab import SimulatedLab
 from tests.models import LOAD_BALANCER, web_model
 
 _SIZES = (10, 100, 1000)

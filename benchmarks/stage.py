@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_vmss.guest.simulated import Behaviour
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.engine.journal import Account
 from pytest_vmss.settings import Settings
-from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.store import OperationRecord
-from pytest_vmss.upgrade.journal import Account
 from tests.models import LOAD_BALANCER, custom_script, web_model
 
 __all__ = ["SCENARIOS", "Scenario", "Stage"]

@@ -18,8 +18,8 @@ from typing import Protocol, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
 
-from pytest_vmss.baton import Baton, Killed
 from pytest_vmss.errors import WaitTimeoutError
+from pytest_vmss.simulation.scheduler import Baton, Killed
 
 __all__ = [
     "Clock",

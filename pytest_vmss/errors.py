@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_vmss.said import clean
+from pytest_vmss.untrusted import clean
 
 __all__ = [
     "BalancerError",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vmss.lab import Lab
+    from pytest_vmss.api.lab import Lab
     from pytest_vmss.settings import Settings
 
 __all__ = ["pytest_vmss_configure_lab", "pytest_vmss_settings"]

@@ -20,9 +20,9 @@ import pytest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pytest_vmss.api.lab import Lab
+    from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
-    from pytest_vmss.lab import Lab
-    from pytest_vmss.scale_set import ScaleSet
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
 
@@ -208,8 +208,8 @@ def _console(config: pytest.Config) -> Console | None:
 @pytest.fixture(scope="session")
 def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """The session's lab, removed with all its VMs at the session's end."""
-    from pytest_vmss.lab import Lab
-    from pytest_vmss.reap import reap
+    from pytest_vmss.api.lab import Lab
+    from pytest_vmss.labs.reap import reap
     from pytest_vmss.report import LiveView
     from pytest_vmss.settings import OUTBOUND
 

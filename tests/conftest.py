@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from pytest_vmss.images import ImageBuilder
+from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.settings import Settings
 
 # How long an example takes says how busy the host is, and nothing else.

@@ -12,12 +12,12 @@ import click
 from rich.console import Console
 
 from pytest_vmss import __version__
+from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import NotFoundError, VmssError
-from pytest_vmss.instance import Instance
-from pytest_vmss.lab import Lab
-from pytest_vmss.operation import Upgrade
 from pytest_vmss.report import stage_table, upgrade_summary
-from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import (
     OUTBOUND,
     Accelerator,

@@ -11,7 +11,7 @@ from pytest_vmss.cli.base import (
     context,
     main,
 )
-from pytest_vmss.reap import reap as reap_labs
+from pytest_vmss.labs.reap import reap as reap_labs
 
 __all__: list[str] = []
 
@@ -30,7 +30,7 @@ def reap() -> None:
 @main.command()
 def doctor() -> None:
     """Tell what the host lacks, and the command that mends it."""
-    from pytest_vmss.doctor import examine
+    from pytest_vmss.cli.doctor import examine
 
     settings, _ = context()
     findings = examine(settings)
@@ -46,7 +46,7 @@ def doctor() -> None:
 @main.command()
 def demo() -> None:
     """Run the main job on real VMs: upgrade, keep the data, refuse a bad image."""
-    from pytest_vmss.demo import run_demo
+    from pytest_vmss.cli.demo import run_demo
 
     settings, _ = context()
     sys.exit(0 if run_demo(settings, console) else 1)

@@ -18,9 +18,9 @@ from pytest_vmss.cli.base import (
     show_upgrade,
 )
 from pytest_vmss.gallery import ImageAddress
-from pytest_vmss.images import ImageBuilder, find_recipes
+from pytest_vmss.gallery.sbom import cyclonedx, describe
+from pytest_vmss.image_builder import ImageBuilder, find_recipes
 from pytest_vmss.report import LiveView
-from pytest_vmss.sbom import cyclonedx, describe
 
 __all__: list[str] = []
 

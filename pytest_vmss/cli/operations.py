@@ -11,6 +11,7 @@ from typing import Literal, TextIO
 
 import click
 
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
     console,
     find_instance,
@@ -19,7 +20,6 @@ from pytest_vmss.cli.base import (
     open_lab,
 )
 from pytest_vmss.report import LiveView, instance_table
-from pytest_vmss.scale_set import ScaleSet
 
 __all__: list[str] = []
 

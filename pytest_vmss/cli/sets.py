@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
     console,
     find_instance,
@@ -18,9 +19,8 @@ from pytest_vmss.cli.base import (
     open_lab,
 )
 from pytest_vmss.guest.console_log import LogReader
-from pytest_vmss.process import require
+from pytest_vmss.host.process import require
 from pytest_vmss.report import LiveView, instance_table
-from pytest_vmss.scale_set import ScaleSet
 
 __all__: list[str] = []
 

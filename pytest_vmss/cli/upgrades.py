@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import click
 
+from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
     console,
     finish,
@@ -14,9 +16,7 @@ from pytest_vmss.cli.base import (
     open_lab,
 )
 from pytest_vmss.errors import UpgradeError
-from pytest_vmss.operation import Upgrade
 from pytest_vmss.report import LiveView, upgrade_summary
-from pytest_vmss.scale_set import ScaleSet
 
 __all__: list[str] = []
 

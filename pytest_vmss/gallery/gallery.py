@@ -13,7 +13,6 @@ from pathlib import Path
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import ConflictError, HostError, ImageError, NotFoundError, VmssError
-from pytest_vmss.files import PART, sync_folder
 from pytest_vmss.gallery.copy import (
     Algorithm,
     copy_file,
@@ -24,9 +23,10 @@ from pytest_vmss.gallery.copy import (
     shown,
 )
 from pytest_vmss.gallery.qcow2 import check_head, convert, inspect
-from pytest_vmss.locks import try_lock, wait_for_lock
+from pytest_vmss.gallery.sbom import Package, read_sbom
+from pytest_vmss.host.files import PART, sync_folder
+from pytest_vmss.host.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
-from pytest_vmss.sbom import Package, read_sbom
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import DefinitionRecord, PackagesRecord, Store, VersionRecord
 
@@ -168,7 +168,7 @@ class Images:
         return sorted(records, key=lambda record: version_key(record.version))
 
     def packages(self, record: VersionRecord) -> list[Package]:
-        """What a version holds, as far as its publication told; see :mod:`pytest_vmss.sbom`."""
+        """What a version holds, as far as its publication told; see :mod:`pytest_vmss.gallery.sbom`."""
         found = self._store.get(PackagesRecord, *record.key)
         named = found.packages if found is not None else ()
         return [Package(name=name, version=version) for name, version in named]

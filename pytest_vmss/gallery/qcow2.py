@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from pytest_vmss.errors import ImageError, ToolError
-from pytest_vmss.files import sync
 from pytest_vmss.gallery.copy import open_source, shown
 from pytest_vmss.gallery.header import check_header, refuse_virtual_size
-from pytest_vmss.process import Bounds, run
+from pytest_vmss.host.files import sync
+from pytest_vmss.host.process import Bounds, run
 from pytest_vmss.settings import GIB, ImageLimits
 
 __all__ = ["check_head", "convert", "inspect"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pytest_vmss.errors import HypervisorError
-from pytest_vmss.said import UnreadableError, read_json, read_whole
+from pytest_vmss.untrusted import UnreadableError, read_json, read_whole
 
 __all__ = ["guest_time", "read_file", "within"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
-from pytest_vmss.said import UnreadableError, one_line, read_json, shown
+from pytest_vmss.untrusted import UnreadableError, one_line, read_json, shown
 
 __all__ = ["AGAIN", "LOGS", "WAIT", "CloudInitResult", "read_verdict"]
 

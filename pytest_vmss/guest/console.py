@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Literal
 
-from pytest_vmss.said import clean
+from pytest_vmss.untrusted import clean
 
 __all__ = ["Console", "Trouble"]
 

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_vmss.said import clean
+from pytest_vmss.untrusted import clean
 
 __all__ = ["HEAD_BYTES", "TAIL_BYTES", "LogKeeper", "LogReader", "cap_log"]
 

@@ -29,9 +29,9 @@ from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
-from pytest_vmss.said import UnreadableError, one_line
 from pytest_vmss.settings import Limits
 from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.untrusted import UnreadableError, one_line
 
 __all__ = [
     "BootFacts",

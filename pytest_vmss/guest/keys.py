@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
-from pytest_vmss.files import write_durably
+from pytest_vmss.host.files import write_durably
 
 __all__ = ["KeyPair", "generate", "lab_key"]
 

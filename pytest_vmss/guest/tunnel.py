@@ -16,7 +16,7 @@ import time
 
 import paramiko
 
-from pytest_vmss.blobs import GUEST_VIEW
+from pytest_vmss.file_server.blobs import GUEST_VIEW
 
 __all__ = ["Tunnel", "through_tunnel"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pytest_vmss.health.observation import Observation
 from pytest_vmss.model import ApplicationHealthSettings, Health, read_status_file
-from pytest_vmss.said import one_line, read_whole
+from pytest_vmss.untrusted import one_line, read_whole
 
 __all__ = ["read_report"]
 

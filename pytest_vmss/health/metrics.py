@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_vmss.said import UnreadableError, read_json, read_whole
+from pytest_vmss.untrusted import UnreadableError, read_json, read_whole
 
 __all__ = ["RollingUpgradeMetrics", "parse_custom_metrics"]
 

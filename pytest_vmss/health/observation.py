@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_vmss.model import Health
-from pytest_vmss.said import shown
+from pytest_vmss.untrusted import shown
 
 __all__ = ["Observation", "worst"]
 

@@ -8,7 +8,7 @@ import ssl
 import time
 
 from pytest_vmss.health.observation import Observation
-from pytest_vmss.http_status import http_status
+from pytest_vmss.host.http import http_status
 from pytest_vmss.model import Probe
 
 __all__ = ["probe_once"]

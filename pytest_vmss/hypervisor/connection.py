@@ -19,10 +19,10 @@ from typing import ClassVar
 import libvirt
 
 from pytest_vmss.errors import ConflictError, HostError, LabError
-from pytest_vmss.files import write_durably
-from pytest_vmss.locks import wait_for_lock
-from pytest_vmss.ownership import mend_ownership, obstacle, told_obstacle
-from pytest_vmss.paths import PROCESS_ROOTS
+from pytest_vmss.host.files import write_durably
+from pytest_vmss.host.locks import wait_for_lock
+from pytest_vmss.host.ownership import mend_ownership, obstacle, told_obstacle
+from pytest_vmss.host.paths import PROCESS_ROOTS
 
 __all__ = ["Connection", "default_uri", "open_connection"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pycdlib
 
 from pytest_vmss.errors import HostError
-from pytest_vmss.files import settle, write_durably
+from pytest_vmss.host.files import settle, write_durably
+from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor.protocol import Seed
-from pytest_vmss.process import run
 
 __all__ = ["create_data_disk", "create_os_disk", "write_seed"]
 

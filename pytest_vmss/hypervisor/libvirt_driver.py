@@ -15,8 +15,8 @@ import libvirt_qemu
 
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
+from pytest_vmss.host.accelerator import Choice, choose_accelerator
 from pytest_vmss.hypervisor import disks
-from pytest_vmss.hypervisor.accelerator import Choice, choose_accelerator
 from pytest_vmss.hypervisor.connection import Connection, open_connection
 from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed

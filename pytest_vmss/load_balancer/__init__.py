@@ -4,6 +4,5 @@ from __future__ import annotations
 
 from pytest_vmss.load_balancer.haproxy import HAProxy
 from pytest_vmss.load_balancer.protocol import Balancer, Member, Rule
-from pytest_vmss.load_balancer.simulated import SimulatedBalancer
 
-__all__ = ["Balancer", "HAProxy", "Member", "Rule", "SimulatedBalancer"]
+__all__ = ["Balancer", "HAProxy", "Member", "Rule"]

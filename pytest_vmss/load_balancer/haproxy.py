@@ -20,9 +20,9 @@ import psutil
 
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import BalancerError, WaitTimeoutError
+from pytest_vmss.host.process import require, run
 from pytest_vmss.load_balancer.protocol import Member, Rule
 from pytest_vmss.model import Probe
-from pytest_vmss.process import require, run
 
 __all__ = ["HAProxy"]
 

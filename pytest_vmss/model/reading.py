@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from pytest_vmss.errors import ModelError, ModelProblem
-from pytest_vmss.said import one_line
 from pytest_vmss.secrecy import (
     WRITE_ONLY,
     SealedDocument,
@@ -27,6 +26,7 @@ from pytest_vmss.secrecy import (
     plain_name,
     seal,
 )
+from pytest_vmss.untrusted import one_line
 
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "Meter", "label_of", "read"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pytest_vmss.model.scale_set import AzureModel
-from pytest_vmss.said import UnreadableError, read_json
+from pytest_vmss.untrusted import UnreadableError, read_json
 
 __all__ = ["ExtensionStatus", "Substatus", "read_status", "read_status_file"]
 

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pytest_vmss.said import clean
 from pytest_vmss.store import Action, EventRecord, GenerationRecord, InstanceRecord, Store
+from pytest_vmss.untrusted import clean
 
 __all__ = ["LiveView"]
 

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pytest_vmss.operation import stages_of
-from pytest_vmss.said import clean
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.api.operation import stages_of
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.engine.journal import Account
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
-from pytest_vmss.upgrade.journal import Account
+from pytest_vmss.untrusted import clean
 
 __all__ = ["instance_table", "stage_table", "upgrade_summary"]
 

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from pytest_vmss.clock import Clock, SystemClock, wait_for
 from pytest_vmss.errors import LabError, NotFoundError, WaitTimeoutError
-from pytest_vmss.files import sync_folder
-from pytest_vmss.said import clean
+from pytest_vmss.host.files import sync_folder
 from pytest_vmss.secrecy import SecretText
 from pytest_vmss.store.records import EventRecord, Record, StepRecord
+from pytest_vmss.untrusted import clean
 
 __all__ = ["Store"]
 

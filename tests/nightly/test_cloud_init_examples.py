@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ProvisioningError
-from pytest_vmss.lab import Lab
-from pytest_vmss.scale_set import ScaleSet
 from tests.models import web_model
 
 pytestmark = pytest.mark.nightly

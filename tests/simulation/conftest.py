@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pytest_vmss import simulation
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
+from pytest_vmss.simulation import lab as simulation
 from tests.models import LOAD_BALANCER, web_model
 
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_vmss import reap as reap_module
+from pytest_vmss.api.lab import Lab
 from pytest_vmss.errors import VmssError
-from pytest_vmss.hypervisor import addresses
-from pytest_vmss.identity import labs_folder, networks_folder, read_identity
-from pytest_vmss.lab import Lab
-from pytest_vmss.paths import LabPaths
-from pytest_vmss.process import run
+from pytest_vmss.host import addresses
+from pytest_vmss.host.paths import LabPaths
+from pytest_vmss.host.process import run
+from pytest_vmss.labs import reap as reap_module
+from pytest_vmss.labs.identity import labs_folder, networks_folder, read_identity
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import DefinitionRecord, Store
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from pytest_vmss.errors import HostError, ProvisioningError
-from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.hypervisor import Machine
-from pytest_vmss.hypervisor.simulated import SimulatedHypervisor
-from pytest_vmss.load_balancer import SimulatedBalancer
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
+from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
+from pytest_vmss.steps import Commit
 from pytest_vmss.store import Outcome
-from pytest_vmss.upgrade.steps import Commit
 from tests.simulation.conftest import SimulatedLab
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import Handler, Target, register, registry
-from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.model import Extension, Health
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.store import ExtensionRecord, Outcome
 from tests.models import LOAD_BALANCER, custom_script, web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab

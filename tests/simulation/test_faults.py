@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from pytest_vmss.api.faults import Faults
 from pytest_vmss.errors import GuestCommandError, HostError, HypervisorError
-from pytest_vmss.faults import Faults
 from pytest_vmss.guest.shell import CommandResult
 from tests.simulation.conftest import SimulatedLab
 

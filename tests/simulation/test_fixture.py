@@ -8,7 +8,7 @@ CONFTEST = """
 import pytest
 
 from pytest_vmss.settings import Settings
-from pytest_vmss.simulation import SimulatedLab
+from pytest_vmss.simulation.lab import SimulatedLab
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ import threading, time
 import pytest
 
 from pytest_vmss.errors import HostError, HypervisorError
-from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from tests.models import LOAD_BALANCER, web_model
 
 pytestmark = pytest.mark.vmss(model=web_model(capacity=2), load_balancer=LOAD_BALANCER)

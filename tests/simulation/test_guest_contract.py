@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.guest import Guest
-from pytest_vmss.upgrade.world import InstanceContext
 from tests.guest_contract import check_guest
 from tests.simulation.conftest import SimulatedLab
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.faults import Faults
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ModelError, ProvisioningError
-from pytest_vmss.faults import Faults
-from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.model import Health
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import (
     BalancerError,
     ConflictError,
@@ -25,14 +28,11 @@ from pytest_vmss.errors import (
     ProvisioningError,
     UpgradeError,
 )
-from pytest_vmss.guest.simulated import Behaviour, SimulatedGuest
 from pytest_vmss.health import Observation
 from pytest_vmss.model import Health
-from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Settings
-from pytest_vmss.store import InstanceRecord, Outcome, Store
-from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.steps import (
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
+from pytest_vmss.steps import (
     Commit,
     CreateDataDisks,
     Discard,
@@ -40,8 +40,8 @@ from pytest_vmss.upgrade.steps import (
     Start,
     Step,
 )
-from pytest_vmss.upgrade.steps.step import Conclusion
-from pytest_vmss.upgrade.world import InstanceContext
+from pytest_vmss.steps.step import Conclusion
+from pytest_vmss.store import InstanceRecord, Outcome, Store
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts
@@ -332,7 +332,7 @@ def test_another_versions_journal_is_not_gone_on_with(
     interrupted(lab.run_due, "no space left")
     lab.simulated.fail_os_disks = False
     with monkeypatch.context() as patch:
-        patch.setattr("pytest_vmss.upgrade.steps.PrepareDisk.name", "prepare something else")
+        patch.setattr("pytest_vmss.steps.PrepareDisk.name", "prepare something else")
         interrupted(web.resume, "takes other steps")
     ends_completed(lab, web)
 
@@ -781,7 +781,7 @@ def test_what_is_no_longer_known_stops_no_instance(lab: SimulatedLab) -> None:
     interrupted(lab.run_due, "no space left")
     lab.simulated.fail_os_disks = False
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pytest_vmss.upgrade.world.find_size", lambda *_: None)
+        patch.setattr("pytest_vmss.environment.environment.find_size", lambda *_: None)
         interrupted(web.resume, "is not known here")
         assert web[0].boot_id == "boot-1"
     assert web.healthy

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from pytest_vmss.errors import CloudInitError, VmssError
 from pytest_vmss.guest.guest import BootFacts
-from pytest_vmss.guest.simulated import SimulatedGuest
 from pytest_vmss.model import Health
 from pytest_vmss.report import LiveView, instance_table
+from pytest_vmss.simulation.guest import SimulatedGuest
 from tests.models import web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pytest_vmss.api.lab import Lab
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import ConflictError, LabError
-from pytest_vmss.identity import labs_folder, networks_folder, read_identity
-from pytest_vmss.lab import Lab
-from pytest_vmss.paths import LabPaths
-from pytest_vmss.reap import reap
+from pytest_vmss.host.paths import LabPaths
+from pytest_vmss.labs.identity import labs_folder, networks_folder, read_identity
+from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
@@ -33,8 +33,8 @@ PROCESS = """
 import json, os, sys, time
 from pathlib import Path
 from pytest_vmss.errors import VmssError
-from pytest_vmss.lab import Lab
-from pytest_vmss.reap import reap
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 
 what, state = sys.argv[1], Path(sys.argv[2])

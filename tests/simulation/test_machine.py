@@ -37,12 +37,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.engine.planner import batch_limit
 from pytest_vmss.errors import ConflictError, ProvisioningError
-from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.settings import Settings
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import GenerationRecord, Outcome
-from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.planner import batch_limit
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed, at_write, kill
 

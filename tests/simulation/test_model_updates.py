@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ModelError
 from pytest_vmss.guest import extensions
-from pytest_vmss.guest.simulated import Behaviour
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
 from tests.models import IMAGE_ID, LOAD_BALANCER, encode, web_model
 from tests.simulation.conftest import SimulatedLab

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.engine.engine import parts
 from pytest_vmss.errors import (
     CapacityError,
     ConflictError,
@@ -14,11 +16,9 @@ from pytest_vmss.errors import (
     ProvisioningError,
     UpgradeError,
 )
-from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, Outcome
-from pytest_vmss.upgrade.engine import parts
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_vmss.upgrade.planner import (
+from pytest_vmss.engine.planner import (
     Batch,
     Complete,
     Health,

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.controller.repairs import Repairs
+from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import ConflictError, HypervisorError, ModelError
-from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.health import Observation
 from pytest_vmss.model import Health
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
-from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.repairs import Repairs
 from tests.models import LOAD_BALANCER, web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pytest_vmss.guest.simulated import Behaviour
+from pytest_vmss import steps
 from pytest_vmss.settings import Settings
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome, Store
-from pytest_vmss.upgrade import steps
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed, at_write, kill
 from tests.simulation.test_upgrade import check_accounts

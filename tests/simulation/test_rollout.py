@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import NotFoundError, UpgradeError
-from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.health import RollingUpgradeMetrics
-from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.settings import Limits, Settings
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab

@@ -16,7 +16,7 @@ import copy
 import pytest
 
 from pytest_vmss.errors import HostError
-from pytest_vmss.guest.simulated import SimulatedGuest
+from pytest_vmss.simulation.guest import SimulatedGuest
 from tests.models import LOAD_BALANCER, web_model
 
 SECRET = "-".join(["s3cr3t0f0urs"])

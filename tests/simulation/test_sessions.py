@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.controller import loop as watcher
+from pytest_vmss.controller.rollouts import Rollouts
+from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import BalancerError, InterruptedOperationError, LabError, UpgradeError
-from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import OperationRecord, Outcome
-from pytest_vmss.upgrade import watcher
-from pytest_vmss.upgrade.due import Rollouts
-from pytest_vmss.upgrade.engine import Engine
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 

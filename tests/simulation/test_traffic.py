@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pytest_vmss.errors import NotFoundError, ProvisioningError, ViolationError
-from pytest_vmss.guest.simulated import Behaviour
 from pytest_vmss.load_balancer import Balancer, Rule
+from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome, ScaleSetRecord
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab

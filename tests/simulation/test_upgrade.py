@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import (
     ConflictError,
     HypervisorError,
@@ -13,13 +16,10 @@ from pytest_vmss.errors import (
     ProvisioningError,
     UpgradeError,
 )
-from pytest_vmss.guest.simulated import Behaviour
-from pytest_vmss.process import run
-from pytest_vmss.scale_set import ScaleSet
+from pytest_vmss.host.process import run
+from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.steps import Start
 from pytest_vmss.store import Outcome
-from pytest_vmss.upgrade.engine import Engine
-from pytest_vmss.upgrade.steps import Start
-from pytest_vmss.upgrade.world import InstanceContext
 from tests.models import IMAGE_ID
 from tests.simulation.conftest import SimulatedLab
 

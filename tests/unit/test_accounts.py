@@ -17,14 +17,14 @@ import libvirt
 import psutil
 import pytest
 
-from pytest_vmss import doctor
+from pytest_vmss.cli import doctor
 from pytest_vmss.errors import HostError, ToolError
+from pytest_vmss.host.ownership import obstacle, told_obstacle
+from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor import connection
-from pytest_vmss.images import ImageBuilder, bootstrap, find_recipes
-from pytest_vmss.images.recipe import digest_of, load_image
-from pytest_vmss.images.scratch import places, scratch
-from pytest_vmss.ownership import obstacle, told_obstacle
-from pytest_vmss.process import run
+from pytest_vmss.image_builder import ImageBuilder, bootstrap, find_recipes
+from pytest_vmss.image_builder.recipe import digest_of, load_image
+from pytest_vmss.image_builder.scratch import places, scratch
 from pytest_vmss.settings import Settings
 
 NOBODY = 65534

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vmss.always import Always
+from pytest_vmss.api.polling_condition import Always
 from pytest_vmss.checks import bounded, in_words, judge
 from pytest_vmss.clock import Interrupted, SystemClock
 from pytest_vmss.errors import (
@@ -116,7 +116,7 @@ def test_a_checker_that_ended_early_fails_the_block(
     watched = Always(store, "web", closed, every=0.01)
     with pytest.raises(ViolationError, match="ended before the block did: Interrupted"), watched:
         watched._thread.join(5)
-    monkeypatch.setattr("pytest_vmss.always.judge", _raises(MemoryError("no room")))
+    monkeypatch.setattr("pytest_vmss.api.polling_condition.judge", _raises(MemoryError("no room")))
     watched = Always(store, "web", lambda: True, every=0.01)
     with pytest.raises(ViolationError, match="MemoryError: no room"), watched:
         watched._thread.join(5)

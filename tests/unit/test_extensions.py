@@ -21,9 +21,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vmss.blobs import GUEST_VIEW, Blobs
 from pytest_vmss.clock import VirtualClock
+from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import ModelProblem, NotFoundError
+from pytest_vmss.file_server.blobs import GUEST_VIEW, Blobs
 from pytest_vmss.guest.extensions import CustomScript, RunCommandLinux, find_handler, redact
 from pytest_vmss.guest.extensions.command import read_outcome
 from pytest_vmss.guest.in_guest import download
@@ -31,7 +32,6 @@ from pytest_vmss.health import probe_once
 from pytest_vmss.model import Extension, Probe, stages_of_extensions
 from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.store import Store
-from pytest_vmss.upgrade import resources
 
 
 def extension(name: str = "x", *after: str, **fields: Any) -> Extension:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pytest_vmss.errors import HostError
-from pytest_vmss.file_server import MAX_CONNECTIONS, Answer, FileServer
+from pytest_vmss.file_server.server import MAX_CONNECTIONS, Answer, FileServer
 
 BIG = 64 << 20
 #: Descriptors of the server: each client's socket and file, and its own few.
@@ -144,7 +144,7 @@ def test_a_client_that_asks_late_is_not_dropped_at_once(
     server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """H5: slow guests of one batch do not push each other out."""
-    monkeypatch.setattr("pytest_vmss.file_server._GRACE_S", 60.0)
+    monkeypatch.setattr("pytest_vmss.file_server.server._GRACE_S", 60.0)
     with crowd(server, MAX_CONNECTIONS + 1) as clients:
         for client in clients:
             client.settimeout(10)
@@ -159,7 +159,7 @@ def test_readers_that_do_not_read_cost_no_memory(
     server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R1: nor do they keep others away for long."""
-    monkeypatch.setattr("pytest_vmss.file_server._STALLED_S", 0.5)
+    monkeypatch.setattr("pytest_vmss.file_server.server._STALLED_S", 0.5)
     assert ask(server, "/big", "HEAD")[0] == 200
     before = psutil.Process().memory_info().rss
     with crowd(server, MAX_CONNECTIONS, b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n"):
@@ -170,7 +170,7 @@ def test_readers_that_do_not_read_cost_no_memory(
 
 def test_a_request_has_its_time(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: in all, and not for each byte."""
-    monkeypatch.setattr("pytest_vmss.file_server._REQUEST_S", 1.0)
+    monkeypatch.setattr("pytest_vmss.file_server.server._REQUEST_S", 1.0)
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.settimeout(0.2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vmss.files import write_durably
+from pytest_vmss.host.files import write_durably
 
 
 @pytest.mark.parametrize("replace", [True, False])

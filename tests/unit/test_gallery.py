@@ -14,9 +14,9 @@ from pytest_vmss.errors import ConflictError, ImageError, LabError, NotFoundErro
 from pytest_vmss.gallery import Gallery, ImageAddress, Images
 from pytest_vmss.gallery import gallery as gallery_module
 from pytest_vmss.gallery.qcow2 import inspect
-from pytest_vmss.locks import wait_for_lock
+from pytest_vmss.host.locks import wait_for_lock
+from pytest_vmss.host.process import run
 from pytest_vmss.model import ImageReference
-from pytest_vmss.process import run
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import VersionRecord
 

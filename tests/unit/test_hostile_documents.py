@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.guest.extensions import CustomScript, redact
 from pytest_vmss.load_balancer.haproxy import _quoted
 from pytest_vmss.model import Extension, ScaleSetModel, load_document
-from pytest_vmss.upgrade import resources
 from tests.models import LOAD_BALANCER, web_model
 
 SECRET = "s3cr3t-value"

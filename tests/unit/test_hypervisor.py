@@ -17,15 +17,15 @@ import pytest
 from pytest_vmss.errors import CapacityError, HostError
 from pytest_vmss.guest.keys import generate, lab_key
 from pytest_vmss.guest.seed import build_seed
-from pytest_vmss.hypervisor import Disk, Forward, Machine, connection, disks, libvirt_driver
-from pytest_vmss.hypervisor.accelerator import choose_accelerator
-from pytest_vmss.hypervisor.addresses import (
+from pytest_vmss.host.accelerator import choose_accelerator
+from pytest_vmss.host.addresses import (
     addresses_in,
     claim_network,
     host_port,
     release_network,
 )
-from pytest_vmss.hypervisor.capacity import check_capacity
+from pytest_vmss.host.capacity import check_capacity
+from pytest_vmss.hypervisor import Disk, Forward, Machine, connection, disks, libvirt_driver
 from pytest_vmss.hypervisor.connection import Connection
 from pytest_vmss.hypervisor.domain import domain_xml, generation_in
 from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor

@@ -24,8 +24,8 @@ from pytest_vmss.gallery import copy as copying
 from pytest_vmss.gallery import gallery as publishing
 from pytest_vmss.gallery.copy import copy_file, digest_of, open_regular
 from pytest_vmss.gallery.qcow2 import convert, inspect
+from pytest_vmss.host.process import Bounds, run
 from pytest_vmss.hypervisor.disks import create_os_disk
-from pytest_vmss.process import Bounds, run
 from pytest_vmss.settings import ImageLimits, Settings
 
 SECRET = b"HOST-SECRET"

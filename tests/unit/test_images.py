@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.errors import ImageError, NotFoundError
-from pytest_vmss.images import find_recipes
-from pytest_vmss.images.initramfs import build_initramfs
-from pytest_vmss.images.recipe import digest_of, load_image
+from pytest_vmss.image_builder import find_recipes
+from pytest_vmss.image_builder.initramfs import build_initramfs
+from pytest_vmss.image_builder.recipe import digest_of, load_image
 
 
 def test_the_shipped_recipes_are_valid() -> None:

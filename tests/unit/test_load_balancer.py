@@ -17,7 +17,8 @@ import pytest
 
 from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import BalancerError, ModelError
-from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule, SimulatedBalancer
+from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from pytest_vmss.model import Probe, load_document
 from tests.http_server import HttpServer
 from tests.models import LOAD_BALANCER, web_model

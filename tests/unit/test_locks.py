@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.errors import ConflictError
-from pytest_vmss.locks import is_locked, try_lock, wait_for_lock
+from pytest_vmss.host.locks import is_locked, try_lock, wait_for_lock
 
 
 @pytest.fixture

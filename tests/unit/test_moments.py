@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pytest_vmss.clock import VirtualClock
-from pytest_vmss.upgrade.moments import Moments
+from pytest_vmss.controller.moments import Moments
 
 HOUR, YEAR = timedelta(hours=1), timedelta(days=365)
 

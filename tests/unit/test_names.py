@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vmss.api.faults import _UNIT
 from pytest_vmss.errors import ModelError
-from pytest_vmss.faults import _UNIT
 from pytest_vmss.guest.extensions import find_handler, known_types
 from pytest_vmss.model import Extension, check_model, host_ports, load_document
 from pytest_vmss.model.rules import _check_balancer

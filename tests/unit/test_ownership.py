@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vmss.api.lab import Lab
 from pytest_vmss.errors import LabError
-from pytest_vmss.lab import Lab
-from pytest_vmss.ownership import require_own
-from pytest_vmss.paths import LabPaths
-from pytest_vmss.reap import reap
+from pytest_vmss.host.ownership import require_own
+from pytest_vmss.host.paths import LabPaths
+from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 
 STRANGER = 12345

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vmss.upgrade.planner import (
+from pytest_vmss.engine.planner import (
     Batch,
     Complete,
     Health,

@@ -18,7 +18,7 @@ def test_a_suite_that_does_not_use_it_imports_nothing_of_it(pytester: pytest.Pyt
         import sys
 
         def test_nothing():
-            heavy = {"libvirt", "paramiko", "pydantic", "rich", "pytest_vmss.lab"}
+            heavy = {"libvirt", "paramiko", "pydantic", "rich", "pytest_vmss.api.lab"}
             assert not heavy & set(sys.modules)
         """
     )

@@ -29,8 +29,8 @@ from pytest_vmss.guest.guest import BootFacts, parse_listening
 from pytest_vmss.health import parse_custom_metrics, probe_once
 from pytest_vmss.model import Probe
 from pytest_vmss.report import LiveView
-from pytest_vmss.said import UnreadableError, clean, one_line, read_json, read_whole, shown
 from pytest_vmss.store import Store
+from pytest_vmss.untrusted import UnreadableError, clean, one_line, read_json, read_whole, shown
 
 _HOSTILE = (
     "ok\n\x1b]0;title\x07\x1b[31mred\x1b[0m \u009b31mC1 \u009d \u202eRTL \x1bP1;2|dcs\x1b\\ \x1b[>c "

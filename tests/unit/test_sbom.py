@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from pytest_vmss.cli import main
 from pytest_vmss.errors import ImageError
-from pytest_vmss.process import run
-from pytest_vmss.sbom import Package, beside, cyclonedx, read_sbom
+from pytest_vmss.gallery.sbom import Package, beside, cyclonedx, read_sbom
+from pytest_vmss.host.process import run
 
 
 def test_a_version_shows_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from unittest import mock
 
-from pytest_vmss import lab
+from pytest_vmss.api import lab
 from pytest_vmss.cli import main
 from pytest_vmss.store import GenerationRecord, Store
 from pytest_vmss.store.records import Record

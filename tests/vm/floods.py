@@ -13,7 +13,7 @@ from types import FrameType
 
 import psutil
 
-from pytest_vmss.instance import Instance
+from pytest_vmss.api.instance import Instance
 
 #: What is said on the console: many beginnings of what is looked for there, on one endless
 #: line, with what would set a terminal's title and colours.

@@ -22,12 +22,12 @@ from urllib.parse import quote, unquote
 import psutil
 import pytest
 
+from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import register_package, registry
-from pytest_vmss.instance import Instance
-from pytest_vmss.lab import Lab
-from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
 from tests.custom_data import FORMATS, every_format, included
 from tests.handlers import write_handler

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ProvisioningError
-from pytest_vmss.instance import Instance
-from pytest_vmss.lab import Lab
 from pytest_vmss.model import Health, application_health
-from pytest_vmss.scale_set import ScaleSet
 from tests.models import CUSTOM_DATA, LOAD_BALANCER, encode, web_model, with_application_health
 from tests.models import application_health as extension
 

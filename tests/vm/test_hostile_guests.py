@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pytest_vmss.lab import Lab
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.model import Health
-from pytest_vmss.scale_set import ScaleSet
 from tests.models import LOAD_BALANCER, application_health, custom_script, web_model
 from tests.vm.floods import attack, responsive
 

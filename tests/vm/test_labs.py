@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from pytest_vmss.clock import SystemClock, wait_for
-from pytest_vmss.identity import labs_folder, read_identity
-from pytest_vmss.paths import LabPaths
+from pytest_vmss.host.paths import LabPaths
+from pytest_vmss.labs.identity import labs_folder, read_identity
 from pytest_vmss.settings import Settings
 from tests.vm.conftest import ROOT, qemu_processes
 
@@ -19,7 +19,7 @@ LIMIT_S = 180
 SESSION = """
 import sys
 from pytest_vmss.hypervisor import Machine, Seed
-from pytest_vmss.lab import Lab
+from pytest_vmss.api.lab import Lab
 from pytest_vmss.settings import Settings
 
 lab = Lab.session(Settings())
@@ -76,7 +76,7 @@ def test_a_killed_session_and_a_killed_reaping(place: Path) -> None:
         session.communicate(timeout=LIMIT_S)
     # QEMU runs on, and holds nothing that says that its session lives.
     assert len(qemu_processes(known)) == 2
-    command = [sys.executable, "-m", "pytest_vmss.reap", str(labs / name)]
+    command = [sys.executable, "-m", "pytest_vmss.labs.reap", str(labs / name)]
     killed = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     wait_for(
         "a machine to be removed",

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.gallery import Gallery
 from pytest_vmss.guest import LinuxGuest
-from pytest_vmss.lab import Lab
-from pytest_vmss.operation import Upgrade
-from pytest_vmss.scale_set import ScaleSet
 from pytest_vmss.store import Outcome
-from pytest_vmss.upgrade.world import InstanceContext
 from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
 from tests.vm.conftest import qemu_processes

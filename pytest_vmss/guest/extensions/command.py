@@ -17,9 +17,9 @@ from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
-from pytest_vmss.said import UnreadableError, clean, read_whole, shown
 from pytest_vmss.secrecy import SecretBytes
 from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.untrusted import UnreadableError, clean, read_whole, shown
 
 __all__ = [
     "Command",

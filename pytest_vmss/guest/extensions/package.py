@@ -24,8 +24,8 @@ from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.registry import register
 from pytest_vmss.guest.extensions.report import with_status
 from pytest_vmss.model import Extension, read_status
-from pytest_vmss.said import UnreadableError, one_line, read_json
 from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.untrusted import UnreadableError, one_line, read_json
 
 __all__ = ["PackagedHandler", "register_package"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pytest_vmss.guest.extensions.command import told_by
 from pytest_vmss.model import Extension, ExtensionStatus, read_status_file
-from pytest_vmss.said import UnreadableError, one_line
 from pytest_vmss.store import ExtensionRecord, SubstatusRecord
+from pytest_vmss.untrusted import UnreadableError, one_line
 
 __all__ = ["described", "with_status"]
 

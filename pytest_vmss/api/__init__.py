@@ -1,0 +1,1 @@
+"""What tests and the command line use: labs, scale sets, instances, operations."""

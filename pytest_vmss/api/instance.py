@@ -1,0 +1,258 @@
+"""One VM of a scale set, as a test holds it in its hand."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmss.api.faults import Faults
+from pytest_vmss.api.instance_view import instance_view, status_of
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.environment.health import Measures, observe_health
+from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
+from pytest_vmss.guest import LinuxGuest, Shell
+from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.extensions import RunCommandLinux
+from pytest_vmss.guest.testinfra_host import testinfra_host
+from pytest_vmss.health import Observation, worst
+from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.model import Extension, Health
+from pytest_vmss.store import ExtensionRecord, GenerationRecord, InstanceRecord
+
+if TYPE_CHECKING:
+    from testinfra.host import Host
+
+    from pytest_vmss.api.lab import Lab
+
+__all__ = ["Instance"]
+
+
+class Instance:
+    """One VM of a scale set; it stays the same across swaps of its OS disk."""
+
+    def __init__(self, lab: Lab, scale_set: str, instance_id: int) -> None:
+        self._lab = lab
+        self._context = InstanceContext(lab.world, scale_set, instance_id)
+        self._guest: tuple[tuple[int, str], LinuxGuest] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Instance {self.name}>"
+
+    @property
+    def record(self) -> InstanceRecord:
+        """Its record in the store."""
+        return self._context.record
+
+    @property
+    def generation(self) -> GenerationRecord:
+        """The OS disk that it is on.
+
+        Raises:
+            NotFoundError: It never came up.
+        """
+        generation = self._context.generation(self.record.generation)
+        if generation is None:
+            raise NotFoundError(f"{self.name} has no OS disk yet")
+        return generation
+
+    @property
+    def name(self) -> str:
+        """Azure's name, ``{set}_{id}``."""
+        return self._context.name
+
+    @property
+    def instance_id(self) -> str:
+        """Azure's instance id."""
+        return str(self._context.instance_id)
+
+    @property
+    def computer_name(self) -> str:
+        """The guest's host name."""
+        return self.record.computer_name
+
+    @property
+    def image_version(self) -> str | None:
+        """The version read inside the guest; the published one where it has none (E2)."""
+        generation = self._context.generation(self.record.generation)
+        return None if generation is None else generation.found_version or generation.version
+
+    @property
+    def boot_id(self) -> str | None:
+        """The boot id of the last boot that was proved."""
+        return self.generation.boot_id
+
+    @property
+    def kernel(self) -> str | None:
+        """The kernel's release, read inside the guest."""
+        return self.generation.kernel
+
+    @property
+    def extensions(self) -> tuple[ExtensionRecord, ...]:
+        """What came of each extension on this OS disk."""
+        return self.generation.extensions
+
+    @property
+    def os_disk(self) -> Path:
+        """The file of its OS disk."""
+        return self._context.machine(self.record.generation).os_disk
+
+    @property
+    def data_disks(self) -> dict[int, Path]:
+        """The files of its data disks, by LUN; never open one for writing."""
+        machine = self._context.machine(self.record.generation)
+        return {disk.lun: disk.path for disk in machine.data_disks}
+
+    @property
+    def latest_model_applied(self) -> bool:
+        """Azure's ``latestModelApplied``: whether it is as the set's model says now (C9)."""
+        return Engine(self._lab.world, self._context.scale_set).has_latest_model(self.record)
+
+    def protect(
+        self, *, from_scale_in: bool | None = None, from_scale_set_actions: bool | None = None
+    ) -> None:
+        """Protects the instance, or takes protection away; what is None stays (D9).
+
+        As in Azure an instance that is protected from set-wide actions is protected from
+        scaling in too.
+
+        Args:
+            from_scale_in: ``protectFromScaleIn``.
+            from_scale_set_actions: ``protectFromScaleSetActions``.
+
+        Raises:
+            ModelError: Azure does not take that combination; nothing was changed.
+        """
+        record = self.record
+        actions = record.protected if from_scale_set_actions is None else from_scale_set_actions
+        scale_in = record.protect_from_scale_in if from_scale_in is None else from_scale_in
+        if actions and from_scale_in is False:
+            problem = ModelProblem(
+                "$.protectionPolicy.protectFromScaleIn",
+                "InvalidParameter",
+                "cannot be false where protectFromScaleSetActions is true",
+            )
+            raise ModelError([problem], source=f"the protection policy of {self.name}")
+        store = self._lab.world.store
+        with store.transaction():
+            store.amend(record, protected=actions, protect_from_scale_in=scale_in or actions)
+            self._context.event(
+                "protection",
+                f"protectFromScaleIn {str(scale_in or actions).lower()}, "
+                f"protectFromScaleSetActions {str(actions).lower()}",
+            )
+
+    def instance_view(self) -> dict[str, Any]:
+        """What is known of it, in Azure's words; what goes on reporting is asked now (H4, J3)."""
+        context = replace(self._context, _guests={})
+        return instance_view(context, latest_model_applied=self.latest_model_applied)
+
+    @property
+    def power_state(self) -> PowerState:
+        """Whether its machine runs."""
+        return self._lab.world.hypervisor.state(self._context.domain)
+
+    @property
+    def health(self) -> Health:
+        """Its health now."""
+        return worst(self.observations()).health
+
+    def observations(self) -> dict[str, Observation]:
+        """What each of its health sources says now, by the source's name."""
+        context = replace(self._context, _guests={})
+        applied = context.revision(self.record.revision)
+        measures = Measures.of(self._lab.world, context.scale_set, applied)
+        try:
+            return observe_health(context, measures)
+        finally:
+            context.leave()
+
+    def address(self, port: int) -> tuple[str, int]:
+        """Address and port of the host that lead to a port of the guest.
+
+        Raises:
+            NotFoundError: The port is not forwarded.
+        """
+        record = self.record
+        if port not in record.forwards:
+            ports = ", ".join(str(known) for known in record.forwards)
+            raise NotFoundError(
+                f"port {port} of {self.name} is not forwarded; forwarded are: {ports}; "
+                "ask for more with create(..., ports=[...])"
+            )
+        return record.address, record.forwards[port]
+
+    def url(self, port: int = 80) -> str:
+        """The instance's own URL."""
+        address, host_port = self.address(port)
+        return f"http://{address}:{host_port}"
+
+    @property
+    def console(self) -> Console:
+        """The console of the OS disk that it is on."""
+        return Console(self._context.machine(self.record.generation).console)
+
+    def shell(self) -> Shell:
+        """An SSH connection as the administrator; made anew after a swap.
+
+        Raises:
+            GuestUnreachableError: It does not answer.
+        """
+        generation = self.generation
+        mark = (generation.number, generation.boot_id or "")
+        if self._guest is None or self._guest[0] != mark:
+            if self._guest is not None:
+                self._guest[1].close()
+            self._guest = (mark, self._lab.make_guest(self._context, generation))
+        return self._guest[1].shell()
+
+    @cached_property
+    def host(self) -> Host:
+        """A testinfra host that runs everything as root (L6)."""
+        return testinfra_host(self.name, self.shell)
+
+    def run_command(self, script: str, *, timeout: float = 600.0) -> dict[str, Any]:
+        """Runs a script as root, as Azure's Run Command does.
+
+        Args:
+            script: For ``/bin/sh``.
+            timeout: Limit in seconds; what has not ended then is killed.
+
+        Returns:
+            Azure's answer: ``value``, a list with one status, whose ``message`` holds the
+            output.
+
+        Raises:
+            GuestUnreachableError: It does not answer.
+        """
+        extension = Extension(
+            name="runCommand", publisher=RunCommandLinux.publisher, type=RunCommandLinux.type,
+            type_handler_version="1.0", settings={"script": script.splitlines()},
+        )  # fmt: skip
+        guest = self._lab.make_guest(self._context, self.generation)
+        try:
+            result = guest.run_extension(extension, secrets.token_hex(8), timeout)
+        finally:
+            guest.close()
+        return {"value": [status_of(result)]}
+
+    @cached_property
+    def faults(self) -> Faults:
+        """Faults to bring about on it, for a test, and to mend."""
+        context, world = self._context, self._lab.world
+        return Faults(
+            context.name,
+            context.domain,
+            hypervisor=lambda: world.hypervisor,
+            shell=self.shell,
+            tell=lambda left: context.event("warning", left),
+        )
+
+    def close(self) -> None:
+        """Ends the connection to it."""
+        if self._guest is not None:
+            self._guest[1].close()
+            self._guest = None

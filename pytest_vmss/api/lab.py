@@ -1,0 +1,700 @@
+"""The lab: the one door that plugin and command line go through."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal, Self, Unpack
+
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.clock import SystemClock, is_stopped_by
+from pytest_vmss.controller.controller import Conductor, Options
+from pytest_vmss.controller.rollouts import Rollouts
+from pytest_vmss.engine.engine import Engine, parts
+from pytest_vmss.engine.journal import Account, Journal
+from pytest_vmss.engine.preflight import reach
+from pytest_vmss.environment.environment import InstanceContext, World
+from pytest_vmss.errors import (
+    ConflictError,
+    HypervisorError,
+    LabError,
+    ProvisioningError,
+)
+from pytest_vmss.file_server.blobs import Blobs, names_server
+from pytest_vmss.gallery import Gallery, Images
+from pytest_vmss.guest import Check, LinuxGuest, SshAccess
+from pytest_vmss.guest.agent import guest_time, read_file, within
+from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.console_log import LogKeeper
+from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.guest.keys import lab_key
+from pytest_vmss.health import (
+    Observation,
+    RollingUpgradeMetrics,
+    parse_custom_metrics,
+    probe_once,
+    read_report,
+)
+from pytest_vmss.host.capacity import check_capacity
+from pytest_vmss.host.locks import Lock, wait_for_lock
+from pytest_vmss.host.ownership import require_own
+from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
+from pytest_vmss.hypervisor import Hypervisor
+from pytest_vmss.labs.identity import (
+    LabIdentity,
+    LabNetworks,
+    lab_paths,
+    labs_folder,
+    networks_folder,
+    open_hypervisor,
+    read_identity,
+    write_identity,
+)
+from pytest_vmss.labs.removal import remove_files, remove_machines, remove_unfinished
+from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
+from pytest_vmss.model import (
+    ApplicationHealthSettings,
+    Health,
+    Probe,
+    Source,
+    VmSize,
+    application_health,
+    load_document,
+)
+from pytest_vmss.operations.allocate import enrol
+from pytest_vmss.operations.revisions import check_document, declare
+from pytest_vmss.operations.sizing import Sizing
+from pytest_vmss.secrecy import seal, seal_text
+from pytest_vmss.settings import Settings
+from pytest_vmss.store import (
+    GenerationRecord,
+    InstanceRecord,
+    ModelRecord,
+    OperationRecord,
+    Outcome,
+    ScaleSetRecord,
+    Store,
+)
+
+__all__ = ["DEFAULT_LAB", "Lab"]
+
+#: The lab of who names none.
+DEFAULT_LAB = "default"
+_SSH_PORT = 22
+_PROBE_TIMEOUT = 5.0
+#: For a report of the Application Health extension, over the guest agent.
+_REPORT_S = 10.0
+#: Seconds for what this process does on a set to stop: the longest call of a guest.
+_STOP_S = 120.0
+#: Seconds to wait for another process that makes, opens or removes the lab.
+_DOOR_LIMIT = 120.0
+#: Seconds to wait for others to close a lasting lab that is to be removed.
+_ALONE_LIMIT = 1.0
+
+
+class Lab:
+    """One state directory with its gallery, scale sets and journal.
+
+    Use :meth:`open` or :meth:`session`. As long as a process has it open, it holds a lock that
+    says so; a forked child has to open it anew.
+
+    Raises:
+        LabError: Its database cannot be used.
+        ConflictError: Another process removes it.
+        OSError: Its lock cannot be made.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path, identity: LabIdentity, *, in_use: Lock | None = None
+    ) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.paths = LabPaths(folder)
+        self._in_use = in_use or _use(self.paths)
+        self._is_maker = False
+        self._is_closed = False
+        self._process = os.getpid()
+        self.clock = SystemClock()
+        try:
+            self.store = Store(self.paths.database, self.clock)
+        except BaseException:
+            self._in_use.release()
+            raise
+        self.images = Images(
+            self.paths.images,
+            self.store,
+            self.clock,
+            on_publish=lambda _: self.wake(),
+            limits=settings.images,
+        )
+        self.networks = LabNetworks(networks_folder(settings), folder.name, identity, self.store)
+        self._consoles = LogKeeper(self.paths.sets)
+        self._sets: dict[str, ScaleSet] = {}
+
+    @classmethod
+    def open(cls, settings: Settings, name: str = DEFAULT_LAB) -> Self:
+        """Opens a lasting lab by name, made where there is none.
+
+        Args:
+            settings: Where labs are, and how this one runs.
+            name: Up to 32 letters of a to z, digits, '-' and '_'; case does not matter.
+
+        Raises:
+            LabError: The name cannot be one, or the lab's folder cannot be used.
+            ConflictError: Another process makes or removes it, and does not end.
+            CapacityError: All loopback networks of the host are claimed.
+        """
+        return cls._at(settings, lab_paths(settings, name).folder, "lasting")
+
+    @classmethod
+    def session(cls, settings: Settings) -> Self:
+        """Makes a lab that lives as long as this process.
+
+        Raises:
+            LabError: Its folder cannot be used.
+            CapacityError: All loopback networks of the host are claimed.
+        """
+        lab = cls._at(settings, labs_folder(settings) / f"s{secrets.token_hex(3)}", "session")
+        lab._is_maker = True
+        return lab
+
+    @classmethod
+    def _at(cls, settings: Settings, folder: Path, kind: Literal["session", "lasting"]) -> Self:
+        paths = LabPaths(folder)
+        try:
+            _require_own(settings, paths)
+            with _door(paths):
+                return cls._enter(settings, paths, kind)
+        except (OSError, ValueError, TypeError) as unusable:
+            raise LabError(
+                f"the lab's folder {folder} cannot be used: {unusable}; "
+                "use another state directory (VMSS_STATE_DIR)"
+            ) from unusable
+
+    @classmethod
+    def _enter(
+        cls, settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
+    ) -> Self:
+        """Opens the lab, made where there is none; one process at a time."""
+        require_own(paths.folder, paths.key, paths.database)
+        if paths.identity.exists() and (ending := read_identity(paths)).ending:
+            remove_files(settings, paths, ending)  # whoever began was killed
+        remove_unfinished(settings, paths)
+        in_use = _use(paths)
+        try:
+            paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            paths.folder.chmod(0o700)
+            for below in (paths.run, paths.sets, paths.locks):
+                below.mkdir(exist_ok=True, mode=0o700)
+            if not paths.identity.exists():
+                write_identity(settings, paths, kind)
+            elif not paths.database.exists() and any(paths.sets.iterdir()):
+                raise LabError(
+                    f"the lab {paths.folder.name} has scale sets under {paths.sets}, and its "
+                    f"database {paths.database} is gone; bring it back, or use another lab"
+                )
+            identity = read_identity(paths)
+            lab_key(paths.key)
+            return cls(settings, paths.folder, identity, in_use=in_use)
+        except BaseException:
+            in_use.release()
+            with contextlib.suppress(OSError, LabError, ConflictError):  # else `vmss reap` does it
+                remove_unfinished(settings, paths)
+            raise
+
+    # What operations act on.
+
+    @cached_property
+    def world(self) -> World:
+        """Everything that an operation touches."""
+        return World(
+            lab_id=self.identity.id,
+            program=_program(self.paths.folder.name),
+            store=self.store,
+            clock=self.clock,
+            connect=self._connect,
+            images=self.images,
+            paths=self.paths,
+            base_limits=self.settings.limits,
+            lab_key=lab_key(self.paths.key),
+            make_guest=self.make_guest,
+            probe=_probe,
+            sizes=self.settings.sizes,
+            report=self._report,
+            metrics=self._metrics,
+            reach=partial(reach, own_port=lambda: self.blobs.port),
+            degraded_is_fatal=self.settings.degraded_is_fatal,
+            guest_network=self.settings.guest_network,
+            serve_files=self._serve_files,
+            free_addresses=self.networks.free_addresses,
+            make_balancer=self._make_balancer,
+            require_room=self._require_room,
+        )
+
+    def _report(self, context: InstanceContext, settings: ApplicationHealthSettings) -> Observation:
+        """F3: over the guest agent, so that it needs no network."""
+        ask = within(partial(self.world.hypervisor.agent, context.domain), _REPORT_S)
+        try:
+            return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
+        except HypervisorError as silent:
+            return Observation(Health.UNKNOWN, f"it reports nothing: {silent.message}")
+
+    def _metrics(self, context: InstanceContext) -> RollingUpgradeMetrics:
+        settings = application_health(context.revision(context.record.revision).model)
+        if settings is None:
+            return RollingUpgradeMetrics()
+        return parse_custom_metrics(self.world.report(context, settings).custom_metrics)
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        """Files for guests to download, behind tokens that expire (H5)."""
+        return Blobs(self.paths.blobs, self.store, self.world.clock)
+
+    def _serve_files(self, scale_set: str) -> None:
+        """H5: that the server cannot be had is an error for a set alone that needs it."""
+        port = self.blobs.port
+        if port is None:
+            return
+        record = self.world.set_record(scale_set)
+        instances = self.store.select(InstanceRecord, record.name.lower())
+        numbers = {record.revision, *(instance.revision for instance in instances)}
+        models = [self.store.get(ModelRecord, record.unique_id, f"{n:06d}") for n in numbers]
+        self.blobs.serve_if_used(
+            needed=any(names_server(entry.model, port) for entry in models if entry is not None)
+        )
+
+    def _require_balancer(self) -> None:
+        HAProxy(self.paths.balancer("any-other-set"), []).require()
+
+    def _make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
+        return HAProxy(self.paths.balancer(record.unique_id), rules)
+
+    @cached_property
+    def conductor(self) -> Conductor:
+        """Who runs upgrades in this process."""
+        return Conductor(self.world, self.rollouts, repair_grace=self.settings.repair_grace)
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        """When sets upgrade by themselves."""
+        return Rollouts(self.world, self.settings)
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The connection to libvirt.
+
+        Raises:
+            HostError: libvirt does not answer.
+        """
+        return self.world.hypervisor
+
+    def _connect(self) -> Hypervisor:
+        hypervisor = open_hypervisor(self.settings, self.identity)
+        self._consoles.start()
+        return hypervisor
+
+    def _require_room(self, count: int, size: VmSize) -> None:
+        check_capacity(
+            count,
+            size.memory_mib,
+            accelerator=self.hypervisor.accelerator,
+            folder=self.paths.folder,
+            what=f"room for {count} of {size.name}",
+        )
+
+    def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> LinuxGuest:
+        """The guest of a generation, over SSH."""
+        record, machine = context.record, context.machine(generation.number)
+        model = context.revision(generation.revision).model
+        hypervisor = self.world.hypervisor
+        return LinuxGuest(
+            context.name,
+            access=SshAccess(
+                address=record.address,
+                port=record.forwards[_SSH_PORT],
+                user=model.virtual_machine_profile.os_profile.admin_username,
+                key=self.paths.key,
+                host_key=generation.host_key,
+            ),
+            console=Console(machine.console, generation.console_from),
+            limits=lambda: context.limits,
+            clock=self.clock,
+            power_state=lambda: hypervisor.state(context.domain),
+            agent_connected=lambda: hypervisor.agent_connected(context.domain),
+            factor=hypervisor.slow_factor,
+            files_port=lambda: self.blobs.port,
+        )
+
+    # Galleries.
+
+    def gallery(self, name: str = "gallery") -> Gallery:
+        """A gallery by name."""
+        return self.images.gallery(name)
+
+    # Scale sets.
+
+    def create(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        capacity: int | None = None,
+        load_balancer: Source | None = None,
+        custom_data: str | None = None,
+        ports: Sequence[int] = (),
+        health_timeout: float | None = None,
+        health: Check | None = None,
+    ) -> ScaleSet:
+        """Creates a scale set and waits until all its instances are healthy.
+
+        Args:
+            source: Azure's JSON or YAML: a file or the document itself.
+            name: Replaces the model's name.
+            capacity: Replaces the model's capacity.
+            load_balancer: Azure's JSON of the load balancer that holds the
+                health probe, where the model does not.
+            custom_data: Replaces the model's custom data (base64).
+            ports: Guest ports to forward besides SSH's and the probe's.
+            health_timeout: Seconds to wait for health, in place of Azure's 300.
+            health: A health source of the lab's own beside Azure's (F4): a command that is run
+                over SSH and whose exit status counts, or a function of a testinfra host that
+                asserts. A function counts in this process only.
+
+        Raises:
+            ModelError: The model is not valid; nothing was created.
+            NotFoundError: There is no such image; nothing was created.
+            CapacityError: It does not fit; nothing was created.
+            HostError: The host cannot run VMs; nothing was created.
+            ConflictError: There is a set of that name.
+            ProvisioningError: Instances did not come up; the set is there.
+        """
+        # First of all, so that no error shows what is secret in them (M5).
+        source, load_balancer = seal(source), seal(load_balancer)
+        custom_data = seal_text(custom_data)
+        document = load_document(
+            source,
+            load_balancer=load_balancer,
+            name=name,
+            capacity=capacity,
+            custom_data=custom_data,
+        )
+        model = document.model
+        if self.store.get(ScaleSetRecord, model.name.lower()) is not None:
+            raise ConflictError(
+                f"there is a scale set {model.name!r} already; delete it first, or take another "
+                "name",
+                code="Conflict",
+            )
+        version = check_document(self.world, document)
+        if document.balancer is not None and document.balancer.load_balancing_rules:
+            self._require_balancer()
+        self.world.require_room(model.sku.capacity, self.world.find_size(model.sku.name))
+        engine = Engine(self.world, model.name)
+
+        def begin() -> dict[int, Outcome]:
+            command = health if isinstance(health, str) else None
+            declare(
+                self.world, document, ports=ports, health_timeout=health_timeout,
+                health_command=command, health_function=callable(health),
+            )  # fmt: skip
+            if health is not None and not isinstance(health, str):
+                self.world.checks[model.name.lower()] = health
+            return parts(enrol(self.world, model.name, model.sku.capacity))
+
+        with engine.claim():
+            try:
+                account = engine.at_once("create", begin, version=version)
+            except BaseException:
+                with contextlib.suppress(LabError):
+                    if self.store.get(ScaleSetRecord, model.name.lower()) is None:
+                        self.world.checks.pop(model.name.lower(), None)
+                raise
+        self.require_success(account)
+        self.wake()
+        return self.scale_set(model.name)
+
+    def resume(self, name: str) -> Account | None:
+        """Goes on with an operation on a set that a killed process left (M1).
+
+        Returns:
+            The operation, ended; None where there was none to go on with.
+
+        Raises:
+            ConflictError: Another operation is in progress.
+            ProvisioningError: New instances did not come up.
+            InterruptedOperationError: The host cannot go on just now either.
+        """
+        with Journal(self.world, name).outside("resume"):
+            return self._resume(Engine(self.world, name))
+
+    def _resume(self, engine: Engine) -> Account | None:
+        with engine.claim():
+            account = engine.resume()
+            record = self.world.set_record(engine.name)
+            if record.state == "Deleting":
+                if left := [entry.instance_id for entry in engine.instances()]:
+                    account = self.require_success(engine.at_once("delete", lambda: parts(left)))
+                self._forget(engine, record)
+                return account
+            self.world.serve(engine.name)
+            capacity = self.world.current_revision(engine.name).model.sku.capacity
+            # A kill between an update of the model and the scaling that belongs to it.
+            sized = Sizing(self.world, engine).scale(capacity)
+        if sized is not None:
+            self.require_success(sized)
+        return account or sized
+
+    @staticmethod
+    def require_success(account: Account) -> Account:
+        """Raises what an operation failed with.
+
+        Raises:
+            ProvisioningError: Instances failed, with the evidence of each.
+        """
+        record, errors = account.record, account.errors
+        if record.status != "Faulted":
+            return account
+        what = "did not come up" if record.action == "create" else f"failed to {record.action}"
+        raise ProvisioningError(
+            f"{len(errors)} of {len(account.results)} instances of the scale set "
+            f"{record.scale_set!r} {what}",
+            scale_set=record.scale_set,
+            evidence="\n".join(
+                f"{record.scale_set}_{number}: {error.code}: {error.message}\n"
+                f"{error.console_tail}\nwhole console log: {error.log}"
+                for number, error in sorted(errors.items())
+            ),
+            code=record.error_code or "VMProvisioningFailed",
+        )
+
+    def scale_set(self, name: str) -> ScaleSet:
+        """A scale set by name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        record = self.world.set_record(name)
+        return self._sets.setdefault(record.name, ScaleSet(self, record.name))
+
+    def scale_sets(self) -> list[ScaleSet]:
+        """All scale sets of the lab."""
+        return [self.scale_set(record.name) for record in self.store.select(ScaleSetRecord)]
+
+    def delete(self, name: str) -> None:
+        """Deletes a scale set, its machines and all their disks.
+
+        What this process does on it is stopped.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
+        """
+        record = self.world.set_record(name)
+        engine = Engine(self.world, record.name)
+        with self._stopped(engine):
+            record = self.world.set_record(name)
+            unfinished = engine.journal.unfinished()
+
+            def begin() -> dict[int, Outcome]:
+                self.store.amend(record, state="Deleting")
+                if unfinished is not None:
+                    engine.journal.abandon(unfinished.id, "the set is deleted")
+                return parts(instance.instance_id for instance in engine.instances())
+
+            self.require_success(engine.at_once("delete", begin))
+            self._forget(engine, record)
+
+    @contextlib.contextmanager
+    def _stopped(self, engine: Engine) -> Iterator[None]:
+        """Claims a set, having stopped what this process does on it.
+
+        Raises:
+            ConflictError: Another process works on it, or it does not stop in time.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(engine.claim())
+            except ConflictError:
+                signal = self.world.working.get(engine.name.lower())
+                if signal is None or is_stopped_by(signal):
+                    raise  # another process's, or what this very call is a part of
+                self.world.stop(engine.name)
+                self.store.event(engine.name, "warning", "what is done to it is stopped")
+                stack.enter_context(engine.claim(wait=_STOP_S))
+            yield
+
+    def _forget(self, engine: Engine, record: ScaleSetRecord) -> None:
+        """Removes what is left of a set whose instances are gone; its history stays."""
+        folder = self.paths.scale_set(record.name)
+        with engine.journal.outside("deletion"):
+            if folder.exists():
+                shutil.rmtree(folder)
+            self.world.stop_serving(record)
+            with self.store.transaction():
+                for revision in self.store.select(ModelRecord, record.unique_id):
+                    self.store.delete(revision)
+                self.store.delete(record)
+                self.store.event(record.name, "deleted", "deleted")
+        self.world.checks.pop(record.name.lower(), None)
+        self._sets.pop(record.name, None)
+
+    # Upgrades.
+
+    def finished_upgrades(self) -> list[Account]:
+        """Rolling upgrades that ended, also of sets that are gone, oldest first."""
+        records = [
+            record
+            for record in self.store.select(OperationRecord)
+            if record.rolling and record.ended is not None
+        ]
+        records.sort(key=lambda record: record.started)
+        return [Account.of(self.store, record) for record in records]
+
+    def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
+        """Rolls a set to an image version, or to newer extension handlers.
+
+        See :meth:`pytest_vmss.controller.controller.Conductor.run_upgrade`.
+        """
+        self.conductor.run_upgrade(name, **options)
+
+    def run_due(self) -> None:
+        """Runs every automatic upgrade that is due, sets side by side, until none is."""
+        self.conductor.run_due()
+
+    def run_repairs(self) -> None:
+        """Looks once at every set whose instances are repaired, and repairs what is due."""
+        self.conductor.run_repairs()
+
+    def watch(self) -> None:
+        """From now on, due upgrades and repairs run by themselves in this process."""
+        self.conductor.watch()
+
+    def wake(self) -> None:
+        """Says that an automatic upgrade may be due."""
+        self.conductor.wake()
+
+    # The end.
+
+    def close(self) -> None:
+        """Ends this process's work on the lab; machines run on.
+
+        The lab of a session lives on with its process, for whom it was made.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with contextlib.ExitStack() as ends:  # each ends, whatever the others do
+            if not self._is_maker:
+                ends.callback(self._in_use.release)
+            ends.callback(self.store.close)
+            ends.callback(self.world.close)
+            ends.callback(self._consoles.close)
+            for scale_set in self._sets.values():
+                ends.callback(_close_instances, scale_set)
+            ends.callback(self.blobs.close)
+            ends.callback(self.conductor.close)
+            ends.callback(self.clock.close)
+
+    def destroy(self) -> None:
+        """Removes the lab: machines, disks, images, records.
+
+        What cannot be removed does not keep the rest. Killed on the way, or failed, it goes
+        on when it is called again, or with the next reap or opening of the lab.
+
+        Raises:
+            LabError: Something could not be removed; the message names each. Or this process
+                is a forked child of the one that opened it.
+            ConflictError: Another process has this lasting lab open; nothing was changed.
+        """
+        if self._process != os.getpid():
+            raise LabError(
+                f"the lab {self.paths.folder.name} was opened by the process {self._process}, of "
+                f"which this one ({os.getpid()}) is a fork: it is not this one's to remove"
+            )
+        try:
+            with _door(self.paths):
+                self._require_alone()
+                self.clock.close()
+                try:
+                    self.conductor.close()
+                    remove_machines(self.paths, self.identity, lambda: self.hypervisor)
+                finally:
+                    # That its records cannot be read does not keep a lab from being removed.
+                    with contextlib.suppress(LabError):
+                        self.close()
+                if self.paths.identity.exists():
+                    remove_files(self.settings, self.paths, self.identity)
+                else:
+                    remove_unfinished(self.settings, self.paths)
+        except OSError as refused:
+            raise LabError(
+                f"the lab {self.paths.folder.name} cannot be removed: {refused}; mend that, then "
+                "try again"
+            ) from refused
+        self._in_use.release()
+
+    def _require_alone(self) -> None:
+        """Refuses where other processes have a lasting lab open; a session's ends with it."""
+        if self.identity.kind == "session":
+            return
+        self._in_use.release()
+        try:
+            # A program that this process has just started drops its copy in a moment.
+            self._in_use = wait_for_lock(self.paths.in_use, what="has it open", limit=_ALONE_LIMIT)
+        except ConflictError as open_elsewhere:
+            self._in_use = _use(self.paths)
+            raise ConflictError(
+                f"another process has the lab {self.paths.folder.name} open "
+                f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
+            ) from open_elsewhere
+
+
+def _close_instances(scale_set: ScaleSet) -> None:
+    for instance in scale_set.instances:
+        instance.close()
+
+
+def _require_own(settings: Settings, paths: LabPaths) -> None:
+    """Sees that nobody else can change what labs trust; makes it so whatever the umask (M5).
+
+    Raises:
+        OSError: Somebody can, or the folders cannot be made.
+    """
+    shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
+    for folder in (settings.state_dir, *shared):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    require_own(settings.state_dir.resolve(), or_roots=True)
+    require_own(*shared, settings.state_dir / PROCESS_ROOTS)
+
+
+def _door(paths: LabPaths) -> Lock:
+    """Waits for the door of a lab: makes, opens and removals go through it one by one."""
+    return wait_for_lock(
+        paths.door, what=f"makes, opens or removes the lab {paths.folder.name}", limit=_DOOR_LIMIT
+    )
+
+
+def _use(paths: LabPaths) -> Lock:
+    """Says that this process has the lab open."""
+    return wait_for_lock(
+        paths.in_use,
+        what=f"removes the lab {paths.folder.name}",
+        limit=_DOOR_LIMIT,
+        shared=True,
+    )
+
+
+def _probe(probe: Probe, record: InstanceRecord) -> Observation:
+    return probe_once(probe, record.address, record.forwards[probe.port], timeout=_PROBE_TIMEOUT)
+
+
+def _program(lab: str) -> str:
+    """How the command line is called for a lab."""
+    return "vmss" if lab == DEFAULT_LAB else f"vmss --lab {lab}"

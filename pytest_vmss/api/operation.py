@@ -1,0 +1,154 @@
+"""An upgrade or another operation, as a test holds it in its hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pytest_vmss.engine.journal import Account
+from pytest_vmss.errors import NotFoundError
+from pytest_vmss.host.locks import is_locked
+from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
+
+if TYPE_CHECKING:
+    from pytest_vmss.api.lab import Lab
+
+__all__ = ["Upgrade", "stages_of"]
+
+
+class Upgrade:
+    """An upgrade or another operation, running or ended; reads the store anew each time."""
+
+    def __init__(self, lab: Lab, scale_set: str, operation: str) -> None:
+        self._lab = lab
+        self._scale_set = scale_set
+        self.id = operation
+
+    def __repr__(self) -> str:
+        return f"<Upgrade of {self._scale_set} to {self.target}: {self.status}>"
+
+    @property
+    def record(self) -> OperationRecord:
+        """Its record in the store."""
+        record = self._lab.world.store.get(OperationRecord, self._scale_set.lower(), self.id)
+        if record is None:
+            raise NotFoundError(f"there is no operation {self.id} of {self._scale_set!r}")
+        return record
+
+    @property
+    def account(self) -> Account:
+        """Everything that is known of it."""
+        return Account.of(self._lab.world.store, self.record)
+
+    @property
+    def status(self) -> str:
+        """Azure's ``runningStatus.code``."""
+        return self.record.status
+
+    @property
+    def target(self) -> str:
+        """The version that it brings."""
+        return self.record.target
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self.record.ended is not None
+
+    @property
+    def interruption(self) -> str:
+        """Why nobody goes on with it (Q1); empty where it has ended, or somebody does."""
+        if self.ended or is_locked(self._lab.paths.lock(self._scale_set)):
+            return ""
+        last = next((event for event in reversed(self.events) if event.kind != "warning"), None)
+        if last is not None and last.kind == "interrupted":
+            return last.message
+        return "interrupted: whoever was at it has ended"
+
+    @property
+    def go_on(self) -> str:
+        """The command that goes on with it, where it was interrupted."""
+        return f"{self._lab.world.program} resume {self._scale_set}"
+
+    @property
+    def completed(self) -> bool:
+        """Whether it ended Completed."""
+        return self.status == "Completed"
+
+    @property
+    def faulted(self) -> bool:
+        """Whether it ended Faulted."""
+        return self.status == "Faulted"
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it ended Cancelled."""
+        return self.status == "Cancelled"
+
+    @property
+    def error(self) -> ErrorRecord | None:
+        """Azure's code and message, where it ended Faulted."""
+        record = self.record
+        if record.error_code is None:
+            return None
+        return ErrorRecord(code=record.error_code, message=record.error_message or "")
+
+    @property
+    def errors(self) -> dict[int, ErrorRecord]:
+        """What went wrong on each instance, with the console's tail."""
+        return self.account.errors
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        """What came of each instance, by number (G3)."""
+        return self.account.outcomes
+
+    @property
+    def batches(self) -> list[tuple[int, ...]]:
+        """The instances of each batch, in order."""
+        return self.account.batches
+
+    @property
+    def stages(self) -> dict[int, dict[str, float]]:
+        """Seconds that each step took, by instance and by step."""
+        return stages_of(self._lab.world.store.steps(self.id))
+
+    @property
+    def events(self) -> list[EventRecord]:
+        """Everything that happened in it (J4)."""
+        events = self._lab.world.store.events(scale_set=self._scale_set)
+        return [event for event in events if event.operation == self.id]
+
+    def explain(self) -> str:
+        """What happened and why, for an assertion's message."""
+        account = self.account
+        record, errors = account.record, account.errors
+        target = f" to {record.target}" if record.target else ""
+        lines = [f"{record.action} of {self._scale_set}{target}: {record.status}"]
+        if record.error_code:
+            lines.append(f"  {record.error_code}: {record.error_message}")
+        if self.interruption:
+            lines.append(f"  {self.interruption}; go on with: {self.go_on}")
+        for batch in account.batch_records:
+            ids = ", ".join(str(number) for number in batch.instance_ids)
+            lines.append(f"  batch {batch.number}: {ids} — {batch.why}")
+        if record.why:
+            lines.append(f"  {record.why}")
+        for instance, outcome in sorted(account.outcomes.items()):
+            lines.append(f"  {self._scale_set}_{instance}: {outcome}")
+            if error := errors.get(instance):
+                lines.append(f"    {error.code}: {error.message}")
+                lines += [f"    | {line}" for line in error.console_tail.splitlines()]
+                if error.log:
+                    lines.append(f"    whole console log: {error.log}")
+        return "\n".join(lines)
+
+
+def stages_of(steps: Iterable[StepRecord]) -> dict[int, dict[str, float]]:
+    """Seconds that each step took, by instance and by step."""
+    stages: dict[int, dict[str, float]] = {}
+    for step in steps:
+        if step.seconds is not None:
+            phase = "" if step.phase in ("swap", "create", "change") else f"{step.phase}: "
+            stages.setdefault(step.instance_id, {})[phase + step.name] = step.seconds
+    return stages

@@ -1,0 +1,621 @@
+"""What a test holds in its hand: a scale set, a sequence of its instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.polling_condition import Always
+from pytest_vmss.api.upgrade_status import history_info, status_info
+from pytest_vmss.clock import side_by_side, wait_for
+from pytest_vmss.controller.repairs import Repairs
+from pytest_vmss.engine.engine import Engine, parts
+from pytest_vmss.engine.journal import Account
+from pytest_vmss.environment.environment import Revision
+from pytest_vmss.errors import (
+    InterruptedOperationError,
+    ModelError,
+    ModelProblem,
+    NotFoundError,
+    UpgradeError,
+    WaitTimeoutError,
+)
+from pytest_vmss.guest import Check
+from pytest_vmss.host.addresses import host_port
+from pytest_vmss.model import (
+    ScaleSetDocument,
+    ScaleSetModel,
+    Source,
+    keep_secrets,
+    load_document,
+    merge,
+    profile_of,
+    read_part,
+)
+from pytest_vmss.operations.revisions import check_document, revise
+from pytest_vmss.operations.sizing import Sizing
+from pytest_vmss.secrecy import seal, seal_text
+from pytest_vmss.store import (
+    Action,
+    InstanceRecord,
+    OperationRecord,
+    Outcome,
+    ScaleSetRecord,
+    VersionRecord,
+)
+
+if TYPE_CHECKING:
+    from pytest_vmss.api.lab import Lab
+
+__all__ = ["Ids", "ScaleSet"]
+
+#: Instances by number, as a number or as Azure's text; None for all of the set.
+Ids = Sequence[int | str] | None
+
+_UPGRADE_LIMIT = 3600.0
+_HTTPS = 443
+
+
+class ScaleSet:
+    """A scale set; a sequence of its instances."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self._lab = lab
+        self.name = name
+        self._engine = Engine(lab.world, name)
+        self._sizing = Sizing(lab.world, self._engine)
+        self._instances: dict[int, Instance] = {}
+        self._seen = {upgrade.id for upgrade in self.history(limit=None)}
+
+    def __repr__(self) -> str:
+        return f"<ScaleSet {self.name}: {len(self)} instances>"
+
+    def __iter__(self) -> Iterator[Instance]:
+        return iter(self.instances)
+
+    def __len__(self) -> int:
+        return len(self._records())
+
+    def __getitem__(self, index: int) -> Instance:
+        return self.instances[index]
+
+    def _records(self) -> list[InstanceRecord]:
+        return self._engine.instances()
+
+    # What it is.
+
+    @property
+    def record(self) -> ScaleSetRecord:
+        """Its record in the store.
+
+        Raises:
+            NotFoundError: It was deleted.
+        """
+        return self._lab.world.set_record(self.name)
+
+    @property
+    def _revision(self) -> Revision:
+        return self._lab.world.current_revision(self.name)
+
+    @property
+    def model(self) -> ScaleSetModel:
+        """Its model."""
+        return self._revision.model
+
+    @property
+    def instances(self) -> list[Instance]:
+        """Its instances, by number."""
+        return [
+            self._instances.setdefault(
+                record.instance_id, Instance(self._lab, self.name, record.instance_id)
+            )
+            for record in self._records()
+        ]
+
+    @property
+    def capacity(self) -> int:
+        """Number of its instances."""
+        return len(self)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all its instances are healthy now."""
+        return all(not member.unhealthy for member in self._engine.members())
+
+    @property
+    def url(self) -> str:
+        """The URL of the load balancer's first rule.
+
+        Raises:
+            NotFoundError: No load balancer with a rule stands before the set.
+        """
+        record, declared = self.record, self._revision.balancer
+        if record.frontend is None or declared is None or not declared.load_balancing_rules:
+            raise NotFoundError(
+                f"no load balancer stands before {self.name!r}: give one with loadBalancingRules, "
+                "whose probe networkProfile.healthProbe names (load_balancer=)"
+            )
+        port = declared.load_balancing_rules[0].frontend_port
+        scheme = "https" if port == _HTTPS else "http"
+        return f"{scheme}://{record.frontend}:{host_port(port)}"
+
+    def instance_view(self) -> list[dict[str, Any]]:
+        """What is known of each instance, for people and programs (H4, J3)."""
+        views: dict[str, dict[str, Any]] = {}
+
+        def look(instance: Instance) -> None:
+            views[instance.instance_id] = instance.instance_view()
+
+        instances = self.instances
+        side_by_side(instances, look, clock=self._lab.world.clock)
+        return [views[instance.instance_id] for instance in instances]
+
+    def repair(self) -> Upgrade | None:
+        """Looks at all instances once, and repairs those that automatic repairs owe it to (K1).
+
+        A lab that is watched, as in pytest, does so by itself.
+
+        Returns:
+            What was done; None where nothing was due.
+
+        Raises:
+            ConflictError: Another operation is in progress.
+            UpgradeError: One was interrupted.
+        """
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            account = self._repairs.repair()
+        return None if account is None else Upgrade(self._lab, self.name, account.record.id)
+
+    @property
+    def orchestration_services(self) -> list[dict[str, Any]]:
+        """Azure's ``orchestrationServices`` of the set's instance view."""
+        return [self._repairs.view()]
+
+    def set_orchestration_service_state(self, action: Literal["Suspend", "Resume"]) -> None:
+        """Suspends automatic repairs, or resumes them (Azure's ``setOrchestrationServiceState``)."""
+        if action == "Suspend":
+            self._repairs.suspend("someone asked for it")
+        else:
+            self._repairs.resume()
+            self._lab.wake()
+
+    @property
+    def _repairs(self) -> Repairs:
+        return self._lab.conductor.repairs(self.name)
+
+    def check_health(self, check: Check | None) -> None:
+        """Gives the set a health source of the lab's own, in place of an earlier one (F4).
+
+        Args:
+            check: A command that is run over SSH and whose exit status counts, or a function
+                of a testinfra host that asserts, which counts in this process only; None
+                for none.
+        """
+        world, command = self._lab.world, check if isinstance(check, str) else None
+        world.store.amend(self.record, health_command=command, health_function=callable(check))
+        world.checks.pop(self.name.lower(), None)
+        if check is not None and not isinstance(check, str):
+            world.checks[self.name.lower()] = check
+
+    def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
+        """A check that must hold during a ``with`` block, made again and again beside it.
+
+        Args:
+            check: Holds where it returns something true, or nothing; what it raises is a
+                violation. It must have a time limit of its own.
+            every: Seconds from the beginning of one check to that of the next.
+
+        Returns:
+            What to use with ``with``; it raises ViolationError at the end, with the time, the
+            instances' states and the upgrade's step of every violation.
+        """
+        return Always(self._lab.world.store, self.name, check, every=every)
+
+    # Rolling upgrades.
+
+    def upgrade(self, *, wait: bool = True) -> Upgrade:
+        """Starts an OS upgrade by hand, to the latest version (C3).
+
+        As in Azure there is no automatic rollback, and instances on that
+        version are not touched.
+
+        Args:
+            wait: Return when it has ended; else a thread goes on with it.
+
+        Raises:
+            ConflictError: Another operation is in progress; nothing was changed.
+        """
+        return self._rolled("upgrade", wait=wait)
+
+    def upgrade_extensions(self, *, wait: bool = True) -> Upgrade:
+        """Rolls newer versions of extension handlers through the set.
+
+        Instances whose extensions all ran in the latest version are not touched.
+
+        Args:
+            wait: Return when it has ended; else a thread goes on with it.
+
+        Raises:
+            ConflictError: Another operation is in progress; nothing was changed.
+        """
+        return self._rolled("extension-upgrade", wait=wait)
+
+    def _rolled(self, action: Literal["upgrade", "extension-upgrade"], *, wait: bool) -> Upgrade:
+        self._engine.require_own()
+        opened: list[OperationRecord] = []
+        self._lab.run_upgrade(
+            self.name,
+            action=action,
+            started_by="User",
+            rollback=False,
+            on_open=opened.append,
+            wait=wait,
+        )
+        return self._taken(opened[0].id)
+
+    def resume(self) -> Upgrade | None:
+        """Goes on with an operation that a killed process left (M1).
+
+        Returns:
+            The operation, ended; None where there was none to go on with.
+
+        Raises:
+            ConflictError: Another operation is in progress.
+        """
+        with self._engine.journal.outside("resume"):
+            self._engine.require_own()
+        account = self._lab.resume(self.name)
+        self._lab.wake()
+        return None if account is None else self._taken(account.record.id)
+
+    def cancel(self) -> None:
+        """Lets the running upgrade end after its current batch (D8).
+
+        Raises:
+            ConflictError: None is running.
+        """
+        self._engine.cancel()
+
+    def wait_for_upgrade(self, *, limit: float = _UPGRADE_LIMIT) -> Upgrade:
+        """Waits for the automatic upgrade that a publication brought about.
+
+        Args:
+            limit: Seconds.
+
+        Returns:
+            The oldest upgrade that no earlier call returned, ended.
+
+        Raises:
+            InterruptedOperationError: The host could not go on with it; :meth:`resume` does.
+            UpgradeError: None is due, or it could not be started; the message says why.
+            WaitTimeoutError: It did not end in time.
+        """
+
+        def probe() -> Upgrade | None:
+            idle = self._lab.conductor.is_idle(self.name)
+            fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
+            if fresh and fresh[-1].ended:
+                return fresh[-1]
+            self._lab.conductor.failures.check(self.name)
+            if fresh:
+                self._require_going_on(fresh[-1], idle=idle)
+                return None
+            if idle:
+                raise UpgradeError(
+                    f"no upgrade of {self.name!r} is due: {self._lab.rollouts.why_not(self.name)}"
+                )
+            return None
+
+        try:
+            upgrade = wait_for(
+                f"the upgrade of {self.name} to end",
+                probe,
+                limit=limit,
+                clock=self._lab.world.clock,
+            )
+        except WaitTimeoutError as late:
+            running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
+            raise WaitTimeoutError(late.what, limit=limit, last="\n".join(running)) from late
+        return self._taken(upgrade.id)
+
+    def _require_going_on(self, upgrade: Upgrade, *, idle: bool) -> None:
+        """Checks that somebody, here or in another process, is at an upgrade.
+
+        Raises:
+            InterruptedOperationError: Nobody is.
+        """
+        if idle and (interruption := upgrade.interruption) and not upgrade.ended:
+            raise InterruptedOperationError(
+                f"the upgrade of {self.name!r} to {upgrade.target} is unfinished, and nobody goes "
+                f"on with it ({interruption}); go on with: {upgrade.go_on}",
+                scale_set=self.name,
+                operation=upgrade.id,
+            )
+
+    def _taken(self, operation: str) -> Upgrade:
+        self._seen.add(operation)
+        return Upgrade(self._lab, self.name, operation)
+
+    @property
+    def unfinished(self) -> Upgrade | None:
+        """The operation that is being done to it, or that was interrupted; None for none."""
+        record = self._engine.journal.unfinished()
+        return None if record is None else Upgrade(self._lab, self.name, record.id)
+
+    def history(self, *, limit: int | None = 5) -> list[Upgrade]:
+        """OS upgrades of the set, newest first; Azure keeps five (J2)."""
+        upgrades = [
+            entry for entry in self._engine.journal.operations() if entry.action == "upgrade"
+        ]
+        return [Upgrade(self._lab, self.name, entry.id) for entry in reversed(upgrades)][:limit]
+
+    def rolling_upgrade_status(self) -> dict[str, Any]:
+        """Azure's ``RollingUpgradeStatusInfo`` of the latest rolling upgrade, of any kind (J1).
+
+        Raises:
+            NotFoundError: There was none yet.
+        """
+        return status_info(self._lab.world, self.name, self._accounts(lambda entry: entry.rolling))
+
+    def os_upgrade_history(self) -> list[dict[str, Any]]:
+        """Azure's ``UpgradeOperationHistoricalStatusInfo``, newest first (J2)."""
+        accounts = self._accounts(lambda entry: entry.action == "upgrade")
+        return history_info(self._lab.world, self.name, accounts)
+
+    def _accounts(self, wanted: Callable[[OperationRecord], bool]) -> list[Account]:
+        store = self._lab.world.store
+        return [
+            Account.of(store, entry) for entry in self._engine.journal.operations() if wanted(entry)
+        ]
+
+    # Its model.
+
+    def update(
+        self,
+        change: Source,
+        *,
+        replace: bool = False,
+        load_balancer: Source | None = None,
+        custom_data: str | None = None,
+    ) -> Upgrade | None:
+        """Changes the model, and brings it to the instances as ``upgradePolicy.mode`` says (C9).
+
+        Manual: not at all, see :meth:`update_instances`. Rolling: batch after
+        batch, without rollback unless ``rollbackFailedInstancesOnPolicyBreach``.
+        Automatic: to all at once. A changed capacity scales the set.
+
+        Args:
+            change: A part of the model, or the whole: laid over the one that the set has.
+                Write-only values that it lacks are kept.
+            replace: It is the whole model: what it lacks is gone.
+            load_balancer: Azure's JSON of the load balancer, where the probe changes.
+            custom_data: Replaces the custom data (base64).
+
+        Returns:
+            The operation that brought it to the instances; None where none was needed.
+
+        Raises:
+            ModelError: The model is not valid, or changes what Azure does not let change;
+                nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+            ProvisioningError: New instances did not come up.
+        """
+        # First of all, so that no error shows what is secret in them (M5).
+        change, load_balancer = seal(change), seal(load_balancer)
+        custom_data = seal_text(custom_data)
+        part = read_part(change)
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            stored = self._revision.model.full()
+            body = keep_secrets(stored, part) if replace else merge(stored, part)
+            wanted = load_document(
+                {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
+                known_balancer=self._revision.balancer,
+            )  # fmt: skip
+            version = check_document(self._lab.world, wanted, current=self._revision)
+            self._sizing.check(wanted.model.sku.capacity)
+            account = self._bring(wanted, version)
+            with self._engine.journal.outside("update"):
+                self._lab.world.serve(self.name)
+            operation = None if account is None else self._taken(account.record.id)
+            self._forget(self._sizing.scale(wanted.model.sku.capacity))
+        self._lab.wake()
+        return operation
+
+    def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> Account | None:
+        """Records a model, durable together with the operation that brings it to instances."""
+        world = self._lab.world
+        other = profile_of(wanted.model) != profile_of(self._revision.model)
+        behind = [entry for entry in self._records() if other or self._engine.is_behind(entry)]
+        mode = wanted.model.upgrade_policy.mode
+
+        def prepare() -> dict[int, Outcome]:
+            revise(world, wanted)
+            return parts(
+                (entry.instance_id for entry in behind if not entry.protected),
+                skipped=(entry.instance_id for entry in behind if entry.protected),
+            )
+
+        if mode == "Rolling" and behind:
+            return self._engine.roll(
+                "update", version=version, started_by="User", rollback=False, prepare=prepare
+            )
+        if mode == "Automatic" and behind:
+            return self._engine.at_once("update", prepare, version=version)
+        prepare()
+        return None
+
+    def update_instances(self, ids: Ids = None) -> Upgrade:
+        """Brings instances to the latest model, all at once (Azure's ``manualupgrade``, C9).
+
+        A changed image gives a new OS disk; another size or other data disks a
+        restart; changed extensions are run again. Changed custom data reaches
+        an instance with its next OS disk, as in Azure.
+
+        Args:
+            ids: Which; None for all.
+
+        Raises:
+            ModelError: There is no such instance; nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+            ProvisioningError: It failed on an instance.
+        """
+        images = self._lab.world.images
+        version = images.resolve(images.address_of(self.model.image_reference))
+        return self._at_once("update", ids, version=version)
+
+    # Its size.
+
+    def scale(self, capacity: int) -> None:
+        """Scales out, with the current model, or in (A2).
+
+        Scaling in follows ``scaleInPolicy``; protected instances stay. Data
+        disks go with their instances unless ``deleteOption`` is Detach.
+
+        Args:
+            capacity: How many instances there are to be.
+
+        Raises:
+            ModelError: Not a capacity that Azure takes; nothing was changed.
+            CapacityError: The host has no room; nothing was changed.
+            ConflictError: Too many instances are protected, or another operation is in
+                progress; nothing was changed.
+            ProvisioningError: New instances did not come up; they are there to be looked at.
+        """
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            self._sizing.check(capacity)
+            self._forget(self._sizing.scale(capacity))
+        self._lab.wake()
+
+    def delete_instances(self, ids: Sequence[int | str]) -> None:
+        """Deletes instances, and makes the set's capacity smaller by them.
+
+        Args:
+            ids: Which; also protected ones, for they are named.
+
+        Raises:
+            ModelError: There is no such instance; nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+        """
+        with self._engine.claim():
+            self._engine.journal.require_quiet()
+            self._forget(self._sizing.remove(self._numbers(ids)))
+
+    def _forget(self, account: Account | None) -> None:
+        """Lets go of instances that an operation has removed, where it has.
+
+        Raises:
+            ProvisioningError: It failed on an instance.
+        """
+        if account is None:
+            return
+        left = {record.instance_id for record in self._records()}
+        for number in self._instances.keys() - left:
+            self._instances.pop(number).close()
+        self._lab.require_success(account)
+
+    # Its instances' power and disks (K1).
+
+    def start(self, ids: Ids = None) -> Upgrade:
+        """Starts instances, and waits until they have booted.
+
+        Args:
+            ids: Which; None for all.
+
+        Raises:
+            ModelError: There is no such instance; nothing was changed.
+            ConflictError: Another operation is in progress; nothing was changed.
+            ProvisioningError: It failed on an instance.
+        """
+        return self._at_once("start", ids)
+
+    def stop(self, ids: Ids = None, *, skip_shutdown: bool = False) -> Upgrade:
+        """Stops instances; as :meth:`start`.
+
+        Args:
+            ids: Which; None for all.
+            skip_shutdown: Cut the power instead of asking the guest.
+        """
+        return self._at_once("stop", ids, skip_shutdown=skip_shutdown)
+
+    def deallocate(self, ids: Ids = None) -> Upgrade:
+        """Stops instances and gives their place up; locally the same as :meth:`stop`.
+
+        A set-wide call (without ids) leaves out instances with protectFromScaleSetActions.
+        """
+        return self._at_once("deallocate", ids)
+
+    def restart(self, ids: Ids = None) -> Upgrade:
+        """Restarts instances; as :meth:`start`."""
+        return self._at_once("restart", ids)
+
+    def reimage(self, ids: Ids = None) -> Upgrade:
+        """Gives instances a fresh OS disk of the image and model that they have (E3).
+
+        Data disks stay. A set-wide call (without ids) leaves out instances with
+        protectFromScaleSetActions. Raises as :meth:`start`.
+        """
+        return self._at_once("reimage", ids)
+
+    def reimage_all(self, ids: Ids = None) -> Upgrade:
+        """Gives instances a fresh OS disk and fresh, empty data disks; as :meth:`reimage`."""
+        return self._at_once("reimageall", ids)
+
+    def _at_once(self, action: Action, ids: Ids, **details: Any) -> Upgrade:
+        with self._engine.claim():
+            numbers = self._numbers(ids)
+            skipped: list[int] = []
+            if ids is None and action in ("update", "deallocate", "reimage", "reimageall"):
+                records = {record.instance_id: record for record in self._records()}
+                skipped = [number for number in numbers if records[number].protected]
+                numbers = [
+                    number
+                    for number in numbers
+                    if number not in skipped
+                    and (action != "update" or self._engine.is_behind(records[number]))
+                ]
+            taken = parts(numbers, skipped=skipped)
+            account = self._engine.at_once(action, lambda: taken, **details)
+        self._lab.wake()  # an upgrade may have waited for it
+        return Upgrade(self._lab, self.name, self._lab.require_success(account).record.id)
+
+    def _numbers(self, ids: Ids) -> list[int]:
+        """Instances by number.
+
+        Raises:
+            ModelError: There is none of that number; Azure's code and words.
+        """
+        known = [record.instance_id for record in self._records()]
+        if ids is None:
+            return known
+        wanted = list(dict.fromkeys(str(given) for given in ids))
+        problems = [
+            ModelProblem(
+                "instanceIds",
+                "InvalidParameter",
+                f"The provided instanceId {given} is not an active Virtual Machine Scale Set VM "
+                f"instanceId. (active are: {', '.join(str(n) for n in known) or 'none'})",
+            )
+            for given in wanted
+            if given not in {str(number) for number in known}
+        ]
+        if problems:
+            raise ModelError(problems, source="the list of instances")
+        return [int(given) for given in wanted]
+
+    def delete(self) -> None:
+        """Deletes the set, its machines and all their disks; what this process does on it stops.
+
+        Raises:
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
+        """
+        self._engine.require_own()
+        for instance in self.instances:
+            instance.close()
+        self._lab.delete(self.name)

@@ -1,0 +1,204 @@
+"""What the host lacks, and the command that mends it (L2)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from platformdirs import user_cache_path, user_config_path
+
+from pytest_vmss.errors import HostError, VmssError
+from pytest_vmss.host.accelerator import choose_accelerator
+from pytest_vmss.host.ownership import account_name, mend_ownership, obstacle
+from pytest_vmss.host.process import PACKAGES, require
+from pytest_vmss.image_builder.bootstrap import choose_way
+from pytest_vmss.settings import Settings
+
+__all__ = ["Finding", "examine"]
+
+_RUN = ("qemu-system-x86_64", "qemu-img")
+_BUILD = ("mmdebstrap", "mke2fs", "sfdisk", "mformat", "grub-mkimage", "depmod")
+_BUILD_FILES = {
+    Path("/usr/lib/grub/i386-pc/boot.img"): "grub-pc-bin",
+    Path("/usr/lib/grub/x86_64-efi/kernel.img"): "grub-efi-amd64-bin",
+    Path("/usr/share/keyrings/debian-archive-keyring.gpg"): "debian-archive-keyring",
+}
+_MEMORY_MIB = 2048
+_DISK_GIB = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: ``lacking`` keeps the product from working.
+        what: What was found, in words.
+        mend: The command or step that mends it.
+    """
+
+    level: Literal["ok", "note", "lacking"]
+    what: str
+    mend: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Looks at everything that a lab needs of its host; changes nothing that lasts."""
+    return [
+        *_folders(settings),
+        *_programs(_RUN, "to run VMs"),
+        *_libvirt(settings),
+        _confinement(),
+        *_accelerator(settings),
+        *_room(settings),
+        *_programs(("haproxy",), "by scale sets behind a load balancer"),
+        *_programs(_BUILD, "to build images"),
+        *_files(),
+        *_root_filesystems(settings),
+    ]
+
+
+def _programs(programs: tuple[str, ...], purpose: str) -> Iterator[Finding]:
+    if os.geteuid() != 0 and purpose == "to build images":
+        programs = (*programs, "fakeroot")
+    for program in programs:
+        try:
+            yield Finding("ok", f"{program}: {require(program)}")
+        except HostError:
+            yield Finding(
+                "lacking",
+                f"{program} is not installed (needed {purpose})",
+                f"apt-get install {PACKAGES.get(program, program)}",
+            )
+
+
+def _files() -> Iterator[Finding]:
+    for path, package in _BUILD_FILES.items():
+        if not path.exists():
+            yield Finding(
+                "lacking",
+                f"{path} is not there (needed to build images)",
+                f"apt-get install {package}",
+            )
+
+
+def _root_filesystems(settings: Settings) -> Iterator[Finding]:
+    """Makes an empty root filesystem, just as images' are made."""
+    try:
+        way = choose_way(settings.cache_dir)
+    except HostError as refused:
+        yield Finding("lacking", f"images cannot be built: {refused}", refused.mend)
+        return
+    told = f"images are built in mmdebstrap's {way.mode} mode, unpacked in {way.place} (tried)"
+    if way.why:
+        yield Finding(
+            "note", f"{told}; it takes twice the time of unshare mode: {way.why}", way.mend
+        )
+    else:
+        yield Finding("ok", told)
+
+
+def _folders(settings: Settings) -> Iterator[Finding]:
+    """Looks for folders of this account that it may not use, as after a run as root."""
+    for folder, variable in _own_folders(settings):
+        found = obstacle(folder) or next(filter(None, map(obstacle, _below(folder))), None)
+        if found is None:
+            continue
+        if folder.is_relative_to(Path.home()) and obstacle(Path.home()) is None:
+            mend = mend_ownership(found)
+        else:
+            mend = f"unset {variable}, or name a folder of this account's by it"
+        yield Finding(
+            "lacking",
+            f"{found} belongs to {account_name(found.stat().st_uid)}, and this is "
+            f"{account_name()}, who must be able to write it",
+            mend,
+        )
+
+
+def _own_folders(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """Folders that are written, and the environment's variables that name them."""
+    yield settings.state_dir, "VMSS_STATE_DIR (or XDG_STATE_HOME, HOME)"
+    yield settings.cache_dir, "VMSS_CACHE_DIR (or XDG_CACHE_HOME, HOME)"
+    if os.geteuid() != 0:  # libvirt's own, for qemu:///session
+        yield user_config_path("libvirt"), "XDG_CONFIG_HOME (or HOME)"
+        yield user_cache_path("libvirt"), "XDG_CACHE_HOME (or HOME)"
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        if runtime:
+            yield Path(runtime) / "libvirt", "XDG_RUNTIME_DIR"
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What is written in a folder once it is there: folders, and files that lock."""
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.suffix == ".lock" or os.path.isdir(path):  # noqa: PTH112, it may not be ours to enter
+            yield path
+
+
+def _libvirt(settings: Settings) -> Iterator[Finding]:
+    from pytest_vmss.api.lab import Lab
+
+    try:
+        lab = Lab.session(settings)
+    except VmssError as unusable:
+        yield Finding("lacking", str(unusable), "export VMSS_STATE_DIR=/a/folder/you/may/write")
+        return
+    try:
+        from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
+
+        hypervisor = lab.hypervisor
+        if isinstance(hypervisor, LibvirtHypervisor):
+            yield Finding("ok", f"libvirt answers at {hypervisor.uri}")
+    except (VmssError, ImportError) as missing:
+        mend = missing.mend if isinstance(missing, HostError) else ""
+        yield Finding("lacking", str(missing), mend or "apt-get install libvirt-daemon-system")
+    finally:
+        lab.destroy()
+
+
+def _confinement() -> Finding:
+    """What a guest could do that broke out of QEMU (R4)."""
+    if os.geteuid() != 0:
+        return Finding(
+            "ok", f"QEMU runs as {account_name()}, without capabilities, behind its seccomp filter"
+        )
+    # Another account could not reach into root's folders, where the disks are.
+    return Finding(
+        "note",
+        "QEMU runs as root with root's capabilities, kept by its seccomp filter alone: what "
+        "breaks out of it is root on this host",
+        "for images that you do not trust, run vmss as an ordinary account (docs/how-to.md)",
+    )
+
+
+def _accelerator(settings: Settings) -> Iterator[Finding]:
+    try:
+        choice = choose_accelerator(settings.accelerator)
+    except HostError as refused:
+        yield Finding("lacking", str(refused), f"adduser {os.environ.get('USER', 'YOU')} kvm")
+        return
+    if choice.accelerator == "kvm":
+        yield Finding("ok", f"accelerator: KVM, since {choice.why}")
+    else:
+        yield Finding(
+            "note",
+            f"accelerator: TCG, since {choice.why}; guests are 10 to 20 times slower, "
+            f"limits are multiplied by {choice.slow_factor:g}",
+        )
+
+
+def _room(settings: Settings) -> Iterator[Finding]:
+    memory = psutil.virtual_memory().available // 1024**2
+    level: Literal["ok", "note"] = "ok" if memory >= _MEMORY_MIB else "note"
+    yield Finding(level, f"memory available: {memory} MiB (the demo needs {_MEMORY_MIB})")
+    for folder in {settings.state_dir, settings.cache_dir}:
+        # Not Path.exists: it raises where a folder above may not be entered.
+        existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
+        free = shutil.disk_usage(existing).free // 1024**3
+        level = "ok" if free >= _DISK_GIB else "note"
+        yield Finding(level, f"disk free at {folder}: {free} GiB (the demo needs {_DISK_GIB})")

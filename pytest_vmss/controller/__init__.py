@@ -1,0 +1,1 @@
+"""The control loop: starts the automatic upgrades and repairs that are due."""

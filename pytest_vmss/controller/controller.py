@@ -1,0 +1,381 @@
+"""Upgrades in this process: awaited, in a thread, or by themselves (C1, C3)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Literal, TypedDict, Unpack
+
+from pytest_vmss.clock import Interrupted, side_by_side
+from pytest_vmss.controller.failures import EVERY_SET, Failures
+from pytest_vmss.controller.loop import Watcher
+from pytest_vmss.controller.moments import Moments
+from pytest_vmss.controller.repairs import Repairs
+from pytest_vmss.controller.rollouts import Rollouts
+from pytest_vmss.engine.engine import Engine, StartedBy
+from pytest_vmss.environment.environment import World
+from pytest_vmss.errors import (
+    ConflictError,
+    InterruptedOperationError,
+    LabError,
+    NotFoundError,
+    VmssError,
+)
+from pytest_vmss.store import OperationRecord, ScaleSetRecord, VersionRecord
+
+__all__ = ["Conductor", "Options"]
+
+_Opened = Callable[[OperationRecord], None]
+#: Told of a set, what failed, and the operation in which it did.
+_Failed = Callable[[str, BaseException, str | None], None]
+
+
+class Options(TypedDict, total=False):
+    """How an upgrade is run.
+
+    Attributes:
+        action: To an image version, or to newer extension handlers.
+        started_by: Azure's ``startedBy``.
+        rollback: Give instances that do not recover their previous OS disk back.
+        on_open: Told the operation before its first effect.
+        wait: Return when it has ended; else as soon as it has begun.
+        target: The version; None for the latest.
+    """
+
+    action: Literal["upgrade", "extension-upgrade"]
+    started_by: StartedBy
+    rollback: bool
+    on_open: _Opened
+    wait: bool
+    target: VersionRecord | None
+
+
+class Conductor:
+    """Runs the upgrades of a lab.
+
+    Args:
+        world: Its sets.
+        rollouts: Knows which automatic upgrades are due.
+        repair_grace: See :class:`~pytest_vmss.settings.Settings`.
+    """
+
+    def __init__(
+        self, world: World, rollouts: Rollouts, *, repair_grace: float | None = None
+    ) -> None:
+        self._world = world
+        self._grace = repair_grace
+        self._rollouts = rollouts
+        self._watcher: Watcher | None = None
+        self._threads: list[threading.Thread] = []
+        self._moments = Moments(lambda: world.clock)
+        #: What will be tried again by itself.
+        self._again: set[str] = set()
+        #: Automatic upgrades that this process had to leave unfinished, by set.
+        self._left: dict[str, str] = {}
+        self._woken = threading.Event()
+        self._troubled: dict[str, str] = {}
+        self.failures = Failures(world)
+
+    def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
+        """Rolls a set to an image version, or to newer extension handlers.
+
+        Args:
+            name: The set.
+            options: See :class:`Options`; by default an OS upgrade by hand, awaited.
+
+        Raises:
+            ConflictError: Another operation is in progress; nothing was changed.
+        """
+        action = options.get("action", "upgrade")
+        version = None
+        if action == "upgrade":
+            version = options.get("target") or self._world.images.resolve(
+                self._rollouts.address(name)
+            )
+        engine = Engine(self._world, name)
+
+        def go(opened: _Opened) -> None:
+            with engine.claim():
+                engine.roll(
+                    action,
+                    version=version,
+                    started_by=options.get("started_by", "User"),
+                    rollback=options.get("rollback", False),
+                    on_open=opened,
+                )
+
+        on_open = options.get("on_open", lambda _: None)
+        if options.get("wait", True):
+            go(on_open)
+        else:
+            self._in_background(name, go, on_open)
+
+    def _in_background(self, name: str, go: Callable[[_Opened], None], on_open: _Opened) -> None:
+        """Runs an upgrade in a thread; returns when it has begun.
+
+        What fails later is kept for whoever waits for the set's upgrade.
+
+        Raises:
+            BaseException: Whatever kept it from beginning.
+        """
+        begun = threading.Event()
+        operations: list[str] = []
+        refused: list[BaseException] = []
+
+        def opened(operation: OperationRecord) -> None:
+            on_open(operation)
+            operations.append(operation.id)
+            begun.set()
+
+        def run() -> None:
+            try:
+                go(opened)
+            except BaseException as error:  # noqa: BLE001 - told where it is waited for
+                if not operations:
+                    refused.append(error)
+                elif not isinstance(error, Interrupted):
+                    self.failures.add(name, error, operations[0])
+            finally:
+                begun.set()
+                self.wake()
+
+        thread = threading.Thread(target=run, name=f"upgrade-{name}", daemon=True)
+        thread.start()
+        self._threads = [other for other in self._threads if other.is_alive()]
+        self._threads.append(thread)
+        begun.wait()
+        if refused:
+            raise refused[0]
+
+    # By themselves.
+
+    def run_due(self) -> None:
+        """Runs every automatic upgrade that is due, sets side by side, until none is.
+
+        A set on which something else is being done is left for the next time.
+
+        Raises:
+            Exception: The first set's that failed, after all have ended.
+        """
+        unseen: list[BaseException] = []
+
+        def failed(_: str, error: BaseException, operation: str | None) -> None:
+            if operation is not None or isinstance(error, Interrupted):
+                raise error  # in the set's own thread; the others go on
+            unseen.append(error)
+
+        self._roll_due(failed)
+        if unseen:
+            raise unseen[0]
+
+    def _roll_due(self, failed: _Failed) -> None:
+        left: set[str] = set()
+
+        def run(due: tuple[str, VersionRecord]) -> None:
+            name, target = due
+            operations: list[str] = []
+
+            def opened(operation: OperationRecord) -> None:
+                operations.append(operation.id)
+                self.failures.drop(name)
+
+            try:
+                model = self._world.current_revision(name).model
+                self.run_upgrade(
+                    name,
+                    started_by="Platform",
+                    rollback=not model.automatic_os_upgrade.disable_automatic_rollback,
+                    target=target,
+                    on_open=opened,
+                )
+            except ConflictError as refused:
+                left.add(name)
+                self._world.store.event(
+                    name, "warning", f"the upgrade to {target.version} waits: {refused.message}"
+                )
+            except BaseException as error:  # noqa: BLE001 - it is this set's alone
+                left.add(name)
+                if not self._is_nobodys(name, error):
+                    failed(name, error, operations[0] if operations else None)
+
+        while due := {
+            name: target
+            for name, target in self._rollouts.due(lambda name, e: failed(name, e, None)).items()
+            if name not in left
+        }:
+            side_by_side(due.items(), run, clock=self._world.clock)
+
+    def _is_nobodys(self, name: str, error: BaseException) -> bool:
+        """Whether a failure is none: the set was deleted meanwhile, or its operation stopped."""
+        if isinstance(error, NotFoundError | InterruptedOperationError):
+            try:
+                record = self._world.store.get(ScaleSetRecord, name.lower())
+            except LabError:
+                return False  # what is to be told counts more than what cannot be read now
+            return record is None or record.state == "Deleting"
+        return isinstance(error, Interrupted) and not self._closing()
+
+    def _closing(self) -> bool:
+        """Whether the lab is being closed."""
+        try:
+            self._world.clock.sleep(0.0)
+        except Interrupted:
+            return True
+        return False
+
+    def _keep(self, name: str, error: BaseException, operation: str | None) -> None:
+        """Keeps what failed for whoever waits for that set; another look follows.
+
+        Raises:
+            Interrupted: The lab is being closed.
+        """
+        if isinstance(error, Interrupted):
+            raise error
+        self.failures.add(name, error, operation)
+        if operation is None:
+            self._again.add(name)
+        else:
+            self._left[name] = operation
+
+    def run_all(self) -> bool:
+        """Runs the repairs that are due, and then the upgrades; keeps what fails.
+
+        Returns:
+            Whether something is to be tried again after a while.
+        """
+        self._again.clear()
+        if self._woken.is_set():
+            self._woken.clear()
+            self._go_on()
+        self._repair_due(self._keep)
+        self._roll_due(self._keep)
+        return bool(self._again)
+
+    def _go_on(self) -> None:
+        """Goes on with what this process had to leave unfinished, once: the host may be well again.
+
+        A publication brings it about, so that one failure does not keep later versions away.
+        """
+        left, self._left = self._left, {}
+
+        def resume(entry: tuple[str, str]) -> None:
+            name, operation = entry
+            try:
+                engine = Engine(self._world, name)
+                with engine.claim():
+                    unfinished = engine.journal.unfinished()
+                    if unfinished is not None and unfinished.id == operation:
+                        engine.resume()
+            except ConflictError:
+                pass  # someone else goes on with it
+            except BaseException as error:  # noqa: BLE001 - it is this set's alone
+                if not self._is_nobodys(name, error):
+                    self._keep(name, error, operation)
+
+        side_by_side(left.items(), resume, clock=self._world.clock)
+
+    def repairs(self, name: str) -> Repairs:
+        """The automatic repairs of a set."""
+        return Repairs(
+            self._world, Engine(self._world, name), grace=self._grace, moments=self._moments
+        )
+
+    def run_repairs(self) -> None:
+        """Looks once at every set whose instances are repaired, and repairs what is due (K1).
+
+        A set on which something else is being done is left for the next time; where a
+        look or a repair fails, an event of the set tells it.
+        """
+        self._repair_due(_raise)
+
+    def _repair_due(self, failed: _Failed) -> None:
+        def run(name: str) -> None:
+            try:
+                self._repair(name)
+                self._troubled.pop(name, None)
+            except ConflictError:
+                pass  # someone else is at work on it: another time
+            except InterruptedOperationError as error:
+                if not self._is_nobodys(name, error):
+                    failed(name, error, error.operation or None)
+            except VmssError as error:
+                if not self._is_nobodys(name, error):
+                    self._tell_trouble(name, error.message)
+            except BaseException as error:  # noqa: BLE001 - it is this set's alone
+                if not self._is_nobodys(name, error):
+                    failed(name, error, None)
+
+        side_by_side(self._sets(), run, clock=self._world.clock)
+
+    def _repair(self, name: str) -> None:
+        engine, repairs = Engine(self._world, name), self.repairs(name)
+        if not repairs.running or engine.journal.unfinished() is not None or not repairs.needed():
+            return
+        with engine.claim():
+            if engine.journal.unfinished() is None:
+                repairs.repair()
+
+    def _tell_trouble(self, name: str, message: str) -> None:
+        """Writes an event; once while it stays the same, for looks are frequent."""
+        if self._troubled.get(name) != message:
+            self._troubled[name] = message
+            self._world.store.event(name, "warning", f"automatic repairs cannot look: {message}")
+
+    def _sets(self) -> list[str]:
+        return [record.name for record in self._world.store.select(ScaleSetRecord)]
+
+    def _repairs_run(self) -> bool:
+        return any(self._are_repaired(name) for name in self._sets())
+
+    def _are_repaired(self, name: str) -> bool:
+        try:
+            return self.repairs(name).running
+        except NotFoundError:
+            return False  # it was deleted meanwhile
+
+    def watch(self) -> None:
+        """From now on, due upgrades and repairs run by themselves in this process."""
+        if self._watcher is None:
+            self._watcher = Watcher(
+                self.run_all,
+                self._seconds_to_next,
+                self._repairs_run,
+                failed=lambda error: self._keep(EVERY_SET, error, None),
+                closing=self._closing,
+            )
+        self._watcher.wake()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no automatic upgrade runs or is about to in this process."""
+        return self._watcher is None or self._watcher.idle
+
+    def is_idle(self, name: str) -> bool:
+        """Whether none of a set's does; one that failed to start is tried again."""
+        return self.idle and not self._again & {name, EVERY_SET}
+
+    def _seconds_to_next(self) -> float | None:
+        """Seconds until a delayed rollout is due; None where none is coming (C2)."""
+        start = self._rollouts.next_start()
+        if start is None:
+            return None
+        return max((start - self._world.clock.now()).total_seconds(), 0.0)
+
+    def wake(self) -> None:
+        """Says that an automatic upgrade may be due."""
+        for name in list(self._left):
+            self.failures.drop(name)  # it is tried again
+        self._woken.set()
+        if self._watcher is not None:
+            self._watcher.wake()
+
+    def close(self) -> None:
+        """Ends its threads; close the lab's clock first, so that waits end."""
+        if self._watcher is not None:
+            self._watcher.close()
+        for thread in self._threads:
+            thread.join()
+
+
+def _raise(_: str, error: BaseException, __: str | None) -> None:
+    raise error

@@ -1,0 +1,109 @@
+"""What failed in the background, kept for whoever waits for it (Q1, C1)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+
+from pytest_vmss.checks import in_words
+from pytest_vmss.environment.environment import World
+from pytest_vmss.errors import InterruptedOperationError, NotFoundError, UpgradeError
+from pytest_vmss.store import OperationRecord
+
+__all__ = ["EVERY_SET", "Failures"]
+
+#: In place of a set's name: what failed concerns all of them.
+EVERY_SET = ""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    set_id: str
+    operation: str | None
+    error: BaseException
+
+
+class Failures:
+    """The latest failure of each set, and of the lab as a whole.
+
+    One that has left an operation unfinished counts until that has ended; any other is
+    told once. Neither outlives its set, nor a later success.
+
+    Args:
+        world: Where the sets are.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._lock = threading.Lock()
+        self._kept: dict[str, _Failure] = {}
+
+    def add(self, name: str, error: BaseException, operation: str | None = None) -> None:
+        """Keeps a failure, and writes an event about it.
+
+        Args:
+            name: The set; :data:`EVERY_SET` where it is none's.
+            error: What went wrong.
+            operation: The operation in which; None where none was opened.
+        """
+        if isinstance(error, InterruptedOperationError):
+            operation = error.operation
+        failure = _Failure(self._set_id(name), operation, error)
+        with self._lock:
+            before = self._kept.get(name.lower())
+            self._kept[name.lower()] = failure
+        if before is not None and in_words(before.error) == in_words(error):
+            return  # tried again, in vain: one event is enough
+        with contextlib.suppress(Exception):  # the store itself may be what fails
+            self._world.store.event(
+                name, "warning", f"failed in the background: {in_words(error)}",
+                operation=operation or "",
+            )  # fmt: skip
+
+    def drop(self, name: str) -> None:
+        """Forgets a set's failure: it has gone well since."""
+        with self._lock:
+            self._kept.pop(name.lower(), None)
+
+    def check(self, name: str) -> None:
+        """Raises what has failed for a set, or for all.
+
+        Raises:
+            InterruptedOperationError: Its operation was interrupted, and can be resumed.
+            UpgradeError: Anything else; the cause is the error itself.
+        """
+        for key in (name.lower(), EVERY_SET):
+            failure = self._taken(key)
+            if failure is None:
+                continue
+            if isinstance(failure.error, InterruptedOperationError):
+                raise failure.error
+            whose = f"of {name!r}" if key else "of this lab"
+            raise UpgradeError(
+                f"an automatic upgrade {whose} failed: {in_words(failure.error)}"
+            ) from failure.error
+
+    def _taken(self, key: str) -> _Failure | None:
+        with self._lock:
+            failure = self._kept.get(key)
+        if failure is None:
+            return None
+        if failure.operation is not None and failure.set_id == self._set_id(key):
+            record = self._world.store.get(OperationRecord, key, failure.operation)
+            if record is not None and record.ended is None:
+                return failure
+        with self._lock:
+            if self._kept.get(key) is failure:
+                del self._kept[key]
+        stale = failure.operation is not None or failure.set_id != self._set_id(key)
+        return None if stale else failure
+
+    def _set_id(self, name: str) -> str:
+        """Tells a set from a later one of its name; empty where it is unknown."""
+        if name == EVERY_SET:
+            return ""
+        try:
+            return self._world.set_record(name).unique_id
+        except NotFoundError:
+            return ""

@@ -1,0 +1,200 @@
+"""Automatic repairs: unhealthy instances are replaced, reimaged or restarted (K1)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from pytest_vmss.controller.moments import Moments
+from pytest_vmss.engine.engine import Engine, parts
+from pytest_vmss.engine.journal import Account
+from pytest_vmss.environment.environment import World
+from pytest_vmss.errors import CapacityError, NotFoundError
+from pytest_vmss.health import Observation
+from pytest_vmss.model import AutomaticRepairsPolicy, Health
+from pytest_vmss.store import Action, InstanceRecord, Outcome, ScaleSetRecord
+
+__all__ = ["Repairs"]
+
+#: At a time, of all instances; one where that is less than one (azure-arm.md 6.4).
+_SHARE = 0.05
+#: Repairs in a row after which the instance is still not healthy.
+_FAILURES = 3
+
+
+class Repairs:
+    """The automatic repairs of one set.
+
+    Args:
+        world: Where it is.
+        engine: The set's.
+        grace: Seconds in place of the policy's ``gracePeriod``; None for the policy's.
+        moments: Shared by all looks of this process, so that steps of the clock are noticed.
+    """
+
+    def __init__(
+        self, world: World, engine: Engine, *, grace: float | None, moments: Moments
+    ) -> None:
+        self._moments = moments
+        self._world = world
+        self._engine = engine
+        self._grace = grace
+
+    @property
+    def _record(self) -> ScaleSetRecord:
+        return self._world.set_record(self._engine.name)
+
+    @property
+    def policy(self) -> AutomaticRepairsPolicy:
+        """The set's policy."""
+        model = self._world.current_revision(self._engine.name).model
+        return model.automatic_repairs_policy or AutomaticRepairsPolicy()
+
+    @property
+    def running(self) -> bool:
+        """Whether instances are repaired: the policy says so, and nothing has suspended it."""
+        record = self._record
+        suspended = record.repairs_suspended is not None
+        return self.policy.enabled and record.state == "Succeeded" and not suspended
+
+    def due(self, seen: dict[int, Observation]) -> list[InstanceRecord]:
+        """The instances to repair now, those first that have waited longest.
+
+        Those that are still starting are not, nor those whose provisioning failed, which
+        were stopped, or which are protected; nor any within the grace period after the
+        last change of its state.
+
+        Args:
+            seen: The health of each, as it was just observed.
+        """
+        now = self._world.clock.now()
+        grace = self.policy.grace_period
+        if self._grace is not None:
+            grace = timedelta(seconds=self._grace)
+        due = [
+            record
+            for record in self._engine.instances()
+            if record.instance_id in seen
+            and seen[record.instance_id].health in (Health.UNHEALTHY, Health.UNKNOWN)
+            and record.provisioning == "Succeeded"
+            and record.power == "running"
+            and not record.protected
+            and not record.protect_from_scale_in
+            and now - self._changed(record) >= grace
+        ]
+        due.sort(key=self._changed)
+        return due[: max(1, int(len(seen) * _SHARE))]
+
+    def _changed(self, record: InstanceRecord) -> datetime:
+        return self._moments.placed(record.changed or record.created)
+
+    def needed(self) -> bool:
+        """Looks at all instances, and says whether one is due.
+
+        It needs no claim of the set, so that it disturbs nobody who works on it.
+        """
+        return self.running and bool(self.due(self._look()))
+
+    def _look(self) -> dict[int, Observation]:
+        records = self._engine.instances()
+        seen = self._engine.observe(records)
+        for record in records:
+            if record.repairs and seen[record.instance_id].healthy:
+                with contextlib.suppress(NotFoundError):  # it has gone meanwhile
+                    self._world.store.amend(record, repairs=0)
+        return seen
+
+    def repair(self) -> Account | None:
+        """Looks at all instances, and repairs those that are due, 5 % at a time.
+
+        Call with the set claimed. After three repairs in a row that did not help, the
+        service is suspended until someone resumes it.
+
+        Returns:
+            What came of it; None where nothing was due.
+        """
+        if not self.running:
+            return None
+        store, seen = self._world.store, self._look()
+        due = self.due(seen)
+        beyond = [record for record in due if record.repairs >= _FAILURES]
+        if beyond:
+            self.suspend(f"{beyond[0].repairs} repairs in a row of {beyond[0].name} did not help")
+        if beyond or not due:
+            return None
+
+        def count() -> None:
+            """Together with the opening of the operation: what never began does not count."""
+            for record in due:
+                store.amend(record, repairs=record.repairs + 1)
+                why = seen[record.instance_id].detail
+                store.event(
+                    self._engine.name,
+                    "repair",
+                    f"{self.policy.repair_action}: {why}",
+                    instance_id=record.instance_id,
+                )
+            self._note()
+
+        return self._act([record.instance_id for record in due], count)
+
+    def _act(self, ids: list[int], count: Callable[[], None]) -> Account:
+        def begin() -> dict[int, Outcome]:
+            count()
+            return parts(ids)
+
+        wanted = self.policy.repair_action
+        if wanted == "Replace":
+            images = self._world.images
+            model = self._world.current_revision(self._engine.name).model
+            try:
+                self._world.require_room(len(ids), self._world.find_size(model.sku.name))
+            except CapacityError as full:
+                self._world.store.event(
+                    self._engine.name, "warning", f"Reimage, not Replace: {full.message}"
+                )
+            else:
+                version = images.resolve(images.address_of(model.image_reference))
+                return self._engine.replace(
+                    ids, version=version, started_by="Platform", prepare=count
+                )
+        action: Action = "restart" if wanted == "Restart" else "reimage"
+        return self._engine.at_once(action, begin, started_by="Platform")
+
+    # The service.
+
+    def suspend(self, why: str) -> None:
+        """Repairs nothing from now on."""
+        with self._world.store.transaction():
+            self._note(repairs_suspended=self._world.clock.now())
+            self._world.store.event(
+                self._engine.name, "repair", f"automatic repairs are suspended: {why}"
+            )
+
+    def resume(self) -> None:
+        """Repairs again."""
+        with self._world.store.transaction():
+            self._note(repairs_suspended=None)
+            for record in self._engine.instances():
+                self._world.store.amend(record, repairs=0)
+            self._world.store.event(self._engine.name, "repair", "automatic repairs are resumed")
+
+    def view(self) -> dict[str, Any]:
+        """Azure's entry of ``orchestrationServices``."""
+        record = self._record
+        state = "Running" if self.policy.enabled else "NotRunning"
+        if self.policy.enabled and record.repairs_suspended is not None:
+            state = "Suspended"
+        busy = self._engine.journal.unfinished()
+        repairing = busy is not None and busy.started_by == "Platform" and not busy.rolling
+        return {
+            "serviceName": "AutomaticRepairs",
+            "serviceState": state,
+            "latestOperationStatus": "InProgress" if repairing else "Completed",
+            "lastStatusChangeTime": (record.repairs_changed or record.created).isoformat(),
+        }
+
+    def _note(self, **changes: object) -> None:
+        self._world.store.amend(self._record, repairs_changed=self._world.clock.now(), **changes)

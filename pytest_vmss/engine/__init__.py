@@ -1,0 +1,1 @@
+"""Opens, runs, resumes and cancels operations: the planner decides, the engine acts."""

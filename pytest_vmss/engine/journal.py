@@ -1,0 +1,494 @@
+"""What operations write down: before each effect, after it, and how it ended (M1)."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from pytest_vmss.environment.environment import InstanceContext, World
+from pytest_vmss.errors import (
+    BalancerError,
+    HostError,
+    InstanceError,
+    InterruptedOperationError,
+    LabError,
+    NotFoundError,
+    UpgradeError,
+    VmssError,
+    WaitTimeoutError,
+)
+from pytest_vmss.operations.phases import Phase
+from pytest_vmss.steps import Conclusion, Step
+from pytest_vmss.store import (
+    Action,
+    BatchRecord,
+    ErrorRecord,
+    InstanceRecord,
+    OperationRecord,
+    Outcome,
+    OutcomeRecord,
+    StepRecord,
+    Store,
+    VersionRecord,
+)
+
+__all__ = ["ENDED", "Account", "Journal", "describe"]
+
+#: Outcomes of instances that an operation is through with.
+ENDED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED})
+
+
+@dataclass(frozen=True)
+class Account:
+    """Everything that is known of an operation."""
+
+    record: OperationRecord
+    results: dict[int, OutcomeRecord]
+    batch_records: tuple[BatchRecord, ...]
+
+    @classmethod
+    def of(cls, store: Store, record: OperationRecord) -> Account:
+        """Reads what the store holds."""
+        key = (record.scale_set.lower(), record.id)
+        return cls(
+            record,
+            {result.instance_id: result for result in store.select(OutcomeRecord, *key)},
+            tuple(store.select(BatchRecord, *key)),
+        )
+
+    @property
+    def outcomes(self) -> dict[int, Outcome]:
+        """What came of each instance, by number (G3)."""
+        return {number: result.outcome for number, result in self.results.items()}
+
+    @property
+    def errors(self) -> dict[int, ErrorRecord]:
+        """What went wrong on each instance."""
+        return {n: result.error for n, result in self.results.items() if result.error is not None}
+
+    @property
+    def batches(self) -> list[tuple[int, ...]]:
+        """The instances of each batch, in order."""
+        return [batch.instance_ids for batch in self.batch_records]
+
+    @property
+    def busy(self) -> list[int]:
+        """The instances that it has begun with and is not through with."""
+        return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
+
+    @property
+    def unsettled(self) -> list[int]:
+        """The instances in the middle of something: begun with, or on the way back."""
+        return [n for n, result in self.results.items() if result.going_back or n in self.busy]
+
+    def count(self, *outcomes: Outcome) -> int:
+        """How many instances have one of these outcomes."""
+        return sum(1 for result in self.results.values() if result.outcome in outcomes)
+
+
+class Journal:
+    """The journal of one scale set.
+
+    Args:
+        world: What operations act on.
+        scale_set: The set's name.
+    """
+
+    def __init__(self, world: World, scale_set: str) -> None:
+        self._world = world
+        self._store = world.store
+        self._name = scale_set
+
+    # Operations.
+
+    def operations(self) -> list[OperationRecord]:
+        """The set's operations, oldest first; not those of an earlier set of its name."""
+        set_id = self._world.set_record(self._name).unique_id
+        records = self._store.select(OperationRecord, self._name.lower())
+        return [record for record in records if record.set_id == set_id]
+
+    def unfinished(self) -> OperationRecord | None:
+        """The operation that has not ended: under way, or interrupted."""
+        return next((entry for entry in self.operations() if entry.ended is None), None)
+
+    def operation(self, operation_id: str) -> OperationRecord:
+        """An operation by its id.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        operation = self._store.get(OperationRecord, self._name.lower(), operation_id)
+        if operation is None:
+            raise NotFoundError(f"there is no operation {operation_id} of {self._name!r}")
+        return operation
+
+    def account(self, operation_id: str) -> Account:
+        """Everything that is known of an operation."""
+        return Account.of(self._store, self.operation(operation_id))
+
+    def require_quiet(self, action: Action | None = None) -> None:
+        """Refuses a new operation while another is unfinished, or the set is being deleted.
+
+        Args:
+            action: What is to be done, where it is known.
+
+        Raises:
+            UpgradeError: One was interrupted.
+        """
+        deleting = self._world.set_record(self._name).state == "Deleting"
+        if deleting and action != "delete":
+            raise UpgradeError(
+                f"{self._name!r} is being deleted; go on with it: "
+                f"{self._world.program} delete {self._name}",
+                code="OperationNotAllowed",
+            )
+        unfinished = self.unfinished()
+        if unfinished is not None:
+            raise UpgradeError(
+                f"an operation ({unfinished.action}) on {self._name!r} was interrupted; go on with "
+                f"it first: {self._world.program} resume {self._name}",
+                code="OperationNotAllowed",
+            )
+
+    def open(
+        self,
+        action: Action,
+        outcomes: Mapping[int, Outcome],
+        *,
+        what: str,
+        version: VersionRecord | None = None,
+        **details: Any,
+    ) -> OperationRecord:
+        """Opens an operation, durably, before its first effect.
+
+        Args:
+            action: What is done.
+            outcomes: To which instances, and where each stands.
+            what: The same in words, for the event.
+            version: The image version that it brings.
+            details: Other fields of the record.
+
+        Raises:
+            UpgradeError: Another operation was interrupted.
+        """
+        self.require_quiet(action)
+        now = self._now()
+        set_record = self._world.set_record(self._name)
+        image = {}
+        if version is not None:
+            image = {
+                "gallery": version.gallery,
+                "definition": version.definition,
+                "target": version.version,
+                "digest": version.digest,
+            }
+        operation = OperationRecord.model_validate(
+            {
+                "id": f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}",
+                "scale_set": self._name,
+                "set_id": set_record.unique_id,
+                "action": action,
+                "status": "RollingForward",
+                "started": now,
+                "revision": set_record.revision,
+                "source_versions": self._versions(),
+                **image,
+                **details,
+            }
+        )
+        with self._store.transaction():
+            self._store.put(operation)
+            for number, outcome in outcomes.items():
+                self._store.put(
+                    OutcomeRecord(
+                        scale_set=self._name,
+                        operation=operation.id,
+                        instance_id=number,
+                        outcome=outcome,
+                    )
+                )
+            self._store.event(
+                self._name, action, f"{what} started by {operation.started_by}",
+                operation=operation.id,
+            )  # fmt: skip
+        return operation
+
+    def _now(self) -> datetime:
+        """The time, later than any operation's start: a clock that is set back reorders nothing."""
+        now, known = self._world.clock.now(), self.operations()
+        if not known:
+            return now
+        return max(now, known[-1].started + timedelta(microseconds=1))
+
+    def _versions(self) -> tuple[str, ...]:
+        records = self._store.select(InstanceRecord, self._name.lower())
+        return tuple(sorted({record.version for record in records if record.version}))
+
+    def update(self, operation_id: str, **changes: object) -> OperationRecord:
+        """Changes an operation's record."""
+        return self._store.amend(self.operation(operation_id), **changes)
+
+    def end(
+        self,
+        operation_id: str,
+        status: Literal["Completed", "Cancelled", "Faulted"],
+        *,
+        why: str = "",
+        code: str | None = None,
+        message: str | None = None,
+    ) -> None:
+        """Ends an operation; with a set's first creation its provisioning state is known too.
+
+        Raises:
+            LabError: An instance is still in progress: nobody would go on with it.
+        """
+        with self._store.transaction():
+            if unsettled := self.account(operation_id).unsettled:
+                raise LabError(
+                    f"the operation {operation_id} on {self._name!r} cannot end while it is in the "
+                    f"middle of the instances {', '.join(map(str, unsettled))}"
+                )
+            record = self._world.set_record(self._name)
+            if record.state == "Creating" and self.operation(operation_id).action == "create":
+                done: Literal["Succeeded", "Failed"] = (
+                    "Succeeded" if status == "Completed" else "Failed"
+                )
+                self._store.amend(record, state=done)
+            self.update(
+                operation_id,
+                status=status,
+                ended=self._world.clock.now(),
+                error_code=code,
+                error_message=message,
+                why=why,
+            )
+            text = f"{status}: {message or why}" if message or why else status
+            self._store.event(self._name, "end", text, operation=operation_id)
+
+    @contextlib.contextmanager
+    def resumable(self, operation_id: str) -> Iterator[None]:
+        """Leaves an operation to be resumed that cannot be brought to its end just now (Q1).
+
+        Raises:
+            InterruptedOperationError: It is unfinished.
+        """
+        action = "operation"
+        try:
+            action = self.operation(operation_id).action
+            yield
+        except Exception as error:
+            raise self._interrupted(operation_id, action, describe(error)[1]) from error
+
+    @contextlib.contextmanager
+    def outside(self, what: str) -> Iterator[None]:
+        """Says how to go on where the host fails before, between or after operations.
+
+        Args:
+            what: What is done, in words.
+
+        Raises:
+            InterruptedOperationError: The host cannot go on just now.
+        """
+        try:
+            yield
+        except (LabError, HostError, BalancerError, OSError) as error:
+            raise self._interrupted("", what, describe(error)[1]) from error
+
+    def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
+        """Says how to go on; in the events too, where they can be written."""
+        with contextlib.suppress(LabError):
+            self._store.event(
+                self._name,
+                "interrupted",
+                f"interrupted: {cause}",
+                operation=operation_id or None,
+            )
+        return InterruptedOperationError(
+            f"the {action} of {self._name!r} is interrupted and unfinished: {cause}\n"
+            f"Once that is mended, go on with: {self._world.program} resume {self._name}",
+            scale_set=self._name,
+            operation=operation_id,
+        )
+
+    def abandon(self, operation_id: str, why: str) -> None:
+        """Ends an operation in the middle of instances, whose set is deleted."""
+        with self._store.transaction():
+            for number in self.account(operation_id).unsettled:
+                context = InstanceContext(self._world, self._name, number, operation_id)
+                error = ErrorRecord(code="OperationPreempted", message=why)
+                self.note(context, outcome=Outcome.FAILED, going_back=False, error=error)
+            self.end(operation_id, "Cancelled", why=why)
+
+    # Instances in operations.
+
+    def result(self, context: InstanceContext) -> OutcomeRecord:
+        """Where an instance stands in its operation.
+
+        Raises:
+            NotFoundError: The operation has nothing to do with it.
+        """
+        result = self._store.get(
+            OutcomeRecord, self._name.lower(), context.operation, f"{context.instance_id:06d}"
+        )
+        if result is None:
+            raise NotFoundError(f"{context.name} has no part in the operation {context.operation}")
+        return result
+
+    def note(self, context: InstanceContext, **changes: object) -> OutcomeRecord:
+        """Notes something about an instance in its operation."""
+        return self._store.amend(self.result(context), **changes)
+
+    def outcome(self, context: InstanceContext, outcome: Outcome) -> None:
+        """Notes what came of an instance."""
+        with self._store.transaction():
+            if self.result(context).going_back:
+                self.going_back(context, value=False)
+            self.note(context, outcome=outcome)
+            if self._store.get(InstanceRecord, *context.key) is not None:
+                self._store.amend(context.record, changed=self._world.clock.now())
+            context.event("outcome", str(outcome))
+
+    def going_back(self, context: InstanceContext, *, value: bool) -> None:
+        """Notes that an instance is being rolled back, or is not any longer.
+
+        The operation's status is RollingBack while any instance is.
+        """
+        with self._store.transaction():
+            self.note(context, going_back=value)
+            some = any(
+                result.going_back for result in self.account(context.operation).results.values()
+            )
+            self.update(context.operation, status="RollingBack" if some else "RollingForward")
+
+    def failed(self, context: InstanceContext, error: Exception) -> None:
+        """Notes what went wrong on an instance, with its evidence."""
+        code, message = describe(error)
+        tail, log = "", ""
+        if isinstance(error, InstanceError):
+            tail, log = error.console_tail, str(error.log or "")
+        with self._store.transaction():
+            self.note(
+                context,
+                error=ErrorRecord(code=code, message=message, console_tail=tail, log=log),
+            )
+            context.event("error", message)
+
+    def run_phase(
+        self,
+        context: InstanceContext,
+        phase: Phase,
+        steps: Sequence[Step],
+        *,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """Runs the steps of a phase that are not journalled as done.
+
+        The end of one step, what came of it, and the intent of the next are one write.
+
+        Args:
+            context: The instance.
+            phase: Name of the phase.
+            steps: All its steps.
+            outcome: What has come of the instance once they are all done.
+
+        Raises:
+            WaitTimeoutError: The instance's deadline has passed.
+            LabError: The journal tells of other steps than these.
+            Interrupted: The lab is being closed, or the operation stopped.
+        """
+        done = self._done(context, phase, steps)
+        ended: StepRecord | None = None
+        conclude: Conclusion | None = None
+
+        def end() -> None:
+            if conclude is not None:
+                conclude()
+            if ended is not None:
+                self._store.done(ended)
+
+        for sequence, step in enumerate(steps):
+            if sequence in done:
+                continue
+            with self._store.transaction():
+                end()
+                entry = self._store.intend(
+                    context.operation, self._name, context.instance_id, phase, sequence, step.name
+                )
+                context.event("step", f"{phase}: {step.name}")
+            try:
+                self._world.clock.check()
+                if step.timed:
+                    self._check_deadline(context, phase)
+                conclude = step.apply(context)
+            except Exception as error:
+                self._store.done(entry, error=describe(error)[1])
+                raise
+            ended = entry
+        with self._store.transaction():
+            end()
+            if outcome is not None:
+                self.outcome(context, outcome)
+
+    def has_begun(self, context: InstanceContext, phase: Phase) -> bool:
+        """Whether a step of a phase was begun."""
+        steps = self._store.steps(context.operation, context.instance_id)
+        return any(step.phase == phase for step in steps)
+
+    def _done(self, context: InstanceContext, phase: Phase, steps: Sequence[Step]) -> set[int]:
+        """The numbers of a phase's steps that need not be taken again."""
+        known = [
+            step
+            for step in self._store.steps(context.operation, context.instance_id)
+            if step.phase == phase
+        ]
+        names = [step.name for step in steps]
+        for step in known:
+            if step.sequence >= len(names) or names[step.sequence] != step.name:
+                raise LabError(
+                    f"the journal of {context.name} has {step.name!r} as step {step.sequence} of "
+                    f"its {phase}, and this version of pytest-vmss takes other steps: "
+                    f"{', '.join(names)}; go on with the version that began the operation, or "
+                    f"delete the set: {self._world.program} delete {self._name}"
+                )
+        return {step.sequence for step in known if step.done is not None and step.error is None}
+
+    def _check_deadline(self, context: InstanceContext, phase: Phase) -> None:
+        if context.deadline is not None and self._world.clock.monotonic() > context.deadline:
+            raise WaitTimeoutError(
+                f"the {phase} of {context.name} to end", limit=context.base_limits.instance
+            )
+
+    def add_batch(self, account: Account, instance_ids: tuple[int, ...], why: str) -> None:
+        """Notes which instances are taken next, before anything is done to them."""
+        operation_id = account.record.id
+        number = len(account.batch_records) + 1
+        with self._store.transaction():
+            self._store.put(
+                BatchRecord(
+                    scale_set=self._name,
+                    operation=operation_id,
+                    number=number,
+                    instance_ids=instance_ids,
+                    why=why,
+                )
+            )
+            for instance in instance_ids:
+                context = InstanceContext(self._world, self._name, instance, operation_id)
+                self.note(context, outcome=Outcome.IN_PROGRESS)
+            self._store.event(
+                self._name,
+                "batch",
+                f"batch {number}: instances {', '.join(str(n) for n in instance_ids)} ({why})",
+                operation=operation_id,
+            )
+
+
+def describe(error: Exception) -> tuple[str, str]:
+    """Code and words of an error."""
+    if isinstance(error, VmssError):
+        return error.code, error.message
+    return "InternalExecutionError", f"{type(error).__name__}: {error}"

@@ -1,0 +1,130 @@
+"""Whether what a model names outside the set can be reached (C8)."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from functools import partial
+from urllib.parse import urlsplit
+
+from pytest_vmss.checks import bounded
+from pytest_vmss.file_server.blobs import GUEST_VIEW
+from pytest_vmss.guest.in_guest.download import encoded
+from pytest_vmss.host.http import http_status
+from pytest_vmss.model import ScaleSetModel
+
+__all__ = ["file_uris", "reach"]
+
+_TIMEOUT_S = 10.0
+#: For all requests, and for the name's resolution.
+_LIMIT_S = 25.0
+_SHOWN_CHARS = 200
+_LOOPBACK = "127.0.0.1"
+#: No status of HTTP.
+_NOT_ASKED = 0
+#: Statuses that say that there is nothing; any other may be another answer for a guest.
+_GONE = (404, 410)
+_NO_SUCH_HOST = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
+
+def file_uris(model: ScaleSetModel) -> Iterator[tuple[str, str]]:
+    """The URIs that a model's extensions download from: (extension, URI)."""
+    for extension in model.extensions:
+        for settings in (extension.settings or {}, extension.protected_settings or {}):
+            uris = settings.get("fileUris", [])
+            for uri in uris if isinstance(uris, list) else ():
+                yield extension.name, str(uri)
+
+
+def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str:
+    """Asks for a URI from the host.
+
+    Only what is certainly wrong is told; guests find out the rest, as in Azure: whether
+    a token is good, a certificate is theirs to trust, or a busy server recovers. What
+    listens on this host's loopback is nobody's that a model names (R3): it is not asked,
+    and neither are link-local addresses, but for the lab's own server. Redirections are
+    not followed.
+
+    Args:
+        uri: What a model names.
+        own_port: The port of the lab's server of files; None where there is none.
+
+    Returns:
+        What is wrong, without the URI's token; empty where nothing certainly is.
+    """
+    where = re.split(r"[?#]", uri, maxsplit=1)[0][:_SHOWN_CHARS]
+    where = re.sub(r"//[^/@]*@", "//", where)
+    where = "".join(letter if letter.isprintable() else "?" for letter in where)
+    try:
+        parts = urlsplit(encoded(uri))
+        tls = parts.scheme.lower() == "https"
+        host, port = parts.hostname or "", parts.port or (443 if tls else 80)
+        host.encode("idna")
+    except ValueError as wrong:  # UnicodeError is one
+        return f"{where!r} is no URI: {wrong}"
+    if parts.scheme.lower() not in ("http", "https") or not host:
+        return f"{where!r} is no URI: it must begin with http:// or https:// and name a host"
+    target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+    ask = partial(_ask, host, port, target, tls=tls, own_port=own_port())
+    try:
+        return _judge(where, bounded(ask, what="the server", limit=_LIMIT_S))
+    except (TimeoutError, ssl.SSLError, socket.gaierror) as failed:
+        certain = isinstance(failed, socket.gaierror) and failed.errno in _NO_SUCH_HOST
+        return f"{where} cannot be reached: {failed}" if certain else ""
+    except http.client.InvalidURL as wrong:
+        return f"{where!r} is no URI: {wrong}"
+    except http.client.HTTPException:
+        return ""  # it answers, and a guest may understand it
+    except OSError as failed:
+        return f"{where} cannot be reached: {failed or type(failed).__name__}"
+
+
+def _ask(host: str, port: int, target: str, *, tls: bool, own_port: int | None) -> int:
+    addresses = _addresses(host, port, own_port)
+    if not addresses:
+        return _NOT_ASKED
+    context = ssl.create_default_context() if tls else None
+    ask = partial(
+        http_status, host=host, port=port, target=target, tls=context, timeout=_TIMEOUT_S,
+        addresses=addresses,  # looked up once: a name may lead elsewhere the next time
+    )  # fmt: skip
+    with contextlib.suppress(ConnectionError, http.client.HTTPException):
+        status = ask("HEAD")
+        if status < 400:
+            return status
+    # Many servers and signed URLs take GET alone; of it no more than a byte.
+    return ask("GET", headers={"Range": "bytes=0-0"})
+
+
+def _addresses(host: str, port: int, own_port: int | None) -> list[str]:
+    """Where a name leads; nowhere where it leads to what is not to be asked.
+
+    Raises:
+        OSError: Nobody knows it.
+    """
+    if host == GUEST_VIEW:
+        return [_LOOPBACK] if port == own_port else []
+    # It also reads spellings such as 127.1 and 0x7f.1.
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    for text in addresses:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address.sixtofour or address
+        if address.is_loopback and port == own_port:
+            continue
+        if (
+            address.is_loopback or address.is_unspecified or address.is_link_local
+            or address.is_multicast or str(address) == GUEST_VIEW
+        ):  # fmt: skip
+            return []
+    return addresses
+
+
+def _judge(where: str, status: int) -> str:
+    return f"{where} answers with HTTP status {status}" if status in _GONE else ""

@@ -1,0 +1,382 @@
+"""What the engine acts on, and one instance's view of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
+
+from pytest_vmss.clock import Clock
+from pytest_vmss.errors import NotFoundError
+from pytest_vmss.gallery import Images
+from pytest_vmss.guest import Check, Guest
+from pytest_vmss.guest.keys import KeyPair
+from pytest_vmss.health import Observation, RollingUpgradeMetrics
+from pytest_vmss.host.addresses import host_port
+from pytest_vmss.host.paths import LabPaths
+from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
+from pytest_vmss.load_balancer import Balancer, Member, Rule
+from pytest_vmss.model import (
+    ApplicationHealthSettings,
+    Extension,
+    LoadBalancer,
+    Probe,
+    ScaleSetModel,
+    VmSize,
+    find_size,
+)
+from pytest_vmss.settings import GuestNetwork, Limits
+from pytest_vmss.store import (
+    ExtensionRecord,
+    GenerationRecord,
+    InstanceRecord,
+    ModelRecord,
+    ScaleSetRecord,
+    Store,
+)
+
+__all__ = ["InstanceContext", "Prober", "Revision", "World", "member_of"]
+
+#: Makes one probe of an instance.
+Prober = Callable[[Probe, InstanceRecord], Observation]
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A revision of a set's model, read.
+
+    Attributes:
+        probe: The load balancer's probe that the model names.
+        balancer: That load balancer.
+    """
+
+    number: int
+    model: ScaleSetModel
+    probe: Probe | None
+    balancer: LoadBalancer | None
+
+
+class GuestFactory(Protocol):
+    """Makes the guest of a generation."""
+
+    def __call__(self, context: InstanceContext, generation: GenerationRecord) -> Guest:
+        """See the class."""
+
+
+@dataclass
+class World:
+    """Everything that an operation touches, real or simulated.
+
+    Attributes:
+        lab_id: Part of every domain's name.
+        connect: Opens the connection to the hypervisor; called once, when it is needed.
+        base_limits: As under KVM.
+        probe: Makes a probe.
+        report: Reads what an instance's Application Health extension reports now.
+        degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
+        reach: Says what is wrong with a URI; empty where it can be reached (C8).
+        guest_network: What guests may reach (M6).
+        serve_files: Sees to it that a set's guests can download the lab's own files (H5).
+        checks: The suite's own functions of health, by set (F4).
+        working: What stops the operations of this process, by set.
+        program: How the command line is called for this lab.
+        sizes: VM sizes besides the built-in ones.
+        metrics: Custom metrics that an instance's health extension reports now (D5).
+        free_addresses: Loopback addresses that nobody has, as many as asked for.
+        make_balancer: Makes the load balancer of a set, from its rules.
+        require_room: Raises CapacityError where so many instances of a size do not fit.
+    """
+
+    lab_id: str
+    store: Store
+    clock: Clock
+    connect: Callable[[], Hypervisor]
+    images: Images
+    paths: LabPaths
+    base_limits: Limits
+    lab_key: KeyPair
+    make_guest: GuestFactory
+    probe: Prober
+    report: Callable[[InstanceContext, ApplicationHealthSettings], Observation]
+    reach: Callable[[str], str]
+    serve_files: Callable[[str], None]
+    sizes: Mapping[str, tuple[int, int]]
+    metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
+    require_room: Callable[[int, VmSize], None]
+    free_addresses: Callable[[int], list[str]]
+    make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
+    degraded_is_fatal: bool = False
+    guest_network: GuestNetwork = "isolated"
+    checks: dict[str, Check] = field(default_factory=dict)
+    working: dict[str, threading.Event] = field(default_factory=dict)
+    program: str = "vmss"
+    _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
+    _opened: Hypervisor | None = None
+    _opening: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The connection, opened when something first asks for it.
+
+        Raises:
+            HostError: There is no hypervisor.
+        """
+        with self._opening:
+            if self._opened is None:
+                self._opened = self.connect()
+            return self._opened
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of waits for guests on this host."""
+        return self.base_limits.scaled(self.hypervisor.slow_factor)
+
+    def revision(self, set_id: str, number: int) -> Revision:
+        """A revision of a set's model; it never changes, so it is read once.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        found = self._revisions.get((set_id, number))
+        if found is None:
+            record = self.store.get(ModelRecord, set_id, f"{number:06d}")
+            if record is None:
+                raise NotFoundError(f"there is no revision {number} of the scale set {set_id}")
+            found = Revision(
+                number,
+                ScaleSetModel.model_validate(record.model),
+                None if record.probe is None else Probe.model_validate(record.probe),
+                None if record.balancer is None else LoadBalancer.model_validate(record.balancer),
+            )
+            self._revisions[set_id, number] = found
+        return found
+
+    def current_revision(self, scale_set: str) -> Revision:
+        """A set's model as it is now.
+
+        Raises:
+            NotFoundError: There is no such set.
+        """
+        record = self.set_record(scale_set)
+        return self.revision(record.unique_id, record.revision)
+
+    def balancer(self, scale_set: str) -> Balancer | None:
+        """The load balancer in front of a set, where the model declares one with rules."""
+        record = self.set_record(scale_set)
+        declared = self.revision(record.unique_id, record.revision).balancer
+        if record.frontend is None or declared is None:
+            return None
+        rules = [
+            Rule(
+                rule.name,
+                record.frontend,
+                host_port(rule.frontend_port),
+                rule.backend_port,
+                declared.probe_of(rule),
+            )
+            for rule in declared.load_balancing_rules
+            if rule.protocol != "Udp"
+        ]
+        return self.make_balancer(record, rules) if rules else None
+
+    def serve(self, scale_set: str) -> None:
+        """Sees to it that a set's load balancer runs and knows its instances.
+
+        Raises:
+            BalancerError: It cannot be started.
+            HostError: HAProxy is not installed.
+        """
+        balancer = self.balancer(scale_set)
+        if balancer is None:
+            self.stop_serving(self.set_record(scale_set))
+            return
+        records = self.store.select(InstanceRecord, scale_set.lower())
+        balancer.ensure(
+            [member_of(record) for record in records if record.generation or record.in_service]
+        )
+
+    def stop_serving(self, record: ScaleSetRecord) -> None:
+        """Ends a set's load balancer, also one that its model no longer declares."""
+        if record.frontend is not None:
+            self.make_balancer(record, []).stop()
+
+    def set_record(self, scale_set: str) -> ScaleSetRecord:
+        """A set's record.
+
+        Raises:
+            NotFoundError: There is no such set.
+        """
+        record = self.store.get(ScaleSetRecord, scale_set.lower())
+        if record is None:
+            known = ", ".join(entry.name for entry in self.store.select(ScaleSetRecord))
+            raise NotFoundError(
+                f"there is no scale set {scale_set!r} in this lab; there are: {known or 'none'}"
+            )
+        return record
+
+    def stop(self, scale_set: str) -> None:
+        """Stops what this process does on a set, as a kill would; it can be resumed."""
+        signal = self.working.get(scale_set.lower())
+        if signal is not None:
+            signal.set()
+
+    def find_size(self, name: str) -> VmSize:
+        """A VM size by name.
+
+        Raises:
+            NotFoundError: It is not known.
+        """
+        size = find_size(name, self.sizes)
+        if size is None:
+            raise NotFoundError(f"the size {name!r} is not known here")
+        return size
+
+    def close(self) -> None:
+        """Ends the connection, where there is one; machines run on."""
+        with self._opening:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+
+
+def member_of(record: InstanceRecord) -> Member:
+    """An instance as its load balancer knows it."""
+    return Member(record.name, record.address, record.forwards, record.in_service)
+
+
+@dataclass(frozen=True)
+class InstanceContext:
+    """One instance in one operation; reads the store anew each time.
+
+    Attributes:
+        deadline: Moment of the lab's clock by which the instance must be done; every
+            limit ends there at the latest.
+    """
+
+    world: World
+    scale_set: str
+    instance_id: int
+    operation: str = ""
+    deadline: float | None = None
+    _guests: dict[int, Guest] = field(default_factory=dict, compare=False, repr=False)
+
+    def guest(self, generation: GenerationRecord) -> Guest:
+        """The guest of a generation; one connection serves all steps (a login costs seconds)."""
+        if generation.number not in self._guests:
+            self._guests[generation.number] = self.world.make_guest(self, generation)
+        return self._guests[generation.number]
+
+    def leave(self) -> None:
+        """Ends the connections to guests."""
+        while self._guests:
+            self._guests.popitem()[1].close()
+
+    def at(self, instance_id: int) -> InstanceContext:
+        """Another instance in the same operation."""
+        return replace(self, instance_id=instance_id, _guests={})
+
+    @cached_property
+    def set_id(self) -> str:
+        """The set's ``unique_id``."""
+        return self.world.set_record(self.scale_set).unique_id
+
+    def revision(self, number: int) -> Revision:
+        """A revision of the set's model."""
+        return self.world.revision(self.set_id, number)
+
+    def as_run(self, result: ExtensionRecord) -> Extension | None:
+        """An extension as the model had it that it was run from last."""
+        known = self.revision(result.revision).model.extensions
+        return next((entry for entry in known if entry.name == result.name), None)
+
+    @cached_property
+    def base_limits(self) -> Limits:
+        """The limits of waits on this instance, were there no deadline."""
+        overrides = self.world.set_record(self.scale_set).overrides
+        return replace(self.world.limits, **overrides)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of waits on this instance now."""
+        if self.deadline is None:
+            return self.base_limits
+        return self.base_limits.clipped(self.deadline - self.world.clock.monotonic())
+
+    @cached_property
+    def key(self) -> tuple[str, str]:
+        """The key of the instance's record."""
+        return (self.scale_set.lower(), f"{self.instance_id:06d}")
+
+    @property
+    def record(self) -> InstanceRecord:
+        """The instance's record."""
+        record = self.world.store.get(InstanceRecord, *self.key)
+        if record is None:
+            raise NotFoundError(f"there is no instance {self.scale_set}_{self.instance_id}")
+        return record
+
+    @property
+    def name(self) -> str:
+        """Azure's name of the instance."""
+        return f"{self.scale_set}_{self.instance_id}"
+
+    @property
+    def domain(self) -> str:
+        """The machine's name on the hypervisor."""
+        return f"vmss-{self.world.lab_id}-{self.name}"
+
+    def generation(self, number: int) -> GenerationRecord | None:
+        """The record of the n-th OS disk."""
+        return self.world.store.get(GenerationRecord, *self.key, f"{number:06d}")
+
+    def generations(self) -> list[GenerationRecord]:
+        """Records of all OS disks so far, oldest first."""
+        return self.world.store.select(GenerationRecord, *self.key)
+
+    def existing(self, number: int) -> GenerationRecord:
+        """The record of the n-th OS disk.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        generation = self.generation(number)
+        if generation is None:
+            raise NotFoundError(f"{self.name} has no OS disk number {number}")
+        return generation
+
+    def machine(self, number: int) -> Machine:
+        """The machine on the n-th OS disk, as the model says that is applied to it.
+
+        Raises:
+            NotFoundError: There is no such disk.
+        """
+        record, paths = self.record, self.world.paths
+        model = self.revision(self.existing(number).revision).model
+        size = self.world.find_size(model.sku.name)
+        return Machine(
+            name=self.domain,
+            uuid=record.uuid,
+            generation=number,
+            vcpus=size.vcpus,
+            memory_mib=size.memory_mib,
+            mac=record.mac,
+            forwards=tuple(
+                Forward(record.address, host, guest) for guest, host in record.forwards.items()
+            ),
+            os_disk=paths.os_disk(self.scale_set, self.instance_id, number),
+            seed=paths.seed(self.scale_set, self.instance_id, number),
+            console=paths.console(self.scale_set, self.instance_id, number),
+            agent=paths.agent_socket(record.uuid),
+            data_disks=tuple(
+                Disk(disk.lun, paths.data_disk(self.scale_set, self.instance_id, disk.lun))
+                for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
+            ),
+        )
+
+    def event(self, kind: str, message: str) -> None:
+        """Writes that something happened to the instance."""
+        self.world.store.event(
+            self.scale_set, kind, message, instance_id=self.instance_id, operation=self.operation
+        )

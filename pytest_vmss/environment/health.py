@@ -1,0 +1,239 @@
+"""An instance's health now, as the set's model defines health (F1-F4)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+from pytest_vmss.clock import wait_for
+from pytest_vmss.environment.environment import InstanceContext, Revision, World
+from pytest_vmss.errors import BalancerError, InstanceError, WaitTimeoutError
+from pytest_vmss.guest import Check
+from pytest_vmss.health import Observation, Tracker, worst
+from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.load_balancer import Balancer
+from pytest_vmss.model import ApplicationHealthSettings, Health, Probe, application_health
+from pytest_vmss.store import GenerationRecord
+
+__all__ = ["HEALTH_INTERVAL", "Measures", "Watch", "observe_health"]
+
+#: Seconds between two looks at an instance whose health is being waited for.
+HEALTH_INTERVAL = 0.2
+#: The same for looks that cost the guest something.
+_COSTLY_INTERVAL = 1.0
+
+#: Looks of a probe in which it must agree with itself, as a multiple of its threshold.
+_FLAPS = 5
+
+_PROBE = "health probe"
+_EXTENSION = "Application Health extension"
+_OWN = "check of the lab's own"
+_STATE = "power and extensions"
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How the health of a set's instances is measured.
+
+    Attributes:
+        probe: The load balancer's probe.
+        balancer: That load balancer.
+        application: Settings of the Application Health extension.
+        check: The lab's own command or function (F4).
+    """
+
+    probe: Probe | None
+    balancer: Balancer | None
+    application: ApplicationHealthSettings | None
+    check: Check | None
+
+    @classmethod
+    def of(cls, world: World, scale_set: str, applied: Revision) -> Self:
+        """Reads them.
+
+        Args:
+            world: Where the set is.
+            scale_set: The set.
+            applied: The model that is applied to the instances in question: a load balancer
+                is the whole set's, an extension is in instances.
+        """
+        return cls(
+            world.current_revision(scale_set).probe,
+            world.balancer(scale_set),
+            application_health(applied.model),
+            world.checks.get(scale_set.lower()) or world.set_record(scale_set).health_command,
+        )
+
+    @property
+    def grace(self) -> float:
+        """Seconds for which an application may be Initializing."""
+        settings = self.application
+        if settings is None or settings.grace_period is None:
+            return 0.0
+        return float(settings.grace_period + 2 * settings.interval_in_seconds)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One that tells an instance's health.
+
+    Attributes:
+        look: Makes one observation.
+        threshold: Consecutive equal ones that make a state.
+        every: Seconds between two looks.
+    """
+
+    look: Callable[[], Observation]
+    threshold: int = 1
+    every: float = _COSTLY_INTERVAL
+
+
+class Watch:
+    """Watches one instance until it is known how it is; make a new one for each boot.
+
+    Args:
+        context: The instance.
+        measures: How its health is measured.
+        now: Take the load balancer's word, where it has one, instead of probing anew.
+    """
+
+    def __init__(self, context: InstanceContext, measures: Measures, *, now: bool = False) -> None:
+        self._context = context
+        self._sources = _sources(context, measures, now=now)
+        self._trackers = {n: Tracker(source.threshold) for n, source in self._sources.items()}
+        self._next = dict.fromkeys(self._sources, 0.0)
+        self.last: dict[str, Observation] = {}
+
+    def look(self) -> Observation | None:
+        """One look by every source whose turn it is.
+
+        What each saw, with the state that it has made of it, is in ``last``.
+
+        Returns:
+            What they say together; None while one of them has no state yet.
+        """
+        trouble = _not_running(self._context)
+        if trouble is not None:
+            self.last = {_STATE: trouble}
+            return trouble
+        clock = self._context.world.clock
+        for name, source in self._sources.items():
+            if clock.monotonic() >= self._next[name]:
+                self._next[name] = clock.monotonic() + source.every
+                self._trackers[name].observe(source.look())
+        self.last = {name: tracker.seen for name, tracker in self._trackers.items()}
+        if any(tracker.state is None for tracker in self._trackers.values()):
+            return None
+        return worst(self.last)
+
+
+def _sources(context: InstanceContext, measures: Measures, *, now: bool) -> dict[str, _Source]:
+    sources = {}
+    probe, application, check = measures.probe, measures.application, measures.check
+    if probe is not None:
+        sources[_PROBE] = (
+            _Source(partial(_probed, context, probe, measures.balancer), every=HEALTH_INTERVAL)
+            if now
+            else _Source(partial(_probe, context, probe), probe.threshold, HEALTH_INTERVAL)
+        )
+    if application is not None:
+        # It counts consecutive looks itself.
+        sources[_EXTENSION] = _Source(partial(context.world.report, context, application))
+    if not sources:
+        sources[_STATE] = _Source(partial(_extensions, context), every=HEALTH_INTERVAL)
+    if check is not None:
+        sources[_OWN] = _Source(partial(_check, context, check))
+    return sources
+
+
+def _not_running(context: InstanceContext) -> Observation | None:
+    state = context.world.hypervisor.state(context.domain)
+    if state is PowerState.RUNNING:
+        return None
+    return Observation(Health.UNHEALTHY, f"the machine does not run ({state})")
+
+
+def _running(context: InstanceContext) -> GenerationRecord | None:
+    running = context.world.hypervisor.running_generation(context.domain)
+    return None if running is None else context.generation(running)
+
+
+def _probe(context: InstanceContext, probe: Probe) -> Observation:
+    """F2: the probe, as the lab makes it itself."""
+    return context.world.probe(probe, context.record)
+
+
+def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -> Observation:
+    """F2: the load balancer's word, where it has one; else as many looks as the probe asks for.
+
+    QEMU's user network takes every TCP connection, so that of Tcp probes the load balancer
+    knows nothing.
+    """
+    verdict = None
+    if balancer is not None and probe.protocol != "Tcp":
+        with contextlib.suppress(BalancerError):  # the next batch starts it again, or says so
+            verdict = balancer.healthy(context.name)
+    if verdict is not None:
+        told = "healthy" if verdict else "unhealthy"
+        return Observation.of(verdict, f"the load balancer's probe {probe.name} finds it {told}")
+    tracker = Tracker(probe.threshold)
+    looks = _FLAPS * probe.threshold
+    for _ in range(looks):
+        if tracker.observe(_probe(context, probe)) is not None:
+            return tracker.last
+        context.world.clock.sleep(HEALTH_INTERVAL)
+    return Observation(
+        Health.UNKNOWN,
+        f"the probe {probe.name} flaps: never {probe.threshold} equal answers in a row among "
+        f"{looks}; the last: {tracker.last.detail}",
+    )
+
+
+def _extensions(context: InstanceContext) -> Observation:
+    """F1: without a probe or health extension that is healthy whose extensions all succeeded."""
+    generation = _running(context)
+    if generation is None:
+        return Observation(Health.UNHEALTHY, "it does not run")
+    model = context.revision(generation.revision).model
+    suppressed = {entry.name for entry in model.extensions if entry.suppress_failures}
+    for extension in generation.extensions:
+        if extension.status == "error" and extension.name not in suppressed:
+            return Observation(Health.UNHEALTHY, f"the extension {extension.name} failed")
+    return Observation(Health.HEALTHY, "running, and every extension succeeded")
+
+
+def _check(context: InstanceContext, check: Check) -> Observation:
+    """F4: a command, or a function of the suite."""
+    generation = _running(context)
+    if generation is None:
+        return Observation(Health.UNKNOWN, "it does not run")
+    try:
+        return Observation.of(*context.guest(generation).check(check))
+    except InstanceError as silent:
+        return Observation(Health.UNKNOWN, silent.message)
+
+
+def observe_health(context: InstanceContext, measures: Measures) -> dict[str, Observation]:
+    """An instance's health now, by source; waits for one that is Initializing (F3).
+
+    It waits until the grace period ends at the latest.
+    """
+    watch = Watch(context, measures, now=True)
+
+    def settled() -> bool:
+        seen = watch.look()
+        return seen is not None and seen.health is not Health.INITIALIZING
+
+    if not settled():
+        with contextlib.suppress(WaitTimeoutError):
+            wait_for(
+                f"{context.name} to be healthy or not",
+                lambda: settled() or None,
+                limit=measures.grace + _COSTLY_INTERVAL,
+                clock=context.world.clock,
+                interval=HEALTH_INTERVAL,
+            )
+    return watch.last

@@ -1,0 +1,1 @@
+"""The lab's own files, served to guests over HTTP."""

@@ -1,0 +1,1 @@
+"""The host: processes, files, locks, addresses, capacity, accelerator."""

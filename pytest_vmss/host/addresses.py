@@ -1,0 +1,119 @@
+"""Loopback addresses: a /24 of 127.0.0.0/8 for each lab, one address for each instance."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_vmss.errors import CapacityError
+from pytest_vmss.host.files import PART, sync_folder, write_durably
+from pytest_vmss.host.locks import Lock, try_lock, wait_for_lock
+from pytest_vmss.model import host_port
+
+__all__ = [
+    "Claim",
+    "addresses_in",
+    "claim_network",
+    "claims",
+    "clear_claims",
+    "host_port",
+    "release_network",
+]
+
+_FIRST, _COUNT = 64, 64 * 256  # 127.64.0.0 to 127.127.255.0
+_LIMIT_S = 60.0
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A loopback network that a lab has claimed.
+
+    Attributes:
+        network: Its first three parts, e.g. ``127.64.7``.
+        lab_id: The lab's id.
+        lab: Name of the lab's folder; empty in claims of earlier versions.
+    """
+
+    network: str
+    lab_id: str
+    lab: str
+
+
+def claim_network(folder: Path, lab_id: str, lab: str) -> str:
+    """Claims a network for a lab, for as long as it lives.
+
+    Args:
+        folder: Where the claims of this user's labs are kept.
+        lab_id: Whose claim it is.
+        lab: Name of that lab's folder, by which others learn whether it is still being made.
+
+    Returns:
+        The first three parts, e.g. ``127.64.7``.
+
+    Raises:
+        CapacityError: All are claimed.
+        ConflictError: Another process is at the claims, and does not end.
+        OSError: The claim cannot be written; nothing is left of it.
+    """
+    # Users cannot see each other's claims: start somewhere else for each.
+    start = zlib.crc32(f"{os.getuid()}/{lab_id}".encode())
+    with _claiming(folder):
+        _remove_parts(folder)
+        taken = {entry.name for entry in folder.iterdir()}
+        for offset in range(_COUNT):
+            number = (start + offset) % _COUNT
+            network = f"127.{_FIRST + number // 256}.{number % 256}"
+            if network not in taken:
+                write_durably(folder / network, f"{lab_id} {lab}".encode(), replace=False)
+                return network
+    raise CapacityError(
+        f"all {_COUNT} loopback networks are claimed under {folder}; "
+        "remove dead labs with: vmss reap"
+    )
+
+
+def claims(folder: Path) -> list[Claim]:
+    """All claims, by network. One that an earlier version left empty belongs to no lab."""
+    found = []
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not entry.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError):  # given back this very moment
+                lab_id, _, lab = entry.read_text().partition(" ")
+                found.append(Claim(entry.name, lab_id, lab))
+    return found
+
+
+def release_network(folder: Path, network: str) -> None:
+    """Gives a lab's network back."""
+    with _claiming(folder):
+        (folder / network).unlink(missing_ok=True)
+        sync_folder(folder)
+
+
+def clear_claims(folder: Path) -> None:
+    """Removes what killed processes left of their claiming, unless one claims just now."""
+    if folder.is_dir() and any(folder.glob(".*")):
+        lock = try_lock(folder / _LOCK)
+        if lock is not None:
+            with lock:
+                _remove_parts(folder)
+
+
+def _remove_parts(folder: Path) -> None:
+    for part in folder.glob(f".*{PART}"):
+        part.unlink(missing_ok=True)  # we hold the lock: whoever wrote it was killed
+
+
+def _claiming(folder: Path) -> Lock:
+    """Claims and releases, one process at a time."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return wait_for_lock(folder / _LOCK, what="claims a loopback network", limit=_LIMIT_S)
+
+
+def addresses_in(network: str) -> list[str]:
+    """All addresses of a network that instances can have."""
+    return [f"{network}.{number}" for number in range(1, 255)]

@@ -1,0 +1,270 @@
+"""Making a Debian root filesystem with mmdebstrap, as root or as any account."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pytest_vmss.errors import HostError, ToolError
+from pytest_vmss.host.ownership import account_name
+from pytest_vmss.host.process import require, run, search_path
+from pytest_vmss.image_builder.recipe import BaseRecipe
+from pytest_vmss.image_builder.scratch import Scratch, places, scratch
+
+__all__ = ["HOOK", "Mode", "Way", "bootstrap", "choose_way"]
+
+Mode = Literal["root", "unshare", "fakechroot"]
+
+#: What of a root filesystem's making is neither its recipe nor mmdebstrap.
+HOOK = """\
+set -eu
+for meta in {kernels}; do
+    mkdir -p "$1/kernels/$meta"
+    cd "$1/kernels/$meta"
+    package=$(apt-cache depends "$meta" | sed -n 's/^ *Depends: \\(linux-image-.*\\)/\\1/p' | head -n 1)
+    apt-get -o APT::Sandbox::User=root download "${{package:-$meta}}"
+    dpkg-deb -x ./*.deb .
+    rm ./*.deb
+    rm -r boot/System.map-* usr
+done
+"""
+
+_BUILD_LIMIT = 1200.0
+_TRIAL_LIMIT = 60.0
+#: Seconds in which mmdebstrap unmounts and removes what it has made, where it is stopped.
+_GRACE = 30.0
+#: The unpacked root filesystem of the shipped recipe, its packages and its kernels, doubled.
+_ROOM_MIB = 1536
+_SUBORDINATE_IDS = 65_536
+#: Settings of the kernel: the value that keeps accounts from namespaces, and one that does not.
+_NAMESPACE_SWITCHES = {
+    "kernel.unprivileged_userns_clone": ("0", "1"),
+    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
+    "user.max_user_namespaces": ("0", "65536"),
+}
+_TRIAL = 'cp /bin/sh "$1/trial" && "$1/trial" -c "exit 0"'
+
+
+@dataclass(frozen=True)
+class Way:
+    """How and where this account can make a root filesystem.
+
+    Attributes:
+        mode: mmdebstrap's mode.
+        place: The folder that it is unpacked in.
+        why: Why it is not a faster mode, in words; empty where there is none.
+        mend: What would give a faster one.
+    """
+
+    mode: Mode
+    place: Path
+    why: str = ""
+    mend: str = ""
+
+
+def choose_way(cache: Path) -> Way:
+    """Finds a mode and a place that work, by trying them on an empty root filesystem.
+
+    mmdebstrap's own choice does not look at places: its unshare mode fails where the
+    subordinate root may not enter, as in most home folders, and where nothing may be
+    executed.
+
+    Args:
+        cache: The folder of built images.
+
+    Raises:
+        HostError: None works; the message says why, and what mends it.
+    """
+    require("mmdebstrap")
+    if os.geteuid() == 0:
+        return Way("root", _first_place("root", cache))
+    try:
+        _enter_namespace()
+        return Way("unshare", _first_place("unshare", cache))
+    except HostError as refused:
+        unshare = refused
+    try:
+        require("fakechroot")
+        place = _first_place("fakechroot", cache)
+    except HostError as refused:
+        raise HostError(
+            f"this account can make no root filesystem. In mmdebstrap's unshare mode: {unshare} "
+            f"In its fakechroot mode: {refused}",
+            mend=unshare.mend or refused.mend,
+        ) from refused
+    return Way("fakechroot", place, str(unshare), unshare.mend)
+
+
+def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
+    """Makes a root filesystem; the modes differ in what assembling levels.
+
+    Args:
+        base: What goes into it.
+        cache: The folder of built images.
+        tar: Takes it. It is this process that opens the file: mmdebstrap's root may not
+            be allowed to.
+
+    Raises:
+        HostError: This account cannot make one here.
+        ToolError: mmdebstrap failed or ran past its limit.
+    """
+    way = choose_way(cache)
+    excluded = ("man", "locale", "doc", "info", "lintian", "bash-completion")
+    options = [
+        "--variant=apt", "--format=tar",
+        f"--include={','.join(base.packages)}",
+        '--aptopt=Apt::Install-Recommends "false"',
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
+        # Given as text, for its root may not be allowed to read a file of ours.
+        f"--customize-hook={HOOK.format(kernels=' '.join(base.kernels))}",
+        base.suite, "-",
+        *(line.format(suite=base.suite) for line in _mirrors(base)),
+    ]  # fmt: skip
+    what = f"building the root filesystem {base.folder.name} in {way.mode} mode"
+    try:
+        with scratch(way.place) as work:
+            _mmdebstrap(
+                way.mode, options, work,
+                what=what, timeout=_BUILD_LIMIT, tar=tar, timestamp=base.timestamp,
+            )  # fmt: skip
+    except ToolError as failed:
+        if not way.mend:
+            raise
+        # Its programs run with a library of this host, which may be too new for them.
+        raise ToolError(
+            f"{failed.message}; mmdebstrap's unshare mode depends less on the host, and is to be "
+            f"had by: {way.mend}",
+            argv=failed.argv,
+            returncode=failed.returncode,
+            stderr=failed.stderr,
+        ) from failed
+
+
+def _first_place(mode: Mode, cache: Path) -> Path:
+    """The first place where a mode works on an empty root filesystem.
+
+    Raises:
+        HostError: There is none; why not, for each.
+    """
+    refusals: list[str] = []
+    for place in places(cache):
+        try:
+            with scratch(place) as work:
+                _mmdebstrap(
+                    mode,
+                    # Nothing is fetched, so the source of packages is never asked.
+                    ["--variant=custom", "--format=null", "--skip=update",
+                     f"--customize-hook={_TRIAL}", "bookworm", "-",
+                     "deb [trusted=yes] file:///nonexistent bookworm main"],
+                    work,
+                    what="trying it on an empty root filesystem",
+                    timeout=_TRIAL_LIMIT,
+                )  # fmt: skip
+                free = shutil.disk_usage(work.folder).free // 1024**2
+        except ToolError as failed:
+            refusals.append(f"{place}: {_reason(failed)}")
+        except HostError as refused:
+            refusals.append(f"{place}: {refused}")
+        else:
+            if free >= _ROOM_MIB:
+                return place
+            refusals.append(f"{place}: {free} MiB are free, {_ROOM_MIB} are needed")
+    raise HostError(
+        f"it works in no folder; {'; '.join(refusals)}. Name a folder that it may use by TMPDIR.",
+        mend="export TMPDIR=/a/folder/that/all/accounts/may/enter",
+    )
+
+
+def _mmdebstrap(
+    mode: Mode,
+    options: Sequence[str],
+    work: Scratch,
+    *,
+    what: str,
+    timeout: float,
+    tar: BinaryIO | None = None,
+    timestamp: int = 0,
+) -> None:
+    run(
+        ["mmdebstrap", f"--mode={mode}", *options],
+        what=what,
+        timeout=timeout,
+        # Nothing of it may lead into the user's folders, which its root may not enter.
+        cwd=work.folder,
+        env={
+            "SOURCE_DATE_EPOCH": str(timestamp),
+            "TMPDIR": str(work.folder),
+            "HOME": str(work.folder),
+            "LC_ALL": "C.UTF-8",
+            "PATH": search_path(),
+        },
+        stdout=tar,
+        grace=_GRACE,
+        pass_fds=[work.lock],
+    )
+
+
+def _enter_namespace() -> None:
+    """Enters a user namespace as mmdebstrap does, with ids of its own for root and all.
+
+    Raises:
+        HostError: This account may not; with what mends it.
+    """
+    try:
+        run(
+            ["mmdebstrap", "--unshare-helper", "true"],
+            what="entering a user namespace",
+            timeout=_TRIAL_LIMIT,
+            cwd=Path("/"),
+        )
+    except ToolError as failed:
+        reason = _reason(failed)
+        mend = _mend_namespace(failed.stderr)
+        raise HostError(f"{reason}; an administrator mends it by: {mend}.", mend=mend) from failed
+
+
+def _reason(failed: ToolError) -> str:
+    """What mmdebstrap said last that tells why it failed."""
+    told = [line[3:] for line in failed.stderr.splitlines() if line.startswith("E: ")]
+    telling = [line for line in told if line != "mmdebstrap failed to run"]
+    return (telling or [failed.stderr or str(failed)])[-1].strip()
+
+
+def _mend_namespace(stderr: str) -> str:
+    """The command that lets this account have namespaces."""
+    if "newuidmap" in stderr or "newgidmap" in stderr:
+        return "apt-get install uidmap"
+    if "subuid" in stderr or "subgid" in stderr:
+        first = _free_ids()
+        ids = f"{first}-{first + _SUBORDINATE_IDS - 1}"
+        return f"usermod --add-subuids {ids} --add-subgids {ids} {account_name()}"
+    for name, (forbidden, allowed) in _NAMESPACE_SWITCHES.items():
+        path = Path("/proc/sys") / name.replace(".", "/")
+        if path.exists() and path.read_text().strip() == forbidden:
+            return f"sysctl -w {name}={allowed}"
+    return "allowing user namespaces (a container forbids them unless it is told not to)"
+
+
+def _free_ids() -> int:
+    """The first of the subordinate ids that no account has yet."""
+    first = 100_000
+    for path in (Path("/etc/subuid"), Path("/etc/subgid")):
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            _, _, rest = line.partition(":")
+            start, _, count = rest.partition(":")
+            if start.isdigit() and count.isdigit():
+                first = max(first, int(start) + int(count))
+    return first
+
+
+def _mirrors(base: BaseRecipe) -> list[str]:
+    """The base's package sources; ``VMSS_DEBIAN_MIRROR`` replaces the archive's host."""
+    mirror = os.environ.get("VMSS_DEBIAN_MIRROR")
+    if not mirror:
+        return list(base.mirrors)
+    return [line.replace("http://deb.debian.org", mirror.rstrip("/")) for line in base.mirrors]

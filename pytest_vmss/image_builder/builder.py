@@ -1,0 +1,163 @@
+"""Building and caching images; safe for parallel runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pytest_vmss.errors import HostError, WaitTimeoutError
+from pytest_vmss.host.files import PART, settle
+from pytest_vmss.host.ownership import told_obstacle
+from pytest_vmss.host.process import require, run
+from pytest_vmss.image_builder.bootstrap import HOOK, bootstrap
+from pytest_vmss.image_builder.recipe import (
+    BaseRecipe,
+    ImageRecipe,
+    digest_of,
+    find_recipes,
+    load_image,
+)
+from pytest_vmss.image_builder.scratch import scratch
+
+__all__ = ["BuiltImage", "ImageBuilder"]
+
+_LOCK_LIMIT = 1800.0
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """A built version.
+
+    Attributes:
+        name: Image definition.
+        version: ``Major.Minor.Patch``.
+        path: The qcow2 in the cache; do not change it.
+        recipe: The image definition's recipe.
+    """
+
+    name: str
+    version: str
+    path: Path
+    recipe: ImageRecipe
+
+
+class ImageBuilder:
+    """Builds the versions of one image definition.
+
+    Args:
+        folder: The image definition's folder, e.g. ``images/web``.
+        cache: Folder where root filesystems and disks are kept.
+        say: Told in words what is being built.
+    """
+
+    def __init__(
+        self, folder: Path, cache: Path, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.recipe = load_image(folder.resolve())
+        self._cache = cache
+        self._say = say
+
+    @classmethod
+    def named(
+        cls, name: str, cache: Path, say: Callable[[str], None] = lambda _: None
+    ) -> ImageBuilder:
+        """The builder of an image that ships with pytest-vmss."""
+        return cls(find_recipes() / name, cache, say)
+
+    def build(self, version: str) -> BuiltImage:
+        """Builds one version, or finds it in the cache.
+
+        Args:
+            version: ``Major.Minor.Patch``, one of the recipe's.
+
+        Raises:
+            NotFoundError: There is no such recipe.
+            HostError: A tool is missing, this account can build nothing here, or the cache
+                cannot be written.
+            ToolError: A tool failed; nothing half-built is left.
+        """
+        recipe = self.recipe.version(version)
+        base = self.recipe.base_recipe()
+        digest = digest_of(base, self.recipe, recipe, extra=_own_digest())
+        disk = self._cache / "disks" / f"{self.recipe.name}-{version}-{digest}.qcow2"
+        if not os.path.exists(disk):  # noqa: PTH110, Path.exists raises in another's home
+            with self._lock(disk):
+                if not disk.exists():
+                    rootfs = self._rootfs(base)
+                    self._say(f"assembling {self.recipe.name} {version}")
+                    self._assemble(version, rootfs, disk)
+        return BuiltImage(self.recipe.name, version, disk, self.recipe)
+
+    def _lock(self, target: Path) -> FileLock:
+        """A lock held while one file of the cache is made; waits for another run's."""
+        lock = FileLock(f"{target}.lock")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            self._say(f"waiting for another run that builds {target.name}")
+            try:
+                lock.acquire(timeout=_LOCK_LIMIT)
+            except Timeout as timeout:
+                raise WaitTimeoutError(
+                    f"another run to finish {target}", limit=_LOCK_LIMIT
+                ) from timeout
+        except OSError as refused:
+            raise HostError(
+                f"the cache of images cannot be written: {refused}"
+                f"{told_obstacle(Path(lock.lock_file))}; or name another folder (VMSS_CACHE_DIR)"
+            ) from refused
+        # FileLock counts its acquisitions: the caller's `with` must be the only one.
+        lock.release()
+        return lock
+
+    def _rootfs(self, base: BaseRecipe) -> Path:
+        # Only what mmdebstrap is told; the rest is laid over its result later.
+        identity = base.model_dump_json(exclude={"mask", "wants", "remove"}) + HOOK
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        tar = self._cache / "rootfs" / f"{base.folder.name}-{digest}.tar"
+        if tar.exists():
+            return tar
+        with self._lock(tar):
+            if not tar.exists():
+                self._say(
+                    f"building the root filesystem {base.folder.name} from Debian packages "
+                    "(once; about a minute)"
+                )
+                part = tar.with_name(f"{tar.name}{PART}")  # one, for there is a lock
+                try:
+                    with part.open("wb") as file:
+                        bootstrap(base, self._cache, file)
+                    settle(part, tar)
+                finally:
+                    part.unlink(missing_ok=True)
+        return tar
+
+    def _assemble(self, version: str, rootfs: Path, disk: Path) -> None:
+        fakeroot = [] if os.geteuid() == 0 else ["fakeroot", "--"]
+        if fakeroot:
+            require("fakeroot")
+        with scratch(disk.parent) as work:
+            part = work.folder / "disk.qcow2"
+            run(
+                [*fakeroot, sys.executable, "-m", "pytest_vmss.image_builder.assemble",
+                 self.recipe.folder, version, rootfs, part],
+                what=f"assembling {self.recipe.name} {version}",
+                timeout=600.0,
+            )  # fmt: skip
+            part.chmod(0o444)
+            settle(part, disk)
+
+
+@cache
+def _own_digest() -> str:
+    """A digest of the code that lays disks out: other code may build other disks."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

@@ -1,0 +1,1 @@
+"""Labs on this host: who owns them, and how they are removed."""

@@ -1,0 +1,222 @@
+"""Who a lab is, who made it, and the loopback networks that it has claimed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from pytest_vmss.errors import ConflictError, HostError, LabError
+from pytest_vmss.host.addresses import addresses_in, claim_network, claims
+from pytest_vmss.host.files import write_durably
+from pytest_vmss.host.locks import is_locked
+from pytest_vmss.host.ownership import require_own
+from pytest_vmss.host.paths import LabPaths, process_root
+from pytest_vmss.hypervisor import Hypervisor
+from pytest_vmss.settings import Settings
+from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Store
+
+__all__ = [
+    "LabIdentity",
+    "LabNetworks",
+    "lab_paths",
+    "labs_folder",
+    "networks_folder",
+    "open_hypervisor",
+    "read_identity",
+    "write_ending",
+    "write_identity",
+]
+
+_NAME = re.compile(r"[a-z0-9_-]{1,32}")
+
+
+def labs_folder(settings: Settings) -> Path:
+    """Where the folders of all labs are."""
+    return settings.state_dir / "labs"
+
+
+def networks_folder(settings: Settings) -> Path:
+    """Where labs claim their loopback networks."""
+    return settings.state_dir / "networks"
+
+
+def lab_paths(settings: Settings, name: str) -> LabPaths:
+    """The files of a lasting lab, whatever case its name is written in.
+
+    Raises:
+        LabError: Not a name for a lab, or its folder cannot be looked for.
+        ConflictError: Labs of an earlier version differ by case alone.
+    """
+    wanted = name.lower()
+    if not _NAME.fullmatch(wanted):
+        raise LabError(
+            f"{name!r} cannot name a lab; use up to 32 letters of a to z, digits, '-' and '_'"
+        )
+    folder = labs_folder(settings)
+    try:
+        known = [entry.name for entry in folder.iterdir() if entry.name.lower() == wanted]
+    except FileNotFoundError:
+        known = []
+    except OSError as unusable:
+        raise LabError(
+            f"the folder of labs {folder} cannot be read: {unusable}; "
+            "use another state directory (VMSS_STATE_DIR)"
+        ) from unusable
+    if len(known) > 1 and name not in known:
+        raise ConflictError(
+            f"{name!r} may mean any of the labs {', '.join(sorted(known))}; write one of these"
+        )
+    return LabPaths(folder / (name if name in known else known[0] if known else wanted))
+
+
+@dataclass(frozen=True)
+class LabIdentity:
+    """Who a lab is and who made it.
+
+    Attributes:
+        id: Part of every domain's name.
+        kind: A ``session`` lab ends with its process; a ``lasting`` one does not.
+        network: First three parts of its loopback addresses.
+        pid: Process that made it, for messages: it says nothing about who lives (Q2).
+        connect: The connection that the user named for its machines.
+        embedded: Folder of libvirt's embedded driver, where that is used.
+        ending: Its machines are gone; what is left are files, to be removed.
+        in_use: See :class:`~pytest_vmss.host.paths.LabPaths`.
+    """
+
+    id: str
+    kind: Literal["session", "lasting"]
+    network: str
+    pid: int
+    connect: str | None = None
+    embedded: str = ""
+    ending: bool = False
+    in_use: Path = field(default=Path(), compare=False)
+
+    @property
+    def owner_alive(self) -> bool:
+        """Whether a process has the lab open: told by its lock, never by a process id (Q2)."""
+        return is_locked(self.in_use)
+
+
+def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
+    """Opens the connection to libvirt that a lab's machines are on.
+
+    Raises:
+        HostError: libvirt does not answer.
+    """
+    # libvirt-python is a compiled library; whoever only reads does without it.
+    from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
+
+    settings = replace(settings, connect=settings.connect or identity.connect)
+    return LibvirtHypervisor(settings, Path(identity.embedded))
+
+
+def read_identity(paths: LabPaths) -> LabIdentity:
+    """Reads who a lab is.
+
+    Raises:
+        OSError: Its folder cannot be read, or is another account's.
+        ValueError: The file is not what this version writes.
+        TypeError: Likewise.
+    """
+    require_own(paths.folder, paths.identity)
+    written = json.loads(paths.identity.read_text())
+    known = {entry.name for entry in fields(LabIdentity)} - {"in_use"}
+    return LabIdentity(
+        **{name: value for name, value in written.items() if name in known}, in_use=paths.in_use
+    )
+
+
+def write_identity(
+    settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
+) -> None:
+    """Makes a new identity, with a network of its own; the door must be held.
+
+    Raises:
+        CapacityError: All loopback networks of the host are claimed.
+        OSError: It cannot be written.
+    """
+    lab_id = secrets.token_hex(3)
+    identity = LabIdentity(
+        id=lab_id,
+        kind=kind,
+        network=claim_network(networks_folder(settings), lab_id, paths.folder.name),
+        pid=os.getpid(),
+        connect=settings.connect,
+        embedded=str(paths.libvirt if kind == "lasting" else process_root(settings.state_dir)),
+    )
+    _write(paths, identity)
+
+
+def write_ending(paths: LabPaths, identity: LabIdentity) -> None:
+    """Writes that a lab's machines are gone and its files follow.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    _write(paths, replace(identity, ending=True))
+
+
+def _write(paths: LabPaths, identity: LabIdentity) -> None:
+    written = asdict(identity)
+    del written["in_use"]
+    write_durably(paths.identity, json.dumps(written).encode())
+
+
+class LabNetworks:
+    """The loopback networks of one lab; another is claimed when all addresses are in use.
+
+    Args:
+        folder: Where labs claim networks.
+        lab: Name of the lab's folder.
+        identity: The lab.
+        store: Where further networks are recorded.
+    """
+
+    def __init__(self, folder: Path, lab: str, identity: LabIdentity, store: Store) -> None:
+        self._folder = folder
+        self._lab = lab
+        self._identity = identity
+        self._store = store
+
+    def all(self) -> list[str]:
+        """First three parts of each."""
+        further = [record.network for record in self._store.select(NetworkRecord)]
+        return [self._identity.network, *further]
+
+    def free_addresses(self, count: int) -> list[str]:
+        """Addresses that no instance and no load balancer has.
+
+        Raises:
+            CapacityError: All networks of the host are claimed.
+            HostError: A claim cannot be written.
+        """
+        used = {record.address for record in self._store.select(InstanceRecord)}
+        used |= {record.frontend or "" for record in self._store.select(ScaleSetRecord)}
+        free: list[str] = []
+        for network in self.all():
+            free += [address for address in addresses_in(network) if address not in used]
+        while len(free) < count:
+            network = self._another()
+            self._store.put(NetworkRecord(network=network))
+            free += addresses_in(network)
+        return free[:count]
+
+    def _another(self) -> str:
+        """A network more; first one that was claimed and then not recorded, by a killed process."""
+        known = self.all()
+        try:
+            for claim in claims(self._folder):
+                if claim.lab_id == self._identity.id and claim.network not in known:
+                    return claim.network
+            return claim_network(self._folder, self._identity.id, self._lab)
+        except OSError as refused:
+            raise HostError(
+                f"no loopback network can be claimed under {self._folder}: {refused}"
+            ) from refused

@@ -1,0 +1,213 @@
+"""Finding and removing what a dead run left behind, and only that (L5, Q2).
+
+``python -m pytest_vmss.labs.reap FOLDER`` removes one lab. Each dead lab is removed
+by a process of its own, because libvirt's embedded driver serves one folder in
+each process. That process holds the lab's locks itself, so that of several which
+come to the same lab one removes it, and the others leave it to that one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytest_vmss.errors import VmssError
+from pytest_vmss.host.addresses import claims, clear_claims, release_network
+from pytest_vmss.host.locks import is_locked, try_lock
+from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
+from pytest_vmss.labs.identity import (
+    LabIdentity,
+    labs_folder,
+    networks_folder,
+    open_hypervisor,
+    read_identity,
+)
+from pytest_vmss.labs.removal import is_stub, remove_files, remove_machines, remove_unfinished
+from pytest_vmss.settings import Settings
+
+__all__ = ["reap"]
+
+_LIMIT = 300.0
+_NOT_OURS = (
+    "it holds files, and lab.json, which says whose they are, is not there; remove it by hand if "
+    "nobody needs it"
+)
+#: Exit status of a removal that found another process at work on the lab, or the lab gone.
+_NOT_MINE = os.EX_TEMPFAIL
+
+
+def reap(settings: Settings) -> list[str]:
+    """Removes the labs of sessions whose process has ended, and what killed processes left.
+
+    Lasting labs, kept ones, and those that a process has open, are not touched.
+
+    Args:
+        settings: Where the labs are.
+
+    Returns:
+        A line for each lab that was removed, or that could not be.
+    """
+    lines: list[str] = []
+    try:
+        for paths in _labs(settings):
+            lines += _look(settings, paths)
+        _free_networks(settings)
+        _remove_locks(settings)
+        _remove_roots(settings)
+    except (VmssError, OSError) as refused:
+        lines.append(f"what dead sessions left could not all be removed: {refused}")
+    return lines
+
+
+def _labs(settings: Settings) -> list[LabPaths]:
+    folder = labs_folder(settings)
+    return [LabPaths(entry) for entry in sorted(folder.iterdir())] if folder.is_dir() else []
+
+
+@contextmanager
+def _dead(paths: LabPaths) -> Iterator[bool]:
+    """Whether no process has a lab open, makes it or removes it; none can inside the block."""
+    door = try_lock(paths.door)
+    if door is None:
+        yield False
+        return
+    with door:
+        yield not is_locked(paths.in_use)
+
+
+def _look(settings: Settings, paths: LabPaths) -> list[str]:
+    """Removes a lab if it is dead, and says so."""
+    what = f"the folder {paths.folder}"
+    try:
+        with _dead(paths) as dead:
+            if not dead:
+                return []
+            if not paths.identity.exists():
+                if not paths.folder.is_dir():
+                    return []  # another has just removed it
+                if not is_stub(paths):
+                    return [f"{what} stays: {_NOT_OURS}"]
+                remove_unfinished(settings, paths)
+                return [f"removed {what}, whose making was cut short"]
+            identity = read_identity(paths)
+        if not _is_over(paths, identity):
+            return []
+        return _remove(settings, paths, identity)
+    except (VmssError, OSError, ValueError, TypeError) as refused:
+        return [f"{what} stays: {refused}"]
+
+
+def _is_over(paths: LabPaths, identity: LabIdentity) -> bool:
+    """Whether a lab that nobody has open is to go."""
+    return identity.ending or (identity.kind == "session" and not paths.kept.exists())
+
+
+def _remove(settings: Settings, paths: LabPaths, identity: LabIdentity) -> list[str]:
+    what = f"the lab {paths.folder.name} of the dead process {identity.pid}"
+    environment = {
+        **os.environ,
+        "VMSS_STATE_DIR": str(settings.state_dir),
+        "VMSS_CACHE_DIR": str(settings.cache_dir),
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest_vmss.labs.reap", paths.folder],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return [f"{what} stays: its removal took longer than {_LIMIT:.0f} s"]
+    if done.returncode == _NOT_MINE:
+        return []
+    if done.returncode != 0:
+        return [f"{what} stays: {done.stderr.strip()[-1000:]}"]
+    return [f"removed {what}"]
+
+
+def _free_networks(settings: Settings) -> None:
+    """Frees the networks of labs that are gone."""
+    folder = networks_folder(settings)
+    for claim in claims(folder):
+        paths = LabPaths(labs_folder(settings) / (claim.lab or "-"))
+        with _dead(paths) as dead:
+            # Claims of earlier versions do not say where their lab is.
+            known = _identities([paths] if claim.lab else _labs(settings))
+            if dead and known is not None and claim.lab_id not in {lab.id for lab in known}:
+                release_network(folder, claim.network)
+    clear_claims(folder)
+
+
+def _identities(labs: list[LabPaths]) -> list[LabIdentity] | None:
+    """Who labs are; None where one cannot be read, and so may be anybody."""
+    found = []
+    for paths in labs:
+        try:
+            found.append(read_identity(paths))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError, TypeError):
+            return None
+    return found
+
+
+def _remove_locks(settings: Settings) -> None:
+    """Removes the files of locks of labs that are gone."""
+    for path in (settings.state_dir / "locks").glob("*"):
+        paths = LabPaths(labs_folder(settings) / path.stem)
+        with _dead(paths) as dead:
+            if dead and not paths.folder.exists():
+                paths.in_use.unlink(missing_ok=True)
+
+
+def _remove_roots(settings: Settings) -> None:
+    """Removes folders of the embedded driver that no process and no lab uses."""
+    known = _identities(_labs(settings))
+    if known is None:
+        return
+    used = {lab.embedded for lab in known}
+    for entry in (settings.state_dir / PROCESS_ROOTS).glob("*"):
+        root = entry.with_suffix("")
+        if str(root) in used:
+            continue
+        lock = try_lock(root.with_suffix(".lock"))
+        if lock is None:
+            continue  # its process lives
+        with lock:
+            if root.exists():
+                shutil.rmtree(root)
+
+
+def _remove_here(paths: LabPaths) -> bool:
+    """Removes a lab in this process; False where another does, or has done, or has it open."""
+    settings = Settings()
+    with _dead(paths) as dead:
+        if not dead or not paths.identity.exists():
+            return False
+        identity = read_identity(paths)
+        if not _is_over(paths, identity):
+            return False
+        remove_machines(paths, identity, lambda: open_hypervisor(settings, identity))
+        remove_files(settings, paths, identity)
+    return True
+
+
+def main() -> None:
+    """Removes the lab whose folder the command line names."""
+    try:
+        removed = _remove_here(LabPaths(Path(sys.argv[1])))
+    except (VmssError, OSError, ValueError, TypeError) as error:
+        sys.exit(str(error))
+    sys.exit(os.EX_OK if removed else _NOT_MINE)
+
+
+if __name__ == "__main__":
+    main()

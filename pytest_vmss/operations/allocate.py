@@ -1,0 +1,70 @@
+"""Records of new instances, written before anything of them exists."""
+
+from __future__ import annotations
+
+import uuid
+
+from pytest_vmss.engine.placement import Spot, next_spot
+from pytest_vmss.environment.environment import World
+from pytest_vmss.model import host_ports
+from pytest_vmss.store import InstanceRecord
+
+__all__ = ["enrol"]
+
+
+def enrol(world: World, scale_set: str, count: int) -> list[int]:
+    """Records new instances of a set, each with its identity and place (A4, D3).
+
+    Args:
+        world: Where they will be.
+        scale_set: The set.
+        count: How many.
+
+    Returns:
+        Their numbers; none was ever used before in this set.
+    """
+    store = world.store
+    ids: list[int] = []
+    with store.transaction():
+        set_record = world.set_record(scale_set)
+        model = world.revision(set_record.unique_id, set_record.revision).model
+        everyone = store.select(InstanceRecord)
+        free = world.free_addresses(count)
+        spots = [
+            Spot(record.zone, record.placement_group, record.update_domain)
+            for record in everyone
+            if record.scale_set == set_record.name
+        ]
+        prefix = model.virtual_machine_profile.os_profile.computer_name_prefix
+        for number in range(set_record.next_instance_id, set_record.next_instance_id + count):
+            unique = uuid.uuid4()
+            spot = next_spot(spots, model.zones)
+            spots.append(spot)
+            ids.append(number)
+            store.put(
+                InstanceRecord(
+                    scale_set=set_record.name,
+                    instance_id=number,
+                    uuid=str(unique),
+                    computer_name=f"{prefix}{_base36(number):0>6}".lower(),
+                    mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in unique.bytes[-3:]),
+                    address=free.pop(0),
+                    forwards=host_ports(set_record.ports),
+                    update_domain=spot.domain,
+                    placement_group=spot.group,
+                    zone=spot.zone,
+                    created=world.clock.now(),
+                    revision=set_record.revision,
+                )
+            )
+        store.amend(set_record, next_instance_id=set_record.next_instance_id + count)
+    return ids
+
+
+def _base36(number: int) -> str:
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    text = ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = digits[digit] + text
+    return text or "0"

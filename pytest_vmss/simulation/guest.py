@@ -1,0 +1,211 @@
+"""A guest in memory, which behaves as its image version says (simulation ring)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+from pytest_vmss.clock import Clock, preempt
+from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
+from pytest_vmss.guest.check import Check, asked
+from pytest_vmss.guest.cloud_init import CloudInitResult
+from pytest_vmss.guest.extensions import find_handler, timed_out
+from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.guest.extensions.report import described
+from pytest_vmss.guest.guest import BootFacts
+from pytest_vmss.model import Extension, is_application_health
+from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["Behaviour", "SimulatedGuest"]
+
+_EXIT = re.compile(r"exit (\d+)")
+_BOOT_S = 30.0
+_CLOUD_INIT_S = 8.0
+_EXTENSION_S = 1.0
+_SYNC_S = 0.1
+#: Of the host's clock, for a function that really hangs.
+_CHECK_S = 60.0
+
+
+class Behaviour(StrEnum):
+    """How the instances of an image version fare."""
+
+    GOOD = "good"
+    PANICS = "panics"
+    CLOUD_INIT_FAILS = "cloud-init fails"
+    CLOUD_INIT_DEGRADED = "cloud-init is degraded"
+    EXTENSION_FAILS = "extension fails"
+    UNHEALTHY = "unhealthy"
+
+
+class SimulatedGuest:
+    """Implements :class:`~pytest_vmss.guest.Guest`.
+
+    Args:
+        name: The instance's.
+        domain: Its machine's name.
+        generation: Number of the OS disk that is expected to run.
+        version: Its image version.
+        behaviour: How it fares.
+        hypervisor: Where its machine runs.
+        clock: Lets time pass for what takes time.
+        runs: Counts every execution of custom data and of extensions: by instance, number
+            of the OS disk, and what was run.
+        listening: The ports on which it listens.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        domain: str,
+        generation: int,
+        version: str,
+        behaviour: Callable[[], Behaviour],
+        hypervisor: SimulatedHypervisor,
+        clock: Clock,
+        runs: dict[tuple[str, int, str], int],
+        listening: Callable[[], set[int]] = lambda: {22},
+    ) -> None:
+        self.name = name
+        self._domain = domain
+        self._generation = generation
+        self._version = version
+        self._behaviour = behaviour
+        self._hypervisor = hypervisor
+        self._clock = clock
+        self._runs = runs
+        self._listening = listening
+
+    def _alive(self) -> None:
+        preempt(self._clock)
+        if self._hypervisor.running_generation(self._domain) != self._generation:
+            raise NoBootError("the machine ended while it booted", instance=self.name)
+
+    @property
+    def _disk(self) -> SimulatedDisk:
+        """The disk that the machine runs on; what it holds is all that the guest knows."""
+        return self._hypervisor.disks[str(self._hypervisor.defined[self._domain].os_disk)]
+
+    def _once(self, what: str, run: str = "") -> None:
+        """Runs something, unless a record on the disk says that this run was begun."""
+        if (what, run) in self._disk.ran:
+            return
+        self._disk.ran.add((what, run))
+        self._count(what if run in ("", "1") else f"{what} {run}")
+
+    def _count(self, what: str) -> None:
+        key = (self.name, self._generation, what)
+        self._runs[key] = self._runs.get(key, 0) + 1
+
+    def _half_done(self) -> None:
+        """An effect is half done; whoever simulates kills may do so here."""
+
+    def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
+        """Boots, or panics."""
+        self._alive()
+        self._clock.sleep(_BOOT_S)
+        self._alive()
+        if self._behaviour() is Behaviour.PANICS:
+            raise KernelPanicError(
+                "the kernel panicked",
+                instance=self.name,
+                console_tail="Kernel panic - not syncing: Attempted to kill init!",
+                log=Path("console.log"),
+            )
+        boot_id = f"boot-{self._hypervisor.boots[self._domain]}"
+        if boot_id == previous_boot_id:
+            raise NoBootError("it is still the boot before", instance=self.name)
+        return BootFacts(boot_id, f"kernel-{self._version}", self._version)
+
+    def wait_cloud_init(self) -> CloudInitResult:
+        """Runs the custom data, once for the OS disk."""
+        self._alive()
+        self._clock.sleep(_CLOUD_INIT_S)
+        if self._behaviour() is Behaviour.CLOUD_INIT_FAILS:
+            raise CloudInitError("cloud-init ended in error", instance=self.name)
+        self._once("custom data")
+        self._half_done()
+        if self._behaviour() is Behaviour.CLOUD_INIT_DEGRADED:
+            return CloudInitResult("degraded", ("Failed to mount",))
+        return CloudInitResult("done")
+
+    def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
+        """Runs an extension, once for each run; the command ``hang`` does not end."""
+        self._alive()
+        self._once(extension.name, run)
+        if (extension.settings or {}).get("commandToExecute") == "hang":
+            self._clock.sleep(limit)
+            return timed_out(extension)
+        self._clock.sleep(_EXTENSION_S)
+        self._alive()
+        self._half_done()
+        code = self._exit_code(extension)
+        return ExtensionRecord(
+            name=extension.name,
+            type=extension.handler_name,
+            version=find_handler(extension.publisher, extension.type).version,
+            status="error" if code else "success",
+            exit_code=code,
+        )
+
+    def remove_extension(self, extension: Extension, limit: float) -> str:  # noqa: ARG002
+        """Forgets its runs; ``cannot be removed`` among its settings is what goes wrong."""
+        self._alive()
+        self._clock.sleep(_EXTENSION_S)
+        self._alive()
+        disk = self._disk
+        disk.ran = {(what, run) for what, run in disk.ran if what != extension.name}
+        mine = [key for key in self._runs if key[:2] == (self.name, self._generation)]
+        number = 1 + sum(what.startswith(f"no {extension.name} ") for _, _, what in mine)
+        for key in mine:
+            what = key[2]
+            if what.partition(" ")[0] == extension.name and " before " not in what:
+                self._runs[*key[:2], f"{what} before {number}"] = self._runs.pop(key)
+        self._count(f"no {extension.name} {number}")
+        self._half_done()
+        return str((extension.settings or {}).get("cannot be removed", ""))
+
+    def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
+        """What its status file says, where it writes one."""
+        self._alive()
+        text = self._hypervisor.read_file(self._domain, STATUS_FILE)
+        if text is None or not is_application_health(extension):
+            return last
+        return described(last, text, extension)
+
+    def _exit_code(self, extension: Extension) -> int:
+        """Of its command: ``exit N`` is understood, everything else succeeds."""
+        if self._behaviour() is Behaviour.EXTENSION_FAILS:
+            return 1
+        return _exit_code(str((extension.settings or {}).get("commandToExecute", "")))
+
+    def sync(self) -> None:
+        """Takes a moment."""
+        self._alive()
+        self._clock.sleep(_SYNC_S)
+
+    def check(self, check: Check) -> tuple[bool, str]:
+        """A command as in :meth:`run_extension`; a function is given the guest itself."""
+        self._alive()
+        if isinstance(check, str):
+            code = _exit_code(check)
+            return code == 0, f"`{check}` ended with status {code}"
+        return asked(check, self, limit=_CHECK_S)
+
+    def listening(self) -> set[int]:
+        """As it was told."""
+        self._alive()
+        return self._listening()
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def _exit_code(command: str) -> int:
+    """Of a command: ``exit N`` is understood, everything else succeeds."""
+    found = _EXIT.fullmatch(command)
+    return int(found[1]) if found else 0

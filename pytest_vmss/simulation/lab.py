@@ -1,0 +1,271 @@
+"""A lab whose machines and guests are simulated, on a virtual clock.
+
+Everything from the engine up is the real thing; the world ends at the protocols
+of hypervisor and guest. For the simulation ring, the benchmarks, and suites that
+want to see what an upgrade policy does without starting a VM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.clock import VirtualClock, preempt
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.errors import CapacityError
+from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
+from pytest_vmss.health import Observation, RollingUpgradeMetrics
+from pytest_vmss.host.process import run
+from pytest_vmss.load_balancer import Balancer, Rule
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
+from pytest_vmss.model import Health, Probe, VmSize, application_health
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
+from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
+from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, VersionRecord
+
+__all__ = ["SimulatedLab"]
+
+#: What outlives the process of a lab, besides machines and load balancers.
+_LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
+
+
+class SimulatedLab(Lab):
+    """A real lab, whose world ends at a simulated hypervisor and simulated guests.
+
+    Call :meth:`begin` first. On a lab that has sets, their instances are taken to
+    run as the records say, and all images to be good.
+
+    Attributes:
+        behaviours: How the instances of each image version fare.
+        sick: Names of instances whose probe fails whatever they run.
+        applications: What the Application Health extension of an instance sees, by name,
+            where it is another than its behaviour says.
+        deaf_ports: Ports of guests on which nothing listens.
+        unreachable: What is wrong with URIs that extensions download from.
+        metrics: Custom metrics by name of the instance.
+        balancers: Load balancers by the set's unique id.
+        runs: How often custom data and each run of an extension was executed: by instance,
+            number of the OS disk, and what.
+        simulated: The machines.
+        room: How many machines the host has room for.
+    """
+
+    behaviours: dict[str, Behaviour]
+    sick: set[str]
+    applications: dict[str, Health]
+    deaf_ports: set[int]
+    unreachable: dict[str, str]
+    metrics: dict[str, RollingUpgradeMetrics]
+    balancers: dict[str, SimulatedBalancer]
+    runs: dict[tuple[str, int, str], int]
+    simulated: SimulatedHypervisor
+    room: int = 10_000
+
+    def begin(self, seed: int = 0, *, threads: int = 8) -> None:
+        """Puts simulations in the place of machines, guests and time.
+
+        Args:
+            seed: The same seed gives the same run.
+            threads: Up to how many instances are acted on by threads of their own; more are
+                by one after another, which is several times as fast.
+        """
+        self.virtual = VirtualClock(seed, threads=threads)
+        self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
+        self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
+        self.balancers, self.applications, self.deaf_ports = {}, {}, set()
+        self.unreachable = {}
+        self._extensions: dict[tuple[str, int, int], tuple[Rules, float]] = {}
+        self.simulated.read_file = self._simulate_file
+        world = self.world
+        world.clock = self.virtual
+        self.store._clock = self.virtual
+        self._schedule_store()
+        world.connect = lambda: self.simulated
+        world.make_guest = self._simulate_guest
+        world.probe = self._simulate_probe
+        world.metrics = lambda context: self.metrics.get(context.name, RollingUpgradeMetrics())
+        world.reach = lambda uri: self.unreachable.get(uri, "")
+        world.require_room = self._simulate_room
+        world.make_balancer = self._simulate_balancer
+        self.images._clock = self.virtual
+        self._adopt()
+
+    def _schedule_store(self) -> None:
+        """Lets others run before and after each transaction, and nobody in the middle of one."""
+        store, transaction, virtual = self.store, self.store._transaction, self.virtual
+        virtual.held = lambda: store._owner == threading.get_ident()
+
+        @contextlib.contextmanager
+        def scheduled() -> Iterator[None]:
+            preempt(self.virtual)
+            with transaction():
+                yield
+            preempt(self.virtual)
+
+        store._transaction = scheduled  # type: ignore[method-assign]
+
+    @property
+    def executions(self) -> dict[tuple[str, int, str], int]:
+        """How often custom data and each extension was executed, whatever the run was called.
+
+        An extension that was removed from an instance begins anew.
+        """
+        found = Counter[tuple[str, int, str]]()
+        for (name, generation, what), times in self.runs.items():
+            extension, _, rest = what.partition(" ")
+            if what != "custom data" and extension != "no":
+                _, before, number = rest.rpartition("before ")
+                what = f"{extension} before {number}" if before else extension  # noqa: PLW2901
+            found[name, generation, what] += times
+        return dict(found)
+
+    def snapshot(self) -> bytes:
+        """Everything that outlives the process of the lab: machines, guests, load balancers."""
+        told = {
+            "machines": self.simulated.snapshot(),
+            "balancers": {
+                key: (balancer.running, balancer.members, balancer.busy)
+                for key, balancer in self.balancers.items()
+            },
+            "elapsed": self.virtual.monotonic(),
+            "others": {name: getattr(self, name) for name in _LASTING},
+        }
+        return pickle.dumps(told)
+
+    def restore(self, snapshot: bytes) -> None:
+        """Takes up what another process of the lab has left; call :meth:`begin` before."""
+        told = pickle.loads(snapshot)  # noqa: S301 - made by this class
+        self.simulated.restore(told["machines"])
+        for key, (running, members, busy) in told["balancers"].items():
+            balancer = self._new_balancer()
+            balancer.running, balancer.members, balancer.busy = running, members, busy
+            self.balancers[key] = balancer
+        self.virtual.sleep(told["elapsed"])
+        for name, value in told["others"].items():
+            setattr(self, name, value)
+
+    def _adopt(self) -> None:
+        """Takes the machines of the records for running."""
+        for version in self.store.select(VersionRecord):
+            self.behaviours[version.version] = Behaviour.GOOD
+            self.simulated.images[version.digest] = version.version
+        for record in self.store.select(InstanceRecord):
+            if record.generation:
+                context = InstanceContext(self.world, record.scale_set, record.instance_id)
+                machine = context.machine(record.generation)
+                known = context.existing(record.generation).extensions
+                ran = {("custom data", ""), *((entry.name, "1") for entry in known)}
+                self.simulated.adopt(machine, SimulatedDisk(record.version or "", ran))
+
+    def _simulate_guest(
+        self, context: InstanceContext, generation: GenerationRecord
+    ) -> SimulatedGuest:
+        return SimulatedGuest(
+            context.name,
+            domain=context.domain,
+            generation=generation.number,
+            version=generation.version,
+            behaviour=lambda: self.behaviours.get(generation.version, Behaviour.GOOD),
+            hypervisor=self.simulated,
+            clock=self.virtual,
+            runs=self.runs,
+            listening=lambda: set(context.record.forwards) - self.deaf_ports,
+        )
+
+    def _require_balancer(self) -> None:
+        """A simulated one is always there."""
+
+    def _simulate_balancer(self, record: ScaleSetRecord, _rules: Sequence[Rule]) -> Balancer:
+        made = self.balancers.get(record.unique_id)
+        return made or self.balancers.setdefault(record.unique_id, self._new_balancer())
+
+    def _new_balancer(self) -> SimulatedBalancer:
+        return SimulatedBalancer(lambda name: self._probe(name).healthy, self.virtual)
+
+    def _simulate_room(self, count: int, size: VmSize) -> None:
+        if len(self.simulated.defined) + count > self.room:
+            raise CapacityError(
+                f"{count} more instances of {size.name} do not fit: there is room for {self.room}"
+            )
+
+    def _simulate_probe(self, _: Probe, record: InstanceRecord) -> Observation:
+        return self._probe(record.name)
+
+    def _probe(self, name: str) -> Observation:
+        """What a probe sees of an instance from outside."""
+        domain = f"vmss-{self.identity.id}-{name}"
+        if domain in self.simulated.paused or domain in self.simulated.cut:
+            return Observation(Health.UNHEALTHY, "timed out")
+        return self._application(name)
+
+    def _application(self, name: str) -> Observation:
+        """How an instance's application is."""
+        domain = f"vmss-{self.identity.id}-{name}"
+        machine = self.simulated.defined.get(domain)
+        if machine is None or domain not in self.simulated.running or name in self.sick:
+            return Observation(Health.UNHEALTHY, "sick")
+        behaviour = self.behaviours[self.simulated.image_of(machine)]
+        return Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+
+    def _simulate_file(self, domain: str, path: str) -> bytes | None:
+        """The Application Health extension's status file, by its own rules."""
+        name = domain.removeprefix(f"vmss-{self.identity.id}-")
+        scale_set, _, number = name.rpartition("_")
+        context = InstanceContext(self.world, scale_set, int(number))
+        generation = context.generation(self.simulated.running_generation(domain) or 0)
+        if path != STATUS_FILE or generation is None:
+            return None
+        settings = application_health(context.revision(generation.revision).model)
+        if settings is None or not any(
+            entry.type.endswith("ApplicationHealthLinux") for entry in generation.extensions
+        ):
+            return None
+        boot, now = self.simulated.boots[domain], self.virtual.monotonic()
+        key = (domain, boot, generation.revision)
+        rules, due = self._extensions.get(key) or (rules_of(settings.wire(), now), now)
+        seen = self.applications.get(name) or self._application(name).health
+        while due <= now:
+            rules.observe(str(seen), due)
+            due += settings.interval_in_seconds
+        self._extensions[key] = (rules, due)
+        stamp = int(self.virtual.now().timestamp() * 1e9)
+        told = f"it is {seen}"
+        return document(rules.state, told, self._told(name), f"boot-{boot}", stamp).encode()
+
+    def _told(self, name: str) -> str | None:
+        """``customMetrics``, as an application reports them."""
+        metrics = self.metrics.get(name)
+        if metrics is None:
+            return None
+        told = {"PhaseOrderingNumber": metrics.phase, "SkipUpgrade": metrics.skip}
+        return json.dumps({"rollingUpgrade": told})
+
+    def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
+        """Publishes an image version whose instances fare so."""
+        path = self.paths.folder / f"source-{version}.qcow2"
+        size = 1 + int(version.replace(".", ""))  # another size, another digest
+        run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size}M"], what="an image")
+        self.behaviours[version] = behaviour
+        record = self.gallery().publish("web", version, path)
+        self.simulated.images[record.digest] = version
+
+    def start(self, body: dict[str, Any], load_balancer: dict[str, Any]) -> ScaleSet:
+        """Creates a set, on a good version 1.0.0 unless there is another."""
+        if not self.gallery().versions("web"):
+            self.publish("1.0.0")
+        return self.create(body, load_balancer=load_balancer)
+
+    def roll(self, web: ScaleSet, version: str, behaviour: Behaviour = Behaviour.GOOD) -> Upgrade:
+        """Publishes a version and runs what becomes due, in this thread."""
+        self.publish(version, behaviour)
+        self.run_due()
+        return web.history()[0]

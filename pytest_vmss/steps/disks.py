@@ -1,0 +1,315 @@
+"""What becomes of an instance's disks, and of the instance itself."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.errors import HostError, LabError
+from pytest_vmss.gallery import ImageAddress
+from pytest_vmss.guest import keys
+from pytest_vmss.guest.seed import build_seed
+from pytest_vmss.host.files import PART, sync_folder
+from pytest_vmss.steps.step import Conclusion
+from pytest_vmss.store import (
+    DetachedDiskRecord,
+    GenerationRecord,
+    InstanceRecord,
+)
+
+__all__ = [
+    "Commit",
+    "CreateDataDisks",
+    "Discard",
+    "Forget",
+    "PrepareDisk",
+    "RemoveFiles",
+    "RemoveMachine",
+    "ReplaceDataDisks",
+]
+
+
+#: How the names begin of data disks that are to take another's place.
+_FRESH = "fresh-"
+
+
+@dataclass(frozen=True)
+class CreateDataDisks:
+    """Makes the data disks that the instance does not have yet (A5).
+
+    The only time that the host writes to them. One that it had, and whose file is not there,
+    is never replaced by an empty one: whoever asks whether data survives must be told.
+    """
+
+    name: ClassVar[str] = "create data disks"
+    timed: ClassVar[bool] = True
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world = context.world
+        _make_folder(context)
+        for disk in context.revision(self.revision).model.data_disks:
+            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            if disk.lun in self._had(context) and not path.is_file():
+                raise HostError(
+                    f"{path}, the data disk at LUN {disk.lun} of {context.name}, is not there, and "
+                    "no empty one was put in its place: bring the file back (a file system that is "
+                    "not mounted?), or ask for empty disks with: "
+                    f"{world.program} reimage {context.scale_set} {context.instance_id} --data-disks"
+                )
+            world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
+
+    @staticmethod
+    def _had(context: InstanceContext) -> set[int]:
+        """The LUNs at which the instance has disks since its last commit."""
+        record = context.record
+        if not record.generation:
+            return set()
+        return {disk.lun for disk in context.revision(record.revision).model.data_disks}
+
+
+@dataclass(frozen=True)
+class ReplaceDataDisks:
+    """Makes new, empty data disks in place of the old ones (``reimageall`` only)."""
+
+    name: ClassVar[str] = "replace data disks"
+    timed: ClassVar[bool] = True
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world = context.world
+        for disk in context.revision(self.revision).model.data_disks:
+            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            fresh = path.with_name(_FRESH + path.name)  # so that there is a disk all the while
+            world.hypervisor.create_data_disk(fresh, disk.disk_size_gb or 1)
+            fresh.replace(path)
+            sync_folder(path.parent)
+
+
+@dataclass(frozen=True)
+class PrepareDisk:
+    """Makes a generation's OS disk and seed beside the ones in use."""
+
+    name: ClassVar[str] = "prepare OS disk"
+    timed: ClassVar[bool] = True
+
+    number: int
+    version: ImageAddress
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world, record = context.world, context.record
+        version = world.images.resolve(self.version)
+        model = context.revision(self.revision).model
+        host_key = keys.generate(record.computer_name)
+        identity = f"{world.lab_id}-{context.name}-{self.number}"
+        generation = GenerationRecord(
+            scale_set=context.scale_set,
+            instance_id=context.instance_id,
+            number=self.number,
+            gallery=version.gallery,
+            definition=version.definition,
+            version=version.version,
+            digest=version.digest,
+            revision=self.revision,
+            cloud_instance_id=identity,
+            host_key=host_key.public,
+            created=world.clock.now(),
+        )
+        world.store.put(generation)  # before its files exist
+        _make_folder(context)  # a creation that failed may have come to nothing
+        for part in _parts(context):
+            part.unlink(missing_ok=True)
+        image = world.images.path_of(version)
+        size = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
+        grow = size is not None and size * 1024**3 > version.virtual_size
+        place = (context.scale_set, context.instance_id, self.number)
+        world.hypervisor.create_os_disk(world.paths.os_disk(*place), image, size if grow else None)
+        seed = build_seed(
+            model,
+            cloud_instance_id=identity,
+            computer_name=record.computer_name,
+            mac=record.mac,
+            host_key=host_key,
+            lab_key=world.lab_key,
+            grow=grow,
+            outbound=world.guest_network == "outbound",
+        )
+        world.hypervisor.write_seed(world.paths.seed(*place), seed)
+
+
+@dataclass(frozen=True)
+class Commit:
+    """Makes a generation the instance's own; the older one is no longer needed."""
+
+    name: ClassVar[str] = "commit"
+    timed: ClassVar[bool] = False
+
+    generation: int
+    provisioning: str = "Succeeded"
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        context.existing(self.generation)
+        _require_disk(context, self.generation)
+        return lambda: self._commit(context)
+
+    def _commit(self, context: InstanceContext) -> None:
+        store, kept = context.world.store, context.existing(self.generation)
+        for generation in context.generations():
+            if generation.number == self.generation:
+                store.amend(generation, state="current")
+            elif generation.state in ("current", "preparing"):
+                store.amend(generation, state="previous")
+        store.amend(
+            context.record,
+            generation=self.generation,
+            version=kept.version,
+            revision=kept.revision,
+            power="running",
+            provisioning=self.provisioning,
+        )
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Removes the disks of all generations but one; their console logs stay.
+
+    Not unless that one is the instance's own by its record, and its disk is there: nothing
+    that failed before may cost an instance its last disk (Q1).
+
+    Attributes:
+        keep: Number of the one that is kept; 0 for an instance that never had one of its own.
+    """
+
+    name: ClassVar[str] = "discard old disk"
+    timed: ClassVar[bool] = False
+
+    keep: int
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        if context.record.generation != self.keep:
+            raise LabError(
+                f"{context.name} is on its OS disk number {context.record.generation} by its "
+                f"record, not on {self.keep}: no disk of it was removed"
+            )
+        if self.keep:
+            _require_disk(context, self.keep)
+        gone = [
+            generation
+            for generation in context.generations()
+            if generation.number != self.keep and generation.state != "discarded"
+        ]
+        for generation in gone:
+            place = (context.scale_set, context.instance_id, generation.number)
+            for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
+                path.unlink(missing_ok=True)
+        for part in _parts(context):
+            part.unlink(missing_ok=True)
+
+        def conclude() -> None:
+            for generation in gone:
+                context.world.store.amend(generation, state="discarded")
+
+        return conclude
+
+
+@dataclass(frozen=True)
+class RemoveMachine:
+    """Cuts the power of an instance that goes, and forgets its machine."""
+
+    name: ClassVar[str] = "remove machine"
+    timed: ClassVar[bool] = False
+
+    def apply(self, context: InstanceContext) -> None:
+        context.leave()
+        context.world.hypervisor.remove(context.domain)
+        record = context.world.store.get(InstanceRecord, *context.key)
+        if record is not None:
+            context.world.paths.agent_socket(record.uuid).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RemoveFiles:
+    """Removes an instance's files; data disks with ``deleteOption: Detach`` are kept (A2)."""
+
+    name: ClassVar[str] = "remove files"
+    timed: ClassVar[bool] = False
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        world, uuid = context.world, context.record.uuid
+        for disk in context.revision(self.revision).model.data_disks:
+            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            if disk.delete_option == "Detach" and path.exists():
+                kept = world.paths.detached_disk(context.name, uuid, disk.lun)
+                world.store.put(
+                    DetachedDiskRecord(
+                        scale_set=context.scale_set,
+                        instance_id=context.instance_id,
+                        lun=disk.lun,
+                        path=str(kept),
+                        detached=world.clock.now(),
+                    )
+                )
+                kept.parent.mkdir(exist_ok=True, mode=0o700)
+                path.rename(kept)
+                sync_folder(kept.parent)
+                context.event("disk", f"data disk {disk.lun} is kept: {kept}")
+        folder = world.paths.instance(context.scale_set, context.instance_id)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Removes the records of an instance that is gone."""
+
+    name: ClassVar[str] = "forget"
+    timed: ClassVar[bool] = False
+
+    def apply(self, context: InstanceContext) -> None:
+        store = context.world.store
+        with store.transaction():
+            for generation in context.generations():
+                store.delete(generation)
+            record = store.get(InstanceRecord, *context.key)
+            if record is not None:
+                store.delete(record)
+
+
+def _make_folder(context: InstanceContext) -> None:
+    folder = context.world.paths.instance(context.scale_set, context.instance_id)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _parts(context: InstanceContext) -> list[Path]:
+    """What an interrupted run left of files that it was writing."""
+    folder = context.world.paths.instance(context.scale_set, context.instance_id)
+    if not folder.exists():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.endswith(PART) or path.name.startswith(_FRESH)
+    )
+
+
+def _require_disk(context: InstanceContext, number: int) -> None:
+    """Checks that a generation could be booted, as far as its files tell.
+
+    Raises:
+        HostError: Its OS disk or its seed is not there.
+    """
+    place = (context.scale_set, context.instance_id, number)
+    for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
+        if not path.is_file() or not path.stat().st_size:
+            raise HostError(
+                f"{path}, which {context.name} is to run on, is not there; nothing was removed, "
+                "and its record is as it was: bring the file back"
+            )

@@ -1,0 +1,180 @@
+"""The extensions of one instance, stage after stage (E4, H3)."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pytest_vmss.clock import side_by_side
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.errors import ExtensionError
+from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.extensions import find_handler, is_known
+from pytest_vmss.model import Extension, stages_of_extensions
+from pytest_vmss.store import ExtensionRecord
+
+__all__ = ["RunExtensions"]
+
+
+@dataclass(frozen=True)
+class RunExtensions:
+    """Runs the extensions that are due on the generation (E4).
+
+    Those that no ``provisionAfterExtensions`` puts in an order run side by side; those
+    that depend on one that failed are not run. Each is run once on a new OS disk. On one
+    that has been in use, those run again whose definition has changed (``forceUpdateTag``
+    is a part of it) or whose last run failed; before them those are removed that the model
+    no longer names.
+
+    Attributes:
+        newer: Run those again, too, whose handler has got a higher version since.
+    """
+
+    name: ClassVar[str] = "extensions"
+    timed: ClassVar[bool] = True
+
+    generation: int
+    newer: bool = False
+
+    def apply(self, context: InstanceContext) -> None:
+        generation = context.existing(self.generation)
+        model = context.revision(generation.revision).model
+        extensions = model.extensions
+        if not extensions and not generation.extensions:
+            return
+        clock, guest = context.world.clock, context.guest(generation)
+        factor = context.world.hypervisor.slow_factor
+        end = clock.monotonic() + factor * model.extensions_time_budget.total_seconds()
+        self._remove_gone(context, extensions, end)
+
+        def run(extension: Extension) -> None:
+            known = {entry.name.lower(): entry for entry in self._results(context)}
+            earlier = known.get(extension.name.lower())
+            if earlier is not None and not self._due(context, extension, earlier):
+                return
+            broken = [
+                known[name.lower()].name
+                for name in extension.provision_after_extensions
+                if known[name.lower()].status == "error"
+            ]
+            if broken:
+                self._keep(context, extensions, _skipped(extension, broken[0]))
+                return
+            limit = min(context.limits.extension, max(end - clock.monotonic(), 0.0))
+            first = "1" if earlier is None else f"{context.operation}-{generation.revision}"
+            self._keep(context, extensions, guest.run_extension(extension, first, limit))
+
+        for stage in stages_of_extensions(extensions):
+            side_by_side(stage, run, clock=clock)
+        self._judge(context, extensions)
+
+    def _results(self, context: InstanceContext) -> Sequence[ExtensionRecord]:
+        return context.existing(self.generation).extensions
+
+    def _due(
+        self, context: InstanceContext, extension: Extension, earlier: ExtensionRecord
+    ) -> bool:
+        revision = context.existing(self.generation).revision
+        if (earlier.operation, earlier.revision) == (context.operation, revision):
+            return False  # this very operation ran it
+        if earlier.status == "error":
+            return True
+        if extension not in context.revision(earlier.revision).model.extensions:
+            return True
+        version = find_handler(extension.publisher, extension.type).version
+        return self.newer and version != earlier.version
+
+    def _keep(
+        self, context: InstanceContext, extensions: Sequence[Extension], result: ExtensionRecord
+    ) -> None:
+        """Records what came of an extension, in the model's order."""
+        store = context.world.store
+        with store.transaction():
+            generation = context.existing(self.generation)
+            known = {entry.name: entry for entry in generation.extensions}
+            known[result.name] = result.model_copy(
+                update={"revision": generation.revision, "operation": context.operation}
+            )
+            results = tuple(known[entry.name] for entry in extensions if entry.name in known)
+            store.amend(generation, extensions=results)
+            context.event("extension", f"{result.name}: {result.status}")
+
+    def _remove_gone(
+        self, context: InstanceContext, extensions: Sequence[Extension], end: float
+    ) -> None:
+        """Removes those that the model no longer names, dependants first, as Azure's agent does.
+
+        What goes wrong is a warning: the rest of the model must not wait for it.
+        """
+        named = {entry.name: entry.handler_name.lower() for entry in extensions}
+        before = {entry.name: context.as_run(entry) for entry in self._results(context)}
+        gone = {
+            name: extension
+            for name, extension in before.items()
+            if name not in named
+            or (extension is not None and named[name] != extension.handler_name.lower())
+        }
+        for stage in reversed(stages_of_extensions([entry for entry in gone.values() if entry])):
+            for extension in stage:
+                self._remove(context, extension, end)
+        self._forget(context, gone)
+
+    def _remove(self, context: InstanceContext, extension: Extension, end: float) -> None:
+        left = max(end - context.world.clock.monotonic(), 0.0)
+        guest = context.guest(context.existing(self.generation))
+        wrong = "its handler is not known here"
+        if is_known(extension):
+            wrong = guest.remove_extension(extension, min(context.limits.extension, left))
+        if wrong:
+            context.event("warning", f"{extension.name} was not removed cleanly: {wrong}")
+        context.event("extension", f"{extension.name}: removed")
+
+    def _forget(self, context: InstanceContext, names: Container[str]) -> None:
+        generation = context.existing(self.generation)
+        left = tuple(entry for entry in generation.extensions if entry.name not in names)
+        if left != generation.extensions:
+            context.world.store.amend(generation, extensions=left)
+
+    def _judge(self, context: InstanceContext, extensions: Sequence[Extension]) -> None:
+        """Raises what failed first, of those whose failures are not suppressed."""
+        suppressed = {entry.name for entry in extensions if entry.suppress_failures}
+        failed = [entry for entry in self._results(context) if entry.status == "error"]
+        for result in failed:
+            if result.name in suppressed:
+                context.event("warning", f"{result.name} failed, which is suppressed")
+        counting = [entry for entry in failed if entry.name not in suppressed]
+        counting.sort(key=lambda entry: entry.skipped)  # what failed itself comes first
+        if counting:
+            raise self._failure(context, counting[0])
+
+    def _failure(self, context: InstanceContext, result: ExtensionRecord) -> ExtensionError:
+        console = Console(context.machine(self.generation).console)
+        publisher, _, kind = result.type.rpartition(".")
+        message = (
+            f"VM has reported a failure when processing extension '{result.name}' (publisher "
+            f"'{publisher}' and type '{kind}'). Error message: '{result.message or 'no output'}'."
+        )
+        return ExtensionError(
+            result.message if result.timed_out else message,
+            instance=context.name,
+            extension=result.name,
+            exit_code=result.exit_code,
+            console_tail=console.tail(),
+            log=console.path,
+            code="VMExtensionProvisioningTimeout" if result.timed_out else None,
+        )
+
+
+def _skipped(extension: Extension, failed: str) -> ExtensionRecord:
+    """Of an extension that was not run; the Azure agent's words."""
+    return ExtensionRecord(
+        name=extension.name,
+        type=extension.handler_name,
+        status="error",
+        skipped=True,
+        message=(
+            "Skipping processing of extensions since execution of dependent extension "
+            f"{failed} failed"
+        ),
+    )

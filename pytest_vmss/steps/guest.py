@@ -1,0 +1,141 @@
+"""What runs in a guest: cloud-init, the application."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pytest_vmss.clock import wait_for
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.environment.health import HEALTH_INTERVAL, Measures, Watch
+from pytest_vmss.errors import CloudInitError, InstanceError, UnhealthyError, WaitTimeoutError
+from pytest_vmss.guest.console import Console
+from pytest_vmss.health import worst
+from pytest_vmss.steps.step import Conclusion
+
+__all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit", "Sync"]
+
+#: Ports that are named where others are missing.
+_PORTS = 20
+
+
+@dataclass(frozen=True)
+class FinishCloudInit:
+    """Waits for cloud-init's own verdict."""
+
+    name: ClassVar[str] = "cloud-init"
+    timed: ClassVar[bool] = True
+
+    generation: int
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        generation = context.existing(self.generation)
+        verdict = context.guest(generation).wait_cloud_init()
+        told = "; ".join(verdict.problems)
+        if verdict.status == "degraded" and context.world.degraded_is_fatal:
+            console = Console(context.machine(self.generation).console)
+            raise CloudInitError(
+                f"cloud-init ended degraded, which is fatal here: {told}",
+                instance=context.name,
+                errors=verdict.problems,
+                console_tail=console.tail(),
+                log=console.path,
+            )
+
+        def conclude() -> None:
+            context.world.store.amend(generation, cloud_init=verdict.status)
+            if verdict.problems:
+                context.event("warning", f"cloud-init ended {verdict.status}: {told}")
+
+        return conclude
+
+
+@dataclass(frozen=True)
+class ApplyModel:
+    """Gives an OS disk that is in use another revision of the model."""
+
+    name: ClassVar[str] = "apply model"
+    timed: ClassVar[bool] = False
+
+    generation: int
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        generation = context.existing(self.generation)
+        context.world.store.amend(generation, revision=self.revision)
+
+
+@dataclass(frozen=True)
+class AwaitHealth:
+    """Waits until the application is healthy on the current boot (F6)."""
+
+    name: ClassVar[str] = "health"
+    timed: ClassVar[bool] = True
+
+    generation: int
+
+    def apply(self, context: InstanceContext) -> None:
+        applied = context.revision(context.existing(self.generation).revision)
+        measures = Measures.of(context.world, context.scale_set, applied)
+        watch = Watch(context, measures)
+        # Initializing is no judgement: the limit counts from the end of the grace period.
+        limit = context.limits.health + measures.grace
+
+        def healthy() -> bool | None:
+            seen = watch.look()
+            return (seen is not None and seen.healthy) or None
+
+        try:
+            wait_for(
+                f"{context.name} to be healthy",
+                healthy,
+                limit=limit,
+                clock=context.world.clock,
+                interval=HEALTH_INTERVAL,
+                describe=lambda: worst(watch.last).detail,
+            )
+        except WaitTimeoutError as late:
+            console = Console(context.machine(self.generation).console)
+            raise UnhealthyError(
+                f"the application did not become healthy within {limit:.0f} s: "
+                f"{worst(watch.last).detail}{self._deaf_ports(context, measures)}",
+                instance=context.name,
+                console_tail=console.tail(),
+                log=console.path,
+            ) from late
+
+    def _deaf_ports(self, context: InstanceContext, measures: Measures) -> str:
+        """Says so where nothing in the guest listens on a port that is asked."""
+        sources = (measures.probe, measures.application)
+        asked = {source.port for source in sources if source and source.port}
+        try:
+            guest = context.guest(context.existing(self.generation))
+            listening = guest.listening() if asked else set()
+        except InstanceError:
+            return ""
+        deaf = sorted(port for port in asked if port not in listening)
+        if not deaf:
+            return ""
+        found = ", ".join(map(str, sorted(listening)[:_PORTS])) or "none"
+        more = f" and {len(listening) - _PORTS} more" if len(listening) > _PORTS else ""
+        return (
+            f"; nothing listens on port {', '.join(map(str, deaf))} in the guest (listening are: "
+            f"{found}{more})"
+        )
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Makes what the guest has written on its new OS disk durable, before the old one goes (M3).
+
+    Without it a machine that loses its power in the half minute after its first boot
+    comes back with empty files where cloud-init has written.
+    """
+
+    name: ClassVar[str] = "sync"
+    timed: ClassVar[bool] = True
+
+    generation: int
+
+    def apply(self, context: InstanceContext) -> None:
+        context.guest(context.existing(self.generation)).sync()

@@ -1,0 +1,122 @@
+"""Stopping a machine, starting it, and proving that it has booted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pytest_vmss.clock import wait_for
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.errors import WaitTimeoutError
+from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.steps.step import Conclusion
+
+__all__ = ["ProveBoot", "SetPower", "Start", "Stop"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Stops the machine: asks the guest, and cuts the power after the limit.
+
+    Attributes:
+        abrupt: Cut the power at once, as Azure's ``skipShutdown``.
+    """
+
+    name: ClassVar[str] = "stop"
+    timed: ClassVar[bool] = False
+
+    generation: int
+    abrupt: bool = False
+
+    def apply(self, context: InstanceContext) -> None:
+        hypervisor = context.world.hypervisor
+        if hypervisor.running_generation(context.domain) != self.generation:
+            return
+        context.leave()
+        record = context.generation(self.generation)
+        asks = record is not None and record.boot_id is not None and not self.abrupt
+        if asks and hypervisor.state(context.domain) is PowerState.RUNNING:
+            hypervisor.request_stop(context.domain)
+            try:
+                wait_for(
+                    f"{context.name} to shut down",
+                    lambda: hypervisor.state(context.domain) is not PowerState.RUNNING or None,
+                    limit=context.limits.stop,
+                    clock=context.world.clock,
+                    interval=0.05,
+                )
+                return
+            except WaitTimeoutError as late:
+                context.event("warning", f"{late.message}; cutting its power")
+        hypervisor.power_off(context.domain)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Starts the machine on a generation."""
+
+    name: ClassVar[str] = "start"
+    timed: ClassVar[bool] = False
+
+    generation: int
+
+    def apply(self, context: InstanceContext) -> None:
+        hypervisor = context.world.hypervisor
+        if hypervisor.running_generation(context.domain) == self.generation:
+            return  # begun before a crash, or never stopped
+        machine = context.machine(self.generation)
+        generation = context.existing(self.generation)
+        # A later proof of the boot needs to know what was there before it.
+        log = machine.console.stat().st_size if machine.console.exists() else 0
+        context.world.store.amend(
+            generation, boot_before=generation.boot_id, console_from=log, started=True
+        )
+        hypervisor.start(machine)
+
+
+@dataclass(frozen=True)
+class ProveBoot:
+    """Proves a new boot of a generation, by its boot id."""
+
+    name: ClassVar[str] = "boot"
+    timed: ClassVar[bool] = True
+
+    generation: int
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        store = context.world.store
+        generation = context.existing(self.generation)
+        facts = context.guest(generation).wait_boot(generation.boot_before)
+
+        def conclude() -> None:
+            store.amend(
+                generation,
+                boot_id=facts.boot_id,
+                kernel=facts.kernel,
+                found_version=facts.image_version,
+            )
+            context.event(
+                "boot",
+                f"booted: image version {facts.image_version or 'unknown'}, kernel {facts.kernel}",
+            )
+            if facts.image_version not in (None, generation.version):
+                context.event(
+                    "warning",
+                    f"the image published as {generation.version} calls itself "
+                    f"{facts.image_version}",
+                )
+
+        return conclude
+
+
+@dataclass(frozen=True)
+class SetPower:
+    """Records which power state was asked for."""
+
+    name: ClassVar[str] = "power state"
+    timed: ClassVar[bool] = False
+
+    power: Literal["running", "stopped", "deallocated"]
+
+    def apply(self, context: InstanceContext) -> None:
+        context.world.store.amend(context.record, power=self.power)

@@ -1,0 +1,107 @@
+"""Out of load balancing, and back into it (E1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pytest_vmss.clock import wait_for
+from pytest_vmss.environment.environment import InstanceContext, member_of
+from pytest_vmss.errors import UnhealthyError, WaitTimeoutError
+from pytest_vmss.load_balancer import Balancer
+from pytest_vmss.steps.step import Conclusion
+
+__all__ = ["Drain", "LeaveBalancer", "Serve"]
+
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Takes the instance out of load balancing, and waits for its connections to end."""
+
+    name: ClassVar[str] = "drain"
+    timed: ClassVar[bool] = False
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        balancer = context.world.balancer(context.scale_set)
+        if balancer is not None:
+            balancer.take_out(context.name)
+            self._wait(context, balancer)
+        return _in_service(context, False)
+
+    @staticmethod
+    def _wait(context: InstanceContext, balancer: Balancer) -> None:
+        try:
+            wait_for(
+                f"the connections of {context.name} to end",
+                lambda: balancer.connections(context.name) == 0 or None,
+                limit=context.limits.drain,
+                clock=context.world.clock,
+                interval=_LOOK_S,
+                describe=lambda: f"{balancer.connections(context.name)} are left",
+            )
+        except WaitTimeoutError as late:
+            context.event("warning", f"{late.message}; they will break")
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Puts the instance back into load balancing.
+
+    Attributes:
+        wait: Until the load balancer's own probe says that it is healthy.
+    """
+
+    name: ClassVar[str] = "serve"
+    timed: ClassVar[bool] = True
+
+    wait: bool = True
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        balancer = context.world.balancer(context.scale_set)
+        if balancer is not None:
+            balancer.add(member_of(context.record.model_copy(update={"in_service": True})))
+            if self.wait:
+                self._wait(context, balancer)
+        return _in_service(context, True)
+
+    @staticmethod
+    def _wait(context: InstanceContext, balancer: Balancer) -> None:
+        limit = context.limits.health
+        try:
+            wait_for(
+                f"the load balancer to find {context.name} healthy",
+                lambda: balancer.healthy(context.name) or None,
+                limit=limit,
+                clock=context.world.clock,
+                interval=_LOOK_S,
+            )
+        except WaitTimeoutError as late:
+            raise UnhealthyError(
+                f"its own port answers, but the load balancer's probe did not find it healthy "
+                f"within {limit:.0f} s",
+                instance=context.name,
+            ) from late
+
+
+@dataclass(frozen=True)
+class LeaveBalancer:
+    """Removes an instance that goes from load balancing."""
+
+    name: ClassVar[str] = "leave load balancer"
+    timed: ClassVar[bool] = False
+
+    def apply(self, context: InstanceContext) -> None:
+        balancer = context.world.balancer(context.scale_set)
+        if balancer is not None:
+            balancer.remove(context.name)
+
+
+def _in_service(context: InstanceContext, value: bool) -> Conclusion:
+    """Writes whether the load balancer may send the instance traffic from now on."""
+
+    def conclude() -> None:
+        context.world.store.amend(context.record, in_service=value)
+
+    return conclude

@@ -1,1 +1,0 @@
-"""Upgrades: the planner decides, the engine acts."""
