@@ -28,7 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.effects import Effect, observing
-from benchmarks.invariants import Tally, Watch, being_removed, lost, orphans, repeated, state_of
+from benchmarks.invariants import (
+    HealthMonitor,
+    Tally,
+    being_removed,
+    lost,
+    orphans,
+    repeated,
+    state_of,
+)
 from benchmarks.stage import SCENARIOS, Stage, use_memory
 from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.simulation.scheduler import Killed
@@ -50,7 +58,11 @@ class Killer:
     """
 
     def __init__(
-        self, moment: int, *, die: Callable[[], object] = lambda: None, watch: Watch | None = None
+        self,
+        moment: int,
+        *,
+        die: Callable[[], object] = lambda: None,
+        watch: HealthMonitor | None = None,
     ) -> None:
         self.count = 0
         self.dead = False
@@ -114,18 +126,22 @@ class Ground:
             with killing(lab, 0, watch=self.watch(lab)) as killer:
                 self.stage.scenario.act(lab)
             self.moments.append(killer.count)
-            ideal = state_of(lab, self.stage.accounts(lab))
+            ideal = state_of(lab, self.stage.reports(lab))
             if seed and ideal != self.ideal:
                 self.told.append(f"{scenario}: undisturbed runs differ: {ideal}, {self.ideal}")
-            self.ideal, self.operations = ideal, len(self.stage.accounts(lab))
+            self.ideal, self.operations = ideal, len(self.stage.reports(lab))
             lab.close()
 
-    def watch(self, lab: SimulatedLab) -> Watch:
+    def watch(self, lab: SimulatedLab) -> HealthMonitor:
         """Watches M2 where it applies."""
         scenario = self.stage.scenario
-        return Watch(lab, scenario.capacity, scenario.most_out if scenario.rolling else None)
+        return HealthMonitor(
+            lab, scenario.capacity, scenario.most_out if scenario.rolling else None
+        )
 
-    def kill(self, kills: Sequence[int], *, real: bool) -> tuple[SimulatedLab, list[Watch], bool]:
+    def kill(
+        self, kills: Sequence[int], *, real: bool
+    ) -> tuple[SimulatedLab, list[HealthMonitor], bool]:
         """Kills what is done at the first moment, its resume at the second, and so on.
 
         Returns:
@@ -136,7 +152,7 @@ class Ground:
             self.stage.lay()
             left, dead = self._kill_process(kills[0], seed)
             return self.stage.open(left, seed), [], dead
-        watches, lab = list[Watch](), self.stage.fresh(seed)
+        watches, lab = list[HealthMonitor](), self.stage.fresh(seed)
         act: Callable[[SimulatedLab], object] = self.stage.scenario.act
         dead = False
         for moment in kills:
@@ -197,7 +213,7 @@ def judge(points: Points, ground: Ground) -> Tally:
 
 
 def _judge(
-    tally: Tally, ground: Ground, lab: SimulatedLab, watches: Sequence[Watch], what: str
+    tally: Tally, ground: Ground, lab: SimulatedLab, watches: Sequence[HealthMonitor], what: str
 ) -> None:
     tally.points += 1
     replaced = ground.stage.scenario.name == "reimageall"
@@ -208,11 +224,11 @@ def _judge(
     try:
         with killing(lab, 0, watch=watches[-1]):
             resume(lab)
-            if len(ground.stage.accounts(lab)) < ground.operations:  # not recorded before the kill
+            if len(ground.stage.reports(lab)) < ground.operations:  # not recorded before the kill
                 ground.stage.scenario.act(lab)
     except Exception as error:  # noqa: BLE001 - it is what is told
         broke = f" ({error!r})"
-    reached = state_of(lab, ground.stage.accounts(lab))
+    reached = state_of(lab, ground.stage.reports(lab))
     if reached == ground.ideal and not broke:
         tally.converged += 1
     else:

@@ -68,9 +68,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the old seed is not removed",
         _DISKS,
-        "            for path in (context.world.paths.os_disk(*place), "
-        "context.world.paths.seed(*place)):\n                path.unlink",
-        "            for path in (context.world.paths.os_disk(*place),):\n                path.unlink",
+        "            for path in (context.environment.paths.os_disk(*place), "
+        "context.environment.paths.seed(*place)):\n                path.unlink",
+        "            for path in (context.environment.paths.os_disk(*place),):\n                path.unlink",
         _tests(f"{_UPGRADE}::test_a_good_version_rolls_through"),
     ),
     _mutant(
@@ -198,7 +198,7 @@ MUTANTS: tuple[Mutant, ...] = (
         also=[
             Patch(
                 "engine/journal.py",
-                "            if unsettled := self.account(operation_id).unsettled:\n                raise",
+                "            if unsettled := self.report(operation_id).unsettled:\n                raise",
                 "            if unsettled := []:\n                raise",
             )
         ],
@@ -213,7 +213,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "an instance that failed is told to be well",
         "engine/work.py",
-        '            self._world.store.amend(context.record, provisioning="Failed")\n',
+        '            self._environment.store.amend(context.record, provisioning="Failed")\n',
         "",
         _tests(f"{_UPGRADE}::test_started_by_hand_there_is_no_rollback", _UPGRADE),
     ),
@@ -260,14 +260,14 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a way back is not proved",
         "operations/phases.py",
-        "        Start(old),\n        ProveBoot(old),\n        AwaitHealth(old),\n        Serve(),",
-        "        Start(old),\n        Serve(wait=False),",
+        "        Start(old),\n        ProveBoot(old),\n        AwaitHealth(old),\n        Undrain(),",
+        "        Start(old),\n        Undrain(wait=False),",
         _tests("tests/simulation/test_defects.py"),
     ),
     _mutant(
         "the deadline of an instance is ignored",
         "engine/journal.py",
-        "self._world.clock.monotonic() > context.deadline:",
+        "self._environment.clock.monotonic() > context.deadline:",
         "False:",
         _tests("tests/simulation/test_defects.py", "tests/simulation/test_rollout.py"),
     ),
@@ -410,7 +410,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _tests("tests/unit/test_checks.py"),
     ),
     _mutant(
-        "the watcher ends with the first error",
+        "the loop ends with the first error",
         "controller/loop.py",
         "                with contextlib.suppress(Exception):\n"
         "                    self._failed(error)\n",

@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from filelock import BaseFileLock
 
-from pytest_vmss.gallery import Images
-from pytest_vmss.simulation.load_balancer import SimulatedBalancer
+from pytest_vmss.gallery import ImageStore
 from pytest_vmss.simulation.guest import SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
 from pytest_vmss.simulation.lab import SimulatedLab
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 
 __all__ = ["Effect", "Family", "observing"]
 
@@ -75,7 +75,7 @@ _METHODS: dict[type[Any], tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
         ("ensure", "add", "remove", "take_out", "put_back", "stop"),
         ("connections", "healthy"),
     ),
-    Images: ("lab", (), ("path_of",)),
+    ImageStore: ("lab", (), ("path_of",)),
     BaseFileLock: ("lab", ("acquire",), ()),
 }  # fmt: skip
 #: What a world asks of the host by functions of its own.
@@ -199,7 +199,7 @@ def observing(lab: SimulatedLab, observe: _Observe) -> Iterator[None]:
         for kind, family in _MIDDLES.items():
             wrap(kind, "_half_done", family, reads=False)
         for name in _WORLD:
-            wrap(lab.world, name, "lab", reads=True)
+            wrap(lab.environment, name, "lab", reads=True)
         _observe, _folder = observe, f"{lab.paths.folder}/"
         try:
             yield

@@ -32,7 +32,7 @@ from benchmarks.crash_points import Killer
 from benchmarks.effects import Effect, observing
 from benchmarks.faults import Fault, faults_of
 from benchmarks.invariants import (
-    Watch,
+    HealthMonitor,
     being_removed,
     end_problems,
     lost,
@@ -84,7 +84,7 @@ class Injector:
         watch: Looks at the world at each.
     """
 
-    def __init__(self, lab: SimulatedLab, point: Point | None, watch: Watch) -> None:
+    def __init__(self, lab: SimulatedLab, point: Point | None, watch: HealthMonitor) -> None:
         self.effects: list[Effect] = []
         self.hit: Effect | None = None
         self.fault: Fault | None = None
@@ -174,8 +174,8 @@ class Ground:
         with observing(lab, injector):
             self.act(lab)
         self.effects = injector.effects
-        self.ideal = state_of(lab, self.stage.accounts(lab))
-        self.operations = len(self.stage.accounts(lab))
+        self.ideal = state_of(lab, self.stage.reports(lab))
+        self.operations = len(self.stage.reports(lab))
         lab.close()
 
     def begin(self, seed: int) -> SimulatedLab:
@@ -194,10 +194,12 @@ class Ground:
         else:
             self.play.scenario.act(lab)
 
-    def watch(self, lab: SimulatedLab) -> Watch:
+    def watch(self, lab: SimulatedLab) -> HealthMonitor:
         """Watches M2 where it applies."""
         scenario = self.play.scenario
-        return Watch(lab, scenario.capacity, scenario.most_out if scenario.rolling else None)
+        return HealthMonitor(
+            lab, scenario.capacity, scenario.most_out if scenario.rolling else None
+        )
 
     def points(self, *, stride: int) -> list[Point]:
         """One of so many points, spread over all effects and faults.
@@ -327,10 +329,10 @@ def _after_the_cure(lab: SimulatedLab, ground: Ground, *, noted: bool) -> list[s
             wrong.append(f"the upgrade's account does not say how to go on: {told}")
     try:
         _resume(lab)
-        if len(ground.stage.accounts(lab)) < ground.operations:
+        if len(ground.stage.reports(lab)) < ground.operations:
             ground.play.scenario.act(lab)
     except Exception as error:  # noqa: BLE001 - it is told
-        if ground.stage.accounts(lab)[-1].record.status != "Faulted":
+        if ground.stage.reports(lab)[-1].record.status != "Faulted":
             wrong.append(f"after the cure: {error!r}")
     return wrong
 
@@ -340,11 +342,11 @@ def _at_the_end(lab: SimulatedLab, ground: Ground, fault: Fault) -> list[str]:
     wrong += [f"lost: {thing}" for thing in lost(lab, _before(ground, {}))]
     wrong += [f"left over: {thing}" for thing in orphans(lab)]
     wrong += repeated(lab) + miscounted(lab)
-    accounts = ground.stage.accounts(lab)
-    for account in accounts:
-        wrong += end_problems(lab, account, ground.stage.os_disks)
+    reports = ground.stage.reports(lab)
+    for report in reports:
+        wrong += end_problems(lab, report, ground.stage.os_disks)
     if not fault.judges and not wrong:
-        reached = state_of(lab, accounts)
+        reached = state_of(lab, reports)
         if reached != ground.ideal:
             wrong.append(f"did not converge: {reached}, not {ground.ideal}")
     return wrong

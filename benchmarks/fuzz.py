@@ -95,9 +95,9 @@ def fuzz(subject: Subject, *, count: int, seed: int) -> Found:
             pass
         except Exception:  # noqa: BLE001 - that is what is looked for
             found.tracebacks.append((found.inputs, traceback.format_exc()))
-        spent, grown = time.process_time() - begun, _peak_mib() - memory
-        if spent > LIMIT_S or grown > LIMIT_MIB:
-            found.slow.append((found.inputs, spent, grown))
+        elapsed, grown = time.process_time() - begun, _peak_mib() - memory
+        if elapsed > LIMIT_S or grown > LIMIT_MIB:
+            found.slow.append((found.inputs, elapsed, grown))
         found.inputs += 1
     return found
 

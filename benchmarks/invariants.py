@@ -10,13 +10,22 @@ from typing import Any
 from benchmarks.effects import Effect
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.journal import Account
+from pytest_vmss.engine.journal import OperationReport
 from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 
 __all__ = [
-    "Tally", "Watch", "being_removed", "domain_of", "end_problems", "lost", "miscounted",
-    "orphans", "repeated", "serving", "state_of",
+    "HealthMonitor",
+    "Tally",
+    "being_removed",
+    "domain_of",
+    "end_problems",
+    "lost",
+    "miscounted",
+    "orphans",
+    "repeated",
+    "serving",
+    "state_of",
 ]  # fmt: skip
 
 
@@ -41,7 +50,7 @@ def serving(lab: SimulatedLab, web: str = "web") -> set[str]:
 
 
 @dataclass
-class Watch:
+class HealthMonitor:
     """Watches at every effect how many instances are out (M2).
 
     Attributes:
@@ -77,11 +86,11 @@ class Watch:
         return found
 
 
-def state_of(lab: SimulatedLab, accounts: Sequence[Account]) -> dict[str, Any]:
+def state_of(lab: SimulatedLab, reports: Sequence[OperationReport]) -> dict[str, Any]:
     """Where a lab is: what must be the same after an undisturbed run."""
     return {
         "operations": [
-            (account.record.action, account.record.status, account.outcomes) for account in accounts
+            (report.record.action, report.record.status, report.outcomes) for report in reports
         ],
         "sets": {web.name: _state_of_set(lab, web) for web in lab.scale_sets()},
     }
@@ -207,29 +216,30 @@ def miscounted(lab: SimulatedLab) -> list[str]:
     ]
 
 
-def end_problems(lab: SimulatedLab, account: Account, os_disks: Mapping[str, int]) -> list[str]:
+def end_problems(
+    lab: SimulatedLab, report: OperationReport, os_disks: Mapping[str, int]
+) -> list[str]:
     """What an ended operation says that is not true of the world (G3, Q1).
 
     Args:
         lab: Where.
-        account: The operation.
+        report: The operation.
         os_disks: The inodes of OS disks before it, by their paths.
     """
-    record, found = account.record, list[str]()
+    record, found = report.record, list[str]()
     if record.ended is None:
         return [f"the {record.action} has not ended"]
-    outcomes = set(account.outcomes.values())
+    outcomes = set(report.outcomes.values())
     if record.status == "Completed" and not outcomes <= {Outcome.SUCCEEDED, Outcome.SKIPPED}:
-        found.append(f"the {record.action} is Completed, with {account.outcomes}")
+        found.append(f"the {record.action} is Completed, with {report.outcomes}")
     if record.status == "Faulted" and not record.error_code:
         found.append(f"the {record.action} is Faulted, and does not say why")
     there = {entry.instance_id: entry for entry in _instances_of(lab, record.scale_set)}
-    for number, result in account.results.items():
+    for number, result in report.results.items():
         instance = there.get(str(number))
         what = f"{record.scale_set}_{number} is told {result.outcome}"
         found += [
-            f"{what}, but {problem}"
-            for problem in _untrue(lab, account, result, instance, os_disks)
+            f"{what}, but {problem}" for problem in _untrue(lab, report, result, instance, os_disks)
         ]
     return found
 
@@ -241,20 +251,20 @@ def _instances_of(lab: SimulatedLab, scale_set: str) -> list[Instance]:
 
 def _untrue(
     lab: SimulatedLab,
-    account: Account,
+    report: OperationReport,
     result: OutcomeRecord,
     instance: Instance | None,
     os_disks: Mapping[str, int],
 ) -> Iterator[str]:
     """What is not true of an instance's outcome."""
     outcome = result.outcome
-    if _committed(lab, account, result.instance_id) and outcome is not Outcome.SUCCEEDED:
+    if _committed(lab, report, result.instance_id) and outcome is not Outcome.SUCCEEDED:
         yield "it was committed"
     match outcome:
         case Outcome.IN_PROGRESS:
             yield "the operation has ended"
         case Outcome.SUCCEEDED:
-            yield from _not_done(lab, account, result, instance)
+            yield from _not_done(lab, report, result, instance)
         case Outcome.ROLLED_BACK | Outcome.NOT_STARTED:
             yield from _not_well(lab, instance)
             if instance and os_disks.get(str(instance.os_disk)) != _inode(instance.os_disk):
@@ -276,10 +286,10 @@ def _inode(path: Path) -> int | None:
 
 
 def _not_done(
-    lab: SimulatedLab, account: Account, result: OutcomeRecord, instance: Instance | None
+    lab: SimulatedLab, report: OperationReport, result: OutcomeRecord, instance: Instance | None
 ) -> Iterator[str]:
     """What an instance lacks for which the operation is told to have succeeded."""
-    action, target = account.record.action, account.record.target
+    action, target = report.record.action, report.record.target
     if action == "delete" or result.replacement:
         if instance is not None:
             yield "it is still there"
@@ -304,11 +314,11 @@ def _not_well(
         yield f"its provisioning state is {instance.record.provisioning}"
 
 
-def _committed(lab: SimulatedLab, account: Account, number: int) -> bool:
+def _committed(lab: SimulatedLab, report: OperationReport, number: int) -> bool:
     """Whether the journal says that an instance's new OS disk became its own."""
     return any(
         step.phase == "swap" and step.name == "commit" and step.done and step.error is None
-        for step in lab.store.steps(account.record.id, number)
+        for step in lab.store.steps(report.record.id, number)
     )
 
 

@@ -34,11 +34,11 @@ def upgrade(instances: int, folder: Path) -> tuple[float, int]:
         lab.publish("1.1.0")
         start = time.process_time()
         lab.run_due()
-        spent = time.process_time() - start
+        elapsed = time.process_time() - start
         done = web.history()[0]
         if not done.completed or {i.image_version for i in web} != {"1.1.0"}:
             sys.exit(f"the upgrade of {instances} did not complete:\n{done.explain()}")
-        return spent, len(done.batches)
+        return elapsed, len(done.batches)
     finally:
         lab.destroy()
 
@@ -54,9 +54,9 @@ def main() -> None:
     for number in range(1, arguments.rounds + 1):
         for size in _SIZES:
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                spent, batches[size] = upgrade(size, Path(folder))
-            seconds[size].append(spent)
-            print(f"round {number}: {size:5} instances: {spent:6.2f} s CPU", flush=True)
+                elapsed, batches[size] = upgrade(size, Path(folder))
+            seconds[size].append(elapsed)
+            print(f"round {number}: {size:5} instances: {elapsed:6.2f} s CPU", flush=True)
     medians = {size: statistics.median(found) for size, found in seconds.items()}
     for size, median in medians.items():
         print(

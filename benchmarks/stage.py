@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.journal import Account
+from pytest_vmss.engine.journal import OperationReport
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.lab import SimulatedLab
@@ -62,7 +62,7 @@ def _replace(lab: SimulatedLab) -> None:
     """What automatic repairs do."""
     web, images = _web(lab), lab.images
     version = images.resolve(images.address_of(web.model.image_reference))
-    with web._engine.claim():
+    with web._engine.lock():
         web._engine.replace([1], version=version, started_by="Platform")
 
 
@@ -231,10 +231,10 @@ class Stage:
         lab.close()
         return self.open(left, seed)
 
-    def accounts(self, lab: SimulatedLab) -> list[Account]:
+    def reports(self, lab: SimulatedLab) -> list[OperationReport]:
         """All operations since the beginning."""
         return [
-            Account.of(lab.store, record)
+            OperationReport.of(lab.store, record)
             for record in lab.store.select(OperationRecord)
             if record.id not in self._known
         ]

@@ -30,7 +30,7 @@ __all__ = [
     "VirtualClock",
     "is_stopped_by",
     "preempt",
-    "side_by_side",
+    "run_concurrently",
     "stoppable",
     "wait_for",
 ]
@@ -266,7 +266,7 @@ def preempt(clock: Clock) -> None:
         clock.preempt()
 
 
-def side_by_side(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clock) -> None:
+def run_concurrently(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clock) -> None:
     """Acts on items in threads, and returns when all have ended.
 
     Args:

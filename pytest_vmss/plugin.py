@@ -253,9 +253,9 @@ def _summarise(lab: Lab) -> list[str]:
 
     out = StringIO()
     console = Console(file=out, width=120)
-    for account in lab.finished_upgrades():
-        console.print(upgrade_summary(account))
-        console.print(stage_table(account.record, lab.store.steps(account.record.id)))
+    for report in lab.finished_upgrades():
+        console.print(upgrade_summary(report))
+        console.print(stage_table(report.record, lab.store.steps(report.record.id)))
     if lab.settings.keep:
         console.print(f"VMs are kept: vmss --lab {lab.paths.folder.name} list")
     return out.getvalue().splitlines()

@@ -42,8 +42,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 class UnreadableError(ValueError):
     """What a guest said cannot be read; the message is fit to be shown."""
 
-    def __init__(self, why: str) -> None:
-        super().__init__(one_line(why))
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason))
 
 
 def clean(text: str) -> str:

@@ -12,7 +12,7 @@ from pytest_vmss.api.faults import Faults
 from pytest_vmss.api.instance_view import instance_view, status_of
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.environment.health import Measures, observe_health
+from pytest_vmss.environment.health import HealthSources, observe_health
 from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
 from pytest_vmss.guest import LinuxGuest, Shell
 from pytest_vmss.guest.console import Console
@@ -36,7 +36,7 @@ class Instance:
 
     def __init__(self, lab: Lab, scale_set: str, instance_id: int) -> None:
         self._lab = lab
-        self._context = InstanceContext(lab.world, scale_set, instance_id)
+        self._context = InstanceContext(lab.environment, scale_set, instance_id)
         self._guest: tuple[tuple[int, str], LinuxGuest] | None = None
 
     def __repr__(self) -> str:
@@ -109,7 +109,7 @@ class Instance:
     @property
     def latest_model_applied(self) -> bool:
         """Azure's ``latestModelApplied``: whether it is as the set's model says now (C9)."""
-        return Engine(self._lab.world, self._context.scale_set).has_latest_model(self.record)
+        return Engine(self._lab.environment, self._context.scale_set).has_latest_model(self.record)
 
     def protect(
         self, *, from_scale_in: bool | None = None, from_scale_set_actions: bool | None = None
@@ -136,7 +136,7 @@ class Instance:
                 "cannot be false where protectFromScaleSetActions is true",
             )
             raise ModelError([problem], source=f"the protection policy of {self.name}")
-        store = self._lab.world.store
+        store = self._lab.environment.store
         with store.transaction():
             store.amend(record, protected=actions, protect_from_scale_in=scale_in or actions)
             self._context.event(
@@ -153,7 +153,7 @@ class Instance:
     @property
     def power_state(self) -> PowerState:
         """Whether its machine runs."""
-        return self._lab.world.hypervisor.state(self._context.domain)
+        return self._lab.environment.hypervisor.state(self._context.domain)
 
     @property
     def health(self) -> Health:
@@ -164,9 +164,9 @@ class Instance:
         """What each of its health sources says now, by the source's name."""
         context = replace(self._context, _guests={})
         applied = context.revision(self.record.revision)
-        measures = Measures.of(self._lab.world, context.scale_set, applied)
+        health_sources = HealthSources.of(self._lab.environment, context.scale_set, applied)
         try:
-            return observe_health(context, measures)
+            return observe_health(context, health_sources)
         finally:
             context.leave()
 
@@ -242,11 +242,11 @@ class Instance:
     @cached_property
     def faults(self) -> Faults:
         """Faults to bring about on it, for a test, and to mend."""
-        context, world = self._context, self._lab.world
+        context, environment = self._context, self._lab.environment
         return Faults(
             context.name,
             context.domain,
-            hypervisor=lambda: world.hypervisor,
+            hypervisor=lambda: environment.hypervisor,
             shell=self.shell,
             tell=lambda left: context.event("warning", left),
         )

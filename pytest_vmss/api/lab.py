@@ -13,12 +13,12 @@ from typing import Literal, Self, Unpack
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.clock import SystemClock, is_stopped_by
-from pytest_vmss.controller.controller import Conductor, Options
+from pytest_vmss.controller.controller import Controller, Options
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine, parts
-from pytest_vmss.engine.journal import Account, Journal
+from pytest_vmss.engine.journal import Journal, OperationReport
 from pytest_vmss.engine.preflight import reach
-from pytest_vmss.environment.environment import InstanceContext, World
+from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.errors import (
     ConflictError,
     HypervisorError,
@@ -26,7 +26,7 @@ from pytest_vmss.errors import (
     ProvisioningError,
 )
 from pytest_vmss.file_server.blobs import Blobs, names_server
-from pytest_vmss.gallery import Gallery, Images
+from pytest_vmss.gallery import Gallery, ImageStore
 from pytest_vmss.guest import Check, LinuxGuest, SshAccess
 from pytest_vmss.guest.agent import guest_time, read_file, within
 from pytest_vmss.guest.console import Console
@@ -66,8 +66,8 @@ from pytest_vmss.model import (
     application_health,
     load_document,
 )
-from pytest_vmss.operations.allocate import enrol
-from pytest_vmss.operations.revisions import check_document, declare
+from pytest_vmss.operations.allocate import allocate_instances
+from pytest_vmss.operations.revisions import check_document, register_scale_set
 from pytest_vmss.operations.sizing import Sizing
 from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.settings import Settings
@@ -125,7 +125,7 @@ class Lab:
         except BaseException:
             self._in_use.release()
             raise
-        self.images = Images(
+        self.images = ImageStore(
             self.paths.images,
             self.store,
             self.clock,
@@ -210,9 +210,9 @@ class Lab:
     # What operations act on.
 
     @cached_property
-    def world(self) -> World:
+    def environment(self) -> Environment:
         """Everything that an operation touches."""
-        return World(
+        return Environment(
             lab_id=self.identity.id,
             program=_program(self.paths.folder.name),
             store=self.store,
@@ -225,7 +225,7 @@ class Lab:
             make_guest=self.make_guest,
             probe=_probe,
             sizes=self.settings.sizes,
-            report=self._report,
+            health_report=self._health_report,
             metrics=self._metrics,
             reach=partial(reach, own_port=lambda: self.blobs.port),
             degraded_is_fatal=self.settings.degraded_is_fatal,
@@ -236,9 +236,11 @@ class Lab:
             require_room=self._require_room,
         )
 
-    def _report(self, context: InstanceContext, settings: ApplicationHealthSettings) -> Observation:
+    def _health_report(
+        self, context: InstanceContext, settings: ApplicationHealthSettings
+    ) -> Observation:
         """F3: over the guest agent, so that it needs no network."""
-        ask = within(partial(self.world.hypervisor.agent, context.domain), _REPORT_S)
+        ask = within(partial(self.environment.hypervisor.agent, context.domain), _REPORT_S)
         try:
             return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
         except HypervisorError as silent:
@@ -248,19 +250,21 @@ class Lab:
         settings = application_health(context.revision(context.record.revision).model)
         if settings is None:
             return RollingUpgradeMetrics()
-        return parse_custom_metrics(self.world.report(context, settings).custom_metrics)
+        return parse_custom_metrics(
+            self.environment.health_report(context, settings).custom_metrics
+        )
 
     @cached_property
     def blobs(self) -> Blobs:
         """Files for guests to download, behind tokens that expire (H5)."""
-        return Blobs(self.paths.blobs, self.store, self.world.clock)
+        return Blobs(self.paths.blobs, self.store, self.environment.clock)
 
     def _serve_files(self, scale_set: str) -> None:
         """H5: that the server cannot be had is an error for a set alone that needs it."""
         port = self.blobs.port
         if port is None:
             return
-        record = self.world.set_record(scale_set)
+        record = self.environment.set_record(scale_set)
         instances = self.store.select(InstanceRecord, record.name.lower())
         numbers = {record.revision, *(instance.revision for instance in instances)}
         models = [self.store.get(ModelRecord, record.unique_id, f"{n:06d}") for n in numbers]
@@ -275,14 +279,14 @@ class Lab:
         return HAProxy(self.paths.balancer(record.unique_id), rules)
 
     @cached_property
-    def conductor(self) -> Conductor:
+    def controller(self) -> Controller:
         """Who runs upgrades in this process."""
-        return Conductor(self.world, self.rollouts, repair_grace=self.settings.repair_grace)
+        return Controller(self.environment, self.rollouts, repair_grace=self.settings.repair_grace)
 
     @cached_property
     def rollouts(self) -> Rollouts:
         """When sets upgrade by themselves."""
-        return Rollouts(self.world, self.settings)
+        return Rollouts(self.environment, self.settings)
 
     @property
     def hypervisor(self) -> Hypervisor:
@@ -291,7 +295,7 @@ class Lab:
         Raises:
             HostError: libvirt does not answer.
         """
-        return self.world.hypervisor
+        return self.environment.hypervisor
 
     def _connect(self) -> Hypervisor:
         hypervisor = open_hypervisor(self.settings, self.identity)
@@ -311,7 +315,7 @@ class Lab:
         """The guest of a generation, over SSH."""
         record, machine = context.record, context.machine(generation.number)
         model = context.revision(generation.revision).model
-        hypervisor = self.world.hypervisor
+        hypervisor = self.environment.hypervisor
         return LinuxGuest(
             context.name,
             access=SshAccess(
@@ -390,35 +394,37 @@ class Lab:
                 "name",
                 code="Conflict",
             )
-        version = check_document(self.world, document)
+        version = check_document(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
             self._require_balancer()
-        self.world.require_room(model.sku.capacity, self.world.find_size(model.sku.name))
-        engine = Engine(self.world, model.name)
+        self.environment.require_room(
+            model.sku.capacity, self.environment.find_size(model.sku.name)
+        )
+        engine = Engine(self.environment, model.name)
 
         def begin() -> dict[int, Outcome]:
             command = health if isinstance(health, str) else None
-            declare(
-                self.world, document, ports=ports, health_timeout=health_timeout,
+            register_scale_set(
+                self.environment, document, ports=ports, health_timeout=health_timeout,
                 health_command=command, health_function=callable(health),
             )  # fmt: skip
             if health is not None and not isinstance(health, str):
-                self.world.checks[model.name.lower()] = health
-            return parts(enrol(self.world, model.name, model.sku.capacity))
+                self.environment.checks[model.name.lower()] = health
+            return parts(allocate_instances(self.environment, model.name, model.sku.capacity))
 
-        with engine.claim():
+        with engine.lock():
             try:
-                account = engine.at_once("create", begin, version=version)
+                report = engine.at_once("create", begin, version=version)
             except BaseException:
                 with contextlib.suppress(LabError):
                     if self.store.get(ScaleSetRecord, model.name.lower()) is None:
-                        self.world.checks.pop(model.name.lower(), None)
+                        self.environment.checks.pop(model.name.lower(), None)
                 raise
-        self.require_success(account)
+        self.require_success(report)
         self.wake()
         return self.scale_set(model.name)
 
-    def resume(self, name: str) -> Account | None:
+    def resume(self, name: str) -> OperationReport | None:
         """Goes on with an operation on a set that a killed process left (M1).
 
         Returns:
@@ -429,39 +435,39 @@ class Lab:
             ProvisioningError: New instances did not come up.
             InterruptedOperationError: The host cannot go on just now either.
         """
-        with Journal(self.world, name).outside("resume"):
-            return self._resume(Engine(self.world, name))
+        with Journal(self.environment, name).outside("resume"):
+            return self._resume(Engine(self.environment, name))
 
-    def _resume(self, engine: Engine) -> Account | None:
-        with engine.claim():
-            account = engine.resume()
-            record = self.world.set_record(engine.name)
+    def _resume(self, engine: Engine) -> OperationReport | None:
+        with engine.lock():
+            report = engine.resume()
+            record = self.environment.set_record(engine.name)
             if record.state == "Deleting":
                 if left := [entry.instance_id for entry in engine.instances()]:
-                    account = self.require_success(engine.at_once("delete", lambda: parts(left)))
+                    report = self.require_success(engine.at_once("delete", lambda: parts(left)))
                 self._forget(engine, record)
-                return account
-            self.world.serve(engine.name)
-            capacity = self.world.current_revision(engine.name).model.sku.capacity
+                return report
+            self.environment.serve(engine.name)
+            capacity = self.environment.current_revision(engine.name).model.sku.capacity
             # A kill between an update of the model and the scaling that belongs to it.
-            sized = Sizing(self.world, engine).scale(capacity)
+            sized = Sizing(self.environment, engine).scale(capacity)
         if sized is not None:
             self.require_success(sized)
-        return account or sized
+        return report or sized
 
     @staticmethod
-    def require_success(account: Account) -> Account:
+    def require_success(report: OperationReport) -> OperationReport:
         """Raises what an operation failed with.
 
         Raises:
             ProvisioningError: Instances failed, with the evidence of each.
         """
-        record, errors = account.record, account.errors
+        record, errors = report.record, report.errors
         if record.status != "Faulted":
-            return account
+            return report
         what = "did not come up" if record.action == "create" else f"failed to {record.action}"
         raise ProvisioningError(
-            f"{len(errors)} of {len(account.results)} instances of the scale set "
+            f"{len(errors)} of {len(report.results)} instances of the scale set "
             f"{record.scale_set!r} {what}",
             scale_set=record.scale_set,
             evidence="\n".join(
@@ -478,7 +484,7 @@ class Lab:
         Raises:
             NotFoundError: There is none.
         """
-        record = self.world.set_record(name)
+        record = self.environment.set_record(name)
         return self._sets.setdefault(record.name, ScaleSet(self, record.name))
 
     def scale_sets(self) -> list[ScaleSet]:
@@ -496,10 +502,10 @@ class Lab:
             InterruptedOperationError: The host could not remove everything just now; call it
                 again, or resume.
         """
-        record = self.world.set_record(name)
-        engine = Engine(self.world, record.name)
+        record = self.environment.set_record(name)
+        engine = Engine(self.environment, record.name)
         with self._stopped(engine):
-            record = self.world.set_record(name)
+            record = self.environment.set_record(name)
             unfinished = engine.journal.unfinished()
 
             def begin() -> dict[int, Outcome]:
@@ -520,14 +526,14 @@ class Lab:
         """
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(engine.claim())
+                stack.enter_context(engine.lock())
             except ConflictError:
-                signal = self.world.working.get(engine.name.lower())
+                signal = self.environment.working.get(engine.name.lower())
                 if signal is None or is_stopped_by(signal):
                     raise  # another process's, or what this very call is a part of
-                self.world.stop(engine.name)
+                self.environment.stop(engine.name)
                 self.store.event(engine.name, "warning", "what is done to it is stopped")
-                stack.enter_context(engine.claim(wait=_STOP_S))
+                stack.enter_context(engine.lock(wait=_STOP_S))
             yield
 
     def _forget(self, engine: Engine, record: ScaleSetRecord) -> None:
@@ -536,18 +542,18 @@ class Lab:
         with engine.journal.outside("deletion"):
             if folder.exists():
                 shutil.rmtree(folder)
-            self.world.stop_serving(record)
+            self.environment.stop_serving(record)
             with self.store.transaction():
                 for revision in self.store.select(ModelRecord, record.unique_id):
                     self.store.delete(revision)
                 self.store.delete(record)
                 self.store.event(record.name, "deleted", "deleted")
-        self.world.checks.pop(record.name.lower(), None)
+        self.environment.checks.pop(record.name.lower(), None)
         self._sets.pop(record.name, None)
 
     # Upgrades.
 
-    def finished_upgrades(self) -> list[Account]:
+    def finished_upgrades(self) -> list[OperationReport]:
         """Rolling upgrades that ended, also of sets that are gone, oldest first."""
         records = [
             record
@@ -555,30 +561,30 @@ class Lab:
             if record.rolling and record.ended is not None
         ]
         records.sort(key=lambda record: record.started)
-        return [Account.of(self.store, record) for record in records]
+        return [OperationReport.of(self.store, record) for record in records]
 
     def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
         """Rolls a set to an image version, or to newer extension handlers.
 
-        See :meth:`pytest_vmss.controller.controller.Conductor.run_upgrade`.
+        See :meth:`pytest_vmss.controller.controller.Controller.run_upgrade`.
         """
-        self.conductor.run_upgrade(name, **options)
+        self.controller.run_upgrade(name, **options)
 
     def run_due(self) -> None:
         """Runs every automatic upgrade that is due, sets side by side, until none is."""
-        self.conductor.run_due()
+        self.controller.run_due()
 
     def run_repairs(self) -> None:
         """Looks once at every set whose instances are repaired, and repairs what is due."""
-        self.conductor.run_repairs()
+        self.controller.run_repairs()
 
     def watch(self) -> None:
         """From now on, due upgrades and repairs run by themselves in this process."""
-        self.conductor.watch()
+        self.controller.watch()
 
     def wake(self) -> None:
         """Says that an automatic upgrade may be due."""
-        self.conductor.wake()
+        self.controller.wake()
 
     # The end.
 
@@ -594,12 +600,12 @@ class Lab:
             if not self._is_maker:
                 ends.callback(self._in_use.release)
             ends.callback(self.store.close)
-            ends.callback(self.world.close)
+            ends.callback(self.environment.close)
             ends.callback(self._consoles.close)
             for scale_set in self._sets.values():
                 ends.callback(_close_instances, scale_set)
             ends.callback(self.blobs.close)
-            ends.callback(self.conductor.close)
+            ends.callback(self.controller.close)
             ends.callback(self.clock.close)
 
     def destroy(self) -> None:
@@ -623,7 +629,7 @@ class Lab:
                 self._require_alone()
                 self.clock.close()
                 try:
-                    self.conductor.close()
+                    self.controller.close()
                     remove_machines(self.paths, self.identity, lambda: self.hypervisor)
                 finally:
                     # That its records cannot be read does not keep a lab from being removed.

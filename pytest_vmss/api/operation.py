@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pytest_vmss.engine.journal import Account
+from pytest_vmss.engine.journal import OperationReport
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.host.locks import is_locked
 from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
@@ -30,15 +30,15 @@ class Upgrade:
     @property
     def record(self) -> OperationRecord:
         """Its record in the store."""
-        record = self._lab.world.store.get(OperationRecord, self._scale_set.lower(), self.id)
+        record = self._lab.environment.store.get(OperationRecord, self._scale_set.lower(), self.id)
         if record is None:
             raise NotFoundError(f"there is no operation {self.id} of {self._scale_set!r}")
         return record
 
     @property
-    def account(self) -> Account:
+    def report(self) -> OperationReport:
         """Everything that is known of it."""
-        return Account.of(self._lab.world.store, self.record)
+        return OperationReport.of(self._lab.environment.store, self.record)
 
     @property
     def status(self) -> str:
@@ -68,7 +68,7 @@ class Upgrade:
     @property
     def go_on(self) -> str:
         """The command that goes on with it, where it was interrupted."""
-        return f"{self._lab.world.program} resume {self._scale_set}"
+        return f"{self._lab.environment.program} resume {self._scale_set}"
 
     @property
     def completed(self) -> bool:
@@ -96,45 +96,45 @@ class Upgrade:
     @property
     def errors(self) -> dict[int, ErrorRecord]:
         """What went wrong on each instance, with the console's tail."""
-        return self.account.errors
+        return self.report.errors
 
     @property
     def outcomes(self) -> dict[int, Outcome]:
         """What came of each instance, by number (G3)."""
-        return self.account.outcomes
+        return self.report.outcomes
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
         """The instances of each batch, in order."""
-        return self.account.batches
+        return self.report.batches
 
     @property
     def stages(self) -> dict[int, dict[str, float]]:
         """Seconds that each step took, by instance and by step."""
-        return stages_of(self._lab.world.store.steps(self.id))
+        return stages_of(self._lab.environment.store.steps(self.id))
 
     @property
     def events(self) -> list[EventRecord]:
         """Everything that happened in it (J4)."""
-        events = self._lab.world.store.events(scale_set=self._scale_set)
+        events = self._lab.environment.store.events(scale_set=self._scale_set)
         return [event for event in events if event.operation == self.id]
 
     def explain(self) -> str:
         """What happened and why, for an assertion's message."""
-        account = self.account
-        record, errors = account.record, account.errors
+        report = self.report
+        record, errors = report.record, report.errors
         target = f" to {record.target}" if record.target else ""
         lines = [f"{record.action} of {self._scale_set}{target}: {record.status}"]
         if record.error_code:
             lines.append(f"  {record.error_code}: {record.error_message}")
         if self.interruption:
             lines.append(f"  {self.interruption}; go on with: {self.go_on}")
-        for batch in account.batch_records:
+        for batch in report.batch_records:
             ids = ", ".join(str(number) for number in batch.instance_ids)
-            lines.append(f"  batch {batch.number}: {ids} — {batch.why}")
-        if record.why:
-            lines.append(f"  {record.why}")
-        for instance, outcome in sorted(account.outcomes.items()):
+            lines.append(f"  batch {batch.number}: {ids} — {batch.reason}")
+        if record.reason:
+            lines.append(f"  {record.reason}")
+        for instance, outcome in sorted(report.outcomes.items()):
             lines.append(f"  {self._scale_set}_{instance}: {outcome}")
             if error := errors.get(instance):
                 lines.append(f"    {error.code}: {error.message}")

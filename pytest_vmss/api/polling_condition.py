@@ -134,8 +134,8 @@ class Always:
     def _run(self) -> None:
         try:
             while True:
-                spent = self._look()
-                if self._ended.wait(max(self._every - spent, 0.0)):
+                elapsed = self._look()
+                if self._ended.wait(max(self._every - elapsed, 0.0)):
                     return
         except BaseException as failure:  # noqa: BLE001 - told at the block's end
             self._broken = in_words(failure)
@@ -144,18 +144,18 @@ class Always:
         """Makes the check once; how many seconds it took."""
         begun, when = time.monotonic(), datetime.now().astimezone()
         what = judge(self._check)
-        spent = time.monotonic() - begun
-        if not what and spent > self._limit:
-            what = f"the check took {spent:.0f} s; nothing was watched meanwhile"
+        elapsed = time.monotonic() - begun
+        if not what and elapsed > self._limit:
+            what = f"the check took {elapsed:.0f} s; nothing was watched meanwhile"
         self.checks += 1
-        self.slowest = max(self.slowest, spent)
+        self.slowest = max(self.slowest, elapsed)
         if what:
             try:
                 step, instances = self._step(), self._instances()
             except Exception as failure:  # noqa: BLE001 - the violation is what matters
                 step, instances = "", {self._scale_set: f"unknown ({in_words(failure)})"}
-            self.violations.append(Violation(when, spent, what, step, instances))
-        return spent
+            self.violations.append(Violation(when, elapsed, what, step, instances))
+        return elapsed
 
     def _step(self) -> str:
         events = self._store.last_events(self._scale_set, 20)

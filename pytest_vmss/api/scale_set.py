@@ -9,10 +9,10 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.operation import Upgrade
 from pytest_vmss.api.polling_condition import Always
 from pytest_vmss.api.upgrade_status import history_info, status_info
-from pytest_vmss.clock import side_by_side, wait_for
+from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.repairs import Repairs
 from pytest_vmss.engine.engine import Engine, parts
-from pytest_vmss.engine.journal import Account
+from pytest_vmss.engine.journal import OperationReport
 from pytest_vmss.environment.environment import Revision
 from pytest_vmss.errors import (
     InterruptedOperationError,
@@ -34,7 +34,7 @@ from pytest_vmss.model import (
     profile_of,
     read_part,
 )
-from pytest_vmss.operations.revisions import check_document, revise
+from pytest_vmss.operations.revisions import add_revision, check_document
 from pytest_vmss.operations.sizing import Sizing
 from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.store import (
@@ -64,8 +64,8 @@ class ScaleSet:
     def __init__(self, lab: Lab, name: str) -> None:
         self._lab = lab
         self.name = name
-        self._engine = Engine(lab.world, name)
-        self._sizing = Sizing(lab.world, self._engine)
+        self._engine = Engine(lab.environment, name)
+        self._sizing = Sizing(lab.environment, self._engine)
         self._instances: dict[int, Instance] = {}
         self._seen = {upgrade.id for upgrade in self.history(limit=None)}
 
@@ -93,11 +93,11 @@ class ScaleSet:
         Raises:
             NotFoundError: It was deleted.
         """
-        return self._lab.world.set_record(self.name)
+        return self._lab.environment.set_record(self.name)
 
     @property
     def _revision(self) -> Revision:
-        return self._lab.world.current_revision(self.name)
+        return self._lab.environment.current_revision(self.name)
 
     @property
     def model(self) -> ScaleSetModel:
@@ -149,7 +149,7 @@ class ScaleSet:
             views[instance.instance_id] = instance.instance_view()
 
         instances = self.instances
-        side_by_side(instances, look, clock=self._lab.world.clock)
+        run_concurrently(instances, look, clock=self._lab.environment.clock)
         return [views[instance.instance_id] for instance in instances]
 
     def repair(self) -> Upgrade | None:
@@ -164,10 +164,10 @@ class ScaleSet:
             ConflictError: Another operation is in progress.
             UpgradeError: One was interrupted.
         """
-        with self._engine.claim():
-            self._engine.journal.require_quiet()
-            account = self._repairs.repair()
-        return None if account is None else Upgrade(self._lab, self.name, account.record.id)
+        with self._engine.lock():
+            self._engine.journal.ensure_idle()
+            report = self._repairs.repair()
+        return None if report is None else Upgrade(self._lab, self.name, report.record.id)
 
     @property
     def orchestration_services(self) -> list[dict[str, Any]]:
@@ -184,9 +184,9 @@ class ScaleSet:
 
     @property
     def _repairs(self) -> Repairs:
-        return self._lab.conductor.repairs(self.name)
+        return self._lab.controller.repairs(self.name)
 
-    def check_health(self, check: Check | None) -> None:
+    def set_health_check(self, check: Check | None) -> None:
         """Gives the set a health source of the lab's own, in place of an earlier one (F4).
 
         Args:
@@ -194,11 +194,13 @@ class ScaleSet:
                 of a testinfra host that asserts, which counts in this process only; None
                 for none.
         """
-        world, command = self._lab.world, check if isinstance(check, str) else None
-        world.store.amend(self.record, health_command=command, health_function=callable(check))
-        world.checks.pop(self.name.lower(), None)
+        environment, command = self._lab.environment, check if isinstance(check, str) else None
+        environment.store.amend(
+            self.record, health_command=command, health_function=callable(check)
+        )
+        environment.checks.pop(self.name.lower(), None)
         if check is not None and not isinstance(check, str):
-            world.checks[self.name.lower()] = check
+            environment.checks[self.name.lower()] = check
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """A check that must hold during a ``with`` block, made again and again beside it.
@@ -212,7 +214,7 @@ class ScaleSet:
             What to use with ``with``; it raises ViolationError at the end, with the time, the
             instances' states and the upgrade's step of every violation.
         """
-        return Always(self._lab.world.store, self.name, check, every=every)
+        return Always(self._lab.environment.store, self.name, check, every=every)
 
     # Rolling upgrades.
 
@@ -267,9 +269,9 @@ class ScaleSet:
         """
         with self._engine.journal.outside("resume"):
             self._engine.require_own()
-        account = self._lab.resume(self.name)
+        report = self._lab.resume(self.name)
         self._lab.wake()
-        return None if account is None else self._taken(account.record.id)
+        return None if report is None else self._taken(report.record.id)
 
     def cancel(self) -> None:
         """Lets the running upgrade end after its current batch (D8).
@@ -295,11 +297,11 @@ class ScaleSet:
         """
 
         def probe() -> Upgrade | None:
-            idle = self._lab.conductor.is_idle(self.name)
+            idle = self._lab.controller.is_idle(self.name)
             fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
             if fresh and fresh[-1].ended:
                 return fresh[-1]
-            self._lab.conductor.failures.check(self.name)
+            self._lab.controller.failures.check(self.name)
             if fresh:
                 self._require_going_on(fresh[-1], idle=idle)
                 return None
@@ -314,7 +316,7 @@ class ScaleSet:
                 f"the upgrade of {self.name} to end",
                 probe,
                 limit=limit,
-                clock=self._lab.world.clock,
+                clock=self._lab.environment.clock,
             )
         except WaitTimeoutError as late:
             running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
@@ -358,17 +360,21 @@ class ScaleSet:
         Raises:
             NotFoundError: There was none yet.
         """
-        return status_info(self._lab.world, self.name, self._accounts(lambda entry: entry.rolling))
+        return status_info(
+            self._lab.environment, self.name, self._reports(lambda entry: entry.rolling)
+        )
 
     def os_upgrade_history(self) -> list[dict[str, Any]]:
         """Azure's ``UpgradeOperationHistoricalStatusInfo``, newest first (J2)."""
-        accounts = self._accounts(lambda entry: entry.action == "upgrade")
-        return history_info(self._lab.world, self.name, accounts)
+        reports = self._reports(lambda entry: entry.action == "upgrade")
+        return history_info(self._lab.environment, self.name, reports)
 
-    def _accounts(self, wanted: Callable[[OperationRecord], bool]) -> list[Account]:
-        store = self._lab.world.store
+    def _reports(self, wanted: Callable[[OperationRecord], bool]) -> list[OperationReport]:
+        store = self._lab.environment.store
         return [
-            Account.of(store, entry) for entry in self._engine.journal.operations() if wanted(entry)
+            OperationReport.of(store, entry)
+            for entry in self._engine.journal.operations()
+            if wanted(entry)
         ]
 
     # Its model.
@@ -407,33 +413,33 @@ class ScaleSet:
         change, load_balancer = seal(change), seal(load_balancer)
         custom_data = seal_text(custom_data)
         part = read_part(change)
-        with self._engine.claim():
-            self._engine.journal.require_quiet()
+        with self._engine.lock():
+            self._engine.journal.ensure_idle()
             stored = self._revision.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
             wanted = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
                 known_balancer=self._revision.balancer,
             )  # fmt: skip
-            version = check_document(self._lab.world, wanted, current=self._revision)
+            version = check_document(self._lab.environment, wanted, current=self._revision)
             self._sizing.check(wanted.model.sku.capacity)
-            account = self._bring(wanted, version)
+            report = self._bring(wanted, version)
             with self._engine.journal.outside("update"):
-                self._lab.world.serve(self.name)
-            operation = None if account is None else self._taken(account.record.id)
+                self._lab.environment.serve(self.name)
+            operation = None if report is None else self._taken(report.record.id)
             self._forget(self._sizing.scale(wanted.model.sku.capacity))
         self._lab.wake()
         return operation
 
-    def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> Account | None:
+    def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> OperationReport | None:
         """Records a model, durable together with the operation that brings it to instances."""
-        world = self._lab.world
+        environment = self._lab.environment
         other = profile_of(wanted.model) != profile_of(self._revision.model)
         behind = [entry for entry in self._records() if other or self._engine.is_behind(entry)]
         mode = wanted.model.upgrade_policy.mode
 
         def prepare() -> dict[int, Outcome]:
-            revise(world, wanted)
+            add_revision(environment, wanted)
             return parts(
                 (entry.instance_id for entry in behind if not entry.protected),
                 skipped=(entry.instance_id for entry in behind if entry.protected),
@@ -463,7 +469,7 @@ class ScaleSet:
             ConflictError: Another operation is in progress; nothing was changed.
             ProvisioningError: It failed on an instance.
         """
-        images = self._lab.world.images
+        images = self._lab.environment.images
         version = images.resolve(images.address_of(self.model.image_reference))
         return self._at_once("update", ids, version=version)
 
@@ -485,8 +491,8 @@ class ScaleSet:
                 progress; nothing was changed.
             ProvisioningError: New instances did not come up; they are there to be looked at.
         """
-        with self._engine.claim():
-            self._engine.journal.require_quiet()
+        with self._engine.lock():
+            self._engine.journal.ensure_idle()
             self._sizing.check(capacity)
             self._forget(self._sizing.scale(capacity))
         self._lab.wake()
@@ -501,22 +507,22 @@ class ScaleSet:
             ModelError: There is no such instance; nothing was changed.
             ConflictError: Another operation is in progress; nothing was changed.
         """
-        with self._engine.claim():
-            self._engine.journal.require_quiet()
+        with self._engine.lock():
+            self._engine.journal.ensure_idle()
             self._forget(self._sizing.remove(self._numbers(ids)))
 
-    def _forget(self, account: Account | None) -> None:
+    def _forget(self, report: OperationReport | None) -> None:
         """Lets go of instances that an operation has removed, where it has.
 
         Raises:
             ProvisioningError: It failed on an instance.
         """
-        if account is None:
+        if report is None:
             return
         left = {record.instance_id for record in self._records()}
         for number in self._instances.keys() - left:
             self._instances.pop(number).close()
-        self._lab.require_success(account)
+        self._lab.require_success(report)
 
     # Its instances' power and disks (K1).
 
@@ -566,7 +572,7 @@ class ScaleSet:
         return self._at_once("reimageall", ids)
 
     def _at_once(self, action: Action, ids: Ids, **details: Any) -> Upgrade:
-        with self._engine.claim():
+        with self._engine.lock():
             numbers = self._numbers(ids)
             skipped: list[int] = []
             if ids is None and action in ("update", "deallocate", "reimage", "reimageall"):
@@ -579,9 +585,9 @@ class ScaleSet:
                     and (action != "update" or self._engine.is_behind(records[number]))
                 ]
             taken = parts(numbers, skipped=skipped)
-            account = self._engine.at_once(action, lambda: taken, **details)
+            report = self._engine.at_once(action, lambda: taken, **details)
         self._lab.wake()  # an upgrade may have waited for it
-        return Upgrade(self._lab, self.name, self._lab.require_success(account).record.id)
+        return Upgrade(self._lab, self.name, self._lab.require_success(report).record.id)
 
     def _numbers(self, ids: Ids) -> list[int]:
         """Instances by number.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pytest_vmss.engine.journal import Account
-from pytest_vmss.environment.environment import World
+from pytest_vmss.engine.journal import OperationReport
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.store import Outcome
 
@@ -19,22 +19,24 @@ _MONTHS = timedelta(days=61)
 _FAILED = (Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED)
 
 
-def status_info(world: World, scale_set: str, accounts: Sequence[Account]) -> dict[str, Any]:
+def status_info(
+    environment: Environment, scale_set: str, reports: Sequence[OperationReport]
+) -> dict[str, Any]:
     """``RollingUpgradeStatusInfo``: the body of ``rollingUpgrades/latest`` (J1).
 
     Args:
-        world: Where the set is.
+        environment: Where the set is.
         scale_set: The set.
-        accounts: Its rolling upgrades, oldest first.
+        reports: Its rolling upgrades, oldest first.
 
     Raises:
         NotFoundError: There was none yet.
     """
-    if not accounts:
+    if not reports:
         raise NotFoundError("The entity was not found in this Azure location.", code="NotFound")
-    latest = accounts[-1]
+    latest = reports[-1]
     record = latest.record
-    model = world.current_revision(scale_set).model
+    model = environment.current_revision(scale_set).model
     last = (
         ("Cancel", record.cancel_requested)
         if record.cancel_requested
@@ -57,31 +59,33 @@ def status_info(world: World, scale_set: str, accounts: Sequence[Account]) -> di
     }
 
 
-def history_info(world: World, scale_set: str, accounts: Sequence[Account]) -> list[dict[str, Any]]:
+def history_info(
+    environment: Environment, scale_set: str, reports: Sequence[OperationReport]
+) -> list[dict[str, Any]]:
     """``UpgradeOperationHistoricalStatusInfo``: OS upgrades, newest first (J2).
 
     As in Azure the last five are told, and none that began more than two months ago.
 
     Args:
-        world: Where the set is.
+        environment: Where the set is.
         scale_set: The set.
-        accounts: Its OS upgrades, oldest first.
+        reports: Its OS upgrades, oldest first.
     """
-    model = world.current_revision(scale_set).model
-    since = world.clock.now() - _MONTHS
-    recent = [account for account in accounts if account.record.started >= since]
-    return [_historical(account, model.location) for account in reversed(recent[-_KEPT:])]
+    model = environment.current_revision(scale_set).model
+    since = environment.clock.now() - _MONTHS
+    recent = [report for report in reports if report.record.started >= since]
+    return [_historical(report, model.location) for report in reversed(recent[-_KEPT:])]
 
 
-def _historical(account: Account, location: str) -> dict[str, Any]:
-    record = account.record
+def _historical(report: OperationReport, location: str) -> dict[str, Any]:
+    record = report.record
     status: dict[str, Any] = {"code": record.status, "startTime": _time(record.started)}
     if record.ended is not None:
         status["endTime"] = _time(record.ended)
     properties: dict[str, Any] = {
         "runningStatus": status,
-        "progress": _progress(account),
-        **_error(account),
+        "progress": _progress(report),
+        **_error(report),
         "startedBy": record.started_by,
         "targetImageReference": {
             "id": f"/galleries/{record.gallery}/images/{record.definition}"
@@ -89,8 +93,8 @@ def _historical(account: Account, location: str) -> dict[str, Any]:
             "exactVersion": record.target,
         },
     }
-    back = account.count(Outcome.ROLLED_BACK)
-    stuck = account.count(Outcome.ROLLBACK_FAILED)
+    back = report.count(Outcome.ROLLED_BACK)
+    stuck = report.count(Outcome.ROLLBACK_FAILED)
     if back or stuck:
         properties["rollbackInfo"] = {
             "successfullyRolledbackInstanceCount": back,
@@ -98,9 +102,9 @@ def _historical(account: Account, location: str) -> dict[str, Any]:
         }
         if stuck:
             number = min(
-                n for n, what in account.outcomes.items() if what is Outcome.ROLLBACK_FAILED
+                n for n, what in report.outcomes.items() if what is Outcome.ROLLBACK_FAILED
             )
-            error = account.errors[number]
+            error = report.errors[number]
             properties["rollbackInfo"]["rollbackError"] = {
                 "code": error.code,
                 "message": error.message,
@@ -113,22 +117,22 @@ def _historical(account: Account, location: str) -> dict[str, Any]:
     }
 
 
-def _progress(account: Account) -> dict[str, int]:
+def _progress(report: OperationReport) -> dict[str, int]:
     return {
-        "successfulInstanceCount": account.count(Outcome.SUCCEEDED),
-        "failedInstanceCount": account.count(*_FAILED),
-        "inProgressInstanceCount": account.count(Outcome.IN_PROGRESS),
-        "pendingInstanceCount": account.count(Outcome.NOT_STARTED),
+        "successfulInstanceCount": report.count(Outcome.SUCCEEDED),
+        "failedInstanceCount": report.count(*_FAILED),
+        "inProgressInstanceCount": report.count(Outcome.IN_PROGRESS),
+        "pendingInstanceCount": report.count(Outcome.NOT_STARTED),
     }
 
 
-def _error(account: Account) -> dict[str, Any]:
-    record = account.record
+def _error(report: OperationReport) -> dict[str, Any]:
+    record = report.record
     if record.error_code is None:
         return {}
     details = [
         {"code": error.code, "message": error.message, "target": str(number)}
-        for number, error in sorted(account.errors.items())
+        for number, error in sorted(report.errors.items())
     ]
     error: dict[str, Any] = {"code": record.error_code, "message": record.error_message or ""}
     return {"error": {**error, "details": details} if details else error}

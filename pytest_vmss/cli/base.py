@@ -84,7 +84,7 @@ def open_lab() -> Iterator[Lab]:
 
 def show_upgrade(lab: Lab, upgrade: Upgrade) -> None:
     """Shows how an operation ended, and how long its stages took."""
-    console.print(upgrade_summary(upgrade.account))
+    console.print(upgrade_summary(upgrade.report))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
 
 

@@ -77,7 +77,7 @@ def run_demo(settings: Settings, console: Console) -> bool:
         stages.append((title, time.monotonic()))
 
     choice = choose_accelerator(settings.accelerator)
-    console.print(f"accelerator: {choice.accelerator}, since {choice.why}", highlight=False)
+    console.print(f"accelerator: {choice.accelerator}, since {choice.reason}", highlight=False)
     claims = _Claims(console)
     stage("Images: 1.0.0, 1.1.0 (newer application and kernel), 1.2.0 (broken application)")
     builder = ImageBuilder.named(
@@ -202,7 +202,7 @@ def _users(web: ScaleSet, claims: _Claims) -> Iterator[None]:
 
 
 def _show(lab: Lab, console: Console, upgrade: Upgrade, web: ScaleSet) -> None:
-    console.print(upgrade_summary(upgrade.account))
+    console.print(upgrade_summary(upgrade.report))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
     console.print(instance_table(web))
 

@@ -95,9 +95,9 @@ def _root_filesystems(settings: Settings) -> Iterator[Finding]:
         yield Finding("lacking", f"images cannot be built: {refused}", refused.mend)
         return
     told = f"images are built in mmdebstrap's {way.mode} mode, unpacked in {way.place} (tried)"
-    if way.why:
+    if way.reason:
         yield Finding(
-            "note", f"{told}; it takes twice the time of unshare mode: {way.why}", way.mend
+            "note", f"{told}; it takes twice the time of unshare mode: {way.reason}", way.mend
         )
     else:
         yield Finding("ok", told)
@@ -183,11 +183,11 @@ def _accelerator(settings: Settings) -> Iterator[Finding]:
         yield Finding("lacking", str(refused), f"adduser {os.environ.get('USER', 'YOU')} kvm")
         return
     if choice.accelerator == "kvm":
-        yield Finding("ok", f"accelerator: KVM, since {choice.why}")
+        yield Finding("ok", f"accelerator: KVM, since {choice.reason}")
     else:
         yield Finding(
             "note",
-            f"accelerator: TCG, since {choice.why}; guests are 10 to 20 times slower, "
+            f"accelerator: TCG, since {choice.reason}; guests are 10 to 20 times slower, "
             f"limits are multiplied by {choice.slow_factor:g}",
         )
 

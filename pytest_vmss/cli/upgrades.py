@@ -63,7 +63,7 @@ def cancel(name: str) -> None:
             click.echo("cancelled")
         elif unfinished.interruption:
             click.echo(
-                f"it was interrupted, and is cancelled with: {lab.world.program} resume {name}"
+                f"it was interrupted, and is cancelled with: {lab.environment.program} resume {name}"
             )
         else:
             click.echo("it is cancelled after its current batch")
@@ -86,7 +86,7 @@ def history(name: str, explain: bool, as_json: bool) -> None:
             if explain:
                 click.echo(entry.explain())
             else:
-                console.print(upgrade_summary(entry.account))
+                console.print(upgrade_summary(entry.report))
 
 
 @main.command()

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Literal, TypedDict, Unpack
 
-from pytest_vmss.clock import Interrupted, side_by_side
+from pytest_vmss.clock import Interrupted, run_concurrently
 from pytest_vmss.controller.failures import EVERY_SET, Failures
-from pytest_vmss.controller.loop import Watcher
+from pytest_vmss.controller.loop import ControlLoop
 from pytest_vmss.controller.moments import Moments
 from pytest_vmss.controller.repairs import Repairs
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine, StartedBy
-from pytest_vmss.environment.environment import World
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import (
     ConflictError,
     InterruptedOperationError,
@@ -23,7 +23,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.store import OperationRecord, ScaleSetRecord, VersionRecord
 
-__all__ = ["Conductor", "Options"]
+__all__ = ["Controller", "Options"]
 
 _Opened = Callable[[OperationRecord], None]
 #: Told of a set, what failed, and the operation in which it did.
@@ -50,31 +50,31 @@ class Options(TypedDict, total=False):
     target: VersionRecord | None
 
 
-class Conductor:
+class Controller:
     """Runs the upgrades of a lab.
 
     Args:
-        world: Its sets.
+        environment: Its sets.
         rollouts: Knows which automatic upgrades are due.
         repair_grace: See :class:`~pytest_vmss.settings.Settings`.
     """
 
     def __init__(
-        self, world: World, rollouts: Rollouts, *, repair_grace: float | None = None
+        self, environment: Environment, rollouts: Rollouts, *, repair_grace: float | None = None
     ) -> None:
-        self._world = world
+        self._environment = environment
         self._grace = repair_grace
         self._rollouts = rollouts
-        self._watcher: Watcher | None = None
+        self._loop: ControlLoop | None = None
         self._threads: list[threading.Thread] = []
-        self._moments = Moments(lambda: world.clock)
+        self._moments = Moments(lambda: environment.clock)
         #: What will be tried again by itself.
         self._again: set[str] = set()
         #: Automatic upgrades that this process had to leave unfinished, by set.
         self._left: dict[str, str] = {}
         self._woken = threading.Event()
         self._troubled: dict[str, str] = {}
-        self.failures = Failures(world)
+        self.failures = Failures(environment)
 
     def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
         """Rolls a set to an image version, or to newer extension handlers.
@@ -89,13 +89,13 @@ class Conductor:
         action = options.get("action", "upgrade")
         version = None
         if action == "upgrade":
-            version = options.get("target") or self._world.images.resolve(
+            version = options.get("target") or self._environment.images.resolve(
                 self._rollouts.address(name)
             )
-        engine = Engine(self._world, name)
+        engine = Engine(self._environment, name)
 
         def go(opened: _Opened) -> None:
-            with engine.claim():
+            with engine.lock():
                 engine.roll(
                     action,
                     version=version,
@@ -180,7 +180,7 @@ class Conductor:
                 self.failures.drop(name)
 
             try:
-                model = self._world.current_revision(name).model
+                model = self._environment.current_revision(name).model
                 self.run_upgrade(
                     name,
                     started_by="Platform",
@@ -190,7 +190,7 @@ class Conductor:
                 )
             except ConflictError as refused:
                 left.add(name)
-                self._world.store.event(
+                self._environment.store.event(
                     name, "warning", f"the upgrade to {target.version} waits: {refused.message}"
                 )
             except BaseException as error:  # noqa: BLE001 - it is this set's alone
@@ -203,13 +203,13 @@ class Conductor:
             for name, target in self._rollouts.due(lambda name, e: failed(name, e, None)).items()
             if name not in left
         }:
-            side_by_side(due.items(), run, clock=self._world.clock)
+            run_concurrently(due.items(), run, clock=self._environment.clock)
 
     def _is_nobodys(self, name: str, error: BaseException) -> bool:
         """Whether a failure is none: the set was deleted meanwhile, or its operation stopped."""
         if isinstance(error, NotFoundError | InterruptedOperationError):
             try:
-                record = self._world.store.get(ScaleSetRecord, name.lower())
+                record = self._environment.store.get(ScaleSetRecord, name.lower())
             except LabError:
                 return False  # what is to be told counts more than what cannot be read now
             return record is None or record.state == "Deleting"
@@ -218,7 +218,7 @@ class Conductor:
     def _closing(self) -> bool:
         """Whether the lab is being closed."""
         try:
-            self._world.clock.sleep(0.0)
+            self._environment.clock.sleep(0.0)
         except Interrupted:
             return True
         return False
@@ -261,8 +261,8 @@ class Conductor:
         def resume(entry: tuple[str, str]) -> None:
             name, operation = entry
             try:
-                engine = Engine(self._world, name)
-                with engine.claim():
+                engine = Engine(self._environment, name)
+                with engine.lock():
                     unfinished = engine.journal.unfinished()
                     if unfinished is not None and unfinished.id == operation:
                         engine.resume()
@@ -272,12 +272,15 @@ class Conductor:
                 if not self._is_nobodys(name, error):
                     self._keep(name, error, operation)
 
-        side_by_side(left.items(), resume, clock=self._world.clock)
+        run_concurrently(left.items(), resume, clock=self._environment.clock)
 
     def repairs(self, name: str) -> Repairs:
         """The automatic repairs of a set."""
         return Repairs(
-            self._world, Engine(self._world, name), grace=self._grace, moments=self._moments
+            self._environment,
+            Engine(self._environment, name),
+            grace=self._grace,
+            moments=self._moments,
         )
 
     def run_repairs(self) -> None:
@@ -305,13 +308,13 @@ class Conductor:
                 if not self._is_nobodys(name, error):
                     failed(name, error, None)
 
-        side_by_side(self._sets(), run, clock=self._world.clock)
+        run_concurrently(self._sets(), run, clock=self._environment.clock)
 
     def _repair(self, name: str) -> None:
-        engine, repairs = Engine(self._world, name), self.repairs(name)
+        engine, repairs = Engine(self._environment, name), self.repairs(name)
         if not repairs.running or engine.journal.unfinished() is not None or not repairs.needed():
             return
-        with engine.claim():
+        with engine.lock():
             if engine.journal.unfinished() is None:
                 repairs.repair()
 
@@ -319,10 +322,12 @@ class Conductor:
         """Writes an event; once while it stays the same, for looks are frequent."""
         if self._troubled.get(name) != message:
             self._troubled[name] = message
-            self._world.store.event(name, "warning", f"automatic repairs cannot look: {message}")
+            self._environment.store.event(
+                name, "warning", f"automatic repairs cannot look: {message}"
+            )
 
     def _sets(self) -> list[str]:
-        return [record.name for record in self._world.store.select(ScaleSetRecord)]
+        return [record.name for record in self._environment.store.select(ScaleSetRecord)]
 
     def _repairs_run(self) -> bool:
         return any(self._are_repaired(name) for name in self._sets())
@@ -335,20 +340,20 @@ class Conductor:
 
     def watch(self) -> None:
         """From now on, due upgrades and repairs run by themselves in this process."""
-        if self._watcher is None:
-            self._watcher = Watcher(
+        if self._loop is None:
+            self._loop = ControlLoop(
                 self.run_all,
                 self._seconds_to_next,
                 self._repairs_run,
                 failed=lambda error: self._keep(EVERY_SET, error, None),
                 closing=self._closing,
             )
-        self._watcher.wake()
+        self._loop.wake()
 
     @property
     def idle(self) -> bool:
         """Whether no automatic upgrade runs or is about to in this process."""
-        return self._watcher is None or self._watcher.idle
+        return self._loop is None or self._loop.idle
 
     def is_idle(self, name: str) -> bool:
         """Whether none of a set's does; one that failed to start is tried again."""
@@ -359,20 +364,20 @@ class Conductor:
         start = self._rollouts.next_start()
         if start is None:
             return None
-        return max((start - self._world.clock.now()).total_seconds(), 0.0)
+        return max((start - self._environment.clock.now()).total_seconds(), 0.0)
 
     def wake(self) -> None:
         """Says that an automatic upgrade may be due."""
         for name in list(self._left):
             self.failures.drop(name)  # it is tried again
         self._woken.set()
-        if self._watcher is not None:
-            self._watcher.wake()
+        if self._loop is not None:
+            self._loop.wake()
 
     def close(self) -> None:
         """Ends its threads; close the lab's clock first, so that waits end."""
-        if self._watcher is not None:
-            self._watcher.close()
+        if self._loop is not None:
+            self._loop.close()
         for thread in self._threads:
             thread.join()
 

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 
 from pytest_vmss.checks import in_words
-from pytest_vmss.environment.environment import World
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import InterruptedOperationError, NotFoundError, UpgradeError
 from pytest_vmss.store import OperationRecord
 
@@ -31,11 +31,11 @@ class Failures:
     told once. Neither outlives its set, nor a later success.
 
     Args:
-        world: Where the sets are.
+        environment: Where the sets are.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
         self._lock = threading.Lock()
         self._kept: dict[str, _Failure] = {}
 
@@ -56,7 +56,7 @@ class Failures:
         if before is not None and in_words(before.error) == in_words(error):
             return  # tried again, in vain: one event is enough
         with contextlib.suppress(Exception):  # the store itself may be what fails
-            self._world.store.event(
+            self._environment.store.event(
                 name, "warning", f"failed in the background: {in_words(error)}",
                 operation=operation or "",
             )  # fmt: skip
@@ -90,7 +90,7 @@ class Failures:
         if failure is None:
             return None
         if failure.operation is not None and failure.set_id == self._set_id(key):
-            record = self._world.store.get(OperationRecord, key, failure.operation)
+            record = self._environment.store.get(OperationRecord, key, failure.operation)
             if record is not None and record.ended is None:
                 return failure
         with self._lock:
@@ -104,6 +104,6 @@ class Failures:
         if name == EVERY_SET:
             return ""
         try:
-            return self._world.set_record(name).unique_id
+            return self._environment.set_record(name).unique_id
         except NotFoundError:
             return ""

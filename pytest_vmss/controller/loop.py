@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pytest_vmss.clock import Interrupted
 
-__all__ = ["Watcher"]
+__all__ = ["ControlLoop"]
 
 #: Seconds of the host between two looks at the lab's clock, while a rollout is delayed.
 _LOOK_S = 0.2
@@ -19,7 +19,7 @@ _EVERY_S = 5.0
 _RETRY_S = 300.0
 
 
-class Watcher:
+class ControlLoop:
     """A thread that runs due upgrades whenever it is woken.
 
     It ends with the lab alone: whatever else a look meets is told, and another look follows.

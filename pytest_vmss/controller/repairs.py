@@ -9,8 +9,8 @@ from typing import Any
 
 from pytest_vmss.controller.moments import Moments
 from pytest_vmss.engine.engine import Engine, parts
-from pytest_vmss.engine.journal import Account
-from pytest_vmss.environment.environment import World
+from pytest_vmss.engine.journal import OperationReport
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import CapacityError, NotFoundError
 from pytest_vmss.health import Observation
 from pytest_vmss.model import AutomaticRepairsPolicy, Health
@@ -28,28 +28,28 @@ class Repairs:
     """The automatic repairs of one set.
 
     Args:
-        world: Where it is.
+        environment: Where it is.
         engine: The set's.
         grace: Seconds in place of the policy's ``gracePeriod``; None for the policy's.
         moments: Shared by all looks of this process, so that steps of the clock are noticed.
     """
 
     def __init__(
-        self, world: World, engine: Engine, *, grace: float | None, moments: Moments
+        self, environment: Environment, engine: Engine, *, grace: float | None, moments: Moments
     ) -> None:
         self._moments = moments
-        self._world = world
+        self._environment = environment
         self._engine = engine
         self._grace = grace
 
     @property
     def _record(self) -> ScaleSetRecord:
-        return self._world.set_record(self._engine.name)
+        return self._environment.set_record(self._engine.name)
 
     @property
     def policy(self) -> AutomaticRepairsPolicy:
         """The set's policy."""
-        model = self._world.current_revision(self._engine.name).model
+        model = self._environment.current_revision(self._engine.name).model
         return model.automatic_repairs_policy or AutomaticRepairsPolicy()
 
     @property
@@ -69,7 +69,7 @@ class Repairs:
         Args:
             seen: The health of each, as it was just observed.
         """
-        now = self._world.clock.now()
+        now = self._environment.clock.now()
         grace = self.policy.grace_period
         if self._grace is not None:
             grace = timedelta(seconds=self._grace)
@@ -103,10 +103,10 @@ class Repairs:
         for record in records:
             if record.repairs and seen[record.instance_id].healthy:
                 with contextlib.suppress(NotFoundError):  # it has gone meanwhile
-                    self._world.store.amend(record, repairs=0)
+                    self._environment.store.amend(record, repairs=0)
         return seen
 
-    def repair(self) -> Account | None:
+    def repair(self) -> OperationReport | None:
         """Looks at all instances, and repairs those that are due, 5 % at a time.
 
         Call with the set claimed. After three repairs in a row that did not help, the
@@ -117,7 +117,7 @@ class Repairs:
         """
         if not self.running:
             return None
-        store, seen = self._world.store, self._look()
+        store, seen = self._environment.store, self._look()
         due = self.due(seen)
         beyond = [record for record in due if record.repairs >= _FAILURES]
         if beyond:
@@ -129,30 +129,32 @@ class Repairs:
             """Together with the opening of the operation: what never began does not count."""
             for record in due:
                 store.amend(record, repairs=record.repairs + 1)
-                why = seen[record.instance_id].detail
+                reason = seen[record.instance_id].detail
                 store.event(
                     self._engine.name,
                     "repair",
-                    f"{self.policy.repair_action}: {why}",
+                    f"{self.policy.repair_action}: {reason}",
                     instance_id=record.instance_id,
                 )
             self._note()
 
         return self._act([record.instance_id for record in due], count)
 
-    def _act(self, ids: list[int], count: Callable[[], None]) -> Account:
+    def _act(self, ids: list[int], count: Callable[[], None]) -> OperationReport:
         def begin() -> dict[int, Outcome]:
             count()
             return parts(ids)
 
         wanted = self.policy.repair_action
         if wanted == "Replace":
-            images = self._world.images
-            model = self._world.current_revision(self._engine.name).model
+            images = self._environment.images
+            model = self._environment.current_revision(self._engine.name).model
             try:
-                self._world.require_room(len(ids), self._world.find_size(model.sku.name))
+                self._environment.require_room(
+                    len(ids), self._environment.find_size(model.sku.name)
+                )
             except CapacityError as full:
-                self._world.store.event(
+                self._environment.store.event(
                     self._engine.name, "warning", f"Reimage, not Replace: {full.message}"
                 )
             else:
@@ -165,21 +167,23 @@ class Repairs:
 
     # The service.
 
-    def suspend(self, why: str) -> None:
+    def suspend(self, reason: str) -> None:
         """Repairs nothing from now on."""
-        with self._world.store.transaction():
-            self._note(repairs_suspended=self._world.clock.now())
-            self._world.store.event(
-                self._engine.name, "repair", f"automatic repairs are suspended: {why}"
+        with self._environment.store.transaction():
+            self._note(repairs_suspended=self._environment.clock.now())
+            self._environment.store.event(
+                self._engine.name, "repair", f"automatic repairs are suspended: {reason}"
             )
 
     def resume(self) -> None:
         """Repairs again."""
-        with self._world.store.transaction():
+        with self._environment.store.transaction():
             self._note(repairs_suspended=None)
             for record in self._engine.instances():
-                self._world.store.amend(record, repairs=0)
-            self._world.store.event(self._engine.name, "repair", "automatic repairs are resumed")
+                self._environment.store.amend(record, repairs=0)
+            self._environment.store.event(
+                self._engine.name, "repair", "automatic repairs are resumed"
+            )
 
     def view(self) -> dict[str, Any]:
         """Azure's entry of ``orchestrationServices``."""
@@ -197,4 +201,6 @@ class Repairs:
         }
 
     def _note(self, **changes: object) -> None:
-        self._world.store.amend(self._record, repairs_changed=self._world.clock.now(), **changes)
+        self._environment.store.amend(
+            self._record, repairs_changed=self._environment.clock.now(), **changes
+        )

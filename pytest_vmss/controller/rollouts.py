@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from pytest_vmss.controller.moments import Moments
 from pytest_vmss.engine.journal import Journal
-from pytest_vmss.environment.environment import World
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.gallery.gallery import version_key
@@ -42,19 +42,19 @@ class Rollouts:
     """Decides on the automatic OS upgrades of a lab.
 
     Args:
-        world: Its sets and images.
+        environment: Its sets and images.
         settings: The delays.
     """
 
-    def __init__(self, world: World, settings: Settings) -> None:
-        self._world = world
+    def __init__(self, environment: Environment, settings: Settings) -> None:
+        self._environment = environment
         self._settings = settings
-        self._moments = Moments(lambda: world.clock)
+        self._moments = Moments(lambda: environment.clock)
 
     def address(self, name: str) -> ImageAddress:
         """Which image a set's model asks for."""
-        reference = self._world.current_revision(name).model.image_reference
-        return self._world.images.address_of(reference)
+        reference = self._environment.current_revision(name).model.image_reference
+        return self._environment.images.address_of(reference)
 
     def due(
         self, failed: Callable[[str, Exception], None] = lambda _, error: _raise(error)
@@ -64,7 +64,7 @@ class Rollouts:
         Args:
             failed: Told of a set that could not be looked at, and why.
         """
-        now = self._world.clock.now()
+        now = self._environment.clock.now()
         return {
             name: rollout.target
             for name, rollout in self._coming(failed).items()
@@ -78,11 +78,11 @@ class Rollouts:
 
     def _coming(self, failed: Callable[[str, Exception], None]) -> dict[str, Rollout]:
         coming = {}
-        for record in self._world.store.select(ScaleSetRecord):
+        for record in self._environment.store.select(ScaleSetRecord):
             try:
                 rollout = self.look(record.name)
             except Exception as error:  # noqa: BLE001 - other sets are looked at all the same
-                if self._world.store.get(ScaleSetRecord, *record.key) is not None:
+                if self._environment.store.get(ScaleSetRecord, *record.key) is not None:
                     failed(record.name, error)
                 continue  # else it was deleted meanwhile
             if isinstance(rollout, Rollout):
@@ -91,25 +91,25 @@ class Rollouts:
 
     def look(self, name: str) -> Rollout | str:
         """The automatic upgrade that a set is to have, or why it has none."""
-        record = self._world.set_record(name)
-        model = self._world.revision(record.unique_id, record.revision).model
+        record = self._environment.set_record(name)
+        model = self._environment.revision(record.unique_id, record.revision).model
         if record.state != "Succeeded":
             return f"the set's provisioning state is {record.state}"
         if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
             return "enableAutomaticOSUpgrade is not true in its model"
         try:
-            target = self._world.images.resolve(self.address(name))
+            target = self._environment.images.resolve(self.address(name))
         except NotFoundError as missing:
             return missing.message
-        instances = self._world.store.select(InstanceRecord, name.lower())
+        instances = self._environment.store.select(InstanceRecord, name.lower())
         if all(self._has(instance, target) for instance in instances):
             return f"all its instances are on {target.version}, the latest version, or later"
-        operations = Journal(self._world, name).operations()
+        operations = Journal(self._environment, name).operations()
         for operation in operations:
             if operation.ended is None:
                 return (
                     f"an operation on it ({operation.action}) is in progress or was interrupted; "
-                    f"in the latter case: {self._world.program} resume {record.name}"
+                    f"in the latter case: {self._environment.program} resume {record.name}"
                 )
             if operation.action == "upgrade" and _brings(operation, target):
                 return (
@@ -123,7 +123,7 @@ class Rollouts:
         found = self.look(name)
         if isinstance(found, str):
             return found
-        if found.start > self._world.clock.now():
+        if found.start > self._environment.clock.now():
             return (
                 f"the rollout of {found.target.version} waits until {found.start:%Y-%m-%d %H:%M:%S}"
                 " (settings first_rollout_delay and rollout_delay)"
@@ -152,7 +152,7 @@ class Rollouts:
         """Whether an instance is on an image version already, or on a later one of that image."""
         if instance.version is None:
             return True
-        disk = self._world.store.get(
+        disk = self._environment.store.get(
             GenerationRecord, *instance.key, f"{instance.generation:06d}"
         )  # fmt: skip
         if disk is not None and _image(disk) != _image(target):

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from pytest_vmss.clock import Stopped, side_by_side, stoppable
+from pytest_vmss.clock import Stopped, run_concurrently, stoppable
 from pytest_vmss.engine import planner
-from pytest_vmss.engine.journal import ENDED, Account, Journal, describe
+from pytest_vmss.engine.journal import ENDED, Journal, OperationReport, describe
 from pytest_vmss.engine.preflight import file_uris
 from pytest_vmss.engine.work import Worker
-from pytest_vmss.environment.environment import InstanceContext, Revision, World
-from pytest_vmss.environment.health import Measures, observe_health
+from pytest_vmss.environment.environment import Environment, InstanceContext, Revision
+from pytest_vmss.environment.health import HealthSources, observe_health
 from pytest_vmss.errors import (
     CapacityError,
     ConflictError,
@@ -31,7 +31,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest.extensions import handler_versions, is_known
 from pytest_vmss.health import Observation, worst
-from pytest_vmss.operations.allocate import enrol
+from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.store import (
     Action,
     GenerationRecord,
@@ -55,21 +55,21 @@ class Engine:
     """Operations on one scale set. Call what changes it with the set claimed.
 
     Args:
-        world: What it acts on.
+        environment: What it acts on.
         scale_set: The set's name.
     """
 
-    def __init__(self, world: World, scale_set: str) -> None:
-        self._world = world
-        self._store = world.store
-        known = world.store.get(ScaleSetRecord, scale_set.lower())
+    def __init__(self, environment: Environment, scale_set: str) -> None:
+        self._environment = environment
+        self._store = environment.store
+        known = environment.store.get(ScaleSetRecord, scale_set.lower())
         self.name = scale_set if known is None else known.name  # in the case that it was made in
         self._set_id = None if known is None else known.unique_id
-        self.journal = Journal(world, self.name)
-        self._worker = Worker(world, self.journal)
+        self.journal = Journal(environment, self.name)
+        self._worker = Worker(environment, self.journal)
 
     @contextlib.contextmanager
-    def claim(self, *, wait: float = 0.0) -> Iterator[None]:
+    def lock(self, *, wait: float = 0.0) -> Iterator[None]:
         """Claims the set for this thread: one orchestrator at a time, across processes (M4).
 
         Args:
@@ -81,10 +81,10 @@ class Engine:
             LabError: Its lock cannot be had; nothing was changed.
             InterruptedOperationError: What is done inside was stopped.
         """
-        lock = FileLock(self._world.paths.lock(self.name), is_singleton=False)
-        signal, working = threading.Event(), self._world.working
+        lock = FileLock(self._environment.paths.lock(self.name), is_singleton=False)
+        signal, working = threading.Event(), self._environment.working
         try:
-            self._lock(lock, wait)
+            self._acquire(lock, wait)
             self.require_own()
             working[self.name.lower()] = signal
             with stoppable(signal):
@@ -101,7 +101,7 @@ class Engine:
                 del working[self.name.lower()]
             lock.release()
 
-    def _lock(self, lock: FileLock, wait: float) -> None:
+    def _acquire(self, lock: FileLock, wait: float) -> None:
         try:
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock.acquire(timeout=wait)
@@ -138,7 +138,7 @@ class Engine:
         *,
         version: VersionRecord | None = None,
         **details: Any,
-    ) -> Account:
+    ) -> OperationReport:
         """Does something to instances, side by side.
 
         Args:
@@ -165,7 +165,7 @@ class Engine:
         version: VersionRecord,
         started_by: StartedBy,
         prepare: Callable[[], object] = lambda: None,
-    ) -> Account:
+    ) -> OperationReport:
         """Makes new instances in place of others, which go once those are healthy.
 
         Args:
@@ -187,25 +187,25 @@ class Engine:
                 version=version,
                 started_by=started_by,
             )
-            self._enrol_replacements(operation.id, ids)
+            self._allocate_replacements(operation.id, ids)
         return self._finish(operation.id)
 
-    def _finish(self, operation_id: str) -> Account:
+    def _finish(self, operation_id: str) -> OperationReport:
         with self.journal.resumable(operation_id):
-            self._work(operation_id, self.journal.account(operation_id).busy)
-            account = self.journal.account(operation_id)
-            if account.errors:
-                first = account.errors[min(account.errors)]
+            self._work(operation_id, self.journal.report(operation_id).busy)
+            report = self.journal.report(operation_id)
+            if report.errors:
+                first = report.errors[min(report.errors)]
                 self.journal.end(operation_id, "Faulted", code=first.code, message=first.message)
             else:
                 self.journal.end(operation_id, "Completed")
-        return self.journal.account(operation_id)
+        return self.journal.report(operation_id)
 
     def _work(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Works on instances side by side."""
         self._require_known(operation_id, instance_ids)
-        self._world.serve(self.name)
-        self._world.serve_files(self.name)
+        self._environment.serve(self.name)
+        self._environment.serve_files(self.name)
         operation = self.journal.operation(operation_id)
 
         def act(number: int) -> None:
@@ -219,7 +219,7 @@ class Engine:
             finally:
                 context.leave()
 
-        side_by_side(instance_ids, act, clock=self._world.clock)
+        run_concurrently(instance_ids, act, clock=self._environment.clock)
 
     def _require_known(self, operation_id: str, instance_ids: Sequence[int]) -> None:
         """Finds out before an instance is stopped whether it could be started again.
@@ -232,10 +232,10 @@ class Engine:
         operation = self.journal.operation(operation_id)
         if not instance_ids or operation.action in ("stop", "deallocate", "delete"):
             return
-        model = self._world.revision(operation.set_id, operation.revision).model
-        self._world.find_size(model.sku.name)
-        record = self._world.set_record(self.name)
-        if record.health_function and self.name.lower() not in self._world.checks:
+        model = self._environment.revision(operation.set_id, operation.revision).model
+        self._environment.find_size(model.sku.name)
+        record = self._environment.set_record(self.name)
+        if record.health_function and self.name.lower() not in self._environment.checks:
             self._store.event(
                 self.name,
                 "warning",
@@ -261,7 +261,7 @@ class Engine:
         rollback: bool,
         on_open: _Opened = lambda _: None,
         prepare: Callable[[], object] = lambda: None,
-    ) -> Account:
+    ) -> OperationReport:
         """Rolls something through the set, batch after batch.
 
         Args:
@@ -299,19 +299,19 @@ class Engine:
 
         Only before the first batch: once it has begun, instances find out themselves.
         """
-        account = self.journal.account(operation_id)
-        model = self._world.revision(account.record.set_id, account.record.revision).model
+        report = self.journal.report(operation_id)
+        model = self._environment.revision(report.record.set_id, report.record.revision).model
         uris = list(file_uris(model))
-        if not uris or account.batch_records or account.record.error_code is not None:
+        if not uris or report.batch_records or report.record.error_code is not None:
             return True
-        self._world.serve_files(self.name)
-        end = self._world.clock.monotonic() + _REACH_S
+        self._environment.serve_files(self.name)
+        end = self._environment.clock.monotonic() + _REACH_S
         wrong: list[str] = []
         for name, uri in uris:
-            if self._world.clock.monotonic() > end or len(wrong) >= _TOLD_URIS:
+            if self._environment.clock.monotonic() > end or len(wrong) >= _TOLD_URIS:
                 break  # the rest is the guests' to find out
-            if why := self._world.reach(uri):
-                wrong.append(f"the extension {name!r}: {why}")
+            if reason := self._environment.reach(uri):
+                wrong.append(f"the extension {name!r}: {reason}")
         if not wrong:
             return True
         self.journal.end(
@@ -325,38 +325,40 @@ class Engine:
 
     def _read_metrics(self, operation_id: str) -> None:
         """Reads the applications' custom metrics, once, at the start (D5)."""
-        account = self.journal.account(operation_id)
-        if account.record.metrics_read:
+        report = self.journal.report(operation_id)
+        if report.record.metrics_read:
             return
 
         def read(number: int) -> None:
             context = self._context(operation_id, number)
-            metrics = self._world.metrics(context)
+            metrics = self._environment.metrics(context)
             if metrics.skip:
                 self.journal.note(context, outcome=Outcome.SKIPPED)
             elif metrics.phase is not None:
                 self.journal.note(context, phase=metrics.phase)
 
-        side_by_side(account.results, read, clock=self._world.clock)
+        run_concurrently(report.results, read, clock=self._environment.clock)
         self.journal.update(operation_id, metrics_read=True)
 
-    def _roll(self, operation_id: str) -> Account:
+    def _roll(self, operation_id: str) -> OperationReport:
         with self.journal.resumable(operation_id):
-            begun = self._world.clock.monotonic() - self.journal.operation(operation_id).spent
+            begun = (
+                self._environment.clock.monotonic() - self.journal.operation(operation_id).elapsed
+            )
             if not self._reach_resources(operation_id):
-                return self.journal.account(operation_id)
+                return self.journal.report(operation_id)
             self._read_metrics(operation_id)
             # A killed process may have left some in the middle.
-            busy: Sequence[int] | None = self.journal.account(operation_id).busy
+            busy: Sequence[int] | None = self.journal.report(operation_id).busy
             while busy is not None:
                 self._work(operation_id, busy)
                 self.journal.update(
                     operation_id,
-                    spent=self._world.clock.monotonic() - begun,
-                    batch_ended=self._world.clock.now(),
+                    elapsed=self._environment.clock.monotonic() - begun,
+                    batch_ended=self._environment.clock.now(),
                 )
                 busy = self._next(operation_id)
-        return self.journal.account(operation_id)
+        return self.journal.report(operation_id)
 
     def _next(self, operation_id: str) -> Sequence[int] | None:
         """Takes one decision and acts on it.
@@ -364,54 +366,58 @@ class Engine:
         Returns:
             The instances of the next batch; None where the upgrade has ended.
         """
-        account = self.journal.account(operation_id)
-        if account.record.error_code is not None:  # decided before a crash
-            self._stop(account)
+        report = self.journal.report(operation_id)
+        if report.record.error_code is not None:  # decided before a crash
+            self._stop(report)
             return None
         # Whether anything is left does not depend on health, and looking takes a moment.
-        decision = self._decide(account, _members(account, self.instances()))
+        decision = self._decide(report, _members(report, self.instances()))
         if isinstance(decision, planner.Batch):
-            self._pause(account)
+            self._pause(report)
             records = self.instances()  # some may have been protected meanwhile
-            members = _members(account, records)
+            members = _members(report, records)
             if self.journal.operation(operation_id).cancel_requested is not None:
-                self.journal.end(operation_id, "Cancelled", why="cancelled after the current batch")
+                self.journal.end(
+                    operation_id, "Cancelled", reason="cancelled after the current batch"
+                )
                 return None
-            decision = self._decide(account, self._observe(members, records))
+            decision = self._decide(report, self._observe(members, records))
         match decision:
-            case planner.Complete(why=why, skipped=skipped):
+            case planner.Complete(reason=reason, skipped=skipped):
                 with self._store.transaction():
                     for number in skipped:
                         self.journal.note(
                             self._context(operation_id, number), outcome=Outcome.SKIPPED
                         )
-                    self.journal.end(operation_id, "Completed", why=why)
-            case planner.Stop(code=code, message=message, why=why):
-                self.journal.update(operation_id, error_code=code, error_message=message, why=why)
-                self._stop(self.journal.account(operation_id))
-            case planner.Batch(instance_ids=ids, why=why):
-                self._take(account, ids, why)
+                    self.journal.end(operation_id, "Completed", reason=reason)
+            case planner.Stop(code=code, message=message, reason=reason):
+                self.journal.update(
+                    operation_id, error_code=code, error_message=message, reason=reason
+                )
+                self._stop(self.journal.report(operation_id))
+            case planner.Batch(instance_ids=ids, reason=reason):
+                self._take(report, ids, reason)
                 return ids
         return None
 
-    def _take(self, account: Account, ids: tuple[int, ...], why: str) -> None:
+    def _take(self, report: OperationReport, ids: tuple[int, ...], reason: str) -> None:
         """Writes a batch down, with its replacements where it surges (D9)."""
-        operation = account.record
+        operation = report.record
         with self._store.transaction():
             if self._revision().model.rolling_policy.max_surge and self._surges(operation):
-                size = self._world.find_size(self._revision().model.sku.name)
+                size = self._environment.find_size(self._revision().model.sku.name)
                 try:
-                    self._world.require_room(len(ids), size)
+                    self._environment.require_room(len(ids), size)
                 except CapacityError as full:
-                    why += f"; in place, for there is no room for more: {full.message}"
+                    reason += f"; in place, for there is no room for more: {full.message}"
                 else:
-                    self.journal.add_batch(account, ids, why)
-                    self._enrol_replacements(operation.id, ids)
+                    self.journal.add_batch(report, ids, reason)
+                    self._allocate_replacements(operation.id, ids)
                     return
-            self.journal.add_batch(account, ids, why)
+            self.journal.add_batch(report, ids, reason)
 
-    def _enrol_replacements(self, operation_id: str, ids: Sequence[int]) -> None:
-        new = enrol(self._world, self.name, len(ids))
+    def _allocate_replacements(self, operation_id: str, ids: Sequence[int]) -> None:
+        new = allocate_instances(self._environment, self.name, len(ids))
         for number, replacement in zip(ids, new, strict=True):
             context = self._context(operation_id, number)
             record = context.record
@@ -427,32 +433,32 @@ class Engine:
     def _surges(operation: OperationRecord) -> bool:
         return operation.action != "extension-upgrade"
 
-    def _pause(self, account: Account) -> None:
+    def _pause(self, report: OperationReport) -> None:
         """Waits between two batches (D8); a cancellation ends the wait."""
         pause = self._revision().model.rolling_policy.pause_time_between_batches.total_seconds()
-        last = account.record.batch_ended
-        if not account.batch_records or last is None or pause <= 0:
+        last = report.record.batch_ended
+        if not report.batch_records or last is None or pause <= 0:
             return
-        clock = self._world.clock
+        clock = self._environment.clock
         self._store.event(
             self.name, "pause", f"pause of {pause:.0f} s between batches",
-            operation=account.record.id,
+            operation=report.record.id,
         )  # fmt: skip
         # What has passed of it before a resume, the time of day tells; it may be set back.
         passed = max((clock.now() - last).total_seconds(), 0.0)
         end = clock.monotonic() + pause - passed
         while (left := end - clock.monotonic()) > 0:
-            if self.journal.operation(account.record.id).cancel_requested is not None:
+            if self.journal.operation(report.record.id).cancel_requested is not None:
                 return
             clock.sleep(min(left, 1.0))
 
-    def _stop(self, account: Account) -> None:
+    def _stop(self, report: OperationReport) -> None:
         """Ends an upgrade Faulted, after failed instances were rolled back where that is asked."""
-        record = account.record
+        record = report.record
         if self._revision().model.rolling_policy.rollback_failed_instances_on_policy_breach:
             failed = [
                 number
-                for number, result in account.results.items()
+                for number, result in report.results.items()
                 if result.outcome is Outcome.FAILED and result.source and not result.replacement
             ]
 
@@ -468,15 +474,17 @@ class Engine:
                 len(self.instances()), self._policy().max_batch_instance_percent
             )
             for start in range(0, len(failed), at_once):
-                side_by_side(failed[start : start + at_once], roll_back, clock=self._world.clock)
+                run_concurrently(
+                    failed[start : start + at_once], roll_back, clock=self._environment.clock
+                )
         self.journal.end(
             record.id, "Faulted", code=record.error_code, message=record.error_message,
-            why=record.why,
+            reason=record.reason,
         )  # fmt: skip
 
     # Going on, and giving up.
 
-    def resume(self) -> Account | None:
+    def resume(self) -> OperationReport | None:
         """Goes on with an operation that a killed process, or a failing host, left.
 
         Returns:
@@ -506,25 +514,27 @@ class Engine:
             operation = self.journal.unfinished()
             if operation is None or not operation.rolling:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
-            self.journal.update(operation.id, cancel_requested=self._world.clock.now())
-        with contextlib.suppress(ConflictError), self.claim():
+            self.journal.update(operation.id, cancel_requested=self._environment.clock.now())
+        with contextlib.suppress(ConflictError), self.lock():
             # Nobody is at it: it was interrupted. Between two batches it can end at once.
-            account = self.journal.account(operation.id)
-            decided = account.record.ended is not None or account.record.error_code is not None
-            if not decided and not account.unsettled:
+            report = self.journal.report(operation.id)
+            decided = report.record.ended is not None or report.record.error_code is not None
+            if not decided and not report.unsettled:
                 self.journal.end(
-                    operation.id, "Cancelled", why="cancelled while it was interrupted"
+                    operation.id, "Cancelled", reason="cancelled while it was interrupted"
                 )
 
     # What the planner needs to know.
 
-    def _decide(self, account: Account, members: Sequence[planner.Member]) -> planner.Decision:
-        outcomes = account.outcomes
+    def _decide(
+        self, report: OperationReport, members: Sequence[planner.Member]
+    ) -> planner.Decision:
+        outcomes = report.outcomes
         attempted = {number for number, outcome in outcomes.items() if outcome in ENDED}
         failed = {n for n in attempted if outcomes[n] is not Outcome.SUCCEEDED}
         skipped = {n for n, outcome in outcomes.items() if outcome is Outcome.SKIPPED}
         progress = planner.Progress(
-            frozenset(attempted), frozenset(failed), frozenset(skipped), account.record.spent
+            frozenset(attempted), frozenset(failed), frozenset(skipped), report.record.elapsed
         )
         return planner.next_batch(members, self._policy(), progress)
 
@@ -549,7 +559,7 @@ class Engine:
 
     def has_latest_model(self, record: InstanceRecord) -> bool:
         """Azure's ``latestModelApplied``."""
-        return record.revision >= self._world.set_record(self.name).profile_revision
+        return record.revision >= self._environment.set_record(self.name).profile_revision
 
     def members(self) -> list[planner.Member]:
         """All instances with their health, asked for side by side."""
@@ -573,9 +583,11 @@ class Engine:
 
     def observe(self, records: Sequence[InstanceRecord]) -> dict[int, Observation]:
         """Looks at instances side by side, and writes down whose health is another than it was."""
-        set_id = self._world.set_record(self.name).unique_id
-        measures = {
-            number: Measures.of(self._world, self.name, self._world.revision(set_id, number))
+        set_id = self._environment.set_record(self.name).unique_id
+        health_sources = {
+            number: HealthSources.of(
+                self._environment, self.name, self._environment.revision(set_id, number)
+            )
             for number in {record.revision for record in records}
         }
         seen: dict[int, Observation] = {}
@@ -583,12 +595,12 @@ class Engine:
         def look(record: InstanceRecord) -> None:
             context = self._context("", record.instance_id)
             try:
-                told = observe_health(context, measures[record.revision])
+                told = observe_health(context, health_sources[record.revision])
             finally:
                 context.leave()
             seen[record.instance_id] = worst(told)
 
-        side_by_side(records, look, clock=self._world.clock)
+        run_concurrently(records, look, clock=self._environment.clock)
         changed = [entry for entry in records if entry.health != seen[entry.instance_id].health]
         if changed:
             with self._store.transaction():
@@ -607,7 +619,7 @@ class Engine:
             prioritize_unhealthy_instances=policy.prioritize_unhealthy_instances,
             enable_cross_zone_upgrade=policy.enable_cross_zone_upgrade,
             max_surge=policy.max_surge,
-            time_limit=self._world.base_limits.upgrade,
+            time_limit=self._environment.base_limits.upgrade,
         )
 
     def instances(self) -> list[InstanceRecord]:
@@ -615,10 +627,10 @@ class Engine:
         return self._store.select(InstanceRecord, self.name.lower())
 
     def _revision(self) -> Revision:
-        return self._world.current_revision(self.name)
+        return self._environment.current_revision(self.name)
 
     def _context(self, operation: str, number: int) -> InstanceContext:
-        return InstanceContext(self._world, self.name, number, operation)
+        return InstanceContext(self._environment, self.name, number, operation)
 
 
 def parts(instance_ids: Iterable[int], *, skipped: Iterable[int] = ()) -> dict[int, Outcome]:
@@ -629,11 +641,11 @@ def parts(instance_ids: Iterable[int], *, skipped: Iterable[int] = ()) -> dict[i
     }
 
 
-def _members(account: Account, records: Sequence[InstanceRecord]) -> list[planner.Member]:
+def _members(report: OperationReport, records: Sequence[InstanceRecord]) -> list[planner.Member]:
     """The set's instances for the planner, taken for healthy."""
     members = []
     for record in records:
-        result = account.results.get(record.instance_id)
+        result = report.results.get(record.instance_id)
         members.append(
             planner.Member(
                 instance_id=record.instance_id,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from pytest_vmss.environment.environment import InstanceContext, World
+from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.errors import (
     BalancerError,
     HostError,
@@ -36,14 +36,14 @@ from pytest_vmss.store import (
     VersionRecord,
 )
 
-__all__ = ["ENDED", "Account", "Journal", "describe"]
+__all__ = ["ENDED", "Journal", "OperationReport", "describe"]
 
 #: Outcomes of instances that an operation is through with.
 ENDED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED})
 
 
 @dataclass(frozen=True)
-class Account:
+class OperationReport:
     """Everything that is known of an operation."""
 
     record: OperationRecord
@@ -51,7 +51,7 @@ class Account:
     batch_records: tuple[BatchRecord, ...]
 
     @classmethod
-    def of(cls, store: Store, record: OperationRecord) -> Account:
+    def of(cls, store: Store, record: OperationRecord) -> OperationReport:
         """Reads what the store holds."""
         key = (record.scale_set.lower(), record.id)
         return cls(
@@ -94,20 +94,20 @@ class Journal:
     """The journal of one scale set.
 
     Args:
-        world: What operations act on.
+        environment: What operations act on.
         scale_set: The set's name.
     """
 
-    def __init__(self, world: World, scale_set: str) -> None:
-        self._world = world
-        self._store = world.store
+    def __init__(self, environment: Environment, scale_set: str) -> None:
+        self._environment = environment
+        self._store = environment.store
         self._name = scale_set
 
     # Operations.
 
     def operations(self) -> list[OperationRecord]:
         """The set's operations, oldest first; not those of an earlier set of its name."""
-        set_id = self._world.set_record(self._name).unique_id
+        set_id = self._environment.set_record(self._name).unique_id
         records = self._store.select(OperationRecord, self._name.lower())
         return [record for record in records if record.set_id == set_id]
 
@@ -126,11 +126,11 @@ class Journal:
             raise NotFoundError(f"there is no operation {operation_id} of {self._name!r}")
         return operation
 
-    def account(self, operation_id: str) -> Account:
+    def report(self, operation_id: str) -> OperationReport:
         """Everything that is known of an operation."""
-        return Account.of(self._store, self.operation(operation_id))
+        return OperationReport.of(self._store, self.operation(operation_id))
 
-    def require_quiet(self, action: Action | None = None) -> None:
+    def ensure_idle(self, action: Action | None = None) -> None:
         """Refuses a new operation while another is unfinished, or the set is being deleted.
 
         Args:
@@ -139,18 +139,18 @@ class Journal:
         Raises:
             UpgradeError: One was interrupted.
         """
-        deleting = self._world.set_record(self._name).state == "Deleting"
+        deleting = self._environment.set_record(self._name).state == "Deleting"
         if deleting and action != "delete":
             raise UpgradeError(
                 f"{self._name!r} is being deleted; go on with it: "
-                f"{self._world.program} delete {self._name}",
+                f"{self._environment.program} delete {self._name}",
                 code="OperationNotAllowed",
             )
         unfinished = self.unfinished()
         if unfinished is not None:
             raise UpgradeError(
                 f"an operation ({unfinished.action}) on {self._name!r} was interrupted; go on with "
-                f"it first: {self._world.program} resume {self._name}",
+                f"it first: {self._environment.program} resume {self._name}",
                 code="OperationNotAllowed",
             )
 
@@ -175,9 +175,9 @@ class Journal:
         Raises:
             UpgradeError: Another operation was interrupted.
         """
-        self.require_quiet(action)
+        self.ensure_idle(action)
         now = self._now()
-        set_record = self._world.set_record(self._name)
+        set_record = self._environment.set_record(self._name)
         image = {}
         if version is not None:
             image = {
@@ -219,7 +219,7 @@ class Journal:
 
     def _now(self) -> datetime:
         """The time, later than any operation's start: a clock that is set back reorders nothing."""
-        now, known = self._world.clock.now(), self.operations()
+        now, known = self._environment.clock.now(), self.operations()
         if not known:
             return now
         return max(now, known[-1].started + timedelta(microseconds=1))
@@ -237,7 +237,7 @@ class Journal:
         operation_id: str,
         status: Literal["Completed", "Cancelled", "Faulted"],
         *,
-        why: str = "",
+        reason: str = "",
         code: str | None = None,
         message: str | None = None,
     ) -> None:
@@ -247,12 +247,12 @@ class Journal:
             LabError: An instance is still in progress: nobody would go on with it.
         """
         with self._store.transaction():
-            if unsettled := self.account(operation_id).unsettled:
+            if unsettled := self.report(operation_id).unsettled:
                 raise LabError(
                     f"the operation {operation_id} on {self._name!r} cannot end while it is in the "
                     f"middle of the instances {', '.join(map(str, unsettled))}"
                 )
-            record = self._world.set_record(self._name)
+            record = self._environment.set_record(self._name)
             if record.state == "Creating" and self.operation(operation_id).action == "create":
                 done: Literal["Succeeded", "Failed"] = (
                     "Succeeded" if status == "Completed" else "Failed"
@@ -261,12 +261,12 @@ class Journal:
             self.update(
                 operation_id,
                 status=status,
-                ended=self._world.clock.now(),
+                ended=self._environment.clock.now(),
                 error_code=code,
                 error_message=message,
-                why=why,
+                reason=reason,
             )
-            text = f"{status}: {message or why}" if message or why else status
+            text = f"{status}: {message or reason}" if message or reason else status
             self._store.event(self._name, "end", text, operation=operation_id)
 
     @contextlib.contextmanager
@@ -309,19 +309,19 @@ class Journal:
             )
         return InterruptedOperationError(
             f"the {action} of {self._name!r} is interrupted and unfinished: {cause}\n"
-            f"Once that is mended, go on with: {self._world.program} resume {self._name}",
+            f"Once that is mended, go on with: {self._environment.program} resume {self._name}",
             scale_set=self._name,
             operation=operation_id,
         )
 
-    def abandon(self, operation_id: str, why: str) -> None:
+    def abandon(self, operation_id: str, reason: str) -> None:
         """Ends an operation in the middle of instances, whose set is deleted."""
         with self._store.transaction():
-            for number in self.account(operation_id).unsettled:
-                context = InstanceContext(self._world, self._name, number, operation_id)
-                error = ErrorRecord(code="OperationPreempted", message=why)
+            for number in self.report(operation_id).unsettled:
+                context = InstanceContext(self._environment, self._name, number, operation_id)
+                error = ErrorRecord(code="OperationPreempted", message=reason)
                 self.note(context, outcome=Outcome.FAILED, going_back=False, error=error)
-            self.end(operation_id, "Cancelled", why=why)
+            self.end(operation_id, "Cancelled", reason=reason)
 
     # Instances in operations.
 
@@ -349,7 +349,7 @@ class Journal:
                 self.going_back(context, value=False)
             self.note(context, outcome=outcome)
             if self._store.get(InstanceRecord, *context.key) is not None:
-                self._store.amend(context.record, changed=self._world.clock.now())
+                self._store.amend(context.record, changed=self._environment.clock.now())
             context.event("outcome", str(outcome))
 
     def going_back(self, context: InstanceContext, *, value: bool) -> None:
@@ -360,7 +360,7 @@ class Journal:
         with self._store.transaction():
             self.note(context, going_back=value)
             some = any(
-                result.going_back for result in self.account(context.operation).results.values()
+                result.going_back for result in self.report(context.operation).results.values()
             )
             self.update(context.operation, status="RollingBack" if some else "RollingForward")
 
@@ -420,7 +420,7 @@ class Journal:
                 )
                 context.event("step", f"{phase}: {step.name}")
             try:
-                self._world.clock.check()
+                self._environment.clock.check()
                 if step.timed:
                     self._check_deadline(context, phase)
                 conclude = step.apply(context)
@@ -452,20 +452,22 @@ class Journal:
                     f"the journal of {context.name} has {step.name!r} as step {step.sequence} of "
                     f"its {phase}, and this version of pytest-vmss takes other steps: "
                     f"{', '.join(names)}; go on with the version that began the operation, or "
-                    f"delete the set: {self._world.program} delete {self._name}"
+                    f"delete the set: {self._environment.program} delete {self._name}"
                 )
         return {step.sequence for step in known if step.done is not None and step.error is None}
 
     def _check_deadline(self, context: InstanceContext, phase: Phase) -> None:
-        if context.deadline is not None and self._world.clock.monotonic() > context.deadline:
+        if context.deadline is not None and self._environment.clock.monotonic() > context.deadline:
             raise WaitTimeoutError(
                 f"the {phase} of {context.name} to end", limit=context.base_limits.instance
             )
 
-    def add_batch(self, account: Account, instance_ids: tuple[int, ...], why: str) -> None:
+    def add_batch(
+        self, report: OperationReport, instance_ids: tuple[int, ...], reason: str
+    ) -> None:
         """Notes which instances are taken next, before anything is done to them."""
-        operation_id = account.record.id
-        number = len(account.batch_records) + 1
+        operation_id = report.record.id
+        number = len(report.batch_records) + 1
         with self._store.transaction():
             self._store.put(
                 BatchRecord(
@@ -473,16 +475,16 @@ class Journal:
                     operation=operation_id,
                     number=number,
                     instance_ids=instance_ids,
-                    why=why,
+                    reason=reason,
                 )
             )
             for instance in instance_ids:
-                context = InstanceContext(self._world, self._name, instance, operation_id)
+                context = InstanceContext(self._environment, self._name, instance, operation_id)
                 self.note(context, outcome=Outcome.IN_PROGRESS)
             self._store.event(
                 self._name,
                 "batch",
-                f"batch {number}: instances {', '.join(str(n) for n in instance_ids)} ({why})",
+                f"batch {number}: instances {', '.join(str(n) for n in instance_ids)} ({reason})",
                 operation=operation_id,
             )
 

@@ -80,13 +80,13 @@ class Progress:
         attempted: Instances whose upgrade has ended, however.
         failed: Those of them that failed, rolled back or not.
         skipped: Instances left out for good, by ``SkipUpgrade``.
-        spent: Seconds since it began.
+        elapsed: Seconds since it began.
     """
 
     attempted: frozenset[int] = frozenset()
     failed: frozenset[int] = frozenset()
     skipped: frozenset[int] = frozenset()
-    spent: float = 0.0
+    elapsed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Batch:
     """Upgrade these instances next, side by side."""
 
     instance_ids: tuple[int, ...]
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Stop:
 
     code: str
     message: str
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Complete:
         skipped: Instances that stay as they are.
     """
 
-    why: str
+    reason: str
     skipped: tuple[int, ...] = field(default=())
 
 
@@ -148,8 +148,8 @@ def next_batch(members: Sequence[Member], policy: Policy, progress: Progress) ->
         out = member.protected or member.instance_id in progress.skipped
         (left_out if out else pending).append(member)
     if not pending:
-        why = "no instance is left to upgrade" + _left_out(left_out)
-        return Complete(why, tuple(sorted(member.instance_id for member in left_out)))
+        reason = "no instance is left to upgrade" + _left_out(left_out)
+        return Complete(reason, tuple(sorted(member.instance_id for member in left_out)))
     stop = _stopped_by_time(policy, progress, len(pending))
     if stop is None:
         stop = _stopped_by_set(members, policy, progress)
@@ -196,13 +196,13 @@ def _stopped_by_upgraded(policy: Policy, progress: Progress) -> Stop | None:
 def _stopped_by_time(policy: Policy, progress: Progress, pending: int) -> Stop | None:
     """G4: an upgrade ends within a bounded time, between two batches."""
     limit = policy.time_limit
-    if limit is None or progress.spent <= limit:
+    if limit is None or progress.elapsed <= limit:
         return None
     return Stop(
         "RollingUpgradeTimeoutError",
         f"Rolling Upgrade did not end within {limit:.0f} s; {pending} instances are left as they "
         "were. Raise the limit (Limits.upgrade), or start the upgrade again to go on.",
-        f"{progress.spent:.0f} s are more than {limit:.0f} s",
+        f"{progress.elapsed:.0f} s are more than {limit:.0f} s",
     )
 
 
@@ -213,7 +213,7 @@ def _stopped_by_set(members: Sequence[Member], policy: Policy, progress: Progres
     limit = policy.max_unhealthy_instance_percent
     if share <= limit:
         return None
-    why = (
+    reason = (
         f"{len(unhealthy)} of {len(members)} instances are unhealthy ({_names(unhealthy)}): "
         f"{share:g} % is more than {limit} %"
     )
@@ -224,14 +224,14 @@ def _stopped_by_set(members: Sequence[Member], policy: Policy, progress: Progres
             f"RollingUpgradePolicy) before any batch was attempted. {share:g}% of instances are "
             f"in an unhealthy state, more than the threshold of {limit}% configured in the "
             f"RollingUpgradePolicy. {_IMPACT}",
-            why,
+            reason,
         )
     return Stop(
         "MaxUnhealthyInstancePercentExceededInRollingUpgrade",
         f"{_FAILED} after exceeding the MaxUnhealthyInstancePercent value defined in the "
         f"RollingUpgradePolicy. {share:g}% of instances are in an unhealthy state - more than the "
         f"threshold of {limit}%. {_IMPACT}",
-        why,
+        reason,
     )
 
 
@@ -259,15 +259,15 @@ def _cut_batch(
             room -= 1
     if not chosen:
         chosen = [together[0]]  # at least one, or the upgrade would never end
-    why = (
+    reason = (
         f"{len(chosen)} of {len(pending)} left, at most {limit} at once "
         f"({policy.max_batch_instance_percent} % of {len(members)}, rounded down), in {where}"
     )
     if down:
-        why += f"; {down} already down"
+        reason += f"; {down} already down"
     if policy.max_surge:
-        why += "; replacements first (maxSurge)"
-    return Batch(tuple(member.instance_id for member in chosen), why + _left_out(left_out))
+        reason += "; replacements first (maxSurge)"
+    return Batch(tuple(member.instance_id for member in chosen), reason + _left_out(left_out))
 
 
 def _next_place(

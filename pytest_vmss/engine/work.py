@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Literal
 
 from pytest_vmss.engine.journal import Journal, describe
-from pytest_vmss.environment.environment import InstanceContext, World
-from pytest_vmss.environment.health import Measures, observe_health
+from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.environment.health import HealthSources, observe_health
 from pytest_vmss.errors import (
     InstanceError,
     UnhealthyError,
@@ -43,12 +43,12 @@ class Worker:
     journal ends.
 
     Args:
-        world: What it acts on.
+        environment: What it acts on.
         journal: The set's.
     """
 
-    def __init__(self, world: World, journal: Journal) -> None:
-        self._world = world
+    def __init__(self, environment: Environment, journal: Journal) -> None:
+        self._environment = environment
         self._journal = journal
 
     def act(self, context: InstanceContext, operation: OperationRecord) -> None:
@@ -81,7 +81,7 @@ class Worker:
         # What was started is there to be looked at, and the next update mends it.
         first = context.generation(1)
         stays = 1 if first is not None and first.started else 0
-        self._journal.run_phase(context, "settle", phases.settle_steps(stays, 0))
+        self._journal.run_phase(context, "settle", phases.keep_failed_steps(stays, 0))
         self._end_failed(context, Outcome.FAILED)
 
     def _delete(self, context: InstanceContext) -> None:
@@ -91,8 +91,8 @@ class Worker:
     def _remove(
         self, context: InstanceContext, revision: int, outcome: Outcome | None = None
     ) -> None:
-        if self._world.store.get(InstanceRecord, *context.key) is not None:
-            self._world.store.amend(context.record, provisioning="Deleting")
+        if self._environment.store.get(InstanceRecord, *context.key) is not None:
+            self._environment.store.amend(context.record, provisioning="Deleting")
         steps = phases.delete_steps(revision)
         self._journal.run_phase(context, "delete", steps, outcome=outcome)
 
@@ -122,7 +122,7 @@ class Worker:
                 self._failed(context, error)
             else:
                 return
-        self._serve_again(context)
+        self._undrain(context)
         self._end_failed(context, Outcome.FAILED)
 
     # Upgrades, updates, reimages.
@@ -149,7 +149,7 @@ class Worker:
             return
         result = context.generation(plan.result)
         stays = plan.result if result is not None and result.started else plan.source
-        self._journal.run_phase(context, "settle", phases.settle_steps(stays, plan.source))
+        self._journal.run_phase(context, "settle", phases.keep_failed_steps(stays, plan.source))
         self._end_failed(context, Outcome.FAILED)
 
     def _swap(
@@ -199,7 +199,7 @@ class Worker:
             self._run(context, "rollback", steps, Outcome.ROLLED_BACK)
         except (InstanceError, WaitTimeoutError) as error:
             context.event("error", f"the rollback failed too: {describe(error)[1]}")
-            self._serve_again(context)
+            self._undrain(context)
             self._end_failed(context, Outcome.ROLLBACK_FAILED)
 
     def _surge(
@@ -222,8 +222,8 @@ class Worker:
         finally:
             new.leave()
         if context.record.provisioning == "Deleting":  # it was to go already
-            self._serve_again(context)
-            self._world.store.amend(context.record, provisioning="Succeeded")
+            self._undrain(context)
+            self._environment.store.amend(context.record, provisioning="Succeeded")
         self._remove(new, operation.revision)
         self._journal.outcome(
             context, Outcome.ROLLED_BACK if operation.rollback else Outcome.FAILED
@@ -237,10 +237,12 @@ class Worker:
         """
         if not self._journal.has_begun(old, "delete"):
             return  # this very moment it was
-        if self._world.hypervisor.running_generation(old.domain) is None:
+        if self._environment.hypervisor.running_generation(old.domain) is None:
             return  # the old one cannot take its place
         applied = new.revision(new.record.revision)
-        seen = worst(observe_health(new, Measures.of(self._world, new.scale_set, applied)))
+        seen = worst(
+            observe_health(new, HealthSources.of(self._environment, new.scale_set, applied))
+        )
         if not seen.healthy:
             raise UnhealthyError(
                 f"{new.name}, which was to take its place, is no longer healthy: {seen.detail}",
@@ -286,13 +288,13 @@ class Worker:
             raise error
         self._journal.failed(context, error)
 
-    def _serve_again(self, context: InstanceContext) -> None:
+    def _undrain(self, context: InstanceContext) -> None:
         """The probe says whether an instance gets traffic on which something failed."""
-        self._journal.run_phase(context, "serve again", phases.serve_again_steps())
+        self._journal.run_phase(context, "serve again", phases.undrain_steps())
 
     def _end_failed(self, context: InstanceContext, outcome: Outcome) -> None:
-        with self._world.store.transaction():
-            self._world.store.amend(context.record, provisioning="Failed")
+        with self._environment.store.transaction():
+            self._environment.store.amend(context.record, provisioning="Failed")
             self._journal.outcome(context, outcome)
 
     def _other_machine(self, context: InstanceContext, before: int, after: int) -> bool:
@@ -315,7 +317,7 @@ class Worker:
     def _timed(self, context: InstanceContext) -> InstanceContext:
         """An instance that must be done in time, from now on (G4)."""
         limit = context.base_limits.instance
-        return replace(context, deadline=self._world.clock.monotonic() + limit)
+        return replace(context, deadline=self._environment.clock.monotonic() + limit)
 
 
 def _target(operation: OperationRecord) -> ImageAddress:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import NotFoundError
-from pytest_vmss.gallery import Images
+from pytest_vmss.gallery import ImageStore
 from pytest_vmss.guest import Check, Guest
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
@@ -37,7 +37,7 @@ from pytest_vmss.store import (
     Store,
 )
 
-__all__ = ["InstanceContext", "Prober", "Revision", "World", "member_of"]
+__all__ = ["Environment", "InstanceContext", "Prober", "Revision", "member_of"]
 
 #: Makes one probe of an instance.
 Prober = Callable[[Probe, InstanceRecord], Observation]
@@ -66,7 +66,7 @@ class GuestFactory(Protocol):
 
 
 @dataclass
-class World:
+class Environment:
     """Everything that an operation touches, real or simulated.
 
     Attributes:
@@ -93,13 +93,13 @@ class World:
     store: Store
     clock: Clock
     connect: Callable[[], Hypervisor]
-    images: Images
+    images: ImageStore
     paths: LabPaths
     base_limits: Limits
     lab_key: KeyPair
     make_guest: GuestFactory
     probe: Prober
-    report: Callable[[InstanceContext, ApplicationHealthSettings], Observation]
+    health_report: Callable[[InstanceContext, ApplicationHealthSettings], Observation]
     reach: Callable[[str], str]
     serve_files: Callable[[str], None]
     sizes: Mapping[str, tuple[int, int]]
@@ -255,7 +255,7 @@ class InstanceContext:
             limit ends there at the latest.
     """
 
-    world: World
+    environment: Environment
     scale_set: str
     instance_id: int
     operation: str = ""
@@ -265,7 +265,7 @@ class InstanceContext:
     def guest(self, generation: GenerationRecord) -> Guest:
         """The guest of a generation; one connection serves all steps (a login costs seconds)."""
         if generation.number not in self._guests:
-            self._guests[generation.number] = self.world.make_guest(self, generation)
+            self._guests[generation.number] = self.environment.make_guest(self, generation)
         return self._guests[generation.number]
 
     def leave(self) -> None:
@@ -280,11 +280,11 @@ class InstanceContext:
     @cached_property
     def set_id(self) -> str:
         """The set's ``unique_id``."""
-        return self.world.set_record(self.scale_set).unique_id
+        return self.environment.set_record(self.scale_set).unique_id
 
     def revision(self, number: int) -> Revision:
         """A revision of the set's model."""
-        return self.world.revision(self.set_id, number)
+        return self.environment.revision(self.set_id, number)
 
     def as_run(self, result: ExtensionRecord) -> Extension | None:
         """An extension as the model had it that it was run from last."""
@@ -294,15 +294,15 @@ class InstanceContext:
     @cached_property
     def base_limits(self) -> Limits:
         """The limits of waits on this instance, were there no deadline."""
-        overrides = self.world.set_record(self.scale_set).overrides
-        return replace(self.world.limits, **overrides)
+        overrides = self.environment.set_record(self.scale_set).overrides
+        return replace(self.environment.limits, **overrides)
 
     @property
     def limits(self) -> Limits:
         """The limits of waits on this instance now."""
         if self.deadline is None:
             return self.base_limits
-        return self.base_limits.clipped(self.deadline - self.world.clock.monotonic())
+        return self.base_limits.clipped(self.deadline - self.environment.clock.monotonic())
 
     @cached_property
     def key(self) -> tuple[str, str]:
@@ -312,7 +312,7 @@ class InstanceContext:
     @property
     def record(self) -> InstanceRecord:
         """The instance's record."""
-        record = self.world.store.get(InstanceRecord, *self.key)
+        record = self.environment.store.get(InstanceRecord, *self.key)
         if record is None:
             raise NotFoundError(f"there is no instance {self.scale_set}_{self.instance_id}")
         return record
@@ -325,15 +325,15 @@ class InstanceContext:
     @property
     def domain(self) -> str:
         """The machine's name on the hypervisor."""
-        return f"vmss-{self.world.lab_id}-{self.name}"
+        return f"vmss-{self.environment.lab_id}-{self.name}"
 
     def generation(self, number: int) -> GenerationRecord | None:
         """The record of the n-th OS disk."""
-        return self.world.store.get(GenerationRecord, *self.key, f"{number:06d}")
+        return self.environment.store.get(GenerationRecord, *self.key, f"{number:06d}")
 
     def generations(self) -> list[GenerationRecord]:
         """Records of all OS disks so far, oldest first."""
-        return self.world.store.select(GenerationRecord, *self.key)
+        return self.environment.store.select(GenerationRecord, *self.key)
 
     def existing(self, number: int) -> GenerationRecord:
         """The record of the n-th OS disk.
@@ -352,9 +352,9 @@ class InstanceContext:
         Raises:
             NotFoundError: There is no such disk.
         """
-        record, paths = self.record, self.world.paths
+        record, paths = self.record, self.environment.paths
         model = self.revision(self.existing(number).revision).model
-        size = self.world.find_size(model.sku.name)
+        size = self.environment.find_size(model.sku.name)
         return Machine(
             name=self.domain,
             uuid=record.uuid,
@@ -377,6 +377,6 @@ class InstanceContext:
 
     def event(self, kind: str, message: str) -> None:
         """Writes that something happened to the instance."""
-        self.world.store.event(
+        self.environment.store.event(
             self.scale_set, kind, message, instance_id=self.instance_id, operation=self.operation
         )

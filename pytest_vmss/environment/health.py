@@ -9,7 +9,7 @@ from functools import partial
 from typing import Self
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.environment.environment import InstanceContext, Revision, World
+from pytest_vmss.environment.environment import Environment, InstanceContext, Revision
 from pytest_vmss.errors import BalancerError, InstanceError, WaitTimeoutError
 from pytest_vmss.guest import Check
 from pytest_vmss.health import Observation, Tracker, worst
@@ -18,7 +18,7 @@ from pytest_vmss.load_balancer import Balancer
 from pytest_vmss.model import ApplicationHealthSettings, Health, Probe, application_health
 from pytest_vmss.store import GenerationRecord
 
-__all__ = ["HEALTH_INTERVAL", "Measures", "Watch", "observe_health"]
+__all__ = ["HEALTH_INTERVAL", "HealthMonitor", "HealthSources", "observe_health"]
 
 #: Seconds between two looks at an instance whose health is being waited for.
 HEALTH_INTERVAL = 0.2
@@ -35,7 +35,7 @@ _STATE = "power and extensions"
 
 
 @dataclass(frozen=True)
-class Measures:
+class HealthSources:
     """How the health of a set's instances is measured.
 
     Attributes:
@@ -51,20 +51,21 @@ class Measures:
     check: Check | None
 
     @classmethod
-    def of(cls, world: World, scale_set: str, applied: Revision) -> Self:
+    def of(cls, environment: Environment, scale_set: str, applied: Revision) -> Self:
         """Reads them.
 
         Args:
-            world: Where the set is.
+            environment: Where the set is.
             scale_set: The set.
             applied: The model that is applied to the instances in question: a load balancer
                 is the whole set's, an extension is in instances.
         """
         return cls(
-            world.current_revision(scale_set).probe,
-            world.balancer(scale_set),
+            environment.current_revision(scale_set).probe,
+            environment.balancer(scale_set),
             application_health(applied.model),
-            world.checks.get(scale_set.lower()) or world.set_record(scale_set).health_command,
+            environment.checks.get(scale_set.lower())
+            or environment.set_record(scale_set).health_command,
         )
 
     @property
@@ -91,18 +92,20 @@ class _Source:
     every: float = _COSTLY_INTERVAL
 
 
-class Watch:
+class HealthMonitor:
     """Watches one instance until it is known how it is; make a new one for each boot.
 
     Args:
         context: The instance.
-        measures: How its health is measured.
+        health_sources: How its health is measured.
         now: Take the load balancer's word, where it has one, instead of probing anew.
     """
 
-    def __init__(self, context: InstanceContext, measures: Measures, *, now: bool = False) -> None:
+    def __init__(
+        self, context: InstanceContext, health_sources: HealthSources, *, now: bool = False
+    ) -> None:
         self._context = context
-        self._sources = _sources(context, measures, now=now)
+        self._sources = _sources(context, health_sources, now=now)
         self._trackers = {n: Tracker(source.threshold) for n, source in self._sources.items()}
         self._next = dict.fromkeys(self._sources, 0.0)
         self.last: dict[str, Observation] = {}
@@ -119,7 +122,7 @@ class Watch:
         if trouble is not None:
             self.last = {_STATE: trouble}
             return trouble
-        clock = self._context.world.clock
+        clock = self._context.environment.clock
         for name, source in self._sources.items():
             if clock.monotonic() >= self._next[name]:
                 self._next[name] = clock.monotonic() + source.every
@@ -130,18 +133,28 @@ class Watch:
         return worst(self.last)
 
 
-def _sources(context: InstanceContext, measures: Measures, *, now: bool) -> dict[str, _Source]:
+def _sources(
+    context: InstanceContext, health_sources: HealthSources, *, now: bool
+) -> dict[str, _Source]:
     sources = {}
-    probe, application, check = measures.probe, measures.application, measures.check
+    probe, application, check = (
+        health_sources.probe,
+        health_sources.application,
+        health_sources.check,
+    )
     if probe is not None:
         sources[_PROBE] = (
-            _Source(partial(_probed, context, probe, measures.balancer), every=HEALTH_INTERVAL)
+            _Source(
+                partial(_probed, context, probe, health_sources.balancer), every=HEALTH_INTERVAL
+            )
             if now
             else _Source(partial(_probe, context, probe), probe.threshold, HEALTH_INTERVAL)
         )
     if application is not None:
         # It counts consecutive looks itself.
-        sources[_EXTENSION] = _Source(partial(context.world.report, context, application))
+        sources[_EXTENSION] = _Source(
+            partial(context.environment.health_report, context, application)
+        )
     if not sources:
         sources[_STATE] = _Source(partial(_extensions, context), every=HEALTH_INTERVAL)
     if check is not None:
@@ -150,20 +163,20 @@ def _sources(context: InstanceContext, measures: Measures, *, now: bool) -> dict
 
 
 def _not_running(context: InstanceContext) -> Observation | None:
-    state = context.world.hypervisor.state(context.domain)
+    state = context.environment.hypervisor.state(context.domain)
     if state is PowerState.RUNNING:
         return None
     return Observation(Health.UNHEALTHY, f"the machine does not run ({state})")
 
 
 def _running(context: InstanceContext) -> GenerationRecord | None:
-    running = context.world.hypervisor.running_generation(context.domain)
+    running = context.environment.hypervisor.running_generation(context.domain)
     return None if running is None else context.generation(running)
 
 
 def _probe(context: InstanceContext, probe: Probe) -> Observation:
     """F2: the probe, as the lab makes it itself."""
-    return context.world.probe(probe, context.record)
+    return context.environment.probe(probe, context.record)
 
 
 def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -> Observation:
@@ -184,7 +197,7 @@ def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -
     for _ in range(looks):
         if tracker.observe(_probe(context, probe)) is not None:
             return tracker.last
-        context.world.clock.sleep(HEALTH_INTERVAL)
+        context.environment.clock.sleep(HEALTH_INTERVAL)
     return Observation(
         Health.UNKNOWN,
         f"the probe {probe.name} flaps: never {probe.threshold} equal answers in a row among "
@@ -216,15 +229,17 @@ def _check(context: InstanceContext, check: Check) -> Observation:
         return Observation(Health.UNKNOWN, silent.message)
 
 
-def observe_health(context: InstanceContext, measures: Measures) -> dict[str, Observation]:
+def observe_health(
+    context: InstanceContext, health_sources: HealthSources
+) -> dict[str, Observation]:
     """An instance's health now, by source; waits for one that is Initializing (F3).
 
     It waits until the grace period ends at the latest.
     """
-    watch = Watch(context, measures, now=True)
+    monitor = HealthMonitor(context, health_sources, now=True)
 
     def settled() -> bool:
-        seen = watch.look()
+        seen = monitor.look()
         return seen is not None and seen.health is not Health.INITIALIZING
 
     if not settled():
@@ -232,8 +247,8 @@ def observe_health(context: InstanceContext, measures: Measures) -> dict[str, Ob
             wait_for(
                 f"{context.name} to be healthy or not",
                 lambda: settled() or None,
-                limit=measures.grace + _COSTLY_INTERVAL,
-                clock=context.world.clock,
+                limit=health_sources.grace + _COSTLY_INTERVAL,
+                clock=context.environment.clock,
                 interval=HEALTH_INTERVAL,
             )
-    return watch.last
+    return monitor.last

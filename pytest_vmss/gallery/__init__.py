@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pytest_vmss.gallery.gallery import Gallery, ImageAddress, Images
+from pytest_vmss.gallery.gallery import Gallery, ImageAddress, ImageStore
 
-__all__ = ["Gallery", "ImageAddress", "Images"]
+__all__ = ["Gallery", "ImageAddress", "ImageStore"]

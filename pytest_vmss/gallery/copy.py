@@ -72,8 +72,8 @@ def open_source(path: Path) -> Iterator[int]:
         try:
             descriptor = opened.enter_context(open_regular(path))
         except (OSError, ValueError) as unreadable:  # ValueError: no name that a file can have
-            why = getattr(unreadable, "strerror", None) or unreadable
-            raise ImageError(f"{shown(path)} cannot be read: {why}") from unreadable
+            reason = getattr(unreadable, "strerror", None) or unreadable
+            raise ImageError(f"{shown(path)} cannot be read: {reason}") from unreadable
         yield descriptor
 
 

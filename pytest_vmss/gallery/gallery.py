@@ -30,7 +30,7 @@ from pytest_vmss.model import ImageReference
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import DefinitionRecord, PackagesRecord, Store, VersionRecord
 
-__all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "Images", "version_key"]
+__all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "ImageStore", "version_key"]
 
 DEFAULT_GALLERY = "gallery"
 
@@ -71,7 +71,7 @@ class ImageAddress:
     version: str | None = None
 
 
-class Images:
+class ImageStore:
     """All galleries of a lab, and the files of their versions.
 
     Args:
@@ -367,7 +367,7 @@ class Images:
 class Gallery:
     """A gallery, as a test holds it in its hand."""
 
-    def __init__(self, name: str, images: Images) -> None:
+    def __init__(self, name: str, images: ImageStore) -> None:
         self.name = name
         self._images = images
 

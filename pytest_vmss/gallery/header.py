@@ -226,5 +226,5 @@ def refuse_virtual_size(name: str, size: int, limits: ImageLimits) -> None:
         )
 
 
-def _broken(name: str, why: str) -> ImageError:
-    return ImageError(f"{name} is not a usable qcow2 image: {why}; {_REWRITE}")
+def _broken(name: str, reason: str) -> ImageError:
+    return ImageError(f"{name} is not a usable qcow2 image: {reason}; {_REWRITE}")

@@ -28,8 +28,8 @@ def _call(ask: Ask, execute: str, **arguments: Any) -> Any:
     try:
         return read_json(answer)["return"]
     except (UnreadableError, KeyError, TypeError) as odd:
-        why = odd if isinstance(odd, UnreadableError) else "it has no `return`"
-        raise HypervisorError(f"the guest agent's answer to {execute} is none: {why}") from odd
+        reason = odd if isinstance(odd, UnreadableError) else "it has no `return`"
+        raise HypervisorError(f"the guest agent's answer to {execute} is none: {reason}") from odd
 
 
 def within(ask: Ask, seconds: float) -> Ask:

@@ -187,14 +187,14 @@ class Shell:
         try:
             return self._run(line, stdin, limits, most)
         except (paramiko.SSHException, EOFError, OSError) as broken:
-            why = "the SSH connection broke while a command ran"
+            reason = "the SSH connection broke while a command ran"
             words = str(broken) or type(broken).__name__
             if isinstance(broken, _TooMuchError):
-                why = "a command wrote too much"
+                reason = "a command wrote too much"
             elif isinstance(broken, TimeoutError) or limits.left() <= 0:
-                why, words = "a command did not end", limits.told()
+                reason, words = "a command did not end", limits.told()
             raise GuestCommandError(
-                f"{why}: {words}",
+                f"{reason}: {words}",
                 instance=self._name,
                 exit_code=-1,
                 stderr="",

@@ -18,7 +18,7 @@ class Choice:
     """Which accelerator was chosen, and why."""
 
     accelerator: Accelerator
-    why: str
+    reason: str
 
     @property
     def slow_factor(self) -> float:

@@ -56,13 +56,13 @@ class Way:
     Attributes:
         mode: mmdebstrap's mode.
         place: The folder that it is unpacked in.
-        why: Why it is not a faster mode, in words; empty where there is none.
+        reason: Why it is not a faster mode, in words; empty where there is none.
         mend: What would give a faster one.
     """
 
     mode: Mode
     place: Path
-    why: str = ""
+    reason: str = ""
     mend: str = ""
 
 

@@ -5,31 +5,31 @@ from __future__ import annotations
 import uuid
 
 from pytest_vmss.engine.placement import Spot, next_spot
-from pytest_vmss.environment.environment import World
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.model import host_ports
 from pytest_vmss.store import InstanceRecord
 
-__all__ = ["enrol"]
+__all__ = ["allocate_instances"]
 
 
-def enrol(world: World, scale_set: str, count: int) -> list[int]:
+def allocate_instances(environment: Environment, scale_set: str, count: int) -> list[int]:
     """Records new instances of a set, each with its identity and place (A4, D3).
 
     Args:
-        world: Where they will be.
+        environment: Where they will be.
         scale_set: The set.
         count: How many.
 
     Returns:
         Their numbers; none was ever used before in this set.
     """
-    store = world.store
+    store = environment.store
     ids: list[int] = []
     with store.transaction():
-        set_record = world.set_record(scale_set)
-        model = world.revision(set_record.unique_id, set_record.revision).model
+        set_record = environment.set_record(scale_set)
+        model = environment.revision(set_record.unique_id, set_record.revision).model
         everyone = store.select(InstanceRecord)
-        free = world.free_addresses(count)
+        free = environment.free_addresses(count)
         spots = [
             Spot(record.zone, record.placement_group, record.update_domain)
             for record in everyone
@@ -53,7 +53,7 @@ def enrol(world: World, scale_set: str, count: int) -> list[int]:
                     update_domain=spot.domain,
                     placement_group=spot.group,
                     zone=spot.zone,
-                    created=world.clock.now(),
+                    created=environment.clock.now(),
                     revision=set_record.revision,
                 )
             )

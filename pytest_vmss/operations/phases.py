@@ -26,12 +26,12 @@ from pytest_vmss.steps import (
     RemoveMachine,
     ReplaceDataDisks,
     RunExtensions,
-    Serve,
     SetPower,
     Start,
     Step,
     Stop,
     Sync,
+    Undrain,
 )
 
 __all__ = [
@@ -39,13 +39,13 @@ __all__ = [
     "change_steps",
     "create_steps",
     "delete_steps",
+    "keep_failed_steps",
     "restart_steps",
     "rollback_steps",
-    "serve_again_steps",
-    "settle_steps",
     "start_steps",
     "stop_steps",
     "swap_steps",
+    "undrain_steps",
 ]
 
 #: Names a phase in the journal.
@@ -79,7 +79,7 @@ def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
         CreateDataDisks(revision),
         PrepareDisk(1, version, revision),
         *_bring_up(1),
-        Serve(),
+        Undrain(),
         Sync(1),
         Commit(1),
     ]
@@ -104,7 +104,7 @@ def swap_steps(
         Stop(old),
         disks,
         *_bring_up(new),
-        Serve(),
+        Undrain(),
         Sync(new),
         Commit(new),
         Discard(new),
@@ -125,11 +125,11 @@ def rollback_steps(old: int, new: int) -> Sequence[Step]:
         Start(old),
         ProveBoot(old),
         AwaitHealth(old),
-        Serve(),
+        Undrain(),
     ]
 
 
-def settle_steps(stays: int, old: int) -> Sequence[Step]:
+def keep_failed_steps(stays: int, old: int) -> Sequence[Step]:
     """Without rollback: the instance stays as it is, failed; the old disk is kept.
 
     Args:
@@ -142,12 +142,12 @@ def settle_steps(stays: int, old: int) -> Sequence[Step]:
         return [Discard(0)]
     commit = Commit(stays, provisioning="Failed")
     back: list[Step] = [Discard(old), Start(old)] if stays == old else []
-    return [commit, *back, *serve_again_steps()]
+    return [commit, *back, *undrain_steps()]
 
 
-def serve_again_steps() -> Sequence[Step]:
+def undrain_steps() -> Sequence[Step]:
     """An instance on which something failed is served again: the probe says whether it gets traffic."""
-    return [Serve(wait=False)]
+    return [Undrain(wait=False)]
 
 
 def change_steps(
@@ -176,14 +176,14 @@ def change_steps(
         *machine,
         RunExtensions(generation, newer=newer),
         AwaitHealth(generation),
-        Serve(),
+        Undrain(),
         Commit(generation),
     ]
 
 
 def start_steps(generation: int) -> Sequence[Step]:
     """A stopped instance runs again."""
-    return [Start(generation), ProveBoot(generation), Serve(wait=False), SetPower("running")]
+    return [Start(generation), ProveBoot(generation), Undrain(wait=False), SetPower("running")]
 
 
 def stop_steps(

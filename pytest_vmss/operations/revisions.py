@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime
 
-from pytest_vmss.environment.environment import Revision, World
+from pytest_vmss.environment.environment import Environment, Revision
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
 from pytest_vmss.file_server.blobs import GUEST_VIEW, names_server
 from pytest_vmss.guest.extensions import check_settings, known_types
@@ -21,18 +21,18 @@ from pytest_vmss.model import (
 )
 from pytest_vmss.store import ModelRecord, ScaleSetRecord, VersionRecord
 
-__all__ = ["check_document", "declare", "revise"]
+__all__ = ["add_revision", "check_document", "register_scale_set"]
 
 _SSH_PORT = 22
 
 
 def check_document(
-    world: World, document: ScaleSetDocument, *, current: Revision | None = None
+    environment: Environment, document: ScaleSetDocument, *, current: Revision | None = None
 ) -> VersionRecord:
     """Everything that can be known to be wrong before anything is touched.
 
     Args:
-        world: Where the set is, or is to be.
+        environment: Where the set is, or is to be.
         document: The model.
         current: What the set has now, where it is there.
 
@@ -47,20 +47,20 @@ def check_document(
     problems = check_model(
         model,
         probe=document.probe,
-        sizes=world.sizes,
+        sizes=environment.sizes,
         extension_types=known_types(),
         clusters=list(document.clusters),
         balancer=document.balancer,
     )
     problems += check_settings(model.extensions)
-    problems += _check_custom_data(world, model)
+    problems += _check_custom_data(environment, model)
     if current is not None:
         problems += check_update(current.model, model)
-        problems += _check_ports(world, model, document)
+        problems += _check_ports(environment, model, document)
     if problems:
         raise ModelError(problems, source=document.source)
-    version = world.images.resolve(world.images.address_of(model.image_reference))
-    world.images.path_of(version)
+    version = environment.images.resolve(environment.images.address_of(model.image_reference))
+    environment.images.path_of(version)
     gib = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
     if gib is not None and gib * 1024**3 < version.virtual_size:
         problem = ModelProblem(
@@ -72,10 +72,10 @@ def check_document(
     return version
 
 
-def _check_custom_data(world: World, model: ScaleSetModel) -> list[ModelProblem]:
+def _check_custom_data(environment: Environment, model: ScaleSetModel) -> list[ModelProblem]:
     """Isolated guests have no way to the lab's files before SSH answers; cloud-init asks then."""
     custom = model.virtual_machine_profile.os_profile.custom_data
-    if world.guest_network == "outbound" or custom is None:
+    if environment.guest_network == "outbound" or custom is None:
         return []
     if not names_server(custom.get_secret_value(), None):
         return []
@@ -99,9 +99,9 @@ def _ports_of(document: ScaleSetDocument) -> set[int]:
 
 
 def _check_ports(
-    world: World, model: ScaleSetModel, document: ScaleSetDocument
+    environment: Environment, model: ScaleSetModel, document: ScaleSetDocument
 ) -> list[ModelProblem]:
-    known = world.set_record(model.name).ports
+    known = environment.set_record(model.name).ports
     return [
         ModelProblem(
             "the load balancer",
@@ -114,8 +114,8 @@ def _check_ports(
     ]
 
 
-def declare(
-    world: World,
+def register_scale_set(
+    environment: Environment,
     document: ScaleSetDocument,
     *,
     ports: Sequence[int],
@@ -126,7 +126,7 @@ def declare(
     """Records a new set.
 
     Args:
-        world: Where it will be.
+        environment: Where it will be.
         document: Its model, checked.
         ports: Guest ports to forward besides SSH's and the probe's.
         health_timeout: Seconds to wait for health, in place of the lab's limit.
@@ -137,7 +137,7 @@ def declare(
         ModelError: A port is none.
         ConflictError: There is a set of that name.
     """
-    model, now = document.model, world.clock.now()
+    model, now = document.model, environment.clock.now()
     wrong = [port for port in ports if not isinstance(port, int) or not 1 <= port <= LAST_PORT]
     if wrong:
         problem = ModelProblem(
@@ -151,66 +151,70 @@ def declare(
         created=now,
         automatic_since=_automatic_since(model, None, now),
         ports=tuple(sorted(forwarded)),
-        frontend=_frontend(world, None, document),
+        frontend=_frontend(environment, None, document),
         health_command=health_command,
         health_function=health_function,
         overrides={} if health_timeout is None else {"health": health_timeout},
     )
-    with world.store.transaction():
-        if world.store.get(ScaleSetRecord, model.name.lower()) is not None:
+    with environment.store.transaction():
+        if environment.store.get(ScaleSetRecord, model.name.lower()) is not None:
             raise ConflictError(
                 f"there is a scale set {model.name!r} already; delete it first, or take another "
                 "name",
                 code="Conflict",
             )
-        world.store.put(record)
-        _put_revision(world, record, document)
+        environment.store.put(record)
+        _put_revision(environment, record, document)
     return record
 
 
-def revise(world: World, document: ScaleSetDocument) -> ScaleSetRecord:
+def add_revision(environment: Environment, document: ScaleSetDocument) -> ScaleSetRecord:
     """Records a new revision of a set's model, checked.
 
     Returns:
         The set's record, changed.
     """
-    now = world.clock.now()
-    with world.store.transaction():
-        record = world.set_record(document.model.name)
-        before = world.revision(record.unique_id, record.revision).model
+    now = environment.clock.now()
+    with environment.store.transaction():
+        record = environment.set_record(document.model.name)
+        before = environment.revision(record.unique_id, record.revision).model
         number = record.revision + 1
         same = profile_of(before) == profile_of(document.model)
-        record = world.store.amend(
+        record = environment.store.amend(
             record,
             revision=number,
             profile_revision=record.profile_revision if same else number,
             automatic_since=_automatic_since(document.model, record.automatic_since, now),
-            frontend=_frontend(world, record.frontend, document),
+            frontend=_frontend(environment, record.frontend, document),
         )
-        _put_revision(world, record, document)
-        world.store.event(record.name, "model", f"model changed (revision {number})")
+        _put_revision(environment, record, document)
+        environment.store.event(record.name, "model", f"model changed (revision {number})")
     return record
 
 
-def _put_revision(world: World, record: ScaleSetRecord, document: ScaleSetDocument) -> None:
-    world.store.put(
+def _put_revision(
+    environment: Environment, record: ScaleSetRecord, document: ScaleSetDocument
+) -> None:
+    environment.store.put(
         ModelRecord(
             set_id=record.unique_id,
             revision=record.revision,
-            created=world.clock.now(),
+            created=environment.clock.now(),
             model=document.model.full(),
             probe=None if document.probe is None else document.probe.wire(),
             balancer=None if document.balancer is None else document.balancer.wire(),
         )
     )
     for warning in model_warnings(document.probe):
-        world.store.event(record.name, "warning", warning)
+        environment.store.event(record.name, "warning", warning)
 
 
-def _frontend(world: World, before: str | None, document: ScaleSetDocument) -> str | None:
+def _frontend(
+    environment: Environment, before: str | None, document: ScaleSetDocument
+) -> str | None:
     """The address of the set's load balancer, which stays once it has one."""
     if before is None and document.balancer is not None and document.balancer.load_balancing_rules:
-        return world.free_addresses(1)[0]
+        return environment.free_addresses(1)[0]
     return before
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pytest_vmss.engine.engine import Engine, parts
-from pytest_vmss.engine.journal import Account
+from pytest_vmss.engine.journal import OperationReport
 from pytest_vmss.engine.placement import Placed, Spot, choose_to_remove
-from pytest_vmss.environment.environment import Revision, World
+from pytest_vmss.environment.environment import Environment, Revision
 from pytest_vmss.errors import ConflictError
 from pytest_vmss.model import ScaleSetDocument, load_document
-from pytest_vmss.operations.allocate import enrol
-from pytest_vmss.operations.revisions import check_document, revise
+from pytest_vmss.operations.allocate import allocate_instances
+from pytest_vmss.operations.revisions import add_revision, check_document
 from pytest_vmss.store import Outcome
 
 __all__ = ["Sizing"]
@@ -22,12 +22,12 @@ class Sizing:
     """Changes the number of a set's instances. Call with the set claimed.
 
     Args:
-        world: Where the set is.
+        environment: Where the set is.
         engine: The set's.
     """
 
-    def __init__(self, world: World, engine: Engine) -> None:
-        self._world = world
+    def __init__(self, environment: Environment, engine: Engine) -> None:
+        self._environment = environment
         self._engine = engine
 
     def check(self, capacity: int) -> None:
@@ -39,15 +39,15 @@ class Sizing:
         """
         more = capacity - len(self._engine.instances())
         if more > 0:
-            size = self._world.find_size(self._revision.model.sku.name)
-            self._world.require_room(more, size)
+            size = self._environment.find_size(self._revision.model.sku.name)
+            self._environment.require_room(more, size)
         elif len(self._removable(-more)) < -more:
             raise ConflictError(
                 f"{self._engine.name!r} cannot be scaled in to {capacity}: too many of its "
                 "instances are protected (protectFromScaleIn or protectFromScaleSetActions)"
             )
 
-    def scale(self, capacity: int) -> Account | None:
+    def scale(self, capacity: int) -> OperationReport | None:
         """Scales out or in.
 
         Returns:
@@ -60,17 +60,17 @@ class Sizing:
         if capacity == now == self._revision.model.sku.capacity:
             return None
         document = self.sized(self.document(), capacity)
-        version = check_document(self._world, document, current=self._revision)
+        version = check_document(self._environment, document, current=self._revision)
         if capacity <= now:
             return self._remove(self._removable(now - capacity), document)
 
         def grow() -> dict[int, Outcome]:
-            self._revise(document)
-            return parts(enrol(self._world, self._engine.name, capacity - now))
+            self._add_revision(document)
+            return parts(allocate_instances(self._environment, self._engine.name, capacity - now))
 
         return self._engine.at_once("create", grow, version=version)
 
-    def remove(self, numbers: Sequence[int]) -> Account:
+    def remove(self, numbers: Sequence[int]) -> OperationReport:
         """Removes instances, also protected ones; the model's capacity shrinks by them."""
         left = len(self._engine.instances()) - len(numbers)
         return self._remove(numbers, self.sized(self.document(), left))
@@ -88,24 +88,24 @@ class Sizing:
 
     @property
     def _revision(self) -> Revision:
-        return self._world.current_revision(self._engine.name)
+        return self._environment.current_revision(self._engine.name)
 
     def document(self) -> ScaleSetDocument:
         """The model that the set has now."""
         now = self._revision
         return ScaleSetDocument(now.model, now.probe, self._engine.name, (), now.balancer)
 
-    def _remove(self, numbers: Sequence[int], document: ScaleSetDocument) -> Account:
+    def _remove(self, numbers: Sequence[int], document: ScaleSetDocument) -> OperationReport:
         def shrink() -> dict[int, Outcome]:
-            self._revise(document)
+            self._add_revision(document)
             return parts(numbers)
 
         return self._engine.at_once("delete", shrink)
 
-    def _revise(self, document: ScaleSetDocument) -> None:
+    def _add_revision(self, document: ScaleSetDocument) -> None:
         """Records another capacity, where it is another."""
         if document.model.sku.capacity != self._revision.model.sku.capacity:
-            revise(self._world, document)
+            add_revision(self._environment, document)
 
     def _removable(self, count: int) -> list[int]:
         policy = self._revision.model.scale_in_policy

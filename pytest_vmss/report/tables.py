@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pytest_vmss.api.operation import stages_of
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.journal import Account
+from pytest_vmss.engine.journal import OperationReport
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
 from pytest_vmss.untrusted import clean
 
@@ -63,9 +63,9 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
     return table
 
 
-def upgrade_summary(account: Account) -> Text:
+def upgrade_summary(report: OperationReport) -> Text:
     """How an upgrade ended, and what came of each instance."""
-    record, errors = account.record, account.errors
+    record, errors = report.record, report.errors
     style = {"Completed": "bold green", "Faulted": "bold red"}.get(record.status, "bold yellow")
     text = Text.assemble(
         f"{record.scale_set}: {_what(record)}  ",
@@ -73,7 +73,7 @@ def upgrade_summary(account: Account) -> Text:
     )
     if record.error_code:
         text.append(f"\n{record.error_code}", style="red")
-    for number, outcome in sorted(account.outcomes.items()):
+    for number, outcome in sorted(report.outcomes.items()):
         text.append(f"\n  {record.scale_set}_{number}: ")
         text.append(str(outcome), style=_STYLES.get(outcome, ""))
         if error := errors.get(number):

@@ -26,10 +26,10 @@ from pytest_vmss.guest.in_guest.application_health import Rules, document, rules
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.host.process import run
 from pytest_vmss.load_balancer import Balancer, Rule
-from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from pytest_vmss.model import Health, Probe, VmSize, application_health
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, VersionRecord
 
 __all__ = ["SimulatedLab"]
@@ -85,17 +85,19 @@ class SimulatedLab(Lab):
         self.unreachable = {}
         self._extensions: dict[tuple[str, int, int], tuple[Rules, float]] = {}
         self.simulated.read_file = self._simulate_file
-        world = self.world
-        world.clock = self.virtual
+        environment = self.environment
+        environment.clock = self.virtual
         self.store._clock = self.virtual
         self._schedule_store()
-        world.connect = lambda: self.simulated
-        world.make_guest = self._simulate_guest
-        world.probe = self._simulate_probe
-        world.metrics = lambda context: self.metrics.get(context.name, RollingUpgradeMetrics())
-        world.reach = lambda uri: self.unreachable.get(uri, "")
-        world.require_room = self._simulate_room
-        world.make_balancer = self._simulate_balancer
+        environment.connect = lambda: self.simulated
+        environment.make_guest = self._simulate_guest
+        environment.probe = self._simulate_probe
+        environment.metrics = lambda context: self.metrics.get(
+            context.name, RollingUpgradeMetrics()
+        )
+        environment.reach = lambda uri: self.unreachable.get(uri, "")
+        environment.require_room = self._simulate_room
+        environment.make_balancer = self._simulate_balancer
         self.images._clock = self.virtual
         self._adopt()
 
@@ -160,7 +162,7 @@ class SimulatedLab(Lab):
             self.simulated.images[version.digest] = version.version
         for record in self.store.select(InstanceRecord):
             if record.generation:
-                context = InstanceContext(self.world, record.scale_set, record.instance_id)
+                context = InstanceContext(self.environment, record.scale_set, record.instance_id)
                 machine = context.machine(record.generation)
                 known = context.existing(record.generation).extensions
                 ran = {("custom data", ""), *((entry.name, "1") for entry in known)}
@@ -220,7 +222,7 @@ class SimulatedLab(Lab):
         """The Application Health extension's status file, by its own rules."""
         name = domain.removeprefix(f"vmss-{self.identity.id}-")
         scale_set, _, number = name.rpartition("_")
-        context = InstanceContext(self.world, scale_set, int(number))
+        context = InstanceContext(self.environment, scale_set, int(number))
         generation = context.generation(self.simulated.running_generation(domain) or 0)
         if path != STATUS_FILE or generation is None:
             return None

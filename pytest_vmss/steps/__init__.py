@@ -21,7 +21,7 @@ from pytest_vmss.steps.extensions import RunExtensions
 from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
 from pytest_vmss.steps.power import ProveBoot, SetPower, Start, Stop
 from pytest_vmss.steps.step import Conclusion, Step
-from pytest_vmss.steps.traffic import Drain, LeaveBalancer, Serve
+from pytest_vmss.steps.traffic import Drain, LeaveBalancer, Undrain
 
 __all__ = [
     "ApplyModel",
@@ -40,10 +40,10 @@ __all__ = [
     "RemoveMachine",
     "ReplaceDataDisks",
     "RunExtensions",
-    "Serve",
     "SetPower",
     "Start",
     "Step",
     "Stop",
     "Sync",
+    "Undrain",
 ]

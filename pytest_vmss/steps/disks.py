@@ -50,18 +50,18 @@ class CreateDataDisks:
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
-        world = context.world
+        environment = context.environment
         _make_folder(context)
         for disk in context.revision(self.revision).model.data_disks:
-            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            path = environment.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
             if disk.lun in self._had(context) and not path.is_file():
                 raise HostError(
                     f"{path}, the data disk at LUN {disk.lun} of {context.name}, is not there, and "
                     "no empty one was put in its place: bring the file back (a file system that is "
                     "not mounted?), or ask for empty disks with: "
-                    f"{world.program} reimage {context.scale_set} {context.instance_id} --data-disks"
+                    f"{environment.program} reimage {context.scale_set} {context.instance_id} --data-disks"
                 )
-            world.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
+            environment.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
 
     @staticmethod
     def _had(context: InstanceContext) -> set[int]:
@@ -82,11 +82,11 @@ class ReplaceDataDisks:
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
-        world = context.world
+        environment = context.environment
         for disk in context.revision(self.revision).model.data_disks:
-            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            path = environment.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
             fresh = path.with_name(_FRESH + path.name)  # so that there is a disk all the while
-            world.hypervisor.create_data_disk(fresh, disk.disk_size_gb or 1)
+            environment.hypervisor.create_data_disk(fresh, disk.disk_size_gb or 1)
             fresh.replace(path)
             sync_folder(path.parent)
 
@@ -103,11 +103,11 @@ class PrepareDisk:
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
-        world, record = context.world, context.record
-        version = world.images.resolve(self.version)
+        environment, record = context.environment, context.record
+        version = environment.images.resolve(self.version)
         model = context.revision(self.revision).model
         host_key = keys.generate(record.computer_name)
-        identity = f"{world.lab_id}-{context.name}-{self.number}"
+        identity = f"{environment.lab_id}-{context.name}-{self.number}"
         generation = GenerationRecord(
             scale_set=context.scale_set,
             instance_id=context.instance_id,
@@ -119,28 +119,30 @@ class PrepareDisk:
             revision=self.revision,
             cloud_instance_id=identity,
             host_key=host_key.public,
-            created=world.clock.now(),
+            created=environment.clock.now(),
         )
-        world.store.put(generation)  # before its files exist
+        environment.store.put(generation)  # before its files exist
         _make_folder(context)  # a creation that failed may have come to nothing
         for part in _parts(context):
             part.unlink(missing_ok=True)
-        image = world.images.path_of(version)
+        image = environment.images.path_of(version)
         size = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
         grow = size is not None and size * 1024**3 > version.virtual_size
         place = (context.scale_set, context.instance_id, self.number)
-        world.hypervisor.create_os_disk(world.paths.os_disk(*place), image, size if grow else None)
+        environment.hypervisor.create_os_disk(
+            environment.paths.os_disk(*place), image, size if grow else None
+        )
         seed = build_seed(
             model,
             cloud_instance_id=identity,
             computer_name=record.computer_name,
             mac=record.mac,
             host_key=host_key,
-            lab_key=world.lab_key,
+            lab_key=environment.lab_key,
             grow=grow,
-            outbound=world.guest_network == "outbound",
+            outbound=environment.guest_network == "outbound",
         )
-        world.hypervisor.write_seed(world.paths.seed(*place), seed)
+        environment.hypervisor.write_seed(environment.paths.seed(*place), seed)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Commit:
         return lambda: self._commit(context)
 
     def _commit(self, context: InstanceContext) -> None:
-        store, kept = context.world.store, context.existing(self.generation)
+        store, kept = context.environment.store, context.existing(self.generation)
         for generation in context.generations():
             if generation.number == self.generation:
                 store.amend(generation, state="current")
@@ -206,14 +208,17 @@ class Discard:
         ]
         for generation in gone:
             place = (context.scale_set, context.instance_id, generation.number)
-            for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
+            for path in (
+                context.environment.paths.os_disk(*place),
+                context.environment.paths.seed(*place),
+            ):
                 path.unlink(missing_ok=True)
         for part in _parts(context):
             part.unlink(missing_ok=True)
 
         def conclude() -> None:
             for generation in gone:
-                context.world.store.amend(generation, state="discarded")
+                context.environment.store.amend(generation, state="discarded")
 
         return conclude
 
@@ -227,10 +232,10 @@ class RemoveMachine:
 
     def apply(self, context: InstanceContext) -> None:
         context.leave()
-        context.world.hypervisor.remove(context.domain)
-        record = context.world.store.get(InstanceRecord, *context.key)
+        context.environment.hypervisor.remove(context.domain)
+        record = context.environment.store.get(InstanceRecord, *context.key)
         if record is not None:
-            context.world.paths.agent_socket(record.uuid).unlink(missing_ok=True)
+            context.environment.paths.agent_socket(record.uuid).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -243,25 +248,25 @@ class RemoveFiles:
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
-        world, uuid = context.world, context.record.uuid
+        environment, uuid = context.environment, context.record.uuid
         for disk in context.revision(self.revision).model.data_disks:
-            path = world.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
+            path = environment.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
             if disk.delete_option == "Detach" and path.exists():
-                kept = world.paths.detached_disk(context.name, uuid, disk.lun)
-                world.store.put(
+                kept = environment.paths.detached_disk(context.name, uuid, disk.lun)
+                environment.store.put(
                     DetachedDiskRecord(
                         scale_set=context.scale_set,
                         instance_id=context.instance_id,
                         lun=disk.lun,
                         path=str(kept),
-                        detached=world.clock.now(),
+                        detached=environment.clock.now(),
                     )
                 )
                 kept.parent.mkdir(exist_ok=True, mode=0o700)
                 path.rename(kept)
                 sync_folder(kept.parent)
                 context.event("disk", f"data disk {disk.lun} is kept: {kept}")
-        folder = world.paths.instance(context.scale_set, context.instance_id)
+        folder = environment.paths.instance(context.scale_set, context.instance_id)
         if folder.exists():
             shutil.rmtree(folder)
 
@@ -274,7 +279,7 @@ class Forget:
     timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> None:
-        store = context.world.store
+        store = context.environment.store
         with store.transaction():
             for generation in context.generations():
                 store.delete(generation)
@@ -284,13 +289,13 @@ class Forget:
 
 
 def _make_folder(context: InstanceContext) -> None:
-    folder = context.world.paths.instance(context.scale_set, context.instance_id)
+    folder = context.environment.paths.instance(context.scale_set, context.instance_id)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _parts(context: InstanceContext) -> list[Path]:
     """What an interrupted run left of files that it was writing."""
-    folder = context.world.paths.instance(context.scale_set, context.instance_id)
+    folder = context.environment.paths.instance(context.scale_set, context.instance_id)
     if not folder.exists():
         return []
     return sorted(
@@ -307,7 +312,7 @@ def _require_disk(context: InstanceContext, number: int) -> None:
         HostError: Its OS disk or its seed is not there.
     """
     place = (context.scale_set, context.instance_id, number)
-    for path in (context.world.paths.os_disk(*place), context.world.paths.seed(*place)):
+    for path in (context.environment.paths.os_disk(*place), context.environment.paths.seed(*place)):
         if not path.is_file() or not path.stat().st_size:
             raise HostError(
                 f"{path}, which {context.name} is to run on, is not there; nothing was removed, "

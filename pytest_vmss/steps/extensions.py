@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pytest_vmss.clock import side_by_side
+from pytest_vmss.clock import run_concurrently
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import ExtensionError
 from pytest_vmss.guest.console import Console
@@ -43,8 +43,8 @@ class RunExtensions:
         extensions = model.extensions
         if not extensions and not generation.extensions:
             return
-        clock, guest = context.world.clock, context.guest(generation)
-        factor = context.world.hypervisor.slow_factor
+        clock, guest = context.environment.clock, context.guest(generation)
+        factor = context.environment.hypervisor.slow_factor
         end = clock.monotonic() + factor * model.extensions_time_budget.total_seconds()
         self._remove_gone(context, extensions, end)
 
@@ -66,7 +66,7 @@ class RunExtensions:
             self._keep(context, extensions, guest.run_extension(extension, first, limit))
 
         for stage in stages_of_extensions(extensions):
-            side_by_side(stage, run, clock=clock)
+            run_concurrently(stage, run, clock=clock)
         self._judge(context, extensions)
 
     def _results(self, context: InstanceContext) -> Sequence[ExtensionRecord]:
@@ -89,7 +89,7 @@ class RunExtensions:
         self, context: InstanceContext, extensions: Sequence[Extension], result: ExtensionRecord
     ) -> None:
         """Records what came of an extension, in the model's order."""
-        store = context.world.store
+        store = context.environment.store
         with store.transaction():
             generation = context.existing(self.generation)
             known = {entry.name: entry for entry in generation.extensions}
@@ -121,7 +121,7 @@ class RunExtensions:
         self._forget(context, gone)
 
     def _remove(self, context: InstanceContext, extension: Extension, end: float) -> None:
-        left = max(end - context.world.clock.monotonic(), 0.0)
+        left = max(end - context.environment.clock.monotonic(), 0.0)
         guest = context.guest(context.existing(self.generation))
         wrong = "its handler is not known here"
         if is_known(extension):
@@ -134,7 +134,7 @@ class RunExtensions:
         generation = context.existing(self.generation)
         left = tuple(entry for entry in generation.extensions if entry.name not in names)
         if left != generation.extensions:
-            context.world.store.amend(generation, extensions=left)
+            context.environment.store.amend(generation, extensions=left)
 
     def _judge(self, context: InstanceContext, extensions: Sequence[Extension]) -> None:
         """Raises what failed first, of those whose failures are not suppressed."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pytest_vmss.clock import wait_for
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.environment.health import HEALTH_INTERVAL, Measures, Watch
+from pytest_vmss.environment.health import HEALTH_INTERVAL, HealthMonitor, HealthSources
 from pytest_vmss.errors import CloudInitError, InstanceError, UnhealthyError, WaitTimeoutError
 from pytest_vmss.guest.console import Console
 from pytest_vmss.health import worst
@@ -32,7 +32,7 @@ class FinishCloudInit:
         generation = context.existing(self.generation)
         verdict = context.guest(generation).wait_cloud_init()
         told = "; ".join(verdict.problems)
-        if verdict.status == "degraded" and context.world.degraded_is_fatal:
+        if verdict.status == "degraded" and context.environment.degraded_is_fatal:
             console = Console(context.machine(self.generation).console)
             raise CloudInitError(
                 f"cloud-init ended degraded, which is fatal here: {told}",
@@ -43,7 +43,7 @@ class FinishCloudInit:
             )
 
         def conclude() -> None:
-            context.world.store.amend(generation, cloud_init=verdict.status)
+            context.environment.store.amend(generation, cloud_init=verdict.status)
             if verdict.problems:
                 context.event("warning", f"cloud-init ended {verdict.status}: {told}")
 
@@ -62,7 +62,7 @@ class ApplyModel:
 
     def apply(self, context: InstanceContext) -> None:
         generation = context.existing(self.generation)
-        context.world.store.amend(generation, revision=self.revision)
+        context.environment.store.amend(generation, revision=self.revision)
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class AwaitHealth:
 
     def apply(self, context: InstanceContext) -> None:
         applied = context.revision(context.existing(self.generation).revision)
-        measures = Measures.of(context.world, context.scale_set, applied)
-        watch = Watch(context, measures)
+        health_sources = HealthSources.of(context.environment, context.scale_set, applied)
+        watch = HealthMonitor(context, health_sources)
         # Initializing is no judgement: the limit counts from the end of the grace period.
-        limit = context.limits.health + measures.grace
+        limit = context.limits.health + health_sources.grace
 
         def healthy() -> bool | None:
             seen = watch.look()
@@ -90,7 +90,7 @@ class AwaitHealth:
                 f"{context.name} to be healthy",
                 healthy,
                 limit=limit,
-                clock=context.world.clock,
+                clock=context.environment.clock,
                 interval=HEALTH_INTERVAL,
                 describe=lambda: worst(watch.last).detail,
             )
@@ -98,15 +98,15 @@ class AwaitHealth:
             console = Console(context.machine(self.generation).console)
             raise UnhealthyError(
                 f"the application did not become healthy within {limit:.0f} s: "
-                f"{worst(watch.last).detail}{self._deaf_ports(context, measures)}",
+                f"{worst(watch.last).detail}{self._deaf_ports(context, health_sources)}",
                 instance=context.name,
                 console_tail=console.tail(),
                 log=console.path,
             ) from late
 
-    def _deaf_ports(self, context: InstanceContext, measures: Measures) -> str:
+    def _deaf_ports(self, context: InstanceContext, health_sources: HealthSources) -> str:
         """Says so where nothing in the guest listens on a port that is asked."""
-        sources = (measures.probe, measures.application)
+        sources = (health_sources.probe, health_sources.application)
         asked = {source.port for source in sources if source and source.port}
         try:
             guest = context.guest(context.existing(self.generation))

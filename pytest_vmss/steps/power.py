@@ -29,7 +29,7 @@ class Stop:
     abrupt: bool = False
 
     def apply(self, context: InstanceContext) -> None:
-        hypervisor = context.world.hypervisor
+        hypervisor = context.environment.hypervisor
         if hypervisor.running_generation(context.domain) != self.generation:
             return
         context.leave()
@@ -42,7 +42,7 @@ class Stop:
                     f"{context.name} to shut down",
                     lambda: hypervisor.state(context.domain) is not PowerState.RUNNING or None,
                     limit=context.limits.stop,
-                    clock=context.world.clock,
+                    clock=context.environment.clock,
                     interval=0.05,
                 )
                 return
@@ -61,14 +61,14 @@ class Start:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
-        hypervisor = context.world.hypervisor
+        hypervisor = context.environment.hypervisor
         if hypervisor.running_generation(context.domain) == self.generation:
             return  # begun before a crash, or never stopped
         machine = context.machine(self.generation)
         generation = context.existing(self.generation)
         # A later proof of the boot needs to know what was there before it.
         log = machine.console.stat().st_size if machine.console.exists() else 0
-        context.world.store.amend(
+        context.environment.store.amend(
             generation, boot_before=generation.boot_id, console_from=log, started=True
         )
         hypervisor.start(machine)
@@ -84,7 +84,7 @@ class ProveBoot:
     generation: int
 
     def apply(self, context: InstanceContext) -> Conclusion:
-        store = context.world.store
+        store = context.environment.store
         generation = context.existing(self.generation)
         facts = context.guest(generation).wait_boot(generation.boot_before)
 
@@ -119,4 +119,4 @@ class SetPower:
     power: Literal["running", "stopped", "deallocated"]
 
     def apply(self, context: InstanceContext) -> None:
-        context.world.store.amend(context.record, power=self.power)
+        context.environment.store.amend(context.record, power=self.power)

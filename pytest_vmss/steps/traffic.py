@@ -11,7 +11,7 @@ from pytest_vmss.errors import UnhealthyError, WaitTimeoutError
 from pytest_vmss.load_balancer import Balancer
 from pytest_vmss.steps.step import Conclusion
 
-__all__ = ["Drain", "LeaveBalancer", "Serve"]
+__all__ = ["Drain", "LeaveBalancer", "Undrain"]
 
 _LOOK_S = 0.05
 
@@ -24,7 +24,7 @@ class Drain:
     timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> Conclusion:
-        balancer = context.world.balancer(context.scale_set)
+        balancer = context.environment.balancer(context.scale_set)
         if balancer is not None:
             balancer.take_out(context.name)
             self._wait(context, balancer)
@@ -37,7 +37,7 @@ class Drain:
                 f"the connections of {context.name} to end",
                 lambda: balancer.connections(context.name) == 0 or None,
                 limit=context.limits.drain,
-                clock=context.world.clock,
+                clock=context.environment.clock,
                 interval=_LOOK_S,
                 describe=lambda: f"{balancer.connections(context.name)} are left",
             )
@@ -46,7 +46,7 @@ class Drain:
 
 
 @dataclass(frozen=True)
-class Serve:
+class Undrain:
     """Puts the instance back into load balancing.
 
     Attributes:
@@ -59,7 +59,7 @@ class Serve:
     wait: bool = True
 
     def apply(self, context: InstanceContext) -> Conclusion:
-        balancer = context.world.balancer(context.scale_set)
+        balancer = context.environment.balancer(context.scale_set)
         if balancer is not None:
             balancer.add(member_of(context.record.model_copy(update={"in_service": True})))
             if self.wait:
@@ -74,7 +74,7 @@ class Serve:
                 f"the load balancer to find {context.name} healthy",
                 lambda: balancer.healthy(context.name) or None,
                 limit=limit,
-                clock=context.world.clock,
+                clock=context.environment.clock,
                 interval=_LOOK_S,
             )
         except WaitTimeoutError as late:
@@ -93,7 +93,7 @@ class LeaveBalancer:
     timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> None:
-        balancer = context.world.balancer(context.scale_set)
+        balancer = context.environment.balancer(context.scale_set)
         if balancer is not None:
             balancer.remove(context.name)
 
@@ -102,6 +102,6 @@ def _in_service(context: InstanceContext, value: bool) -> Conclusion:
     """Writes whether the load balancer may send the instance traffic from now on."""
 
     def conclude() -> None:
-        context.world.store.amend(context.record, in_service=value)
+        context.environment.store.amend(context.record, in_service=value)
 
     return conclude

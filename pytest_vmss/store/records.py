@@ -434,7 +434,7 @@ class OperationRecord(Record):
         revision: Revision of the model that it applies.
         rollback: Give an instance that does not recover its previous state back.
         metrics_read: Whether the applications' custom metrics are in the outcomes.
-        spent: Seconds that it took until its last batch ended.
+        elapsed: Seconds that it took until its last batch ended.
         batch_ended: When that was.
         error_code: Why it stops or has stopped; set before failed instances are rolled back.
     """
@@ -460,11 +460,11 @@ class OperationRecord(Record):
     skip_shutdown: bool = False
     metrics_read: bool = False
     cancel_requested: datetime | None = None
-    spent: float = 0.0
+    elapsed: float = 0.0
     batch_ended: datetime | None = None
     error_code: str | None = None
     error_message: str | None = None
-    why: str = ""
+    reason: str = ""
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -481,7 +481,7 @@ class BatchRecord(Record):
     operation: str
     number: int
     instance_ids: tuple[int, ...]
-    why: str
+    reason: str
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -189,7 +189,7 @@ def furnish(lab: Lab, place: Place) -> None:
         (folder / "os-1.qcow2").touch()
         (place.machines / f"vmss-{lab.identity.id}-web_{number}").touch()
     lab.networks.free_addresses(300)
-    lab.world.connect = lambda: place.connect(lab.settings, lab.identity)  # type: ignore[assignment,return-value]
+    lab.environment.connect = lambda: place.connect(lab.settings, lab.identity)  # type: ignore[assignment,return-value]
 
 
 def check_machines(place: Place, problems: list[str], where: str) -> None:
@@ -297,7 +297,7 @@ def check(name: str, place: Place, problems: list[str], where: str) -> None:
             lab.blobs.put("a", "b")
             lab.blobs.url("a")
         claims = {claim.lab_id for claim in addresses.claims(networks_folder(place.settings))}
-        lab.world.connect = lambda: place.connect(lab.settings, lab.identity)  # type: ignore[assignment,return-value]
+        lab.environment.connect = lambda: place.connect(lab.settings, lab.identity)  # type: ignore[assignment,return-value]
         if claims - {lab.identity.id}:
             problems.append(f"{where}: networks of nobody are claimed")
         lab.destroy()

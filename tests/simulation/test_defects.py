@@ -6,9 +6,9 @@ import pytest
 
 from pytest_vmss.errors import HostError, ProvisioningError
 from pytest_vmss.hypervisor import Machine
-from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from pytest_vmss.steps import Commit
 from pytest_vmss.store import Outcome
 from tests.simulation.conftest import SimulatedLab

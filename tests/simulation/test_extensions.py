@@ -210,7 +210,7 @@ def test_a_degraded_cloud_init_is_told_and_fatal_where_that_is_set(
 ) -> None:
     """H1."""
     web = start(lab)
-    lab.world.degraded_is_fatal = fatal
+    lab.environment.degraded_is_fatal = fatal
     upgrade = lab.roll(web, "1.1.0", Behaviour.CLOUD_INIT_DEGRADED)
     if fatal:
         assert upgrade.outcomes == {0: Outcome.ROLLED_BACK}

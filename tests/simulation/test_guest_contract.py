@@ -10,10 +10,10 @@ from tests.simulation.conftest import SimulatedLab
 
 def test_the_contract(lab: SimulatedLab) -> None:
     web = lab.start_web(1)
-    context = InstanceContext(lab.world, "web", 0)
+    context = InstanceContext(lab.environment, "web", 0)
 
     def make() -> Guest:
-        return lab.world.make_guest(context, web[0].generation)
+        return lab.environment.make_guest(context, web[0].generation)
 
     check_guest(
         make,

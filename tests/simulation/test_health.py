@@ -73,7 +73,7 @@ def test_initializing_is_waited_for(lab: SimulatedLab) -> None:
     start_of = lab.virtual.monotonic()
     lab.applications["web_0"] = Health.UNKNOWN
     lab.publish("1.1.0")
-    report = lab.world.report
+    report = lab.environment.health_report
 
     def slow(*arguments: Any) -> Any:
         if lab.virtual.monotonic() - start_of > 1000:
@@ -84,7 +84,7 @@ def test_initializing_is_waited_for(lab: SimulatedLab) -> None:
     assert web[0].health is Health.UNKNOWN
     lab.applications.clear()
     lab.virtual.sleep(60)
-    lab.world.report = slow
+    lab.environment.health_report = slow
     request_stop = lab.simulated.request_stop
 
     def stopping(name: str) -> None:
@@ -174,7 +174,7 @@ def test_impossible_faults_are_refused(
 def test_custom_metrics_come_with_the_report(lab: SimulatedLab) -> None:
     """D5: read once, when the upgrade starts."""
     web = start(lab)
-    lab.world.metrics = lab._metrics
+    lab.environment.metrics = lab._metrics
     lab.metrics = {f"web_{n}": RollingUpgradeMetrics(skip=n == 1) for n in range(3)}
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.outcomes[1] is Outcome.SKIPPED
@@ -190,13 +190,13 @@ def test_a_command_is_a_health_source(lab: SimulatedLab) -> None:
     web = lab.create(web_model(capacity=3), load_balancer=LOAD_BALANCER, health="true")
     assert health_of(web) == [Health.HEALTHY] * 3
     assert web.record.health_command == "true"
-    web.check_health("exit 3")
+    web.set_health_check("exit 3")
     assert health_of(web) == [Health.UNHEALTHY] * 3
     assert "status 3" in web[0].observations()["check of the lab's own"].detail
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.error is not None
     assert upgrade.error.code == BEFORE
-    web.check_health(None)
+    web.set_health_check(None)
     assert health_of(web) == [Health.HEALTHY] * 3
 
 
@@ -212,7 +212,7 @@ def test_a_function_is_a_health_source(lab: SimulatedLab) -> None:
     sick.add("web_1")
     assert health_of(web) == [Health.HEALTHY, Health.UNHEALTHY, Health.HEALTHY]
     web.delete()
-    assert lab.world.checks == {}
+    assert lab.environment.checks == {}
 
 
 def test_where_nothing_is_configured_power_and_extensions_count(lab: SimulatedLab) -> None:

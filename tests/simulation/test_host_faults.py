@@ -47,9 +47,9 @@ from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts
 
 
-def interrupted(act: Callable[[], object], why: str) -> None:
+def interrupted(act: Callable[[], object], reason: str) -> None:
     """It cannot be ended just now, and says how to go on."""
-    with pytest.raises(InterruptedOperationError, match=rf"(?s){why}.* resume web"):
+    with pytest.raises(InterruptedOperationError, match=rf"(?s){reason}.* resume web"):
         act()
 
 
@@ -220,7 +220,7 @@ def test_a_load_balancer_that_fails_after_an_update_is_gone_on_with(
         raise BalancerError("HAProxy does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab.world, "serve", bad)
+        patch.setattr(lab.environment, "serve", bad)
         interrupted(lambda: web.update({"sku": {"capacity": 3}}), "HAProxy does not answer")
     web.resume()
     assert len(web) == 3
@@ -262,7 +262,7 @@ def test_a_resume_that_cannot_begin_leaves_it_to_the_next(
         patch.setattr(lab.simulated, "start", refuse)
         interrupted(lab.run_due, "No space left")
     with monkeypatch.context() as patch:
-        patch.setattr(lab.world, broken, bad)
+        patch.setattr(lab.environment, broken, bad)
         interrupted(web.resume, "HAProxy does not answer")
     if behaviour is Behaviour.GOOD:
         ends_completed(lab, web)
@@ -351,7 +351,7 @@ def test_the_status_while_several_go_back(
         event(self, scale_set, kind, message, **more)
         if kind == "outcome":
             (upgrade,) = web.history()
-            back = sum(entry.going_back for entry in upgrade.account.results.values())
+            back = sum(entry.going_back for entry in upgrade.report.results.values())
             seen.append((back, upgrade.status))
 
     monkeypatch.setattr(Store, "event", told)
@@ -370,15 +370,15 @@ def test_a_pause_is_as_long_as_it_is_with_a_clock_set_back(
     lab.start_web(2, policy={"pauseTimeBetweenBatches": "PT1M"})
     lab.publish("1.1.0")
     clock, sleep, now = lab.virtual, lab.virtual.sleep, lab.virtual.now
-    spent: list[float] = []
+    elapsed: list[float] = []
 
     def slept(seconds: float) -> None:
         if any(event.kind == "pause" for event in lab.store.events()):
             monkeypatch.setattr(clock, "now", lambda: now() - datetime.timedelta(hours=1))
-            if seconds == 1.0 or spent:
-                spent.append(seconds)
+            if seconds == 1.0 or elapsed:
+                elapsed.append(seconds)
         sleep(seconds)
-        if sum(spent) > 120:
+        if sum(elapsed) > 120:
             raise AssertionError("the pause of a minute takes longer than two")
 
     monkeypatch.setattr(clock, "sleep", slept)
@@ -429,7 +429,7 @@ def test_a_probe_that_flaps_is_unknown_after_a_while(
         answers[0] += 1
         return Observation.of(answers[0] % 2 == 0, f"answer {answers[0]}")
 
-    monkeypatch.setattr(lab.world, "probe", flap)
+    monkeypatch.setattr(lab.environment, "probe", flap)
     monkeypatch.setattr(lab.balancers[web.record.unique_id], "healthy", lambda _: None)
     monkeypatch.setattr("pytest_vmss.model.Probe.threshold", property(lambda _: 2))
     (seen,) = web[0].observations().values()
@@ -443,7 +443,7 @@ def test_a_probe_that_flaps_is_unknown_after_a_while(
 def test_a_name_in_another_case_is_the_same_set(lab: SimulatedLab) -> None:
     """M4, A1."""
     web = upgrading(lab, 2)
-    with web._engine.claim(), pytest.raises(ConflictError):
+    with web._engine.lock(), pytest.raises(ConflictError):
         lab.run_upgrade("WEB")
     lab.run_upgrade("WEB")
     assert lab.scale_set("wEb").history()[0].completed
@@ -466,8 +466,8 @@ def test_a_deleted_sets_lock_still_locks(
     monkeypatch.setattr(Path, "unlink", noted)
     web.delete()
     assert not [name for name in removed if name.endswith(".lock")]
-    other = Engine(lab.world, "web")
-    with other.claim(), pytest.raises(ConflictError), Engine(lab.world, "WEB").claim():
+    other = Engine(lab.environment, "web")
+    with other.lock(), pytest.raises(ConflictError), Engine(lab.environment, "WEB").lock():
         pass
 
 
@@ -818,8 +818,8 @@ def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: S
 def test_a_health_function_that_is_not_here_is_missed_aloud(lab: SimulatedLab) -> None:
     """F4: another process has it; what is told of the instances is told without it."""
     web = upgrading(lab)
-    web.check_health(lambda _: True)
-    lab.world.checks.clear()
+    web.set_health_check(lambda _: True)
+    lab.environment.checks.clear()
     lab.run_due()
     (upgrade,) = web.history()
     assert any("health function is not known" in event.message for event in upgrade.events)

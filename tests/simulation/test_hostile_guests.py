@@ -68,7 +68,7 @@ def test_a_hostile_agent_makes_its_instance_unknown_and_no_other(
         return lie(json.loads(command)["execute"], answer) if name == bad else answer
 
     lab.simulated.agent = agent  # type: ignore[method-assign]
-    lab.world.metrics = lab._metrics
+    lab.environment.metrics = lab._metrics
     seen = web[1].observations()["Application Health extension"]
     assert seen.health is Health.UNKNOWN
     assert seen.detail.startswith(("its report cannot be read: ", "it reports nothing: "))

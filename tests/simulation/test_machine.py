@@ -210,7 +210,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def second_orchestrator(self) -> None:
         before = self.lab.store.events()[-1].id
-        with Engine(self.lab.world, "web").claim(), pytest.raises(ConflictError) as refused:
+        with Engine(self.lab.environment, "web").lock(), pytest.raises(ConflictError) as refused:
             self.web.upgrade()
         assert refused.value.code == "OperationNotAllowed"
         assert self.lab.store.events()[-1].id == before
@@ -221,9 +221,9 @@ class Life(RuleBasedStateMachine):
         """M2."""
         operation = self.web._engine.journal.unfinished()
         if operation is not None and operation.rolling:
-            account = self.web._engine.journal.account(operation.id)
+            report = self.web._engine.journal.report(operation.id)
             limit = batch_limit(len(self.web), 20)
-            assert account.count(Outcome.IN_PROGRESS) <= limit
+            assert report.count(Outcome.IN_PROGRESS) <= limit
 
     @invariant()
     def nothing_is_lost(self) -> None:

@@ -103,7 +103,7 @@ def test_initializing_is_left_alone_and_unknown_is_not(lab: SimulatedLab) -> Non
     body["properties"]["automaticRepairsPolicy"] = {"enabled": True, "repairAction": "Restart"}
     web = lab.start(body, {})
     lab.virtual.sleep(GRACE)
-    repairs = lab.conductor.repairs("web")
+    repairs = lab.controller.repairs("web")
     assert repairs.due({0: Observation(Health.INITIALIZING, "it starts")}) == []
     assert repairs.due({0: Observation(Health.UNKNOWN, "silent")}) == [web[0].record]
     lab.applications["web_0"] = Health.UNKNOWN
@@ -177,7 +177,7 @@ def test_without_room_an_instance_is_reimaged(lab: SimulatedLab) -> None:
 
 
 def test_a_setting_replaces_the_grace_period(lab: SimulatedLab) -> None:
-    lab.conductor._grace = 5.0
+    lab.controller._grace = 5.0
     web = start(lab, "Restart")
     lab.sick.add("web_1")
     lab.virtual.sleep(6)
@@ -188,7 +188,7 @@ def test_nothing_is_repaired_while_something_else_is_done(lab: SimulatedLab) -> 
     web = start(lab, "Restart")
     lab.sick.add("web_1")
     lab.virtual.sleep(GRACE)
-    with web._engine.claim():
+    with web._engine.lock():
         with pytest.raises(ConflictError):
             web.repair()
         lab.run_repairs()  # waits for another time
@@ -281,7 +281,7 @@ def test_a_broken_look_keeps_no_other_set_from_its_repair(
 
     monkeypatch.setattr(Repairs, "needed", needed)
     for _ in range(3):
-        lab.conductor.run_all()
+        lab.controller.run_all()
     assert other[1].record.repairs == 1
     told = [e.message for e in lab.store.events(scale_set=one.name) if e.kind == "warning"]
     assert told == ["failed in the background: SystemExit: 3"]

@@ -53,13 +53,13 @@ def test_phases_and_skips_are_read_once_at_the_start(lab: SimulatedLab) -> None:
         "web_1": RollingUpgradeMetrics(skip=True),
         "web_3": RollingUpgradeMetrics(phase=0),
     }
-    probe = lab.world.probe
+    probe = lab.environment.probe
 
     def changing(*arguments: Any) -> Any:
         lab.metrics["web_2"] = RollingUpgradeMetrics(skip=True)  # too late
         return probe(*arguments)
 
-    lab.world.probe = changing
+    lab.environment.probe = changing
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
     assert upgrade.batches == [(3,), (0,), (2,)]
@@ -72,16 +72,16 @@ def test_metrics_are_read_by_the_resume_of_an_upgrade_killed_before(lab: Simulat
     """D5, M1."""
     web = start(lab, 3)
     lab.metrics = {"web_0": RollingUpgradeMetrics(skip=True)}
-    read = lab.world.metrics
+    read = lab.environment.metrics
 
     def killed(_: object) -> RollingUpgradeMetrics:
         raise Killed
 
     lab.publish("1.1.0")
-    lab.world.metrics = killed
+    lab.environment.metrics = killed
     with pytest.raises(Killed):
         lab.run_due()
-    lab.world.metrics = read
+    lab.environment.metrics = read
     upgrade = web.resume()
     assert upgrade is not None
     assert upgrade.completed
@@ -192,7 +192,7 @@ def test_a_limit_for_each_instance(tmp_path: Path) -> None:
     lab = SimulatedLab.session(Settings(tmp_path / "state", tmp_path / "cache"))
     lab.begin()
     web = lab.start_web(1)
-    lab.world.base_limits = limits
+    lab.environment.base_limits = limits
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.faulted
     assert upgrade.errors[0].code == "RollingUpgradeTimeoutError"
@@ -293,7 +293,7 @@ def test_enabling_later_begins_the_first_delay_then(slow: SimulatedLab) -> None:
 def test_the_target_is_fixed_when_the_upgrade_starts(lab: SimulatedLab) -> None:
     """C4: what is published meanwhile is a later upgrade, of the whole set."""
     web = lab.start_web(2)
-    probe = lab.world.probe
+    probe = lab.environment.probe
 
     def publishing(*arguments: Any) -> Any:
         if web.history() and "1.2.0" not in lab.behaviours:
@@ -301,7 +301,7 @@ def test_the_target_is_fixed_when_the_upgrade_starts(lab: SimulatedLab) -> None:
         return probe(*arguments)
 
     lab.publish("1.1.0")
-    lab.world.probe = publishing
+    lab.environment.probe = publishing
     lab.run_due()
     assert [upgrade.target for upgrade in web.history()] == ["1.2.0", "1.1.0"]
     assert all(upgrade.completed for upgrade in web.history())
@@ -359,7 +359,7 @@ def test_a_history_begins_with_its_set(lab: SimulatedLab) -> None:
     web.delete()
     web = lab.start_web(1)
     assert web.history() == []
-    assert [account.record.target for account in lab.finished_upgrades()] == ["1.1.0"]
+    assert [report.record.target for report in lab.finished_upgrades()] == ["1.1.0"]
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:

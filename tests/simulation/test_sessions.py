@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.controller import loop as watcher
+from pytest_vmss.controller import loop as loop
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import BalancerError, InterruptedOperationError, LabError, UpgradeError
@@ -32,7 +32,7 @@ def until(what: Callable[[], object]) -> None:
 
 @pytest.fixture
 def no_retry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher, "_EVERY_S", 3600.0)
+    monkeypatch.setattr(loop, "_EVERY_S", 3600.0)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_later_success_makes_a_failure_old(
     failing["aaa"] = BalancerError("HAProxy was slow, once")
     lab.watch()
     lab.publish("1.1.0")
-    until(lambda: not failing and lab.conductor.idle)
+    until(lambda: not failing and lab.controller.idle)
     for version in ("1.2.0", "1.3.0"):
         lab.publish(version)
         assert web.wait_for_upgrade(limit=1e6).completed
@@ -92,7 +92,7 @@ def test_a_later_success_makes_a_failure_old(
 def test_what_failed_to_start_is_tried_again_by_itself(
     lab: SimulatedLab, failing: dict[str, BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "_EVERY_S", 0.2)
+    monkeypatch.setattr(loop, "_EVERY_S", 0.2)
     web = start(lab, "aaa")
     failing["aaa"] = BalancerError("HAProxy was slow, once")
     lab.watch()
@@ -115,7 +115,7 @@ def test_a_set_that_is_deleted_while_the_watcher_looks_is_no_error(
 
     monkeypatch.setattr(Rollouts, "look", look)
     lab.watch()
-    until(lambda: deleted.is_set() and lab.conductor.idle)
+    until(lambda: deleted.is_set() and lab.controller.idle)
     lab.publish("1.1.0")
     assert one.wait_for_upgrade(limit=1e6).completed
 
@@ -131,7 +131,7 @@ def test_a_set_that_cannot_be_looked_at_keeps_no_other_from_its_upgrade(
             raise ValueError("a record that nobody understands")
         return real(self, name)
 
-    monkeypatch.setattr(watcher, "_EVERY_S", 0.2)
+    monkeypatch.setattr(loop, "_EVERY_S", 0.2)
     monkeypatch.setattr(Rollouts, "look", look)
     lab.watch()
     lab.publish("1.1.0")
@@ -152,7 +152,7 @@ def test_the_watcher_survives_a_store_that_cannot_be_read(
     def coming(*_: object) -> object:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(watcher, "_EVERY_S", 0.2)
+    monkeypatch.setattr(loop, "_EVERY_S", 0.2)
     monkeypatch.setattr(Rollouts, "_coming", coming)
     lab.watch()
     lab.publish("1.1.0")
@@ -259,7 +259,7 @@ def test_what_fails_later_is_told_to_whoever_waits(
     with monkeypatch.context() as patched:
         interrupt(patched)
         upgrade = web.upgrade(wait=False)
-        until(lambda: not any(t.is_alive() for t in lab.conductor._threads))
+        until(lambda: not any(t.is_alive() for t in lab.controller._threads))
     assert not upgrade.ended
     with pytest.raises(InterruptedOperationError, match="libvirt has gone"):
         web.wait_for_upgrade(limit=1e6)
@@ -270,7 +270,7 @@ def test_what_fails_later_is_told_to_whoever_waits(
 def test_a_health_function_that_fails_in_any_way_is_a_failed_check(lab: SimulatedLab) -> None:
     """Q3: the set is unhealthy with its message; the upgrade ends, and the watcher lives."""
     web = start(lab, "aaa")
-    web.check_health(lambda _: pytest.fail("redis is down"))
+    web.set_health_check(lambda _: pytest.fail("redis is down"))
     lab.watch()
     lab.publish("1.1.0")
     upgrade = web.wait_for_upgrade(limit=1e6)
@@ -278,7 +278,7 @@ def test_a_health_function_that_fails_in_any_way_is_a_failed_check(lab: Simulate
     assert upgrade.error.code == "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
     assert web[0].record.health == "Unhealthy"
     assert "Failed: redis is down" in web[0].record.health_detail
-    web.check_health(None)
+    web.set_health_check(None)
     lab.publish("1.2.0")
     assert web.wait_for_upgrade(limit=1e6).completed
 

@@ -22,7 +22,7 @@ def test_an_instance_is_drained_before_it_stops(lab: SimulatedLab) -> None:
     assert balancer.members == {"web_0": True, "web_1": True, "web_2": True}
     balancer.busy = {"web_1": 40}
     seen = []
-    request_stop, probe = lab.simulated.request_stop, lab.world.probe
+    request_stop, probe = lab.simulated.request_stop, lab.environment.probe
 
     def stopping(name: str) -> None:
         seen.append((dict(balancer.members), balancer.busy.get(name.rpartition("-")[2], 0)))
@@ -33,7 +33,7 @@ def test_an_instance_is_drained_before_it_stops(lab: SimulatedLab) -> None:
         return probe(*arguments)  # type: ignore[arg-type]
 
     lab.simulated.request_stop = stopping  # type: ignore[method-assign]
-    lab.world.probe = probing  # type: ignore[assignment]
+    lab.environment.probe = probing  # type: ignore[assignment]
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
     assert [(members[f"web_{n}"], busy) for n, (members, busy) in enumerate(seen)] == [
@@ -181,13 +181,13 @@ def balancer_with(*rules: dict[str, Any]) -> dict[str, Any]:
 def test_an_update_changes_the_rules(lab: SimulatedLab) -> None:
     web = lab.start_web(1)
     made: list[Sequence[Rule]] = []
-    make = lab.world.make_balancer
+    make = lab.environment.make_balancer
 
     def remember(record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
         made.append(rules)
         return make(record, rules)
 
-    lab.world.make_balancer = remember
+    lab.environment.make_balancer = remember
     web.update({}, load_balancer=balancer_with(RULE))
     assert [rule.name for rule in made[-1]] == ["http", "admin"]
     assert lab.balancers[web.record.unique_id].members == {"web_0": True}

@@ -223,7 +223,7 @@ def test_an_automatic_upgrade_waits_for_another_operation(lab: SimulatedLab) -> 
     """C4: it is not lost, and it is no error; it runs when the other has ended."""
     web = lab.start_web(1)
     lab.watch()
-    with Engine(lab.world, "web").claim():
+    with Engine(lab.environment, "web").lock():
         lab.publish("1.1.0")
         deadline = time.monotonic() + 30
         while not any("the upgrade to 1.1.0 waits" in e.message for e in lab.store.events()):
@@ -237,7 +237,7 @@ def test_a_second_upgrade_is_refused(lab: SimulatedLab) -> None:
     """C4, M4: 409 OperationNotAllowed, and nothing changes."""
     web = lab.start_web(automatic=False)
     lab.publish("1.1.0")
-    with Engine(lab.world, "web").claim():
+    with Engine(lab.environment, "web").lock():
         with pytest.raises(ConflictError) as refused:
             web.upgrade()
         assert refused.value.code == "OperationNotAllowed"
@@ -253,7 +253,7 @@ def test_a_guest_that_ignores_the_shutdown_loses_its_power(lab: SimulatedLab) ->
     start = lab.virtual.monotonic()
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
-    assert lab.virtual.monotonic() - start >= lab.world.limits.stop
+    assert lab.virtual.monotonic() - start >= lab.environment.limits.stop
     assert any("cutting its power" in event.message for event in upgrade.events)
 
 
@@ -344,7 +344,7 @@ def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
     web = lab.start_web()
     lab.publish("1.1.0")
     cancelled = False
-    probe = lab.world.probe
+    probe = lab.environment.probe
 
     def cancelling(*arguments: object) -> object:
         nonlocal cancelled
@@ -353,7 +353,7 @@ def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
             web.cancel()
         return probe(*arguments)  # type: ignore[arg-type]
 
-    lab.world.probe = cancelling  # type: ignore[assignment]
+    lab.environment.probe = cancelling  # type: ignore[assignment]
     lab.run_due()
     upgrade = web.history()[0]
     assert upgrade.cancelled

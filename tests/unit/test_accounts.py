@@ -206,7 +206,7 @@ def test_the_first_place_that_works_is_taken(
     )
     _fake_mmdebstrap(monkeypatch, tmp_path, refuse)
     way = bootstrap.choose_way(tmp_path / "cache")
-    assert (way.mode, way.place, way.why) == ("unshare", open_place, "")
+    assert (way.mode, way.place, way.reason) == ("unshare", open_place, "")
     monkeypatch.setattr(bootstrap, "_ROOM_MIB", 2**40)
     with pytest.raises(HostError, match=r"cache: cannot enter.*open: \d+ MiB are free"):
         bootstrap.choose_way(tmp_path / "cache")

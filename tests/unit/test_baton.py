@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_vmss.clock import Interrupted, Killed, VirtualClock, side_by_side
+from pytest_vmss.clock import Interrupted, Killed, VirtualClock, run_concurrently
 
 
 def turns(seed: int) -> list[tuple[int, int]]:
@@ -18,7 +18,7 @@ def turns(seed: int) -> list[tuple[int, int]]:
             seen.append((number, turn))
             clock.preempt()
 
-    side_by_side(range(3), act, clock=clock)
+    run_concurrently(range(3), act, clock=clock)
     return seen
 
 
@@ -40,7 +40,7 @@ def test_exactly_one_runs_at_a_time() -> None:
             inside.remove(number)
             clock.sleep(0.5 * number)
 
-    side_by_side(range(5), act, clock=clock)
+    run_concurrently(range(5), act, clock=clock)
     assert max(most) == 1
 
 
@@ -52,7 +52,7 @@ def test_time_is_that_of_the_longest_and_sleepers_wake_in_order() -> None:
             clock.sleep(10 - 3 * number)
             woke.append((clock.monotonic(), number))
 
-    side_by_side(range(3), act, clock=clock)
+    run_concurrently(range(3), act, clock=clock)
     assert woke == [(4, 2), (7, 1), (8, 2), (10, 0), (14, 1), (20, 0)]
     assert clock.monotonic() == 20
 
@@ -68,10 +68,10 @@ def test_nested_ones(threads: int) -> None:
             clock.sleep(other)
             seen.append((one, other, clock.monotonic()))
 
-        side_by_side((1, 2, 3), inner, clock=clock)
+        run_concurrently((1, 2, 3), inner, clock=clock)
         clock.sleep(1)
 
-    side_by_side((10, 20), outer, clock=clock)
+    run_concurrently((10, 20), outer, clock=clock)
     assert sorted(seen) == [(one, other, one + other) for one in (10, 20) for other in (1, 2, 3)]
     assert clock.monotonic() == 24
 
@@ -84,7 +84,7 @@ def test_many_are_taken_one_after_another_from_the_same_moment() -> None:
         clock.sleep(number)
 
     clock.sleep(5)
-    side_by_side(range(100), act, clock=clock)
+    run_concurrently(range(100), act, clock=clock)
     assert begun == [5] * 100
     assert clock.monotonic() == 104
 
@@ -100,7 +100,7 @@ def test_the_others_end_before_the_first_failure_is_raised(count: int) -> None:
         ended.add(number)
 
     with pytest.raises(ValueError, match="1"):
-        side_by_side(range(count), act, clock=clock)
+        run_concurrently(range(count), act, clock=clock)
     assert ended == set(range(count)) - {1, 2}
 
 
@@ -114,16 +114,16 @@ def test_one_that_is_killed_takes_all_with_it_where_they_are() -> None:
                 raise Killed
             ended.append(number)
 
-        side_by_side((0, 1), inner, clock=clock)
+        run_concurrently((0, 1), inner, clock=clock)
         clock.sleep(1)
         ended.append(100 + number)
 
     with pytest.raises(Killed):
-        side_by_side(range(3), act, clock=clock)
+        run_concurrently(range(3), act, clock=clock)
     assert len(ended) < 6
     assert max(ended) < 100
     ended.clear()
-    side_by_side((0, 1), ended.append, clock=clock)  # the next process is another life
+    run_concurrently((0, 1), ended.append, clock=clock)  # the next process is another life
     assert sorted(ended) == [0, 1]
 
 
@@ -140,7 +140,7 @@ def test_closing_ends_every_wait() -> None:
             raise
 
     with pytest.raises(Interrupted):
-        side_by_side(range(3), act, clock=clock)
+        run_concurrently(range(3), act, clock=clock)
     assert sorted(raised) == [0, 1, 2]
     assert clock.monotonic() < 100
 
@@ -154,7 +154,7 @@ def test_an_interrupt_from_the_keyboard_closes_the_clock(count: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        side_by_side(range(count), act, clock=clock)
+        run_concurrently(range(count), act, clock=clock)
     with pytest.raises(Interrupted):
         clock.sleep(1)
 
@@ -172,8 +172,8 @@ def test_threads_that_run_freely_beside() -> None:
             clock.sleep(1)
 
     run: list[Callable[[], None]] = [
-        lambda: side_by_side(range(3), act, clock=clock),
-        lambda: side_by_side(range(10, 13), act, clock=clock),
+        lambda: run_concurrently(range(3), act, clock=clock),
+        lambda: run_concurrently(range(10, 13), act, clock=clock),
         sleep,
     ]
     threads = [threading.Thread(target=each) for each in run]
@@ -198,5 +198,5 @@ def test_whoever_holds_a_lock_is_not_preempted() -> None:
         seen.append(number)
         held.clear()
 
-    side_by_side(range(4), act, clock=clock)
+    run_concurrently(range(4), act, clock=clock)
     assert [seen[n] for n in range(0, 8, 2)] == [seen[n] for n in range(1, 8, 2)]

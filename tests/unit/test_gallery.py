@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.errors import ConflictError, ImageError, LabError, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress, Images
+from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore
 from pytest_vmss.gallery import gallery as gallery_module
 from pytest_vmss.gallery.qcow2 import inspect
 from pytest_vmss.host.locks import wait_for_lock
@@ -22,7 +22,7 @@ from pytest_vmss.store import VersionRecord
 
 
 @pytest.fixture
-def gallery(images: Images) -> Gallery:
+def gallery(images: ImageStore) -> Gallery:
     return images.gallery()
 
 
@@ -31,12 +31,12 @@ def qcow2(path: Path, size: str = "1M", *options: str) -> Path:
     return path
 
 
-def stored(images: Images) -> list[str]:
+def stored(images: ImageStore) -> list[str]:
     return sorted(path.name for path in images._folder.glob("*")) if images._folder.exists() else []
 
 
 def test_publish_stores_by_digest_read_only(
-    gallery: Gallery, images: Images, tmp_path: Path
+    gallery: Gallery, images: ImageStore, tmp_path: Path
 ) -> None:
     source = qcow2(tmp_path / "a.qcow2")
     record = gallery.publish("web", "1.0.0", source)
@@ -59,7 +59,7 @@ def test_latest_is_by_number_and_not_excluded(gallery: Gallery, tmp_path: Path) 
 
 
 def test_a_published_version_never_changes(
-    gallery: Gallery, images: Images, tmp_path: Path
+    gallery: Gallery, images: ImageStore, tmp_path: Path
 ) -> None:
     first = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
     assert gallery.publish("web", "1.0.0", tmp_path / "a") == first  # the same again is fine
@@ -70,7 +70,7 @@ def test_a_published_version_never_changes(
 
 @pytest.mark.parametrize("bad", ["text", "empty", "missing", "backing", "data-file", "cut", "raw"])
 def test_a_bad_file_is_refused_and_nothing_is_stored(
-    gallery: Gallery, images: Images, tmp_path: Path, bad: str
+    gallery: Gallery, images: ImageStore, tmp_path: Path, bad: str
 ) -> None:
     """B4."""
     path, words = tmp_path / "bad", "not a qcow2"
@@ -103,7 +103,7 @@ def test_a_bad_file_is_refused_and_nothing_is_stored(
     assert gallery.versions("web") == []
 
 
-def test_a_raw_disk_becomes_a_qcow2(gallery: Gallery, images: Images, tmp_path: Path) -> None:
+def test_a_raw_disk_becomes_a_qcow2(gallery: Gallery, images: ImageStore, tmp_path: Path) -> None:
     """B4."""
     disk = tmp_path / "disk.raw"
     disk.write_bytes(bytes(510) + b"\x55\xaa" + bytes(1024 * 1024 - 512))
@@ -122,7 +122,7 @@ def test_a_wrong_version_number(gallery: Gallery, tmp_path: Path, version: str) 
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "..", "-a", "a" * 81, "a\n"])
-def test_a_wrong_name(images: Images, tmp_path: Path, name: str) -> None:
+def test_a_wrong_name(images: ImageStore, tmp_path: Path, name: str) -> None:
     """M6."""
     with pytest.raises(ImageError, match="no name"):
         images.gallery().publish(name, "1.0.0", qcow2(tmp_path / "a"))
@@ -131,7 +131,7 @@ def test_a_wrong_name(images: Images, tmp_path: Path, name: str) -> None:
 
 
 def test_a_file_that_was_changed_is_not_used(
-    gallery: Gallery, images: Images, tmp_path: Path
+    gallery: Gallery, images: ImageStore, tmp_path: Path
 ) -> None:
     """B1: checked on use."""
     record = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
@@ -146,7 +146,7 @@ def test_a_file_that_was_changed_is_not_used(
 
 
 def test_a_version_of_before_holes_were_skipped(
-    gallery: Gallery, images: Images, tmp_path: Path
+    gallery: Gallery, images: ImageStore, tmp_path: Path
 ) -> None:
     """B1: its digest is of all bytes; it is checked so, and is the same version still."""
     source = qcow2(tmp_path / "a")
@@ -166,7 +166,7 @@ def test_a_version_of_before_holes_were_skipped(
         images.path_of(old)
 
 
-def test_addresses(gallery: Gallery, images: Images, tmp_path: Path) -> None:
+def test_addresses(gallery: Gallery, images: ImageStore, tmp_path: Path) -> None:
     gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"), identifier=("Acme", "Shop", "12-gen1"))
     by_id = ImageReference(id="/x/galleries/Gallery/images/Web")
     assert images.resolve(images.address_of(by_id)).version == "1.0.0"
@@ -183,7 +183,7 @@ def test_addresses(gallery: Gallery, images: Images, tmp_path: Path) -> None:
 
 
 def test_one_version_published_twice_at_once(
-    gallery: Gallery, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gallery: Gallery, images: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B1: of two contents one is published, and the other refused, whoever is first."""
     together = threading.Barrier(2)
@@ -216,7 +216,7 @@ def test_one_version_published_twice_at_once(
 
 
 def test_what_killed_publications_left_is_removed(
-    gallery: Gallery, images: Images, tmp_path: Path
+    gallery: Gallery, images: ImageStore, tmp_path: Path
 ) -> None:
     """Q1: and only that: not what another process is writing, not what is recorded."""
     record = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
@@ -238,7 +238,7 @@ def test_what_killed_publications_left_is_removed(
 
 
 def test_a_publication_that_cannot_be_recorded_leaves_nothing(
-    gallery: Gallery, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gallery: Gallery, images: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Q1."""
 
@@ -246,7 +246,7 @@ def test_a_publication_that_cannot_be_recorded_leaves_nothing(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as now:
-        now.setattr(Images, "_record", lambda *_: full(None))
+        now.setattr(ImageStore, "_record", lambda *_: full(None))
         with pytest.raises(LabError, match="disk is full"):
             gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
     assert stored(images) == []

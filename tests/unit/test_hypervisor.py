@@ -119,7 +119,7 @@ def test_more_disks_than_letters(tmp_path: Path) -> None:
     ],
 )
 def test_kvm_only_where_it_really_works(
-    tmp_path: Path, flags: str, device: bool, expected: str, why: str
+    tmp_path: Path, flags: str, device: bool, expected: str, reason: str
 ) -> None:
     """A7: that the device can be opened proves nothing."""
     cpuinfo, kvm = tmp_path / "cpuinfo", tmp_path / "kvm"
@@ -128,7 +128,7 @@ def test_kvm_only_where_it_really_works(
         kvm.touch()
     choice = choose_accelerator(cpuinfo=cpuinfo, device=kvm)
     assert choice.accelerator == expected
-    assert why in choice.why
+    assert reason in choice.reason
     assert choose_accelerator("tcg", cpuinfo=cpuinfo, device=kvm).accelerator == "tcg"
     if not device:
         with pytest.raises(HostError, match="group kvm"):

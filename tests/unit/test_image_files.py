@@ -19,7 +19,7 @@ import pytest
 from benchmarks.fuzz_images import cases
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import ImageError, LabError, VmssError
-from pytest_vmss.gallery import Images
+from pytest_vmss.gallery import ImageStore
 from pytest_vmss.gallery import copy as copying
 from pytest_vmss.gallery import gallery as publishing
 from pytest_vmss.gallery.copy import copy_file, digest_of, open_regular
@@ -65,7 +65,7 @@ def guest_reads(disk: Path) -> bytes:
     return Path("seen.raw").read_bytes()
 
 
-def test_a_name_is_a_name(images: Images, tmp_path: Path) -> None:
+def test_a_name_is_a_name(images: ImageStore, tmp_path: Path) -> None:
     """What qemu-img takes for a protocol or for options is a file's name (a_toctou)."""
     good = qcow2("good.qcow2").read_bytes()
     for number, name in enumerate(
@@ -81,7 +81,7 @@ def test_a_name_is_a_name(images: Images, tmp_path: Path) -> None:
         images.gallery().publish("web", "2.0.0", "file:good.qcow2")
 
 
-def test_what_is_checked_is_what_is_published(images: Images, tmp_path: Path) -> None:
+def test_what_is_checked_is_what_is_published(images: ImageStore, tmp_path: Path) -> None:
     """The file that a link names changes all the while (a_toctou)."""
     evil(tmp_path)
     qcow2("good.qcow2", "64k")
@@ -116,7 +116,7 @@ def test_what_is_checked_is_what_is_published(images: Images, tmp_path: Path) ->
 
 @pytest.mark.parametrize("moment", ["copied", "checked"])
 def test_a_source_that_changes_after_its_first_look(
-    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    images: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The same file, rewritten in place: before it is copied it is refused, then it is ignored."""
     bad, good = evil(tmp_path).read_bytes(), qcow2("good.qcow2", "64k").read_bytes()
@@ -229,7 +229,7 @@ def test_a_header_that_is_not_sound(
     ["compat=0.10", "compat=1.1", "cluster_size=512", "cluster_size=2M", "refcount_bits=64",
      "lazy_refcounts=on", "preallocation=metadata", "compression_type=zstd", "extended_l2=on"],
 )  # fmt: skip
-def test_whatever_qemu_makes_is_an_image(images: Images, options: str) -> None:
+def test_whatever_qemu_makes_is_an_image(images: ImageStore, options: str) -> None:
     """B6: nothing sound is refused; holes stay holes."""
     source = qcow2("good.qcow2", "64M", "-o", options)
     run(["qemu-img", "snapshot", "-c", "one", source], what="a snapshot")
@@ -239,7 +239,7 @@ def test_whatever_qemu_makes_is_an_image(images: Images, options: str) -> None:
     assert not subprocess.call(["cmp", source, images.path_of(record)])
 
 
-def test_only_regular_files(images: Images) -> None:
+def test_only_regular_files(images: ImageStore) -> None:
     """A pipe without a writer is not waited for, a device is not read (a_images)."""
     os.mkfifo("fifo")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as listening:
@@ -258,7 +258,7 @@ def test_only_regular_files(images: Images) -> None:
 
 
 def test_what_an_image_may_cost(
-    images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bombs of tables and holes are refused by their numbers, and cost nothing (a_bombs)."""
     monkeypatch.setattr("pytest_vmss.gallery.qcow2.run", None)
@@ -274,7 +274,7 @@ def test_what_an_image_may_cost(
     os.truncate(disk, 5000 * GIB)
     with pytest.raises(ImageError, match=r"5,000\.0 GiB"):
         images.gallery().publish("web", "1.0.0", disk, raw=True)
-    small = Images(tmp_path / "i", images._store, SystemClock(), limits=ImageLimits(1, 1))
+    small = ImageStore(tmp_path / "i", images._store, SystemClock(), limits=ImageLimits(1, 1))
     with pytest.raises(ImageError, match="and 1 GiB are allowed"):
         small.gallery().publish("web", "1.0.0", qcow2("two.qcow2", "2G"))
 
@@ -295,7 +295,7 @@ def test_an_image_that_holds_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(target)
 
 
-def test_holes_cost_nothing(images: Images) -> None:
+def test_holes_cost_nothing(images: ImageStore) -> None:
     """They are neither copied nor hashed (g_sparse); an hour's hashing otherwise."""
     source = qcow2("a.qcow2")
     os.truncate(source, 200 * GIB)

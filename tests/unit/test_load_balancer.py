@@ -18,8 +18,8 @@ import pytest
 from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule
-from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from pytest_vmss.model import Probe, load_document
+from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from tests.http_server import HttpServer
 from tests.models import LOAD_BALANCER, web_model
 
@@ -290,19 +290,19 @@ def test_only_this_folders_own_haproxy_is_ended(tmp_path: Path, program: str) ->
     mentions.write_text("x")
     renamed = tmp_path / program
     renamed.symlink_to("/usr/bin/tail")
-    watcher = subprocess.Popen([renamed, "-f", mentions], stdout=subprocess.DEVNULL)
+    loop = subprocess.Popen([renamed, "-f", mentions], stdout=subprocess.DEVNULL)
     other = HAProxy(tmp_path / "b2", [Rule("http", ADDRESS, PORT, 80, PROBE)])
     try:
         other.ensure([])
-        (folder / "haproxy.pid").write_text(f"{watcher.pid}\n")  # used again meanwhile
+        (folder / "haproxy.pid").write_text(f"{loop.pid}\n")  # used again meanwhile
         made = HAProxy(folder, [Rule("http", ADDRESS, PORT + 1, 80, PROBE)])
         made.stop()
         assert not folder.exists()
-        assert watcher.poll() is None
+        assert loop.poll() is None
         assert other._process() is not None
     finally:
-        watcher.kill()
-        watcher.wait()
+        loop.kill()
+        loop.wait()
         other.stop()
 
 

@@ -44,17 +44,17 @@ def test_twenty_percent_rounded_down_at_least_one(total: int, limit: int) -> Non
     decision = next_batch(members(total, domains=1), Policy(), NOTHING)
     assert isinstance(decision, Batch)
     assert len(decision.instance_ids) == limit
-    assert "rounded down" in decision.why
+    assert "rounded down" in decision.reason
 
 
 def test_a_batch_shrinks_when_others_are_down() -> None:
     """D2: never more than the share is out at once."""
     decision = next_batch(members(10, sick=frozenset({9}), domains=1), Policy(), NOTHING)
-    assert decision == Batch((0, 9), decision.why) or decision == Batch((0,), decision.why)
+    assert decision == Batch((0, 9), decision.reason) or decision == Batch((0,), decision.reason)
     assert isinstance(decision, Batch)
     healthy_out = [number for number in decision.instance_ids if number != 9]
     assert len(healthy_out) == 1
-    assert "1 already down" in decision.why
+    assert "1 already down" in decision.reason
 
 
 def test_unhealthy_first_when_asked() -> None:
@@ -115,7 +115,7 @@ def test_protected_instances_are_left_out_and_reported() -> None:
     decision = next_batch(two, Policy(), NOTHING)
     assert isinstance(decision, Batch)
     assert decision.instance_ids == (1,)
-    assert decision.why.endswith("left out: 0 (protectFromScaleSetActions)")
+    assert decision.reason.endswith("left out: 0 (protectFromScaleSetActions)")
 
 
 def test_what_skips_the_upgrade_is_left_out_and_reported() -> None:
@@ -123,7 +123,7 @@ def test_what_skips_the_upgrade_is_left_out_and_reported() -> None:
     decision = next_batch(members(2), Policy(), Progress(skipped=frozenset({0})))
     assert isinstance(decision, Batch)
     assert decision.instance_ids == (1,)
-    assert "left out: 0 (SkipUpgrade)" in decision.why
+    assert "left out: 0 (SkipUpgrade)" in decision.reason
     progress = Progress(skipped=frozenset({0, 1}))
     assert next_batch(members(2), Policy(), progress) == Complete(
         "no instance is left to upgrade; left out: 0, 1 (SkipUpgrade)", (0, 1)
@@ -185,18 +185,18 @@ def test_placement_groups_have_update_domains_of_their_own() -> None:
     decision = next_batch(every, Policy(max_batch_instance_percent=100), NOTHING)
     assert isinstance(decision, Batch)
     assert decision.instance_ids == (0, 2, 4, 6, 8)
-    assert "placement group 0" in decision.why
+    assert "placement group 0" in decision.reason
 
 
 def test_an_upgrade_that_takes_too_long_stops_between_batches() -> None:
     """G4."""
     policy = Policy(time_limit=60)
-    assert isinstance(next_batch(members(2), policy, Progress(spent=60)), Batch)
-    stop = next_batch(members(2), policy, Progress(attempted=frozenset({0}), spent=61))
+    assert isinstance(next_batch(members(2), policy, Progress(elapsed=60)), Batch)
+    stop = next_batch(members(2), policy, Progress(attempted=frozenset({0}), elapsed=61))
     assert isinstance(stop, Stop)
     assert stop.code == "RollingUpgradeTimeoutError"
     done = [Member(0, Health.HEALTHY, on_target=True)]
-    assert isinstance(next_batch(done, policy, Progress(spent=61)), Complete)
+    assert isinstance(next_batch(done, policy, Progress(elapsed=61)), Complete)
 
 
 def walk(every: list[Member], policy: Policy) -> list[tuple[int, ...]]:

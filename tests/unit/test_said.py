@@ -140,8 +140,8 @@ def test_questions_to_an_agent_are_bounded_together() -> None:
         ("[" * 100_000 + "\n=== pytest-vmss ===\n{}\n=== pytest-vmss ===\n", "nested too deep"),
     ],
 )
-def test_cloud_inits_results_that_cannot_be_read_say_why(text: str, why: str) -> None:
-    with pytest.raises(UnreadableError, match=why):
+def test_cloud_inits_results_that_cannot_be_read_say_why(text: str, reason: str) -> None:
+    with pytest.raises(UnreadableError, match=reason):
         read_verdict(text)
 
 
@@ -308,7 +308,7 @@ def _for_ever(first: bytes, again: bytes, pause: float) -> Callable[[socket.sock
     ],
 )
 def test_a_probes_answer_without_end_is_no_answer(
-    first: bytes, again: bytes, pause: float, why: str
+    first: bytes, again: bytes, pause: float, reason: str
 ) -> None:
     """F2, R2: what was cut off at the limit had counted as healthy."""
     probe = Probe(name="p", protocol="Http", port=80, request_path="/")
@@ -317,7 +317,7 @@ def test_a_probes_answer_without_end_is_no_answer(
         seen = probe_once(probe, "127.0.0.1", port, timeout=1.0)
         assert time.monotonic() - begun < 10
     assert not seen.healthy
-    assert any(words in seen.detail for words in why.split("|")), seen.detail
+    assert any(words in seen.detail for words in reason.split("|")), seen.detail
 
 
 def test_an_answer_is_read_to_its_body_and_no_further() -> None:

@@ -124,11 +124,11 @@ def arguments() -> Iterator[set[str]]:
                 with contextlib.suppress(psutil.Error):
                     seen.add(" ".join(process.cmdline()))
 
-    watcher = threading.Thread(target=look, name="arguments", daemon=True)
-    watcher.start()
+    loop = threading.Thread(target=look, name="arguments", daemon=True)
+    loop.start()
     yield seen
     ended.set()
-    watcher.join()
+    loop.join()
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +389,7 @@ def test_one_that_hangs_past_the_budget_is_killed(
     web.update(change)
     clock = Fast()
     monkeypatch.setattr(vmss, "clock", clock)
-    monkeypatch.setattr(vmss.world, "clock", clock)
+    monkeypatch.setattr(vmss.environment, "clock", clock)
     vmss.store.amend(web.record, overrides={"extension": 1e6, "instance": 1e6, "health": 20.0})
     run = web[1].host.run
     clock.hurry(600.0)

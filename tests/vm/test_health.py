@@ -79,7 +79,7 @@ def report(lab: Lab, instance: Instance) -> Health:
     context = instance._context
     settings = application_health(context.revision(instance.record.revision).model)
     assert settings is not None
-    return lab.world.report(context, settings).health
+    return lab.environment.health_report(context, settings).health
 
 
 def test_both_sources_speak(web: ScaleSet) -> None:
@@ -162,16 +162,16 @@ def test_a_process_of_the_extension_that_hangs_gives_unknown(web: ScaleSet) -> N
 
 def test_sources_of_the_labs_own(web: ScaleSet) -> None:
     """F4: a command, and a function of a testinfra host."""
-    web.check_health("systemctl is-active nginx")
+    web.set_health_check("systemctl is-active nginx")
     assert states(web[0]) == {OUTSIDE: HEALTHY, INSIDE: HEALTHY, OWN: HEALTHY}
-    web.check_health(lambda host: host.service("nginx").is_running)
+    web.set_health_check(lambda host: host.service("nginx").is_running)
     with web[0].faults.without("nginx"):
         assert states(web[0])[OWN] is UNHEALTHY
-        web.check_health("systemctl is-active nginx")
+        web.set_health_check("systemctl is-active nginx")
         assert "inactive" in web[0].observations()[OWN].detail
         with web[0].faults.paused():
             assert states(web[0])[OWN] is UNKNOWN
-    web.check_health(None)
+    web.set_health_check(None)
     until(web[0], {OUTSIDE: HEALTHY, INSIDE: HEALTHY})
 
 

@@ -212,8 +212,8 @@ def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab)
 
 def test_the_guests_contract(web: ScaleSet, vmss: Lab) -> None:
     """The simulated guest does the same (tests/simulation/test_guest_contract.py)."""
-    context = InstanceContext(vmss.world, web.name, 1)
-    impatient = replace(vmss.world.limits, boot=5.0)
+    context = InstanceContext(vmss.environment, web.name, 1)
+    impatient = replace(vmss.environment.limits, boot=5.0)
 
     def make() -> LinuxGuest:
         guest = vmss.make_guest(context, web[1].generation)

@@ -182,11 +182,11 @@ def run_command(
     except WaitTimeoutError:
         answer = _kill(target, folder, lost)
         if not answer:
-            why = f"the guest could not be asked how it ended within {target.limit:.0f} s"
-            return _record(extension, None, "; ".join([why, *lost]), clock.monotonic() - start)
+            reason = f"the guest could not be asked how it ended within {target.limit:.0f} s"
+            return _record(extension, None, "; ".join([reason, *lost]), clock.monotonic() - start)
     except _NotBegunError as failed:
-        why = f"the command could not be begun: {failed}"
-        return _record(extension, None, why, clock.monotonic() - start)
+        reason = f"the command could not be begun: {failed}"
+        return _record(extension, None, reason, clock.monotonic() - start)
     return read_outcome(extension, answer, clock.monotonic() - start)
 
 
@@ -228,9 +228,9 @@ def read_outcome(extension: Extension, answer: str, seconds: float) -> Extension
     if status == "timeout":
         return timed_out(extension, seconds=seconds)
     if status == "download":
-        why = output.rpartition("[stderr]\n")[2]
+        reason = output.rpartition("[stderr]\n")[2]
         return _record(
-            extension, None, f"Enable failed: processing file downloads failed: {why}", seconds
+            extension, None, f"Enable failed: processing file downloads failed: {reason}", seconds
         )
     try:
         code = read_whole(status, "the exit status")
