@@ -325,8 +325,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "instances that are down do not count against the batch",
         "engine/planner.py",
-        "room = max(limit - down, 0)",
-        "room = limit",
+        "room = max(timeout - down, 0)",
+        "room = timeout",
         _tests("tests/unit/test_planner.py"),
     ),
     _mutant(

@@ -262,9 +262,9 @@ def _attempt(
     """
     try:
         act(lab)
-    except InterruptedOperationError as interrupted:
-        if not _RESUME.search(interrupted.message):
-            return [f"the message does not say how to go on: {interrupted.message}"]
+    except InterruptedOperationError as error:
+        if not _RESUME.search(error.message):
+            return [f"the message does not say how to go on: {error.message}"]
     except VmssError as error:
         if not resuming and _unfinished(lab) and not _RESUME.search(str(error)):
             return [f"unfinished, and the error does not say how to go on: {error!r}"]

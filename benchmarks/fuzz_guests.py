@@ -107,8 +107,8 @@ def _agent(answer: bytes) -> None:
     for look in (partial(read_file, lambda _: text, "/x"), partial(guest_time, lambda _: text)):
         try:
             look()
-        except HypervisorError as told:
-            _sound(told.message)
+        except HypervisorError as error:
+            _sound(error.message)
 
 
 def _agent_file(content: bytes) -> None:

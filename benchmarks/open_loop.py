@@ -120,16 +120,16 @@ class Load:
             thread = threading.Thread(target=self._request, args=(due,), daemon=True)
             try:
                 thread.start()
-            except RuntimeError as full:  # the host has no more threads
-                self.failures.append((due, f"not sent: {full}"))
+            except RuntimeError as error:  # the host has no more threads
+                self.failures.append((due, f"not sent: {error}"))
             else:
                 self._requests.append((due, thread))
 
     def _request(self, due: float) -> None:
         try:
             self.send()
-        except (OSError, http.client.HTTPException) as failed:
-            self.failures.append((due, f"{type(failed).__name__}: {failed}"))
+        except (OSError, http.client.HTTPException) as error:
+            self.failures.append((due, f"{type(error).__name__}: {error}"))
         else:
             now = time.monotonic()
             self.answered.append((now, now - due))

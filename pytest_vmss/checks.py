@@ -45,14 +45,14 @@ def judge(
         return _verdict(check())
     except Interrupted:
         raise
-    except KeyboardInterrupt as stopped:
+    except KeyboardInterrupt as error:
         if threading.current_thread() is threading.main_thread():
             raise
-        return in_words(stopped)
-    except BaseException as failure:
-        if isinstance(failure, Exception) and passes_on(failure):
+        return in_words(error)
+    except BaseException as error:
+        if isinstance(error, Exception) and passes_on(error):
             raise
-        return in_words(failure)  # whatever it is, it does not hold
+        return in_words(error)  # whatever it is, it does not hold
 
 
 def _verdict(answer: object) -> str:
@@ -71,8 +71,8 @@ def in_words(failure: BaseException) -> str:
     """An exception's kind and text, also of one that cannot be printed."""
     try:
         text = str(failure)
-    except Exception as worse:  # noqa: BLE001 - a failure must not be lost for its words
-        text = f"(its text cannot be had: {type(worse).__name__})"
+    except Exception as error:  # noqa: BLE001 - a failure must not be lost for its words
+        text = f"(its text cannot be had: {type(error).__name__})"
     kind = type(failure).__name__
     return f"{kind}: {text}" if text else kind
 
@@ -81,7 +81,7 @@ def bounded(
     call: Callable[[], _T],
     *,
     what: str,
-    limit: float,
+    timeout: float,
     pulse: Callable[[], object] = lambda: None,
 ) -> _T:
     """Calls something that may never return, in a thread of its own.
@@ -89,7 +89,7 @@ def bounded(
     Args:
         call: What is called; it sees this thread's context variables.
         what: The same in words, for the error message.
-        limit: Seconds; a call that takes longer is left to itself.
+        timeout: Seconds; a call that takes longer is left to itself.
         pulse: Called now and then meanwhile; what it raises ends the wait.
 
     Raises:
@@ -104,20 +104,20 @@ def bounded(
     def run() -> None:
         try:
             answers.append(context.run(call))
-        except BaseException as failure:  # noqa: BLE001 - raised where it is waited for
-            failures.append(failure)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            failures.append(error)
         finally:
             ended.set()
 
     thread = threading.Thread(target=run, name="vmss-check", daemon=True)
     thread.start()
-    left = limit
+    left = timeout
     while not ended.wait(min(_PULSE_S, left)):
         pulse()
         left -= _PULSE_S
         if left <= 0:
             raise TimeoutError(
-                f"{what} did not return within {limit:g} s ({whereabouts(thread)}); give it a "
+                f"{what} did not return within {timeout:g} s ({whereabouts(thread)}); give it a "
                 "time limit of its own"
             )
     if failures:

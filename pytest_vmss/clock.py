@@ -300,8 +300,8 @@ def run_concurrently(items: Iterable[_I], act: Callable[[_I], object], *, clock:
                 clock.close()
             pool.shutdown(wait=True, cancel_futures=ended_by is not None)
             break
-        except KeyboardInterrupt as pressed:
-            ended_by = pressed
+        except KeyboardInterrupt as error:
+            ended_by = error
     if ended_by is not None:
         raise ended_by
     for future in futures:
@@ -312,7 +312,7 @@ def wait_for(
     what: str,
     probe: Callable[[], _T | None],
     *,
-    limit: float,
+    timeout: float,
     clock: Clock,
     interval: float = 0.2,
     describe: Callable[[], str] = lambda: "",
@@ -323,7 +323,7 @@ def wait_for(
         what: What is waited for, in words, for the error message.
         probe: Asked again and again; None means "not yet". What it raises
             ends the wait.
-        limit: Seconds; a probe that is under way then may still succeed.
+        timeout: Seconds; a probe that is under way then may still succeed.
         clock: Whose seconds these are.
         interval: Seconds between two probes.
         describe: How far things got, for the error message.
@@ -334,15 +334,15 @@ def wait_for(
     start = clock.monotonic()
 
     def is_late(_: RetryCallState) -> bool:
-        return clock.monotonic() - start >= limit
+        return clock.monotonic() - start >= timeout
 
     def give_up(_: RetryCallState) -> None:
-        raise WaitTimeoutError(what, limit=limit, last=describe())
+        raise WaitTimeoutError(what, timeout=timeout, last=describe())
 
     answer = probe()  # mostly enough, and much cheaper than what follows
     if answer is not None:
         return answer
-    if limit > 0:
+    if timeout > 0:
         clock.sleep(interval)
     answer = Retrying(
         retry=retry_if_result(lambda value: value is None),
@@ -352,5 +352,5 @@ def wait_for(
         retry_error_callback=give_up,
     )(probe)
     if answer is None:  # pragma: no cover - give_up always raises
-        raise WaitTimeoutError(what, limit=limit, last=describe())
+        raise WaitTimeoutError(what, timeout=timeout, last=describe())
     return answer

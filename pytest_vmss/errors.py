@@ -193,12 +193,12 @@ class WaitTimeoutError(VmssError):
 
     code = "RollingUpgradeTimeoutError"
 
-    def __init__(self, what: str, *, limit: float, last: str = "") -> None:
+    def __init__(self, what: str, *, timeout: float, last: str = "") -> None:
         self.what = what
-        self.limit = limit
+        self.timeout = timeout
         self.last = last
         got = f"; last seen: {last}" if last else ""
-        super().__init__(f"waited {limit:.0f} s for {what}, in vain{got}")
+        super().__init__(f"waited {timeout:.0f} s for {what}, in vain{got}")
 
 
 class InstanceError(VmssError):

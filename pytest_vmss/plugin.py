@@ -141,10 +141,10 @@ def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
         name, _, value = line.partition("=")
         try:
             vcpus, memory = (int(part) for part in value.split(","))
-        except ValueError as wrong:
+        except ValueError as error:
             raise pytest.UsageError(
                 f"vmss_sizes: {line!r} is not of the form NAME = VCPUS, MEMORY_MIB"
-            ) from wrong
+            ) from error
         sizes[name.strip()] = (vcpus, memory)
     return sizes
 
@@ -293,13 +293,13 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
         created = vmss.create(source, **arguments)
     except (KeyboardInterrupt, SystemExit):
         raise  # the session ends, and the lab with it
-    except BaseException as failed:
+    except BaseException as error:
         if not vmss.settings.keep:
             for record in _records(vmss):
                 if record.unique_id not in before:
-                    _delete(vmss, record.name, request, failed)
+                    _delete(vmss, record.name, request, error)
         for left in leftovers.values():
-            failed.add_note(left)
+            error.add_note(left)
         raise
     yield created
     if not vmss.settings.keep:
@@ -357,15 +357,15 @@ def _delete(
         lab.delete(name)
     except NotFoundError:
         pass  # the test has deleted it
-    except Exception as kept:
+    except Exception as error:
         left = (
             f"the scale set {name!r} of {request.node.nodeid} could not be deleted "
-            f"({type(kept).__name__}: {kept}); what is left of it goes with the session, or "
+            f"({type(error).__name__}: {error}); what is left of it goes with the session, or "
             f"before the next test that needs a set: {_remains(lab, name)}"
         )
         request.config.stash[_LEFTOVERS][name] = left
         if failed is None:
-            kept.add_note(left)
+            error.add_note(left)
             raise
         failed.add_note(left)
 
@@ -387,7 +387,7 @@ def _clear(lab: Lab, leftovers: dict[str, str]) -> None:
             lab.delete(name)
         except NotFoundError:
             del leftovers[name]
-        except Exception as kept:  # noqa: BLE001 - told to the test that needs the name
-            leftovers[name] += f"; tried again, in vain: {kept}"
+        except Exception as error:  # noqa: BLE001 - told to the test that needs the name
+            leftovers[name] += f"; tried again, in vain: {error}"
         else:
             del leftovers[name]

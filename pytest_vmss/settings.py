@@ -18,8 +18,8 @@ __all__ = [
     "Accelerator",
     "GuestNetwork",
     "ImageLimits",
-    "Limits",
     "Settings",
+    "Timeouts",
     "default_guest_network",
 ]
 
@@ -91,7 +91,7 @@ class ImageLimits:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Timeouts:
     """How long the lab waits for a guest, in seconds, as under KVM.
 
     All but ``drain``, ``health`` and ``upgrade`` are multiplied without KVM; ``health`` is Azure's
@@ -154,7 +154,7 @@ class Settings:
         accelerator: ``kvm`` or ``tcg`` to force one; None lets the lab choose.
         timeout_factor: Multiplier of the guest-side limits; None means 1 with
             KVM and 10 without.
-        limits: The limits before the multiplier.
+        timeouts: The limits before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
         images: What a published image may cost.
         keep: Keep the VMs of a session for a look at them.
@@ -176,7 +176,7 @@ class Settings:
     connect: str | None = field(default_factory=lambda: os.environ.get("VMSS_CONNECT") or None)
     accelerator: Accelerator | None = None
     timeout_factor: float | None = None
-    limits: Limits = field(default_factory=Limits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False

@@ -110,8 +110,8 @@ def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:
         raise UnreadableError("it is nested too deep") from None
     except UnreadableError:
         raise
-    except ValueError as wrong:  # UnicodeError is one
-        raise UnreadableError(f"it is no JSON: {wrong}") from None
+    except ValueError as error:  # UnicodeError is one
+        raise UnreadableError(f"it is no JSON: {error}") from None
     return _sound(value, _JSON_DEPTH)
 
 

@@ -107,10 +107,10 @@ class Faults:
         """Mends; what is left of the fault, in words."""
         try:
             mend()
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the fault may be there
+        except Exception as error:  # noqa: BLE001 - whatever it is, the fault may be there
             if not self._runs():
                 return ""  # it has lost its fault
-            left = f"{self.name} may still be {what}, for mending it failed: {in_words(failure)}"
+            left = f"{self.name} may still be {what}, for mending it failed: {in_words(error)}"
             with contextlib.suppress(Exception):
                 self._tell(left)
             return left

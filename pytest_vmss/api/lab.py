@@ -170,11 +170,11 @@ class Lab:
             _require_own(settings, paths)
             with _door(paths):
                 return cls._enter(settings, paths, kind)
-        except (OSError, ValueError, TypeError) as unusable:
+        except (OSError, ValueError, TypeError) as error:
             raise LabError(
-                f"the lab's folder {folder} cannot be used: {unusable}; "
+                f"the lab's folder {folder} cannot be used: {error}; "
                 "use another state directory (VMSS_STATE_DIR)"
-            ) from unusable
+            ) from error
 
     @classmethod
     def _enter(
@@ -220,7 +220,7 @@ class Lab:
             connect=self._connect,
             images=self.images,
             paths=self.paths,
-            base_limits=self.settings.limits,
+            base_timeouts=self.settings.timeouts,
             lab_key=lab_key(self.paths.key),
             make_guest=self.make_guest,
             probe=_probe,
@@ -243,8 +243,8 @@ class Lab:
         ask = within(partial(self.environment.hypervisor.agent, context.domain), _REPORT_S)
         try:
             return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
-        except HypervisorError as silent:
-            return Observation(Health.UNKNOWN, f"it reports nothing: {silent.message}")
+        except HypervisorError as error:
+            return Observation(Health.UNKNOWN, f"it reports nothing: {error.message}")
 
     def _metrics(self, context: InstanceContext) -> RollingUpgradeMetrics:
         settings = application_health(context.revision(context.record.revision).model)
@@ -326,7 +326,7 @@ class Lab:
                 host_key=generation.host_key,
             ),
             console=Console(machine.console, generation.console_from),
-            limits=lambda: context.limits,
+            timeouts=lambda: context.timeouts,
             clock=self.clock,
             power_state=lambda: hypervisor.state(context.domain),
             agent_connected=lambda: hypervisor.agent_connected(context.domain),
@@ -639,11 +639,11 @@ class Lab:
                     remove_files(self.settings, self.paths, self.identity)
                 else:
                     remove_unfinished(self.settings, self.paths)
-        except OSError as refused:
+        except OSError as error:
             raise LabError(
-                f"the lab {self.paths.folder.name} cannot be removed: {refused}; mend that, then "
+                f"the lab {self.paths.folder.name} cannot be removed: {error}; mend that, then "
                 "try again"
-            ) from refused
+            ) from error
         self._in_use.release()
 
     def _require_alone(self) -> None:
@@ -653,13 +653,15 @@ class Lab:
         self._in_use.release()
         try:
             # A program that this process has just started drops its copy in a moment.
-            self._in_use = wait_for_lock(self.paths.in_use, what="has it open", limit=_ALONE_LIMIT)
-        except ConflictError as open_elsewhere:
+            self._in_use = wait_for_lock(
+                self.paths.in_use, what="has it open", timeout=_ALONE_LIMIT
+            )
+        except ConflictError as error:
             self._in_use = _use(self.paths)
             raise ConflictError(
                 f"another process has the lab {self.paths.folder.name} open "
                 f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
-            ) from open_elsewhere
+            ) from error
 
 
 def _close_instances(scale_set: ScaleSet) -> None:
@@ -683,7 +685,7 @@ def _require_own(settings: Settings, paths: LabPaths) -> None:
 def _door(paths: LabPaths) -> Lock:
     """Waits for the door of a lab: makes, opens and removals go through it one by one."""
     return wait_for_lock(
-        paths.door, what=f"makes, opens or removes the lab {paths.folder.name}", limit=_DOOR_LIMIT
+        paths.door, what=f"makes, opens or removes the lab {paths.folder.name}", timeout=_DOOR_LIMIT
     )
 
 
@@ -692,7 +694,7 @@ def _use(paths: LabPaths) -> Lock:
     return wait_for_lock(
         paths.in_use,
         what=f"removes the lab {paths.folder.name}",
-        limit=_DOOR_LIMIT,
+        timeout=_DOOR_LIMIT,
         shared=True,
     )
 

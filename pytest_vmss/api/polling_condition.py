@@ -58,7 +58,7 @@ class Always:
             violation, ``pytest.fail`` and ``pytest.skip`` included. It must have a time limit
             of its own.
         every: Seconds from the beginning of one check to that of the next.
-        limit: Seconds that one check may take; while it takes longer nothing is watched,
+        timeout: Seconds that one check may take; while it takes longer nothing is watched,
             so that it is a violation whatever it answers in the end.
 
     Attributes:
@@ -74,13 +74,13 @@ class Always:
         check: Callable[[], object],
         *,
         every: float,
-        limit: float = _LIMIT_S,
+        timeout: float = _LIMIT_S,
     ) -> None:
         self._store = store
         self._scale_set = scale_set
         self._check = check
         self._every = every
-        self._limit = limit
+        self._timeout = timeout
         self._broken = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vmss-always", daemon=True)
@@ -99,7 +99,7 @@ class Always:
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._thread.join(self._limit)
+        self._thread.join(self._timeout)
         problem = self._problem()
         if problem is None:
             return
@@ -112,7 +112,7 @@ class Always:
         wrong = []
         if self._thread.is_alive():
             wrong.append(
-                f"a check of {self._scale_set!r} did not return within {self._limit:g} s of the "
+                f"a check of {self._scale_set!r} did not return within {self._timeout:g} s of the "
                 f"block's end ({whereabouts(self._thread)}); give it a time limit of its own"
             )
         elif self._broken:
@@ -137,23 +137,23 @@ class Always:
                 elapsed = self._look()
                 if self._ended.wait(max(self._every - elapsed, 0.0)):
                     return
-        except BaseException as failure:  # noqa: BLE001 - told at the block's end
-            self._broken = in_words(failure)
+        except BaseException as error:  # noqa: BLE001 - told at the block's end
+            self._broken = in_words(error)
 
     def _look(self) -> float:
         """Makes the check once; how many seconds it took."""
         begun, when = time.monotonic(), datetime.now().astimezone()
         what = judge(self._check)
         elapsed = time.monotonic() - begun
-        if not what and elapsed > self._limit:
+        if not what and elapsed > self._timeout:
             what = f"the check took {elapsed:.0f} s; nothing was watched meanwhile"
         self.checks += 1
         self.slowest = max(self.slowest, elapsed)
         if what:
             try:
                 step, instances = self._step(), self._instances()
-            except Exception as failure:  # noqa: BLE001 - the violation is what matters
-                step, instances = "", {self._scale_set: f"unknown ({in_words(failure)})"}
+            except Exception as error:  # noqa: BLE001 - the violation is what matters
+                step, instances = "", {self._scale_set: f"unknown ({in_words(error)})"}
             self.violations.append(Violation(when, elapsed, what, step, instances))
         return elapsed
 

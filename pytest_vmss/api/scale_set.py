@@ -281,11 +281,11 @@ class ScaleSet:
         """
         self._engine.cancel()
 
-    def wait_for_upgrade(self, *, limit: float = _UPGRADE_LIMIT) -> Upgrade:
+    def wait_for_upgrade(self, *, timeout: float = _UPGRADE_LIMIT) -> Upgrade:
         """Waits for the automatic upgrade that a publication brought about.
 
         Args:
-            limit: Seconds.
+            timeout: Seconds.
 
         Returns:
             The oldest upgrade that no earlier call returned, ended.
@@ -315,12 +315,12 @@ class ScaleSet:
             upgrade = wait_for(
                 f"the upgrade of {self.name} to end",
                 probe,
-                limit=limit,
+                timeout=timeout,
                 clock=self._lab.environment.clock,
             )
-        except WaitTimeoutError as late:
+        except WaitTimeoutError as error:
             running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
-            raise WaitTimeoutError(late.what, limit=limit, last="\n".join(running)) from late
+            raise WaitTimeoutError(error.what, timeout=timeout, last="\n".join(running)) from error
         return self._taken(upgrade.id)
 
     def _require_going_on(self, upgrade: Upgrade, *, idle: bool) -> None:

@@ -26,8 +26,8 @@ def put(path: Path, name: str | None, expires_in: float) -> None:
     with open_lab() as lab:
         try:
             lab.blobs.put(name or path.name, path)
-        except ValueError as wrong:
-            raise click.UsageError(str(wrong)) from wrong
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         click.echo(lab.blobs.url(name or path.name, expires_in=expires_in))
 
 

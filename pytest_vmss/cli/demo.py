@@ -190,8 +190,8 @@ def _users(web: ScaleSet, claims: _Claims) -> Iterator[None]:
     try:
         with watched:
             yield
-    except ViolationError as violated:
-        claims.check("users noticed nothing", False, violated.message)
+    except ViolationError as error:
+        claims.check("users noticed nothing", False, error.message)
     else:
         claims.check(
             f"users noticed nothing: {watched.checks} requests to the load balancer, none failed, "

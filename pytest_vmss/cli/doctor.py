@@ -91,8 +91,8 @@ def _root_filesystems(settings: Settings) -> Iterator[Finding]:
     """Makes an empty root filesystem, just as images' are made."""
     try:
         way = choose_way(settings.cache_dir)
-    except HostError as refused:
-        yield Finding("lacking", f"images cannot be built: {refused}", refused.mend)
+    except HostError as error:
+        yield Finding("lacking", f"images cannot be built: {error}", error.mend)
         return
     told = f"images are built in mmdebstrap's {way.mode} mode, unpacked in {way.place} (tried)"
     if way.reason:
@@ -145,8 +145,8 @@ def _libvirt(settings: Settings) -> Iterator[Finding]:
 
     try:
         lab = Lab.session(settings)
-    except VmssError as unusable:
-        yield Finding("lacking", str(unusable), "export VMSS_STATE_DIR=/a/folder/you/may/write")
+    except VmssError as error:
+        yield Finding("lacking", str(error), "export VMSS_STATE_DIR=/a/folder/you/may/write")
         return
     try:
         from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
@@ -154,9 +154,9 @@ def _libvirt(settings: Settings) -> Iterator[Finding]:
         hypervisor = lab.hypervisor
         if isinstance(hypervisor, LibvirtHypervisor):
             yield Finding("ok", f"libvirt answers at {hypervisor.uri}")
-    except (VmssError, ImportError) as missing:
-        mend = missing.mend if isinstance(missing, HostError) else ""
-        yield Finding("lacking", str(missing), mend or "apt-get install libvirt-daemon-system")
+    except (VmssError, ImportError) as error:
+        mend = error.mend if isinstance(error, HostError) else ""
+        yield Finding("lacking", str(error), mend or "apt-get install libvirt-daemon-system")
     finally:
         lab.destroy()
 
@@ -179,8 +179,8 @@ def _confinement() -> Finding:
 def _accelerator(settings: Settings) -> Iterator[Finding]:
     try:
         choice = choose_accelerator(settings.accelerator)
-    except HostError as refused:
-        yield Finding("lacking", str(refused), f"adduser {os.environ.get('USER', 'YOU')} kvm")
+    except HostError as error:
+        yield Finding("lacking", str(error), f"adduser {os.environ.get('USER', 'YOU')} kvm")
         return
     if choice.accelerator == "kvm":
         yield Finding("ok", f"accelerator: KVM, since {choice.reason}")

@@ -188,10 +188,10 @@ class Controller:
                     target=target,
                     on_open=opened,
                 )
-            except ConflictError as refused:
+            except ConflictError as error:
                 left.add(name)
                 self._environment.store.event(
-                    name, "warning", f"the upgrade to {target.version} waits: {refused.message}"
+                    name, "warning", f"the upgrade to {target.version} waits: {error.message}"
                 )
             except BaseException as error:  # noqa: BLE001 - it is this set's alone
                 left.add(name)

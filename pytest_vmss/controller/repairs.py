@@ -153,9 +153,9 @@ class Repairs:
                 self._environment.require_room(
                     len(ids), self._environment.find_size(model.sku.name)
                 )
-            except CapacityError as full:
+            except CapacityError as error:
                 self._environment.store.event(
-                    self._engine.name, "warning", f"Reimage, not Replace: {full.message}"
+                    self._engine.name, "warning", f"Reimage, not Replace: {error.message}"
                 )
             else:
                 version = images.resolve(images.address_of(model.image_reference))

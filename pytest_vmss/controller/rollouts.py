@@ -99,8 +99,8 @@ class Rollouts:
             return "enableAutomaticOSUpgrade is not true in its model"
         try:
             target = self._environment.images.resolve(self.address(name))
-        except NotFoundError as missing:
-            return missing.message
+        except NotFoundError as error:
+            return error.message
         instances = self._environment.store.select(InstanceRecord, name.lower())
         if all(self._has(instance, target) for instance in instances):
             return f"all its instances are on {target.version}, the latest version, or later"

@@ -89,13 +89,13 @@ class Engine:
             working[self.name.lower()] = signal
             with stoppable(signal):
                 yield
-        except Stopped as stopped:
+        except Stopped as error:
             unfinished = self.journal.unfinished()
             raise InterruptedOperationError(
                 f"what was done to {self.name!r} was stopped",
                 scale_set=self.name,
                 operation="" if unfinished is None else unfinished.id,
-            ) from stopped
+            ) from error
         finally:
             if working.get(self.name.lower()) is signal:
                 del working[self.name.lower()]
@@ -105,16 +105,16 @@ class Engine:
         try:
             Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock.acquire(timeout=wait)
-        except Timeout as busy:
+        except Timeout as error:
             raise ConflictError(
                 f"Operation is not allowed on the scale set {self.name!r}, since another "
                 "operation is in progress on it; wait for it to end, or cancel it"
-            ) from busy
-        except OSError as refused:
+            ) from error
+        except OSError as error:
             raise LabError(
                 f"the scale set {self.name!r} cannot be locked, and nothing was changed: "
-                f"{refused}; mend that, and repeat the command"
-            ) from refused
+                f"{error}; mend that, and repeat the command"
+            ) from error
 
     def require_own(self) -> None:
         """Refuses to work on another set than the one that it was made for.
@@ -408,8 +408,8 @@ class Engine:
                 size = self._environment.find_size(self._revision().model.sku.name)
                 try:
                     self._environment.require_room(len(ids), size)
-                except CapacityError as full:
-                    reason += f"; in place, for there is no room for more: {full.message}"
+                except CapacityError as error:
+                    reason += f"; in place, for there is no room for more: {error.message}"
                 else:
                     self.journal.add_batch(report, ids, reason)
                     self._allocate_replacements(operation.id, ids)
@@ -619,7 +619,7 @@ class Engine:
             prioritize_unhealthy_instances=policy.prioritize_unhealthy_instances,
             enable_cross_zone_upgrade=policy.enable_cross_zone_upgrade,
             max_surge=policy.max_surge,
-            time_limit=self._environment.base_limits.upgrade,
+            time_limit=self._environment.base_timeouts.upgrade,
         )
 
     def instances(self) -> list[InstanceRecord]:

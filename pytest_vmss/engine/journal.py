@@ -459,7 +459,7 @@ class Journal:
     def _check_deadline(self, context: InstanceContext, phase: Phase) -> None:
         if context.deadline is not None and self._environment.clock.monotonic() > context.deadline:
             raise WaitTimeoutError(
-                f"the {phase} of {context.name} to end", limit=context.base_limits.instance
+                f"the {phase} of {context.name} to end", timeout=context.base_timeouts.instance
             )
 
     def add_batch(

@@ -65,23 +65,23 @@ def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str
         tls = parts.scheme.lower() == "https"
         host, port = parts.hostname or "", parts.port or (443 if tls else 80)
         host.encode("idna")
-    except ValueError as wrong:  # UnicodeError is one
-        return f"{where!r} is no URI: {wrong}"
+    except ValueError as error:  # UnicodeError is one
+        return f"{where!r} is no URI: {error}"
     if parts.scheme.lower() not in ("http", "https") or not host:
         return f"{where!r} is no URI: it must begin with http:// or https:// and name a host"
     target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
     ask = partial(_ask, host, port, target, tls=tls, own_port=own_port())
     try:
-        return _judge(where, bounded(ask, what="the server", limit=_LIMIT_S))
-    except (TimeoutError, ssl.SSLError, socket.gaierror) as failed:
-        certain = isinstance(failed, socket.gaierror) and failed.errno in _NO_SUCH_HOST
-        return f"{where} cannot be reached: {failed}" if certain else ""
-    except http.client.InvalidURL as wrong:
-        return f"{where!r} is no URI: {wrong}"
+        return _judge(where, bounded(ask, what="the server", timeout=_LIMIT_S))
+    except (TimeoutError, ssl.SSLError, socket.gaierror) as error:
+        certain = isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_HOST
+        return f"{where} cannot be reached: {error}" if certain else ""
+    except http.client.InvalidURL as error:
+        return f"{where!r} is no URI: {error}"
     except http.client.HTTPException:
         return ""  # it answers, and a guest may understand it
-    except OSError as failed:
-        return f"{where} cannot be reached: {failed or type(failed).__name__}"
+    except OSError as error:
+        return f"{where} cannot be reached: {error or type(error).__name__}"
 
 
 def _ask(host: str, port: int, target: str, *, tls: bool, own_port: int | None) -> int:

@@ -316,8 +316,8 @@ class Worker:
 
     def _timed(self, context: InstanceContext) -> InstanceContext:
         """An instance that must be done in time, from now on (G4)."""
-        limit = context.base_limits.instance
-        return replace(context, deadline=self._environment.clock.monotonic() + limit)
+        timeout = context.base_timeouts.instance
+        return replace(context, deadline=self._environment.clock.monotonic() + timeout)
 
 
 def _target(operation: OperationRecord) -> ImageAddress:

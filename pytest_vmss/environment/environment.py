@@ -27,7 +27,7 @@ from pytest_vmss.model import (
     VmSize,
     find_size,
 )
-from pytest_vmss.settings import GuestNetwork, Limits
+from pytest_vmss.settings import GuestNetwork, Timeouts
 from pytest_vmss.store import (
     ExtensionRecord,
     GenerationRecord,
@@ -95,7 +95,7 @@ class Environment:
     connect: Callable[[], Hypervisor]
     images: ImageStore
     paths: LabPaths
-    base_limits: Limits
+    base_timeouts: Timeouts
     lab_key: KeyPair
     make_guest: GuestFactory
     probe: Prober
@@ -129,9 +129,9 @@ class Environment:
             return self._opened
 
     @property
-    def limits(self) -> Limits:
+    def timeouts(self) -> Timeouts:
         """The limits of waits for guests on this host."""
-        return self.base_limits.scaled(self.hypervisor.slow_factor)
+        return self.base_timeouts.scaled(self.hypervisor.slow_factor)
 
     def revision(self, set_id: str, number: int) -> Revision:
         """A revision of a set's model; it never changes, so it is read once.
@@ -292,17 +292,17 @@ class InstanceContext:
         return next((entry for entry in known if entry.name == result.name), None)
 
     @cached_property
-    def base_limits(self) -> Limits:
+    def base_timeouts(self) -> Timeouts:
         """The limits of waits on this instance, were there no deadline."""
         overrides = self.environment.set_record(self.scale_set).overrides
-        return replace(self.environment.limits, **overrides)
+        return replace(self.environment.timeouts, **overrides)
 
     @property
-    def limits(self) -> Limits:
+    def timeouts(self) -> Timeouts:
         """The limits of waits on this instance now."""
         if self.deadline is None:
-            return self.base_limits
-        return self.base_limits.clipped(self.deadline - self.environment.clock.monotonic())
+            return self.base_timeouts
+        return self.base_timeouts.clipped(self.deadline - self.environment.clock.monotonic())
 
     @cached_property
     def key(self) -> tuple[str, str]:

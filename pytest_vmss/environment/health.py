@@ -225,8 +225,8 @@ def _check(context: InstanceContext, check: Check) -> Observation:
         return Observation(Health.UNKNOWN, "it does not run")
     try:
         return Observation.of(*context.guest(generation).check(check))
-    except InstanceError as silent:
-        return Observation(Health.UNKNOWN, silent.message)
+    except InstanceError as error:
+        return Observation(Health.UNKNOWN, error.message)
 
 
 def observe_health(
@@ -247,7 +247,7 @@ def observe_health(
             wait_for(
                 f"{context.name} to be healthy or not",
                 lambda: settled() or None,
-                limit=health_sources.grace + _COSTLY_INTERVAL,
+                timeout=health_sources.grace + _COSTLY_INTERVAL,
                 clock=context.environment.clock,
                 interval=HEALTH_INTERVAL,
             )

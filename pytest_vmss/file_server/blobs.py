@@ -97,8 +97,8 @@ class Blobs:
             data = content.encode() if isinstance(content, str) else content
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_durably(self._folder / name, data)
-        except OSError as refused:
-            raise HostError(f"the blob {name!r} cannot be stored: {refused}") from refused
+        except OSError as error:
+            raise HostError(f"the blob {name!r} cannot be stored: {error}") from error
 
     def names(self) -> list[str]:
         """The files' names."""
@@ -149,10 +149,10 @@ class Blobs:
                 with contextlib.suppress(FileExistsError):  # another process was first
                     write_durably(path, secrets.token_bytes(32), replace=False)
             return path.read_bytes()
-        except OSError as refused:
+        except OSError as error:
             raise HostError(
-                f"the key {path} of this lab's file server cannot be had: {refused}"
-            ) from refused
+                f"the key {path} of this lab's file server cannot be had: {error}"
+            ) from error
 
     # Its server.
 
@@ -223,12 +223,12 @@ class Blobs:
         port = self.port or 0
         try:
             server = FileServer((_HOST, port), self.answer)
-        except OSError as refused:
-            if refused.errno == errno.EADDRINUSE:
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
                 return port, False
             raise HostError(
-                f"files cannot be served to guests at {_HOST}:{port}: {refused}"
-            ) from refused
+                f"files cannot be served to guests at {_HOST}:{port}: {error}"
+            ) from error
         mine = server.port
         try:
             with self._store.transaction():

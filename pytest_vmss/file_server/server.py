@@ -184,9 +184,9 @@ class FileServer:
         while True:
             try:
                 event = connection.next_event()
-            except h11.RemoteProtocolError as wrong:
+            except h11.RemoteProtocolError as error:
                 if connection.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                    refusal = Answer(wrong.error_status_hint, b"")
+                    refusal = Answer(error.error_status_hint, b"")
                     await self._send_head(client, connection, refusal, 0, [])
                 return None
             if isinstance(event, h11.Request):

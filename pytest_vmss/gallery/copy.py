@@ -71,9 +71,9 @@ def open_source(path: Path) -> Iterator[int]:
     with contextlib.ExitStack() as opened:
         try:
             descriptor = opened.enter_context(open_regular(path))
-        except (OSError, ValueError) as unreadable:  # ValueError: no name that a file can have
-            reason = getattr(unreadable, "strerror", None) or unreadable
-            raise ImageError(f"{shown(path)} cannot be read: {reason}") from unreadable
+        except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+            reason = getattr(error, "strerror", None) or error
+            raise ImageError(f"{shown(path)} cannot be read: {reason}") from error
         yield descriptor
 
 
@@ -125,8 +125,8 @@ def _copy_data(source: int, target: int, size: int, *, name: str, limits: ImageL
         while done < length:
             try:
                 piece = os.pread(source, min(length - done, _PIECE), offset + done)
-            except OSError as broken:
-                raise HostError(f"{name} cannot be read to its end: {broken.strerror}") from broken
+            except OSError as error:
+                raise HostError(f"{name} cannot be read to its end: {error.strerror}") from error
             if not piece:
                 return  # it was cut meanwhile; what is checked is the copy
             if piece != _ZEROS[: len(piece)]:
@@ -165,8 +165,8 @@ def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
         try:
             start = os.lseek(file, offset, os.SEEK_DATA)
             end = os.lseek(file, start, os.SEEK_HOLE)
-        except OSError as refused:
-            if refused.errno == errno.ENXIO:  # a hole to the end
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole to the end
                 return
             start, end = offset, size  # the file system does not tell
         end = min(end, size)

@@ -187,14 +187,14 @@ class ImageStore:
         path = self._folder / f"{record.digest}.qcow2"
         try:
             self._verify(record, path)
-        except FileNotFoundError as gone:
+        except FileNotFoundError as error:
             raise ImageError(
                 f"the file of {record.definition} {record.version} is gone: {path}; publish it again"
-            ) from gone
-        except OSError as refused:
+            ) from error
+        except OSError as error:
             raise HostError(
-                f"the file of {record.definition} {record.version} cannot be read: {refused}"
-            ) from refused
+                f"the file of {record.definition} {record.version} cannot be read: {error}"
+            ) from error
         return path
 
     def _verify(self, record: VersionRecord, path: Path) -> None:
@@ -247,11 +247,11 @@ class ImageStore:
                             exclude_from_latest=exclude_from_latest,
                         )
                     published = self._settle(part, record, identifier, packages)
-        except OSError as refused:
+        except OSError as error:
             raise HostError(
-                f"{definition} {version} cannot be stored in {self._folder}: {refused}; mend "
+                f"{definition} {version} cannot be stored in {self._folder}: {error}; mend "
                 "that, and publish it again"
-            ) from refused
+            ) from error
         if published is not None:
             return published
         self._on_publish(record)
@@ -261,7 +261,7 @@ class ImageStore:
     def _part(self) -> Iterator[Path]:
         """An empty file of the folder, locked; it is gone then, unless it has another name."""
         part = self._folder / f"{secrets.token_hex(8)}{PART}"
-        writing = wait_for_lock(part, what=f"writes {part}", limit=_LOCK_LIMIT_S)
+        writing = wait_for_lock(part, what=f"writes {part}", timeout=_LOCK_LIMIT_S)
         try:
             yield part
         finally:

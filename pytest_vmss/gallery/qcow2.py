@@ -47,8 +47,8 @@ def check_head(name: str, file: int, *, raw: bool, limits: ImageLimits) -> int:
                 raise ImageError(
                     f"{name} is not a raw disk image: its first sector is no boot sector"
                 )
-    except OSError as unreadable:
-        raise ImageError(f"{name} cannot be read: {unreadable.strerror}") from unreadable
+    except OSError as error:
+        raise ImageError(f"{name} cannot be read: {error.strerror}") from error
     refuse_virtual_size(name, size, limits)
     return size
 
@@ -87,19 +87,19 @@ def _check_content(name: str, path: Path) -> None:
             timeout=_CHECK_LIMIT_S,
             bounds=_CHECK_BOUNDS,
         )
-    except ToolError as broken:
-        if broken.returncode == _LEAKS_ONLY:
+    except ToolError as error:
+        if error.returncode == _LEAKS_ONLY:
             return
-        if broken.returncode is None or broken.returncode < 0:
+        if error.returncode is None or error.returncode < 0:
             raise ImageError(
                 f"{name} costs more to check than an image is given ({_CHECK_BOUNDS.cpu_s} s of "
                 f"the processor, {_CHECK_BOUNDS.memory_mib} MiB); write it anew with: "
                 "qemu-img convert -O qcow2 IN OUT"
-            ) from broken
-        said = broken.stderr or "qemu-img check found errors"
+            ) from error
+        said = error.stderr or "qemu-img check found errors"
         raise ImageError(
             f"{name} is damaged: {ascii(said)[1:-1]}; try: qemu-img check -r all IN"
-        ) from broken
+        ) from error
 
 
 def convert(disk: Path, target: Path, *, name: str, limits: ImageLimits) -> None:

@@ -78,10 +78,10 @@ def read_sbom(image: Path) -> list[Package]:
                 f"{path} has more than {_MAX_BYTES} bytes; expected a list of packages"
             )
         found = _Document.model_validate_json(content).components
-    except (OSError, ValidationError) as wrong:
+    except (OSError, ValidationError) as error:
         raise ImageError(
-            f"{path} is no CycloneDX document in JSON; mend or remove it: {wrong}"
-        ) from wrong
+            f"{path} is no CycloneDX document in JSON; mend or remove it: {error}"
+        ) from error
     return sorted(found, key=lambda package: package.name)
 
 

@@ -27,9 +27,9 @@ def _call(ask: Ask, execute: str, **arguments: Any) -> Any:
     answer = ask(json.dumps(command))
     try:
         return read_json(answer)["return"]
-    except (UnreadableError, KeyError, TypeError) as odd:
-        reason = odd if isinstance(odd, UnreadableError) else "it has no `return`"
-        raise HypervisorError(f"the guest agent's answer to {execute} is none: {reason}") from odd
+    except (UnreadableError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, UnreadableError) else "it has no `return`"
+        raise HypervisorError(f"the guest agent's answer to {execute} is none: {reason}") from error
 
 
 def within(ask: Ask, seconds: float) -> Ask:
@@ -63,8 +63,8 @@ def read_file(ask: Ask, path: str) -> bytes:
             _call(ask, "guest-file-close", handle=handle)
     try:
         return base64.b64decode(answer["buf-b64"])[:_BYTES]
-    except (ValueError, KeyError, TypeError) as odd:
-        raise HypervisorError(f"the guest agent sent no file for {path}") from odd
+    except (ValueError, KeyError, TypeError) as error:
+        raise HypervisorError(f"the guest agent sent no file for {path}") from error
 
 
 def guest_time(ask: Ask) -> int:
@@ -79,5 +79,5 @@ def guest_time(ask: Ask) -> int:
 def _whole(told: object, what: str) -> int:
     try:
         return read_whole(told, what)
-    except UnreadableError as odd:
-        raise HypervisorError(f"the guest agent's answer is none: {odd}") from odd
+    except UnreadableError as error:
+        raise HypervisorError(f"the guest agent's answer is none: {error}") from error

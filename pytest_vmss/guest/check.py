@@ -29,7 +29,7 @@ def asked(
     check: Callable[[Any], object],
     host: object,
     *,
-    limit: float,
+    timeout: float,
     pulse: Callable[[], object] = lambda: None,
 ) -> tuple[bool, str]:
     """Asks a function whether a guest is well; every other end than success speaks against it.
@@ -37,7 +37,7 @@ def asked(
     Args:
         check: Returns something true, or nothing, where it is.
         host: What it is given.
-        limit: Seconds; a function that takes longer counts as failed.
+        timeout: Seconds; a function that takes longer counts as failed.
         pulse: Called now and then meanwhile; what it raises ends the wait.
 
     Returns:
@@ -52,8 +52,8 @@ def asked(
     try:
         wrong = bounded(
             partial(judge, partial(check, host), passes_on=_says_nothing),
-            what="the function", limit=limit, pulse=pulse,
+            what="the function", timeout=timeout, pulse=pulse,
         )[:_TOLD_CHARS]  # fmt: skip
-    except TimeoutError as hangs:
-        wrong = str(hangs)
+    except TimeoutError as error:
+        wrong = str(error)
     return not wrong, f"{name}: {wrong}" if wrong else f"{name} holds"

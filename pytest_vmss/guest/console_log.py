@@ -151,8 +151,8 @@ def _data_from(descriptor: int, offset: int, size: int) -> int:
     """Where data begins from an offset on."""
     try:
         return min(os.lseek(descriptor, offset, os.SEEK_DATA), size)
-    except OSError as nothing:
-        return size if nothing.errno == errno.ENXIO else offset
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else offset
 
 
 def _told(count: int) -> str:

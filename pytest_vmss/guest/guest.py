@@ -29,7 +29,7 @@ from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
-from pytest_vmss.settings import Limits
+from pytest_vmss.settings import Timeouts
 from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, one_line
 
@@ -74,21 +74,21 @@ class Guest(Protocol):
     def wait_cloud_init(self) -> CloudInitResult:
         """Waits for cloud-init to end; its status is any but ``error``."""
 
-    def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
         """Runs an extension once for each run; an earlier result of it is returned as it is.
 
         Args:
             extension: The extension with its settings.
             run: Names the run, the same after a crash.
-            limit: Seconds that it may take.
+            timeout: Seconds that it may take.
         """
 
-    def remove_extension(self, extension: Extension, limit: float) -> str:
+    def remove_extension(self, extension: Extension, timeout: float) -> str:
         """Removes an extension that the model no longer names; what went wrong, in words.
 
         Args:
             extension: The extension as it was run last.
-            limit: Seconds that it may take.
+            timeout: Seconds that it may take.
         """
 
     def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
@@ -173,7 +173,7 @@ class LinuxGuest:
         *,
         access: SshAccess,
         console: Console,
-        limits: Callable[[], Limits],
+        timeouts: Callable[[], Timeouts],
         clock: Clock,
         power_state: Callable[[], PowerState],
         agent_connected: Callable[[], bool],
@@ -183,7 +183,7 @@ class LinuxGuest:
         self.name = name
         self._access = access
         self._console = console
-        self._limits = limits
+        self._timeouts = timeouts
         self._clock = clock
         self._power_state = power_state
         self._agent_connected = agent_connected
@@ -205,7 +205,7 @@ class LinuxGuest:
             NoBootError: Nothing to boot was found, or the machine ended.
             GuestUnreachableError: SSH did not answer in time.
         """
-        limit = self._limits().boot
+        timeout = self._timeouts().boot
 
         def probe() -> BootFacts | None:
             self._check_console()
@@ -230,18 +230,18 @@ class LinuxGuest:
             return wait_for(
                 f"{self.name} to boot and answer over SSH",
                 probe,
-                limit=limit,
+                timeout=timeout,
                 clock=self._clock,
                 describe=self._console.milestone,
             )
-        except WaitTimeoutError as late:
+        except WaitTimeoutError as error:
             raise GuestUnreachableError(
-                f"did not answer over SSH within {limit:.0f} s; the boot "
+                f"did not answer over SSH within {timeout:.0f} s; the boot "
                 f"{self._console.milestone()}",
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._console.path,
-            ) from late
+            ) from error
 
     def wait_cloud_init(self) -> CloudInitResult:
         """Waits until cloud-init has ended.
@@ -250,7 +250,7 @@ class LinuxGuest:
             CloudInitError: It ended in error, or not in time.
             GuestUnreachableError: The guest went away.
         """
-        limit = self._limits().cloud_init
+        timeout = self._timeouts().cloud_init
         away = False
 
         def probe() -> str | None:
@@ -271,13 +271,13 @@ class LinuxGuest:
             answer = wait_for(
                 f"cloud-init on {self.name} to end",
                 probe,
-                limit=limit,
+                timeout=timeout,
                 clock=self._clock,
                 interval=0.05,
                 describe=self._console.milestone,
             )
-        except WaitTimeoutError as late:
-            told = f"cloud-init did not end within {limit:.0f} s"
+        except WaitTimeoutError as error:
+            told = f"cloud-init did not end within {timeout:.0f} s"
             kind: type[CloudInitError | GuestUnreachableError] = CloudInitError
             if away:
                 kind = GuestUnreachableError
@@ -287,16 +287,16 @@ class LinuxGuest:
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._console.path,
-            ) from late
+            ) from error
         try:
             verdict = read_verdict(answer)
-        except UnreadableError as odd:
+        except UnreadableError as error:
             raise CloudInitError(
-                f"cloud-init's result cannot be read: {odd}",
+                f"cloud-init's result cannot be read: {error}",
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._save_logs(),
-            ) from odd
+            ) from error
         if verdict.status == "error":
             raise CloudInitError(
                 f"cloud-init ended in error: {'; '.join(verdict.problems)}",
@@ -319,7 +319,7 @@ class LinuxGuest:
             file.write(done.stdout)
         return path
 
-    def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
         """Runs an extension once for each run.
 
         Raises:
@@ -328,13 +328,13 @@ class LinuxGuest:
         handler = find_handler(extension.publisher, extension.type)
         self.shell()  # a guest that is not there is not waited for all that time
         return guarded(
-            lambda: handler.run(self._target(limit, self._with_files), extension, run=run),
+            lambda: handler.run(self._target(timeout, self._with_files), extension, run=run),
             lambda failure: broken_handler(extension, failure),
         )
 
-    def _target(self, limit: float, connect: Callable[[], Shell] | None = None) -> Target:
+    def _target(self, timeout: float, connect: Callable[[], Shell] | None = None) -> Target:
         runner = Lasting(connect or self.shell, most=_HANDLER_BYTES)
-        return Target(runner, self._clock, limit, self._factor, self._files_port())
+        return Target(runner, self._clock, timeout, self._factor, self._files_port())
 
     def _with_files(self) -> Shell:
         """The connection, over which the guest reaches the lab's files.
@@ -348,7 +348,7 @@ class LinuxGuest:
             shell.lead_to(port)
         return shell
 
-    def remove_extension(self, extension: Extension, limit: float) -> str:
+    def remove_extension(self, extension: Extension, timeout: float) -> str:
         """Removes an extension that the model no longer names; what went wrong, in words.
 
         Raises:
@@ -357,7 +357,7 @@ class LinuxGuest:
         """
         handler = find_handler(extension.publisher, extension.type)
         return guarded(
-            lambda: handler.remove(self._target(limit), extension),
+            lambda: handler.remove(self._target(timeout), extension),
             lambda failure: redact(in_words(failure), extension),
         )
 
@@ -398,17 +398,17 @@ class LinuxGuest:
             return wait_for(
                 f"{self.name} to answer over SSH",
                 probe,
-                limit=self._login_limit * 2,
+                timeout=self._login_limit * 2,
                 clock=self._clock,
                 describe=self._console.milestone,
             )
-        except WaitTimeoutError as late:
+        except WaitTimeoutError as error:
             raise GuestUnreachableError(
                 f"does not answer over SSH; the boot {self._console.milestone()}",
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._console.path,
-            ) from late
+            ) from error
 
     def check(self, check: Check) -> tuple[bool, str]:
         """Asks a health source of the lab's own.
@@ -426,7 +426,7 @@ class LinuxGuest:
         return asked(
             check,
             testinfra_host(self.name, self.shell),
-            limit=_CHECK_S * self._factor,
+            timeout=_CHECK_S * self._factor,
             pulse=lambda: self._clock.sleep(0.0),
         )
 
@@ -486,14 +486,14 @@ class LinuxGuest:
                 name=self.name,
                 timeout=self._login_limit,
             )
-        except HostKeyMismatchError as other:
+        except HostKeyMismatchError as error:
             raise GuestUnreachableError(
-                f"answers over SSH with another host key than its seed gave it ({other}); "
+                f"answers over SSH with another host key than its seed gave it ({error}); "
                 "does the custom data or the image bring ssh_keys of its own?",
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._console.path,
-            ) from other
+            ) from error
         return self._shell
 
     def _check_console(self) -> None:

@@ -126,9 +126,9 @@ class Shell:
                     f"shows the host key {shown.get_name()} {shown.fingerprint}"
                 )
             transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
-        except IncompatiblePeer as other:
+        except IncompatiblePeer as error:
             _end(transport, link)
-            raise HostKeyMismatchError(f"has no {kind} host key: {other}") from other
+            raise HostKeyMismatchError(f"has no {kind} host key: {error}") from error
         except (paramiko.SSHException, EOFError, OSError):
             _end(transport, link)
             return None
@@ -152,8 +152,8 @@ class Shell:
         Returns:
             Whether the guest's SSH server listens there for this connection.
         """
-        limits = _Limits(_FORWARD_S, None)
-        with self._watchdog(limits):
+        timeouts = _Limits(_FORWARD_S, None)
+        with self._watchdog(timeouts):
             return self._tunnels.setdefault(port, Tunnel(self._transport, port)).open()
 
     def run(
@@ -183,39 +183,39 @@ class Shell:
         line = f"/bin/sh -c {shlex.quote(command)}"
         if sudo:
             line = f"sudo -n {line}"
-        limits = _Limits(timeout, silence)
+        timeouts = _Limits(timeout, silence)
         try:
-            return self._run(line, stdin, limits, most)
-        except (paramiko.SSHException, EOFError, OSError) as broken:
+            return self._run(line, stdin, timeouts, most)
+        except (paramiko.SSHException, EOFError, OSError) as error:
             reason = "the SSH connection broke while a command ran"
-            words = str(broken) or type(broken).__name__
-            if isinstance(broken, _TooMuchError):
+            words = str(error) or type(error).__name__
+            if isinstance(error, _TooMuchError):
                 reason = "a command wrote too much"
-            elif isinstance(broken, TimeoutError) or limits.left() <= 0:
-                reason, words = "a command did not end", limits.told()
+            elif isinstance(error, TimeoutError) or timeouts.left() <= 0:
+                reason, words = "a command did not end", timeouts.told()
             raise GuestCommandError(
                 f"{reason}: {words}",
                 instance=self._name,
                 exit_code=-1,
                 stderr="",
-            ) from broken
+            ) from error
 
-    def _run(self, line: str, stdin: bytes, limits: _Limits, most: int) -> CommandResult:
-        with self._watchdog(limits):
-            channel = self._transport.open_session(timeout=limits.rest())
+    def _run(self, line: str, stdin: bytes, timeouts: _Limits, most: int) -> CommandResult:
+        with self._watchdog(timeouts):
+            channel = self._transport.open_session(timeout=timeouts.rest())
         try:
-            with self._watchdog(limits):
-                channel.settimeout(limits.rest())
+            with self._watchdog(timeouts):
+                channel.settimeout(timeouts.rest())
                 channel.exec_command(line)
                 outputs = [
-                    _Output(channel, channel.recv, limits, most),
-                    _Output(channel, channel.recv_stderr, limits, most),
+                    _Output(channel, channel.recv, timeouts, most),
+                    _Output(channel, channel.recv_stderr, timeouts, most),
                 ]
                 self._send(channel, stdin)
             for output in outputs:
                 output.wait()
             # A command may close its outputs and go on.
-            if not channel.status_event.wait(limits.left()):
+            if not channel.status_event.wait(timeouts.left()):
                 raise TimeoutError
             return CommandResult(channel.recv_exit_status(), *(o.text() for o in outputs))
         finally:
@@ -232,9 +232,9 @@ class Shell:
             # It has ended without reading everything; its status says why.
 
     @contextlib.contextmanager
-    def _watchdog(self, limits: _Limits) -> Iterator[None]:
+    def _watchdog(self, timeouts: _Limits) -> Iterator[None]:
         """Ends the connection where the guest does not take part in time: paramiko would wait."""
-        watchdog = threading.Timer(limits.rest(), self.close)
+        watchdog = threading.Timer(timeouts.rest(), self.close)
         watchdog.daemon = True
         watchdog.start()
         try:
@@ -357,12 +357,12 @@ class _Output:
         self,
         channel: paramiko.Channel,
         receive: Callable[[int], bytes],
-        limits: _Limits,
+        timeouts: _Limits,
         most: int,
     ) -> None:
         self._channel = channel
         self._receive = receive
-        self._limits = limits
+        self._timeouts = timeouts
         self._most = most
         self._parts: list[bytes] = []
         self._failure: OSError | None = None
@@ -373,14 +373,14 @@ class _Output:
         size = 0
         try:
             while part := self._receive(_CHUNK):
-                self._limits.hear()
+                self._timeouts.hear()
                 self._parts.append(part)
                 size += len(part)
                 if size > self._most:
                     self._parts.clear()
                     raise _TooMuchError(f"more than {self._most >> 20} MiB")
-        except OSError as failure:
-            self._failure = failure
+        except OSError as error:
+            self._failure = error
 
     def wait(self) -> None:
         """Waits for its end.
@@ -389,7 +389,7 @@ class _Output:
             OSError: It was too much, or a limit was reached.
         """
         while self._thread.is_alive():
-            left = self._limits.left()
+            left = self._timeouts.left()
             if left <= 0:
                 raise TimeoutError
             self._thread.join(left)

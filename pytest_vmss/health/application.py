@@ -31,10 +31,10 @@ def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSetti
         told = {part.name: part.message for part in status.substatus or ()}
         age = (now - read_whole(entry["nanoseconds"], "nanoseconds")) / 1e9
         boot = one_line(str(entry["bootId"]))
-    except KeyError as missing:
-        return Observation(Health.UNKNOWN, f"its report cannot be read: it has no {missing}")
-    except ValueError as unreadable:
-        return Observation(Health.UNKNOWN, f"its report cannot be read: {unreadable}")
+    except KeyError as error:
+        return Observation(Health.UNKNOWN, f"its report cannot be read: it has no {error}")
+    except ValueError as error:
+        return Observation(Health.UNKNOWN, f"its report cannot be read: {error}")
     patience = _MISSED_LOOKS * settings.interval_in_seconds + _SLACK_S
     if age > patience:
         return Observation(Health.UNKNOWN, f"its last report is {age:.0f} s old", boot)

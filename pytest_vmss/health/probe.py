@@ -28,8 +28,8 @@ def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Obse
         if probe.protocol == "Tcp":
             return _probe_tcp(address, port, where, timeout)
         return _probe_http(probe, address, port, where, timeout)
-    except (OSError, ValueError, http.client.HTTPException) as failed:
-        return Observation.of(False, f"{where}: {failed or type(failed).__name__}")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return Observation.of(False, f"{where}: {error or type(error).__name__}")
 
 
 def _probe_tcp(address: str, port: int, where: str, timeout: float) -> Observation:

@@ -111,7 +111,7 @@ def _remove_parts(folder: Path) -> None:
 def _claiming(folder: Path) -> Lock:
     """Claims and releases, one process at a time."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return wait_for_lock(folder / _LOCK, what="claims a loopback network", limit=_LIMIT_S)
+    return wait_for_lock(folder / _LOCK, what="claims a loopback network", timeout=_LIMIT_S)
 
 
 def addresses_in(network: str) -> list[str]:

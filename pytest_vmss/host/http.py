@@ -65,9 +65,9 @@ def http_status(
             if late.is_set():  # what was cut off may look complete
                 raise TimeoutError
             return status
-        except (OSError, http.client.HTTPException) as failed:
+        except (OSError, http.client.HTTPException) as error:
             if late.is_set():
-                raise TimeoutError(f"no answer within {timeout:g} s") from failed
+                raise TimeoutError(f"no answer within {timeout:g} s") from error
             raise
 
 

@@ -131,13 +131,13 @@ def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
         _close(descriptor)  # its holder has removed it meanwhile: another may be in its place
 
 
-def wait_for_lock(path: Path, *, what: str, limit: float, shared: bool = False) -> Lock:
+def wait_for_lock(path: Path, *, what: str, timeout: float, shared: bool = False) -> Lock:
     """Locks a file, and waits for others to free it.
 
     Args:
         path: See :func:`try_lock`.
         what: What those others do, for the error message.
-        limit: Seconds to wait.
+        timeout: Seconds to wait.
         shared: See :func:`try_lock`.
 
     Raises:
@@ -148,15 +148,15 @@ def wait_for_lock(path: Path, *, what: str, limit: float, shared: bool = False) 
         return wait_for(
             f"another process {what}",
             lambda: try_lock(path, shared=shared),
-            limit=limit,
+            timeout=timeout,
             clock=SystemClock(),
             interval=_INTERVAL_S,
         )
-    except WaitTimeoutError as late:
+    except WaitTimeoutError as error:
         raise ConflictError(
-            f"another process {what}, and has not ended within {limit:.0f} s; wait for it, or "
+            f"another process {what}, and has not ended within {timeout:.0f} s; wait for it, or "
             f"end it (`fuser -v {path}` tells which it is), and try again"
-        ) from late
+        ) from error
 
 
 def is_locked(path: Path) -> bool:

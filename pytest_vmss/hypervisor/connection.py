@@ -101,8 +101,8 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
         uri = _Embedded.claim(root, cache).uri
     try:
         connection = libvirt.open(uri)
-    except libvirt.libvirtError as refused:
-        raise _no_answer(uri, refused) from refused
+    except libvirt.libvirtError as error:
+        raise _no_answer(uri, error) from error
     # The system daemon's own user cannot reach into root's folders.
     run_as = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
     return Connection(connection, uri, run_as)
@@ -159,7 +159,7 @@ class _Embedded:
                 root.with_suffix(".lock"),
                 what=f"works on this lab ({root.parent.name}), whose embedded libvirt serves one "
                 "at a time",
-                limit=_CLAIM_S,
+                timeout=_CLAIM_S,
             )
             try:
                 for folder in (root.parent, root):  # whatever the umask, nobody else's to change
@@ -170,10 +170,10 @@ class _Embedded:
             except BaseException:
                 self._lock.release()
                 raise
-        except OSError as refused:
+        except OSError as error:
             raise HostError(
-                f"libvirt's embedded driver cannot keep its files in {root}: {refused}"
-            ) from refused
+                f"libvirt's embedded driver cannot keep its files in {root}: {error}"
+            ) from error
         self.uri = f"qemu:///embed?root={self._link or root}"
         self._reaper = _Reaper()
         atexit.register(self._release)

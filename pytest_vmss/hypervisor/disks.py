@@ -77,5 +77,5 @@ def write_seed(path: Path, seed: Seed) -> None:
     iso.close()
     try:
         write_durably(path, out.getvalue())
-    except OSError as full:
-        raise HostError(f"the seed {path} cannot be written: {full.strerror}") from full
+    except OSError as error:
+        raise HostError(f"the seed {path} cannot be written: {error.strerror}") from error

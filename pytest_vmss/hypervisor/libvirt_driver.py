@@ -107,15 +107,15 @@ class LibvirtHypervisor:
                 self.connection = wait_for(
                     f"libvirt at {broken.uri} to answer again",
                     probe,
-                    limit=_RECONNECT_S,
+                    timeout=_RECONNECT_S,
                     clock=SystemClock(),
                 )
-            except WaitTimeoutError as gone:
+            except WaitTimeoutError as error:
                 raise HostError(
                     f"libvirt's daemon at {broken.uri} went away, and did not come back within "
                     f"{_RECONNECT_S:.0f} s; its machines run on: start it (`vmss doctor` looks "
                     "closer)"
-                ) from gone
+                ) from error
             broken.close()
 
     @property
@@ -168,8 +168,8 @@ class LibvirtHypervisor:
             with self._define_lock:
                 domain = self.connection.libvirt.defineXML(xml)
             domain.create()
-        except libvirt.libvirtError as refused:
-            raise HypervisorError(f"{machine.name} cannot be started: {refused}") from refused
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"{machine.name} cannot be started: {error}") from error
 
     @_through_restarts
     def state(self, name: str) -> PowerState:
@@ -179,10 +179,10 @@ class LibvirtHypervisor:
             return PowerState.ABSENT
         try:
             state, reason = domain.state()
-        except libvirt.libvirtError as missing:
-            if missing.get_error_code() in _DOMAIN_GONE:
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _DOMAIN_GONE:
                 return PowerState.STOPPED
-            raise _unanswered(missing) from missing
+            raise _unanswered(error) from error
         if (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
             return PowerState.PAUSED
         return PowerState.RUNNING if self._is_active(domain) else PowerState.STOPPED
@@ -208,10 +208,10 @@ class LibvirtHypervisor:
         try:
             domain.agentSetResponseTimeout(_AGENT_TIMEOUT_S)
             domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT)
-        except libvirt.libvirtError as silent:
+        except libvirt.libvirtError as error:
             if not self.connection.alive:
                 raise
-            if silent.get_error_code() in _DOMAIN_GONE and not self._is_active(domain):
+            if error.get_error_code() in _DOMAIN_GONE and not self._is_active(domain):
                 return
             with contextlib.suppress(libvirt.libvirtError):  # it may end this very moment
                 domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
@@ -228,9 +228,9 @@ class LibvirtHypervisor:
             return
         try:
             domain.destroy()
-        except libvirt.libvirtError as refused:
-            if refused.get_error_code() not in _DOMAIN_GONE:
-                raise HypervisorError(f"{name} cannot be powered off: {refused}") from refused
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in _DOMAIN_GONE:
+                raise HypervisorError(f"{name} cannot be powered off: {error}") from error
 
     @_through_restarts
     def remove(self, name: str) -> None:
@@ -245,9 +245,9 @@ class LibvirtHypervisor:
             return
         try:
             domain.undefine()
-        except libvirt.libvirtError as refused:
-            if refused.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                raise HypervisorError(f"{name} cannot be undefined: {refused}") from refused
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise HypervisorError(f"{name} cannot be undefined: {error}") from error
         self._remove_log(name)
 
     @_through_restarts
@@ -255,8 +255,8 @@ class LibvirtHypervisor:
         """Names of all machines that start so."""
         try:
             names = [domain.name() for domain in self.connection.libvirt.listAllDomains()]
-        except libvirt.libvirtError as silent:
-            raise _unanswered(silent) from silent
+        except libvirt.libvirtError as error:
+            raise _unanswered(error) from error
         return sorted(name for name in names if name.startswith(prefix))
 
     @_through_restarts
@@ -270,8 +270,8 @@ class LibvirtHypervisor:
         try:
             domain.agentSetResponseTimeout(_AGENT_TIMEOUT_S)
             answer: str = libvirt_qemu.qemuAgentCommand(domain, command, _AGENT_TIMEOUT_S, 0)
-        except libvirt.libvirtError as silent:
-            raise HypervisorError(f"the guest agent of {name} failed: {silent}") from silent
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"the guest agent of {name} failed: {error}") from error
         return answer
 
     @_through_restarts
@@ -283,8 +283,8 @@ class LibvirtHypervisor:
         """
         try:
             self._existing(name).suspend()
-        except libvirt.libvirtError as refused:
-            raise HypervisorError(f"{name} cannot be paused: {refused}") from refused
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"{name} cannot be paused: {error}") from error
 
     @_through_restarts
     def unpause(self, name: str) -> None:
@@ -299,8 +299,8 @@ class LibvirtHypervisor:
         try:
             if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                 domain.resume()
-        except libvirt.libvirtError as refused:
-            raise HypervisorError(f"{name} cannot go on: {refused}") from refused
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"{name} cannot go on: {error}") from error
 
     @_through_restarts
     def set_link(self, name: str, *, up: bool) -> None:
@@ -313,8 +313,8 @@ class LibvirtHypervisor:
         domain = self._existing(name)
         try:
             answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(command), 0))
-        except libvirt.libvirtError as refused:
-            raise HypervisorError(f"the link of {name} cannot be set: {refused}") from refused
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"the link of {name} cannot be set: {error}") from error
         if "error" in answer:
             raise HypervisorError(f"the link of {name} cannot be set: {answer['error']['desc']}")
 
@@ -331,10 +331,10 @@ class LibvirtHypervisor:
     def _find(self, name: str) -> libvirt.virDomain | None:
         try:
             return self.connection.libvirt.lookupByName(name)
-        except libvirt.libvirtError as missing:
-            if missing.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
-            raise _unanswered(missing) from missing
+            raise _unanswered(error) from error
 
     def _running_xml(self, name: str) -> str | None:
         """The XML of a machine that runs; None where it does not."""
@@ -343,20 +343,20 @@ class LibvirtHypervisor:
             return None
         try:
             xml: str = domain.XMLDesc()
-        except libvirt.libvirtError as gone:
-            if gone.get_error_code() in _DOMAIN_GONE:
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _DOMAIN_GONE:
                 return None  # it has just ended
-            raise _unanswered(gone) from gone
+            raise _unanswered(error) from error
         return xml
 
     @staticmethod
     def _is_active(domain: libvirt.virDomain) -> bool:
         try:
             return bool(domain.isActive())
-        except libvirt.libvirtError as gone:
-            if gone.get_error_code() in _DOMAIN_GONE:
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _DOMAIN_GONE:
                 return False
-            raise _unanswered(gone) from gone
+            raise _unanswered(error) from error
 
     def _remove_log(self, name: str) -> None:
         """Removes a daemon's log of a domain, which would outlive it."""

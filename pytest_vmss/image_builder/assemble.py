@@ -159,8 +159,8 @@ def _level(root: Path) -> None:
 def _clamp_times(root: Path, timestamp: int) -> None:
     for folder, names, files in os.walk(root, topdown=False):
         for name in (*names, *files, "."):
-            path = os.path.join(folder, name)
-            if os.lstat(path).st_mtime > timestamp:
+            path = Path(folder, name)
+            if path.lstat().st_mtime > timestamp:
                 os.utime(path, (timestamp, timestamp), follow_symlinks=False)
 
 

@@ -85,17 +85,17 @@ def choose_way(cache: Path) -> Way:
     try:
         _enter_namespace()
         return Way("unshare", _first_place("unshare", cache))
-    except HostError as refused:
-        unshare = refused
+    except HostError as error:
+        unshare = error
     try:
         require("fakechroot")
         place = _first_place("fakechroot", cache)
-    except HostError as refused:
+    except HostError as error:
         raise HostError(
             f"this account can make no root filesystem. In mmdebstrap's unshare mode: {unshare} "
-            f"In its fakechroot mode: {refused}",
-            mend=unshare.mend or refused.mend,
-        ) from refused
+            f"In its fakechroot mode: {error}",
+            mend=unshare.mend or error.mend,
+        ) from error
     return Way("fakechroot", place, str(unshare), unshare.mend)
 
 
@@ -131,17 +131,17 @@ def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
                 way.mode, options, work,
                 what=what, timeout=_BUILD_LIMIT, tar=tar, timestamp=base.timestamp,
             )  # fmt: skip
-    except ToolError as failed:
+    except ToolError as error:
         if not way.mend:
             raise
         # Its programs run with a library of this host, which may be too new for them.
         raise ToolError(
-            f"{failed.message}; mmdebstrap's unshare mode depends less on the host, and is to be "
+            f"{error.message}; mmdebstrap's unshare mode depends less on the host, and is to be "
             f"had by: {way.mend}",
-            argv=failed.argv,
-            returncode=failed.returncode,
-            stderr=failed.stderr,
-        ) from failed
+            argv=error.argv,
+            returncode=error.returncode,
+            stderr=error.stderr,
+        ) from error
 
 
 def _first_place(mode: Mode, cache: Path) -> Path:
@@ -165,10 +165,10 @@ def _first_place(mode: Mode, cache: Path) -> Path:
                     timeout=_TRIAL_LIMIT,
                 )  # fmt: skip
                 free = shutil.disk_usage(work.folder).free // 1024**2
-        except ToolError as failed:
-            refusals.append(f"{place}: {_reason(failed)}")
-        except HostError as refused:
-            refusals.append(f"{place}: {refused}")
+        except ToolError as error:
+            refusals.append(f"{place}: {_reason(error)}")
+        except HostError as error:
+            refusals.append(f"{place}: {error}")
         else:
             if free >= _ROOM_MIB:
                 return place
@@ -221,10 +221,10 @@ def _enter_namespace() -> None:
             timeout=_TRIAL_LIMIT,
             cwd=Path("/"),
         )
-    except ToolError as failed:
-        reason = _reason(failed)
-        mend = _mend_namespace(failed.stderr)
-        raise HostError(f"{reason}; an administrator mends it by: {mend}.", mend=mend) from failed
+    except ToolError as error:
+        reason = _reason(error)
+        mend = _mend_namespace(error.stderr)
+        raise HostError(f"{reason}; an administrator mends it by: {mend}.", mend=mend) from error
 
 
 def _reason(failed: ToolError) -> str:

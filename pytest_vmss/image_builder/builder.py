@@ -107,13 +107,13 @@ class ImageBuilder:
                 lock.acquire(timeout=_LOCK_LIMIT)
             except Timeout as timeout:
                 raise WaitTimeoutError(
-                    f"another run to finish {target}", limit=_LOCK_LIMIT
+                    f"another run to finish {target}", timeout=_LOCK_LIMIT
                 ) from timeout
-        except OSError as refused:
+        except OSError as error:
             raise HostError(
-                f"the cache of images cannot be written: {refused}"
+                f"the cache of images cannot be written: {error}"
                 f"{told_obstacle(Path(lock.lock_file))}; or name another folder (VMSS_CACHE_DIR)"
-            ) from refused
+            ) from error
         # FileLock counts its acquisitions: the caller's `with` must be the only one.
         lock.release()
         return lock

@@ -143,10 +143,10 @@ def _load(kind: type[_R], folder: Path, filename: str) -> _R:
     try:
         data = yaml.safe_load(path.read_text()) or {}
         return kind.model_validate({**data, "folder": folder})
-    except FileNotFoundError as missing:
-        raise NotFoundError(f"no recipe at {path}") from missing
-    except (yaml.YAMLError, ValidationError, TypeError) as wrong:
-        raise ImageError(f"the recipe {path} is not valid: {wrong}") from wrong
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no recipe at {path}") from error
+    except (yaml.YAMLError, ValidationError, TypeError) as error:
+        raise ImageError(f"the recipe {path} is not valid: {error}") from error
 
 
 def find_recipes() -> Path:

@@ -67,11 +67,11 @@ def scratch(place: Path) -> Iterator[Scratch]:
         place.mkdir(parents=True, exist_ok=True)
         _sweep(place, prefix)
         made = _make(place, prefix)
-    except OSError as refused:
+    except OSError as error:
         raise HostError(
-            f"no scratch folder can be made in {place}: {refused}; make it writable, or name "
+            f"no scratch folder can be made in {place}: {error}; make it writable, or name "
             "another by TMPDIR or VMSS_CACHE_DIR"
-        ) from refused
+        ) from error
     try:
         yield made
     finally:

@@ -62,11 +62,11 @@ def lab_paths(settings: Settings, name: str) -> LabPaths:
         known = [entry.name for entry in folder.iterdir() if entry.name.lower() == wanted]
     except FileNotFoundError:
         known = []
-    except OSError as unusable:
+    except OSError as error:
         raise LabError(
-            f"the folder of labs {folder} cannot be read: {unusable}; "
+            f"the folder of labs {folder} cannot be read: {error}; "
             "use another state directory (VMSS_STATE_DIR)"
-        ) from unusable
+        ) from error
     if len(known) > 1 and name not in known:
         raise ConflictError(
             f"{name!r} may mean any of the labs {', '.join(sorted(known))}; write one of these"
@@ -216,7 +216,7 @@ class LabNetworks:
                 if claim.lab_id == self._identity.id and claim.network not in known:
                     return claim.network
             return claim_network(self._folder, self._identity.id, self._lab)
-        except OSError as refused:
+        except OSError as error:
             raise HostError(
-                f"no loopback network can be claimed under {self._folder}: {refused}"
-            ) from refused
+                f"no loopback network can be claimed under {self._folder}: {error}"
+            ) from error

@@ -59,8 +59,8 @@ def reap(settings: Settings) -> list[str]:
         _free_networks(settings)
         _remove_locks(settings)
         _remove_roots(settings)
-    except (VmssError, OSError) as refused:
-        lines.append(f"what dead sessions left could not all be removed: {refused}")
+    except (VmssError, OSError) as error:
+        lines.append(f"what dead sessions left could not all be removed: {error}")
     return lines
 
 
@@ -98,8 +98,8 @@ def _look(settings: Settings, paths: LabPaths) -> list[str]:
         if not _is_over(paths, identity):
             return []
         return _remove(settings, paths, identity)
-    except (VmssError, OSError, ValueError, TypeError) as refused:
-        return [f"{what} stays: {refused}"]
+    except (VmssError, OSError, ValueError, TypeError) as error:
+        return [f"{what} stays: {error}"]
 
 
 def _is_over(paths: LabPaths, identity: LabIdentity) -> bool:

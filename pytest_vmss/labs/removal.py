@@ -103,11 +103,11 @@ def remove_files(settings: Settings, paths: LabPaths, identity: LabIdentity) -> 
                 release_network(networks_folder(settings), claim.network)
         paths.identity.unlink(missing_ok=True)
         _remove_folder(paths)
-    except OSError as refused:
+    except OSError as error:
         raise LabError(
-            f"what is left of the lab {paths.folder.name} cannot be removed: {refused}; mend "
+            f"what is left of the lab {paths.folder.name} cannot be removed: {error}; mend "
             "that, then go on with: vmss reap"
-        ) from refused
+        ) from error
 
 
 def _write_ending(paths: LabPaths, identity: LabIdentity) -> None:
@@ -183,8 +183,8 @@ def _entries(folder: Path, failures: list[OSError]) -> list[Path]:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
-    except OSError as refused:
-        failures.append(refused)
+    except OSError as error:
+        failures.append(error)
         return []
 
 
@@ -201,8 +201,8 @@ def _remove(path: Path, keep: frozenset[Path] | set[Path], failures: list[OSErro
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         pass
-    except OSError as refused:
-        failures.append(refused)
+    except OSError as error:
+        failures.append(error)
 
 
 def _remove_folder(paths: LabPaths) -> None:

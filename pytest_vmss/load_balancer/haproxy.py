@@ -152,12 +152,12 @@ class HAProxy:
             wait_for(
                 "the load balancer to answer",
                 lambda: self._answers() or None,
-                limit=_START_S,
+                timeout=_START_S,
                 clock=SystemClock(),
                 interval=0.02,
             )
-        except WaitTimeoutError as late:
-            raise BalancerError(f"the load balancer does not answer: {late.message}") from late
+        except WaitTimeoutError as error:
+            raise BalancerError(f"the load balancer does not answer: {error.message}") from error
 
     def stop(self) -> None:
         """Ends; nothing of it is left.
@@ -173,10 +173,10 @@ class HAProxy:
             shutil.rmtree(self._folder)
         except FileNotFoundError:
             pass  # another process of the lab was faster
-        except OSError as kept:
+        except OSError as error:
             raise BalancerError(
-                f"the load balancer's folder {self._folder} cannot be removed: {kept}"
-            ) from kept
+                f"the load balancer's folder {self._folder} cannot be removed: {error}"
+            ) from error
 
     def _end(self, process: psutil.Process) -> None:
         """Ends one of its processes, gently at first.
@@ -193,11 +193,11 @@ class HAProxy:
                     break
         except psutil.NoSuchProcess:
             pass
-        except psutil.AccessDenied as refused:
+        except psutil.AccessDenied as error:
             raise BalancerError(
                 f"the load balancer's process {process.pid} cannot be ended: it is another "
-                f"user's ({refused})"
-            ) from refused
+                f"user's ({error})"
+            ) from error
         with contextlib.suppress(ChildProcessError):
             os.waitpid(process.pid, os.WNOHANG)
         if _runs(process):
@@ -278,12 +278,12 @@ class HAProxy:
                 wait_for(
                     f"the connections of {name} to end",
                     partial(self._deleted, server),
-                    limit=_STOP_S,
+                    timeout=_STOP_S,
                     clock=SystemClock(),
                     interval=0.02,
                 )
-            except WaitTimeoutError as late:
-                raise BalancerError(f"{name} cannot be removed: {late.message}") from late
+            except WaitTimeoutError as error:
+                raise BalancerError(f"{name} cannot be removed: {error.message}") from error
 
     def _deleted(self, server: str) -> bool | None:
         """Whether a server could be deleted; not while it has connections."""
@@ -327,8 +327,8 @@ class HAProxy:
                 for row in csv.DictReader(io.StringIO(text))
                 if row["svname"] not in ("FRONTEND", "BACKEND")
             ]
-        except (csv.Error, KeyError) as odd:  # it repeats what members answered
-            raise BalancerError(f"HAProxy's statistics cannot be read: {odd}") from odd
+        except (csv.Error, KeyError) as error:  # it repeats what members answered
+            raise BalancerError(f"HAProxy's statistics cannot be read: {error}") from error
 
     # Its socket.
 
@@ -349,18 +349,18 @@ class HAProxy:
         # Paths of sockets are limited to 107 characters; those of folders are not.
         try:
             folder = os.open(self._folder, os.O_PATH)
-        except OSError as gone:
-            raise BalancerError(f"the load balancer does not run: {gone}") from gone
+        except OSError as error:
+            raise BalancerError(f"the load balancer does not run: {error}") from error
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
                 link.settimeout(_ANSWER_S)
                 link.connect(f"/proc/self/fd/{folder}/{_SOCKET}")
                 link.sendall(command.encode() + b"\n")
                 answer = _read(link)
-        except OSError as silent:
+        except OSError as error:
             raise BalancerError(
-                f"the load balancer at {self._socket} does not answer: {silent}"
-            ) from silent
+                f"the load balancer at {self._socket} does not answer: {error}"
+            ) from error
         finally:
             os.close(folder)
         return answer.decode(errors="replace")
@@ -394,8 +394,8 @@ def _read(link: socket.socket) -> bytes:
         link.settimeout(max(end - time.monotonic(), 0.001))
         try:
             part = link.recv(65536)
-        except TimeoutError as late:
-            raise TimeoutError(f"its answer has no end after {_ANSWER_S:g} s") from late
+        except TimeoutError as error:
+            raise TimeoutError(f"its answer has no end after {_ANSWER_S:g} s") from error
         if not part:
             return b"".join(parts)
         parts.append(part)

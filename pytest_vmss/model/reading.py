@@ -114,8 +114,8 @@ def refusals(work: Callable[[], Any], label: str) -> Any:
     """
     try:
         return work()
-    except _RefusedError as refused:
-        path, message = refused.path, refused.message
+    except _RefusedError as error:
+        path, message = error.path, error.message
     # Outside of it: tracebacks would show the values that it was at.
     raise _error(path, message, label)
 
@@ -139,14 +139,14 @@ def _load(source: object) -> object:
         raise
     except RecursionError:
         message = f"is nested deeper than {MAX_DEPTH} levels"
-    except json.JSONDecodeError as broken:
-        message = f"cannot be parsed: {broken}"  # says where, and shows nothing of it
-    except yaml.MarkedYAMLError as broken:
-        mark = broken.problem_mark
+    except json.JSONDecodeError as error:
+        message = f"cannot be parsed: {error}"  # says where, and shows nothing of it
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        message = f"cannot be parsed: {one_line(broken.problem or 'it is no YAML')}{where}"
-    except Exception as failure:  # noqa: BLE001 - loaders raise whatever int() and others do
-        message = f"cannot be parsed: {type(failure).__name__}: {one_line(str(failure))}"
+        message = f"cannot be parsed: {one_line(error.problem or 'it is no YAML')}{where}"
+    except Exception as error:  # noqa: BLE001 - loaders raise whatever int() and others do
+        message = f"cannot be parsed: {type(error).__name__}: {one_line(str(error))}"
     raise _RefusedError("$", message)
 
 
@@ -163,15 +163,15 @@ def _text(path: Path) -> SecretText:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise _RefusedError("$", "cannot be read: it is not a regular file")
             content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as unreadable:  # ValueError: a NUL in its name
-        reason = getattr(unreadable, "strerror", None) or str(unreadable)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        reason = getattr(error, "strerror", None) or str(error)
         raise _RefusedError("$", f"cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
         raise _RefusedError("$", f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates")
     try:
         return SecretText(content.decode("utf-8-sig"), "<a document's text>")
-    except UnicodeDecodeError as wrong:
-        message = f"cannot be read: it is not UTF-8 at byte {wrong.start}"
+    except UnicodeDecodeError as error:
+        message = f"cannot be read: it is not UTF-8 at byte {error.start}"
     raise _RefusedError("$", message)
 
 

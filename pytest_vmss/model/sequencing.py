@@ -70,8 +70,8 @@ def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
         return
     try:
         _graph(extensions).prepare()
-    except CycleError as cycle:
-        circle: list[str] = cycle.args[1]
+    except CycleError as error:
+        circle: list[str] = error.args[1]
         shown = [repr(known[name].name) for name in reversed(circle)]
         yield ModelProblem(
             _PATH,

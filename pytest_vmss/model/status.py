@@ -72,7 +72,7 @@ def read_status(value: object) -> ExtensionStatus:
     """
     try:
         return ExtensionStatus.model_validate(value)
-    except ValidationError as wrong:
-        first = wrong.errors(include_url=False, include_input=False)[0]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(["status", *map(str, first["loc"])])
         raise UnreadableError(f"{where}: {first['msg']}") from None

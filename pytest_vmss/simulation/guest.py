@@ -133,12 +133,12 @@ class SimulatedGuest:
             return CloudInitResult("degraded", ("Failed to mount",))
         return CloudInitResult("done")
 
-    def run_extension(self, extension: Extension, run: str, limit: float) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
         """Runs an extension, once for each run; the command ``hang`` does not end."""
         self._alive()
         self._once(extension.name, run)
         if (extension.settings or {}).get("commandToExecute") == "hang":
-            self._clock.sleep(limit)
+            self._clock.sleep(timeout)
             return timed_out(extension)
         self._clock.sleep(_EXTENSION_S)
         self._alive()
@@ -152,7 +152,7 @@ class SimulatedGuest:
             exit_code=code,
         )
 
-    def remove_extension(self, extension: Extension, limit: float) -> str:  # noqa: ARG002
+    def remove_extension(self, extension: Extension, timeout: float) -> str:  # noqa: ARG002
         """Forgets its runs; ``cannot be removed`` among its settings is what goes wrong."""
         self._alive()
         self._clock.sleep(_EXTENSION_S)
@@ -194,7 +194,7 @@ class SimulatedGuest:
         if isinstance(check, str):
             code = _exit_code(check)
             return code == 0, f"`{check}` ended with status {code}"
-        return asked(check, self, limit=_CHECK_S)
+        return asked(check, self, timeout=_CHECK_S)
 
     def listening(self) -> set[int]:
         """As it was told."""

@@ -61,9 +61,9 @@ class RunExtensions:
             if broken:
                 self._keep(context, extensions, _skipped(extension, broken[0]))
                 return
-            limit = min(context.limits.extension, max(end - clock.monotonic(), 0.0))
+            timeout = min(context.timeouts.extension, max(end - clock.monotonic(), 0.0))
             first = "1" if earlier is None else f"{context.operation}-{generation.revision}"
-            self._keep(context, extensions, guest.run_extension(extension, first, limit))
+            self._keep(context, extensions, guest.run_extension(extension, first, timeout))
 
         for stage in stages_of_extensions(extensions):
             run_concurrently(stage, run, clock=clock)
@@ -125,7 +125,7 @@ class RunExtensions:
         guest = context.guest(context.existing(self.generation))
         wrong = "its handler is not known here"
         if is_known(extension):
-            wrong = guest.remove_extension(extension, min(context.limits.extension, left))
+            wrong = guest.remove_extension(extension, min(context.timeouts.extension, left))
         if wrong:
             context.event("warning", f"{extension.name} was not removed cleanly: {wrong}")
         context.event("extension", f"{extension.name}: removed")

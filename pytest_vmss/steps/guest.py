@@ -79,7 +79,7 @@ class AwaitHealth:
         health_sources = HealthSources.of(context.environment, context.scale_set, applied)
         watch = HealthMonitor(context, health_sources)
         # Initializing is no judgement: the limit counts from the end of the grace period.
-        limit = context.limits.health + health_sources.grace
+        timeout = context.timeouts.health + health_sources.grace
 
         def healthy() -> bool | None:
             seen = watch.look()
@@ -89,20 +89,20 @@ class AwaitHealth:
             wait_for(
                 f"{context.name} to be healthy",
                 healthy,
-                limit=limit,
+                timeout=timeout,
                 clock=context.environment.clock,
                 interval=HEALTH_INTERVAL,
                 describe=lambda: worst(watch.last).detail,
             )
-        except WaitTimeoutError as late:
+        except WaitTimeoutError as error:
             console = Console(context.machine(self.generation).console)
             raise UnhealthyError(
-                f"the application did not become healthy within {limit:.0f} s: "
+                f"the application did not become healthy within {timeout:.0f} s: "
                 f"{worst(watch.last).detail}{self._deaf_ports(context, health_sources)}",
                 instance=context.name,
                 console_tail=console.tail(),
                 log=console.path,
-            ) from late
+            ) from error
 
     def _deaf_ports(self, context: InstanceContext, health_sources: HealthSources) -> str:
         """Says so where nothing in the guest listens on a port that is asked."""

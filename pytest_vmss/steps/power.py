@@ -41,13 +41,13 @@ class Stop:
                 wait_for(
                     f"{context.name} to shut down",
                     lambda: hypervisor.state(context.domain) is not PowerState.RUNNING or None,
-                    limit=context.limits.stop,
+                    timeout=context.timeouts.stop,
                     clock=context.environment.clock,
                     interval=0.05,
                 )
                 return
-            except WaitTimeoutError as late:
-                context.event("warning", f"{late.message}; cutting its power")
+            except WaitTimeoutError as error:
+                context.event("warning", f"{error.message}; cutting its power")
         hypervisor.power_off(context.domain)
 
 

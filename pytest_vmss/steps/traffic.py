@@ -36,13 +36,13 @@ class Drain:
             wait_for(
                 f"the connections of {context.name} to end",
                 lambda: balancer.connections(context.name) == 0 or None,
-                limit=context.limits.drain,
+                timeout=context.timeouts.drain,
                 clock=context.environment.clock,
                 interval=_LOOK_S,
                 describe=lambda: f"{balancer.connections(context.name)} are left",
             )
-        except WaitTimeoutError as late:
-            context.event("warning", f"{late.message}; they will break")
+        except WaitTimeoutError as error:
+            context.event("warning", f"{error.message}; they will break")
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,21 @@ class Undrain:
 
     @staticmethod
     def _wait(context: InstanceContext, balancer: Balancer) -> None:
-        limit = context.limits.health
+        timeout = context.timeouts.health
         try:
             wait_for(
                 f"the load balancer to find {context.name} healthy",
                 lambda: balancer.healthy(context.name) or None,
-                limit=limit,
+                timeout=timeout,
                 clock=context.environment.clock,
                 interval=_LOOK_S,
             )
-        except WaitTimeoutError as late:
+        except WaitTimeoutError as error:
             raise UnhealthyError(
                 f"its own port answers, but the load balancer's probe did not find it healthy "
-                f"within {limit:.0f} s",
+                f"within {timeout:.0f} s",
                 instance=context.name,
-            ) from late
+            ) from error
 
 
 @dataclass(frozen=True)

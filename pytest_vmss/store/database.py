@@ -63,8 +63,8 @@ def _parse(kind: type[_R], body: str) -> _R:
     """
     try:
         return kind.model_validate_json(body)
-    except ValidationError as other:
-        where = "; ".join(".".join(map(str, entry["loc"])) for entry in other.errors())
+    except ValidationError as error:
+        where = "; ".join(".".join(map(str, entry["loc"])) for entry in error.errors())
         raise LabError(
             f"the lab's database holds a {kind.kind} that this version of pytest-vmss cannot read "
             f"({where}); use the version that wrote it, or another state directory"
@@ -104,11 +104,11 @@ class Store:
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
                 sync_folder(path.parent)
             self._connection: sqlite3.Connection | None = self._open()
-        except (OSError, sqlite3.Error) as broken:
+        except (OSError, sqlite3.Error) as error:
             raise LabError(
-                f"{path} cannot be used as the lab's database: {broken}; mend that, or use "
+                f"{path} cannot be used as the lab's database: {error}; mend that, or use "
                 "another state directory (VMSS_STATE_DIR)"
-            ) from broken
+            ) from error
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -147,12 +147,12 @@ class Store:
             return wait_for(
                 "the lab's database",
                 try_once,
-                limit=_BUSY_S,
+                timeout=_BUSY_S,
                 clock=SystemClock(),
                 interval=0.02,
             )
-        except WaitTimeoutError as late:
-            raise busy[0] from late
+        except WaitTimeoutError as error:
+            raise busy[0] from error
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode=WAL")

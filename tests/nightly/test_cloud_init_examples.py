@@ -111,8 +111,8 @@ def run(web: ScaleSet, custom_data: bytes) -> tuple[str, str]:
     web.update_instances()
     try:
         done = web.reimage()
-    except ProvisioningError as failed:
-        told = failed.evidence.partition("\n")[0]
+    except ProvisioningError as error:
+        told = error.evidence.partition("\n")[0]
         return ("error" if "cloud-init ended in error" in told else "failed"), told
     told = "; ".join(event.message for event in done.events if event.kind == "warning")
     return web[0].generation.cloud_init or "", told

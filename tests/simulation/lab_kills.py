@@ -167,10 +167,10 @@ class Forks:
             os.dup2(write, 2)
             try:
                 reap_module.main()
-            except SystemExit as end:
-                if isinstance(end.code, str):
-                    print(end.code, file=sys.stderr, flush=True)
-                os._exit(end.code if isinstance(end.code, int) else 1)
+            except SystemExit as error:
+                if isinstance(error.code, str):
+                    print(error.code, file=sys.stderr, flush=True)
+                os._exit(error.code if isinstance(error.code, int) else 1)
             os._exit(3)
         os.close(write)
         with os.fdopen(read) as told:

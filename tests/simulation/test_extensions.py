@@ -40,10 +40,10 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     run = SimulatedGuest.run_extension
 
     def remember(
-        self: SimulatedGuest, extension: Extension, name: str, limit: float
+        self: SimulatedGuest, extension: Extension, name: str, timeout: float
     ) -> ExtensionRecord:
         ran.append(extension.name)
-        return run(self, extension, name, limit)
+        return run(self, extension, name, timeout)
 
     monkeypatch.setattr(SimulatedGuest, "run_extension", remember)
     return ran

@@ -793,7 +793,7 @@ def test_a_wait_for_what_nobody_goes_on_with_ends_at_once(lab: SimulatedLab) -> 
     lab.simulated.fail_os_disks = True
     interrupted(lab.run_due, "no space left")
     with pytest.raises(InterruptedOperationError, match=r"nobody goes on.* resume web"):
-        web.wait_for_upgrade(limit=1e9)
+        web.wait_for_upgrade(timeout=1e9)
 
 
 def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: Settings) -> None:

@@ -54,7 +54,7 @@ def say(told):
 if what == "open":
     meet(4)
     lab = Lab.open(settings, "Shared")
-    say([lab.identity.id, lab.world.lab_key.public, lab.paths.key.with_suffix(".pub").read_text()])
+    say([lab.identity.id, lab.environment.lab_key.public, lab.paths.key.with_suffix(".pub").read_text()])
 elif what == "reap":
     meet(4)
     say(reap(settings))
@@ -212,7 +212,7 @@ def test_a_lab_lives_as_long_as_its_process(
         told = wait_for(
             "the lab to be reaped",
             lambda: reap(settings) or None,
-            limit=LIMIT_S,
+            timeout=LIMIT_S,
             clock=SystemClock(),
         )
         assert told == [f"removed the lab {name} of the dead process {session.pid}"]

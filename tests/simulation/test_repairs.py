@@ -230,13 +230,13 @@ def test_repairs_need_a_health_source_and_a_fixed_action(lab: SimulatedLab) -> N
 def test_a_look_disturbs_nobody_and_a_broken_one_is_told(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A healthy set is looked at without being claimed."""
+    """A healthy set is looked at without being locked."""
     web = start(lab, "Restart")
 
-    def claim(*_: object) -> None:
+    def lock(*_: object) -> None:
         raise AssertionError("nothing is due")
 
-    monkeypatch.setattr(Engine, "claim", claim)
+    monkeypatch.setattr(Engine, "lock", lock)
     lab.run_repairs()
 
     def broken(name: str) -> None:

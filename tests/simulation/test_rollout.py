@@ -11,7 +11,7 @@ import pytest
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import NotFoundError, UpgradeError
 from pytest_vmss.health import RollingUpgradeMetrics
-from pytest_vmss.settings import Limits, Settings
+from pytest_vmss.settings import Settings, Timeouts
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
@@ -188,11 +188,11 @@ def test_failed_instances_are_rolled_back_on_policy_breach(lab: SimulatedLab) ->
 
 def test_a_limit_for_each_instance(tmp_path: Path) -> None:
     """G4: whatever it hangs in, it ends, and the rollback has time of its own."""
-    limits = Limits(instance=2.0)  # 20 s without KVM; a simulated boot takes 30
+    timeouts = Timeouts(instance=2.0)  # 20 s without KVM; a simulated boot takes 30
     lab = SimulatedLab.session(Settings(tmp_path / "state", tmp_path / "cache"))
     lab.begin()
     web = lab.start_web(1)
-    lab.environment.base_limits = limits
+    lab.environment.base_timeouts = timeouts
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.faulted
     assert upgrade.errors[0].code == "RollingUpgradeTimeoutError"
@@ -205,7 +205,7 @@ def test_a_limit_for_each_instance(tmp_path: Path) -> None:
 
 def test_a_limit_for_the_whole(tmp_path: Path) -> None:
     """G4: what is upgraded stays, the rest is left as it was."""
-    settings = Settings(tmp_path / "state", tmp_path / "cache", limits=Limits(upgrade=60.0))
+    settings = Settings(tmp_path / "state", tmp_path / "cache", timeouts=Timeouts(upgrade=60.0))
     lab = SimulatedLab.session(settings)
     lab.begin()
     web = lab.start_web(5)
@@ -264,7 +264,7 @@ def test_the_watcher_waits_for_a_delayed_rollout(slow: SimulatedLab) -> None:
     web = slow.start_web(1)
     slow.watch()
     slow.publish("1.1.0")
-    upgrade = web.wait_for_upgrade(limit=4 * 3600.0)  # its looks push the virtual clock on
+    upgrade = web.wait_for_upgrade(timeout=4 * 3600.0)  # its looks push the virtual clock on
     assert upgrade.completed
     assert (upgrade.record.started - web.record.created) >= timedelta(hours=3)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.controller import loop as loop
+from pytest_vmss.controller import loop
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import BalancerError, InterruptedOperationError, LabError, UpgradeError
@@ -62,16 +62,16 @@ def test_one_failed_start_is_told_once_to_whoever_waits_for_that_set(
     failing["aaa"] = error
     lab.watch()
     lab.publish("1.1.0")
-    assert other.wait_for_upgrade(limit=1e6).completed
+    assert other.wait_for_upgrade(timeout=1e6).completed
     until(lambda: not failing)
     with pytest.raises(UpgradeError, match=f"of 'aaa' failed: {type(error).__name__}") as told:
-        one.wait_for_upgrade(limit=1e6)
+        one.wait_for_upgrade(timeout=1e6)
     assert told.value.__cause__ is error
     assert [
         event.message for event in lab.store.events(scale_set="aaa") if "failed in" in event.message
     ]
     lab.publish("1.2.0")
-    upgrades = one.wait_for_upgrade(limit=1e6), other.wait_for_upgrade(limit=1e6)
+    upgrades = one.wait_for_upgrade(timeout=1e6), other.wait_for_upgrade(timeout=1e6)
     assert [(upgrade.target, upgrade.completed) for upgrade in upgrades] == [("1.2.0", True)] * 2
 
 
@@ -86,7 +86,7 @@ def test_a_later_success_makes_a_failure_old(
     until(lambda: not failing and lab.controller.idle)
     for version in ("1.2.0", "1.3.0"):
         lab.publish(version)
-        assert web.wait_for_upgrade(limit=1e6).completed
+        assert web.wait_for_upgrade(timeout=1e6).completed
 
 
 def test_what_failed_to_start_is_tried_again_by_itself(
@@ -98,7 +98,7 @@ def test_what_failed_to_start_is_tried_again_by_itself(
     lab.watch()
     lab.publish("1.1.0")
     until(lambda: not failing and web.history() and web.history()[0].ended)
-    assert web.wait_for_upgrade(limit=1e6).completed
+    assert web.wait_for_upgrade(timeout=1e6).completed
 
 
 def test_a_set_that_is_deleted_while_the_watcher_looks_is_no_error(
@@ -117,7 +117,7 @@ def test_a_set_that_is_deleted_while_the_watcher_looks_is_no_error(
     lab.watch()
     until(lambda: deleted.is_set() and lab.controller.idle)
     lab.publish("1.1.0")
-    assert one.wait_for_upgrade(limit=1e6).completed
+    assert one.wait_for_upgrade(timeout=1e6).completed
 
 
 def test_a_set_that_cannot_be_looked_at_keeps_no_other_from_its_upgrade(
@@ -135,9 +135,9 @@ def test_a_set_that_cannot_be_looked_at_keeps_no_other_from_its_upgrade(
     monkeypatch.setattr(Rollouts, "look", look)
     lab.watch()
     lab.publish("1.1.0")
-    assert other.wait_for_upgrade(limit=1e6).completed
+    assert other.wait_for_upgrade(timeout=1e6).completed
     with pytest.raises(UpgradeError, match="of 'aaa' failed: ValueError: a record that nobody"):
-        one.wait_for_upgrade(limit=1e6)
+        one.wait_for_upgrade(timeout=1e6)
     broken.clear()
     until(lambda: one.history() and one.history()[0].ended)
 
@@ -157,7 +157,7 @@ def test_the_watcher_survives_a_store_that_cannot_be_read(
     lab.watch()
     lab.publish("1.1.0")
     with pytest.raises(UpgradeError, match="of this lab failed: OSError"):
-        web.wait_for_upgrade(limit=1e6)
+        web.wait_for_upgrade(timeout=1e6)
     monkeypatch.setattr(Rollouts, "_coming", real)
     until(lambda: web.history() and web.history()[0].ended)
     assert web[0].image_version == "1.1.0"
@@ -193,13 +193,13 @@ def test_an_interrupted_upgrade_is_told_and_gone_on_with(lab: SimulatedLab) -> N
         lab.publish("1.1.0")
         for _ in range(2):
             with pytest.raises(InterruptedOperationError, match="libvirt has gone") as told:
-                one.wait_for_upgrade(limit=1e6)
+                one.wait_for_upgrade(timeout=1e6)
             assert told.value.scale_set == "aaa"
     with pytest.raises(UpgradeError, match=r"no upgrade of 'bbb' is due"):
-        other.wait_for_upgrade(limit=1e6)
+        other.wait_for_upgrade(timeout=1e6)
     lab.publish("1.2.0")
-    assert one.wait_for_upgrade(limit=1e6).target == "1.1.0"
-    assert one.wait_for_upgrade(limit=1e6).target == "1.2.0"
+    assert one.wait_for_upgrade(timeout=1e6).target == "1.1.0"
+    assert one.wait_for_upgrade(timeout=1e6).target == "1.2.0"
     assert all(upgrade.completed for upgrade in one.history())
 
 
@@ -210,7 +210,7 @@ def test_an_interrupted_upgrade_can_be_resumed_by_hand(lab: SimulatedLab) -> Non
         lab.watch()
         lab.publish("1.1.0")
         with pytest.raises(InterruptedOperationError):
-            web.wait_for_upgrade(limit=1e6)
+            web.wait_for_upgrade(timeout=1e6)
     resumed = web.resume()
     assert resumed is not None
     assert (resumed.target, resumed.completed) == ("1.1.0", True)
@@ -225,12 +225,12 @@ def test_a_failure_does_not_outlive_its_set(
         lab.watch()
         lab.publish("1.1.0")
         with pytest.raises(InterruptedOperationError):
-            web.wait_for_upgrade(limit=1e6)
+            web.wait_for_upgrade(timeout=1e6)
     web.delete()
     again = start(lab, "aaa")
     assert [i.image_version for i in again] == ["1.1.0"] * 2
     with pytest.raises(UpgradeError, match="no upgrade of 'aaa' is due: all its instances are on"):
-        again.wait_for_upgrade(limit=1e6)
+        again.wait_for_upgrade(timeout=1e6)
     monkeypatch.undo()
 
 
@@ -262,7 +262,7 @@ def test_what_fails_later_is_told_to_whoever_waits(
         until(lambda: not any(t.is_alive() for t in lab.controller._threads))
     assert not upgrade.ended
     with pytest.raises(InterruptedOperationError, match="libvirt has gone"):
-        web.wait_for_upgrade(limit=1e6)
+        web.wait_for_upgrade(timeout=1e6)
     assert web.resume() is not None
     assert upgrade.completed
 
@@ -273,14 +273,14 @@ def test_a_health_function_that_fails_in_any_way_is_a_failed_check(lab: Simulate
     web.set_health_check(lambda _: pytest.fail("redis is down"))
     lab.watch()
     lab.publish("1.1.0")
-    upgrade = web.wait_for_upgrade(limit=1e6)
+    upgrade = web.wait_for_upgrade(timeout=1e6)
     assert upgrade.error is not None
     assert upgrade.error.code == "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
     assert web[0].record.health == "Unhealthy"
     assert "Failed: redis is down" in web[0].record.health_detail
     web.set_health_check(None)
     lab.publish("1.2.0")
-    assert web.wait_for_upgrade(limit=1e6).completed
+    assert web.wait_for_upgrade(timeout=1e6).completed
 
 
 def test_another_image_of_the_same_number_is_not_what_the_model_asks_for(

@@ -37,11 +37,11 @@ def wait_for(path):
         assert time.monotonic() < deadline, f"waited 60 s for {path}, in vain"
         time.sleep(0.001)
 
-probe = lab.world.probe
+probe = lab.environment.probe
 def slow(*arguments):
     wait_for(state / f"answered-{other}")
     return probe(*arguments)
-lab.world.probe = slow
+lab.environment.probe = slow
 
 web = lab.scale_set("web")
 (state / f"ready-{me}").touch()

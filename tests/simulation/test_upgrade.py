@@ -253,7 +253,7 @@ def test_a_guest_that_ignores_the_shutdown_loses_its_power(lab: SimulatedLab) ->
     start = lab.virtual.monotonic()
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
-    assert lab.virtual.monotonic() - start >= lab.environment.limits.stop
+    assert lab.virtual.monotonic() - start >= lab.environment.timeouts.stop
     assert any("cutting its power" in event.message for event in upgrade.events)
 
 

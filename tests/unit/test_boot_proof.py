@@ -12,7 +12,7 @@ from pytest_vmss.errors import GuestUnreachableError
 from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
 from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.settings import Limits
+from pytest_vmss.settings import Timeouts
 
 OLD = "7f0d3b8e-93d7-4a6b-8c47-0f2a6f3f6f01"
 NEW = "0a6c2d11-5b0e-4a51-9f0b-3c1d7e9a2b02"
@@ -37,7 +37,7 @@ def guest_of(boots: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         "web_0",
         access=SshAccess("127.0.0.1", 1, "azureuser", folder / "key", "ssh-ed25519 AAAA"),
         console=Console(folder / "console.log"),
-        limits=Limits,
+        timeouts=Timeouts,
         clock=VirtualClock(),
         power_state=lambda: PowerState.RUNNING,
         agent_connected=lambda: True,

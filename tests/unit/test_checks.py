@@ -139,7 +139,7 @@ def test_a_check_that_hangs_is_told_and_bounded(store: Store) -> None:
         inside.set()
         return go.wait(20)
 
-    watched = Always(store, "web", hangs, every=0.0, limit=0.2)
+    watched = Always(store, "web", hangs, every=0.0, timeout=0.2)
     begun = time.monotonic()
     with pytest.raises(ViolationError) as violated, watched:
         assert inside.wait(10)
@@ -156,7 +156,7 @@ def test_while_a_check_takes_too_long_nothing_is_watched(store: Store) -> None:
         time.sleep(0.15)
         return True
 
-    watched = Always(store, "web", slow, every=0.0, limit=0.1)
+    watched = Always(store, "web", slow, every=0.0, timeout=0.1)
     with pytest.raises(ViolationError, match="the check took 0 s; nothing was watched"), watched:
         _until(lambda: watched.checks == 1)
 
@@ -182,7 +182,7 @@ def test_ctrl_c_and_the_labs_end_are_no_answers() -> None:
     with pytest.raises(Interrupted):
         judge(_raises(Interrupted()))
     with pytest.raises(Interrupted):
-        bounded(lambda: judge(_raises(Interrupted())), what="it", limit=5)
+        bounded(lambda: judge(_raises(Interrupted())), what="it", timeout=5)
     assert in_words(ValueError()) == "ValueError"
 
 
@@ -192,9 +192,9 @@ def test_a_health_function_that_fails_speaks_against_health(
 ) -> None:
     """F4, Q3: Unhealthy, with its own words."""
     with pytest.raises(AssertionError, match=told):
-        _assert_well(asked(check, "host", limit=10))
-    _assert_well(asked(lambda _: None, "host", limit=10))
-    _assert_well(asked(lambda host: host == "host", "host", limit=10))
+        _assert_well(asked(check, "host", timeout=10))
+    _assert_well(asked(lambda _: None, "host", timeout=10))
+    _assert_well(asked(lambda host: host == "host", "host", timeout=10))
 
 
 def _assert_well(answer: tuple[bool, str]) -> None:
@@ -212,8 +212,8 @@ def _command(code: int) -> GuestCommandError:
 @pytest.mark.parametrize("error", [_unreachable(), _command(-1), HypervisorError("gone")])
 def test_a_guest_that_does_not_answer_is_not_the_functions_failure(error: VmssError) -> None:
     with pytest.raises(type(error)):
-        asked(_raises(error), "host", limit=10)
-    well, told = asked(_raises(_command(3)), "host", limit=10)
+        asked(_raises(error), "host", timeout=10)
+    well, told = asked(_raises(_command(3)), "host", timeout=10)
     assert (well, "it ended" in told) == (False, True)
 
 
@@ -224,11 +224,11 @@ def test_a_health_function_that_hangs_is_told_and_bounded() -> None:
         return go.wait(30)
 
     begun = time.monotonic()
-    well, told = asked(redis_answers, "host", limit=0.2)
+    well, told = asked(redis_answers, "host", timeout=0.2)
     assert not well
     assert time.monotonic() - begun < 15
     assert "redis_answers: the function did not return within 0.2 s" in told
     assert "threading.py" in told or "test_checks.py" in told
     with pytest.raises(Interrupted):  # the lab is closed meanwhile
-        asked(redis_answers, "host", limit=60, pulse=_raises(Interrupted()))
+        asked(redis_answers, "host", timeout=60, pulse=_raises(Interrupted()))
     go.set()

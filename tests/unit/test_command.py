@@ -105,10 +105,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(
-    guest: Here, folder: Path, *, limit: float = 20.0, text: str = "", clock: Clock | None = None
+    guest: Here, folder: Path, *, timeout: float = 20.0, text: str = "", clock: Clock | None = None
 ) -> ExtensionRecord:
     command = Command(text or f"echo once >> {folder}/log; echo fine", files={"a b.sh": b"data"})
-    target = Target(guest, clock or SystemClock(), limit)
+    target = Target(guest, clock or SystemClock(), timeout)
     return run_command(target, EXTENSION, command, run="1")
 
 
@@ -165,7 +165,7 @@ def test_a_guest_that_cannot_be_reached_within_the_limit_is_an_error(folder: Pat
 
 
 def test_what_takes_too_long_is_killed_and_told_so(folder: Path) -> None:
-    result = run(Here(), folder, limit=1.0, text="echo $$ > ../child; sleep 600")
+    result = run(Here(), folder, timeout=1.0, text="echo $$ > ../child; sleep 600")
     assert (result.status, result.timed_out) == ("error", True)
     deadline = time.monotonic() + 10
     with contextlib.suppress(psutil.NoSuchProcess):  # init may not have collected it yet
@@ -179,7 +179,7 @@ def test_what_takes_too_long_is_killed_and_told_so(folder: Path) -> None:
 def test_what_ended_just_before_it_was_killed_is_told_as_it_ended(folder: Path) -> None:
     """The guest's own word is asked for last."""
     guest = Here(then_broken, *[fails(broke())] * 2)
-    result = run(guest, folder, limit=0.07, clock=VirtualClock())
+    result = run(guest, folder, timeout=0.07, clock=VirtualClock())
     assert guest.calls == 4
     assert (result.status, result.timed_out) == ("success", False), result.message
 

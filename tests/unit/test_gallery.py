@@ -228,7 +228,7 @@ def test_what_killed_publications_left_is_removed(
     lost.write_bytes(b"x")
     os.link(lost, images._folder / "lost.part")
     os.link(path, images._folder / "done.part")
-    with wait_for_lock(images._folder / "alive.part", what="writes", limit=1):
+    with wait_for_lock(images._folder / "alive.part", what="writes", timeout=1):
         gallery.publish("web", "1.1.0", qcow2(tmp_path / "b", "2M"))
         names = stored(images)
         assert "alive.part" in names

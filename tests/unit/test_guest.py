@@ -28,7 +28,7 @@ from pytest_vmss.guest.shell import CommandResult, Shell
 from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Probe
-from pytest_vmss.settings import Limits
+from pytest_vmss.settings import Timeouts
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_tcp_probe(server: int) -> None:
 def test_a_wait_says_what_it_waited_for() -> None:
     clock = VirtualClock()
     with pytest.raises(WaitTimeoutError, match=r"waited 10 s for the moon.*last seen: clouds"):
-        wait_for("the moon", lambda: None, limit=10, clock=clock, describe=lambda: "clouds")
+        wait_for("the moon", lambda: None, timeout=10, clock=clock, describe=lambda: "clouds")
     assert 10 <= clock.monotonic() < 11
     answers = iter([None, None, "up"])
-    assert wait_for("it", lambda: next(answers), limit=10, clock=clock) == "up"
+    assert wait_for("it", lambda: next(answers), timeout=10, clock=clock) == "up"
 
 
 def test_nobody_answers_ssh(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_wait_ends_early_where_no_boot_can_succeed(
         "web_0",
         access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
         console=Console(log),
-        limits=Limits,
+        timeouts=Timeouts,
         clock=clock,
         power_state=lambda: state,
         agent_connected=lambda: False,
@@ -240,7 +240,7 @@ def test_a_guest_that_goes_away_while_cloud_init_runs_is_waited_for(
         "web_0",
         access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
         console=Console(tmp_path / "log"),
-        limits=lambda: Limits(cloud_init=500.0),
+        timeouts=lambda: Timeouts(cloud_init=500.0),
         clock=clock,
         power_state=lambda: PowerState.RUNNING,
         agent_connected=lambda: True,

@@ -171,8 +171,8 @@ def test_secrets_are_known_however_they_are_spelt(change: Callable[[Any], None])
     change(body)
     try:
         model = load_document(body, load_balancer=LOAD_BALANCER).model
-    except ModelError as refused:
-        told = str(refused)
+    except ModelError as error:
+        told = str(error)
     else:
         told = _shown(model)
         assert SECRET in json.dumps(model.full())

@@ -30,7 +30,7 @@ from pytest_vmss.hypervisor.connection import Connection
 from pytest_vmss.hypervisor.domain import domain_xml, generation_in
 from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
 from pytest_vmss.model import load_document
-from pytest_vmss.settings import Limits, Settings
+from pytest_vmss.settings import Settings, Timeouts
 from tests.models import CUSTOM_DATA, LOAD_BALANCER, web_model
 
 
@@ -110,7 +110,7 @@ def test_more_disks_than_letters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "device", "expected", "why"),
+    ("flags", "device", "expected", "reason"),
     [
         ("fpu vmx", True, "kvm", "can be written"),
         ("fpu svm", True, "kvm", "can be written"),
@@ -136,10 +136,10 @@ def test_kvm_only_where_it_really_works(
 
 
 def test_limits_are_multiplied_without_kvm() -> None:
-    limits = Limits().scaled(10.0)
-    assert limits.boot == Limits().boot * 10
-    assert limits.cloud_init == Limits().cloud_init * 10
-    assert limits.health == Limits().health  # Azure's own five minutes
+    timeouts = Timeouts().scaled(10.0)
+    assert timeouts.boot == Timeouts().boot * 10
+    assert timeouts.cloud_init == Timeouts().cloud_init * 10
+    assert timeouts.health == Timeouts().health  # Azure's own five minutes
 
 
 def test_an_os_disk_stands_on_its_image_and_a_data_disk_is_never_made_twice(

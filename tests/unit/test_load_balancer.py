@@ -78,11 +78,11 @@ def balancer(
     made.stop()
 
 
-def until(what: Callable[[], bool], limit: float = 15.0) -> float:
+def until(what: Callable[[], bool], timeout: float = 15.0) -> float:
     """Waits, and says how long."""
     start = time.monotonic()
     while not what():
-        assert time.monotonic() - start < limit, "waited in vain"
+        assert time.monotonic() - start < timeout, "waited in vain"
         time.sleep(0.02)
     return time.monotonic() - start
 

@@ -31,10 +31,10 @@ def test_one_holder_or_many_that_share(path: Path) -> None:
     two.release()
     assert not is_locked(path)
     assert path.stat().st_mode & 0o777 == 0o600
-    with wait_for_lock(path, what="works", limit=1):
+    with wait_for_lock(path, what="works", timeout=1):
         assert try_lock(path, shared=True) is None
         with pytest.raises(ConflictError, match=r"another process works.*within 0 s.*fuser"):
-            wait_for_lock(path, what="works", limit=0)
+            wait_for_lock(path, what="works", timeout=0)
     assert not path.exists()
 
 
@@ -85,5 +85,5 @@ def test_a_program_does_not_inherit_it(path: Path) -> None:
     )
     lock.release()
     # Being executed, it closes its copy a moment after we are told that it runs.
-    wait_for_lock(path, what="holds it", limit=5).release()
+    wait_for_lock(path, what="holds it", timeout=5).release()
     program.communicate(timeout=60)

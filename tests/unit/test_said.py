@@ -132,7 +132,7 @@ def test_questions_to_an_agent_are_bounded_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [
         ("", "1 parts in place of 3"),
         ("[]\n=== pytest-vmss ===\n{}\n=== pytest-vmss ===\n", "no object 'v1'"),
@@ -299,7 +299,7 @@ def _for_ever(first: bytes, again: bytes, pause: float) -> Callable[[socket.sock
 
 
 @pytest.mark.parametrize(
-    ("first", "again", "pause", "why"),
+    ("first", "again", "pause", "reason"),
     [
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 500, 0.0, "more than 128 KiB|no answer within"),
         (b"HTTP/1.1 200 ", b"x", 0.2, "no answer within 1 s"),

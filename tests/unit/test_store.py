@@ -260,8 +260,8 @@ def test_a_fork_does_not_share_it(tmp_path: Path) -> None:
         for act in (store.events, lambda: store.put(definition("a"))):
             try:
                 act()
-            except LabError as refused:
-                told += "is a fork" in refused.message
+            except LabError as error:
+                told += "is a fork" in error.message
         store.close()
         os._exit(told)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2

@@ -75,7 +75,7 @@ class Command:
 
     @contextlib.contextmanager
     def until(
-        self, event: str, *arguments: str | Path, times: int = 1, limit: float = 300.0
+        self, event: str, *arguments: str | Path, times: int = 1, timeout: float = 300.0
     ) -> Iterator[subprocess.Popen[str]]:
         """Starts the command, and hands it over once it has written an event so many times.
 
@@ -88,11 +88,11 @@ class Command:
         before = len(self.events())
         process = self.start(*arguments)
         try:
-            deadline = time.monotonic() + limit
+            deadline = time.monotonic() + timeout
             while not seen():
                 ended = process.poll() is not None and not seen()
                 assert not ended, process.communicate()[0]
-                assert time.monotonic() < deadline, f"waited {limit} s for {event!r}, in vain"
+                assert time.monotonic() < deadline, f"waited {timeout} s for {event!r}, in vain"
                 time.sleep(0.05)
             yield process
         finally:

@@ -65,11 +65,11 @@ def states(instance: Instance) -> dict[str, Health]:
     return {name: seen.health for name, seen in instance.observations().items()}
 
 
-def until(instance: Instance, wanted: dict[str, Health], limit: float = 60.0) -> float:
+def until(instance: Instance, wanted: dict[str, Health], timeout: float = 60.0) -> float:
     """Waits for the sources to say what they should, and says how long."""
     start = time.monotonic()
     while (seen := states(instance)) != wanted:
-        assert time.monotonic() - start < limit, f"{seen}, not {wanted}, after {limit} s"
+        assert time.monotonic() - start < timeout, f"{seen}, not {wanted}, after {timeout} s"
         time.sleep(0.5)
     return time.monotonic() - start
 

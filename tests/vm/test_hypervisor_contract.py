@@ -173,7 +173,7 @@ def test_the_console_is_logged_from_the_first_byte(tmp_path: Path) -> None:
         wait_for(
             "the firmware to find nothing to boot",
             console.trouble,
-            limit=60,
+            timeout=60,
             clock=SystemClock(),
             describe=console.tail,
         )

@@ -81,7 +81,7 @@ def test_a_killed_session_and_a_killed_reaping(place: Path) -> None:
     wait_for(
         "a machine to be removed",
         lambda: True if len(qemu_processes(known)) < 2 or killed.poll() is not None else None,
-        limit=LIMIT_S,
+        timeout=LIMIT_S,
         clock=SystemClock(),
         interval=0.001,
     )

@@ -213,11 +213,11 @@ def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab)
 def test_the_guests_contract(web: ScaleSet, vmss: Lab) -> None:
     """The simulated guest does the same (tests/simulation/test_guest_contract.py)."""
     context = InstanceContext(vmss.environment, web.name, 1)
-    impatient = replace(vmss.environment.limits, boot=5.0)
+    impatient = replace(vmss.environment.timeouts, boot=5.0)
 
     def make() -> LinuxGuest:
         guest = vmss.make_guest(context, web[1].generation)
-        guest._limits = lambda: impatient
+        guest._timeouts = lambda: impatient
         return guest
 
     def count() -> int:

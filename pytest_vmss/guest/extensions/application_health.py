@@ -102,8 +102,8 @@ class ApplicationHealthLinux(Handler):
         try:
             done = target.insist(command, stdin=program)
             code, message = done.exit_code, done.stderr.strip()
-        except GuestCommandError as broken:
-            message = broken.message
+        except GuestCommandError as error:
+            message = error.message
         return ExtensionRecord(
             name=extension.name,
             type=extension.handler_name,

@@ -164,8 +164,8 @@ def run_command(
     def probe() -> str | None:
         try:
             result = shell.run(script, stdin=stdin, sudo=True, timeout=patience)
-        except (GuestCommandError, GuestUnreachableError) as broken:
-            lost[:] = [broken.message]  # it runs on; the guest knows how it ended
+        except (GuestCommandError, GuestUnreachableError) as error:
+            lost[:] = [error.message]  # it runs on; the guest knows how it ended
             return None
         if result.exit_code < 0:
             lost[:] = ["the SSH connection broke"]
@@ -177,15 +177,19 @@ def run_command(
 
     try:
         answer = wait_for(
-            f"the extension {extension.name}", probe, limit=target.limit, clock=clock, interval=0.05
+            f"the extension {extension.name}",
+            probe,
+            timeout=target.timeout,
+            clock=clock,
+            interval=0.05,
         )
     except WaitTimeoutError:
         answer = _kill(target, folder, lost)
         if not answer:
-            reason = f"the guest could not be asked how it ended within {target.limit:.0f} s"
+            reason = f"the guest could not be asked how it ended within {target.timeout:.0f} s"
             return _record(extension, None, "; ".join([reason, *lost]), clock.monotonic() - start)
-    except _NotBegunError as failed:
-        reason = f"the command could not be begun: {failed}"
+    except _NotBegunError as error:
+        reason = f"the command could not be begun: {error}"
         return _record(extension, None, reason, clock.monotonic() - start)
     return read_outcome(extension, answer, clock.monotonic() - start)
 
@@ -198,8 +202,8 @@ def _kill(target: Target, folder: str, lost: list[str]) -> str:
     """Ends a run that is past its limit; how it ended, empty where nobody can tell."""
     try:
         done = target.shell.run(_KILL.format(folder=folder) + _ANSWER, sudo=True)
-    except (GuestCommandError, GuestUnreachableError) as broken:
-        lost[:] = [broken.message]
+    except (GuestCommandError, GuestUnreachableError) as error:
+        lost[:] = [error.message]
         return ""
     if done.exit_code < 0:
         return ""
@@ -234,8 +238,8 @@ def read_outcome(extension: Extension, answer: str, seconds: float) -> Extension
         )
     try:
         code = read_whole(status, "the exit status")
-    except UnreadableError as odd:
-        return _record(extension, None, f"the guest did not tell how it ended: {odd}", seconds)
+    except UnreadableError as error:
+        return _record(extension, None, f"the guest did not tell how it ended: {error}", seconds)
     told = "Enable succeeded: " if code == 0 else (
         f"Enable failed: failed to execute command: command terminated with exit status={code}"
     )  # fmt: skip

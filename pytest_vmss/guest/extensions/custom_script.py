@@ -76,8 +76,8 @@ class CustomScript(Handler):
         if isinstance(settings.get("script"), str):
             try:
                 _decode(settings["script"])
-            except ValueError as wrong:
-                problems.append(f"script must be base64, of a text or of gzip: {wrong}")
+            except ValueError as error:
+                problems.append(f"script must be base64, of a text or of gzip: {error}")
         uris = settings.get("fileUris", [])
         if not isinstance(uris, list) or not all(isinstance(uri, str) for uri in uris):
             return [*problems, "fileUris must be a list of strings"]
@@ -87,8 +87,8 @@ class CustomScript(Handler):
                 continue
             try:
                 name_of(uri)
-            except ValueError as wrong:
-                problems.append(f"fileUris[{index}]: {wrong}")
+            except ValueError as error:
+                problems.append(f"fileUris[{index}]: {error}")
         return problems
 
     def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
@@ -121,8 +121,8 @@ def _decode(script: str) -> bytes:
         # No more than the limit is unpacked, whatever it holds.
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
             text = packed.read(_SCRIPT_MAX + 1)
-    except (binascii.Error, OSError, EOFError, zlib.error) as wrong:
-        raise ValueError(str(wrong)) from wrong
+    except (binascii.Error, OSError, EOFError, zlib.error) as error:
+        raise ValueError(str(error)) from error
     if len(text) > _SCRIPT_MAX:
         raise ValueError(f"unpacked, it is larger than {_SCRIPT_MAX >> 10} KiB")
     return text

@@ -21,14 +21,14 @@ class Target:
     Attributes:
         shell: Runs commands in it; each call makes the connection anew where that broke.
         clock: The lab's.
-        limit: Seconds that it may take.
+        timeout: Seconds that it may take.
         factor: By how much the guest is slower than under KVM; for limits inside it.
         files_port: Port of the lab's file server, which the guest reaches by its own loopback.
     """
 
     shell: Runner
     clock: Clock
-    limit: float
+    timeout: float
     factor: float = 1.0
     files_port: int | None = None
 
@@ -45,26 +45,28 @@ class Target:
             GuestCommandError: It cannot be reached, or does not end, within the limit.
             BootError: Its machine has ended, or its kernel panicked.
         """
-        end = self.clock.monotonic() + self.limit
+        end = self.clock.monotonic() + self.timeout
         last: list[GuestCommandError | GuestUnreachableError] = []
 
         def probe() -> CommandResult | None:
             left = max(end - self.clock.monotonic(), 1.0)
             try:
                 done = self.shell.run(command, stdin=stdin, sudo=True, timeout=left)
-            except (GuestCommandError, GuestUnreachableError) as broken:
-                last[:] = [broken]
+            except (GuestCommandError, GuestUnreachableError) as error:
+                last[:] = [error]
                 return None
             return None if done.exit_code < 0 else done
 
         try:
-            return wait_for("the guest", probe, limit=self.limit, clock=self.clock, interval=0.5)
-        except WaitTimeoutError as late:
+            return wait_for(
+                "the guest", probe, timeout=self.timeout, clock=self.clock, interval=0.5
+            )
+        except WaitTimeoutError as error:
             told = f": {last[0].message}" if last else ""
             raise GuestCommandError(
-                f"the guest could not be asked within {self.limit:g} s{told}",
+                f"the guest could not be asked within {self.timeout:g} s{told}",
                 instance="", exit_code=-1, stderr="",
-            ) from late  # fmt: skip
+            ) from error  # fmt: skip
 
 
 class Handler(ABC):

@@ -69,11 +69,11 @@ class PackagedHandler(Handler):
                 (entry,) = json.loads(archive.read(_MANIFEST))
             manifest = entry["handlerManifest"]
             missing = [name for name in _COMMANDS if not isinstance(manifest.get(name), str)]
-        except (KeyError, ValueError, TypeError, AttributeError) as wrong:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ImageError(
                 f"{source} is no packaged handler: its {_MANIFEST} must be a list with one object "
-                f"that has handlerManifest ({wrong!r})"
-            ) from wrong
+                f"that has handlerManifest ({error!r})"
+            ) from error
         if missing:
             raise ImageError(f"the {_MANIFEST} of {source} lacks {', '.join(missing)}")
 
@@ -135,7 +135,7 @@ class PackagedHandler(Handler):
     def _ask(self, target: Target, verb: str, extension: Extension) -> Any:
         """Asks the agent's program; its answer, None where there is none."""
         # Of two commands at most, so that it can tell which one took too long.
-        spec = {**self._told(target, extension), "limit": target.limit / 3}
+        spec = {**self._told(target, extension), "limit": target.timeout / 3}
         told = shlex.quote(json.dumps(spec))
         done = target.insist(f"python3 - {verb} {told}", stdin=_program())
         try:

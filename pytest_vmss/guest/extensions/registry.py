@@ -112,9 +112,9 @@ def guarded(call: Callable[[], _T], broken: Callable[[BaseException], _T]) -> _T
         return call()
     except (Interrupted, InstanceError, HostError, HypervisorError):
         raise
-    except KeyboardInterrupt as stopped:
+    except KeyboardInterrupt as error:
         if threading.current_thread() is threading.main_thread():
             raise
-        return broken(stopped)
-    except BaseException as failure:  # noqa: BLE001 - see above
-        return broken(failure)
+        return broken(error)
+    except BaseException as error:  # noqa: BLE001 - see above
+        return broken(error)
