@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
-from pytest_vmss.clock import Clock, preempt
+from pytest_vmss.clock import Clock
 from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
 from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import CloudInitResult
@@ -16,6 +16,7 @@ from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.guest.guest import BootFacts
 from pytest_vmss.model import Extension, is_application_health
+from pytest_vmss.simulation.clock import preempt
 from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
 from pytest_vmss.store import ExtensionRecord
 

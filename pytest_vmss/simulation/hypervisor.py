@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_vmss.clock import Clock, preempt
+from pytest_vmss.clock import Clock
 from pytest_vmss.errors import HypervisorError, ToolError
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
+from pytest_vmss.simulation.clock import preempt
 
 __all__ = ["SimulatedDisk", "SimulatedHypervisor"]
 

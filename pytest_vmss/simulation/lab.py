@@ -18,7 +18,6 @@ from typing import Any
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Upgrade
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.clock import VirtualClock, preempt
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
@@ -27,6 +26,7 @@ from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.host.process import run
 from pytest_vmss.load_balancer import Balancer, Rule
 from pytest_vmss.model import Health, Probe, VmSize, application_health
+from pytest_vmss.simulation.clock import VirtualClock, preempt
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
 from pytest_vmss.simulation.load_balancer import SimulatedBalancer

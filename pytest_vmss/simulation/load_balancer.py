@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pytest_vmss.clock import Clock, preempt
+from pytest_vmss.clock import Clock
 from pytest_vmss.load_balancer.protocol import Member
+from pytest_vmss.simulation.clock import preempt
 
 __all__ = ["SimulatedBalancer"]
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_vmss.clock import Interrupted, Killed, VirtualClock, run_concurrently
+from pytest_vmss.clock import Interrupted, run_concurrently
+from pytest_vmss.simulation.clock import VirtualClock
+from pytest_vmss.simulation.scheduler import Killed
 
 
 def turns(seed: int) -> list[tuple[int, int]]:

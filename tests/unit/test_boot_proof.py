@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import GuestUnreachableError
 from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.settings import Timeouts
+from pytest_vmss.simulation.clock import VirtualClock
 
 OLD = "7f0d3b8e-93d7-4a6b-8c47-0f2a6f3f6f01"
 NEW = "0a6c2d11-5b0e-4a51-9f0b-3c1d7e9a2b02"

@@ -15,13 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_vmss.clock import Clock, SystemClock, VirtualClock
+from pytest_vmss.clock import Clock, SystemClock
 from pytest_vmss.errors import BootError, GuestCommandError, GuestUnreachableError, NoBootError
 from pytest_vmss.guest.extensions import Command, Handler, Target, register, run_command
 from pytest_vmss.guest.extensions import command as command_module
 from pytest_vmss.guest.extensions.registry import guarded
 from pytest_vmss.guest.shell import CommandResult
 from pytest_vmss.model import Extension
+from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.store import ExtensionRecord
 
 EXTENSION = Extension(

@@ -21,7 +21,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vmss.clock import VirtualClock
 from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import ModelProblem, NotFoundError
 from pytest_vmss.file_server.blobs import GUEST_VIEW, Blobs
@@ -31,6 +30,7 @@ from pytest_vmss.guest.in_guest import download
 from pytest_vmss.health import probe_once
 from pytest_vmss.model import Extension, Probe, stages_of_extensions
 from pytest_vmss.model.sequencing import check_sequence
+from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.store import Store
 
 

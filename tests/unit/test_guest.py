@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vmss.clock import VirtualClock, wait_for
+from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import (
     CloudInitError,
     GuestUnreachableError,
@@ -29,6 +29,7 @@ from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Probe
 from pytest_vmss.settings import Timeouts
+from pytest_vmss.simulation.clock import VirtualClock
 
 
 @pytest.mark.parametrize(

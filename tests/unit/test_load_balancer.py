@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule
 from pytest_vmss.model import Probe, load_document
+from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from tests.http_server import HttpServer
 from tests.models import LOAD_BALANCER, web_model

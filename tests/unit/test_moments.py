@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pytest_vmss.clock import VirtualClock
 from pytest_vmss.controller.moments import Moments
+from pytest_vmss.simulation.clock import VirtualClock
 
 HOUR, YEAR = timedelta(hours=1), timedelta(days=365)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vmss.clock import VirtualClock
 from pytest_vmss.errors import LabError, NotFoundError
+from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.store import DefinitionRecord, Store
 
 

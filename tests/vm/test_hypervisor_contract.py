@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vmss.clock import SystemClock, VirtualClock, wait_for
+from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HypervisorError
 from pytest_vmss.guest.console import Console
 from pytest_vmss.host.paths import process_root
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine, PowerState, Seed
 from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
 from pytest_vmss.settings import Settings
+from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
 
 NAME = "vmss-contract-web_0"
