@@ -404,9 +404,9 @@ MUTANTS: tuple[Mutant, ...] = (
     # What users hand over, and what runs by itself.
     _mutant(
         "a check that ends by pytest.fail holds",
-        "checks.py",
-        "        return in_words(failure)  # whatever it is, it does not hold",
-        '        return in_words(failure) if isinstance(failure, Exception) else ""',
+        "guest/check.py",
+        "        return error_text(failure)  # whatever it is, it does not hold",
+        '        return error_text(failure) if isinstance(failure, Exception) else ""',
         _tests("tests/unit/test_checks.py"),
     ),
     _mutant(

@@ -39,6 +39,7 @@ __all__ = [
     "ViolationError",
     "VmssError",
     "WaitTimeoutError",
+    "error_text",
     "is_verdict",
 ]
 
@@ -393,3 +394,13 @@ def is_verdict(error: BaseException) -> bool:
     unfinished, and goes on where it stood once that is mended.
     """
     return isinstance(error, InstanceError | WaitTimeoutError | HypervisorError)
+
+
+def error_text(failure: BaseException) -> str:
+    """An exception's kind and text, also of one that cannot be printed."""
+    try:
+        text = str(failure)
+    except Exception as error:  # noqa: BLE001 - a failure must not be lost for its words
+        text = f"(its text cannot be had: {type(error).__name__})"
+    kind = type(failure).__name__
+    return f"{kind}: {text}" if text else kind

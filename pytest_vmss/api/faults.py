@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 
-from pytest_vmss.checks import in_words
+from pytest_vmss.errors import error_text
 from pytest_vmss.guest.shell import Runner
 from pytest_vmss.hypervisor import Hypervisor, PowerState
 
@@ -110,7 +110,7 @@ class Faults:
         except Exception as error:  # noqa: BLE001 - whatever it is, the fault may be there
             if not self._runs():
                 return ""  # it has lost its fault
-            left = f"{self.name} may still be {what}, for mending it failed: {in_words(error)}"
+            left = f"{self.name} may still be {what}, for mending it failed: {error_text(error)}"
             with contextlib.suppress(Exception):
                 self._tell(left)
             return left

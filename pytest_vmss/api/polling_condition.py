@@ -12,8 +12,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Self
 
-from pytest_vmss.checks import in_words, judge, whereabouts
-from pytest_vmss.errors import ViolationError
+from pytest_vmss.concurrency import whereabouts
+from pytest_vmss.errors import ViolationError, error_text
+from pytest_vmss.guest.check import judge
 from pytest_vmss.store import InstanceRecord, Store
 
 __all__ = ["Always", "Violation"]
@@ -138,7 +139,7 @@ class Always:
                 if self._ended.wait(max(self._every - elapsed, 0.0)):
                     return
         except BaseException as error:  # noqa: BLE001 - told at the block's end
-            self._broken = in_words(error)
+            self._broken = error_text(error)
 
     def _look(self) -> float:
         """Makes the check once; how many seconds it took."""
@@ -153,7 +154,7 @@ class Always:
             try:
                 step, instances = self._step(), self._instances()
             except Exception as error:  # noqa: BLE001 - the violation is what matters
-                step, instances = "", {self._scale_set: f"unknown ({in_words(error)})"}
+                step, instances = "", {self._scale_set: f"unknown ({error_text(error)})"}
             self.violations.append(Violation(when, elapsed, what, step, instances))
         return elapsed
 

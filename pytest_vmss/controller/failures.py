@@ -6,9 +6,8 @@ import contextlib
 import threading
 from dataclasses import dataclass
 
-from pytest_vmss.checks import in_words
 from pytest_vmss.environment.environment import Environment
-from pytest_vmss.errors import InterruptedOperationError, NotFoundError, UpgradeError
+from pytest_vmss.errors import InterruptedOperationError, NotFoundError, UpgradeError, error_text
 from pytest_vmss.store import OperationRecord
 
 __all__ = ["EVERY_SET", "Failures"]
@@ -53,11 +52,11 @@ class Failures:
         with self._lock:
             before = self._kept.get(name.lower())
             self._kept[name.lower()] = failure
-        if before is not None and in_words(before.error) == in_words(error):
+        if before is not None and error_text(before.error) == error_text(error):
             return  # tried again, in vain: one event is enough
         with contextlib.suppress(Exception):  # the store itself may be what fails
             self._environment.store.event(
-                name, "warning", f"failed in the background: {in_words(error)}",
+                name, "warning", f"failed in the background: {error_text(error)}",
                 operation=operation or "",
             )  # fmt: skip
 
@@ -81,7 +80,7 @@ class Failures:
                 raise failure.error
             whose = f"of {name!r}" if key else "of this lab"
             raise UpgradeError(
-                f"an automatic upgrade {whose} failed: {in_words(failure.error)}"
+                f"an automatic upgrade {whose} failed: {error_text(failure.error)}"
             ) from failure.error
 
     def _taken(self, key: str) -> _Failure | None:

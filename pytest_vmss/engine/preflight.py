@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from urllib.parse import urlsplit
 
-from pytest_vmss.checks import bounded
+from pytest_vmss.concurrency import bounded
 from pytest_vmss.file_server.blobs import GUEST_VIEW
 from pytest_vmss.guest.in_guest.download import encoded
 from pytest_vmss.host.http import http_status

@@ -1,15 +1,23 @@
-"""A health source of the lab's own: a user's function, asked about one guest (F4, Q3)."""
+"""Checks that users hand over: every way in which one can end counts (F4, Q3).
+
+``pytest.fail`` and ``pytest.skip`` raise BaseExceptions, an ``async def`` returns a
+coroutine that nobody awaits, and a request without a limit never returns. Whatever
+is not plainly a success is a failed check.
+"""
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pytest_vmss.checks import bounded, judge
-from pytest_vmss.errors import BootError, GuestCommandError, HostError, HypervisorError
+from pytest_vmss.clock import Interrupted
+from pytest_vmss.concurrency import bounded
+from pytest_vmss.errors import BootError, GuestCommandError, HostError, HypervisorError, error_text
 
-__all__ = ["Check", "asked"]
+__all__ = ["Check", "asked", "judge"]
 
 #: A command whose exit status counts, or a function of a testinfra host that returns or
 #: raises as an assertion does.
@@ -57,3 +65,45 @@ def asked(
     except TimeoutError as error:
         wrong = str(error)
     return not wrong, f"{name}: {wrong}" if wrong else f"{name} holds"
+
+
+def judge(
+    check: Callable[[], object], *, passes_on: Callable[[Exception], bool] = lambda _: False
+) -> str:
+    """Makes a check in this thread.
+
+    Args:
+        check: Holds where it returns something true, or nothing.
+        passes_on: Whether an error says nothing about the check; then it is raised.
+
+    Returns:
+        Why it does not hold, in words; empty where it holds.
+
+    Raises:
+        Interrupted: The lab is being closed.
+        KeyboardInterrupt: Ctrl-C in the main thread.
+    """
+    try:
+        return _verdict(check())
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        if threading.current_thread() is threading.main_thread():
+            raise
+        return error_text(error)
+    except BaseException as error:
+        if isinstance(error, Exception) and passes_on(error):
+            raise
+        return error_text(error)  # whatever it is, it does not hold
+
+
+def _verdict(answer: object) -> str:
+    if inspect.isawaitable(answer) or inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+        kind = type(answer).__name__
+        if inspect.iscoroutine(answer):
+            answer.close()  # else Python warns that nobody awaited it
+        return (
+            f"the check returned a {kind}, so nothing of it has run; use a plain function, e.g. "
+            "with asyncio.run() inside"
+        )
+    return "" if answer is None or answer else f"the check returned {answer!r}"

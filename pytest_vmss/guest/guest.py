@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pytest_vmss.checks import in_words
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import (
     CloudInitError,
@@ -20,6 +19,7 @@ from pytest_vmss.errors import (
     KernelPanicError,
     NoBootError,
     WaitTimeoutError,
+    error_text,
 )
 from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import AGAIN, LOGS, WAIT, CloudInitResult, read_verdict
@@ -358,7 +358,7 @@ class LinuxGuest:
         handler = find_handler(extension.publisher, extension.type)
         return guarded(
             lambda: handler.remove(self._target(timeout), extension),
-            lambda failure: redact(in_words(failure), extension),
+            lambda failure: redact(error_text(failure), extension),
         )
 
     def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.polling_condition import Always
-from pytest_vmss.checks import bounded, in_words, judge
 from pytest_vmss.clock import Interrupted, SystemClock
+from pytest_vmss.concurrency import bounded
 from pytest_vmss.errors import (
     GuestCommandError,
     GuestUnreachableError,
     HypervisorError,
     ViolationError,
     VmssError,
+    error_text,
 )
-from pytest_vmss.guest.check import asked
+from pytest_vmss.guest.check import asked, judge
 from pytest_vmss.store import Store
 
 
@@ -183,7 +184,7 @@ def test_ctrl_c_and_the_labs_end_are_no_answers() -> None:
         judge(_raises(Interrupted()))
     with pytest.raises(Interrupted):
         bounded(lambda: judge(_raises(Interrupted())), what="it", timeout=5)
-    assert in_words(ValueError()) == "ValueError"
+    assert error_text(ValueError()) == "ValueError"
 
 
 @EACH

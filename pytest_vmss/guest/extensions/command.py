@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from pytest_vmss.checks import in_words
 from pytest_vmss.clock import wait_for
-from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
+from pytest_vmss.errors import (
+    GuestCommandError,
+    GuestUnreachableError,
+    WaitTimeoutError,
+    error_text,
+)
 from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
@@ -262,7 +266,7 @@ def _record(
 
 def broken_handler(extension: Extension, failure: BaseException) -> ExtensionRecord:
     """What came of an extension whose handler failed itself."""
-    return _record(extension, None, f"its handler failed: {in_words(failure)}", 0.0)
+    return _record(extension, None, f"its handler failed: {error_text(failure)}", 0.0)
 
 
 def redact(text: str, extension: Extension) -> str:
