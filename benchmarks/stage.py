@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.journal import OperationReport
+from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.operations import Replace
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.lab import SimulatedLab
@@ -63,7 +64,7 @@ def _replace(lab: SimulatedLab) -> None:
     web, images = _web(lab), lab.images
     version = images.resolve(images.address_of(web.model.image_reference))
     with web._engine.lock():
-        web._engine.replace([1], version=version, started_by="Platform")
+        web._engine.perform(Replace([1], version, started_by="Platform"))
 
 
 def _create(lab: SimulatedLab) -> None:

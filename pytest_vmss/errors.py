@@ -39,6 +39,7 @@ __all__ = [
     "ViolationError",
     "VmssError",
     "WaitTimeoutError",
+    "error_summary",
     "error_text",
     "is_verdict",
 ]
@@ -404,3 +405,10 @@ def error_text(failure: BaseException) -> str:
         text = f"(its text cannot be had: {type(error).__name__})"
     kind = type(failure).__name__
     return f"{kind}: {text}" if text else kind
+
+
+def error_summary(error: Exception) -> tuple[str, str]:
+    """Code and words of an error, as records and events hold them."""
+    if isinstance(error, VmssError):
+        return error.code, error.message
+    return "InternalExecutionError", f"{type(error).__name__}: {error}"

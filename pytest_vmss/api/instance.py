@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vmss.api.faults import Faults
 from pytest_vmss.api.instance_view import instance_view, status_of
-from pytest_vmss.engine.engine import Engine
-from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.health import HealthSources, observe_health
 from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
-from pytest_vmss.guest import LinuxGuest, Shell
+from pytest_vmss.guest import Guest, Shell
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import RunCommandLinux
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension, Health
+from pytest_vmss.operations.revisions import has_latest_model
 from pytest_vmss.store import ExtensionRecord, GenerationRecord, InstanceRecord
 
 if TYPE_CHECKING:
     from testinfra.host import Host
-
-    from pytest_vmss.api.lab import Lab
 
 __all__ = ["Instance"]
 
@@ -34,10 +32,10 @@ __all__ = ["Instance"]
 class Instance:
     """One VM of a scale set; it stays the same across swaps of its OS disk."""
 
-    def __init__(self, lab: Lab, scale_set: str, instance_id: int) -> None:
-        self._lab = lab
-        self._context = InstanceContext(lab.environment, scale_set, instance_id)
-        self._guest: tuple[tuple[int, str], LinuxGuest] | None = None
+    def __init__(self, environment: Environment, scale_set: str, instance_id: int) -> None:
+        self._environment = environment
+        self._context = InstanceContext(environment, scale_set, instance_id)
+        self._guest: tuple[tuple[int, str], Guest] | None = None
 
     def __repr__(self) -> str:
         return f"<Instance {self.name}>"
@@ -109,7 +107,7 @@ class Instance:
     @property
     def latest_model_applied(self) -> bool:
         """Azure's ``latestModelApplied``: whether it is as the set's model says now (C9)."""
-        return Engine(self._lab.environment, self._context.scale_set).has_latest_model(self.record)
+        return has_latest_model(self._environment, self.record)
 
     def protect(
         self, *, from_scale_in: bool | None = None, from_scale_set_actions: bool | None = None
@@ -136,7 +134,7 @@ class Instance:
                 "cannot be false where protectFromScaleSetActions is true",
             )
             raise ModelError([problem], source=f"the protection policy of {self.name}")
-        store = self._lab.environment.store
+        store = self._environment.store
         with store.transaction():
             store.amend(record, protected=actions, protect_from_scale_in=scale_in or actions)
             self._context.event(
@@ -153,7 +151,7 @@ class Instance:
     @property
     def power_state(self) -> PowerState:
         """Whether its machine runs."""
-        return self._lab.environment.hypervisor.state(self._context.domain)
+        return self._environment.hypervisor.state(self._context.domain)
 
     @property
     def health(self) -> Health:
@@ -164,7 +162,7 @@ class Instance:
         """What each of its health sources says now, by the source's name."""
         context = replace(self._context, _guests={})
         applied = context.revision(self.record.revision)
-        health_sources = HealthSources.of(self._lab.environment, context.scale_set, applied)
+        health_sources = HealthSources.of(self._environment, context.scale_set, applied)
         try:
             return observe_health(context, health_sources)
         finally:
@@ -206,7 +204,7 @@ class Instance:
         if self._guest is None or self._guest[0] != mark:
             if self._guest is not None:
                 self._guest[1].close()
-            self._guest = (mark, self._lab.make_guest(self._context, generation))
+            self._guest = (mark, self._environment.make_guest(self._context, generation))
         return self._guest[1].shell()
 
     @cached_property
@@ -232,7 +230,7 @@ class Instance:
             name="runCommand", publisher=RunCommandLinux.publisher, type=RunCommandLinux.type,
             type_handler_version="1.0", settings={"script": script.splitlines()},
         )  # fmt: skip
-        guest = self._lab.make_guest(self._context, self.generation)
+        guest = self._environment.make_guest(self._context, self.generation)
         try:
             result = guest.run_extension(extension, secrets.token_hex(8), timeout)
         finally:
@@ -242,7 +240,7 @@ class Instance:
     @cached_property
     def faults(self) -> Faults:
         """Faults to bring about on it, for a test, and to mend."""
-        context, environment = self._context, self._lab.environment
+        context, environment = self._context, self._environment
         return Faults(
             context.name,
             context.domain,

@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, Self, Unpack
+from typing import Literal, Self
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.clock import SystemClock, is_stopped_by
-from pytest_vmss.controller.controller import Controller, Options
+from pytest_vmss.clock import SystemClock
+from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
-from pytest_vmss.engine.engine import Engine, parts
-from pytest_vmss.engine.journal import Journal, OperationReport
+from pytest_vmss.engine.engine import Engine
 from pytest_vmss.engine.preflight import reach
+from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.errors import (
     ConflictError,
     HypervisorError,
     LabError,
-    ProvisioningError,
 )
 from pytest_vmss.file_server.blobs import Blobs, names_server
 from pytest_vmss.gallery import Gallery, ImageStore
@@ -66,9 +64,8 @@ from pytest_vmss.model import (
     application_health,
     load_document,
 )
-from pytest_vmss.operations.allocate import allocate_instances
-from pytest_vmss.operations.revisions import check_document, register_scale_set
-from pytest_vmss.operations.sizing import Sizing
+from pytest_vmss.operations import CreateScaleSet
+from pytest_vmss.operations.revisions import check_document
 from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
@@ -76,7 +73,6 @@ from pytest_vmss.store import (
     InstanceRecord,
     ModelRecord,
     OperationRecord,
-    Outcome,
     ScaleSetRecord,
     Store,
 )
@@ -400,27 +396,21 @@ class Lab:
         self.environment.require_room(
             model.sku.capacity, self.environment.find_size(model.sku.name)
         )
+        kind = CreateScaleSet(
+            document,
+            version,
+            ports=ports,
+            health_timeout=health_timeout,
+            health_command=health if isinstance(health, str) else None,
+            health_function=callable(health),
+        )
         engine = Engine(self.environment, model.name)
-
-        def begin() -> dict[int, Outcome]:
-            command = health if isinstance(health, str) else None
-            register_scale_set(
-                self.environment, document, ports=ports, health_timeout=health_timeout,
-                health_command=command, health_function=callable(health),
-            )  # fmt: skip
+        with engine.lock():
+            operation = engine.open(kind)
             if health is not None and not isinstance(health, str):
                 self.environment.checks[model.name.lower()] = health
-            return parts(allocate_instances(self.environment, model.name, model.sku.capacity))
-
-        with engine.lock():
-            try:
-                report = engine.at_once("create", begin, version=version)
-            except BaseException:
-                with contextlib.suppress(LabError):
-                    if self.store.get(ScaleSetRecord, model.name.lower()) is None:
-                        self.environment.checks.pop(model.name.lower(), None)
-                raise
-        self.require_success(report)
+            report = engine.run(operation)
+        report.raise_for_status()
         self.wake()
         return self.scale_set(model.name)
 
@@ -435,48 +425,7 @@ class Lab:
             ProvisioningError: New instances did not come up.
             InterruptedOperationError: The host cannot go on just now either.
         """
-        with Journal(self.environment, name).outside("resume"):
-            return self._resume(Engine(self.environment, name))
-
-    def _resume(self, engine: Engine) -> OperationReport | None:
-        with engine.lock():
-            report = engine.resume()
-            record = self.environment.set_record(engine.name)
-            if record.state == "Deleting":
-                if left := [entry.instance_id for entry in engine.instances()]:
-                    report = self.require_success(engine.at_once("delete", lambda: parts(left)))
-                self._forget(engine, record)
-                return report
-            self.environment.serve(engine.name)
-            capacity = self.environment.current_revision(engine.name).model.sku.capacity
-            # A kill between an update of the model and the scaling that belongs to it.
-            sized = Sizing(self.environment, engine).scale(capacity)
-        if sized is not None:
-            self.require_success(sized)
-        return report or sized
-
-    @staticmethod
-    def require_success(report: OperationReport) -> OperationReport:
-        """Raises what an operation failed with.
-
-        Raises:
-            ProvisioningError: Instances failed, with the evidence of each.
-        """
-        record, errors = report.record, report.errors
-        if record.status != "Faulted":
-            return report
-        what = "did not come up" if record.action == "create" else f"failed to {record.action}"
-        raise ProvisioningError(
-            f"{len(errors)} of {len(report.results)} instances of the scale set "
-            f"{record.scale_set!r} {what}",
-            scale_set=record.scale_set,
-            evidence="\n".join(
-                f"{record.scale_set}_{number}: {error.code}: {error.message}\n"
-                f"{error.console_tail}\nwhole console log: {error.log}"
-                for number, error in sorted(errors.items())
-            ),
-            code=record.error_code or "VMProvisioningFailed",
-        )
+        return Engine(self.environment, name).recover()
 
     def scale_set(self, name: str) -> ScaleSet:
         """A scale set by name.
@@ -485,7 +434,11 @@ class Lab:
             NotFoundError: There is none.
         """
         record = self.environment.set_record(name)
-        return self._sets.setdefault(record.name, ScaleSet(self, record.name))
+        known = self._sets.get(record.unique_id)
+        if known is None:
+            known = ScaleSet(self.environment, self.controller, record.name)
+            known = self._sets.setdefault(record.unique_id, known)
+        return known
 
     def scale_sets(self) -> list[ScaleSet]:
         """All scale sets of the lab."""
@@ -502,54 +455,7 @@ class Lab:
             InterruptedOperationError: The host could not remove everything just now; call it
                 again, or resume.
         """
-        record = self.environment.set_record(name)
-        engine = Engine(self.environment, record.name)
-        with self._stopped(engine):
-            record = self.environment.set_record(name)
-            unfinished = engine.journal.unfinished()
-
-            def begin() -> dict[int, Outcome]:
-                self.store.amend(record, state="Deleting")
-                if unfinished is not None:
-                    engine.journal.abandon(unfinished.id, "the set is deleted")
-                return parts(instance.instance_id for instance in engine.instances())
-
-            self.require_success(engine.at_once("delete", begin))
-            self._forget(engine, record)
-
-    @contextlib.contextmanager
-    def _stopped(self, engine: Engine) -> Iterator[None]:
-        """Claims a set, having stopped what this process does on it.
-
-        Raises:
-            ConflictError: Another process works on it, or it does not stop in time.
-        """
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(engine.lock())
-            except ConflictError:
-                signal = self.environment.working.get(engine.name.lower())
-                if signal is None or is_stopped_by(signal):
-                    raise  # another process's, or what this very call is a part of
-                self.environment.stop(engine.name)
-                self.store.event(engine.name, "warning", "what is done to it is stopped")
-                stack.enter_context(engine.lock(wait=_STOP_S))
-            yield
-
-    def _forget(self, engine: Engine, record: ScaleSetRecord) -> None:
-        """Removes what is left of a set whose instances are gone; its history stays."""
-        folder = self.paths.scale_set(record.name)
-        with engine.journal.outside("deletion"):
-            if folder.exists():
-                shutil.rmtree(folder)
-            self.environment.stop_serving(record)
-            with self.store.transaction():
-                for revision in self.store.select(ModelRecord, record.unique_id):
-                    self.store.delete(revision)
-                self.store.delete(record)
-                self.store.event(record.name, "deleted", "deleted")
-        self.environment.checks.pop(record.name.lower(), None)
-        self._sets.pop(record.name, None)
+        self.scale_set(name).delete()
 
     # Upgrades.
 
@@ -562,13 +468,6 @@ class Lab:
         ]
         records.sort(key=lambda record: record.started)
         return [OperationReport.of(self.store, record) for record in records]
-
-    def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
-        """Rolls a set to an image version, or to newer extension handlers.
-
-        See :meth:`pytest_vmss.controller.controller.Controller.run_upgrade`.
-        """
-        self.controller.run_upgrade(name, **options)
 
     def run_due(self) -> None:
         """Runs every automatic upgrade that is due, sets side by side, until none is."""
@@ -603,7 +502,7 @@ class Lab:
             ends.callback(self.environment.close)
             ends.callback(self._consoles.close)
             for scale_set in self._sets.values():
-                ends.callback(_close_instances, scale_set)
+                ends.callback(scale_set.close)
             ends.callback(self.blobs.close)
             ends.callback(self.controller.close)
             ends.callback(self.clock.close)
@@ -662,11 +561,6 @@ class Lab:
                 f"another process has the lab {self.paths.folder.name} open "
                 f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
             ) from error
-
-
-def _close_instances(scale_set: ScaleSet) -> None:
-    for instance in scale_set.instances:
-        instance.close()
 
 
 def _require_own(settings: Settings, paths: LabPaths) -> None:

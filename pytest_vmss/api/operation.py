@@ -1,36 +1,38 @@
-"""An upgrade or another operation, as a test holds it in its hand."""
+"""Operations on a scale set, as tests and the command line see them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-from pytest_vmss.engine.journal import OperationReport
-from pytest_vmss.errors import NotFoundError
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.errors import ConflictError, NotFoundError
 from pytest_vmss.host.locks import is_locked
 from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
 
-if TYPE_CHECKING:
-    from pytest_vmss.api.lab import Lab
-
-__all__ = ["Upgrade", "stages_of"]
+__all__ = ["Operation", "Upgrade", "stages_of"]
 
 
-class Upgrade:
-    """An upgrade or another operation, running or ended; reads the store anew each time."""
+class Operation:
+    """An operation, running or ended; reads the store anew each time.
 
-    def __init__(self, lab: Lab, scale_set: str, operation: str) -> None:
-        self._lab = lab
+    Attributes:
+        id: Its id.
+    """
+
+    def __init__(self, environment: Environment, scale_set: str, operation: str) -> None:
+        self._environment = environment
         self._scale_set = scale_set
         self.id = operation
 
     def __repr__(self) -> str:
-        return f"<Upgrade of {self._scale_set} to {self.target}: {self.status}>"
+        return f"<{type(self).__name__} {self.action} of {self._scale_set}: {self.status}>"
 
     @property
     def record(self) -> OperationRecord:
         """Its record in the store."""
-        record = self._lab.environment.store.get(OperationRecord, self._scale_set.lower(), self.id)
+        record = self._environment.store.get(OperationRecord, self._scale_set.lower(), self.id)
         if record is None:
             raise NotFoundError(f"there is no operation {self.id} of {self._scale_set!r}")
         return record
@@ -38,7 +40,7 @@ class Upgrade:
     @property
     def report(self) -> OperationReport:
         """Everything that is known of it."""
-        return OperationReport.of(self._lab.environment.store, self.record)
+        return OperationReport.of(self._environment.store, self.record)
 
     @property
     def status(self) -> str:
@@ -46,9 +48,9 @@ class Upgrade:
         return self.record.status
 
     @property
-    def target(self) -> str:
-        """The version that it brings."""
-        return self.record.target
+    def action(self) -> str:
+        """Its kind: ``upgrade``, ``create``, ``restart`` and so on."""
+        return self.record.action
 
     @property
     def ended(self) -> bool:
@@ -58,7 +60,7 @@ class Upgrade:
     @property
     def interruption(self) -> str:
         """Why nobody goes on with it (Q1); empty where it has ended, or somebody does."""
-        if self.ended or is_locked(self._lab.paths.lock(self._scale_set)):
+        if self.ended or is_locked(self._environment.paths.lock(self._scale_set)):
             return ""
         last = next((event for event in reversed(self.events) if event.kind != "warning"), None)
         if last is not None and last.kind == "interrupted":
@@ -68,7 +70,7 @@ class Upgrade:
     @property
     def go_on(self) -> str:
         """The command that goes on with it, where it was interrupted."""
-        return f"{self._lab.environment.program} resume {self._scale_set}"
+        return f"{self._environment.program} resume {self._scale_set}"
 
     @property
     def completed(self) -> bool:
@@ -111,12 +113,12 @@ class Upgrade:
     @property
     def stages(self) -> dict[int, dict[str, float]]:
         """Seconds that each step took, by instance and by step."""
-        return stages_of(self._lab.environment.store.steps(self.id))
+        return stages_of(self._environment.store.steps(self.id))
 
     @property
     def events(self) -> list[EventRecord]:
         """Everything that happened in it (J4)."""
-        events = self._lab.environment.store.events(scale_set=self._scale_set)
+        events = self._environment.store.events(scale_set=self._scale_set)
         return [event for event in events if event.operation == self.id]
 
     def explain(self) -> str:
@@ -142,6 +144,36 @@ class Upgrade:
                 if error.log:
                     lines.append(f"    whole console log: {error.log}")
         return "\n".join(lines)
+
+    def raise_for_status(self) -> None:
+        """Raises what it failed with; nothing where it has not.
+
+        Raises:
+            ProvisioningError: Instances failed, with the evidence of each.
+        """
+        self.report.raise_for_status()
+
+
+class Upgrade(Operation):
+    """An OS upgrade."""
+
+    def __repr__(self) -> str:
+        return f"<Upgrade of {self._scale_set} to {self.target}: {self.status}>"
+
+    @property
+    def target(self) -> str:
+        """The version that it brings."""
+        return self.record.target
+
+    def cancel(self) -> None:
+        """Lets it end after its current batch (D8).
+
+        Raises:
+            ConflictError: It does not run.
+        """
+        if self.ended:
+            raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
+        Engine(self._environment, self._scale_set).cancel()
 
 
 def stages_of(steps: Iterable[StepRecord]) -> dict[int, dict[str, float]]:

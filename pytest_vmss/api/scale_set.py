@@ -1,19 +1,21 @@
-"""What a test holds in its hand: a scale set, a sequence of its instances."""
+"""A scale set, as tests and the command line see it: a sequence of its instances."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pytest_vmss.api.instance import Instance
-from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
 from pytest_vmss.api.upgrade_status import history_info, status_info
 from pytest_vmss.clock import run_concurrently, wait_for
+from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
-from pytest_vmss.engine.engine import Engine, parts
-from pytest_vmss.engine.journal import OperationReport
-from pytest_vmss.environment.environment import Revision
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.environment.environment import Environment, Revision
+from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
     InterruptedOperationError,
     ModelError,
@@ -31,23 +33,27 @@ from pytest_vmss.model import (
     keep_secrets,
     load_document,
     merge,
-    profile_of,
     read_part,
 )
-from pytest_vmss.operations.revisions import add_revision, check_document
-from pytest_vmss.operations.sizing import Sizing
-from pytest_vmss.secrecy import seal, seal_text
-from pytest_vmss.store import (
-    Action,
-    InstanceRecord,
-    OperationRecord,
-    Outcome,
-    ScaleSetRecord,
-    VersionRecord,
+from pytest_vmss.operations import (
+    Deallocate,
+    ExtensionUpgrade,
+    Kind,
+    ModelUpdate,
+    OSUpgrade,
+    Redeploy,
+    Reimage,
+    ReimageAll,
+    Restart,
+    StartInstances,
+    StopInstances,
+    UpdateInstances,
 )
-
-if TYPE_CHECKING:
-    from pytest_vmss.api.lab import Lab
+from pytest_vmss.operations.model_update import behind_after
+from pytest_vmss.operations.revisions import add_revision, check_document, is_behind
+from pytest_vmss.operations.scale import check_capacity_change, removal_of, scaling_to
+from pytest_vmss.secrecy import seal, seal_text
+from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
 
 __all__ = ["Ids", "ScaleSet"]
 
@@ -61,11 +67,11 @@ _HTTPS = 443
 class ScaleSet:
     """A scale set; a sequence of its instances."""
 
-    def __init__(self, lab: Lab, name: str) -> None:
-        self._lab = lab
+    def __init__(self, environment: Environment, controller: Controller, name: str) -> None:
+        self._environment = environment
+        self._controller = controller
         self.name = name
-        self._engine = Engine(lab.environment, name)
-        self._sizing = Sizing(lab.environment, self._engine)
+        self._engine = Engine(environment, name)
         self._instances: dict[int, Instance] = {}
         self._seen = {upgrade.id for upgrade in self.history(limit=None)}
 
@@ -93,11 +99,11 @@ class ScaleSet:
         Raises:
             NotFoundError: It was deleted.
         """
-        return self._lab.environment.set_record(self.name)
+        return self._environment.set_record(self.name)
 
     @property
     def _revision(self) -> Revision:
-        return self._lab.environment.current_revision(self.name)
+        return self._environment.current_revision(self.name)
 
     @property
     def model(self) -> ScaleSetModel:
@@ -109,7 +115,7 @@ class ScaleSet:
         """Its instances, by number."""
         return [
             self._instances.setdefault(
-                record.instance_id, Instance(self._lab, self.name, record.instance_id)
+                record.instance_id, Instance(self._environment, self.name, record.instance_id)
             )
             for record in self._records()
         ]
@@ -122,7 +128,8 @@ class ScaleSet:
     @property
     def healthy(self) -> bool:
         """Whether all its instances are healthy now."""
-        return all(not member.unhealthy for member in self._engine.members())
+        seen = observe_instances(self._environment, self.name, self._records())
+        return all(observation.healthy for observation in seen.values())
 
     @property
     def url(self) -> str:
@@ -149,10 +156,10 @@ class ScaleSet:
             views[instance.instance_id] = instance.instance_view()
 
         instances = self.instances
-        run_concurrently(instances, look, clock=self._lab.environment.clock)
+        run_concurrently(instances, look, clock=self._environment.clock)
         return [views[instance.instance_id] for instance in instances]
 
-    def repair(self) -> Upgrade | None:
+    def repair(self) -> Operation | None:
         """Looks at all instances once, and repairs those that automatic repairs owe it to (K1).
 
         A lab that is watched, as in pytest, does so by itself.
@@ -167,7 +174,7 @@ class ScaleSet:
         with self._engine.lock():
             self._engine.journal.ensure_idle()
             report = self._repairs.repair()
-        return None if report is None else Upgrade(self._lab, self.name, report.record.id)
+        return None if report is None else self._operation(report.record)
 
     @property
     def orchestration_services(self) -> list[dict[str, Any]]:
@@ -180,11 +187,11 @@ class ScaleSet:
             self._repairs.suspend("someone asked for it")
         else:
             self._repairs.resume()
-            self._lab.wake()
+            self._controller.wake()
 
     @property
     def _repairs(self) -> Repairs:
-        return self._lab.controller.repairs(self.name)
+        return self._controller.repairs(self.name)
 
     def set_health_check(self, check: Check | None) -> None:
         """Gives the set a health source of the lab's own, in place of an earlier one (F4).
@@ -194,7 +201,7 @@ class ScaleSet:
                 of a testinfra host that asserts, which counts in this process only; None
                 for none.
         """
-        environment, command = self._lab.environment, check if isinstance(check, str) else None
+        environment, command = self._environment, check if isinstance(check, str) else None
         environment.store.amend(
             self.record, health_command=command, health_function=callable(check)
         )
@@ -214,7 +221,7 @@ class ScaleSet:
             What to use with ``with``; it raises ViolationError at the end, with the time, the
             instances' states and the upgrade's step of every violation.
         """
-        return Always(self._lab.environment.store, self.name, check, every=every)
+        return Always(self._environment.store, self.name, check, every=every)
 
     # Rolling upgrades.
 
@@ -230,9 +237,11 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
         """
-        return self._rolled("upgrade", wait=wait)
+        self._engine.require_own()
+        kind = OSUpgrade(self._controller.latest(self.name))
+        return self._taken(self._controller.run(self.name, kind, wait=wait))
 
-    def upgrade_extensions(self, *, wait: bool = True) -> Upgrade:
+    def upgrade_extensions(self, *, wait: bool = True) -> Operation:
         """Rolls newer versions of extension handlers through the set.
 
         Instances whose extensions all ran in the latest version are not touched.
@@ -243,22 +252,11 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
         """
-        return self._rolled("extension-upgrade", wait=wait)
-
-    def _rolled(self, action: Literal["upgrade", "extension-upgrade"], *, wait: bool) -> Upgrade:
         self._engine.require_own()
-        opened: list[OperationRecord] = []
-        self._lab.run_upgrade(
-            self.name,
-            action=action,
-            started_by="User",
-            rollback=False,
-            on_open=opened.append,
-            wait=wait,
-        )
-        return self._taken(opened[0].id)
+        operation = self._controller.run(self.name, ExtensionUpgrade(), wait=wait)
+        return Operation(self._environment, self.name, operation)
 
-    def resume(self) -> Upgrade | None:
+    def resume(self) -> Operation | None:
         """Goes on with an operation that a killed process left (M1).
 
         Returns:
@@ -269,9 +267,9 @@ class ScaleSet:
         """
         with self._engine.journal.outside("resume"):
             self._engine.require_own()
-        report = self._lab.resume(self.name)
-        self._lab.wake()
-        return None if report is None else self._taken(report.record.id)
+        report = self._engine.recover()
+        self._controller.wake()
+        return None if report is None else self._operation(report.record)
 
     def cancel(self) -> None:
         """Lets the running upgrade end after its current batch (D8).
@@ -297,17 +295,17 @@ class ScaleSet:
         """
 
         def probe() -> Upgrade | None:
-            idle = self._lab.controller.is_idle(self.name)
+            idle = self._controller.is_idle(self.name)
             fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
             if fresh and fresh[-1].ended:
                 return fresh[-1]
-            self._lab.controller.failures.check(self.name)
+            self._controller.failures.check(self.name)
             if fresh:
                 self._require_going_on(fresh[-1], idle=idle)
                 return None
             if idle:
                 raise UpgradeError(
-                    f"no upgrade of {self.name!r} is due: {self._lab.rollouts.why_not(self.name)}"
+                    f"no upgrade of {self.name!r} is due: {self._controller.rollouts.why_not(self.name)}"
                 )
             return None
 
@@ -316,7 +314,7 @@ class ScaleSet:
                 f"the upgrade of {self.name} to end",
                 probe,
                 timeout=timeout,
-                clock=self._lab.environment.clock,
+                clock=self._environment.clock,
             )
         except WaitTimeoutError as error:
             running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
@@ -338,21 +336,29 @@ class ScaleSet:
             )
 
     def _taken(self, operation: str) -> Upgrade:
+        """An OS upgrade that :meth:`wait_for_upgrade` will not return again."""
         self._seen.add(operation)
-        return Upgrade(self._lab, self.name, operation)
+        return Upgrade(self._environment, self.name, operation)
+
+    def _operation(self, record: OperationRecord) -> Operation:
+        if record.action == OSUpgrade.action:
+            return self._taken(record.id)
+        return Operation(self._environment, self.name, record.id)
 
     @property
-    def unfinished(self) -> Upgrade | None:
+    def unfinished(self) -> Operation | None:
         """The operation that is being done to it, or that was interrupted; None for none."""
         record = self._engine.journal.unfinished()
-        return None if record is None else Upgrade(self._lab, self.name, record.id)
+        return None if record is None else Operation(self._environment, self.name, record.id)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
         """OS upgrades of the set, newest first; Azure keeps five (J2)."""
         upgrades = [
-            entry for entry in self._engine.journal.operations() if entry.action == "upgrade"
+            entry for entry in self._engine.journal.operations() if entry.action == OSUpgrade.action
         ]
-        return [Upgrade(self._lab, self.name, entry.id) for entry in reversed(upgrades)][:limit]
+        return [Upgrade(self._environment, self.name, entry.id) for entry in reversed(upgrades)][
+            :limit
+        ]
 
     def rolling_upgrade_status(self) -> dict[str, Any]:
         """Azure's ``RollingUpgradeStatusInfo`` of the latest rolling upgrade, of any kind (J1).
@@ -360,17 +366,15 @@ class ScaleSet:
         Raises:
             NotFoundError: There was none yet.
         """
-        return status_info(
-            self._lab.environment, self.name, self._reports(lambda entry: entry.rolling)
-        )
+        return status_info(self._environment, self.name, self._reports(lambda entry: entry.rolling))
 
     def os_upgrade_history(self) -> list[dict[str, Any]]:
         """Azure's ``UpgradeOperationHistoricalStatusInfo``, newest first (J2)."""
-        reports = self._reports(lambda entry: entry.action == "upgrade")
-        return history_info(self._lab.environment, self.name, reports)
+        reports = self._reports(lambda entry: entry.action == OSUpgrade.action)
+        return history_info(self._environment, self.name, reports)
 
     def _reports(self, wanted: Callable[[OperationRecord], bool]) -> list[OperationReport]:
-        store = self._lab.environment.store
+        store = self._environment.store
         return [
             OperationReport.of(store, entry)
             for entry in self._engine.journal.operations()
@@ -386,7 +390,7 @@ class ScaleSet:
         replace: bool = False,
         load_balancer: Source | None = None,
         custom_data: str | None = None,
-    ) -> Upgrade | None:
+    ) -> Operation | None:
         """Changes the model, and brings it to the instances as ``upgradePolicy.mode`` says (C9).
 
         Manual: not at all, see :meth:`update_instances`. Rolling: batch after
@@ -421,40 +425,26 @@ class ScaleSet:
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
                 known_balancer=self._revision.balancer,
             )  # fmt: skip
-            version = check_document(self._lab.environment, wanted, current=self._revision)
-            self._sizing.check(wanted.model.sku.capacity)
+            version = check_document(self._environment, wanted, current=self._revision)
+            capacity = wanted.model.sku.capacity
+            check_capacity_change(self._environment, self.name, capacity)
             report = self._bring(wanted, version)
             with self._engine.journal.outside("update"):
-                self._lab.environment.serve(self.name)
-            operation = None if report is None else self._taken(report.record.id)
-            self._forget(self._sizing.scale(wanted.model.sku.capacity))
-        self._lab.wake()
-        return operation
+                self._environment.serve(self.name)
+            self._scale(scaling_to(self._environment, self.name, capacity))
+        self._controller.wake()
+        return None if report is None else self._operation(report.record)
 
     def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> OperationReport | None:
         """Records a model, durable together with the operation that brings it to instances."""
-        environment = self._lab.environment
-        other = profile_of(wanted.model) != profile_of(self._revision.model)
-        behind = [entry for entry in self._records() if other or self._engine.is_behind(entry)]
         mode = wanted.model.upgrade_policy.mode
+        behind = behind_after(self._environment, self.name, wanted)
+        if mode == "Manual" or not behind:
+            add_revision(self._environment, wanted)
+            return None
+        return self._engine.perform(ModelUpdate(wanted, version, rolling=mode == "Rolling"))
 
-        def prepare() -> dict[int, Outcome]:
-            add_revision(environment, wanted)
-            return parts(
-                (entry.instance_id for entry in behind if not entry.protected),
-                skipped=(entry.instance_id for entry in behind if entry.protected),
-            )
-
-        if mode == "Rolling" and behind:
-            return self._engine.roll(
-                "update", version=version, started_by="User", rollback=False, prepare=prepare
-            )
-        if mode == "Automatic" and behind:
-            return self._engine.at_once("update", prepare, version=version)
-        prepare()
-        return None
-
-    def update_instances(self, ids: Ids = None) -> Upgrade:
+    def update_instances(self, ids: Ids = None) -> Operation:
         """Brings instances to the latest model, all at once (Azure's ``manualupgrade``, C9).
 
         A changed image gives a new OS disk; another size or other data disks a
@@ -469,9 +459,13 @@ class ScaleSet:
             ConflictError: Another operation is in progress; nothing was changed.
             ProvisioningError: It failed on an instance.
         """
-        images = self._lab.environment.images
+        images = self._environment.images
         version = images.resolve(images.address_of(self.model.image_reference))
-        return self._at_once("update", ids, version=version)
+        return self._perform(
+            ids,
+            lambda chosen, skipped: UpdateInstances(chosen, version, skipped),
+            takes=lambda record: is_behind(self._environment, record),
+        )
 
     # Its size.
 
@@ -493,9 +487,9 @@ class ScaleSet:
         """
         with self._engine.lock():
             self._engine.journal.ensure_idle()
-            self._sizing.check(capacity)
-            self._forget(self._sizing.scale(capacity))
-        self._lab.wake()
+            check_capacity_change(self._environment, self.name, capacity)
+            self._scale(scaling_to(self._environment, self.name, capacity))
+        self._controller.wake()
 
     def delete_instances(self, ids: Sequence[int | str]) -> None:
         """Deletes instances, and makes the set's capacity smaller by them.
@@ -509,24 +503,25 @@ class ScaleSet:
         """
         with self._engine.lock():
             self._engine.journal.ensure_idle()
-            self._forget(self._sizing.remove(self._numbers(ids)))
+            self._scale(removal_of(self._environment, self.name, self._numbers(ids)))
 
-    def _forget(self, report: OperationReport | None) -> None:
-        """Lets go of instances that an operation has removed, where it has.
+    def _scale(self, kind: Kind | None) -> None:
+        """Scales, and closes the connections to instances that are gone.
 
         Raises:
             ProvisioningError: It failed on an instance.
         """
-        if report is None:
+        if kind is None:
             return
+        report = self._engine.perform(kind)
         left = {record.instance_id for record in self._records()}
         for number in self._instances.keys() - left:
             self._instances.pop(number).close()
-        self._lab.require_success(report)
+        report.raise_for_status()
 
     # Its instances' power and disks (K1).
 
-    def start(self, ids: Ids = None) -> Upgrade:
+    def start(self, ids: Ids = None) -> Operation:
         """Starts instances, and waits until they have booted.
 
         Args:
@@ -537,57 +532,86 @@ class ScaleSet:
             ConflictError: Another operation is in progress; nothing was changed.
             ProvisioningError: It failed on an instance.
         """
-        return self._at_once("start", ids)
+        return self._perform(ids, StartInstances)
 
-    def stop(self, ids: Ids = None, *, skip_shutdown: bool = False) -> Upgrade:
+    def stop(self, ids: Ids = None, *, skip_shutdown: bool = False) -> Operation:
         """Stops instances; as :meth:`start`.
 
         Args:
             ids: Which; None for all.
             skip_shutdown: Cut the power instead of asking the guest.
         """
-        return self._at_once("stop", ids, skip_shutdown=skip_shutdown)
+        return self._perform(
+            ids,
+            lambda chosen, skipped: StopInstances(chosen, skipped, skip_shutdown=skip_shutdown),
+        )
 
-    def deallocate(self, ids: Ids = None) -> Upgrade:
+    def deallocate(self, ids: Ids = None) -> Operation:
         """Stops instances and gives their place up; locally the same as :meth:`stop`.
 
         A set-wide call (without ids) leaves out instances with protectFromScaleSetActions.
         """
-        return self._at_once("deallocate", ids)
+        return self._perform(ids, Deallocate, spares=True)
 
-    def restart(self, ids: Ids = None) -> Upgrade:
+    def restart(self, ids: Ids = None) -> Operation:
         """Restarts instances; as :meth:`start`."""
-        return self._at_once("restart", ids)
+        return self._perform(ids, Restart)
 
-    def reimage(self, ids: Ids = None) -> Upgrade:
+    def reimage(self, ids: Ids = None) -> Operation:
         """Gives instances a fresh OS disk of the image and model that they have (E3).
 
         Data disks stay. A set-wide call (without ids) leaves out instances with
         protectFromScaleSetActions. Raises as :meth:`start`.
         """
-        return self._at_once("reimage", ids)
+        return self._perform(ids, Reimage, spares=True)
 
-    def reimage_all(self, ids: Ids = None) -> Upgrade:
+    def reimage_all(self, ids: Ids = None) -> Operation:
         """Gives instances a fresh OS disk and fresh, empty data disks; as :meth:`reimage`."""
-        return self._at_once("reimageall", ids)
+        return self._perform(ids, ReimageAll, spares=True)
 
-    def _at_once(self, action: Action, ids: Ids, **details: Any) -> Upgrade:
+    def redeploy(self, ids: Ids = None) -> Operation:
+        """Stops instances and starts machines made anew, on the same disks; waits for health.
+
+        A set-wide call (without ids) leaves out instances with
+        protectFromScaleSetActions. Raises as :meth:`start`.
+        """
+        return self._perform(ids, Redeploy, spares=True)
+
+    def _perform(
+        self,
+        ids: Ids,
+        kind: Callable[[Sequence[int], Sequence[int]], Kind],
+        *,
+        spares: bool = False,
+        takes: Callable[[InstanceRecord], bool] | None = None,
+    ) -> Operation:
+        """Performs an operation on instances.
+
+        Args:
+            ids: Which; None for all.
+            kind: Makes the request, from those to act on and those that are left out.
+            spares: Whether a set-wide call leaves protected instances out.
+            takes: Whether a set-wide call takes an instance that is not protected; such
+                calls leave protected instances out too.
+
+        Raises:
+            ProvisioningError: It failed on an instance.
+        """
         with self._engine.lock():
             numbers = self._numbers(ids)
             skipped: list[int] = []
-            if ids is None and action in ("update", "deallocate", "reimage", "reimageall"):
-                records = {record.instance_id: record for record in self._records()}
-                skipped = [number for number in numbers if records[number].protected]
+            if ids is None and (spares or takes is not None):
+                records = self._records()
+                skipped = [record.instance_id for record in records if record.protected]
                 numbers = [
-                    number
-                    for number in numbers
-                    if number not in skipped
-                    and (action != "update" or self._engine.is_behind(records[number]))
+                    record.instance_id
+                    for record in records
+                    if not record.protected and (takes is None or takes(record))
                 ]
-            taken = parts(numbers, skipped=skipped)
-            report = self._engine.at_once(action, lambda: taken, **details)
-        self._lab.wake()  # an upgrade may have waited for it
-        return Upgrade(self._lab, self.name, self._lab.require_success(report).record.id)
+            report = self._engine.perform(kind(numbers, skipped))
+        self._controller.wake()  # an upgrade may have waited for it
+        report.raise_for_status()
+        return self._operation(report.record)
 
     def _numbers(self, ids: Ids) -> list[int]:
         """Instances by number.
@@ -622,6 +646,10 @@ class ScaleSet:
                 again, or resume.
         """
         self._engine.require_own()
-        for instance in self.instances:
-            instance.close()
-        self._lab.delete(self.name)
+        self.close()
+        self._controller.delete(self.name)
+
+    def close(self) -> None:
+        """Ends the connections to its instances."""
+        while self._instances:
+            self._instances.popitem()[1].close()

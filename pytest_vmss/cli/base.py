@@ -14,7 +14,7 @@ from rich.console import Console
 from pytest_vmss import __version__
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
-from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.operation import Operation
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import NotFoundError, VmssError
 from pytest_vmss.report import stage_table, upgrade_summary
@@ -82,7 +82,7 @@ def open_lab() -> Iterator[Lab]:
         lab.close()
 
 
-def show_upgrade(lab: Lab, upgrade: Upgrade) -> None:
+def show_upgrade(lab: Lab, upgrade: Operation) -> None:
     """Shows how an operation ended, and how long its stages took."""
     console.print(upgrade_summary(upgrade.report))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
@@ -109,7 +109,7 @@ def context() -> tuple[Settings, str]:
     return cast("tuple[Settings, str]", click.get_current_context().obj)
 
 
-def finish(lab: Lab, ended: Upgrade) -> None:
+def finish(lab: Lab, ended: Operation) -> None:
     """Shows an operation that has ended; one that did not complete ends the command too."""
     show_upgrade(lab, ended)
     if not ended.completed:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from pytest_vmss.api.operation import Upgrade
+from pytest_vmss.api.operation import Operation
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
     console,
@@ -21,7 +21,7 @@ from pytest_vmss.report import LiveView, upgrade_summary
 __all__: list[str] = []
 
 
-def _roll(name: str, act: Callable[[ScaleSet], Upgrade | None]) -> None:
+def _roll(name: str, act: Callable[[ScaleSet], Operation | None]) -> None:
     with open_lab() as lab:
         with LiveView(lab.store, console):
             ended = act(lab.scale_set(name))

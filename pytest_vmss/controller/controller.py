@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
-from typing import Literal, TypedDict, Unpack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 
-from pytest_vmss.clock import Interrupted, run_concurrently
+from pytest_vmss.clock import Interrupted, is_stopped_by, run_concurrently
 from pytest_vmss.controller.failures import EVERY_SET, Failures
 from pytest_vmss.controller.loop import ControlLoop
 from pytest_vmss.controller.moments import Moments
 from pytest_vmss.controller.repairs import Repairs
 from pytest_vmss.controller.rollouts import Rollouts
-from pytest_vmss.engine.engine import Engine, StartedBy
+from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import (
     ConflictError,
@@ -21,33 +22,15 @@ from pytest_vmss.errors import (
     NotFoundError,
     VmssError,
 )
-from pytest_vmss.store import OperationRecord, ScaleSetRecord, VersionRecord
+from pytest_vmss.operations import Kind, OSUpgrade
+from pytest_vmss.store import ScaleSetRecord, VersionRecord
 
-__all__ = ["Controller", "Options"]
+__all__ = ["Controller"]
 
-_Opened = Callable[[OperationRecord], None]
+#: Seconds for what this process does on a set to stop: the longest call of a guest.
+_STOP_S = 120.0
 #: Told of a set, what failed, and the operation in which it did.
 _Failed = Callable[[str, BaseException, str | None], None]
-
-
-class Options(TypedDict, total=False):
-    """How an upgrade is run.
-
-    Attributes:
-        action: To an image version, or to newer extension handlers.
-        started_by: Azure's ``startedBy``.
-        rollback: Give instances that do not recover their previous OS disk back.
-        on_open: Told the operation before its first effect.
-        wait: Return when it has ended; else as soon as it has begun.
-        target: The version; None for the latest.
-    """
-
-    action: Literal["upgrade", "extension-upgrade"]
-    started_by: StartedBy
-    rollback: bool
-    on_open: _Opened
-    wait: bool
-    target: VersionRecord | None
 
 
 class Controller:
@@ -64,7 +47,7 @@ class Controller:
     ) -> None:
         self._environment = environment
         self._grace = repair_grace
-        self._rollouts = rollouts
+        self.rollouts = rollouts
         self._loop: ControlLoop | None = None
         self._threads: list[threading.Thread] = []
         self._moments = Moments(lambda: environment.clock)
@@ -76,76 +59,96 @@ class Controller:
         self._troubled: dict[str, str] = {}
         self.failures = Failures(environment)
 
-    def run_upgrade(self, name: str, **options: Unpack[Options]) -> None:
-        """Rolls a set to an image version, or to newer extension handlers.
+    def run(self, name: str, kind: Kind, *, wait: bool = True) -> str:
+        """Opens an operation on a set and runs it.
 
         Args:
             name: The set.
-            options: See :class:`Options`; by default an OS upgrade by hand, awaited.
+            kind: What is asked for.
+            wait: Return when it has ended; else as soon as it is open, and a thread goes on.
+                What fails later is kept for whoever waits for the set's upgrade.
+
+        Returns:
+            The operation's id.
 
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
+            VmssError: It cannot be planned; nothing was changed.
+            InterruptedOperationError: The host cannot go on just now.
         """
-        action = options.get("action", "upgrade")
-        version = None
-        if action == "upgrade":
-            version = options.get("target") or self._environment.images.resolve(
-                self._rollouts.address(name)
-            )
         engine = Engine(self._environment, name)
+        if not wait:
+            return self._in_background(engine, kind)
+        with engine.lock():
+            operation = engine.open(kind)
+            engine.run(operation)
+        return operation
 
-        def go(opened: _Opened) -> None:
-            with engine.lock():
-                engine.roll(
-                    action,
-                    version=version,
-                    started_by=options.get("started_by", "User"),
-                    rollback=options.get("rollback", False),
-                    on_open=opened,
-                )
-
-        on_open = options.get("on_open", lambda _: None)
-        if options.get("wait", True):
-            go(on_open)
-        else:
-            self._in_background(name, go, on_open)
-
-    def _in_background(self, name: str, go: Callable[[_Opened], None], on_open: _Opened) -> None:
-        """Runs an upgrade in a thread; returns when it has begun.
-
-        What fails later is kept for whoever waits for the set's upgrade.
-
-        Raises:
-            BaseException: Whatever kept it from beginning.
-        """
-        begun = threading.Event()
-        operations: list[str] = []
-        refused: list[BaseException] = []
-
-        def opened(operation: OperationRecord) -> None:
-            on_open(operation)
-            operations.append(operation.id)
-            begun.set()
+    def _in_background(self, engine: Engine, kind: Kind) -> str:
+        opened: Future[str] = Future()
 
         def run() -> None:
+            operation = None
             try:
-                go(opened)
+                with engine.lock():
+                    operation = engine.open(kind)
+                    opened.set_result(operation)
+                    engine.run(operation)
             except BaseException as error:  # noqa: BLE001 - told where it is waited for
-                if not operations:
-                    refused.append(error)
+                if operation is None:
+                    opened.set_exception(error)
                 elif not isinstance(error, Interrupted):
-                    self.failures.add(name, error, operations[0])
+                    self.failures.add(engine.name, error, operation)
             finally:
-                begun.set()
                 self.wake()
 
-        thread = threading.Thread(target=run, name=f"upgrade-{name}", daemon=True)
+        thread = threading.Thread(target=run, name=f"{kind.action}-{engine.name}", daemon=True)
         thread.start()
         self._threads = [other for other in self._threads if other.is_alive()]
         self._threads.append(thread)
-        begun.wait()
-        if refused:
-            raise refused[0]
+        return opened.result()
+
+    def delete(self, name: str) -> None:
+        """Deletes a set, its machines and all their disks; what this process does on it stops.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: An operation of another process is in progress on it.
+            InterruptedOperationError: The host could not remove everything just now; call it
+                again, or resume.
+        """
+        engine = Engine(self._environment, self._environment.set_record(name).name)
+        with self._stopped(engine):
+            engine.delete()
+
+    @contextlib.contextmanager
+    def _stopped(self, engine: Engine) -> Iterator[None]:
+        """Locks a set, having stopped what this process does on it.
+
+        Raises:
+            ConflictError: Another process works on it, or it does not stop in time.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(engine.lock())
+            except ConflictError:
+                signal = self._environment.working.get(engine.name.lower())
+                if signal is None or is_stopped_by(signal):
+                    raise  # another process's, or what this very call is a part of
+                self._environment.stop(engine.name)
+                self._environment.store.event(
+                    engine.name, "warning", "what is done to it is stopped"
+                )
+                stack.enter_context(engine.lock(wait=_STOP_S))
+            yield
+
+    def latest(self, name: str) -> VersionRecord:
+        """The latest version of the image that a set's model asks for.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return self._environment.images.resolve(self.rollouts.address(name))
 
     # By themselves.
 
@@ -173,21 +176,15 @@ class Controller:
 
         def run(due: tuple[str, VersionRecord]) -> None:
             name, target = due
-            operations: list[str] = []
-
-            def opened(operation: OperationRecord) -> None:
-                operations.append(operation.id)
-                self.failures.drop(name)
-
+            operation = None
             try:
-                model = self._environment.current_revision(name).model
-                self.run_upgrade(
-                    name,
-                    started_by="Platform",
-                    rollback=not model.automatic_os_upgrade.disable_automatic_rollback,
-                    target=target,
-                    on_open=opened,
-                )
+                policy = self._environment.current_revision(name).model.automatic_os_upgrade
+                rollback = not policy.disable_automatic_rollback
+                engine = Engine(self._environment, name)
+                with engine.lock():
+                    operation = engine.open(OSUpgrade(target, "Platform", rollback))
+                    self.failures.drop(name)
+                    engine.run(operation)
             except ConflictError as error:
                 left.add(name)
                 self._environment.store.event(
@@ -196,11 +193,11 @@ class Controller:
             except BaseException as error:  # noqa: BLE001 - it is this set's alone
                 left.add(name)
                 if not self._is_nobodys(name, error):
-                    failed(name, error, operations[0] if operations else None)
+                    failed(name, error, operation)
 
         while due := {
             name: target
-            for name, target in self._rollouts.due(lambda name, e: failed(name, e, None)).items()
+            for name, target in self.rollouts.due(lambda name, e: failed(name, e, None)).items()
             if name not in left
         }:
             run_concurrently(due.items(), run, clock=self._environment.clock)
@@ -361,7 +358,7 @@ class Controller:
 
     def _seconds_to_next(self) -> float | None:
         """Seconds until a delayed rollout is due; None where none is coming (C2)."""
-        start = self._rollouts.next_start()
+        start = self.rollouts.next_start()
         if start is None:
             return None
         return max((start - self._environment.clock.now()).total_seconds(), 0.0)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 from pytest_vmss.controller.moments import Moments
-from pytest_vmss.engine.engine import Engine, parts
-from pytest_vmss.engine.journal import OperationReport
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, NotFoundError
 from pytest_vmss.health import Observation
 from pytest_vmss.model import AutomaticRepairsPolicy, Health
-from pytest_vmss.store import Action, InstanceRecord, Outcome, ScaleSetRecord
+from pytest_vmss.operations import Kind, Reimage, Replace, Restart
+from pytest_vmss.store import InstanceRecord, ScaleSetRecord
 
 __all__ = ["Repairs"]
 
@@ -99,7 +100,7 @@ class Repairs:
 
     def _look(self) -> dict[int, Observation]:
         records = self._engine.instances()
-        seen = self._engine.observe(records)
+        seen = observe_instances(self._environment, self._engine.name, records)
         for record in records:
             if record.repairs and seen[record.instance_id].healthy:
                 with contextlib.suppress(NotFoundError):  # it has gone meanwhile
@@ -125,8 +126,9 @@ class Repairs:
         if beyond or not due:
             return None
 
-        def count() -> None:
-            """Together with the opening of the operation: what never began does not count."""
+        kind = self._kind([record.instance_id for record in due])
+        with store.transaction():
+            # Together with the opening of the operation: what never began does not count.
             for record in due:
                 store.amend(record, repairs=record.repairs + 1)
                 reason = seen[record.instance_id].detail
@@ -137,14 +139,11 @@ class Repairs:
                     instance_id=record.instance_id,
                 )
             self._note()
+            operation = self._engine.open(kind)
+        return self._engine.run(operation)
 
-        return self._act([record.instance_id for record in due], count)
-
-    def _act(self, ids: list[int], count: Callable[[], None]) -> OperationReport:
-        def begin() -> dict[int, Outcome]:
-            count()
-            return parts(ids)
-
+    def _kind(self, ids: list[int]) -> Kind:
+        """What repairs instances, as the policy says and the host has room for."""
         wanted = self.policy.repair_action
         if wanted == "Replace":
             images = self._environment.images
@@ -159,11 +158,9 @@ class Repairs:
                 )
             else:
                 version = images.resolve(images.address_of(model.image_reference))
-                return self._engine.replace(
-                    ids, version=version, started_by="Platform", prepare=count
-                )
-        action: Action = "restart" if wanted == "Restart" else "reimage"
-        return self._engine.at_once(action, begin, started_by="Platform")
+                return Replace(ids, version, started_by="Platform")
+        kind = Restart if wanted == "Restart" else Reimage
+        return kind(ids, started_by="Platform")
 
     # The service.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.errors import (
     BalancerError,
@@ -18,13 +18,11 @@ from pytest_vmss.errors import (
     LabError,
     NotFoundError,
     UpgradeError,
-    VmssError,
     WaitTimeoutError,
+    error_summary,
 )
-from pytest_vmss.operations.phases import Phase
 from pytest_vmss.steps import Conclusion, Step
 from pytest_vmss.store import (
-    Action,
     BatchRecord,
     ErrorRecord,
     InstanceRecord,
@@ -32,62 +30,10 @@ from pytest_vmss.store import (
     Outcome,
     OutcomeRecord,
     StepRecord,
-    Store,
     VersionRecord,
 )
 
-__all__ = ["ENDED", "Journal", "OperationReport", "describe"]
-
-#: Outcomes of instances that an operation is through with.
-ENDED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED})
-
-
-@dataclass(frozen=True)
-class OperationReport:
-    """Everything that is known of an operation."""
-
-    record: OperationRecord
-    results: dict[int, OutcomeRecord]
-    batch_records: tuple[BatchRecord, ...]
-
-    @classmethod
-    def of(cls, store: Store, record: OperationRecord) -> OperationReport:
-        """Reads what the store holds."""
-        key = (record.scale_set.lower(), record.id)
-        return cls(
-            record,
-            {result.instance_id: result for result in store.select(OutcomeRecord, *key)},
-            tuple(store.select(BatchRecord, *key)),
-        )
-
-    @property
-    def outcomes(self) -> dict[int, Outcome]:
-        """What came of each instance, by number (G3)."""
-        return {number: result.outcome for number, result in self.results.items()}
-
-    @property
-    def errors(self) -> dict[int, ErrorRecord]:
-        """What went wrong on each instance."""
-        return {n: result.error for n, result in self.results.items() if result.error is not None}
-
-    @property
-    def batches(self) -> list[tuple[int, ...]]:
-        """The instances of each batch, in order."""
-        return [batch.instance_ids for batch in self.batch_records]
-
-    @property
-    def busy(self) -> list[int]:
-        """The instances that it has begun with and is not through with."""
-        return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
-
-    @property
-    def unsettled(self) -> list[int]:
-        """The instances in the middle of something: begun with, or on the way back."""
-        return [n for n, result in self.results.items() if result.going_back or n in self.busy]
-
-    def count(self, *outcomes: Outcome) -> int:
-        """How many instances have one of these outcomes."""
-        return sum(1 for result in self.results.values() if result.outcome in outcomes)
+__all__ = ["Journal"]
 
 
 class Journal:
@@ -130,7 +76,7 @@ class Journal:
         """Everything that is known of an operation."""
         return OperationReport.of(self._store, self.operation(operation_id))
 
-    def ensure_idle(self, action: Action | None = None) -> None:
+    def ensure_idle(self, action: str | None = None) -> None:
         """Refuses a new operation while another is unfinished, or the set is being deleted.
 
         Args:
@@ -156,7 +102,7 @@ class Journal:
 
     def open(
         self,
-        action: Action,
+        action: str,
         outcomes: Mapping[int, Outcome],
         *,
         what: str,
@@ -281,7 +227,7 @@ class Journal:
             action = self.operation(operation_id).action
             yield
         except Exception as error:
-            raise self._interrupted(operation_id, action, describe(error)[1]) from error
+            raise self._interrupted(operation_id, action, error_summary(error)[1]) from error
 
     @contextlib.contextmanager
     def outside(self, what: str) -> Iterator[None]:
@@ -296,7 +242,7 @@ class Journal:
         try:
             yield
         except (LabError, HostError, BalancerError, OSError) as error:
-            raise self._interrupted("", what, describe(error)[1]) from error
+            raise self._interrupted("", what, error_summary(error)[1]) from error
 
     def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
         """Says how to go on; in the events too, where they can be written."""
@@ -366,7 +312,7 @@ class Journal:
 
     def failed(self, context: InstanceContext, error: Exception) -> None:
         """Notes what went wrong on an instance, with its evidence."""
-        code, message = describe(error)
+        code, message = error_summary(error)
         tail, log = "", ""
         if isinstance(error, InstanceError):
             tail, log = error.console_tail, str(error.log or "")
@@ -380,7 +326,7 @@ class Journal:
     def run_phase(
         self,
         context: InstanceContext,
-        phase: Phase,
+        phase: str,
         steps: Sequence[Step],
         *,
         outcome: Outcome | None = None,
@@ -425,7 +371,7 @@ class Journal:
                     self._check_deadline(context, phase)
                 conclude = step.apply(context)
             except Exception as error:
-                self._store.done(entry, error=describe(error)[1])
+                self._store.done(entry, error=error_summary(error)[1])
                 raise
             ended = entry
         with self._store.transaction():
@@ -433,12 +379,12 @@ class Journal:
             if outcome is not None:
                 self.outcome(context, outcome)
 
-    def has_begun(self, context: InstanceContext, phase: Phase) -> bool:
+    def has_begun(self, context: InstanceContext, phase: str) -> bool:
         """Whether a step of a phase was begun."""
         steps = self._store.steps(context.operation, context.instance_id)
         return any(step.phase == phase for step in steps)
 
-    def _done(self, context: InstanceContext, phase: Phase, steps: Sequence[Step]) -> set[int]:
+    def _done(self, context: InstanceContext, phase: str, steps: Sequence[Step]) -> set[int]:
         """The numbers of a phase's steps that need not be taken again."""
         known = [
             step
@@ -456,7 +402,7 @@ class Journal:
                 )
         return {step.sequence for step in known if step.done is not None and step.error is None}
 
-    def _check_deadline(self, context: InstanceContext, phase: Phase) -> None:
+    def _check_deadline(self, context: InstanceContext, phase: str) -> None:
         if context.deadline is not None and self._environment.clock.monotonic() > context.deadline:
             raise WaitTimeoutError(
                 f"the {phase} of {context.name} to end", timeout=context.base_timeouts.instance
@@ -487,10 +433,3 @@ class Journal:
                 f"batch {number}: instances {', '.join(str(n) for n in instance_ids)} ({reason})",
                 operation=operation_id,
             )
-
-
-def describe(error: Exception) -> tuple[str, str]:
-    """Code and words of an error."""
-    if isinstance(error, VmssError):
-        return error.code, error.message
-    return "InternalExecutionError", f"{type(error).__name__}: {error}"

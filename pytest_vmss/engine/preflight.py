@@ -1,4 +1,4 @@
-"""Whether what a model names outside the set can be reached (C8)."""
+"""What is found out before the first instance is touched (C8)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from pytest_vmss.concurrency import bounded
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.errors import NotFoundError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
+from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.guest.in_guest.download import encoded
 from pytest_vmss.host.http import http_status
 from pytest_vmss.model import ScaleSetModel
+from pytest_vmss.store import OperationRecord
 
-__all__ = ["file_uris", "reach"]
+__all__ = ["file_uris", "reach", "require_known", "unreachable"]
 
+#: Seconds for asking for all that a model names, and how much of it is told.
+_REACH_S = 120.0
+_TOLD_URIS = 20
 _TIMEOUT_S = 10.0
 #: For all requests, and for the name's resolution.
 _LIMIT_S = 25.0
@@ -39,6 +46,45 @@ def file_uris(model: ScaleSetModel) -> Iterator[tuple[str, str]]:
             uris = settings.get("fileUris", [])
             for uri in uris if isinstance(uris, list) else ():
                 yield extension.name, str(uri)
+
+
+def require_known(environment: Environment, operation: OperationRecord) -> None:
+    """Checks before an instance is stopped that it could be started again.
+
+    Settings, and the extensions that are registered, may be others on a resume.
+
+    Raises:
+        NotFoundError: The size, or an extension of the model, is not known here.
+    """
+    model = environment.revision(operation.set_id, operation.revision).model
+    environment.find_size(model.sku.name)
+    record = environment.set_record(operation.scale_set)
+    if record.health_function and record.name.lower() not in environment.checks:
+        environment.store.event(
+            record.name,
+            "warning",
+            "the suite's own health function is not known in this process, and is not asked; "
+            "give it with set_health_check",
+            operation=operation.id,
+        )
+    for extension in model.extensions:
+        if not is_known(extension):
+            raise NotFoundError(
+                f"the extension {extension.name!r} ({extension.handler_name}) is not registered "
+                "in this process; register its handler, as the process did that began"
+            )
+
+
+def unreachable(environment: Environment, model: ScaleSetModel) -> list[str]:
+    """What is wrong with the URIs that a model names; empty where nothing certainly is (C8)."""
+    end = environment.clock.monotonic() + _REACH_S
+    wrong: list[str] = []
+    for name, uri in file_uris(model):
+        if environment.clock.monotonic() > end or len(wrong) >= _TOLD_URIS:
+            break  # the rest is the guests' to find out
+        if reason := environment.reach(uri):
+            wrong.append(f"the extension {name!r}: {reason}")
+    return wrong
 
 
 def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str:

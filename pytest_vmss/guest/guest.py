@@ -108,6 +108,13 @@ class Guest(Protocol):
     def listening(self) -> set[int]:
         """The TCP ports on which something listens."""
 
+    def shell(self) -> Shell:
+        """The connection to it as the administrator.
+
+        Raises:
+            GuestUnreachableError: It does not answer.
+        """
+
     def close(self) -> None:
         """Ends the connection to it."""
 

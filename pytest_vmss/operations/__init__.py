@@ -1,1 +1,76 @@
-"""What each kind of operation does to a set and its instances."""
+"""The kinds of operations: what each plans, and what it does to an instance."""
+
+from __future__ import annotations
+
+from pytest_vmss.errors import LabError
+from pytest_vmss.operations.create import Create, CreateScaleSet, ScaleOut
+from pytest_vmss.operations.delete import Delete, DeleteScaleSet, ScaleIn
+from pytest_vmss.operations.extension_upgrade import ExtensionUpgrade
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work, at_once
+from pytest_vmss.operations.model_update import ModelUpdate, UpdateInstances
+from pytest_vmss.operations.os_upgrade import OSUpgrade
+from pytest_vmss.operations.power import Deallocate, Restart, StartInstances, StopInstances
+from pytest_vmss.operations.redeploy import Redeploy
+from pytest_vmss.operations.reimage import Reimage, ReimageAll
+from pytest_vmss.operations.replace import Replace
+
+__all__ = [
+    "KINDS",
+    "CreateScaleSet",
+    "Deallocate",
+    "DeleteScaleSet",
+    "ExtensionUpgrade",
+    "Kind",
+    "ModelUpdate",
+    "OSUpgrade",
+    "Plan",
+    "Redeploy",
+    "Reimage",
+    "ReimageAll",
+    "Replace",
+    "Restart",
+    "ScaleIn",
+    "ScaleOut",
+    "StartInstances",
+    "StartedBy",
+    "StopInstances",
+    "UpdateInstances",
+    "Work",
+    "at_once",
+    "kind_of",
+]
+
+#: Every kind by its action; how an operation goes on that some process has begun.
+KINDS: dict[str, type[Kind]] = {
+    kind.action: kind
+    for kind in (
+        Create,
+        Deallocate,
+        Delete,
+        ExtensionUpgrade,
+        OSUpgrade,
+        Redeploy,
+        Reimage,
+        ReimageAll,
+        Replace,
+        Restart,
+        StartInstances,
+        StopInstances,
+        UpdateInstances,
+    )
+}
+
+
+def kind_of(action: str) -> type[Kind]:
+    """The kind of an operation.
+
+    Raises:
+        LabError: This version does not know it.
+    """
+    kind = KINDS.get(action)
+    if kind is None:
+        raise LabError(
+            f"this version of pytest-vmss knows no operation {action!r} (it knows: "
+            f"{', '.join(sorted(KINDS))}); go on with the version that began it"
+        )
+    return kind

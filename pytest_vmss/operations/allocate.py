@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-from pytest_vmss.engine.placement import Spot, next_spot
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.model import host_ports
+from pytest_vmss.operations.placement import Spot, next_spot
 from pytest_vmss.store import InstanceRecord
 
 __all__ = ["allocate_instances"]

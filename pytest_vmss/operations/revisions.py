@@ -19,9 +19,15 @@ from pytest_vmss.model import (
     model_warnings,
     profile_of,
 )
-from pytest_vmss.store import ModelRecord, ScaleSetRecord, VersionRecord
+from pytest_vmss.store import InstanceRecord, ModelRecord, ScaleSetRecord, VersionRecord
 
-__all__ = ["add_revision", "check_document", "register_scale_set"]
+__all__ = [
+    "add_revision",
+    "check_document",
+    "has_latest_model",
+    "is_behind",
+    "register_scale_set",
+]
 
 _SSH_PORT = 22
 
@@ -224,3 +230,13 @@ def _automatic_since(
     if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
         return None
     return before or now
+
+
+def has_latest_model(environment: Environment, record: InstanceRecord) -> bool:
+    """Azure's ``latestModelApplied``."""
+    return record.revision >= environment.set_record(record.scale_set).profile_revision
+
+
+def is_behind(environment: Environment, record: InstanceRecord) -> bool:
+    """Whether the set's model is still to be brought to an instance, or failed on it."""
+    return not has_latest_model(environment, record) or record.provisioning != "Succeeded"

@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, get_args
+from typing import Self
 
 from rich import box
 from rich.console import Console
@@ -14,13 +14,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pytest_vmss.store import Action, EventRecord, GenerationRecord, InstanceRecord, Store
+from pytest_vmss.operations import KINDS
+from pytest_vmss.store import EventRecord, GenerationRecord, InstanceRecord, Store
 from pytest_vmss.untrusted import clean
 
 __all__ = ["LiveView"]
 
 _INTERVAL = 0.2
-_ACTIONS = frozenset(get_args(Action))
+_ACTIONS = frozenset(KINDS)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pytest_vmss.api.operation import stages_of
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.journal import OperationReport
+from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
 from pytest_vmss.untrusted import clean
 

@@ -8,13 +8,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import CloudInitError, KernelPanicError, NoBootError
+from pytest_vmss.errors import CloudInitError, GuestUnreachableError, KernelPanicError, NoBootError
 from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.extensions import find_handler, timed_out
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.guest.guest import BootFacts
+from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension, is_application_health
 from pytest_vmss.simulation.clock import preempt
 from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
@@ -133,6 +134,17 @@ class SimulatedGuest:
         if self._behaviour() is Behaviour.CLOUD_INIT_DEGRADED:
             return CloudInitResult("degraded", ("Failed to mount",))
         return CloudInitResult("done")
+
+    def shell(self) -> Shell:
+        """There is none.
+
+        Raises:
+            GuestUnreachableError: Always.
+        """
+        raise GuestUnreachableError(
+            f"{self.name} is simulated, and has no shell; take real VMs for tests that log in",
+            instance=self.name,
+        )
 
     def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
         """Runs an extension, once for each run; the command ``hang`` does not end."""

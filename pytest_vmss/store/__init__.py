@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pytest_vmss.store.database import Store
 from pytest_vmss.store.records import (
-    Action,
     BatchRecord,
     DefinitionRecord,
     DetachedDiskRecord,
@@ -28,7 +27,6 @@ from pytest_vmss.store.records import (
 )
 
 __all__ = [
-    "Action",
     "BatchRecord",
     "DefinitionRecord",
     "DetachedDiskRecord",

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pytest_vmss.model import Health
 
 __all__ = [
-    "Action",
     "BatchRecord",
     "DefinitionRecord",
     "DetachedDiskRecord",
@@ -406,27 +405,12 @@ class ErrorRecord(BaseModel):
     log: str = ""
 
 
-Action = Literal[
-    "create",
-    "upgrade",
-    "extension-upgrade",
-    "update",
-    "start",
-    "stop",
-    "deallocate",
-    "restart",
-    "reimage",
-    "reimageall",
-    "replace",
-    "delete",
-]
-
-
 class OperationRecord(Record):
     """Something done to a set: its creation, an upgrade, a restart.
 
     Attributes:
         set_id: The set's ``unique_id``.
+        action: Its kind; see :mod:`pytest_vmss.operations`.
         status: Azure's ``runningStatus.code``.
         started_by: Azure's ``startedBy``.
         rolling: Batch after batch, as the policy says; else all instances at once.
@@ -444,7 +428,7 @@ class OperationRecord(Record):
     id: str
     scale_set: str
     set_id: str
-    action: Action
+    action: str
     status: Literal["RollingForward", "RollingBack", "Cancelled", "Completed", "Faulted"]
     started_by: Literal["Unknown", "User", "Platform"] = "User"
     started: datetime

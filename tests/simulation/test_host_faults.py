@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.engine import rollout
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
     BalancerError,
     ConflictError,
@@ -444,8 +446,8 @@ def test_a_name_in_another_case_is_the_same_set(lab: SimulatedLab) -> None:
     """M4, A1."""
     web = upgrading(lab, 2)
     with web._engine.lock(), pytest.raises(ConflictError):
-        lab.run_upgrade("WEB")
-    lab.run_upgrade("WEB")
+        lab.scale_set("WEB").upgrade()
+    lab.scale_set("WEB").upgrade()
     assert lab.scale_set("wEb").history()[0].completed
     assert {record.scale_set for record in lab.store.select(InstanceRecord)} == {"web"}
     assert [path.name for path in (lab.paths.folder / "sets").iterdir()] == ["web"]
@@ -585,7 +587,7 @@ def test_what_says_nothing_of_an_image_judges_nobody(
 
     monkeypatch.setattr(Start, "apply", start)
     interrupted(lab.run_due, type(error).__name__)
-    monkeypatch.setattr(Engine, "observe", _raises(error, Engine.observe))
+    monkeypatch.setattr(rollout, "observe_instances", _raises(error, observe_instances))
     interrupted(web.resume, type(error).__name__)
     assert web.history()[0].errors == {}
     ends_completed(lab, web)
@@ -610,7 +612,8 @@ def test_an_interrupted_upgrade_can_be_cancelled(
     """D8, G4: between two batches at once, in the middle of an instance after it."""
     web = upgrading(lab, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "observe", _raises(MemoryError(), Engine.observe))
+        raising = _raises(MemoryError(), observe_instances)
+        patch.setattr(rollout, "observe_instances", raising)
         interrupted(lab.run_due, "MemoryError")
         web.cancel()
     (upgrade,) = web.history()

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.engine import parts
 from pytest_vmss.errors import (
     CapacityError,
     ConflictError,
@@ -17,6 +16,7 @@ from pytest_vmss.errors import (
     UpgradeError,
 )
 from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.operations import Restart
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, Outcome
 from tests.models import LOAD_BALANCER, web_model
@@ -249,7 +249,7 @@ def test_no_operation_while_another_is_interrupted(lab: SimulatedLab) -> None:
     """M4, C4."""
     web = lab.start_web(1)
     engine = web._engine
-    engine.journal.open("restart", parts([0]), what="restart")
+    engine.open(Restart([0]))
     acts: list[Callable[[], object]] = [
         web.restart,
         web.reimage,
@@ -268,7 +268,7 @@ def test_no_operation_while_another_is_interrupted(lab: SimulatedLab) -> None:
 
 def test_an_interrupted_set_can_be_deleted(lab: SimulatedLab) -> None:
     web = lab.start_web(1)
-    web._engine.journal.open("restart", parts([0]), what="restart")
+    web._engine.open(Restart([0]))
     web.delete()
     assert lab.scale_sets() == []
     assert lab.simulated.defined == {}

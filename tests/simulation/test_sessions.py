@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
+from pytest_vmss.api.operation import Upgrade
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.controller import loop
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import BalancerError, InterruptedOperationError, LabError, UpgradeError
-from pytest_vmss.store import OperationRecord, Outcome
+from pytest_vmss.operations import Kind
+from pytest_vmss.store import OperationRecord
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
@@ -39,14 +40,14 @@ def no_retry(monkeypatch: pytest.MonkeyPatch) -> None:
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, BaseException]]:
     """What fails before anything is opened, by set, once."""
     errors: dict[str, BaseException] = {}
-    real = Engine.roll
+    real = Engine.open
 
-    def roll(self: Engine, *arguments: Any, **options: Any) -> object:
+    def opens(self: Engine, kind: Kind) -> str:
         if self.name in errors:
             raise errors.pop(self.name)
-        return real(self, *arguments, **options)
+        return real(self, kind)
 
-    monkeypatch.setattr(Engine, "roll", roll)
+    monkeypatch.setattr(Engine, "open", opens)
     yield errors
     assert not errors, "it never came to pass"
 
@@ -166,20 +167,14 @@ def test_the_watcher_survives_a_store_that_cannot_be_read(
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on the host cannot go on with any upgrade once it is open."""
 
-    def roll(self: Engine, action: Any, *, version: Any, on_open: Any, **options: Any) -> None:
-        options.pop("prepare", None)
-        outcomes = dict.fromkeys((r.instance_id for r in self.instances()), Outcome.NOT_STARTED)
-        operation = self.journal.open(
-            action, outcomes, what=action, version=version, rolling=True, **options
-        )
-        on_open(operation)
+    def run(self: Engine, operation_id: str) -> None:
         raise InterruptedOperationError(
             "libvirt has gone; go on with: vmss resume",
             scale_set=self.name,
-            operation=operation.id,
+            operation=operation_id,
         )
 
-    monkeypatch.setattr(Engine, "roll", roll)
+    monkeypatch.setattr(Engine, "run", run)
 
 
 def test_an_interrupted_upgrade_is_told_and_gone_on_with(lab: SimulatedLab) -> None:
@@ -212,7 +207,7 @@ def test_an_interrupted_upgrade_can_be_resumed_by_hand(lab: SimulatedLab) -> Non
         with pytest.raises(InterruptedOperationError):
             web.wait_for_upgrade(timeout=1e6)
     resumed = web.resume()
-    assert resumed is not None
+    assert isinstance(resumed, Upgrade)
     assert (resumed.target, resumed.completed) == ("1.1.0", True)
 
 

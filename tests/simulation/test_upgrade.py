@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_the_instance_as_it_was(lab: SimulatedLab, automatic:
     lab.publish("1.1.0")
     lab.simulated.fail_os_disks = True
     with pytest.raises(InterruptedOperationError, match=r"(?s)no space left.* resume web"):
-        lab.run_upgrade("web")
+        lab.scale_set("web").upgrade()
     assert not web.history()[0].ended
     assert web[0].record.provisioning == "Succeeded"
     assert web[0].image_version == "1.0.0"

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_vmss.engine.placement import GROUP_SIZE, Placed, Spot, choose_to_remove, next_spot
 from pytest_vmss.health import RollingUpgradeMetrics, parse_custom_metrics
+from pytest_vmss.operations.placement import GROUP_SIZE, Placed, Spot, choose_to_remove, next_spot
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -193,7 +193,7 @@ def test_a_hostile_instance_harms_no_other(lonely: ScaleSet) -> None:
         observations = hostile.observations()
         told = [hostile.console.tail(), hostile.console.milestone(), str(hostile.console.trouble())]
         told += [observation.detail for observation in observations.values()]
-        told += [event.message for event in lonely._lab.store.events(scale_set=lonely.name)]
+        told += [event.message for event in lonely._environment.store.events(scale_set=lonely.name)]
     print(seen)
     assert upgrade.completed, upgrade.explain()
     assert victim.image_version == "1.1.0"

@@ -1,0 +1,286 @@
+"""Rolls an operation through a scale set: the planner decides, this acts (D)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pytest_vmss.clock import run_concurrently
+from pytest_vmss.engine import planner
+from pytest_vmss.engine.journal import Journal
+from pytest_vmss.engine.preflight import file_uris, unreachable
+from pytest_vmss.engine.report import ENDED, OperationReport
+from pytest_vmss.engine.work import Worker
+from pytest_vmss.environment.environment import Environment, InstanceContext, Revision
+from pytest_vmss.environment.set_health import observe_instances
+from pytest_vmss.errors import CapacityError
+from pytest_vmss.operations import kind_of
+from pytest_vmss.operations.allocate import allocate_instances
+from pytest_vmss.store import InstanceRecord, Outcome
+
+__all__ = ["Rollout", "allocate_replacements"]
+
+
+class Rollout:
+    """Operations that go batch after batch, on one set.
+
+    Args:
+        environment: The backends.
+        journal: The set's.
+        worker: Works on the instances of a batch.
+        scale_set: The set's name.
+    """
+
+    def __init__(
+        self, environment: Environment, journal: Journal, worker: Worker, scale_set: str
+    ) -> None:
+        self._environment = environment
+        self._store = environment.store
+        self._journal = journal
+        self._worker = worker
+        self._scale_set = scale_set
+
+    def run(self, operation_id: str) -> OperationReport:
+        """Runs an operation batch after batch, from wherever it stands.
+
+        Raises:
+            InterruptedOperationError: The host cannot go on just now.
+        """
+        with self._journal.resumable(operation_id):
+            begun = (
+                self._environment.clock.monotonic() - self._journal.operation(operation_id).elapsed
+            )
+            if not self._reach_resources(operation_id):
+                return self._journal.report(operation_id)
+            self._read_metrics(operation_id)
+            # A killed process may have left some in the middle.
+            busy: Sequence[int] | None = self._journal.report(operation_id).busy
+            while busy is not None:
+                self._worker.run(operation_id, busy)
+                self._journal.update(
+                    operation_id,
+                    elapsed=self._environment.clock.monotonic() - begun,
+                    batch_ended=self._environment.clock.now(),
+                )
+                busy = self._next(operation_id)
+        return self._journal.report(operation_id)
+
+    def _reach_resources(self, operation_id: str) -> bool:
+        """Whether what the model names can be reached; else the operation ends (C8).
+
+        Only before the first batch: once it has begun, instances find out themselves.
+        """
+        report = self._journal.report(operation_id)
+        model = self._environment.revision(report.record.set_id, report.record.revision).model
+        if (
+            report.batch_records
+            or report.record.error_code is not None
+            or not any(file_uris(model))
+        ):
+            return True
+        self._environment.serve_files(self._scale_set)
+        wrong = unreachable(self._environment, model)
+        if not wrong:
+            return True
+        self._journal.end(
+            operation_id,
+            "Faulted",
+            code="ExternalResourceUnreachable",
+            message="What the model names was checked before the first batch, and no instance was "
+            f"touched: {'; '.join(wrong)}",
+        )
+        return False
+
+    def _read_metrics(self, operation_id: str) -> None:
+        """Reads the applications' custom metrics, once, at the start (D5)."""
+        report = self._journal.report(operation_id)
+        if report.record.metrics_read:
+            return
+
+        def read(number: int) -> None:
+            context = self._context(operation_id, number)
+            metrics = self._environment.metrics(context)
+            if metrics.skip:
+                self._journal.note(context, outcome=Outcome.SKIPPED)
+            elif metrics.phase is not None:
+                self._journal.note(context, phase=metrics.phase)
+
+        run_concurrently(report.results, read, clock=self._environment.clock)
+        self._journal.update(operation_id, metrics_read=True)
+
+    def _next(self, operation_id: str) -> Sequence[int] | None:
+        """Takes one decision and acts on it.
+
+        Returns:
+            The instances of the next batch; None where the upgrade has ended.
+        """
+        report = self._journal.report(operation_id)
+        if report.record.error_code is not None:  # decided before a crash
+            self._stop(report)
+            return None
+        # Whether anything is left does not depend on health, and looking takes a moment.
+        decision = self._decide(report, _members(report, self._instances()))
+        if isinstance(decision, planner.Batch):
+            self._pause(report)
+            records = self._instances()  # some may have been protected meanwhile
+            members = _members(report, records)
+            if self._journal.operation(operation_id).cancel_requested is not None:
+                self._journal.end(
+                    operation_id, "Cancelled", reason="cancelled after the current batch"
+                )
+                return None
+            decision = self._decide(report, self._observe(members, records))
+        match decision:
+            case planner.Complete(reason=reason, skipped=skipped):
+                with self._store.transaction():
+                    for number in skipped:
+                        self._journal.note(
+                            self._context(operation_id, number), outcome=Outcome.SKIPPED
+                        )
+                    self._journal.end(operation_id, "Completed", reason=reason)
+            case planner.Stop(code=code, message=message, reason=reason):
+                self._journal.update(
+                    operation_id, error_code=code, error_message=message, reason=reason
+                )
+                self._stop(self._journal.report(operation_id))
+            case planner.Batch(instance_ids=ids, reason=reason):
+                self._take(report, ids, reason)
+                return ids
+        return None
+
+    def _take(self, report: OperationReport, ids: tuple[int, ...], reason: str) -> None:
+        """Writes a batch down, with its replacements where it surges (D9)."""
+        operation = report.record
+        with self._store.transaction():
+            if self._revision().model.rolling_policy.max_surge and kind_of(operation.action).surges:
+                size = self._environment.find_size(self._revision().model.sku.name)
+                try:
+                    self._environment.require_room(len(ids), size)
+                except CapacityError as error:
+                    reason += f"; in place, for there is no room for more: {error.message}"
+                else:
+                    self._journal.add_batch(report, ids, reason)
+                    allocate_replacements(self._environment, self._journal, operation.id, ids)
+                    return
+            self._journal.add_batch(report, ids, reason)
+
+    def _pause(self, report: OperationReport) -> None:
+        """Waits between two batches (D8); a cancellation ends the wait."""
+        pause = self._revision().model.rolling_policy.pause_time_between_batches.total_seconds()
+        last = report.record.batch_ended
+        if not report.batch_records or last is None or pause <= 0:
+            return
+        clock = self._environment.clock
+        self._store.event(
+            self._scale_set, "pause", f"pause of {pause:.0f} s between batches",
+            operation=report.record.id,
+        )  # fmt: skip
+        # What has passed of it before a resume, the time of day tells; it may be set back.
+        passed = max((clock.now() - last).total_seconds(), 0.0)
+        end = clock.monotonic() + pause - passed
+        while (left := end - clock.monotonic()) > 0:
+            if self._journal.operation(report.record.id).cancel_requested is not None:
+                return
+            clock.sleep(min(left, 1.0))
+
+    def _stop(self, report: OperationReport) -> None:
+        """Ends an upgrade Faulted, after failed instances were rolled back where that is asked."""
+        record = report.record
+        if self._revision().model.rolling_policy.rollback_failed_instances_on_policy_breach:
+            failed = [
+                number
+                for number, result in report.results.items()
+                if result.outcome is Outcome.FAILED and result.source and not result.replacement
+            ]
+            # They may serve although they failed: no more of them at once than in a batch.
+            at_once = planner.batch_limit(
+                len(self._instances()), self._policy().max_batch_instance_percent
+            )
+            for start in range(0, len(failed), at_once):
+                self._worker.roll_back(record, failed[start : start + at_once])
+        self._journal.end(
+            record.id, "Faulted", code=record.error_code, message=record.error_message,
+            reason=record.reason,
+        )  # fmt: skip
+
+    def _decide(
+        self, report: OperationReport, members: Sequence[planner.Member]
+    ) -> planner.Decision:
+        outcomes = report.outcomes
+        attempted = {number for number, outcome in outcomes.items() if outcome in ENDED}
+        failed = {n for n in attempted if outcomes[n] is not Outcome.SUCCEEDED}
+        skipped = {n for n, outcome in outcomes.items() if outcome is Outcome.SKIPPED}
+        progress = planner.Progress(
+            frozenset(attempted), frozenset(failed), frozenset(skipped), report.record.elapsed
+        )
+        return planner.next_batch(members, self._policy(), progress)
+
+    def _observe(
+        self, members: Sequence[planner.Member], records: Sequence[InstanceRecord]
+    ) -> list[planner.Member]:
+        seen = observe_instances(self._environment, self._scale_set, records)
+        return [
+            member
+            if seen[member.instance_id].healthy
+            else replace(member, health=seen[member.instance_id].health)
+            for member in members
+        ]
+
+    def _policy(self) -> planner.Policy:
+        policy = self._revision().model.rolling_policy
+        return planner.Policy(
+            max_batch_instance_percent=policy.max_batch_instance_percent,
+            max_unhealthy_instance_percent=policy.max_unhealthy_instance_percent,
+            max_unhealthy_upgraded_instance_percent=policy.max_unhealthy_upgraded_instance_percent,
+            prioritize_unhealthy_instances=policy.prioritize_unhealthy_instances,
+            enable_cross_zone_upgrade=policy.enable_cross_zone_upgrade,
+            max_surge=policy.max_surge,
+            time_limit=self._environment.base_timeouts.upgrade,
+        )
+
+    def _instances(self) -> list[InstanceRecord]:
+        return self._store.select(InstanceRecord, self._scale_set.lower())
+
+    def _revision(self) -> Revision:
+        return self._environment.current_revision(self._scale_set)
+
+    def _context(self, operation: str, number: int) -> InstanceContext:
+        return InstanceContext(self._environment, self._scale_set, number, operation)
+
+
+def allocate_replacements(
+    environment: Environment, journal: Journal, operation_id: str, instance_ids: Sequence[int]
+) -> None:
+    """Allocates a new instance for each of some that an operation replaces."""
+    scale_set = journal.operation(operation_id).scale_set
+    new = allocate_instances(environment, scale_set, len(instance_ids))
+    for number, replacement in zip(instance_ids, new, strict=True):
+        context = InstanceContext(environment, scale_set, number, operation_id)
+        record = context.record
+        journal.note(
+            context,
+            source=record.generation,
+            result=record.generation,
+            source_revision=record.revision,
+            replacement=replacement,
+        )
+
+
+def _members(report: OperationReport, records: Sequence[InstanceRecord]) -> list[planner.Member]:
+    """The set's instances for the planner, taken for healthy."""
+    members = []
+    for record in records:
+        result = report.results.get(record.instance_id)
+        members.append(
+            planner.Member(
+                instance_id=record.instance_id,
+                health=planner.Health.HEALTHY,
+                on_target=result is None,  # it was not behind when this started (C4)
+                domain=record.update_domain,
+                group=record.placement_group,
+                zone=record.zone,
+                phase=None if result is None else result.phase,
+                protected=record.protected,
+            )
+        )
+    return members

@@ -1,0 +1,54 @@
+"""The health of a set's instances now, all looked at concurrently (F1)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from pytest_vmss.clock import run_concurrently
+from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.environment.health import HealthSources, observe_health
+from pytest_vmss.errors import NotFoundError
+from pytest_vmss.health import Observation, worst
+from pytest_vmss.store import InstanceRecord
+
+__all__ = ["observe_instances"]
+
+
+def observe_instances(
+    environment: Environment, scale_set: str, records: Sequence[InstanceRecord]
+) -> dict[int, Observation]:
+    """Looks at instances, and records whose health is another than it was.
+
+    Args:
+        environment: Where they are.
+        scale_set: Their set.
+        records: Which.
+
+    Returns:
+        What was seen of each, by its number.
+    """
+    set_id = environment.set_record(scale_set).unique_id
+    sources = {
+        number: HealthSources.of(environment, scale_set, environment.revision(set_id, number))
+        for number in {record.revision for record in records}
+    }
+    seen: dict[int, Observation] = {}
+
+    def look(record: InstanceRecord) -> None:
+        context = InstanceContext(environment, scale_set, record.instance_id)
+        try:
+            told = observe_health(context, sources[record.revision])
+        finally:
+            context.leave()
+        seen[record.instance_id] = worst(told)
+
+    run_concurrently(records, look, clock=environment.clock)
+    changed = [entry for entry in records if entry.health != seen[entry.instance_id].health]
+    if changed:
+        with environment.store.transaction():
+            for record in changed:
+                now = seen[record.instance_id]
+                with contextlib.suppress(NotFoundError):  # it has gone meanwhile
+                    environment.store.amend(record, health=now.health, health_detail=now.detail)
+    return seen

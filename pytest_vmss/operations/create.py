@@ -1,0 +1,109 @@
+"""New instances: with a new scale set, or more of them (A2, A4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.gallery import ImageAddress
+from pytest_vmss.model import ScaleSetDocument
+from pytest_vmss.operations.allocate import allocate_instances
+from pytest_vmss.operations.disk_swap import bring_up_steps, keep_failed_steps, target_of
+from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
+from pytest_vmss.operations.revisions import add_revision, register_scale_set
+from pytest_vmss.steps import Commit, CreateDataDisks, PrepareDisk, Step, Sync, Undrain
+from pytest_vmss.store import Outcome, VersionRecord
+
+__all__ = ["Create", "CreateScaleSet", "ScaleOut", "create_steps"]
+
+
+def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
+    """A new instance, from nothing to healthy."""
+    return [
+        CreateDataDisks(revision),
+        PrepareDisk(1, version, revision),
+        *bring_up_steps(1),
+        Undrain(),
+        Sync(1),
+        Commit(1),
+    ]
+
+
+class Create(Kind):
+    """Brings new instances up; one that fails stays, to be looked at."""
+
+    action = "create"
+
+    @classmethod
+    def in_words(cls, version: VersionRecord | None) -> str:
+        """What it does, for events."""
+        return "creation" if version is None else f"creation on {version.version}"
+
+    @classmethod
+    def run(cls, work: Work) -> None:
+        """See the class."""
+        if work.result.error is None:
+            try:
+                work.run("create", create_steps(target_of(work), work.operation.revision))
+            except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
+                work.fail(error)
+            else:
+                return
+        # What was started is there to be looked at, and the next update mends it.
+        first = work.context.generation(1)
+        stays = 1 if first is not None and first.started else 0
+        work.run_untimed("keep failed", keep_failed_steps(stays, 0))
+        work.end_failed(Outcome.FAILED)
+
+
+@dataclass(frozen=True)
+class CreateScaleSet(Create):
+    """A new scale set.
+
+    Attributes:
+        document: Its model, checked.
+        version: The image version that the model asks for.
+        ports: Guest ports to forward besides SSH's and the probe's.
+        health_timeout: Seconds to wait for health, in place of the lab's.
+        health_command: A health source of the lab's own (F4).
+        health_function: Whether this process has a function that is one.
+    """
+
+    document: ScaleSetDocument
+    version: VersionRecord
+    ports: Sequence[int] = ()
+    health_timeout: float | None = None
+    health_command: str | None = None
+    health_function: bool = False
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Registers the set, and allocates its instances."""
+        register_scale_set(
+            environment, self.document, ports=self.ports, health_timeout=self.health_timeout,
+            health_command=self.health_command, health_function=self.health_function,
+        )  # fmt: skip
+        capacity = self.document.model.sku.capacity
+        return Plan(at_once(allocate_instances(environment, scale_set, capacity)), self.version)
+
+
+@dataclass(frozen=True)
+class ScaleOut(Create):
+    """More instances.
+
+    Attributes:
+        document: The model with the new capacity, checked; recorded where it is another.
+        version: The image version that the model asks for.
+        count: How many more.
+    """
+
+    document: ScaleSetDocument
+    version: VersionRecord
+    count: int
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Records the capacity, and allocates the instances."""
+        current = environment.current_revision(scale_set).model
+        if self.document.model.sku.capacity != current.sku.capacity:
+            add_revision(environment, self.document)
+        return Plan(at_once(allocate_instances(environment, scale_set, self.count)), self.version)

@@ -1,0 +1,74 @@
+"""Instances that go: with their scale set, or when it shrinks (A2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.model import ScaleSetDocument
+from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
+from pytest_vmss.operations.revisions import add_revision
+from pytest_vmss.steps import Drain, Forget, LeaveBalancer, RemoveFiles, RemoveMachine, Step
+from pytest_vmss.store import InstanceRecord, Outcome
+
+__all__ = ["Delete", "DeleteScaleSet", "ScaleIn", "begin_removal", "delete_steps"]
+
+
+def delete_steps(revision: int) -> Sequence[Step]:
+    """An instance goes, with its disks."""
+    return [Drain(), LeaveBalancer(), RemoveMachine(), RemoveFiles(revision), Forget()]
+
+
+def begin_removal(instance: InstanceContext) -> None:
+    """Records that an instance is being deleted, where it has a record still."""
+    store = instance.environment.store
+    if store.get(InstanceRecord, *instance.key) is not None:
+        store.amend(instance.record, provisioning="Deleting")
+
+
+class Delete(Kind):
+    """Removes instances. There is no way back, and no limit: it is resumed until all is gone."""
+
+    action = "delete"
+    needs_machine = False
+
+    @classmethod
+    def run(cls, work: Work) -> None:
+        """See the class."""
+        revision = work.plan(lambda: False).source_revision
+        begin_removal(work.context)
+        work.run_untimed("delete", delete_steps(revision), Outcome.SUCCEEDED)
+
+
+@dataclass(frozen=True)
+class ScaleIn(Delete):
+    """Fewer instances.
+
+    Attributes:
+        instance_ids: Which go.
+        document: The model with the new capacity, checked; recorded where it is another.
+    """
+
+    instance_ids: Sequence[int]
+    document: ScaleSetDocument
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Records the capacity."""
+        current = environment.current_revision(scale_set).model
+        if self.document.model.sku.capacity != current.sku.capacity:
+            add_revision(environment, self.document)
+        return Plan(at_once(self.instance_ids))
+
+
+@dataclass(frozen=True)
+class DeleteScaleSet(Delete):
+    """A whole scale set goes; whatever is unfinished on it ends."""
+
+    ends_others = "the set is deleted"
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Records that the set is being deleted."""
+        environment.store.amend(environment.set_record(scale_set), state="Deleting")
+        instances = environment.store.select(InstanceRecord, scale_set.lower())
+        return Plan(at_once(instance.instance_id for instance in instances))

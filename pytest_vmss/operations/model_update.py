@@ -1,0 +1,125 @@
+"""The latest model, brought to instances as ``upgradePolicy.mode`` says (C9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.model import ScaleSetDocument, profile_of
+from pytest_vmss.operations.disk_swap import change, change_or_go_back, roll_back, swap, target_of
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work, at_once
+from pytest_vmss.operations.replace import replace_instance
+from pytest_vmss.operations.revisions import add_revision, is_behind
+from pytest_vmss.steps import Step
+from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord, VersionRecord
+
+__all__ = ["ModelUpdate", "UpdateInstances", "behind_after"]
+
+
+def behind_after(
+    environment: Environment, scale_set: str, document: ScaleSetDocument
+) -> list[InstanceRecord]:
+    """The instances that would be behind once a model were recorded."""
+    current = environment.current_revision(scale_set).model
+    other = profile_of(document.model) != profile_of(current)
+    instances = environment.store.select(InstanceRecord, scale_set.lower())
+    return [record for record in instances if other or is_behind(environment, record)]
+
+
+class _Update(Kind):
+    """Brings the latest model to instances, in place or by a new OS disk."""
+
+    action = "update"
+    surges = True
+
+    @classmethod
+    def in_words(cls, version: VersionRecord | None) -> str:  # noqa: ARG003
+        """What it does, for events."""
+        return "update to the latest model"
+
+    @classmethod
+    def run(cls, work: Work) -> None:
+        """See the class."""
+        if work.result.replacement is not None:
+            replace_instance(work, work.plan(lambda: True))
+            return
+        context, revision = work.context, work.operation.revision
+
+        def new_disk() -> bool:
+            before = context.revision(context.record.revision).model.image_reference
+            return before != context.revision(revision).model.image_reference
+
+        def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
+            if plan.result != plan.source:
+                return swap(plan, version=target_of(work), revision=revision)
+            return change(work, plan, revision=revision)
+
+        change_or_go_back(work, new_disk=new_disk, forward=forward)
+
+    @classmethod
+    def roll_back(cls, work: Work) -> None:
+        """Gives a failed instance its previous model back."""
+        roll_back(work)
+
+
+@dataclass(frozen=True)
+class ModelUpdate(_Update):
+    """Records a new model, and brings it to the instances that are behind.
+
+    Attributes:
+        document: The model, checked.
+        version: The image version that it asks for.
+        rolling: Batch after batch, in mode Rolling; else all at once, but protected ones.
+    """
+
+    document: ScaleSetDocument
+    version: VersionRecord
+    rolling: bool
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Records the model."""
+        behind = behind_after(environment, scale_set, self.document)
+        add_revision(environment, self.document)
+        if self.rolling:
+            instances = environment.store.select(InstanceRecord, scale_set.lower())
+            return Plan(
+                {
+                    r.instance_id: Outcome.NOT_STARTED
+                    for r in instances
+                    if is_behind(environment, r)
+                },
+                self.version,
+                rolling=True,
+            )
+        return Plan(
+            at_once(
+                (entry.instance_id for entry in behind if not entry.protected),
+                skipped=(entry.instance_id for entry in behind if entry.protected),
+            ),
+            self.version,
+        )
+
+
+@dataclass(frozen=True)
+class UpdateInstances(_Update):
+    """Brings the latest model to instances, all at once (Azure's ``manualupgrade``).
+
+    Attributes:
+        instance_ids: Which.
+        version: The image version that the model asks for.
+        skipped: Which a set-wide call leaves out.
+        started_by: Azure's ``startedBy``.
+    """
+
+    instance_ids: Sequence[int]
+    version: VersionRecord
+    skipped: Sequence[int] = ()
+    started_by: StartedBy = "User"
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
+        """All its instances at once."""
+        return Plan(
+            at_once(self.instance_ids, skipped=self.skipped), self.version,
+            details={"started_by": self.started_by},
+        )  # fmt: skip

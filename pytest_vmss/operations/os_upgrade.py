@@ -1,0 +1,71 @@
+"""An OS upgrade: every instance to an image version, batch after batch (D, E1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.operations.disk_swap import change_or_go_back, roll_back, swap, target_of
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work
+from pytest_vmss.operations.replace import replace_instance
+from pytest_vmss.steps import Step
+from pytest_vmss.store import (
+    GenerationRecord,
+    InstanceRecord,
+    Outcome,
+    OutcomeRecord,
+    VersionRecord,
+)
+
+__all__ = ["OSUpgrade"]
+
+
+@dataclass(frozen=True)
+class OSUpgrade(Kind):
+    """Rolls a scale set to an image version.
+
+    Attributes:
+        version: The target, fixed from now on (C4).
+        started_by: Azure's ``startedBy``.
+        rollback: Give an instance that does not recover its previous OS disk back.
+    """
+
+    version: VersionRecord
+    started_by: StartedBy = "User"
+    rollback: bool = False
+    action = "upgrade"
+    surges = True
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Every instance that is not on the target."""
+
+        def is_on_target(record: InstanceRecord) -> bool:
+            number = f"{record.generation:06d}"
+            generation = environment.store.get(GenerationRecord, *record.key, number)
+            return generation is not None and generation.is_of(self.version)
+
+        instances = environment.store.select(InstanceRecord, scale_set.lower())
+        return Plan(
+            {r.instance_id: Outcome.NOT_STARTED for r in instances if not is_on_target(r)},
+            self.version,
+            rolling=True,
+            details={"started_by": self.started_by, "rollback": self.rollback},
+        )
+
+    @classmethod
+    def run(cls, work: Work) -> None:
+        """See the class."""
+        if work.result.replacement is not None:
+            replace_instance(work, work.plan(lambda: True))
+            return
+
+        def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
+            return swap(plan, version=target_of(work), revision=work.operation.revision)
+
+        change_or_go_back(work, new_disk=lambda: True, forward=forward)
+
+    @classmethod
+    def roll_back(cls, work: Work) -> None:
+        """Gives a failed instance its previous OS disk back."""
+        roll_back(work)

@@ -1,0 +1,117 @@
+"""Instances start, stop, restart, or are redeployed, on the disks that they have (K1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.operations.disk_swap import undrain
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work, at_once
+from pytest_vmss.steps import Drain, ProveBoot, SetPower, Start, Step, Stop, Undrain
+from pytest_vmss.store import Outcome
+
+__all__ = ["Deallocate", "PowerChange", "Restart", "StartInstances", "StopInstances"]
+
+
+def _start_steps(generation: int) -> list[Step]:
+    return [Start(generation), ProveBoot(generation), Undrain(wait=False), SetPower("running")]
+
+
+@dataclass(frozen=True)
+class PowerChange(Kind):
+    """Changes instances' power; one that fails serves again, if its probe says so.
+
+    Attributes:
+        instance_ids: Which.
+        skipped: Which a set-wide call leaves out.
+        started_by: Azure's ``startedBy``.
+    """
+
+    instance_ids: Sequence[int]
+    skipped: Sequence[int] = ()
+    started_by: StartedBy = "User"
+    phase: ClassVar[str]
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
+        """All its instances at once."""
+        return Plan(at_once(self.instance_ids, skipped=self.skipped), details=self._details())
+
+    def _details(self) -> dict[str, Any]:
+        return {"started_by": self.started_by}
+
+    @classmethod
+    def steps(cls, work: Work, generation: int) -> Sequence[Step]:
+        """The steps on an instance."""
+        raise NotImplementedError
+
+    @classmethod
+    def run(cls, work: Work) -> None:
+        """See the class."""
+        plan = work.plan(lambda: False)
+        if plan.error is None:
+            try:
+                work.run(cls.phase, cls.steps(work, plan.source))
+            except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
+                work.fail(error)
+            else:
+                return
+        undrain(work)
+        work.end_failed(Outcome.FAILED)
+
+
+class StartInstances(PowerChange):
+    """Stopped instances run again."""
+
+    action = phase = "start"
+
+    @classmethod
+    def steps(cls, work: Work, generation: int) -> Sequence[Step]:  # noqa: ARG003
+        """See the class."""
+        return _start_steps(generation)
+
+
+class Restart(PowerChange):
+    """Instances stop and run again, on the same OS disk."""
+
+    action = phase = "restart"
+
+    @classmethod
+    def steps(cls, work: Work, generation: int) -> Sequence[Step]:  # noqa: ARG003
+        """See the class."""
+        return [Drain(), Stop(generation), *_start_steps(generation)]
+
+
+@dataclass(frozen=True)
+class StopInstances(PowerChange):
+    """Instances stop.
+
+    Attributes:
+        skip_shutdown: Cut the power instead of asking the guest.
+    """
+
+    skip_shutdown: bool = False
+    action = "stop"
+    phase = "stop"
+    needs_machine = False
+    power: ClassVar[Literal["stopped", "deallocated"]] = "stopped"
+
+    def _details(self) -> dict[str, Any]:
+        return {**super()._details(), "skip_shutdown": self.skip_shutdown}
+
+    @classmethod
+    def steps(cls, work: Work, generation: int) -> Sequence[Step]:
+        """See the class."""
+        return [
+            Drain(),
+            Stop(generation, abrupt=work.operation.skip_shutdown),
+            SetPower(cls.power),
+        ]
+
+
+class Deallocate(StopInstances):
+    """Instances stop and give their place up; locally the same as a stop."""
+
+    action = "deallocate"
+    power = "deallocated"

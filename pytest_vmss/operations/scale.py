@@ -1,0 +1,103 @@
+"""How many instances a set has, and which go when it shrinks (A2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.set_health import observe_instances
+from pytest_vmss.errors import ConflictError
+from pytest_vmss.model import ScaleSetDocument, load_document
+from pytest_vmss.operations.create import ScaleOut
+from pytest_vmss.operations.delete import ScaleIn
+from pytest_vmss.operations.placement import Placed, Spot, choose_to_remove
+from pytest_vmss.operations.revisions import check_document
+from pytest_vmss.store import InstanceRecord
+
+__all__ = ["check_capacity_change", "removal_of", "scaling_to"]
+
+
+def check_capacity_change(environment: Environment, scale_set: str, capacity: int) -> None:
+    """Checks that a set can have so many instances; nothing is changed.
+
+    Raises:
+        CapacityError: The host has no room.
+        ConflictError: Too many instances are protected.
+    """
+    more = capacity - len(_instances(environment, scale_set))
+    if more > 0:
+        sku = environment.current_revision(scale_set).model.sku
+        environment.require_room(more, environment.find_size(sku.name))
+    elif len(_removable(environment, scale_set, -more)) < -more:
+        raise ConflictError(
+            f"{scale_set!r} cannot be scaled in to {capacity}: too many of its "
+            "instances are protected (protectFromScaleIn or protectFromScaleSetActions)"
+        )
+
+
+def scaling_to(
+    environment: Environment, scale_set: str, capacity: int
+) -> ScaleOut | ScaleIn | None:
+    """What brings a set to a capacity; None where it has that already.
+
+    Raises:
+        ModelError: Not a capacity that Azure takes.
+    """
+    now = len(_instances(environment, scale_set))
+    current = environment.current_revision(scale_set)
+    if capacity == now == current.model.sku.capacity:
+        return None
+    document = _sized(environment, scale_set, capacity)
+    version = check_document(environment, document, current=current)
+    if capacity <= now:
+        return ScaleIn(_removable(environment, scale_set, now - capacity), document)
+    return ScaleOut(document, version, capacity - now)
+
+
+def removal_of(environment: Environment, scale_set: str, numbers: Sequence[int]) -> ScaleIn:
+    """What removes instances, also protected ones; the model's capacity shrinks by them.
+
+    Raises:
+        ModelError: Azure does not take the capacity that is left.
+    """
+    left = len(_instances(environment, scale_set)) - len(numbers)
+    return ScaleIn(numbers, _sized(environment, scale_set, left))
+
+
+def _instances(environment: Environment, scale_set: str) -> list[InstanceRecord]:
+    return environment.store.select(InstanceRecord, scale_set.lower())
+
+
+def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetDocument:
+    """The model that a set has now, with another capacity.
+
+    Raises:
+        ModelError: Azure does not take that capacity.
+    """
+    now = environment.current_revision(scale_set)
+    sized = load_document(now.model.full(), capacity=capacity, known_balancer=now.balancer)
+    document = ScaleSetDocument(now.model, now.probe, scale_set, (), now.balancer)
+    return replace(document, model=sized.model)
+
+
+def _removable(environment: Environment, scale_set: str, count: int) -> list[int]:
+    """Which instances go, by the set's scale-in policy; fewer where too many are protected."""
+    policy = environment.current_revision(scale_set).model.scale_in_policy
+    records = _instances(environment, scale_set)
+    sick: set[int] = set()
+    if policy is not None and policy.prioritize_unhealthy_vms:
+        seen = observe_instances(environment, scale_set, records)
+        sick = {number for number, observation in seen.items() if not observation.healthy}
+    placed = [
+        Placed(
+            record.instance_id,
+            Spot(record.zone, record.placement_group, record.update_domain),
+            record.created,
+            protected=record.protected or record.protect_from_scale_in,
+            unhealthy=record.instance_id in sick,
+        )
+        for record in records
+    ]
+    rules = policy.rules if policy else []
+    return choose_to_remove(placed, count, rules, unhealthy_first=bool(sick))
