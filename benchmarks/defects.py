@@ -68,14 +68,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the old seed is not removed",
         _DISKS,
-        "            for path in (context.environment.paths.os_disk(*place), "
-        "context.environment.paths.seed(*place)):\n                path.unlink",
-        "            for path in (context.environment.paths.os_disk(*place),):\n                path.unlink",
+        "                context.environment.paths.seed(*place),\n",
+        "",
         _tests(f"{_UPGRADE}::test_a_good_version_rolls_through"),
     ),
     _mutant(
         "the old disk is discarded before the commit",
-        "operations/phases.py",
+        "operations/disk_swap.py",
         "        Commit(new),\n        Discard(new),",
         "        Discard(new),\n        Commit(new),",
         _kills("upgrade of one", 2),
@@ -117,14 +116,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a swap replaces the data disks too",
-        "operations/phases.py",
+        "operations/disk_swap.py",
         "ReplaceDataDisks(revision) if data_disks else CreateDataDisks(revision)",
         "ReplaceDataDisks(revision)",
         _kills("upgrade of one", 20),
     ),
     _mutant(
         "what the guest wrote is not synchronised before the old disk goes",
-        "operations/phases.py",
+        "operations/disk_swap.py",
         "        Sync(new),\n        Commit(new),",
         "        Commit(new),",
         _tests("tests/simulation/test_defects.py"),
@@ -154,9 +153,9 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "the outcome is told before the commit",
         "engine/work.py",
-        "        self._journal.run_phase(self._timed(context), phase, steps, outcome=outcome)",
-        "        self._journal.outcome(context, outcome)\n"
-        "        self._journal.run_phase(self._timed(context), phase, steps)",
+        "        self._journal.run_phase(self._timed(self.context), phase, steps, outcome=outcome)",
+        "        self._journal.outcome(self.context, outcome)\n"
+        "        self._journal.run_phase(self._timed(self.context), phase, steps)",
         _kills("upgrade of one", 5),
     ),
     _mutant(
@@ -190,7 +189,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "an operation ends in the middle of an instance",
         "engine/journal.py",
-        "            raise self._interrupted(operation_id, action, describe(error)[1]) from error\n\n"
+        "            raise self._interrupted(operation_id, action, error_summary(error)[1]) from error\n\n"
         "    @contextlib.contextmanager\n    def outside",
         '            self.end(operation_id, "Faulted", code="Failed", message=str(error))\n'
         "            raise\n\n    @contextlib.contextmanager\n    def outside",
@@ -213,7 +212,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "an instance that failed is told to be well",
         "engine/work.py",
-        '            self._environment.store.amend(context.record, provisioning="Failed")\n',
+        '            self.environment.store.amend(self.context.record, provisioning="Failed")\n',
         "",
         _tests(f"{_UPGRADE}::test_started_by_hand_there_is_no_rollback", _UPGRADE),
     ),
@@ -227,8 +226,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "an instance goes back after its commit",
-        "engine/work.py",
-        "if context.record.generation == plan.result != plan.source:",
+        "operations/disk_swap.py",
+        "if work.context.record.generation == plan.result != plan.source:",
         "if False:",
         _faults("upgrade of one", 3),
         _tests(f"{_HOST_FAULTS}::test_a_deadline_that_passes_at_the_commit_takes_nothing_back"),
@@ -242,24 +241,26 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a surge removes the healthy replacement",
-        "engine/work.py",
-        "                    self._require_healthy(context, new)\n",
-        "                    self._require_healthy(context, new)\n"
-        "                    self._remove(context, plan.source_revision, Outcome.SUCCEEDED)\n",
+        "operations/replace.py",
+        "                _require_healthy(work, new)\n",
+        "                _require_healthy(work, new)\n"
+        "                begin_removal(old)\n"
+        "                steps = delete_steps(plan.source_revision)\n"
+        '                work.run_untimed("delete", steps, Outcome.SUCCEEDED)\n',
         _tests(f"{_HOST_FAULTS}::test_the_healthy_replacement_is_never_the_one_to_go"),
     ),
     _mutant(
         "a replacement that died meanwhile takes the place all the same",
-        "engine/work.py",
-        "        if not seen.healthy:\n            raise UnhealthyError(",
-        "        if False:\n            raise UnhealthyError(",
+        "operations/replace.py",
+        "    if not seen.healthy:\n        raise UnhealthyError(",
+        "    if False:\n        raise UnhealthyError(",
         _tests(
             f"{_HOST_FAULTS}::test_a_replacement_that_died_before_a_resume_does_not_take_the_place"
         ),
     ),
     _mutant(
         "a way back is not proved",
-        "operations/phases.py",
+        "operations/disk_swap.py",
         "        Start(old),\n        ProveBoot(old),\n        AwaitHealth(old),\n        Undrain(),",
         "        Start(old),\n        Undrain(wait=False),",
         _tests("tests/simulation/test_defects.py"),
@@ -325,8 +326,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "instances that are down do not count against the batch",
         "engine/planner.py",
-        "room = max(timeout - down, 0)",
-        "room = timeout",
+        "room = max(limit - down, 0)",
+        "room = limit",
         _tests("tests/unit/test_planner.py"),
     ),
     _mutant(
@@ -338,7 +339,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "who was rolled back counts as well",
-        "engine/engine.py",
+        "engine/rollout.py",
         "if outcomes[n] is not Outcome.SUCCEEDED}",
         "if outcomes[n] is Outcome.FAILED}",
         _tests(f"{_UPGRADE}::test_a_bad_version_is_stopped_and_undone"),
@@ -352,7 +353,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "instances are not drained",
-        "operations/phases.py",
+        "operations/disk_swap.py",
         "        PrepareDisk(new, version, revision),\n        Drain(),",
         "        PrepareDisk(new, version, revision),",
         _tests("tests/simulation/test_traffic.py"),
@@ -405,8 +406,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a check that ends by pytest.fail holds",
         "guest/check.py",
-        "        return error_text(failure)  # whatever it is, it does not hold",
-        '        return error_text(failure) if isinstance(failure, Exception) else ""',
+        "        return error_text(error)  # whatever it is, it does not hold",
+        '        return error_text(error) if isinstance(error, Exception) else ""',
         _tests("tests/unit/test_checks.py"),
     ),
     _mutant(
