@@ -365,7 +365,7 @@ def _later(lab: SimulatedLab) -> list[str]:
     except VmssError as error:
         return [f"a later upgrade was refused: {error!r}"]
     versions = {instance.image_version for instance in web}
-    if not upgrade.completed or versions != {"1.2.0"} or not web.healthy:
+    if not upgrade.completed or versions != {"1.2.0"} or not web.is_healthy():
         return [f"a later upgrade did not succeed: {versions}: {upgrade.explain()}"]
     return [f"left over by a later upgrade: {thing}" for thing in orphans(lab)]
 

@@ -73,6 +73,16 @@ class Instance:
         return self.record.computer_name
 
     @property
+    def zone(self) -> str:
+        """Its availability zone; empty in a regional set."""
+        return self.record.zone
+
+    @property
+    def update_domain(self) -> int:
+        """Its update domain, within its zone and placement group."""
+        return self.record.update_domain
+
+    @property
     def image_version(self) -> str | None:
         """The version read inside the guest; the published one where it has none (E2)."""
         generation = self._context.generation(self.record.generation)
@@ -153,9 +163,8 @@ class Instance:
         """Whether its machine runs."""
         return self._environment.hypervisor.state(self._context.domain)
 
-    @property
     def health(self) -> Health:
-        """Its health now."""
+        """Its health now; asks each of its health sources."""
         return worst(self.observations()).health
 
     def observations(self) -> dict[str, Observation]:

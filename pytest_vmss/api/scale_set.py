@@ -125,9 +125,17 @@ class ScaleSet:
         """Number of its instances."""
         return len(self)
 
-    @property
-    def healthy(self) -> bool:
-        """Whether all its instances are healthy now."""
+    def instance(self, instance_id: int | str) -> Instance:
+        """An instance by Azure's instance id, which never changes; ``web[0]`` is the first one.
+
+        Raises:
+            ModelError: There is none of that id.
+        """
+        (number,) = self._numbers([instance_id])
+        return next(one for one in self.instances if one.instance_id == str(number))
+
+    def is_healthy(self) -> bool:
+        """Whether all its instances are healthy now; asks each of them."""
         seen = observe_instances(self._environment, self.name, self._records())
         return all(observation.healthy for observation in seen.values())
 

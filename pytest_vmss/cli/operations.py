@@ -125,6 +125,14 @@ def restart(name: str, instance_ids: tuple[int, ...]) -> None:
 @main.command()
 @click.argument("name")
 @_IDS
+def redeploy(name: str, instance_ids: tuple[int, ...]) -> None:
+    """Stop instances and start them anew on the same disks; protected ones must be named."""
+    _act(name, lambda scale_set: scale_set.redeploy(instance_ids or None))
+
+
+@main.command()
+@click.argument("name")
+@_IDS
 @click.option("--data-disks", is_flag=True, help="Fresh, empty data disks too (reimageall).")
 def reimage(name: str, instance_ids: tuple[int, ...], data_disks: bool) -> None:
     """Give instances a fresh OS disk of the image that they have; data disks stay."""

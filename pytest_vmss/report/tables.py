@@ -57,7 +57,7 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
         # As texts: a guest's words may look like rich's markup.
         cells = [Text(clean(entry)) for entry in view]
         if health:
-            state = instance.health
+            state = instance.health()
             cells.append(Text(state, style="green" if state == "Healthy" else "red"))
         table.add_row(*cells)
     return table

@@ -27,7 +27,7 @@ def start(lab: SimulatedLab, capacity: int = 3, version: str = "2.0", **settings
 
 
 def health_of(web: ScaleSet) -> list[Health]:
-    return [instance.health for instance in web]
+    return [instance.health() for instance in web]
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
@@ -81,7 +81,7 @@ def test_initializing_is_waited_for(lab: SimulatedLab) -> None:
         return report(*arguments)
 
     lab.virtual.sleep(60)
-    assert web[0].health is Health.UNKNOWN
+    assert web[0].health() is Health.UNKNOWN
     lab.applications.clear()
     lab.virtual.sleep(60)
     lab.environment.health_report = slow
@@ -102,7 +102,7 @@ def test_whoever_is_initializing_when_an_upgrade_begins_is_waited_for(lab: Simul
     web = start(lab, gracePeriod=300)
     web.restart([1])
     lab.applications["web_1"] = Health.UNKNOWN
-    assert web[1].health is Health.UNKNOWN  # it waited
+    assert web[1].health() is Health.UNKNOWN  # it waited
     assert lab.virtual.monotonic() > 300
 
 
@@ -221,7 +221,7 @@ def test_where_nothing_is_configured_power_and_extensions_count(lab: SimulatedLa
     del body["properties"]["virtualMachineProfile"]["networkProfile"]
     web = lab.start(body, {})
     assert set(web[0].observations()) == {"power and extensions"}
-    assert web.healthy
+    assert web.is_healthy()
     web[1].faults.kill()
     assert health_of(web) == [Health.HEALTHY, Health.UNHEALTHY, Health.HEALTHY]
 

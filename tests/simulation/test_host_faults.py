@@ -99,7 +99,7 @@ def test_a_write_that_fails_after_the_commit_costs_no_disk(
     interrupted(lab.run_due, "disk I/O error")
     assert web[0].os_disk.name == "os-2.qcow2"
     assert web[0].os_disk.exists()
-    assert web.healthy
+    assert web.is_healthy()
     ends_completed(lab, web)
 
 
@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_removed_after_the_commit_costs_no_disk(
         patch.setattr(Path, "unlink", failing)
         interrupted(lab.run_due, "Input/output error")
         interrupted(web.resume, "Input/output error")
-    assert web.healthy
+    assert web.is_healthy()
     ends_completed(lab, web)
 
 
@@ -226,7 +226,7 @@ def test_a_load_balancer_that_fails_after_an_update_is_gone_on_with(
         interrupted(lambda: web.update({"sku": {"capacity": 3}}), "HAProxy does not answer")
     web.resume()
     assert len(web) == 3
-    assert web.healthy
+    assert web.is_healthy()
 
 
 def test_a_deletion_that_cannot_end_is_gone_on_with(
@@ -273,7 +273,7 @@ def test_a_resume_that_cannot_begin_leaves_it_to_the_next(
     assert upgrade is not None
     assert upgrade.faulted
     assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 
@@ -321,7 +321,7 @@ def test_a_rollback_waits_for_the_host(lab: SimulatedLab, monkeypatch: pytest.Mo
         1: Outcome.NOT_STARTED,
         2: Outcome.NOT_STARTED,
     }
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 
@@ -497,7 +497,7 @@ def test_a_set_can_be_deleted_whatever_this_process_does_on_it(
     assert upgrade.outcomes[0] is Outcome.FAILED
     assert upgrade.errors[0].code == "OperationPreempted"
     again = lab.create(web_model(capacity=2), load_balancer=LOAD_BALANCER)
-    assert again.healthy
+    assert again.is_healthy()
 
 
 def test_records_are_checked_when_they_are_changed(lab: SimulatedLab) -> None:
@@ -531,7 +531,7 @@ def test_the_way_back_at_a_policy_breach_waits_for_the_host(
     assert upgrade.error is not None
     assert upgrade.error.code == "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
     assert upgrade.outcomes == {0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED}
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 
@@ -653,7 +653,7 @@ def test_a_replacement_that_died_before_a_resume_does_not_take_the_place(
     assert [instance.instance_id for instance in web] == ["0", "1"]
     assert web[0].record.provisioning == "Succeeded"
     assert web[0].record.in_service
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 
@@ -713,7 +713,7 @@ def test_a_creation_that_failed_before_it_started_leaves_nothing_and_is_mended_l
     lab.publish("1.1.0")
     upgrade = web.upgrade()
     assert upgrade.completed, upgrade.explain()
-    assert web.healthy
+    assert web.is_healthy()
     assert web[1].data_disks[0].is_file()
 
 
@@ -728,7 +728,7 @@ def test_a_deletion_whose_beginning_fails_changes_nothing(
             with pytest.raises((LabError, InterruptedOperationError)):
                 web.delete()
         if web.record.state == "Succeeded":
-            assert web.healthy
+            assert web.is_healthy()
             continue
         for act in (web.upgrade, lambda: web.scale(3)):
             with pytest.raises(UpgradeError, match="is being deleted") as refused:
@@ -774,7 +774,7 @@ def test_the_check_of_a_creation_that_failed_judges_no_other_set(
         patch.setattr(Store, "_commit", _failing_commit(1))
         with pytest.raises(LabError):
             lab.create(web_model(capacity=1), load_balancer=LOAD_BALANCER, health=lambda _: False)
-    assert lab.start_web(1).healthy
+    assert lab.start_web(1).is_healthy()
 
 
 def test_what_is_no_longer_known_stops_no_instance(lab: SimulatedLab) -> None:
@@ -787,7 +787,7 @@ def test_what_is_no_longer_known_stops_no_instance(lab: SimulatedLab) -> None:
         patch.setattr("pytest_vmss.environment.environment.find_size", lambda *_: None)
         interrupted(web.resume, "is not known here")
         assert web[0].boot_id == "boot-1"
-    assert web.healthy
+    assert web.is_healthy()
     ends_completed(lab, web)
 
 

@@ -72,7 +72,7 @@ def test_a_hostile_agent_makes_its_instance_unknown_and_no_other(
     seen = web[1].observations()["Application Health extension"]
     assert seen.health is Health.UNKNOWN
     assert seen.detail.startswith(("its report cannot be read: ", "it reports nothing: "))
-    assert [web[0].health, web[2].health] == [Health.HEALTHY] * 2
+    assert [web[0].health(), web[2].health()] == [Health.HEALTHY] * 2
     lab.publish("1.1.0")
     lab.run_due()
     upgrade = web.history()[0]

@@ -142,7 +142,7 @@ def test_a_failed_rolling_update_leaves_or_rolls_back(lab: SimulatedLab) -> None
     assert undone is not None
     assert undone.faulted
     assert undone.outcomes[0] is Outcome.ROLLED_BACK
-    assert web.healthy
+    assert web.is_healthy()
     assert [i.latest_model_applied for i in web] == [False] * 3
     assert [i.record.provisioning for i in web] == ["Succeeded"] * 3
     check_accounts(lab, web)

@@ -43,11 +43,11 @@ def test_stop_start_and_restart(lab: SimulatedLab) -> None:
     assert web.stop([0]).completed
     assert web[0].power_state is PowerState.STOPPED
     assert powers(web) == ["stopped", "running"]
-    assert [i.health for i in web] == ["Unhealthy", "Healthy"]
+    assert [i.health() for i in web] == ["Unhealthy", "Healthy"]
     assert web.deallocate(["0"]).completed
     assert powers(web) == ["deallocated", "running"]
     assert web.start().outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SUCCEEDED}
-    assert web.healthy
+    assert web.is_healthy()
     assert [i.boot_id for i in web] != boots
     assert web[1].boot_id == boots[1]  # it ran already
     web.restart()
@@ -55,6 +55,42 @@ def test_stop_start_and_restart(lab: SimulatedLab) -> None:
     assert [i.record.generation for i in web] == [1, 1]
     assert set(lab.runs.values()) == {1}
     check_accounts(lab, web)
+
+
+def test_redeploy_boots_anew_on_the_same_disks(lab: SimulatedLab) -> None:
+    """The demonstration of a kind of operation in one module; stopped instances run again."""
+    web = lab.start_web(3)
+    boots, disks, data = [i.boot_id for i in web], [i.os_disk for i in web], inodes(web)
+    web.stop([0])
+    web[1].protect(from_scale_set_actions=True)
+    done = web.redeploy()
+    assert done.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SKIPPED, 2: Outcome.SUCCEEDED}
+    assert (done.action, done.completed) == ("redeploy", True)
+    assert [old == i.boot_id for old, i in zip(boots, web, strict=True)] == [False, True, False]
+    assert ([i.os_disk for i in web], inodes(web)) == (disks, data)
+    assert powers(web) == ["running"] * 3
+    assert set(lab.runs.values()) == {1}
+    check_accounts(lab, web)
+
+
+def test_redeploy_awaits_health(lab: SimulatedLab) -> None:
+    web = lab.start_web(2)
+    lab.sick.add("web_1")
+    with pytest.raises(ProvisioningError, match="1 of 2 instances.*failed to redeploy"):
+        web.redeploy()
+    assert states(web) == ["Succeeded", "Failed"]
+    lab.sick.clear()
+    web.redeploy([1]).raise_for_status()
+    assert web.is_healthy()
+
+
+def test_an_instance_is_had_by_its_id(lab: SimulatedLab) -> None:
+    web = lab.start_web(3)
+    web.delete_instances([0])
+    assert web.instance("1") is web[0]
+    assert (web[0].zone, web[0].update_domain) == ("", 1)
+    with pytest.raises(ModelError, match="instanceId 0 is not an active"):
+        web.instance(0)
 
 
 def test_a_deaf_guest_is_stopped_by_its_power_at_once_with_skip_shutdown(
@@ -114,7 +150,7 @@ def test_scale_out_and_in(lab: SimulatedLab) -> None:
     assert [i.instance_id for i in web] == ["0", "1", "2", "3"]
     assert {i.image_version for i in web} == {"1.1.0"}
     assert web.model.sku.capacity == 4
-    assert web.healthy
+    assert web.is_healthy()
     folders = [i.os_disk.parent for i in web]
     web.scale(1)
     assert [i.instance_id for i in web] == ["0"]
@@ -150,7 +186,7 @@ def test_new_instances_that_fail_are_there_to_be_looked_at(lab: SimulatedLab) ->
         web.scale(2)
     assert web[1].record.provisioning == "Failed"
     assert web[1].image_version == "1.1.0"
-    assert web[0].health == "Healthy"
+    assert web[0].health() == "Healthy"
     web.delete_instances([1])
     assert [i.instance_id for i in web] == ["0"]
     check_accounts(lab, web)

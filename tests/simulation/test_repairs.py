@@ -62,7 +62,7 @@ def test_an_unhealthy_instance_is_repaired(
     assert done.completed, done.explain()
     assert done.record.started_by == "Platform"
     assert [int(i.instance_id) for i in web] == names
-    assert web.healthy
+    assert web.is_healthy()
     repaired = web[1] if action != "Replace" else web[2]
     assert repaired.record.generation == generation
     if action != "Replace":  # its data stays
@@ -173,7 +173,7 @@ def test_without_room_an_instance_is_reimaged(lab: SimulatedLab) -> None:
     done = web.repair()
     assert done is not None
     assert done.record.action == "reimage"
-    assert web.healthy
+    assert web.is_healthy()
 
 
 def test_a_setting_replaces_the_grace_period(lab: SimulatedLab) -> None:

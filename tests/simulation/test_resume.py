@@ -104,7 +104,7 @@ def test_a_rollback_killed_at_any_step_is_finished_by_resume(
     assert upgrade.faulted
     assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
     assert {instance.image_version for instance in web} == {"1.0.0"}
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 
@@ -172,7 +172,7 @@ def test_a_creation_killed_at_any_write_is_finished_by_resume(settings: Settings
         web = lab.scale_set("web")
         web.resume()
         assert web.record.state == "Succeeded"
-        assert web.healthy
+        assert web.is_healthy()
         assert len(web) == 2
         assert set(lab.runs.values()) == {1}
         check_accounts(lab, web)

@@ -182,7 +182,7 @@ def test_failed_instances_are_rolled_back_on_policy_breach(lab: SimulatedLab) ->
     assert upgrade.error.code == BREACH
     assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
     assert (web[0].os_disk, web[0].os_disk.stat().st_ino) == disk
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 

@@ -116,7 +116,7 @@ def test_a_bad_version_is_stopped_and_undone(
     assert web[0].os_disk.stat().st_ino == inode
     for instance in web[1], web[2]:
         assert (instance.os_disk, instance.boot_id) == before[instance.name]
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 
@@ -298,7 +298,7 @@ def test_data_disks_that_cannot_be_made_leave_the_instance_on_its_disk(
     assert upgrade.outcomes[0] is (Outcome.ROLLED_BACK if automatic else Outcome.FAILED)
     assert "no space left" in upgrade.errors[0].message
     assert web[0].image_version == "1.0.0"
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 
@@ -325,7 +325,7 @@ def test_a_way_back_that_fails_too_is_gone_on_with(
     assert upgrade.outcomes[0] is Outcome.FAILED
     assert "no more machines" in upgrade.errors[0].message
     assert web[0].record.provisioning == "Failed"
-    assert web.healthy
+    assert web.is_healthy()
     check_accounts(lab, web)
 
 

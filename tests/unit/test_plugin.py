@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import pytest_vmss
+
 
 def test_help_and_marker(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest("--help")
@@ -26,6 +28,14 @@ def test_a_suite_that_does_not_use_it_imports_nothing_of_it(pytester: pytest.Pyt
     result.assert_outcomes(passed=1)
 
 
+def test_public_names_are_loaded_when_they_are_used() -> None:
+    for name in pytest_vmss.__all__:
+        assert getattr(pytest_vmss, name).__name__ == name
+    assert set(pytest_vmss.__all__) <= set(dir(pytest_vmss))
+    with pytest.raises(AttributeError, match="no attribute 'World'"):
+        _ = pytest_vmss.World
+
+
 def test_the_fixture_needs_a_model(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(scale_set): pass")
     result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
@@ -39,6 +49,8 @@ def test_bad_input_is_refused_before_anything_is_touched(pytester: pytest.Pytest
     pytester.makepyfile(
         """
         import pytest
+
+import pytest_vmss
 
         MODEL = {"name": "a/b", "sku": {"name": "Standard_B1s", "capacity": -1}}
 

@@ -205,7 +205,7 @@ def test_an_expired_token_stops_the_upgrade_and_is_undone(
     )
     told = [event.message for event in upgrade.events if event.kind == "extension"]
     assert sorted(told) == ["base: error", "left: error", "right: error", "top: error"]
-    assert web.healthy
+    assert web.is_healthy()
     assert {i.image_version for i in web} == {"1.0.0"}
     assert runs(web[0]) == before
 
@@ -219,7 +219,7 @@ def test_by_hand_it_stays_failed_until_a_new_token_mends_it(web: ScaleSet, vmss:
     assert [entry.skipped for entry in web[0].extensions] == [True, True, True, False]
     web.update(extensions(vmss.blobs.url("record.sh", expires_in=3600)))
     web.update_instances()
-    assert web.healthy
+    assert web.is_healthy()
     assert [i.record.provisioning for i in web] == ["Succeeded", "Succeeded"]
     assert [i.image_version for i in web] == ["1.1.0", "1.0.0"]
     check_order(runs(web[0])[web[0].generation.cloud_instance_id])
@@ -406,7 +406,7 @@ def test_one_that_hangs_past_the_budget_is_killed(
     assert web[0].record.provisioning == "Succeeded"
     web.update(extensions(vmss.blobs.url("record.sh")))
     web.update_instances([1])
-    assert web.healthy
+    assert web.is_healthy()
 
 
 def forms(secret: str) -> set[str]:

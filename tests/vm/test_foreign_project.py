@@ -45,7 +45,7 @@ def test_the_application_answers(scale_set, vmss):
     connection.request("GET", "/healthz")
     assert connection.getresponse().status == 200
     assert scale_set[0].host.system_info.codename == "bookworm"
-    assert scale_set.healthy
+    assert scale_set.is_healthy()
 """
 
 

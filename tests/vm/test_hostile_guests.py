@@ -197,7 +197,7 @@ def test_a_hostile_instance_harms_no_other(lonely: ScaleSet) -> None:
     print(seen)
     assert upgrade.completed, upgrade.explain()
     assert victim.image_version == "1.1.0"
-    assert victim.health is Health.HEALTHY
+    assert victim.health() is Health.HEALTHY
     assert hostile.image_version == "1.0.0"
     assert {seen.health for seen in observations.values()} <= {Health.UNHEALTHY, Health.UNKNOWN}
     assert all(observation.detail for observation in observations.values())

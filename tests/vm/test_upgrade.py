@@ -71,7 +71,7 @@ def answers(url: str) -> bool:
 def test_instances_come_up_as_the_model_says(web: ScaleSet) -> None:
     """A1, A4, A5, E2, E4, H2, L6."""
     assert [instance.name for instance in web] == ["web_0", "web_1"]
-    assert web.healthy
+    assert web.is_healthy()
     for instance in web:
         host = instance.host
         assert host.check_output("hostname") == f"web{int(instance.instance_id):06d}"
@@ -162,7 +162,7 @@ def test_a_bad_version_is_stopped_undone_and_told_apart(
     assert Path(error.log).is_file()
     assert web[0].os_disk == disk
     assert disk.stat().st_ino == inode
-    assert web.healthy
+    assert web.is_healthy()
     assert web[0].boot_id != boots[0]
     assert web[0].host.check_output("cat /proc/sys/kernel/random/boot_id") == web[0].boot_id
     assert web[1].host.check_output("cat /proc/sys/kernel/random/boot_id") == boots[1]
