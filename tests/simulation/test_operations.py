@@ -76,7 +76,7 @@ def test_redeploy_boots_anew_on_the_same_disks(lab: SimulatedLab) -> None:
 def test_redeploy_awaits_health(lab: SimulatedLab) -> None:
     web = lab.start_web(2)
     lab.sick.add("web_1")
-    with pytest.raises(ProvisioningError, match="1 of 2 instances.*failed to redeploy"):
+    with pytest.raises(ProvisioningError, match=r"1 of 2 instances.*failed to redeploy"):
         web.redeploy()
     assert states(web) == ["Succeeded", "Failed"]
     lab.sick.clear()

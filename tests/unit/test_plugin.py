@@ -50,8 +50,6 @@ def test_bad_input_is_refused_before_anything_is_touched(pytester: pytest.Pytest
         """
         import pytest
 
-import pytest_vmss
-
         MODEL = {"name": "a/b", "sku": {"name": "Standard_B1s", "capacity": -1}}
 
         @pytest.mark.vmss(model=MODEL)

@@ -226,9 +226,10 @@ def test_a_port_that_nothing_listens_on_is_told(web: ScaleSet) -> None:
 
 def test_what_the_boot_before_said_does_not_count(web: ScaleSet) -> None:
     """F5: the extension starts with each boot, and its report is gone with the boot."""
-    before = web[0].boot_id
-    web.restart()
+    before, disk = web[0].boot_id, web[0].os_disk
+    assert web.redeploy().completed
     assert web[0].boot_id != before
+    assert web[0].os_disk == disk
     until(web[0], {OUTSIDE: HEALTHY, INSIDE: HEALTHY})
 
 
