@@ -367,7 +367,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "who is out of service is served after a restart of the load balancer",
-        "environment/environment.py",
+        "environment/traffic.py",
         "return Member(record.name, record.address, record.forwards, record.in_service)",
         "return Member(record.name, record.address, record.forwards, True)",
         _kills("upgrade of one", 1),

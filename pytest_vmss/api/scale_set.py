@@ -14,7 +14,8 @@ from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.engine.report import OperationReport
-from pytest_vmss.environment.environment import Environment, Revision
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
     InterruptedOperationError,
@@ -103,7 +104,7 @@ class ScaleSet:
 
     @property
     def _revision(self) -> Revision:
-        return self._environment.current_revision(self.name)
+        return self._environment.revisions.current(self.name)
 
     @property
     def model(self) -> ScaleSetModel:
@@ -438,7 +439,7 @@ class ScaleSet:
             check_capacity_change(self._environment, self.name, capacity)
             report = self._bring(wanted, version)
             with self._engine.journal.outside("update"):
-                self._environment.serve(self.name)
+                self._environment.traffic.serve(self.name)
             self._scale(scaling_to(self._environment, self.name, capacity))
         self._controller.wake()
         return None if report is None else self._operation(report.record)

@@ -36,7 +36,7 @@ def status_info(
         raise NotFoundError("The entity was not found in this Azure location.", code="NotFound")
     latest = reports[-1]
     record = latest.record
-    model = environment.current_revision(scale_set).model
+    model = environment.revisions.current(scale_set).model
     last = (
         ("Cancel", record.cancel_requested)
         if record.cancel_requested
@@ -71,7 +71,7 @@ def history_info(
         scale_set: The set.
         reports: Its OS upgrades, oldest first.
     """
-    model = environment.current_revision(scale_set).model
+    model = environment.revisions.current(scale_set).model
     since = environment.clock.now() - _MONTHS
     recent = [report for report in reports if report.record.started >= since]
     return [_historical(report, model.location) for report in reversed(recent[-_KEPT:])]

@@ -178,7 +178,7 @@ class Controller:
             name, target = due
             operation = None
             try:
-                policy = self._environment.current_revision(name).model.automatic_os_upgrade
+                policy = self._environment.revisions.current(name).model.automatic_os_upgrade
                 rollback = not policy.disable_automatic_rollback
                 engine = Engine(self._environment, name)
                 with engine.lock():

@@ -50,7 +50,7 @@ class Repairs:
     @property
     def policy(self) -> AutomaticRepairsPolicy:
         """The set's policy."""
-        model = self._environment.current_revision(self._engine.name).model
+        model = self._environment.revisions.current(self._engine.name).model
         return model.automatic_repairs_policy or AutomaticRepairsPolicy()
 
     @property
@@ -147,7 +147,7 @@ class Repairs:
         wanted = self.policy.repair_action
         if wanted == "Replace":
             images = self._environment.images
-            model = self._environment.current_revision(self._engine.name).model
+            model = self._environment.revisions.current(self._engine.name).model
             try:
                 self._environment.require_room(
                     len(ids), self._environment.find_size(model.sku.name)

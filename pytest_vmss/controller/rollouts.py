@@ -53,7 +53,7 @@ class Rollouts:
 
     def address(self, name: str) -> ImageAddress:
         """Which image a set's model asks for."""
-        reference = self._environment.current_revision(name).model.image_reference
+        reference = self._environment.revisions.current(name).model.image_reference
         return self._environment.images.address_of(reference)
 
     def due(
@@ -92,7 +92,7 @@ class Rollouts:
     def look(self, name: str) -> Rollout | str:
         """The automatic upgrade that a set is to have, or why it has none."""
         record = self._environment.set_record(name)
-        model = self._environment.revision(record.unique_id, record.revision).model
+        model = self._environment.revisions.get(record.unique_id, record.revision).model
         if record.state != "Succeeded":
             return f"the set's provisioning state is {record.state}"
         if not model.automatic_os_upgrade.enable_automatic_os_upgrade:

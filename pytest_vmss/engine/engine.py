@@ -214,8 +214,8 @@ class Engine:
                 record = self._environment.set_record(self.name)
                 if record.state == "Deleting":
                     return self._finish_deletion(record) or report
-                self._environment.serve(self.name)
-                capacity = self._environment.current_revision(self.name).model.sku.capacity
+                self._environment.traffic.serve(self.name)
+                capacity = self._environment.revisions.current(self.name).model.sku.capacity
                 scaling = scaling_to(self._environment, self.name, capacity)
                 sized = None if scaling is None else self.perform(scaling)
             if sized is not None:
@@ -248,7 +248,7 @@ class Engine:
         with self.journal.outside("deletion"):
             if folder.exists():
                 shutil.rmtree(folder)
-            self._environment.stop_serving(record)
+            self._environment.traffic.stop(record)
             with self._store.transaction():
                 for revision in self._store.select(ModelRecord, record.unique_id):
                     self._store.delete(revision)

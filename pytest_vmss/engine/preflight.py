@@ -56,7 +56,7 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
     Raises:
         NotFoundError: The size, or an extension of the model, is not known here.
     """
-    model = environment.revision(operation.set_id, operation.revision).model
+    model = environment.revisions.get(operation.set_id, operation.revision).model
     environment.find_size(model.sku.name)
     record = environment.set_record(operation.scale_set)
     if record.health_function and record.name.lower() not in environment.checks:

@@ -11,7 +11,8 @@ from pytest_vmss.engine.journal import Journal
 from pytest_vmss.engine.preflight import file_uris, unreachable
 from pytest_vmss.engine.report import ENDED, OperationReport
 from pytest_vmss.engine.work import Worker
-from pytest_vmss.environment.environment import Environment, InstanceContext, Revision
+from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.operations import kind_of
@@ -71,7 +72,7 @@ class Rollout:
         Only before the first batch: once it has begun, instances find out themselves.
         """
         report = self._journal.report(operation_id)
-        model = self._environment.revision(report.record.set_id, report.record.revision).model
+        model = self._environment.revisions.get(report.record.set_id, report.record.revision).model
         if (
             report.batch_records
             or report.record.error_code is not None
@@ -242,7 +243,7 @@ class Rollout:
         return self._store.select(InstanceRecord, self._scale_set.lower())
 
     def _revision(self) -> Revision:
-        return self._environment.current_revision(self._scale_set)
+        return self._environment.revisions.current(self._scale_set)
 
     def _context(self, operation: str, number: int) -> InstanceContext:
         return InstanceContext(self._environment, self._scale_set, number, operation)

@@ -135,7 +135,7 @@ class Worker:
         kind = kind_of(operation.action)
         if instance_ids and kind.needs_machine:
             require_known(self._environment, operation)
-        self._environment.serve(self._scale_set)
+        self._environment.traffic.serve(self._scale_set)
         self._environment.serve_files(self._scale_set)
         self._each(operation, instance_ids, kind.run)
 

@@ -9,21 +9,20 @@ from functools import cached_property
 from typing import Protocol
 
 from pytest_vmss.clock import Clock
+from pytest_vmss.environment.revisions import Revision, Revisions, find_scale_set
+from pytest_vmss.environment.traffic import Traffic
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageStore
 from pytest_vmss.guest import Check, Guest
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
-from pytest_vmss.host.addresses import host_port
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
-from pytest_vmss.load_balancer import Balancer, Member, Rule
+from pytest_vmss.load_balancer import Balancer, Rule
 from pytest_vmss.model import (
     ApplicationHealthSettings,
     Extension,
-    LoadBalancer,
     Probe,
-    ScaleSetModel,
     VmSize,
     find_size,
 )
@@ -32,30 +31,14 @@ from pytest_vmss.store import (
     ExtensionRecord,
     GenerationRecord,
     InstanceRecord,
-    ModelRecord,
     ScaleSetRecord,
     Store,
 )
 
-__all__ = ["Environment", "InstanceContext", "Prober", "Revision", "member_of"]
+__all__ = ["Environment", "InstanceContext", "Prober"]
 
 #: Makes one probe of an instance.
 Prober = Callable[[Probe, InstanceRecord], Observation]
-
-
-@dataclass(frozen=True)
-class Revision:
-    """A revision of a set's model, read.
-
-    Attributes:
-        probe: The load balancer's probe that the model names.
-        balancer: That load balancer.
-    """
-
-    number: int
-    model: ScaleSetModel
-    probe: Probe | None
-    balancer: LoadBalancer | None
 
 
 class GuestFactory(Protocol):
@@ -72,9 +55,9 @@ class Environment:
     Attributes:
         lab_id: Part of every domain's name.
         connect: Opens the connection to the hypervisor; called once, when it is needed.
-        base_limits: As under KVM.
+        base_timeouts: As under KVM.
         probe: Makes a probe.
-        report: Reads what an instance's Application Health extension reports now.
+        health_report: Reads what an instance's Application Health extension reports now.
         degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
         reach: Says what is wrong with a URI; empty where it can be reached (C8).
         guest_network: What guests may reach (M6).
@@ -112,7 +95,6 @@ class Environment:
     checks: dict[str, Check] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
     program: str = "vmss"
-    _revisions: dict[tuple[str, int], Revision] = field(default_factory=dict)
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
@@ -133,74 +115,15 @@ class Environment:
         """The limits of waits for guests on this host."""
         return self.base_timeouts.scaled(self.hypervisor.slow_factor)
 
-    def revision(self, set_id: str, number: int) -> Revision:
-        """A revision of a set's model; it never changes, so it is read once.
+    @cached_property
+    def revisions(self) -> Revisions:
+        """The models of the lab's sets."""
+        return Revisions(self.store)
 
-        Raises:
-            NotFoundError: There is none.
-        """
-        found = self._revisions.get((set_id, number))
-        if found is None:
-            record = self.store.get(ModelRecord, set_id, f"{number:06d}")
-            if record is None:
-                raise NotFoundError(f"there is no revision {number} of the scale set {set_id}")
-            found = Revision(
-                number,
-                ScaleSetModel.model_validate(record.model),
-                None if record.probe is None else Probe.model_validate(record.probe),
-                None if record.balancer is None else LoadBalancer.model_validate(record.balancer),
-            )
-            self._revisions[set_id, number] = found
-        return found
-
-    def current_revision(self, scale_set: str) -> Revision:
-        """A set's model as it is now.
-
-        Raises:
-            NotFoundError: There is no such set.
-        """
-        record = self.set_record(scale_set)
-        return self.revision(record.unique_id, record.revision)
-
-    def balancer(self, scale_set: str) -> Balancer | None:
-        """The load balancer in front of a set, where the model declares one with rules."""
-        record = self.set_record(scale_set)
-        declared = self.revision(record.unique_id, record.revision).balancer
-        if record.frontend is None or declared is None:
-            return None
-        rules = [
-            Rule(
-                rule.name,
-                record.frontend,
-                host_port(rule.frontend_port),
-                rule.backend_port,
-                declared.probe_of(rule),
-            )
-            for rule in declared.load_balancing_rules
-            if rule.protocol != "Udp"
-        ]
-        return self.make_balancer(record, rules) if rules else None
-
-    def serve(self, scale_set: str) -> None:
-        """Sees to it that a set's load balancer runs and knows its instances.
-
-        Raises:
-            BalancerError: It cannot be started.
-            HostError: HAProxy is not installed.
-        """
-        balancer = self.balancer(scale_set)
-        if balancer is None:
-            self.stop_serving(self.set_record(scale_set))
-            return
-        records = self.store.select(InstanceRecord, scale_set.lower())
-        balancer.ensure(
-            [member_of(record) for record in records if record.generation or record.in_service]
-        )
-
-    def stop_serving(self, record: ScaleSetRecord) -> None:
-        """Ends a set's load balancer, also one that its model no longer declares."""
-        if record.frontend is not None:
-            self.make_balancer(record, []).stop()
+    @cached_property
+    def traffic(self) -> Traffic:
+        """The load balancers in front of the lab's sets."""
+        return Traffic(self.store, self.revisions, self.make_balancer)
 
     def set_record(self, scale_set: str) -> ScaleSetRecord:
         """A set's record.
@@ -208,13 +131,7 @@ class Environment:
         Raises:
             NotFoundError: There is no such set.
         """
-        record = self.store.get(ScaleSetRecord, scale_set.lower())
-        if record is None:
-            known = ", ".join(entry.name for entry in self.store.select(ScaleSetRecord))
-            raise NotFoundError(
-                f"there is no scale set {scale_set!r} in this lab; there are: {known or 'none'}"
-            )
-        return record
+        return find_scale_set(self.store, scale_set)
 
     def stop(self, scale_set: str) -> None:
         """Stops what this process does on a set, as a kill would; it can be resumed."""
@@ -239,11 +156,6 @@ class Environment:
             if self._opened is not None:
                 self._opened.close()
                 self._opened = None
-
-
-def member_of(record: InstanceRecord) -> Member:
-    """An instance as its load balancer knows it."""
-    return Member(record.name, record.address, record.forwards, record.in_service)
 
 
 @dataclass(frozen=True)
@@ -284,7 +196,7 @@ class InstanceContext:
 
     def revision(self, number: int) -> Revision:
         """A revision of the set's model."""
-        return self.environment.revision(self.set_id, number)
+        return self.environment.revisions.get(self.set_id, number)
 
     def as_run(self, result: ExtensionRecord) -> Extension | None:
         """An extension as the model had it that it was run from last."""

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Self
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.environment.environment import Environment, InstanceContext, Revision
+from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.errors import BalancerError, InstanceError, WaitTimeoutError
 from pytest_vmss.guest import Check
 from pytest_vmss.health import Observation, Tracker, worst
@@ -61,8 +62,8 @@ class HealthSources:
                 is the whole set's, an extension is in instances.
         """
         return cls(
-            environment.current_revision(scale_set).probe,
-            environment.balancer(scale_set),
+            environment.revisions.current(scale_set).probe,
+            environment.traffic.balancer(scale_set),
             application_health(applied.model),
             environment.checks.get(scale_set.lower())
             or environment.set_record(scale_set).health_command,

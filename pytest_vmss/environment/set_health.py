@@ -30,7 +30,7 @@ def observe_instances(
     """
     set_id = environment.set_record(scale_set).unique_id
     sources = {
-        number: HealthSources.of(environment, scale_set, environment.revision(set_id, number))
+        number: HealthSources.of(environment, scale_set, environment.revisions.get(set_id, number))
         for number in {record.revision for record in records}
     }
     seen: dict[int, Observation] = {}

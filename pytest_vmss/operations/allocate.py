@@ -27,7 +27,7 @@ def allocate_instances(environment: Environment, scale_set: str, count: int) -> 
     ids: list[int] = []
     with store.transaction():
         set_record = environment.set_record(scale_set)
-        model = environment.revision(set_record.unique_id, set_record.revision).model
+        model = environment.revisions.get(set_record.unique_id, set_record.revision).model
         everyone = store.select(InstanceRecord)
         free = environment.free_addresses(count)
         spots = [

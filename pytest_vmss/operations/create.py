@@ -103,7 +103,7 @@ class ScaleOut(Create):
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Records the capacity, and allocates the instances."""
-        current = environment.current_revision(scale_set).model
+        current = environment.revisions.current(scale_set).model
         if self.document.model.sku.capacity != current.sku.capacity:
             add_revision(environment, self.document)
         return Plan(at_once(allocate_instances(environment, scale_set, self.count)), self.version)

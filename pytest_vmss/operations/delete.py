@@ -55,7 +55,7 @@ class ScaleIn(Delete):
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Records the capacity."""
-        current = environment.current_revision(scale_set).model
+        current = environment.revisions.current(scale_set).model
         if self.document.model.sku.capacity != current.sku.capacity:
             add_revision(environment, self.document)
         return Plan(at_once(self.instance_ids))

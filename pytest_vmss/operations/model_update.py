@@ -21,7 +21,7 @@ def behind_after(
     environment: Environment, scale_set: str, document: ScaleSetDocument
 ) -> list[InstanceRecord]:
     """The instances that would be behind once a model were recorded."""
-    current = environment.current_revision(scale_set).model
+    current = environment.revisions.current(scale_set).model
     other = profile_of(document.model) != profile_of(current)
     instances = environment.store.select(InstanceRecord, scale_set.lower())
     return [record for record in instances if other or is_behind(environment, record)]

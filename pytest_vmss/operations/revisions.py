@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime
 
-from pytest_vmss.environment.environment import Environment, Revision
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
 from pytest_vmss.file_server.blobs import GUEST_VIEW, names_server
 from pytest_vmss.guest.extensions import check_settings, known_types
@@ -183,7 +184,7 @@ def add_revision(environment: Environment, document: ScaleSetDocument) -> ScaleS
     now = environment.clock.now()
     with environment.store.transaction():
         record = environment.set_record(document.model.name)
-        before = environment.revision(record.unique_id, record.revision).model
+        before = environment.revisions.get(record.unique_id, record.revision).model
         number = record.revision + 1
         same = profile_of(before) == profile_of(document.model)
         record = environment.store.amend(

@@ -27,7 +27,7 @@ def check_capacity_change(environment: Environment, scale_set: str, capacity: in
     """
     more = capacity - len(_instances(environment, scale_set))
     if more > 0:
-        sku = environment.current_revision(scale_set).model.sku
+        sku = environment.revisions.current(scale_set).model.sku
         environment.require_room(more, environment.find_size(sku.name))
     elif len(_removable(environment, scale_set, -more)) < -more:
         raise ConflictError(
@@ -45,7 +45,7 @@ def scaling_to(
         ModelError: Not a capacity that Azure takes.
     """
     now = len(_instances(environment, scale_set))
-    current = environment.current_revision(scale_set)
+    current = environment.revisions.current(scale_set)
     if capacity == now == current.model.sku.capacity:
         return None
     document = _sized(environment, scale_set, capacity)
@@ -75,7 +75,7 @@ def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetD
     Raises:
         ModelError: Azure does not take that capacity.
     """
-    now = environment.current_revision(scale_set)
+    now = environment.revisions.current(scale_set)
     sized = load_document(now.model.full(), capacity=capacity, known_balancer=now.balancer)
     document = ScaleSetDocument(now.model, now.probe, scale_set, (), now.balancer)
     return replace(document, model=sized.model)
@@ -83,7 +83,7 @@ def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetD
 
 def _removable(environment: Environment, scale_set: str, count: int) -> list[int]:
     """Which instances go, by the set's scale-in policy; fewer where too many are protected."""
-    policy = environment.current_revision(scale_set).model.scale_in_policy
+    policy = environment.revisions.current(scale_set).model.scale_in_policy
     records = _instances(environment, scale_set)
     sick: set[int] = set()
     if policy is not None and policy.prioritize_unhealthy_vms:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pytest_vmss.clock import wait_for
-from pytest_vmss.environment.environment import InstanceContext, member_of
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.environment.traffic import member_of
 from pytest_vmss.errors import UnhealthyError, WaitTimeoutError
 from pytest_vmss.load_balancer import Balancer
 from pytest_vmss.steps.step import Conclusion
@@ -24,7 +25,7 @@ class Drain:
     timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> Conclusion:
-        balancer = context.environment.balancer(context.scale_set)
+        balancer = context.environment.traffic.balancer(context.scale_set)
         if balancer is not None:
             balancer.take_out(context.name)
             self._wait(context, balancer)
@@ -59,7 +60,7 @@ class Undrain:
     wait: bool = True
 
     def apply(self, context: InstanceContext) -> Conclusion:
-        balancer = context.environment.balancer(context.scale_set)
+        balancer = context.environment.traffic.balancer(context.scale_set)
         if balancer is not None:
             balancer.add(member_of(context.record.model_copy(update={"in_service": True})))
             if self.wait:
@@ -93,7 +94,7 @@ class LeaveBalancer:
     timed: ClassVar[bool] = False
 
     def apply(self, context: InstanceContext) -> None:
-        balancer = context.environment.balancer(context.scale_set)
+        balancer = context.environment.traffic.balancer(context.scale_set)
         if balancer is not None:
             balancer.remove(context.name)
 

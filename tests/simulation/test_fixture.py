@@ -35,7 +35,7 @@ pytestmark = pytest.mark.vmss(model=web_model(capacity=2), load_balancer=LOAD_BA
 
 
 def check(scale_set):
-    assert scale_set.healthy
+    assert scale_set.is_healthy()
     assert len(scale_set) == 2
 
 

@@ -222,7 +222,7 @@ def test_a_load_balancer_that_fails_after_an_update_is_gone_on_with(
         raise BalancerError("HAProxy does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab.environment, "serve", bad)
+        patch.setattr(lab.environment.traffic, "serve", bad)
         interrupted(lambda: web.update({"sku": {"capacity": 3}}), "HAProxy does not answer")
     web.resume()
     assert len(web) == 3
@@ -264,7 +264,8 @@ def test_a_resume_that_cannot_begin_leaves_it_to_the_next(
         patch.setattr(lab.simulated, "start", refuse)
         interrupted(lab.run_due, "No space left")
     with monkeypatch.context() as patch:
-        patch.setattr(lab.environment, broken, bad)
+        where = lab.environment.traffic if broken == "serve" else lab.environment
+        patch.setattr(where, broken, bad)
         interrupted(web.resume, "HAProxy does not answer")
     if behaviour is Behaviour.GOOD:
         ends_completed(lab, web)

@@ -1,0 +1,77 @@
+"""The load balancers in front of scale sets (F2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pytest_vmss.environment.revisions import Revisions, find_scale_set
+from pytest_vmss.host.addresses import host_port
+from pytest_vmss.load_balancer import Balancer, Member, Rule
+from pytest_vmss.store import InstanceRecord, ScaleSetRecord, Store
+
+__all__ = ["Traffic", "member_of"]
+
+
+class Traffic:
+    """Starts, updates and stops the load balancers of a lab's sets.
+
+    Args:
+        store: The records of sets and instances.
+        revisions: Their models.
+        make_balancer: Makes the load balancer of a set, from its rules.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        revisions: Revisions,
+        make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer],
+    ) -> None:
+        self._store = store
+        self._revisions = revisions
+        self._make_balancer = make_balancer
+
+    def balancer(self, scale_set: str) -> Balancer | None:
+        """The load balancer in front of a set, where the model declares one with rules."""
+        record = find_scale_set(self._store, scale_set)
+        declared = self._revisions.get(record.unique_id, record.revision).balancer
+        if record.frontend is None or declared is None:
+            return None
+        rules = [
+            Rule(
+                rule.name,
+                record.frontend,
+                host_port(rule.frontend_port),
+                rule.backend_port,
+                declared.probe_of(rule),
+            )
+            for rule in declared.load_balancing_rules
+            if rule.protocol != "Udp"
+        ]
+        return self._make_balancer(record, rules) if rules else None
+
+    def serve(self, scale_set: str) -> None:
+        """Sees to it that a set's load balancer runs and knows its instances.
+
+        Raises:
+            BalancerError: It cannot be started.
+            HostError: HAProxy is not installed.
+        """
+        balancer = self.balancer(scale_set)
+        if balancer is None:
+            self.stop(find_scale_set(self._store, scale_set))
+            return
+        records = self._store.select(InstanceRecord, scale_set.lower())
+        balancer.ensure(
+            [member_of(record) for record in records if record.generation or record.in_service]
+        )
+
+    def stop(self, record: ScaleSetRecord) -> None:
+        """Ends a set's load balancer, also one that its model no longer declares."""
+        if record.frontend is not None:
+            self._make_balancer(record, []).stop()
+
+
+def member_of(record: InstanceRecord) -> Member:
+    """An instance as its load balancer knows it."""
+    return Member(record.name, record.address, record.forwards, record.in_service)
