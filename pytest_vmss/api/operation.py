@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.engine.report import OperationReport
@@ -12,6 +13,8 @@ from pytest_vmss.host.locks import is_locked
 from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
 
 __all__ = ["Operation", "Upgrade", "stages_of"]
+
+_T = TypeVar("_T")
 
 
 class Operation:
@@ -96,14 +99,14 @@ class Operation:
         return ErrorRecord(code=record.error_code, message=record.error_message or "")
 
     @property
-    def errors(self) -> dict[int, ErrorRecord]:
-        """What went wrong on each instance, with the console's tail."""
-        return self.report.errors
+    def errors(self) -> dict[str, ErrorRecord]:
+        """What went wrong, by the instance's name, with the console's tail."""
+        return self._by_name(self.report.errors)
 
     @property
-    def outcomes(self) -> dict[int, Outcome]:
-        """What came of each instance, by number (G3)."""
-        return self.report.outcomes
+    def outcomes(self) -> dict[str, Outcome]:
+        """What came of each instance, by its name (G3)."""
+        return self._by_name(self.report.outcomes)
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
@@ -111,9 +114,12 @@ class Operation:
         return self.report.batches
 
     @property
-    def stages(self) -> dict[int, dict[str, float]]:
-        """Seconds that each step took, by instance and by step."""
-        return stages_of(self._environment.store.steps(self.id))
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Seconds that each step took, by the instance's name and by step."""
+        return self._by_name(stages_of(self._environment.store.steps(self.id)))
+
+    def _by_name(self, found: Mapping[int, _T]) -> dict[str, _T]:
+        return {f"{self._scale_set}_{number}": what for number, what in found.items()}
 
     @property
     def events(self) -> list[EventRecord]:

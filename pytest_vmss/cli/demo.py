@@ -156,8 +156,8 @@ def _play(
     )
     claims.check(
         "web_0 failed its health check and was rolled back",
-        upgrade.outcomes[0] is Outcome.ROLLED_BACK
-        and upgrade.errors[0].code == "InstanceUnhealthy",
+        upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+        and upgrade.errors["web_0"].code == "InstanceUnhealthy",
         upgrade.explain(),
     )
     claims.check(

@@ -54,7 +54,7 @@ def test_a_way_back_that_does_not_come_up_is_no_way_back(
 
     monkeypatch.setattr(SimulatedHypervisor, "start", broken)
     upgrade = lab.roll(web, "1.1.0", Behaviour.PANICS)
-    assert upgrade.outcomes[0] is Outcome.ROLLBACK_FAILED
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLBACK_FAILED
     assert web[0].record.provisioning == "Failed"
 
 
@@ -85,8 +85,8 @@ def test_an_instance_is_through_when_the_load_balancer_finds_it_healthy(
 
     monkeypatch.setattr(SimulatedBalancer, "healthy", blind)
     upgrade = lab.roll(web, "1.1.0")
-    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK}
-    assert "the load balancer's probe did not find it healthy" in upgrade.errors[0].message
+    assert upgrade.outcomes == {"web_0": Outcome.ROLLED_BACK}
+    assert "the load balancer's probe did not find it healthy" in upgrade.errors["web_0"].message
 
 
 def test_a_guest_that_ignores_the_shutdown_is_stopped_all_the_same(lab: SimulatedLab) -> None:

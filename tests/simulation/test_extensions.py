@@ -71,7 +71,7 @@ def test_the_declared_order_on_every_disk(lab: SimulatedLab, order: list[str]) -
 
 def test_independent_ones_run_side_by_side(lab: SimulatedLab) -> None:
     web = start(lab, *(script(f"e{n}") for n in range(8)))
-    assert lab.roll(web, "1.1.0").stages[0]["extensions"] == pytest.approx(1.0, abs=0.1)
+    assert lab.roll(web, "1.1.0").stages["web_0"]["extensions"] == pytest.approx(1.0, abs=0.1)
 
 
 def test_those_behind_a_failed_one_are_skipped(lab: SimulatedLab, order: list[str]) -> None:
@@ -84,13 +84,13 @@ def test_those_behind_a_failed_one_are_skipped(lab: SimulatedLab, order: list[st
     ))  # fmt: skip
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.outcomes == {
-        0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED, 2: Outcome.NOT_STARTED,
+        "web_0": Outcome.ROLLED_BACK, "web_1": Outcome.NOT_STARTED, "web_2": Outcome.NOT_STARTED,
     }  # fmt: skip
     assert set(order) == {"base", "left", "right", "other"}
-    assert upgrade.errors[0].code == "VMExtensionProvisioningError"
+    assert upgrade.errors["web_0"].code == "VMExtensionProvisioningError"
     assert (
         "VM has reported a failure when processing extension 'left' (publisher "
-        "'Microsoft.Azure.Extensions' and type 'CustomScript')" in upgrade.errors[0].message
+        "'Microsoft.Azure.Extensions' and type 'CustomScript')" in upgrade.errors["web_0"].message
     )
     told = [event.message for event in upgrade.events if event.kind == "extension"]
     assert sorted(told) == [
@@ -131,9 +131,9 @@ def test_one_that_hangs_is_ended_by_the_budget(lab: SimulatedLab) -> None:
                       extensionsTimeBudget="PT15M")  # fmt: skip
     web.update(hangs)
     upgrade = lab.roll(web, "1.1.0")
-    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK}
-    assert upgrade.errors[0].code == "VMExtensionProvisioningTimeout"
-    assert upgrade.errors[0].message.endswith(
+    assert upgrade.outcomes == {"web_0": Outcome.ROLLED_BACK}
+    assert upgrade.errors["web_0"].code == "VMExtensionProvisioningTimeout"
+    assert upgrade.errors["web_0"].message.endswith(
         "Provisioning of VM extension hangs has timed out. Extension provisioning has taken too "
         "long to complete. The extension did not report a message."
     )
@@ -213,8 +213,8 @@ def test_a_degraded_cloud_init_is_told_and_fatal_where_that_is_set(
     lab.environment.degraded_is_fatal = fatal
     upgrade = lab.roll(web, "1.1.0", Behaviour.CLOUD_INIT_DEGRADED)
     if fatal:
-        assert upgrade.outcomes == {0: Outcome.ROLLED_BACK}
-        assert "degraded, which is fatal here: Failed to mount" in upgrade.errors[0].message
+        assert upgrade.outcomes == {"web_0": Outcome.ROLLED_BACK}
+        assert "degraded, which is fatal here: Failed to mount" in upgrade.errors["web_0"].message
     else:
         assert upgrade.completed
         assert web[0].generation.cloud_init == "degraded"

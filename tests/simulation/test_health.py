@@ -38,8 +38,8 @@ def test_an_upgrade_goes_by_the_extension(lab: SimulatedLab, version: str) -> No
     assert lab.roll(web, "1.1.0").completed
     upgrade = lab.roll(web, "1.2.0", Behaviour.UNHEALTHY)
     assert upgrade.faulted
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
-    assert "did not become healthy" in upgrade.errors[0].message
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+    assert "did not become healthy" in upgrade.errors["web_0"].message
     assert health_of(web) == [Health.HEALTHY] * 3
 
 
@@ -95,7 +95,7 @@ def test_initializing_is_waited_for(lab: SimulatedLab) -> None:
     lab.run_due()
     upgrade = web.history()[0]
     assert upgrade.completed, upgrade.explain()
-    assert upgrade.stages[0]["health"] > 700
+    assert upgrade.stages["web_0"]["health"] > 700
 
 
 def test_whoever_is_initializing_when_an_upgrade_begins_is_waited_for(lab: SimulatedLab) -> None:
@@ -177,7 +177,7 @@ def test_custom_metrics_come_with_the_report(lab: SimulatedLab) -> None:
     lab.environment.metrics = lab._metrics
     lab.metrics = {f"web_{n}": RollingUpgradeMetrics(skip=n == 1) for n in range(3)}
     upgrade = lab.roll(web, "1.1.0")
-    assert upgrade.outcomes[1] is Outcome.SKIPPED
+    assert upgrade.outcomes["web_1"] is Outcome.SKIPPED
     assert [i.image_version for i in web] == ["1.1.0", "1.0.0", "1.1.0"]
 
 

@@ -273,7 +273,7 @@ def test_a_resume_that_cannot_begin_leaves_it_to_the_next(
     upgrade = web.resume()
     assert upgrade is not None
     assert upgrade.faulted
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
     assert web.is_healthy()
     check_accounts(lab, web)
 
@@ -318,9 +318,9 @@ def test_a_rollback_waits_for_the_host(lab: SimulatedLab, monkeypatch: pytest.Mo
     assert upgrade is not None
     assert upgrade.faulted
     assert upgrade.outcomes == {
-        0: Outcome.ROLLED_BACK,
-        1: Outcome.NOT_STARTED,
-        2: Outcome.NOT_STARTED,
+        "web_0": Outcome.ROLLED_BACK,
+        "web_1": Outcome.NOT_STARTED,
+        "web_2": Outcome.NOT_STARTED,
     }
     assert web.is_healthy()
     check_accounts(lab, web)
@@ -417,7 +417,7 @@ def test_an_instance_that_is_protected_during_the_pause_is_left_out(
 
     monkeypatch.setattr(lab.virtual, "sleep", slept)
     lab.run_due()
-    assert web.history()[0].outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SKIPPED}
+    assert web.history()[0].outcomes == {"web_0": Outcome.SUCCEEDED, "web_1": Outcome.SKIPPED}
     assert web[1].image_version == "1.0.0"
 
 
@@ -495,8 +495,8 @@ def test_a_set_can_be_deleted_whatever_this_process_does_on_it(
     web.delete()
     assert lab.simulated.defined == {}
     assert upgrade.cancelled
-    assert upgrade.outcomes[0] is Outcome.FAILED
-    assert upgrade.errors[0].code == "OperationPreempted"
+    assert upgrade.outcomes["web_0"] is Outcome.FAILED
+    assert upgrade.errors["web_0"].code == "OperationPreempted"
     again = lab.create(web_model(capacity=2), load_balancer=LOAD_BALANCER)
     assert again.is_healthy()
 
@@ -531,7 +531,7 @@ def test_the_way_back_at_a_policy_breach_waits_for_the_host(
     assert upgrade is not None
     assert upgrade.error is not None
     assert upgrade.error.code == "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
-    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED}
+    assert upgrade.outcomes == {"web_0": Outcome.ROLLED_BACK, "web_1": Outcome.NOT_STARTED}
     assert web.is_healthy()
     check_accounts(lab, web)
 
@@ -628,7 +628,7 @@ def test_an_interrupted_upgrade_can_be_cancelled(
     ended = web.resume()
     assert ended is not None
     assert ended.cancelled
-    assert ended.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.NOT_STARTED}
+    assert ended.outcomes == {"web_0": Outcome.SUCCEEDED, "web_1": Outcome.NOT_STARTED}
     check_accounts(lab, web)
 
 
@@ -649,8 +649,8 @@ def test_a_replacement_that_died_before_a_resume_does_not_take_the_place(
     lab.simulated.power_off(f"vmss-{lab.identity.id}-web_2")
     upgrade = web.resume()
     assert upgrade is not None
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
-    assert "no longer healthy" in upgrade.errors[0].message
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+    assert "no longer healthy" in upgrade.errors["web_0"].message
     assert [instance.instance_id for instance in web] == ["0", "1"]
     assert web[0].record.provisioning == "Succeeded"
     assert web[0].record.in_service

@@ -38,9 +38,12 @@ def test_manual_changes_nothing_until_it_is_asked(lab: SimulatedLab) -> None:
     assert [i.latest_model_applied for i in web] == [False] * 3
     assert [view["latestModelApplied"] for view in web.instance_view()] == [False] * 3
     done = web.update_instances([1])
-    assert done.outcomes == {1: Outcome.SUCCEEDED}
+    assert done.outcomes == {"web_1": Outcome.SUCCEEDED}
     assert [i.latest_model_applied for i in web] == [False, True, False]
-    assert set(web.update_instances().outcomes) == {0, 2}  # who has it already is left alone
+    assert set(web.update_instances().outcomes) == {
+        "web_0",
+        "web_2",
+    }  # who has it already is left alone
     assert all(i.latest_model_applied for i in web)
     # The changed extension was run again on the same OS disk; custom data was not.
     assert [i.record.generation for i in web] == [1, 1, 1]
@@ -77,7 +80,11 @@ def test_automatic_takes_all_at_once_but_protected_ones(lab: SimulatedLab) -> No
     done = web.update(SIZE)
     assert done is not None
     assert done.batches == []
-    assert done.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SKIPPED, 2: Outcome.SUCCEEDED}
+    assert done.outcomes == {
+        "web_0": Outcome.SUCCEEDED,
+        "web_1": Outcome.SKIPPED,
+        "web_2": Outcome.SUCCEEDED,
+    }
     assert [i.latest_model_applied for i in web] == [True, False, True]
 
 
@@ -127,7 +134,11 @@ def test_a_failed_rolling_update_leaves_or_rolls_back(lab: SimulatedLab) -> None
     upgrade = web.update(extension("false"))
     assert upgrade is not None
     assert upgrade.faulted
-    assert upgrade.outcomes == {0: Outcome.FAILED, 1: Outcome.NOT_STARTED, 2: Outcome.NOT_STARTED}
+    assert upgrade.outcomes == {
+        "web_0": Outcome.FAILED,
+        "web_1": Outcome.NOT_STARTED,
+        "web_2": Outcome.NOT_STARTED,
+    }
     assert [i.record.provisioning for i in web] == ["Failed", "Succeeded", "Succeeded"]
     # A later update mends it too.
     lab.behaviours["1.0.0"] = Behaviour.GOOD
@@ -141,7 +152,7 @@ def test_a_failed_rolling_update_leaves_or_rolls_back(lab: SimulatedLab) -> None
     undone = web.update(extension("exit 3"))
     assert undone is not None
     assert undone.faulted
-    assert undone.outcomes[0] is Outcome.ROLLED_BACK
+    assert undone.outcomes["web_0"] is Outcome.ROLLED_BACK
     assert web.is_healthy()
     assert [i.latest_model_applied for i in web] == [False] * 3
     assert [i.record.provisioning for i in web] == ["Succeeded"] * 3

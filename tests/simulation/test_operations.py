@@ -46,7 +46,7 @@ def test_stop_start_and_restart(lab: SimulatedLab) -> None:
     assert [i.health() for i in web] == ["Unhealthy", "Healthy"]
     assert web.deallocate(["0"]).completed
     assert powers(web) == ["deallocated", "running"]
-    assert web.start().outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SUCCEEDED}
+    assert web.start().outcomes == {"web_0": Outcome.SUCCEEDED, "web_1": Outcome.SUCCEEDED}
     assert web.is_healthy()
     assert [i.boot_id for i in web] != boots
     assert web[1].boot_id == boots[1]  # it ran already
@@ -64,7 +64,11 @@ def test_redeploy_boots_anew_on_the_same_disks(lab: SimulatedLab) -> None:
     web.stop([0])
     web[1].protect(from_scale_set_actions=True)
     done = web.redeploy()
-    assert done.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SKIPPED, 2: Outcome.SUCCEEDED}
+    assert done.outcomes == {
+        "web_0": Outcome.SUCCEEDED,
+        "web_1": Outcome.SKIPPED,
+        "web_2": Outcome.SUCCEEDED,
+    }
     assert (done.action, done.completed) == ("redeploy", True)
     assert [old == i.boot_id for old, i in zip(boots, web, strict=True)] == [False, True, False]
     assert ([i.os_disk for i in web], inodes(web)) == (disks, data)
@@ -109,7 +113,7 @@ def test_reimage_keeps_image_model_and_data_disks(lab: SimulatedLab) -> None:
     web = lab.start_web(2, automatic=False)
     lab.publish("1.1.0")
     disks = inodes(web)
-    assert web.reimage([1]).outcomes == {1: Outcome.SUCCEEDED}
+    assert web.reimage([1]).outcomes == {"web_1": Outcome.SUCCEEDED}
     assert [i.record.generation for i in web] == [1, 2]
     assert [i.image_version for i in web] == ["1.0.0", "1.0.0"]
     assert inodes(web) == disks
@@ -218,14 +222,14 @@ def test_set_wide_actions_leave_protected_instances_out(lab: SimulatedLab) -> No
     web[1].protect(from_scale_set_actions=True)
     done = web.reimage()
     assert done.outcomes == {
-        0: Outcome.SUCCEEDED,
-        1: Outcome.SKIPPED,
-        2: Outcome.SUCCEEDED,
+        "web_0": Outcome.SUCCEEDED,
+        "web_1": Outcome.SKIPPED,
+        "web_2": Outcome.SUCCEEDED,
     }
     assert [i.record.generation for i in web] == [2, 1, 2]
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
-    assert upgrade.outcomes[1] is Outcome.SKIPPED
+    assert upgrade.outcomes["web_1"] is Outcome.SKIPPED
     assert "protectFromScaleSetActions" in upgrade.explain()
     web.reimage([1])
     assert web[1].record.generation == 2

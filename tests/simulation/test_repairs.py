@@ -159,7 +159,7 @@ def test_a_replacement_that_does_not_come_up_leaves_the_old_one(lab: SimulatedLa
     lab.virtual.sleep(GRACE)
     done = web.repair()
     assert done is not None
-    assert done.outcomes == {1: Outcome.FAILED}
+    assert done.outcomes == {"web_1": Outcome.FAILED}
     assert [i.name for i in web] == ["web_0", "web_1", "web_2"]
     assert web[1].record.repairs == 1
 

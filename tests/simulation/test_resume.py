@@ -102,7 +102,7 @@ def test_a_rollback_killed_at_any_step_is_finished_by_resume(
     upgrade = web.resume()
     assert upgrade is not None
     assert upgrade.faulted
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
     assert {instance.image_version for instance in web} == {"1.0.0"}
     assert web.is_healthy()
     check_accounts(lab, web)
@@ -121,7 +121,7 @@ def test_a_machine_that_died_with_the_orchestrator_is_rolled_back(
     lab.simulated.running.clear()
     upgrade = web.resume()
     assert upgrade is not None
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
     check_accounts(lab, web)
 
 

@@ -63,7 +63,7 @@ def test_phases_and_skips_are_read_once_at_the_start(lab: SimulatedLab) -> None:
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
     assert upgrade.batches == [(3,), (0,), (2,)]
-    assert upgrade.outcomes[1] is Outcome.SKIPPED
+    assert upgrade.outcomes["web_1"] is Outcome.SKIPPED
     assert "SkipUpgrade" in upgrade.explain()
     assert web[1].image_version == "1.0.0"
 
@@ -85,7 +85,7 @@ def test_metrics_are_read_by_the_resume_of_an_upgrade_killed_before(lab: Simulat
     upgrade = web.resume()
     assert upgrade is not None
     assert upgrade.completed
-    assert upgrade.outcomes[0] is Outcome.SKIPPED
+    assert upgrade.outcomes["web_0"] is Outcome.SKIPPED
 
 
 def test_a_pause_between_batches(lab: SimulatedLab) -> None:
@@ -107,7 +107,7 @@ def test_a_pause_ends_when_the_upgrade_is_cancelled(lab: SimulatedLab) -> None:
 
     def cancelling(seconds: float) -> None:
         history = web.history()
-        if history and len(history[0].batches) == 1 and history[0].outcomes[0] == "succeeded":
+        if history and len(history[0].batches) == 1 and history[0].outcomes["web_0"] == "succeeded":
             web.cancel()
         sleep(seconds)
 
@@ -160,8 +160,8 @@ def test_a_failed_surge_leaves_the_old_instance_in_service(lab: SimulatedLab) ->
     boots = [i.boot_id for i in web]
     upgrade = lab.roll(web, "1.1.0", Behaviour.PANICS)
     assert upgrade.faulted
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
-    assert upgrade.errors[0].code == "OSProvisioningKernelPanic"
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+    assert upgrade.errors["web_0"].code == "OSProvisioningKernelPanic"
     assert [i.boot_id for i in web] == boots
     assert [i.instance_id for i in web] == ["0", "1", "2"]
     assert len(lab.simulated.defined) == 3
@@ -180,7 +180,7 @@ def test_failed_instances_are_rolled_back_on_policy_breach(lab: SimulatedLab) ->
     assert upgrade.faulted
     assert upgrade.error is not None
     assert upgrade.error.code == BREACH
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
     assert (web[0].os_disk, web[0].os_disk.stat().st_ino) == disk
     assert web.is_healthy()
     check_accounts(lab, web)
@@ -195,10 +195,10 @@ def test_a_limit_for_each_instance(tmp_path: Path) -> None:
     lab.environment.base_timeouts = timeouts
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.faulted
-    assert upgrade.errors[0].code == "RollingUpgradeTimeoutError"
-    assert "waited 20 s for the swap of web_0 to end" in upgrade.errors[0].message
+    assert upgrade.errors["web_0"].code == "RollingUpgradeTimeoutError"
+    assert "waited 20 s for the swap of web_0 to end" in upgrade.errors["web_0"].message
     # Its rollback took too long too; it is on the old disk, and says that it failed.
-    assert upgrade.outcomes[0] is Outcome.ROLLBACK_FAILED
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLBACK_FAILED
     assert web[0].image_version == "1.0.0"
     lab.destroy()
 

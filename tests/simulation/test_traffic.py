@@ -41,7 +41,7 @@ def test_an_instance_is_drained_before_it_stops(lab: SimulatedLab) -> None:
     ] * 3
     assert [sum(members.values()) for members, _ in seen] == [2, 2, 2]
     assert set(balancer.members.values()) == {True}
-    assert upgrade.stages[1]["drain"] == pytest.approx(2.0, abs=0.1)
+    assert upgrade.stages["web_1"]["drain"] == pytest.approx(2.0, abs=0.1)
 
 
 def test_connections_that_do_not_end_are_cut_after_a_limit(lab: SimulatedLab) -> None:
@@ -50,13 +50,13 @@ def test_connections_that_do_not_end_are_cut_after_a_limit(lab: SimulatedLab) ->
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed
     assert any("they will break" in event.message for event in upgrade.events)
-    assert upgrade.stages[0]["drain"] == pytest.approx(30.0, abs=0.1)
+    assert upgrade.stages["web_0"]["drain"] == pytest.approx(30.0, abs=0.1)
 
 
 def test_a_rolled_back_instance_serves_again(lab: SimulatedLab) -> None:
     web = lab.start_web(3)
     upgrade = lab.roll(web, "1.1.0", Behaviour.PANICS)
-    assert upgrade.outcomes[0] is Outcome.ROLLED_BACK
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
     assert set(lab.balancers[web.record.unique_id].members.values()) == {True}
     assert all(i.record.in_service for i in web)
 
@@ -142,7 +142,7 @@ def test_an_instance_that_failed_is_served_where_its_probe_says_so(lab: Simulate
     web = lab.start_web(2, automatic=False)
     lab.publish("1.1.0", Behaviour.EXTENSION_FAILS)
     upgrade = web.upgrade()
-    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert upgrade.outcomes["web_0"] is Outcome.FAILED
     assert lab.balancers[web.record.unique_id].members == {"web_0": True, "web_1": True}
     assert [i.record.in_service for i in web] == [True, True]
 
@@ -151,7 +151,7 @@ def test_also_where_the_rollback_fails_and_where_it_was_new(lab: SimulatedLab) -
     web = lab.start_web(2)
     lab.behaviours["1.0.0"] = Behaviour.PANICS  # what it goes back to has gone bad
     upgrade = lab.roll(web, "1.1.0", Behaviour.UNHEALTHY)
-    assert upgrade.outcomes[0] is Outcome.ROLLBACK_FAILED
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLBACK_FAILED
     balancer = lab.balancers[web.record.unique_id]
     assert balancer.members["web_0"]
     with pytest.raises(ProvisioningError):

@@ -72,7 +72,7 @@ def test_an_instance_that_stays_sick_is_told_apart_and_nothing_is_left(lab: Simu
     web = lab.start_web(5)
     lab.sick.add("web_0")
     upgrade = lab.roll(web, "1.1.0")
-    assert upgrade.outcomes[0] is Outcome.ROLLBACK_FAILED
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLBACK_FAILED
     assert web[0].record.provisioning == "Failed"
     assert web[0].image_version == "1.0.0"
     check_accounts(lab, web)
@@ -107,11 +107,11 @@ def test_a_bad_version_is_stopped_and_undone(
     assert upgrade.error is not None
     assert upgrade.error.code == BREACH
     assert upgrade.outcomes == {
-        0: Outcome.ROLLED_BACK,
-        1: Outcome.NOT_STARTED,
-        2: Outcome.NOT_STARTED,
+        "web_0": Outcome.ROLLED_BACK,
+        "web_1": Outcome.NOT_STARTED,
+        "web_2": Outcome.NOT_STARTED,
     }
-    assert upgrade.errors[0].code == code
+    assert upgrade.errors["web_0"].code == code
     assert web[0].os_disk == before["web_0"][0]
     assert web[0].os_disk.stat().st_ino == inode
     for instance in web[1], web[2]:
@@ -137,7 +137,7 @@ def test_started_by_hand_there_is_no_rollback(lab: SimulatedLab) -> None:
     old = web[0].os_disk
     upgrade = web.upgrade()
     assert upgrade.faulted
-    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert upgrade.outcomes["web_0"] is Outcome.FAILED
     assert web[0].image_version == "1.1.0"
     assert web[0].record.provisioning == "Failed"
     assert old.exists()
@@ -157,7 +157,7 @@ def test_disabled_automatic_rollback_leaves_the_instance(lab: SimulatedLab) -> N
     """G1."""
     web = lab.start_web(disable_rollback=True)
     upgrade = lab.roll(web, "1.1.0", Behaviour.UNHEALTHY)
-    assert upgrade.outcomes[0] is Outcome.FAILED
+    assert upgrade.outcomes["web_0"] is Outcome.FAILED
     assert web[0].image_version == "1.1.0"
 
 
@@ -179,8 +179,9 @@ def test_too_many_down_in_mid_upgrade(lab: SimulatedLab, monkeypatch: pytest.Mon
     assert upgrade.error is not None
     assert upgrade.error.code == "MaxUnhealthyInstancePercentExceededInRollingUpgrade"
     assert upgrade.outcomes == {
-        0: Outcome.SUCCEEDED, **dict.fromkeys((1, 2, 3), Outcome.NOT_STARTED),
-    }  # fmt: skip
+        "web_0": Outcome.SUCCEEDED,
+        **dict.fromkeys(("web_1", "web_2", "web_3"), Outcome.NOT_STARTED),
+    }
     assert [instance.image_version for instance in web] == ["1.1.0", "1.0.0", "1.0.0", "1.0.0"]
 
 
@@ -295,8 +296,8 @@ def test_data_disks_that_cannot_be_made_leave_the_instance_on_its_disk(
     else:
         web.upgrade()
     upgrade = web.history()[0]
-    assert upgrade.outcomes[0] is (Outcome.ROLLED_BACK if automatic else Outcome.FAILED)
-    assert "no space left" in upgrade.errors[0].message
+    assert upgrade.outcomes["web_0"] is (Outcome.ROLLED_BACK if automatic else Outcome.FAILED)
+    assert "no space left" in upgrade.errors["web_0"].message
     assert web[0].image_version == "1.0.0"
     assert web.is_healthy()
     check_accounts(lab, web)
@@ -322,8 +323,8 @@ def test_a_way_back_that_fails_too_is_gone_on_with(
     upgrade = web.resume()
     assert upgrade is not None
     assert upgrade.faulted
-    assert upgrade.outcomes[0] is Outcome.FAILED
-    assert "no more machines" in upgrade.errors[0].message
+    assert upgrade.outcomes["web_0"] is Outcome.FAILED
+    assert "no more machines" in upgrade.errors["web_0"].message
     assert web[0].record.provisioning == "Failed"
     assert web.is_healthy()
     check_accounts(lab, web)
@@ -373,6 +374,6 @@ def test_the_same_number_of_another_image_is_another_target(lab: SimulatedLab) -
     reference = {"id": IMAGE_ID.format(definition="other")}
     web.update({"virtualMachineProfile": {"storageProfile": {"imageReference": reference}}})
     upgrade = web.upgrade()
-    assert upgrade.outcomes == {0: Outcome.SUCCEEDED, 1: Outcome.SUCCEEDED}
+    assert upgrade.outcomes == {"web_0": Outcome.SUCCEEDED, "web_1": Outcome.SUCCEEDED}
     assert {instance.generation.definition for instance in web} == {"other"}
     assert all(instance.latest_model_applied for instance in web)

@@ -154,7 +154,7 @@ def test_a_bad_version_is_stopped_undone_and_told_apart(
         main_gallery.publish("web", version, built(version))
         upgrade = web.wait_for_upgrade()
     check_rolled_back(upgrade)
-    error = upgrade.errors[0]
+    error = upgrade.errors["web_0"]
     assert error.code == code
     assert message in error.message
     assert on_console in error.console_tail
@@ -180,7 +180,7 @@ def check_rolled_back(upgrade: Upgrade) -> None:
     assert upgrade.faulted, upgrade.explain()
     assert upgrade.error is not None
     assert upgrade.error.code == BREACH
-    assert upgrade.outcomes == {0: Outcome.ROLLED_BACK, 1: Outcome.NOT_STARTED}
+    assert upgrade.outcomes == {"web_0": Outcome.ROLLED_BACK, "web_1": Outcome.NOT_STARTED}
 
 
 def test_others_see_the_same(web: ScaleSet, vmss: Lab) -> None:
