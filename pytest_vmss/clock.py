@@ -68,7 +68,7 @@ class Stopped(Interrupted):
     """The same, of one operation alone: somebody stops it."""
 
 
-#: What ends the waits of this thread and of those that it starts side by side.
+#: What ends the waits of this thread and of those that it starts concurrently.
 _signal: ContextVar[threading.Event | None] = ContextVar("vmss-stop", default=None)
 
 

@@ -129,7 +129,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Lets go of the terminal."""
+    """Releases the terminal."""
     terminal = config.stash.get(_TERMINAL, None)
     if terminal is not None:
         terminal.close()

@@ -470,7 +470,7 @@ class Lab:
         return [OperationReport.of(self.store, record) for record in records]
 
     def run_due(self) -> None:
-        """Runs every automatic upgrade that is due, sets side by side, until none is."""
+        """Runs every automatic upgrade that is due, sets concurrently, until none is."""
         self.controller.run_due()
 
     def run_repairs(self) -> None:

@@ -153,7 +153,7 @@ class Controller:
     # By themselves.
 
     def run_due(self) -> None:
-        """Runs every automatic upgrade that is due, sets side by side, until none is.
+        """Runs every automatic upgrade that is due, sets concurrently, until none is.
 
         A set on which something else is being done is left for the next time.
 

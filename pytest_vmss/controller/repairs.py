@@ -110,7 +110,7 @@ class Repairs:
     def repair(self) -> OperationReport | None:
         """Looks at all instances, and repairs those that are due, 5 % at a time.
 
-        Call with the set claimed. After three repairs in a row that did not help, the
+        Call with the set locked. After three repairs in a row that did not help, the
         service is suspended until someone resumes it.
 
         Returns:

@@ -91,7 +91,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Batch:
-    """Upgrade these instances next, side by side."""
+    """Upgrade these instances next, concurrently."""
 
     instance_ids: tuple[int, ...]
     reason: str

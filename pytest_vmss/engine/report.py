@@ -16,7 +16,7 @@ from pytest_vmss.store import (
 
 __all__ = ["ENDED", "OperationReport"]
 
-#: Outcomes of instances that an operation is through with.
+#: Outcomes of instances that an operation has finished with.
 ENDED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED})
 
 

@@ -61,7 +61,7 @@ class Environment:
         degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
         reach: Says what is wrong with a URI; empty where it can be reached (C8).
         guest_network: What guests may reach (M6).
-        serve_files: Sees to it that a set's guests can download the lab's own files (H5).
+        serve_files: Makes the lab's own files available to a set's guests (H5).
         checks: The suite's own functions of health, by set (F4).
         working: What stops the operations of this process, by set.
         program: How the command line is called for this lab.

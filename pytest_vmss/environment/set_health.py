@@ -18,7 +18,7 @@ __all__ = ["observe_instances"]
 def observe_instances(
     environment: Environment, scale_set: str, records: Sequence[InstanceRecord]
 ) -> dict[int, Observation]:
-    """Looks at instances, and records whose health is another than it was.
+    """Looks at instances, and records changes of their health.
 
     Args:
         environment: Where they are.

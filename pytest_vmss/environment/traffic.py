@@ -51,7 +51,7 @@ class Traffic:
         return self._make_balancer(record, rules) if rules else None
 
     def serve(self, scale_set: str) -> None:
-        """Sees to it that a set's load balancer runs and knows its instances.
+        """Starts a set's load balancer where it does not run, and updates its members.
 
         Raises:
             BalancerError: It cannot be started.

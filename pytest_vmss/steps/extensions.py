@@ -21,7 +21,7 @@ __all__ = ["RunExtensions"]
 class RunExtensions:
     """Runs the extensions that are due on the generation (E4).
 
-    Those that no ``provisionAfterExtensions`` puts in an order run side by side; those
+    Those that no ``provisionAfterExtensions`` puts in an order run concurrently; those
     that depend on one that failed are not run. Each is run once on a new OS disk. On one
     that has been in use, those run again whose definition has changed (``forceUpdateTag``
     is a part of it) or whose last run failed; before them those are removed that the model
