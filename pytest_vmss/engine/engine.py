@@ -158,17 +158,21 @@ class Engine:
         Raises:
             InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
         """
-        if self.journal.operation(operation_id).rolling:
-            return self._rollout.run(operation_id)
         with self.journal.resumable(operation_id):
-            self._worker.run(operation_id, self.journal.report(operation_id).busy)
-            report = self.journal.report(operation_id)
-            if report.errors:
-                first = report.errors[min(report.errors)]
-                self.journal.end(operation_id, "Faulted", code=first.code, message=first.message)
+            if self.journal.operation(operation_id).rolling:
+                self._rollout.run(operation_id)
             else:
-                self.journal.end(operation_id, "Completed")
+                self._run_at_once(operation_id)
         return self.journal.report(operation_id)
+
+    def _run_at_once(self, operation_id: str) -> None:
+        self._worker.run(operation_id, self.journal.report(operation_id).busy)
+        report = self.journal.report(operation_id)
+        if report.errors:
+            first = report.errors[min(report.errors)]
+            self.journal.end(operation_id, "Faulted", code=first.code, message=first.message)
+        else:
+            self.journal.end(operation_id, "Completed")
 
     def perform(self, kind: Kind) -> OperationReport:
         """Opens an operation and runs it; raises as both do."""

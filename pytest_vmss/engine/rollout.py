@@ -41,30 +41,26 @@ class Rollout:
         self._worker = worker
         self._scale_set = scale_set
 
-    def run(self, operation_id: str) -> OperationReport:
-        """Runs an operation batch after batch, from wherever it stands.
+    def run(self, operation_id: str) -> None:
+        """Runs an operation batch after batch, from wherever it stands, to its end.
 
         Raises:
-            InterruptedOperationError: The host cannot go on just now.
+            Exception: It cannot go on just now.
         """
-        with self._journal.resumable(operation_id):
-            begun = (
-                self._environment.clock.monotonic() - self._journal.operation(operation_id).elapsed
+        begun = self._environment.clock.monotonic() - self._journal.operation(operation_id).elapsed
+        if not self._reach_resources(operation_id):
+            return
+        self._read_metrics(operation_id)
+        # A killed process may have left some in the middle.
+        busy: Sequence[int] | None = self._journal.report(operation_id).busy
+        while busy is not None:
+            self._worker.run(operation_id, busy)
+            self._journal.update(
+                operation_id,
+                elapsed=self._environment.clock.monotonic() - begun,
+                batch_ended=self._environment.clock.now(),
             )
-            if not self._reach_resources(operation_id):
-                return self._journal.report(operation_id)
-            self._read_metrics(operation_id)
-            # A killed process may have left some in the middle.
-            busy: Sequence[int] | None = self._journal.report(operation_id).busy
-            while busy is not None:
-                self._worker.run(operation_id, busy)
-                self._journal.update(
-                    operation_id,
-                    elapsed=self._environment.clock.monotonic() - begun,
-                    batch_ended=self._environment.clock.now(),
-                )
-                busy = self._next(operation_id)
-        return self._journal.report(operation_id)
+            busy = self._next(operation_id)
 
     def _reach_resources(self, operation_id: str) -> bool:
         """Whether what the model names can be reached; else the operation ends (C8).

@@ -17,6 +17,7 @@ import pytest
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.engine import rollout
 from pytest_vmss.engine.engine import Engine
+from pytest_vmss.engine.journal import Journal
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
@@ -32,6 +33,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.health import Observation
 from pytest_vmss.model import Health
+from pytest_vmss.operations import Kind
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.steps import (
@@ -605,6 +607,28 @@ def _raises(error: Exception, real: Callable[..., Any]) -> Callable[..., Any]:
         return real(*arguments)
 
     return call
+
+
+def test_an_open_operation_that_cannot_be_read_says_how_to_go_on(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: from the moment that it is open, whatever its kind."""
+    web = lab.start_web(2)
+    opened = Engine.open
+
+    def opens(self: Engine, kind: Kind) -> str:
+        operation = opened(self, kind)
+        patch.setattr(Journal, "operation", _raises(LabError("disk I/O error"), Journal.operation))
+        return operation
+
+    lab.publish("1.1.0")
+    for act in (web.restart, lab.run_due):
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "open", opens)
+            interrupted(act, "disk I/O error")
+        resumed = web.resume()
+        assert resumed is not None
+        assert resumed.completed
 
 
 def test_an_interrupted_upgrade_can_be_cancelled(
