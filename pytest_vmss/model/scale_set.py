@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from pytest_vmss.model.names import AdminName, PlainText, Prefix, ResourceName, SetName, Version
-from pytest_vmss.secrecy import conceal, without_secrets
+from pytest_vmss.secrecy import conceal, published
 
 __all__ = [
     "AutomaticOSUpgradePolicy",
@@ -333,7 +333,7 @@ class ScaleSetModel(AzureModel):
 
     def wire(self) -> dict[str, Any]:
         """The JSON body, without secrets and nulls, as a GET would return it."""
-        body: dict[str, Any] = without_secrets(super().wire())
+        body: dict[str, Any] = published(super().wire())
         return body
 
     def not_modelled(self) -> list[str]:
