@@ -26,9 +26,12 @@ __all__ = [
     "names_secret",
     "plain_name",
     "published",
+    "quote",
     "seal",
     "seal_text",
+    "unmasked",
     "uri_secrets",
+    "with_masks_of",
 ]
 
 MASK = "**********"
@@ -279,7 +282,8 @@ def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -
             continue
         found = value.match(text, head.end())
         if found:
-            parts += (text[at : head.end()], _HIDDEN)
+            mark = found[0][0] if found[0][0] in "\"'" else ""
+            parts += (text[at : head.end()], f"{mark}{_HIDDEN}{mark}")
             at = found.end()
     return "".join((*parts, text[at:]))
 
@@ -379,9 +383,62 @@ def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
         return value
     if secret or isinstance(known, (_SecretInt, _SecretFloat)):
         return MASK
-    if isinstance(known, SecretText):
-        return known.shown
-    return mask(value) if isinstance(value, str) else value
+    masked = mask(str(value)) if isinstance(value, str) else value
+    return known.shown if isinstance(known, SecretText) and masked == value else masked
+
+
+def with_masks_of(given: Any, checked: Any) -> Any:
+    """A checked value in which what was a masked text is one again.
+
+    Args:
+        given: The value as it was read.
+        checked: What validation made of it.
+    """
+    if isinstance(given, SecretText) and type(checked) is str:
+        return given if given == checked else SecretText(checked)
+    if isinstance(given, Mapping) and isinstance(checked, dict):
+        return {key: with_masks_of(given.get(key), item) for key, item in checked.items()}
+    if not isinstance(given, (list, tuple)) or not isinstance(checked, list):
+        return checked
+    if len(given) != len(checked):
+        return checked
+    return [with_masks_of(old, new) for old, new in zip(given, checked, strict=True)]
+
+
+def quote(value: object) -> str:
+    """A value as messages quote it: bounded, without secrets that its mask or its form tells."""
+    if not isinstance(value, str):
+        return repr(value)
+    masked = mask(value)
+    return repr(str(masked) if len(masked) <= _SHOWN_CHARS else f"{masked[:_SHOWN_CHARS]}…")
+
+
+def unmasked(value: Any, stored: Any) -> Any:
+    """A JSON value in which what :func:`published` has masked is what was stored.
+
+    Args:
+        value: The value, perhaps made of one that was shown.
+        stored: What it was shown of; of lists, objects are the same by name, others by place.
+    """
+    if isinstance(value, Mapping) and isinstance(stored, Mapping):
+        return {
+            key: unmasked(item, stored[key]) if key in stored else item
+            for key, item in value.items()
+        }
+    if isinstance(value, list) and isinstance(stored, (list, tuple)):
+        named = {item.get("name"): item for item in stored if isinstance(item, Mapping)}
+        found: list[Any] = []
+        for index, item in enumerate(value):
+            if isinstance(item, Mapping) and "name" in item:
+                found.append(unmasked(item, named.get(item["name"])))
+            else:
+                found.append(unmasked(item, stored[index] if index < len(stored) else None))
+        return found
+    masks = (MASK, getattr(stored, "shown", None))
+    shown = isinstance(value, str) and _HIDDEN in value
+    if not shown or isinstance(stored, (Mapping, list)) or stored is None:
+        return value
+    return stored if value in masks or value == mask(str(stored)) else value
 
 
 def has_secret(value: object, depth: int = _DEPTH) -> bool:
