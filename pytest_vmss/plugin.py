@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterator
@@ -133,6 +134,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     terminal = config.stash.get(_TERMINAL, None)
     if terminal is not None:
         terminal.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Explains a comparison of secrets by what may be seen of them (M5).
+
+    pytest's own explanation would take texts apart, whatever their ``repr`` shows.
+    """
+    secrecy = sys.modules.get("pytest_vmss.secrecy")
+    if secrecy is None:
+        return None  # nothing has made a secret
+    if not any(secrecy.has_secret(side) for side in (left, right)):
+        return None
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 120
+    return [f"{short.repr(left)} {op} {short.repr(right)}", "what is secret in it is masked"]
 
 
 def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:

@@ -7,6 +7,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable
+from email.mime.multipart import MIMEMultipart
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 from pydantic import ValidationError
 
 from pytest_vmss.errors import ModelError
+from pytest_vmss.guest import seed
+from pytest_vmss.guest.keys import generate
+from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.model import ScaleSetModel, load_document
 from pytest_vmss.model.update import check_update, merge
 from pytest_vmss.secrecy import (
@@ -25,7 +29,7 @@ from pytest_vmss.secrecy import (
     quote,
     uri_secrets,
 )
-from tests.models import LOAD_BALANCER, web_model
+from tests.models import LOAD_BALANCER, encode, web_model
 
 SECRET = "S3cr3tXyz99"
 
@@ -345,6 +349,45 @@ def test_where_a_document_is_wrong_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"a": 1,\n }')
     with pytest.raises(ModelError, match=r"in line 2, column 2"):
         load_document(tmp_path / "a.json")
+
+
+# What makes a seed.
+
+
+def test_no_variable_of_a_seeds_making_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracebacks show variables, of the standard library's frames too."""
+    secrets = {name: f"S3cr3t-{name}" for name in ("custom", "user")}
+    body = web_model()
+    _os(customData=encode(secrets["custom"]))(body)
+    _profile(body)["userData"] = encode(secrets["user"])
+    model = load_document(body, load_balancer=LOAD_BALANCER).model
+    host_key = generate("c")
+    needles = [*secrets.values(), *map(encode, secrets.values()), host_key.private[100:140]]
+
+    def fail(*_: object, **__: object) -> str:
+        raise RuntimeError("boom")
+
+    for place, name in (
+        (MIMEMultipart, "as_string"),
+        (seed, "Seed"),
+        (seed, "MIMEText"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fail)
+            with pytest.raises(RuntimeError, match="boom") as failed:
+                build_seed(
+                    model, cloud_instance_id="i", computer_name="c", mac="52:54:00:00:00:01",
+                    host_key=host_key, lab_key=generate("lab"), grow=False,
+                )  # fmt: skip
+        shown = [
+            repr(value)
+            for entry in failed.traceback
+            if entry.frame.f_globals["__name__"] != __name__
+            for value in entry.frame.f_locals.values()
+        ]
+        assert shown
+        for needle in needles:
+            assert needle not in "".join(shown)
 
 
 # Texts that reach guests and files.

@@ -21,7 +21,7 @@ from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
-from pytest_vmss.secrecy import SecretBytes, names_secret, uri_secrets
+from pytest_vmss.secrecy import SecretBytes, SecretText, names_secret, uri_secrets
 from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, clean, read_whole, shown
 
@@ -152,7 +152,7 @@ def run_command(
     parts = {"command": SecretBytes(command.text.encode() + b"\n")}
     parts |= {name: SecretBytes(part) for name, part in command.files.items()}
     if command.file_uris:
-        uris = [through_tunnel(uri, target.files_port) for uri in command.file_uris]
+        uris = [SecretText(through_tunnel(uri, target.files_port)) for uri in command.file_uris]
         told = {"fileUris": uris, "skipDos2Unix": command.skip_dos2unix}
         parts["wanted.json"] = SecretBytes(json.dumps(told).encode())
         program = files("pytest_vmss.guest.in_guest") / "download.py"
