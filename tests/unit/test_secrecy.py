@@ -264,7 +264,7 @@ def test_a_secure_parameter_is_masked_wherever_it_is_used(
 def test_what_is_shown_can_be_given_back() -> None:
     """What is masked in a model that a suite has read, changed and hands in is what it was."""
     secrets = {"tags": {"token": SECRET}}
-    model = _load(lambda body: [body.update(secrets), _extension(settings={"a": _URI})(body)])
+    model = _load(lambda body: (body.update(secrets), _extension(settings={"a": _URI})(body))[1])
     wire = model.wire()
     wire["tags"]["other"] = "new"
     (entry,) = wire["virtualMachineProfile"]["extensionProfile"]["extensions"]
