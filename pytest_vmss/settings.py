@@ -34,12 +34,27 @@ TCG_FACTOR = 10.0
 
 def default_state_dir() -> Path:
     """The folder of all labs: ``VMSS_STATE_DIR``, else the user's state folder."""
-    return Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")).absolute()
+    return _absolute(Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")))
 
 
 def default_cache_dir() -> Path:
     """The folder of built images: ``VMSS_CACHE_DIR``, else the user's cache folder."""
-    return Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")).absolute()
+    return _absolute(Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")))
+
+
+def _absolute(path: Path) -> Path:
+    """A path that stays the same wherever the process goes.
+
+    Raises:
+        LabError: It is relative, to a working directory that has been removed.
+    """
+    try:
+        return path.absolute()
+    except OSError as error:
+        raise LabError(
+            f"the folder {path} is relative to a working directory that is gone ({error}); "
+            "go to another one, or give an absolute path"
+        ) from error
 
 
 #: Said aloud wherever guests are let out.

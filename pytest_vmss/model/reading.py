@@ -6,10 +6,9 @@ anything is built of them. What comes out holds only what JSON can, with its sec
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from pytest_vmss.secrecy import (
     plain_name,
     seal,
 )
-from pytest_vmss.untrusted import one_line
+from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "Meter", "label_of", "read"]
 
@@ -173,17 +172,13 @@ def _text(path: Path) -> SecretText:
         _RefusedError: It is not a file, too large, or not UTF-8.
     """
     try:
-        # A pipe without a writer would never open.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise _RefusedError("$", "cannot be read: it is not a regular file")
-            content = file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        reason = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) == errno.EFBIG:
+            message = f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates"
+            raise _RefusedError("$", message) from None
+        reason = getattr(error, "strerror", None) or "it has no valid name"
         raise _RefusedError("$", f"cannot be read: {reason}") from None
-    if len(content) > MAX_BYTES:
-        raise _RefusedError("$", f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates")
     try:
         return SecretText(content.decode("utf-8-sig"), "<a document's text>")
     except UnicodeDecodeError as error:
