@@ -426,11 +426,11 @@ def unmasked(value: Any, stored: Any) -> Any:
             for key, item in value.items()
         }
     if isinstance(value, list) and isinstance(stored, (list, tuple)):
-        named = {item.get("name"): item for item in stored if isinstance(item, Mapping)}
+        named = {_name_of(item): item for item in stored}
         found: list[Any] = []
         for index, item in enumerate(value):
-            if isinstance(item, Mapping) and "name" in item:
-                found.append(unmasked(item, named.get(item["name"])))
+            if name := _name_of(item):
+                found.append(unmasked(item, named.get(name)))
             else:
                 found.append(unmasked(item, stored[index] if index < len(stored) else None))
         return found
@@ -439,6 +439,12 @@ def unmasked(value: Any, stored: Any) -> Any:
     if not shown or isinstance(stored, (Mapping, list)) or stored is None:
         return value
     return stored if value in masks or value == mask(str(stored)) else value
+
+
+def _name_of(item: Any) -> str:
+    """An object's name; empty where it has none."""
+    name = item.get("name") if isinstance(item, Mapping) else None
+    return str(name) if isinstance(name, str) else ""
 
 
 def has_secret(value: object, depth: int = _DEPTH) -> bool:

@@ -139,11 +139,11 @@ _NOT_READ = frozenset({"protected_settings_from_key_vault"})
 
 def _check_base64(value: SecretStr) -> SecretStr:
     try:
-        decoded = base64.b64decode(value.get_secret_value(), validate=False)
+        decoded = base64.b64decode(value.get_secret_value(), validate=True)
     except (binascii.Error, ValueError):
         decoded = None
     if decoded is None:
-        raise ValueError("must be base64")
+        raise ValueError("must be base64, without line breaks")
     if len(decoded) > 65536:
         raise ValueError(f"holds {len(decoded)} bytes; Azure takes 65536 at most")
     return value

@@ -55,14 +55,22 @@ def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
     where = ("virtualMachineProfile", "extensionProfile")
     protected = {
         str(entry.get("name", "")).lower(): entry["protectedSettings"]
-        for entry in _at(stored, where).get("extensions", [])
+        for entry in _extensions(_at(stored, where))
         if "protectedSettings" in entry
     }
-    for entry in _at(result, where).get("extensions", []):
-        name = str(entry.get("name", "")).lower() if isinstance(entry, dict) else ""
+    for entry in _extensions(_at(result, where)):
+        name = str(entry.get("name", "")).lower()
         if name in protected:
             entry.setdefault("protectedSettings", protected[name])
     return result
+
+
+def _extensions(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """The extensions of a profile, as far as it has such: it may not be checked yet."""
+    listed = profile.get("extensions")
+    return (
+        [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    )
 
 
 def _merge(old: Any, new: Any) -> Any:
