@@ -75,6 +75,10 @@ _NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # What follows is linear in a text's length: each begins at what is rare, and is bounded.
 #: What comes before a URI's host. Up to the last ``@``, for a password may hold a slash.
 _USERINFO = re.compile(r"//(?=[^\s/]{0,256}@|[^\s/:]{0,256}+:\d*+[^\s/\d])([^\s\"'<>?#]{0,256})@")
+#: What should be a port and is not: a password whose URI is broken; shell variables stay.
+_NO_PORT = re.compile(
+    r"//([^\s/:@?#\[\"'<>]{0,256}+):(?!\d*+(?:[/?#\s\"'<>),;|&]|$)|[${%])[^\s/?#\"'<>@]{1,256}+"
+)
 #: A query may be a token, whatever its parameters are called; so may a fragment that is one.
 _QUERY = re.compile(r"(//[^\s?#\"'<>]{1,2000}+)\?([^\s#\"'<>]++)")
 _FRAGMENT = re.compile(r"#([^\s\"'<>#=]{0,64}+=[^\s\"'<>]++)")
@@ -263,6 +267,7 @@ def mask(text: str) -> str:
     if len(text) > _SEARCHED_CHARS:
         return f"<a text of {len(text)} characters>"
     masked = _USERINFO.sub(f"//{_HIDDEN}@", text)
+    masked = _NO_PORT.sub(rf"//\1:{_HIDDEN}", masked)
     masked = _QUERY.sub(rf"\1?{_HIDDEN}", masked)
     masked = _FRAGMENT.sub(f"#{_HIDDEN}", masked)
     masked = _LOGIN.sub(rf"\1:{_HIDDEN}@", masked)

@@ -124,13 +124,18 @@ def test_what_instances_are_made_of() -> None:
     assert profile_of(model()) != profile_of(model(sku={"name": "Standard_B2s"}))
 
 
+_ODD: tuple[Any, ...] = (5, "x", {"a": 1}, [1], [[]], [{"name": []}], [{"name": {}}], None)
+
+
 @pytest.mark.parametrize(
     "part",
     [
-        {"extensionProfile": {"extensions": value}}
-        for value in (5, "x", {"a": 1}, [1], [[]], [{"name": []}], [{"name": {}}], None)
-    ]
-    + [{"extensionProfile": 5}, {"extensionProfile": "x"}, {"osProfile": "x"}, []],
+        *({"extensionProfile": {"extensions": value}} for value in _ODD),
+        {"extensionProfile": 5},
+        {"extensionProfile": "x"},
+        {"osProfile": "x"},
+        [],
+    ],
     ids=str,
 )
 def test_parts_of_any_shape_can_be_laid_over(part: Any) -> None:
