@@ -6,6 +6,7 @@ use. A message says what happened, what was expected and what to do.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
     "WaitTimeoutError",
     "error_summary",
     "error_text",
+    "is_host_trouble",
     "is_verdict",
 ]
 
@@ -48,6 +50,10 @@ __all__ = [
 #: Problems of one model, and characters of each, that a message tells: a hostile model has any.
 _TOLD_PROBLEMS = 100
 _PROBLEM_CHARS = 1000
+#: The host has no more memory, processes, descriptors or room.
+_EXHAUSTED = frozenset(
+    {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT}
+)
 
 
 class VmssError(Exception):
@@ -395,6 +401,19 @@ def is_verdict(error: BaseException) -> bool:
     unfinished, and goes on where it stood once that is mended.
     """
     return isinstance(error, InstanceError | WaitTimeoutError | HypervisorError)
+
+
+def is_host_trouble(error: BaseException) -> bool:
+    """Whether an error says that the host has run out of something, whoever met it.
+
+    That a suite's own code could not have memory, a thread, a file or room on a disk is not
+    its failure.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _EXHAUSTED
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    )
 
 
 def error_text(failure: BaseException) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def _whole(text: str) -> int:
     return number
 
 
+def _factor(text: str) -> float:
+    """A finite number above 0.
+
+    Raises:
+        ValueError: It is none, of which argparse tells.
+    """
+    if not 0 < (number := float(text)) <= 1000:
+        raise ValueError(text)
+    return number
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options."""
     group = parser.getgroup("vmss", "VM scale sets on QEMU")
@@ -68,7 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--vmss-timeout-factor",
-        type=float,
+        type=_factor,
         metavar="N",
         help="multiply the limits of waits for guests (1 with KVM and 10 without)",
     )
@@ -135,6 +147,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         terminal.close()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Explains a comparison of secrets by what may be seen of them (M5).
+
+    pytest's own explanation would take texts apart, whatever their ``repr`` shows.
+    """
+    secrecy = sys.modules.get("pytest_vmss.secrecy")
+    if secrecy is None:
+        return None  # nothing has made a secret
+    if not any(secrecy.has_secret(side) for side in (left, right)):
+        return None
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 120
+    return [f"{short.repr(left)} {op} {short.repr(right)}", "what is secret in it is masked"]
+
+
 def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
     sizes = {}
     for line in cast("list[str]", config.getini("vmss_sizes")):
@@ -172,6 +200,7 @@ def _guest_network(config: pytest.Config) -> str | None:
 
 
 def _settings(config: pytest.Config) -> Settings:
+    from pytest_vmss.errors import LabError
     from pytest_vmss.settings import Settings
 
     given: dict[str, Any] = {
@@ -185,12 +214,15 @@ def _settings(config: pytest.Config) -> Settings:
     for name in ("state_dir", "cache_dir"):
         if given[name] is not None:
             given[name] = given[name].absolute()
-    settings = Settings(
-        **{name: value for name, value in given.items() if value is not None},
-        sizes=_sizes(config),
-        images=_image_limits(config),
-        keep=bool(config.getoption("--vmss-keep")),
-    )
+    try:
+        settings = Settings(
+            **{name: value for name, value in given.items() if value is not None},
+            sizes=_sizes(config),
+            images=_image_limits(config),
+            keep=bool(config.getoption("--vmss-keep")),
+        )
+    except LabError as error:
+        raise pytest.UsageError(str(error)) from error
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)
     return changed or settings
 

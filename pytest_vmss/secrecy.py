@@ -8,8 +8,10 @@ as soon as they are read; to everything else they are the values that they were.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, SupportsIndex
+from urllib.parse import unquote, unquote_plus
 
 __all__ = [
     "MASK",
@@ -18,14 +20,22 @@ __all__ = [
     "SecretBytes",
     "SecretText",
     "conceal",
+    "has_secret",
     "is_secret_name",
+    "mask",
+    "names_secret",
     "plain_name",
+    "published",
+    "quote",
     "seal",
     "seal_text",
-    "without_secrets",
+    "unmasked",
+    "uri_secrets",
+    "with_masks_of",
 ]
 
 MASK = "**********"
+_HIDDEN = "***"
 
 #: Azure's write-only properties: as :func:`plain_name` has them, to Azure's spelling.
 WRITE_ONLY: Mapping[str, str] = {
@@ -35,22 +45,72 @@ WRITE_ONLY: Mapping[str, str] = {
         "protectedSettingsFromKeyVault",
     )
 }  # fmt: skip
-_SECRET = frozenset(
-    {*(name.lower() for name in WRITE_ONLY.values()), "additionalunattendcontent", "token"}
-)
+_SECRET = frozenset({*(name.lower() for name in WRITE_ONLY.values()), "additionalunattendcontent"})
 #: Types of a template's parameters.
 _SECURE = ("securestring", "secureobject")
 _ENDINGS = (
-    "password", "passphrase", "secret", "sastoken", "accesstoken", "accountkey", "accesskey",
+    "password", "passwd", "passphrase", "secret", "token", "accountkey", "accesskey",
     "apikey", "privatekey", "connectionstring",
 )  # fmt: skip
-#: A query may be a token, whatever its parameters are called; so may what is before a host.
-_URI_SECRET = re.compile(r"://[^/?#]*@|\?")
+#: Words of a name that make it a secret's.
+_WORDS = frozenset({
+    "token", "tokens", "secret", "secrets", "pass", "passcode", "passphrase", "passwd",
+    "password", "passwords", "passwort", "pwd", "key", "keys", "auth", "authorization", "bearer",
+    "credential", "credentials", "creds", "signature", "sig", "sas", "cookie", "cookies", "dsn",
+    "jwt", "pat", "pfx",
+})  # fmt: skip
+#: Words that say it is something about a secret, such as where it lies.
+_ABOUT = frozenset({
+    "algorithm", "authentication", "count", "enabled", "expiry", "file", "files", "folder", "id",
+    "ids", "identifier", "incarnation", "length", "method", "mode", "name", "names", "path",
+    "paths", "size", "source", "timeout", "type", "uri", "uris", "url", "urls", "vault",
+    "version",
+})  # fmt: skip
+#: Words beside which a key is no secret: ``publicKeys``, ``keyData``, ``keyVault``.
+_OPEN_KEYS = frozenset(
+    {"authorized", "data", "known", "partition", "public", "sort", "ssh", "vault"}
+)
+_NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+# What follows is linear in a text's length: each begins at what is rare, and is bounded.
+#: What comes before a URI's host. Up to the last ``@``, for a password may hold a slash.
+_USERINFO = re.compile(r"//(?=[^\s/]{0,256}@|[^\s/:]{0,256}+:\d*+[^\s/\d])([^\s\"'<>?#]{0,256})@")
+#: What should be a port and is not: a password whose URI is broken; shell variables stay.
+_NO_PORT = re.compile(
+    r"//([^\s/:@?#\[\"'<>]{0,256}+):(?!\d*+(?:[/?#\s\"'<>),;|&]|$)|[${%])[^\s/?#\"'<>@]{1,256}+"
+)
+#: A query may be a token, whatever its parameters are called; so may a fragment that is one.
+_QUERY = re.compile(r"(//[^\s?#\"'<>]{1,2000}+)\?([^\s#\"'<>]++)")
+_FRAGMENT = re.compile(r"#([^\s\"'<>#=]{0,64}+=[^\s\"'<>]++)")
+#: ``user:password@host``, as git and databases take it; not an image and its digest.
+_LOGIN = re.compile(
+    r"(?<![\w.+/-])(?!mailto:)([\w.+-]{1,64}+):([^\s/@:\"']{3,256}+)@(?!sha\d)(?=[\w\[])"
+)
+#: What precedes a value: ``name=``, ``name: ``, ``"name":``, or ``--name `` of a command.
+_ASSIGNED = re.compile(r"(?<![\w./])([A-Za-z_][\w.-]{0,63}+)[\"']?[ \t]{0,2}+=[ \t]{0,2}+")
+_TOLD = re.compile(r"(?<![\w./-])([A-Za-z_][\w.-]{0,63}+)(?:[\"'][ \t]{0,2}+:[ \t]*+|:[ \t]++)")
+_FLAG = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{1,63}+)[ \t]++(?!-)")
+_QUOTED = r"\"[^\"\n]{1,2000}+\"?|'[^'\n]{1,2000}+'?"
+_WORD_VALUE = re.compile(rf"{_QUOTED}|[^\s;&,\"'<>|)]{{1,2000}}+")
+_LINE_VALUE = re.compile(rf"{_QUOTED}|[^\n\"']{{1,2000}}+")
+_HEADER = re.compile(r"(?i)\b(bearer|basic|sharedkey)( ++)[\w.~+/=:-]{6,}+")
+_PEM = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).{0,8000}?(?=-----END|\Z)", re.DOTALL)
+#: Where none of these is, nothing is looked for.
+_MARKS = re.compile(r"[=@?:#]|--|(?i:bearer|basic|sharedkey) ")
 _SHOWN_CHARS = 200
+#: Longer texts are not gone through, but hidden.
+_SEARCHED_CHARS = 65536
+_NAME_CHARS = 256
+#: How deep a secret is looked for.
+_DEPTH = 64
 
 
 class SecretText(str):
-    """A text whose representation is masked."""
+    """A text whose representation is masked; the parts of it are such texts too.
+
+    To everything else it is the text: what formats it, or joins it to others, gets its
+    characters, for whoever runs a command needs them. Messages quote it with ``!r``.
+    """
 
     shown: str
 
@@ -71,8 +131,41 @@ class SecretText(str):
     def __getitem__(self, index: SupportsIndex | slice) -> SecretText:
         return SecretText(super().__getitem__(index))
 
+    def __add__(self, other: str) -> SecretText:
+        return SecretText(super().__add__(other))
+
+    def __radd__(self, other: str) -> SecretText:
+        return SecretText(str.__add__(other, self))
+
     def __reduce__(self) -> tuple[type[SecretText], tuple[str, str]]:
         return SecretText, (str(self), self.shown)
+
+
+def _keeping(name: str) -> Any:
+    """A method of texts whose results are masked too."""
+    method = getattr(str, name)
+
+    def kept(self: SecretText, *args: Any, **kwargs: Any) -> Any:
+        return _wrapped(method(self, *args, **kwargs))
+
+    kept.__name__ = name
+    kept.__doc__ = method.__doc__
+    return kept
+
+
+def _wrapped(part: Any) -> Any:
+    if isinstance(part, str):
+        return SecretText(part)
+    return type(part)(SecretText(piece) for piece in part)
+
+
+for _name in (
+    "__format__", "__mul__", "__rmul__", "capitalize", "casefold", "center", "expandtabs",
+    "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rjust",
+    "rpartition", "rsplit", "rstrip", "split", "splitlines", "strip", "swapcase", "title",
+    "translate", "upper", "zfill",
+):  # fmt: skip
+    setattr(SecretText, _name, _keeping(_name))
 
 
 class SecretBytes(bytes):
@@ -94,6 +187,9 @@ class _SecretInt(int):
 class _SecretFloat(float):
     def __repr__(self) -> str:
         return MASK
+
+
+_KINDS = (SecretText, SecretBytes, _SecretInt, _SecretFloat)
 
 
 class SealedDocument:
@@ -131,28 +227,125 @@ def plain_name(name: str) -> str:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a property of this name, however it is spelt, holds a secret."""
+    """Whether a property of this name, however it is spelt, holds a secret.
+
+    A name is taken by its words: ``DB_PASSWORD`` and ``sasToken`` name secrets;
+    ``publicKeys``, ``passwordFile`` and ``keyVaultId`` name something else.
+    """
+    return _is_secret_name(name[-_NAME_CHARS:])
+
+
+@lru_cache(maxsize=4096)
+def _is_secret_name(name: str) -> bool:
     plain = plain_name(name)
-    return plain in _SECRET or plain.endswith(_ENDINGS)
+    if plain in _SECRET or "connectionstring" in plain:
+        return True
+    words = [word.lower() for word in _NAME_PARTS.findall(name)]
+    if not words or plain == "disablepasswordauthentication":
+        return False
+    if "sas" in words:
+        return True
+    if words[-1] in _ABOUT:
+        return False
+    found = _WORDS.intersection(words)
+    if found and found <= {"key", "keys"}:
+        return "private" in words or not _OPEN_KEYS.intersection(words)
+    return bool(found) or plain.endswith(_ENDINGS)
+
+
+def mask(text: str) -> str:
+    """A text without the secrets that can be told by their form.
+
+    Those are what a URI has before its host, its query, and a fragment with values; the
+    values of ``password=…``, ``token: …`` and ``--secret …``; credentials of HTTP's
+    ``Authorization``; private keys in PEM.
+    """
+    if isinstance(text, SecretText):
+        return text.shown
+    if not _MARKS.search(text):
+        return text
+    if len(text) > _SEARCHED_CHARS:
+        return f"<a text of {len(text)} characters>"
+    masked = _USERINFO.sub(f"//{_HIDDEN}@", text)
+    masked = _NO_PORT.sub(rf"//\1:{_HIDDEN}", masked)
+    masked = _QUERY.sub(rf"\1?{_HIDDEN}", masked)
+    masked = _FRAGMENT.sub(f"#{_HIDDEN}", masked)
+    masked = _LOGIN.sub(rf"\1:{_HIDDEN}@", masked)
+    masked = _HEADER.sub(rf"\1\2{_HIDDEN}", masked)
+    masked = _PEM.sub(rf"\1{_HIDDEN}", masked)
+    for heads, value in ((_ASSIGNED, _WORD_VALUE), (_FLAG, _WORD_VALUE), (_TOLD, _LINE_VALUE)):
+        masked = _without_values(masked, heads, value)
+    return masked
+
+
+def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -> str:
+    """A text without what follows the names of secrets in it."""
+    parts: list[str] = []
+    at = 0
+    for head in heads.finditer(text):
+        if head.start() < at or not is_secret_name(head[1]):
+            continue
+        found = value.match(text, head.end())
+        if found:
+            mark = found[0][0] if found[0][0] in "\"'" else ""
+            parts += (text[at : head.end()], f"{mark}{_HIDDEN}{mark}")
+            at = found.end()
+    return "".join((*parts, text[at:]))
+
+
+def uri_secrets(text: str) -> Iterator[str]:
+    """What URIs in a text keep secret, as it is written, and percent-decoded.
+
+    That is what comes before a host, and the values of a query and of a fragment.
+    """
+    text = text[:_SEARCHED_CHARS]
+    found: list[str] = []
+    for match in _USERINFO.finditer(text):
+        found += (match[1], match[1].partition(":")[2])
+    found += (match[2] for match in _LOGIN.finditer(text))
+    query = text.partition("?")[2] if "//" in text else ""  # also of what is no URI
+    for part in (query, *(match[1] for match in _FRAGMENT.finditer(text))):
+        whole = part.partition("#")[0]
+        found += (whole, *(pair.partition("=")[2] for pair in whole.split("&")))
+    for part in found:
+        if part:
+            yield from {part, unquote(part), unquote_plus(part)}
 
 
 def conceal(value: Any, *, secret: bool = False) -> Any:
-    """A copy of a JSON value in which nothing secret is shown.
+    """A copy of a JSON value in which secrets are masked.
 
     Args:
-        value: Nested no deeper than a document may be.
-        secret: Everything in it is.
+        value: What JSON can hold; objects and lists may be of other kinds.
+        secret: Whether it is secret as a whole.
     """
     if isinstance(value, Mapping):
         kind = value.get("type")  # of a template's parameter, which may have any name
         secret = secret or (isinstance(kind, str) and kind.lower() in _SECURE)
         return {
-            key: conceal(item, secret=secret or (isinstance(key, str) and is_secret_name(key)))
+            key: conceal(item, secret=secret or names_secret(key, value))
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [conceal(item, secret=secret) for item in value]
     return _concealed(value, secret=secret)
+
+
+def names_secret(key: object, siblings: Mapping[Any, Any]) -> bool:
+    """Whether an object's property is a secret, by its name or by that beside it.
+
+    Args:
+        key: The property.
+        siblings: The object: in ``{"name": "adminPassword", "value": …}`` it is the value.
+    """
+    if not isinstance(key, str):
+        return False
+    if key.lower() in ("value", "defaultvalue"):
+        names = (siblings.get("name"), siblings.get("key"))
+        return any(isinstance(name, str) and is_secret_name(name) for name in names)
+    if key.lower() == "key" and "value" in siblings:
+        return False
+    return is_secret_name(key)
 
 
 def _concealed(value: Any, *, secret: bool) -> Any:
@@ -161,22 +354,114 @@ def _concealed(value: Any, *, secret: bool) -> Any:
     if isinstance(value, str):
         if secret:
             return SecretText(value)
-        if "://" in value and (found := _URI_SECRET.search(value)):
-            # Of a URI, what comes before its query may be shown, and helps.
-            clear = value[: found.start()] if found[0] == "?" else value.partition("://")[0]
-            return SecretText(
-                value, f"{clear[:_SHOWN_CHARS]}{'?' if found[0] == '?' else '://'}***"
-            )
-        return value
+        masked = mask(value)
+        return value if masked == value else SecretText(value, masked[:_SHOWN_CHARS])
     if secret and isinstance(value, int):
         return _SecretInt(value)
     return _SecretFloat(value) if secret and isinstance(value, float) else value
 
 
-def without_secrets(value: Any) -> Any:
-    """A copy of a JSON value without properties that hold secrets."""
+def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
+    """A copy of a JSON value as it may be shown to anybody.
+
+    What Azure never returns is left out; other secrets are masked.
+
+    Args:
+        value: The value.
+        known: The same, where that knows more of what is secret.
+        secret: Whether it is secret as a whole.
+    """
     if isinstance(value, Mapping):
+        others = known if isinstance(known, Mapping) else {}
         return {
-            key: without_secrets(item) for key, item in value.items() if not is_secret_name(key)
+            key: published(item, others.get(key), secret=secret or names_secret(key, value))
+            for key, item in value.items()
+            if not isinstance(key, str) or plain_name(key) not in WRITE_ONLY
         }
-    return [without_secrets(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, (list, tuple)):
+        same = isinstance(known, (list, tuple)) and len(known) == len(value)
+        return [
+            published(item, known[index] if same else None, secret=secret)
+            for index, item in enumerate(value)
+        ]
+    if value is None or isinstance(value, bool):
+        return value
+    if secret or isinstance(known, (_SecretInt, _SecretFloat)):
+        return MASK
+    masked = mask(str(value)) if isinstance(value, str) else value
+    return known.shown if isinstance(known, SecretText) and masked == value else masked
+
+
+def with_masks_of(given: Any, checked: Any) -> Any:
+    """A checked value in which what was a masked text is one again.
+
+    Args:
+        given: The value as it was read.
+        checked: What validation made of it.
+    """
+    if isinstance(given, SecretText) and type(checked) is str:
+        return given if given == checked else SecretText(checked)
+    if isinstance(given, Mapping) and isinstance(checked, dict):
+        return {key: with_masks_of(given.get(key), item) for key, item in checked.items()}
+    if not isinstance(given, (list, tuple)) or not isinstance(checked, list):
+        return checked
+    if len(given) != len(checked):
+        return checked
+    return [with_masks_of(old, new) for old, new in zip(given, checked, strict=True)]
+
+
+def quote(value: object) -> str:
+    """A value as messages quote it: bounded, without secrets that its mask or its form tells."""
+    if not isinstance(value, str):
+        return repr(value)
+    masked = mask(value)
+    return repr(str(masked) if len(masked) <= _SHOWN_CHARS else f"{masked[:_SHOWN_CHARS]}…")
+
+
+def unmasked(value: Any, stored: Any) -> Any:
+    """A JSON value in which what :func:`published` has masked is what was stored.
+
+    Args:
+        value: The value, perhaps made of one that was shown.
+        stored: What it was shown of; of lists, objects are the same by name, others by place.
+    """
+    if isinstance(value, Mapping) and isinstance(stored, Mapping):
+        return {
+            key: unmasked(item, stored[key]) if key in stored else item
+            for key, item in value.items()
+        }
+    if isinstance(value, list) and isinstance(stored, (list, tuple)):
+        named = {_name_of(item): item for item in stored}
+        found: list[Any] = []
+        for index, item in enumerate(value):
+            if name := _name_of(item):
+                found.append(unmasked(item, named.get(name)))
+            else:
+                found.append(unmasked(item, stored[index] if index < len(stored) else None))
+        return found
+    masks = (MASK, getattr(stored, "shown", None))
+    shown = isinstance(value, str) and _HIDDEN in value
+    if not shown or isinstance(stored, (Mapping, list)) or stored is None:
+        return value
+    return stored if value in masks or value == mask(str(stored)) else value
+
+
+def _name_of(item: Any) -> str:
+    """An object's name; empty where it has none."""
+    name = item.get("name") if isinstance(item, Mapping) else None
+    return str(name) if isinstance(name, str) else ""
+
+
+def has_secret(value: object, depth: int = _DEPTH) -> bool:
+    """Whether a value is a secret, or holds one in dictionaries, lists, tuples or sets."""
+    if isinstance(value, _KINDS):
+        return True
+    if not depth:
+        return True  # rather too much than too little
+    if isinstance(value, Mapping):
+        return any(
+            has_secret(key, depth - 1) or has_secret(item, depth - 1) for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(has_secret(item, depth - 1) for item in value)
+    return False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, Self, cast, get_args
+from typing import Literal, NoReturn, Self, cast, get_args
 
 from platformdirs import user_cache_path, user_state_path
 
@@ -34,13 +35,34 @@ TCG_FACTOR = 10.0
 
 def default_state_dir() -> Path:
     """The folder of all labs: ``VMSS_STATE_DIR``, else the user's state folder."""
-    return Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")).absolute()
+    return _absolute(Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")))
 
 
 def default_cache_dir() -> Path:
     """The folder of built images: ``VMSS_CACHE_DIR``, else the user's cache folder."""
-    return Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")).absolute()
+    return _absolute(Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")))
 
+
+def _absolute(path: Path) -> Path:
+    """A path that stays the same wherever the process goes.
+
+    Raises:
+        LabError: It is relative, to a working directory that has been removed.
+    """
+    try:
+        return path.absolute()
+    except OSError as error:
+        raise LabError(
+            f"the folder {path} is relative to a working directory that is gone ({error}); "
+            "go to another one, or give an absolute path"
+        ) from error
+
+
+_LONGEST_S = 100 * 365 * 86400.0
+_LARGEST_FACTOR = 1000.0
+_MOST_GIB = 10**9 - 1
+#: More than any host has.
+_MOST_VCPUS, _MOST_MIB = 1024, 32 * 1024**2
 
 #: Said aloud wherever guests are let out.
 OUTBOUND = (
@@ -169,6 +191,9 @@ class Settings:
             whatever the host can reach, its own loopback among it (M6).
         rollout_delay: Seconds from a publication to its rollout, from and to; Azure
             takes 30 to 60 minutes.
+
+    Raises:
+        LabError: Something is not what a lab can have.
     """
 
     state_dir: Path = field(default_factory=default_state_dir)
@@ -185,3 +210,68 @@ class Settings:
     repair_grace: float | None = None
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = field(default_factory=default_guest_network)
+
+    def __post_init__(self) -> None:
+        """Refuses what would make a wait endless, or a machine that cannot be."""
+        if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
+            _refuse("accelerator", "kvm or tcg", self.accelerator)
+        if self.guest_network not in get_args(GuestNetwork):
+            _refuse("guest_network", "isolated or outbound", self.guest_network)
+        factor = self.timeout_factor
+        if factor is not None and not (_is_number(factor) and 0 < factor <= _LARGEST_FACTOR):
+            _refuse("timeout_factor", f"a number above 0, up to {_LARGEST_FACTOR:.0f}", factor)
+        for entry in fields(Timeouts):
+            _check_time(f"timeouts.{entry.name}", getattr(self.timeouts, entry.name))
+        _check_time("first_rollout_delay", self.first_rollout_delay)
+        if self.repair_grace is not None:
+            _check_time("repair_grace", self.repair_grace)
+        _check_range("rollout_delay", self.rollout_delay)
+        for name, limit in vars(self.images).items():
+            if not _is_whole(limit) or not 1 <= limit <= _MOST_GIB:
+                _refuse(f"images.{name}", f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
+        for name, size in self.sizes.items():
+            _check_size(name, size)
+
+
+def _refuse(name: str, expected: str, given: object) -> NoReturn:
+    raise LabError(f"the setting {name} must be {expected}; given {str(given)[:100]!r}")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= _LONGEST_S and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_time(name: str, seconds: float) -> None:
+    if not _is_number(seconds) or seconds < 0:
+        _refuse(name, "a finite number of seconds, 0 or more", seconds)
+
+
+def _check_range(name: str, seconds: tuple[float, float]) -> None:
+    if not isinstance(seconds, (tuple, list)) or len(seconds) != 2:
+        _refuse(name, "two numbers of seconds", seconds)
+    for part in seconds:
+        _check_time(name, part)
+    if seconds[0] > seconds[1]:
+        _refuse(name, "two numbers of seconds, the smaller one first", seconds)
+
+
+def _check_size(name: str, size: tuple[int, int]) -> None:
+    """A VM size of the user's own.
+
+    Raises:
+        LabError: It has no name, or asks for what no machine has.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,64}", name):
+        _refuse("sizes", "named by letters, digits, '_', '.' and '-'", name)
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(map(_is_whole, size)):
+        _refuse(f"sizes.{name}", "two whole numbers: vCPUs and MiB", size)
+    vcpus, memory = size
+    if not 1 <= vcpus <= _MOST_VCPUS or not 1 <= memory <= _MOST_MIB:
+        _refuse(f"sizes.{name}", f"up to {_MOST_VCPUS} vCPUs and {_MOST_MIB} MiB, each 1 at least",
+                size)  # fmt: skip

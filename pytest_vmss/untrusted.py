@@ -2,17 +2,29 @@
 
 Consoles, agents, SSH, HTTP and status files are a guest's to write, and a guest may be broken
 or hostile. Here text loses what a terminal would obey, and JSON is read within bounds; whoever
-receives bytes bounds how many and for how long.
+receives bytes bounds how many and for how long. Files that users hand in are read here too (R3).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
+import stat
+from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["UnreadableError", "clean", "one_line", "read_json", "read_whole", "shown"]
+__all__ = [
+    "UnreadableError",
+    "clean",
+    "one_line",
+    "read_json",
+    "read_regular",
+    "read_whole",
+    "shown",
+]
 
 #: Bytes of one JSON document, and how deep it may be nested.
 _JSON_BYTES = 1024 * 1024
@@ -113,6 +125,31 @@ def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:
     except ValueError as error:  # UnicodeError is one
         raise UnreadableError(f"it is no JSON: {error}") from None
     return _sound(value, _JSON_DEPTH)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Reads a file that somebody named: a regular one, of bounded length.
+
+    A pipe that nobody writes to would never open, and a device may never end.
+
+    Args:
+        path: The file.
+        limit: Bytes that it may hold.
+
+    Raises:
+        OSError: It cannot be read, is not a regular file, or is longer; ``strerror`` says which.
+        ValueError: It cannot be the name of a file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        # Some have no length before they are read, others grow meanwhile.
+        content = file.read(limit + 1) if found.st_size <= limit else None
+    if content is None or len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
+    return content
 
 
 def read_whole(value: object, what: str) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import click
@@ -16,7 +20,7 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import NotFoundError, VmssError
+from pytest_vmss.errors import HostError, NotFoundError, VmssError, error_text
 from pytest_vmss.report import stage_table, upgrade_summary
 from pytest_vmss.settings import (
     OUTBOUND,
@@ -25,10 +29,25 @@ from pytest_vmss.settings import (
     Settings,
     default_guest_network,
 )
+from pytest_vmss.untrusted import one_line, read_regular
 
-__all__ = ["console", "context", "find_instance", "finish", "main", "open_lab", "show_upgrade"]
+__all__ = [
+    "console",
+    "context",
+    "find_instance",
+    "finish",
+    "main",
+    "open_lab",
+    "read_custom_data",
+    "read_script",
+    "show_upgrade",
+]
 
 console = Console()
+
+_MESSAGE_CHARS = 1000
+#: Azure takes 64 KiB of custom data, and less of a script.
+_CUSTOM_DATA_BYTES, _SCRIPT_BYTES = 65536, 1024**2
 
 
 class _Group(click.Group):
@@ -39,6 +58,42 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except VmssError as error:
             raise click.ClickException(f"{error} [{error.code}]") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # who reads has seen enough, which click takes as the end
+            raise _wrong(error) from error
+        except (ValueError, OverflowError) as error:  # UnicodeError is one
+            raise _wrong(error) from error
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of what is shown without a command, and of what is told
+            _forget_output()
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"Error: {error_text(error)}\n")
+            sys.exit(1)
+
+
+def _wrong(error: Exception) -> click.ClickException:
+    """What a command met, as a message; with ``VMSS_TRACEBACK=1`` it raises it."""
+    if os.environ.get("VMSS_TRACEBACK"):
+        raise error
+    _forget_output()
+    return click.ClickException(
+        f"{one_line(error_text(error), _MESSAGE_CHARS)} (VMSS_TRACEBACK=1 shows where)"
+    )
+
+
+def _forget_output() -> None:
+    """Drops what cannot be written, so that the interpreter's end does not try it again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            descriptor = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(descriptor, sys.stdout.fileno())
+            os.close(descriptor)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,6 +135,46 @@ def open_lab() -> Iterator[Lab]:
         yield lab
     finally:
         lab.close()
+
+
+def read_custom_data(path: Path | None) -> str | None:
+    """A file's content as custom data is given to Azure: in base64.
+
+    Raises:
+        HostError: It cannot be read.
+    """
+    if path is None:
+        return None
+    return base64.b64encode(_read(path, _CUSTOM_DATA_BYTES)).decode()
+
+
+def read_script(path: Path) -> str:
+    """A script's text; of standard input where the path is ``-``.
+
+    Raises:
+        HostError: It cannot be read, or is not UTF-8.
+    """
+    if str(path) == "-":
+        content = sys.stdin.buffer.read(_SCRIPT_BYTES + 1)
+    else:
+        content = _read(path, _SCRIPT_BYTES)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise HostError(
+            f"{path} is not UTF-8 at byte {error.start}; give a script's text"
+        ) from None
+    if len(content) > _SCRIPT_BYTES:
+        raise HostError(f"the script is larger than {_SCRIPT_BYTES >> 10} KiB; give a shorter one")
+    return text
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        return read_regular(path, limit)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise HostError(f"{path} cannot be read: {reason}; give a regular file") from error
 
 
 def show_upgrade(lab: Lab, upgrade: Operation) -> None:

@@ -25,10 +25,11 @@ def put(path: Path, name: str | None, expires_in: float) -> None:
     """Store the file at PATH, and print a URL with a token; operations of this lab serve it."""
     with open_lab() as lab:
         try:
-            lab.blobs.put(name or path.name, path)
+            lab.blobs.expiry(expires_in)  # before anything is stored
+            lab.blobs.put(path.name if name is None else name, path)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
-        click.echo(lab.blobs.url(name or path.name, expires_in=expires_in))
+        click.echo(lab.blobs.url(path.name if name is None else name, expires_in=expires_in))
 
 
 @blob.command()
@@ -37,7 +38,10 @@ def put(path: Path, name: str | None, expires_in: float) -> None:
 def url(name: str, expires_in: float) -> None:
     """Print another URL, with a fresh token."""
     with open_lab() as lab:
-        click.echo(lab.blobs.url(name, expires_in=expires_in))
+        try:
+            click.echo(lab.blobs.url(name, expires_in=expires_in))
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
 
 
 @blob.command("list")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 import click
 
@@ -18,6 +17,8 @@ from pytest_vmss.cli.base import (
     finish,
     main,
     open_lab,
+    read_custom_data,
+    read_script,
 )
 from pytest_vmss.report import LiveView, instance_table
 
@@ -31,7 +32,7 @@ __all__: list[str] = []
 @click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
 @click.option(
     "--custom-data",
-    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     help="File with the custom data, not encoded.",
 )
 def update(
@@ -42,7 +43,7 @@ def update(
     custom_data: Path | None,
 ) -> None:
     """Lay CHANGE (JSON or YAML) over the model; instances follow as upgradePolicy.mode says."""
-    encoded = None if custom_data is None else base64.b64encode(custom_data.read_bytes()).decode()
+    encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         with LiveView(lab.store, console):
@@ -173,12 +174,13 @@ def set_orchestration_service_state(
 @main.command("run-command")
 @click.argument("name")
 @click.argument("instance_id", type=int)
-@click.argument("script", type=click.File())
+@click.argument("script", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--json", "as_json", is_flag=True, help="As Azure's runCommand.")
-def run_command(name: str, instance_id: int, script: TextIO, as_json: bool) -> None:
+def run_command(name: str, instance_id: int, script: Path, as_json: bool) -> None:
     """Run SCRIPT (a file, or - for standard input) as root in an instance."""
+    text = read_script(script)
     with open_lab() as lab:
-        answer = find_instance(lab.scale_set(name), instance_id).run_command(script.read())
+        answer = find_instance(lab.scale_set(name), instance_id).run_command(text)
     (status,) = answer["value"]
     click.echo(json.dumps(answer, indent=2) if as_json else status["message"])
     sys.exit(status["code"] != "ProvisioningState/succeeded")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pytest_vmss.cli.base import (
     find_instance,
     main,
     open_lab,
+    read_custom_data,
 )
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
@@ -32,7 +32,7 @@ __all__: list[str] = []
 @click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
 @click.option(
     "--custom-data",
-    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     help="File with the custom data, not encoded.",
 )
 @click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
@@ -49,7 +49,7 @@ def create(
     health_command: str | None,
 ) -> None:
     """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
-    encoded = None if custom_data is None else base64.b64encode(custom_data.read_bytes()).decode()
+    encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         with LiveView(lab.store, console):
             scale_set = lab.create(

@@ -26,6 +26,7 @@ from pytest_vmss.errors import HostError, NotFoundError, VmssError
 from pytest_vmss.file_server.server import Answer, FileServer
 from pytest_vmss.host.files import write_durably
 from pytest_vmss.store import PortRecord, Store
+from pytest_vmss.untrusted import read_regular
 
 __all__ = ["GUEST_VIEW", "Blobs", "names_server"]
 
@@ -38,6 +39,9 @@ _STAMP = "%Y-%m-%dT%H:%M:%SZ"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _GZIP = b"\x1f\x8b"
 #: Bytes of unpacked custom data that are searched.
+#: Bytes of a file.
+_BLOB_BYTES = 1024**3
+_FIRST_YEAR = 1000
 _CUSTOM_DATA_MAX = 1 << 20
 _PROBE = "/lab/"
 _CHALLENGE = re.compile(r"[0-9a-f]{32}")
@@ -93,11 +97,11 @@ class Blobs:
             raise ValueError(f"{name!r} is no name for a blob; use letters, digits, '.', '_', '-'")
         try:
             if isinstance(content, Path):
-                content = content.read_bytes()
+                content = read_regular(content, _BLOB_BYTES)
             data = content.encode() if isinstance(content, str) else content
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_durably(self._folder / name, data)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise HostError(f"the blob {name!r} cannot be stored: {error}") from error
 
     def names(self) -> list[str]:
@@ -114,13 +118,14 @@ class Blobs:
             expires_in: Seconds; with 0 or less the token has expired already.
 
         Raises:
+            ValueError: The seconds are not a number, or lead to no year of four digits.
             NotFoundError: There is no such file.
             HostError: The port that the lab has used before is taken.
         """
+        expiry = self.expiry(expires_in)
         if name not in self.names():
             known = ", ".join(self.names()) or "none"
             raise NotFoundError(f"there is no blob {name!r}; there are: {known}")
-        expiry = (self._clock.now() + timedelta(seconds=expires_in)).strftime(_STAMP)
         path = f"/blobs/{quote(name)}"
         token = {
             "sv": _VERSION,
@@ -130,6 +135,22 @@ class Blobs:
             "sig": self._sign(name, expiry),
         }
         return f"http://{GUEST_VIEW}:{self.serve()}{path}?{urlencode(token)}"
+
+    def expiry(self, expires_in: float) -> str:
+        """When a token that is made now expires, as it is written into a URL.
+
+        Raises:
+            ValueError: The seconds are not a number, or lead to no year of four digits.
+        """
+        try:
+            moment = self._clock.now() + timedelta(seconds=expires_in)
+        except (OverflowError, ValueError):
+            moment = None
+        if moment is None or moment.year < _FIRST_YEAR:
+            raise ValueError(
+                f"a token cannot expire in {expires_in!r} s; give seconds, e.g. 3600 for an hour"
+            )
+        return moment.strftime(_STAMP)
 
     def _sign(self, name: str, expiry: str) -> str:
         what = f"r\n{expiry}\n/blobs/{name}\n{_VERSION}".encode()

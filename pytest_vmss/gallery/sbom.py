@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_vmss.errors import ImageError
 from pytest_vmss.host.files import write_durably
@@ -33,12 +33,16 @@ class Package(BaseModel):
         version: As its distribution has it.
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     name: PlainText
     version: PlainText = ""
 
 
 class _Document(BaseModel):
     """What is read of a CycloneDX document."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     format: str = Field(alias="bomFormat", pattern="^CycloneDX$")
     components: list[Package] = Field(default=[], max_length=50_000)

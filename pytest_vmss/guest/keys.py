@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from pytest_vmss.host.files import write_durably
+from pytest_vmss.secrecy import SecretBytes, SecretText
 
 __all__ = ["KeyPair", "generate", "lab_key"]
 
@@ -36,9 +37,9 @@ class KeyPair:
 def generate(comment: str) -> KeyPair:
     """Makes a new key."""
     key = Ed25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    private = SecretBytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    return KeyPair(private.decode(), f"{public.decode()} {comment}")
+    return KeyPair(SecretText(private.decode()), f"{public.decode()} {comment}")
 
 
 def lab_key(path: Path) -> KeyPair:
@@ -54,7 +55,7 @@ def lab_key(path: Path) -> KeyPair:
     if not path.exists():
         with contextlib.suppress(FileExistsError):  # another process was first
             write_durably(path, generate(_COMMENT).private.encode(), replace=False)
-    private = path.read_text()
+    private = SecretText(path.read_text())
     # What others read follows from what only the lab reads: the two always belong together.
     loaded = load_ssh_private_key(private.encode(), None)
     public = loaded.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)

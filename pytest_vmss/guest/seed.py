@@ -91,19 +91,26 @@ def build_seed(
     )
 
 
-def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> str:
-    """What the lab needs for itself, and Azure's ``userData`` for the guest to read (H1)."""
-    cloud_config = "#cloud-config\n" + json.dumps(config)
+def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> SecretText:
+    """What the lab needs for itself, and Azure's ``userData`` for the guest to read (H1).
+
+    Nothing of it is ever in a plain variable, which a traceback would show.
+    """
+    cloud_config = SecretText(f"#cloud-config\n{json.dumps(config)}")
     if user_data is None:
-        return SecretText(cloud_config)
-    content = base64.b64decode(user_data.get_secret_value())
-    encoded = SecretText(base64.b64encode(content).decode())
-    hook = (
+        return cloud_config
+    hook = SecretText(
         "#cloud-boothook\n#!/bin/sh\numask 077\n"
         f"mkdir -p {USER_DATA_FILE.rpartition('/')[0]}\n"
-        f"echo {encoded} | base64 -d > {USER_DATA_FILE}\n"
+        f"echo {_encoded(user_data)} | base64 -d > {USER_DATA_FILE}\n"
     )
     parts = MIMEMultipart()
     parts.attach(MIMEText(cloud_config, "cloud-config"))
     parts.attach(MIMEText(hook, "cloud-boothook"))
     return SecretText(parts.as_string())
+
+
+def _encoded(user_data: SecretStr) -> SecretText:
+    """The same content in the one form of base64 that every ``base64`` of a guest reads."""
+    content = SecretBytes(base64.b64decode(user_data.get_secret_value()))
+    return SecretText(base64.b64encode(content).decode())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import selectors
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from pytest_vmss.errors import HostError, ToolError
 
@@ -41,6 +44,22 @@ PACKAGES: Mapping[str, str] = {
 
 # Debian keeps administrators' programs out of a user's PATH.
 _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+#: Variables that programs get: where things are, the language, proxies, what a build hangs on,
+#: and what fakeroot, fakechroot and Python's own environments need to go on in a child.
+_PASSED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|XDG_\w+"
+    r"|(?i:https?_proxy|ftp_proxy|no_proxy|all_proxy)"
+    r"|SSL_CERT_(FILE|DIR)|SOURCE_DATE_EPOCH|DEBIAN_FRONTEND|DEBUG_\w*|GNUPGHOME"
+    r"|(VMSS|LIBVIRT|LIBGUESTFS|APT|DPKG|MMDEBSTRAP|MTOOLS|MKE2FS|E2FSPROGS)_\w+"
+    r"|LD_PRELOAD|LD_LIBRARY_PATH|FAKE\w+|PYTHON(PATH|HOME|DONTWRITEBYTECODE|UTF8|IOENCODING)"
+    r"|VIRTUAL_ENV|COVERAGE_\w+"
+)
+_TICK_S, _SHORT_TICK_S = 0.05, 0.005
+_CHUNK = 65536
+_KEPT_ERROR = 65536
+_TOLD_CHARS = 2000
+_TOO_LONG, _TOO_MUCH = "ran longer than", "wrote more than"
 
 
 @dataclass(frozen=True)
@@ -112,72 +131,187 @@ def run(
     grace: float = 0.0,
     pass_fds: Sequence[int] = (),
     bounds: Bounds | None = None,
+    output_mib: int = 64,
+    daemon: bool = False,
 ) -> bytes:
     """Runs a program of the host and returns its standard output.
 
-    However this ends, the program has ended too.
+    However this ends, the program has ended too, and what it has started in its session.
 
     Args:
         argv: Program and arguments; the program is looked up by name.
         what: What it is run for, in words, for the error message.
         timeout: Limit in seconds.
         cwd: Working directory.
-        env: Variables on top of this process's own.
+        env: Variables on top of those of this process that programs need.
         stdin: What the program reads.
         stdout: A file that takes its standard output instead; nothing is returned then.
         grace: For a program that cleans up after itself: seconds that it gets for that,
             where it is stopped, before it is killed with all that it has started.
         pass_fds: Descriptors that it inherits.
         bounds: What it may cost; it fails where it takes more.
+        output_mib: MiB that it may write to its standard output.
+        daemon: What it has started runs on where it succeeds.
 
     Raises:
         HostError: The program is not installed.
-        ToolError: It failed, or ran past its limit.
+        ToolError: It cannot be started, failed, ran past its limit, or wrote too much.
     """
     command = [require(str(argv[0])), *(str(arg) for arg in argv[1:])]
-    with subprocess.Popen(
-        command if bounds is None else bounds.wrap(command),
-        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
-        stdout=subprocess.PIPE if stdout is None else stdout,
-        stderr=subprocess.PIPE,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        start_new_session=grace > 0,
-        pass_fds=pass_fds,
-    ) as process:
+    try:
+        process = subprocess.Popen(
+            command if bounds is None else bounds.wrap(command),
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env={**_environment(), **(env or {})},
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
+        raise ToolError(
+            f"{what}: {command[0]} cannot be started: {error}",
+            argv=command, returncode=None, stderr="",
+        ) from error  # fmt: skip
+    with process:
         try:
-            output, error = process.communicate(stdin, timeout)
-        except subprocess.TimeoutExpired as expired:
-            _stop(process, grace)
-            raise ToolError(
-                f"{what}: {command[0]} ran longer than its limit of {timeout:.0f} s",
-                argv=command,
-                returncode=None,
-                stderr=(expired.stderr or b"").decode(errors="replace")[-2000:],
-            ) from expired
+            with contextlib.closing(_Talk(process, stdin or b"", output_mib * 1024**2)) as talk:
+                wrong = talk.until(time.monotonic() + timeout)
         except BaseException:
             _stop(process, grace)
             raise
+        if wrong:
+            _stop(process, grace)
+        elif not daemon or _status(process) != 0:
+            _signal(process, signal.SIGKILL)  # what it has left running
+    stderr = bytes(talk.error).decode(errors="replace")[-_TOLD_CHARS:].strip()
+    if wrong:
+        limit = f"{timeout:.0f} s" if wrong is _TOO_LONG else f"{output_mib} MiB of output"
+        raise ToolError(
+            f"{what}: {command[0]} {wrong} its limit of {limit}",
+            argv=command, returncode=None, stderr=stderr,
+        )  # fmt: skip
     if process.returncode != 0:
-        stderr = error.decode(errors="replace")[-2000:].strip()
         raise ToolError(
             f"{what}: {command[0]} failed with status {process.returncode}: "
             f"{stderr or 'no message'}",
-            argv=command,
-            returncode=process.returncode,
-            stderr=stderr,
-        )
-    return output or b""
+            argv=command, returncode=process.returncode, stderr=stderr,
+        )  # fmt: skip
+    return bytes(talk.output)
+
+
+def _environment() -> dict[str, str]:
+    """The variables of this process that programs need; others may hold secrets (M5)."""
+    return {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)}
+
+
+class _Talk:
+    """What is said to a program, and what it says, in bounded memory.
+
+    Args:
+        process: The program, with pipes.
+        stdin: What it reads.
+        limit: Bytes that it may write to its standard output.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, limit: int) -> None:
+        self.output, self.error = bytearray(), bytearray()
+        self._process = process
+        self._left = memoryview(stdin)
+        self._limit = limit
+        self._selector = selectors.DefaultSelector()
+        for pipe, event in (
+            (process.stdin, selectors.EVENT_WRITE),
+            (process.stdout, selectors.EVENT_READ),
+            (process.stderr, selectors.EVENT_READ),
+        ):
+            if pipe is not None:
+                os.set_blocking(pipe.fileno(), False)
+                self._selector.register(pipe, event)
+
+    def close(self) -> None:
+        """Closes the pipes, whoever else holds them."""
+        self._selector.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def until(self, end: float) -> str:
+        """Goes on until it has ended, whoever still holds its pipes.
+
+        Args:
+            end: Time of the monotonic clock.
+
+        Returns:
+            What it has done too much of; empty where it has ended.
+        """
+        while True:
+            ended = _status(self._process) is not None
+            while self._selector.get_map() and self._turn(0.0 if ended else _TICK_S):
+                if len(self.output) > self._limit:
+                    return _TOO_MUCH
+                if time.monotonic() > end:
+                    return _TOO_LONG
+            if ended:
+                return ""
+            if time.monotonic() > end:
+                return _TOO_LONG
+            if not self._selector.get_map():
+                time.sleep(_SHORT_TICK_S)
+
+    def _turn(self, patience: float) -> bool:
+        """Moves what can be moved at once; whether anything could."""
+        ready = self._selector.select(patience)
+        for key, _ in ready:
+            pipe = cast("BinaryIO", key.fileobj)
+            if pipe is self._process.stdin:
+                self._say(pipe)
+                continue
+            part = os.read(key.fd, _CHUNK)
+            if not part:
+                self._selector.unregister(pipe)
+            elif pipe is self._process.stdout:
+                self.output += part
+            else:
+                self.error += part
+                del self.error[:-_KEPT_ERROR]
+        return bool(ready)
+
+    def _say(self, pipe: BinaryIO) -> None:
+        try:
+            self._left = self._left[os.write(pipe.fileno(), self._left[:_CHUNK]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self._left = self._left[:0]
+        if not self._left:
+            self._selector.unregister(pipe)
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
-    """Ends a program; one with grace leads a session of its own, which ends with it."""
+    """Ends a program with all that is in its session; before it is killed it may clean up."""
     if grace > 0:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)  # all, as from a terminal's Ctrl-C
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
+        _signal(process, signal.SIGTERM)  # all, as from a terminal's Ctrl-C
+        end = time.monotonic() + grace
+        while _status(process) is None and time.monotonic() < end:
+            time.sleep(_TICK_S)
+    _signal(process, signal.SIGKILL)
     process.wait()
+
+
+def _status(process: subprocess.Popen[bytes]) -> int | None:
+    """A program's exit status; None while it runs.
+
+    It is not waited for, so that its number, by which its session is signalled, stays its own.
+    """
+    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    return None if ended is None else int(ended.si_status)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)

@@ -29,7 +29,9 @@ _VERSION = re.compile(r"^\d+\.\d+\.\d+$")
 
 
 class _Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True
+    )
 
     folder: Path = Field(exclude=True)
 

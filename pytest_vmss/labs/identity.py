@@ -6,7 +6,8 @@ import json
 import os
 import re
 import secrets
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from pytest_vmss.host.paths import LabPaths, process_root
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Store
+from pytest_vmss.untrusted import read_json, read_regular
 
 __all__ = [
     "LabIdentity",
@@ -33,6 +35,14 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[a-z0-9_-]{1,32}")
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+_NETWORK = re.compile(r"\d{1,3}(\.\d{1,3}){2}")
+_IDENTITY_BYTES = 65536
+#: What a lab's file holds, by the types that its values may have.
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "id": (str,), "kind": (str,), "network": (str,), "pid": (int,),
+    "connect": (str, type(None)), "embedded": (str,), "ending": (bool,),
+}  # fmt: skip
 
 
 def labs_folder(settings: Settings) -> Path:
@@ -126,11 +136,20 @@ def read_identity(paths: LabPaths) -> LabIdentity:
         TypeError: Likewise.
     """
     require_own(paths.folder, paths.identity)
-    written = json.loads(paths.identity.read_text())
-    known = {entry.name for entry in fields(LabIdentity)} - {"in_use"}
-    return LabIdentity(
-        **{name: value for name, value in written.items() if name in known}, in_use=paths.in_use
-    )
+    written = read_json(read_regular(paths.identity, _IDENTITY_BYTES))
+    if not isinstance(written, dict):
+        raise ValueError(f"{paths.identity} must hold an object, holds {type(written).__name__}")
+    kinds = {name: kind for name, kind in _KINDS.items() if name in written}
+    for name, kind in kinds.items():
+        if type(written[name]) not in kind:
+            raise ValueError(f"{paths.identity}: {name} cannot be {type(written[name]).__name__}")
+    if written.get("kind") not in ("session", "lasting"):
+        raise ValueError(f"{paths.identity}: kind must be session or lasting")
+    if not _ID.fullmatch(str(written.get("id"))) or not _NETWORK.fullmatch(
+        str(written.get("network"))
+    ):
+        raise ValueError(f"{paths.identity}: id and network are not those of a lab")
+    return LabIdentity(**{name: written[name] for name in kinds}, in_use=paths.in_use)
 
 
 def write_identity(

@@ -147,6 +147,7 @@ class HAProxy:
                 self._pid_file,
             ],
             what="starting the load balancer",
+            daemon=True,
         )
         try:
             wait_for(

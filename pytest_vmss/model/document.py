@@ -24,7 +24,9 @@ from pytest_vmss.secrecy import (
     SealedDocument,
     conceal,
     is_secret_name,
+    mask,
     plain_name,
+    quote,
     seal,
     seal_text,
 )
@@ -39,7 +41,7 @@ _LOAD_BALANCER = "microsoft.network/loadbalancers"
 _CLUSTER = "microsoft.servicefabric/clusters"
 #: Problems of one document that are told; a hostile one has any number.
 _TOLD_PROBLEMS = 100
-_GIVEN_CHARS = 200
+_NAME_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,12 @@ def validate(kind: type[_M], body: Any, label: str) -> _M:
 
 
 def _json_path(location: tuple[int | str, ...]) -> str:
+    """A location as a JSON path, which ends at the first name of a secret."""
     path = "$"
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part[:_GIVEN_CHARS]}"
+        path += f"[{part}]" if isinstance(part, int) else f".{mask(part)[:_NAME_CHARS]}"
+        if isinstance(part, str) and is_secret_name(part):
+            break
     return path
 
 
@@ -256,15 +261,13 @@ def _explain(error: dict[str, Any]) -> str:
     if any(is_secret_name(name) or plain_name(name) == "settings" for name in names):
         return message
     given = error.get("input")
-    if isinstance(given, str):
-        given = given if len(given) <= _GIVEN_CHARS else f"{given[:_GIVEN_CHARS]}…"
-    if isinstance(given, (str, int, float, bool)):
-        if isinstance(given, str) and given.startswith("["):
-            return (
-                f"{message}; {given!r} is an expression of a template: put its value in its place"
-            )
-        return f"{message}; given {given!r}"
-    return message
+    if not isinstance(given, (str, int, float, bool)):
+        return message
+    if isinstance(given, str) and given.startswith("["):
+        return (
+            f"{message}; {quote(given)} is an expression of a template: put its value in its place"
+        )
+    return f"{message}; given {quote(given)}"
 
 
 def _find_probe(
@@ -279,9 +282,9 @@ def _find_probe(
         for probe in balancer.probes:
             if probe.name.lower() == wanted.lower():
                 return probe, balancer
-    names = ", ".join(probe.name for balancer in balancers for probe in balancer.probes)
+    names = ", ".join(mask(probe.name) for balancer in balancers for probe in balancer.probes)
     message = (
-        f"names the load-balancer probe {wanted!r}, and "
+        f"names the load-balancer probe {quote(wanted)}, and "
         + (f"the load balancer has only: {names}" if names else "no load balancer was given")
         + "; give the load balancer's JSON too (load_balancer=, --load-balancer), "
         "or a template that holds both"

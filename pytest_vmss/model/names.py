@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-__all__ = ["AdminName", "PlainText", "Prefix", "RequestPath", "ResourceName", "SetName", "Version"]
+__all__ = [
+    "AdminName",
+    "KeyData",
+    "PlainText",
+    "Prefix",
+    "RequestPath",
+    "ResourceName",
+    "SetName",
+    "Version",
+    "Zone",
+]
 
 _LETTERS = "A-Za-z0-9"
 #: C0, DEL and C1, and what terminals and parsers take for the end of a line.
@@ -33,3 +43,10 @@ Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 RequestPath = Annotated[str, Field(pattern="^[!-~]*$", max_length=1024)]
 #: A text that is only shown.
 PlainText = Annotated[str, Field(pattern=f"^[^{_CONTROL}]*$", max_length=260)]
+#: An SSH public key, as one line of ``authorized_keys``.
+KeyData = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=16384, pattern=f"^[^{_CONTROL}]*$"),
+]
+#: Of an availability zone.
+Zone = Annotated[str, Field(min_length=1, max_length=64, pattern=f"^[^{_CONTROL}]*$")]

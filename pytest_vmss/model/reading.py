@@ -6,10 +6,9 @@ anything is built of them. What comes out holds only what JSON can, with its sec
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from pytest_vmss.secrecy import (
     SecretText,
     conceal,
     is_secret_name,
+    mask,
     plain_name,
     seal,
 )
-from pytest_vmss.untrusted import one_line
+from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "Meter", "label_of", "read"]
 
@@ -140,14 +140,29 @@ def _load(source: object) -> object:
     except RecursionError:
         message = f"is nested deeper than {MAX_DEPTH} levels"
     except json.JSONDecodeError as error:
-        message = f"cannot be parsed: {error}"  # says where, and shows nothing of it
+        what = error.msg.partition(":")[0]
+        message = f"cannot be parsed: {what}, in line {error.lineno}, column {error.colno}"
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        message = f"cannot be parsed: {one_line(error.problem or 'it is no YAML')}{where}"
+        message = f"cannot be parsed: {_yaml_problem(error)}"
     except Exception as error:  # noqa: BLE001 - loaders raise whatever int() and others do
-        message = f"cannot be parsed: {type(error).__name__}: {one_line(str(error))}"
+        message = f"cannot be parsed: it holds what YAML does not take ({type(error).__name__})"
     raise _RefusedError("$", message)
+
+
+#: What is wrong, in words of ours: those of the errors themselves quote the document (M5).
+_PROBLEMS: tuple[tuple[type[yaml.MarkedYAMLError], str], ...] = (
+    (yaml.scanner.ScannerError, "a character or an indentation is not what YAML takes there"),
+    (yaml.parser.ParserError, "a part is not where YAML takes it, or is not closed"),
+    (yaml.composer.ComposerError, "an alias has no anchor, or there are several documents"),
+    (yaml.constructor.ConstructorError, "a tag or a value is not of a kind that JSON has"),
+)
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
+    """What a loader found wrong, and where, without a word of the document."""
+    words = next((told for kind, told in _PROBLEMS if isinstance(error, kind)), "it is not YAML")
+    mark = error.problem_mark or error.context_mark
+    return f"{words}, in line {mark.line + 1}, column {mark.column + 1}" if mark else words
 
 
 def _text(path: Path) -> SecretText:
@@ -157,17 +172,13 @@ def _text(path: Path) -> SecretText:
         _RefusedError: It is not a file, too large, or not UTF-8.
     """
     try:
-        # A pipe without a writer would never open.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise _RefusedError("$", "cannot be read: it is not a regular file")
-            content = file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        reason = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) == errno.EFBIG:
+            message = f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates"
+            raise _RefusedError("$", message) from None
+        reason = getattr(error, "strerror", None) or "it has no valid name"
         raise _RefusedError("$", f"cannot be read: {reason}") from None
-    if len(content) > MAX_BYTES:
-        raise _RefusedError("$", f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates")
     try:
         return SecretText(content.decode("utf-8-sig"), "<a document's text>")
     except UnicodeDecodeError as error:
@@ -209,7 +220,7 @@ def _yaml(text: str) -> object:
         if isinstance(event, yaml.AliasEvent):
             name = event.anchor or ""
             if any(anchor == name for anchor, _ in open_nodes):
-                raise _RefusedError("$", f"holds itself, by the alias *{one_line(name)}")
+                raise _RefusedError("$", "holds itself, by an alias inside its own anchor")
             values += sizes.get(name, 1)
         elif isinstance(event, yaml.NodeEvent):
             meter.take("$", len(open_nodes) + 1)
@@ -229,7 +240,19 @@ def _checked(data: object) -> Any:
     return conceal(_copy(data, "$", 0, Meter(), opaque=False))
 
 
-def _copy(value: object, path: str, depth: int, meter: Meter, *, opaque: bool) -> Any:
+def _copy(
+    value: object, path: str, depth: int, meter: Meter, *, opaque: bool, secret: bool = False
+) -> Any:
+    """A copy of a value.
+
+    Args:
+        value: The value.
+        path: Where it is; inside a secret, where that is.
+        depth: How many objects and lists it is in.
+        meter: Counts it.
+        opaque: Whether names in it are the user's own.
+        secret: Whether it is in a secret, of which not even names are told.
+    """
     if isinstance(value, Mapping):
         meter.take(path, depth)
         copied: dict[str, Any] = {}
@@ -237,15 +260,23 @@ def _copy(value: object, path: str, depth: int, meter: Meter, *, opaque: bool) -
             name = _name(key, path, copied, opaque=opaque)
             meter.take(path, depth, name)
             copied[name] = _copy(
-                item, f"{path}.{one_line(name)}", depth + 1, meter, opaque=opaque or name in OPAQUE
+                item,
+                path if secret else f"{path}.{one_line(mask(name))}",
+                depth + 1,
+                meter,
+                opaque=opaque or name in OPAQUE,
+                secret=secret or is_secret_name(name),
             )
         return copied
     if isinstance(value, (list, tuple)):
         meter.take(path, depth)
         return [
-            _copy(item, f"{path}[{index}]", depth + 1, meter, opaque=opaque)
+            _copy(
+                item, path if secret else f"{path}[{index}]", depth + 1, meter,
+                opaque=opaque, secret=secret,
+            )
             for index, item in enumerate(value)
-        ]
+        ]  # fmt: skip
     meter.take(path, depth, value if isinstance(value, str) else "")
     return _scalar(value, path)
 

@@ -9,7 +9,7 @@ from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.health import is_application_health
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
 from pytest_vmss.model.ports import host_port
-from pytest_vmss.model.scale_set import ImageReference, PatchSettings, ScaleSetModel
+from pytest_vmss.model.scale_set import Extension, ImageReference, PatchSettings, ScaleSetModel
 from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.model.service_fabric import (
     Cluster,
@@ -18,6 +18,7 @@ from pytest_vmss.model.service_fabric import (
     find_extension,
 )
 from pytest_vmss.model.sizes import SIZES, find_size
+from pytest_vmss.secrecy import mask, quote
 
 __all__ = ["check_model", "model_warnings"]
 
@@ -73,7 +74,7 @@ def _check_size(
         yield ModelProblem(
             "$.sku.name",
             "InvalidParameter",
-            f"the size {model.sku.name!r} is not known here; known are: {known}; "
+            f"the size {quote(model.sku.name)} is not known here; known are: {known}; "
             "add your own with the ini option vmss_sizes or Settings.sizes",
         )
 
@@ -123,7 +124,7 @@ def _check_disks(model: ScaleSetModel) -> Iterator[ModelProblem]:
 def _check_probe(probe: Probe | None) -> Iterator[ModelProblem]:
     if probe is None:
         return
-    path = f"the probe {probe.name!r}"
+    path = f"the probe {quote(probe.name)}"
     if probe.protocol == "Tcp" and probe.request_path:
         yield ModelProblem(
             f"{path}.requestPath", "InvalidParameter", "is not allowed for the protocol Tcp"
@@ -133,7 +134,7 @@ def _check_probe(probe: Probe | None) -> Iterator[ModelProblem]:
             f"{path}.requestPath",
             "InvalidParameter",
             f"the protocol {probe.protocol} needs a path that starts with '/'; "
-            f"given {probe.request_path!r}",
+            f"given {quote(probe.request_path)}",
         )
 
 
@@ -152,11 +153,14 @@ def _check_extensions(
             yield ModelProblem(
                 f"{path}.type",
                 "ArtifactNotFound",
-                f"no handler for the extension {extension.publisher}/{extension.type} here; "
-                f"there are: {names}",
+                f"no handler for the extension {_called(extension)} here; there are: {names}",
             )
     if max(counts.values(), default=0) <= 1:
         yield from check_sequence(model.extensions)
+
+
+def _called(extension: Extension) -> str:
+    return f"{mask(extension.publisher)}/{mask(extension.type)}"
 
 
 def _is_latest(reference: ImageReference) -> bool:
@@ -189,14 +193,14 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
     several = model.single_placement_group is False or model.sku.capacity > _GROUP_SIZE
     if several and balancer.sku is not None and balancer.sku.name == "Basic":
         yield ModelProblem(
-            f"the load balancer {balancer.name!r}.sku.name",
+            f"the load balancer {quote(balancer.name)}.sku.name",
             "BadRequest",
             "a set of several placement groups needs a Standard load balancer; given Basic",
         )
     for rule in balancer.load_balancing_rules:
-        path = f"the load balancer {balancer.name!r}.loadBalancingRules[{rule.name!r}]"
+        path = f"the load balancer {quote(balancer.name)}.loadBalancingRules[{rule.name!r}]"
         if rule.probe is not None and balancer.probe_of(rule) is None:
-            names = ", ".join(probe.name for probe in balancer.probes) or "none"
+            names = ", ".join(mask(probe.name) for probe in balancer.probes) or "none"
             yield ModelProblem(
                 f"{path}.probe.id",
                 "InvalidResourceReference",
@@ -206,7 +210,7 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
 
 
 def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
-    path = f"the load balancer {balancer.name!r}.loadBalancingRules"
+    path = f"the load balancer {quote(balancer.name)}.loadBalancingRules"
     rules = balancer.load_balancing_rules
     for port, count in Counter(rule.frontend_port for rule in rules).items():
         if count > 1:
@@ -244,7 +248,7 @@ def _check_probe_in_use(
         yield ModelProblem(
             f"{_PROFILE}.networkProfile.healthProbe.id",
             "CannotUseInactiveHealthProbe",
-            f"VM scale set {model.name} cannot use probe {name} as a HealthProbe because load "
+            f"VM scale set {model.name} cannot use probe {mask(name)} as a HealthProbe because load "
             "balancing rules that send traffic to this scale set IPs do not use this probe. "
             "Please add load balancing rules that use this probe and try again. (the load "
             f"balancer's rules: {rules})",
@@ -256,7 +260,7 @@ def model_warnings(probe: Probe | None) -> list[str]:
     if probe is None or probe.interval_in_seconds < _LONG_INTERVAL_S:
         return []
     told = (
-        f"the probe {probe.name!r} looks every {probe.interval_in_seconds} s; an interval of "
+        f"the probe {quote(probe.name)} looks every {probe.interval_in_seconds} s; an interval of "
         "2 minutes or more is too long for upgrades to see trouble in time"
     )
     return [told]
@@ -309,7 +313,7 @@ def _check_api_version(model: ScaleSetModel) -> Iterator[ModelProblem]:
             "$.apiVersion",
             "BadRequest",
             f"automatic OS upgrade needs the API version {_FIRST_API_VERSION} or later; "
-            f"given {model.api_version}",
+            f"given {mask(model.api_version)}",
         )
 
 

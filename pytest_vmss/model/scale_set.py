@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -19,12 +19,26 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
 
-from pytest_vmss.model.names import AdminName, PlainText, Prefix, ResourceName, SetName, Version
-from pytest_vmss.secrecy import conceal, without_secrets
+from pytest_vmss.model.names import (
+    AdminName,
+    KeyData,
+    PlainText,
+    Prefix,
+    ResourceName,
+    SetName,
+    Version,
+    Zone,
+)
+from pytest_vmss.secrecy import conceal, is_secret_name, published, with_masks_of
 
 __all__ = [
     "AutomaticOSUpgradePolicy",
@@ -61,7 +75,32 @@ class AzureModel(BaseModel):
         extra="allow",
         validate_assignment=True,
         ser_json_timedelta="iso8601",
+        hide_input_in_errors=True,
     )
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _keep_masks(cls, given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """What was masked when it was read stays so (M5)."""
+        return with_masks_of(given, check(given))
+
+    @model_serializer(mode="wrap")
+    def _serialize(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo[Any]
+    ) -> dict[str, Any]:
+        """JSON holds no secrets, unless :meth:`full` asks for them."""
+        body: dict[str, Any] = dump(self)
+        if info.mode != "json" or info.context is _FULL:
+            return body
+        known = dict(self.model_extra or {})
+        for name, field in type(self).model_fields.items():
+            known[(field.alias or name) if info.by_alias else name] = getattr(self, name)
+        shown: dict[str, Any] = published(body, known)
+        return shown
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, conceal(value, secret=name is not None and is_secret_name(name))
 
     def unknown(self, path: str) -> Iterator[str]:
         """JSON paths of properties that mean nothing locally."""
@@ -81,21 +120,30 @@ class AzureModel(BaseModel):
                         yield from item.unknown(f"{path}.{alias}[{index}]")
 
     def wire(self) -> dict[str, Any]:
-        """The JSON body, without secrets and nulls, as a GET would return it."""
+        """The JSON body without nulls, as a GET would return it; secrets are masked."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def full(self) -> dict[str, Any]:
+        """The JSON body without nulls, secrets included; for what runs and stores it alone."""
+        body = self.model_dump(mode="json", by_alias=True, exclude_none=True, context=_FULL)
+        masks = self.model_dump(by_alias=True, exclude_none=True)
+        masked: dict[str, Any] = conceal(with_masks_of(masks, body))
+        return masked
 
+
+#: Asks the serializer for everything.
+_FULL: dict[str, bool] = {"full": True}
 #: Fields that are spelled out for their secrets' sake alone.
 _NOT_READ = frozenset({"protected_settings_from_key_vault"})
 
 
 def _check_base64(value: SecretStr) -> SecretStr:
     try:
-        decoded = base64.b64decode(value.get_secret_value(), validate=False)
+        decoded = base64.b64decode(value.get_secret_value(), validate=True)
     except (binascii.Error, ValueError):
         decoded = None
     if decoded is None:
-        raise ValueError("must be base64")
+        raise ValueError("must be base64, without line breaks")
     if len(decoded) > 65536:
         raise ValueError(f"holds {len(decoded)} bytes; Azure takes 65536 at most")
     return value
@@ -148,7 +196,7 @@ class SshPublicKey(AzureModel):
     """A key that may log in as the administrator."""
 
     path: str | None = None
-    key_data: str
+    key_data: KeyData
 
 
 class SshConfiguration(AzureModel):
@@ -316,7 +364,7 @@ class ScaleSetModel(AzureModel):
     api_version: str | None = None
     location: str = "local"
     tags: Annotated[dict[str, str], Field(max_length=50)] = {}
-    zones: list[str] = []
+    zones: list[Zone] = []
     sku: Sku
     upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
     virtual_machine_profile: VirtualMachineProfile
@@ -330,11 +378,6 @@ class ScaleSetModel(AzureModel):
     def _mask(cls, body: Any) -> Any:
         """Also what comes from the database shows no secrets (M5)."""
         return conceal(body)
-
-    def wire(self) -> dict[str, Any]:
-        """The JSON body, without secrets and nulls, as a GET would return it."""
-        body: dict[str, Any] = without_secrets(super().wire())
-        return body
 
     def not_modelled(self) -> list[str]:
         """JSON paths of properties that are kept but mean nothing here."""
@@ -375,7 +418,7 @@ class ScaleSetModel(AzureModel):
 
     def full(self) -> dict[str, Any]:
         """Everything, secrets included, for the lab's own 0600 database only."""
-        body = super().wire()
+        body = super().full()
         profile = self.virtual_machine_profile.os_profile
         os_profile = body["virtualMachineProfile"]["osProfile"]
         if profile.custom_data is not None:

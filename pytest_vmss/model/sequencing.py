@@ -7,6 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.scale_set import Extension
+from pytest_vmss.secrecy import quote
 
 __all__ = ["check_sequence", "stages_of_extensions"]
 
@@ -56,7 +57,7 @@ def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
                 yield ModelProblem(
                     path,
                     "InvalidParameter",
-                    f"the extension {entry.name!r} depends on {name!r}, which is not defined in "
+                    f"the extension {entry.name!r} depends on {quote(name)}, which is not defined in "
                     f"the extension profile; defined are: {names or 'none'}",
                 )
             elif needed.settings is None and needed.protected_settings is None:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
+from pytest_vmss.secrecy import mask, quote
 
 __all__ = ["Cluster", "check_service_fabric", "durability", "find_extension"]
 
@@ -64,7 +65,7 @@ def check_service_fabric(model: ScaleSetModel, clusters: list[Cluster]) -> Itera
         yield ModelProblem(
             f"{path}.settings.durabilityLevel",
             "InvalidParameter",
-            f"must be Bronze, Silver or Gold; given {level!r}",
+            f"must be Bronze, Silver or Gold; given {quote(level)}",
         )
     elif level == "bronze" and not stateless:
         yield ModelProblem(
@@ -87,7 +88,7 @@ def check_service_fabric(model: ScaleSetModel, clusters: list[Cluster]) -> Itera
             f"{path}.settings.durabilityLevel",
             "BadRequest",
             "must be the same in the extension and in the cluster: the extension says "
-            f"{level.capitalize()}, the node type {node_type.name!r} {node_type.durability_level}",
+            f"{mask(level).capitalize()}, the node type {quote(node_type.name)} {node_type.durability_level}",
         )
 
 

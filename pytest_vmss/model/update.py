@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.scale_set import ScaleSetModel
+from pytest_vmss.secrecy import mask, quote, unmasked
 
 __all__ = ["check_update", "keep_secrets", "merge", "profile_of"]
 
@@ -36,8 +37,11 @@ def merge(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Puts what a GET never returns back where a body lacks it; extensions match by name."""
-    result: dict[str, Any] = _merge({}, given)
+    """Puts what a GET never returns, or masks, back where a body lacks it.
+
+    Extensions match by name.
+    """
+    result: dict[str, Any] = unmasked(_merge({}, given), stored)
     old_os, new_os = (
         _at(body, ("virtualMachineProfile", "osProfile")) for body in (stored, result)
     )
@@ -51,14 +55,22 @@ def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
     where = ("virtualMachineProfile", "extensionProfile")
     protected = {
         str(entry.get("name", "")).lower(): entry["protectedSettings"]
-        for entry in _at(stored, where).get("extensions", [])
+        for entry in _extensions(_at(stored, where))
         if "protectedSettings" in entry
     }
-    for entry in _at(result, where).get("extensions", []):
-        name = str(entry.get("name", "")).lower() if isinstance(entry, dict) else ""
+    for entry in _extensions(_at(result, where)):
+        name = str(entry.get("name", "")).lower()
         if name in protected:
             entry.setdefault("protectedSettings", protected[name])
     return result
+
+
+def _extensions(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """The extensions of a profile, as far as it has such: it may not be checked yet."""
+    listed = profile.get("extensions")
+    return (
+        [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    )
 
 
 def _merge(old: Any, new: Any) -> Any:
@@ -129,7 +141,7 @@ def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProble
                 f"$.{path}",
                 "PropertyChangeNotAllowed",
                 f"Changing property {path.removeprefix('virtualMachineProfile.')!r} is not "
-                f"allowed; it is {before!r}, and {after!r} was given",
+                f"allowed; it is {quote(before)}, and {quote(after)} was given",
             )
     if old.single_placement_group is False and new.single_placement_group:
         yield ModelProblem(
@@ -151,7 +163,7 @@ def _check_zones(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProble
         yield ModelProblem(
             "$.zones",
             "PropertyChangeNotAllowed",
-            f"zones can only be added; {', '.join(gone)} would go",
+            f"zones can only be added; {', '.join(mask(zone) for zone in gone)} would go",
         )
 
 

@@ -233,7 +233,7 @@ class SimulatedLab(Lab):
             return None
         boot, now = self.simulated.boots[domain], self.virtual.monotonic()
         key = (domain, boot, generation.revision)
-        rules, due = self._extensions.get(key) or (rules_of(settings.wire(), now), now)
+        rules, due = self._extensions.get(key) or (rules_of(settings.full(), now), now)
         seen = self.applications.get(name) or self._application(name).health
         while due <= now:
             rules.observe(str(seen), due)

@@ -36,7 +36,7 @@ __all__ = [
 class Record(BaseModel):
     """Something the lab remembers under a key."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     kind: ClassVar[str]
 
@@ -288,7 +288,7 @@ class DetachedDiskRecord(Record):
 class SubstatusRecord(BaseModel):
     """A part of what an extension says of itself (Azure's ``substatus``)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     name: str
     status: str
@@ -313,7 +313,7 @@ class ExtensionRecord(BaseModel):
         operation: The operation that ran it.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     name: str
     type: str
@@ -397,7 +397,7 @@ class Outcome(StrEnum):
 class ErrorRecord(BaseModel):
     """What went wrong on an instance, with its evidence; never holds a secret."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     code: str
     message: str
@@ -510,7 +510,7 @@ class OutcomeRecord(Record):
 class StepRecord(BaseModel):
     """One journalled effect on one instance."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     operation: str
     scale_set: str
@@ -531,7 +531,7 @@ class StepRecord(BaseModel):
 class EventRecord(BaseModel):
     """Something that happened (J4)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     id: int
     time: datetime

@@ -77,3 +77,63 @@ def test_a_failing_suite_shows_no_secret(
     lines = [line for line in shown.splitlines() if SECRET in line]
     # The suite's own line that makes it.
     assert [line for line in lines if 'SECRET = "-".join(["' not in line] == []
+
+
+_COMPARISONS = {
+    "equal": "extension.protected_settings['commandToExecute'] == 'logout'",
+    "uri": "extension.settings['fileUris'][0] == 'https://files.example/y'",
+    "list": "extension.settings['fileUris'] == ['https://files.example/y']",
+    "dict": "extension.protected_settings == {'commandToExecute': 'x'}",
+    "in": "'login' not in extension.protected_settings['commandToExecute']",
+    "starts": "extension.protected_settings['commandToExecute'].startswith('x')",
+    "word": "extension.protected_settings['commandToExecute'].split()[1] == 'x'",
+    "format": "f\"{extension.protected_settings['commandToExecute']}\" == 'x'",
+    "model": "extension == {}",
+    "bytes": "SecretBytes(SECRET.encode()) == b'x'",
+    "nested": "{'a': [extension.protected_settings]} == {'a': []}",
+}
+
+
+@pytest.mark.parametrize("compared", _COMPARISONS.values(), ids=_COMPARISONS)
+def test_a_failed_assertion_shows_no_secret(pytester: pytest.Pytester, compared: str) -> None:
+    """pytest takes what is compared apart to explain how it differs."""
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from pytest_vmss.model import load_document
+        from pytest_vmss.secrecy import SecretBytes
+        from tests.models import LOAD_BALANCER, web_model
+
+        SECRET = "-".join(["{SECRET}"])
+
+        @pytest.fixture
+        def extension():
+            body = web_model(capacity=1)
+            profile = body["properties"]["virtualMachineProfile"]
+            entry = profile["extensionProfile"]["extensions"][0]["properties"]
+            entry["settings"] = {{"fileUris": ["https://files.example/x.sh?sig=" + SECRET]}}
+            entry["protectedSettings"] = {{"commandToExecute": "login " + SECRET}}
+            return load_document(body, load_balancer=LOAD_BALANCER).model.extensions[0]
+
+        def test_it(extension):
+            assert {compared}
+        """
+    )
+    result = pytester.runpytest_inprocess(
+        "-p", "no:cacheprovider", "-p", "no:xdist", "-vv", "--tb=short", "--junitxml=junit.xml"
+    )
+    result.assert_outcomes(failed=1)
+    assert SECRET not in result.stdout.str() + Path("junit.xml").read_text()
+
+
+def test_other_comparisons_are_explained_as_ever(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from pytest_vmss.secrecy import SecretText
+
+        def test_it():
+            assert ["one", "two"] == ["one", "too"]
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
+    result.stdout.fnmatch_lines(["*At index 1 diff: 'two' != 'too'*"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +74,108 @@ def test_a_set_that_is_not_there(vmss_command: Vmss, command: str) -> None:
 
 def test_nothing_to_reap(vmss_command: Vmss) -> None:
     assert vmss_command("reap").output == "nothing was left behind\n"
+
+
+def told(result: Result, words: str) -> None:
+    """A command failed with a message, and nothing else."""
+    assert result.exit_code in (1, 2)
+    assert isinstance(result.exception, SystemExit)
+    assert words in result.output.replace("\n", " ")
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "-inf", "1e30", "1e12", "-1e12"])
+def test_a_token_that_cannot_expire(vmss_command: Vmss, tmp_path: Path, given: str) -> None:
+    """Nothing is stored then."""
+    (tmp_path / "x.sh").write_text("echo")
+    told(vmss_command("blob", "put", tmp_path / "x.sh", f"--expires-in={given}"), "a token cannot")
+    told(vmss_command("blob", "list"), "there is no blob")
+    vmss_command("blob", "put", tmp_path / "x.sh")
+    told(vmss_command("blob", "url", "x.sh", f"--expires-in={given}"), "a token cannot expire in")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "ä", "\udcff"])
+def test_a_blob_with_a_bad_name(vmss_command: Vmss, tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.sh").write_text("echo")
+    told(vmss_command("blob", "put", tmp_path / "x.sh", "--name", name), "is no name for a blob")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "large", "missing"])
+def test_files_that_cannot_be_read_as_such(vmss_command: Vmss, tmp_path: Path, kind: str) -> None:
+    """R3: no pipe is waited for, and no device read without end."""
+    path = tmp_path / kind
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(2 << 30)
+    for arguments in (
+        ("blob", "put", path),
+        ("create", path),
+        ("create", tmp_path / "m.json", "--custom-data", path),
+        ("update", "web", path, "--custom-data", path),
+        ("run-command", "web", "0", path),
+    ):
+        result = vmss_command(*arguments)
+        assert result.exit_code in (1, 2), arguments
+        assert isinstance(result.exception, SystemExit), arguments
+
+
+def test_a_script_that_is_no_text(vmss_command: Vmss, tmp_path: Path) -> None:
+    (tmp_path / "script").write_bytes(b"\xff\xfe")
+    told(vmss_command("run-command", "web", "0", tmp_path / "script"), "is not UTF-8 at byte 0")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "null", '"x"', '{"id": 1}', '{"id": "a/b"}', "[" * 99999, "\0"]
+)
+def test_a_lab_whose_file_is_broken(vmss_command: Vmss, tmp_path: Path, text: str) -> None:
+    """It is told of; other labs are listed and reaped as ever."""
+    assert vmss_command("list").exit_code == 0
+    path = tmp_path / "state" / "labs" / "default" / "lab.json"
+    whole = path.read_text()
+    for broken in (text, whole.replace('"lasting"', "[1]"), whole.replace('"network"', '"no"')):
+        path.write_text(broken)
+        result = vmss_command("list")
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert "default" in vmss_command("reap").output
+        assert path.read_text() == broken
+    assert vmss_command("--lab", "other", "list").exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", ["--help", "list", "blob --help", "image list"])
+def test_output_that_cannot_be_written(tmp_path: Path, arguments: str) -> None:
+    """A full disk is told of in a line."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from pytest_vmss.cli import main; main()", *arguments.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+            env={**os.environ, "VMSS_STATE_DIR": str(tmp_path)},
+        )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if "help" in arguments:
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+
+
+def test_a_relative_folder_where_there_is_none(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        "import os, sys; os.chdir(sys.argv.pop()); os.rmdir(os.getcwd()); "
+        "from pytest_vmss.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "list", str(gone)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60,
+        env={**os.environ, "VMSS_STATE_DIR": "relative"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "working directory that is gone" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -6,6 +6,7 @@ The text that guests are given runs here, in a folder of the test's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import subprocess
 import threading
 import time
@@ -16,7 +17,13 @@ import psutil
 import pytest
 
 from pytest_vmss.clock import Clock, SystemClock
-from pytest_vmss.errors import BootError, GuestCommandError, GuestUnreachableError, NoBootError
+from pytest_vmss.errors import (
+    BootError,
+    GuestCommandError,
+    GuestUnreachableError,
+    NoBootError,
+    is_verdict,
+)
 from pytest_vmss.guest.extensions import Command, Handler, Target, register, run_command
 from pytest_vmss.guest.extensions import command as command_module
 from pytest_vmss.guest.extensions.registry import guarded
@@ -221,3 +228,19 @@ def test_a_handler_that_fails_itself_is_a_failed_extension(failure: BaseExceptio
     assert result.message.startswith(f"its handler failed: {type(failure).__name__}: ")
     with pytest.raises(GuestUnreachableError):
         guarded(fails(away()), lambda _: result)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_what_the_host_has_run_out_of_is_no_failure_of_an_extension(trouble: Exception) -> None:
+    """Q1."""
+    with pytest.raises(type(trouble)):
+        guarded(fails(trouble), lambda _: pytest.fail("it was judged"))  # type: ignore[arg-type]
+    assert not is_verdict(trouble)

@@ -80,6 +80,9 @@ def test_what_custom_script_takes() -> None:
         ({}, {"commandToExecute": "a", "fileUris": "http://a/b"}, "must be a list of strings"),
         ({}, {"commandToExecute": "a", "fileUris": ["ftp://a/b"]}, "must be an http or https URI"),
         ({}, {"commandToExecute": "a", "fileUris": ["http://a/"]}, "its path names no file"),
+        ({"fileUris": ["http://u:p@a/b"]}, {"commandToExecute": "a"}, "a user name or a password"),
+        ({}, {"commandToExecute": "a", "fileUris": ["https://tok@a/b"]}, "which is not supported"),
+        ({}, {"commandToExecute": "a", "fileUris": ["http://a:p@b:x/b"]}, "not a valid URI"),
         ({}, {"commandToExecute": "a", "storageAccountKey": "k"}, "belongs in protectedSettings"),
         ({"storageAccountKey": "k"}, {"commandToExecute": "a"}, "there is no storage account"),
         ({}, {"commandToExecute": "a", "comand": "b"}, "there is no setting comand"),
@@ -192,6 +195,44 @@ def test_secrets_are_not_told() -> None:
     for secret in ("hunter22", "horse", "deep-secret", "123456", "c2VjcmV0", "correct"):
         assert secret not in shown
     assert redact("sh: 1: not found", made) == "sh: 1: not found"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("curl https://u:s3cr3tPass@host/x", "curl: (3) bad: s3cr3tPass@host"),
+        ("db u:s3cr3tPass", "auth failed for s3cr3tPass"),
+        ("db --creds u,s3cr3tPass", "auth failed for s3cr3tPass"),
+        ("db u:s3cr3tPass/web", "auth failed for s3cr3tPass"),
+        ("curl https://h/x?sig=s3cr3t%2BPass", "got sig s3cr3t+Pass"),
+        ("curl https://h/x?a=b&sig=s3cr3t+Pass", "got sig s3cr3t Pass"),
+        ("echo s3cr3t\\$Pass", "s3cr3t$Pass"),
+    ],
+)
+def test_a_secret_is_known_in_whatever_form_it_is_said(command: str, said: str) -> None:
+    """M5."""
+    made = extension(protected_settings={"commandToExecute": command})
+    assert "s3cr3t" not in redact(said, made)
+
+
+def test_what_public_settings_name_a_secret_is_one() -> None:
+    """M5: names and URIs tell it."""
+    settings = {
+        "password": "s3cr3tPass",
+        "env": [{"name": "DB_PASSWORD", "value": "0therSecret"}],
+        "repo": "https://u:s3cr3tUser@host/x#access_token=s3cr3tFragment",
+        "greeting": "an ordinary word",
+    }
+    said = "s3cr3tPass 0therSecret s3cr3tUser s3cr3tFragment an ordinary word"
+    assert redact(said, extension(settings=settings)) == "*** *** *** *** an ordinary word"
+
+
+def test_the_labs_own_words_of_a_run_stay() -> None:
+    """H4: what is secret is looked for in what the guest says."""
+    made = extension(protected_settings={"commandToExecute": "./failed-command status"})
+    told = read_outcome(made, "7\n[stdout]\nfailed-command\n[stderr]\n", 1.0).message
+    assert told.startswith("Enable failed: failed to execute command: command terminated")
+    assert "failed-command" not in told
 
 
 # The blob store (H5).
@@ -322,6 +363,70 @@ def test_downloads(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not wanted.exists(), "it holds tokens"
     kept = fetch("two", urls, skip=True)
     assert (kept / "a.sh").read_bytes().startswith(b"\xef\xbb\xbf")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://deploy:s3cr3tPass@127.0.0.1:1/x.sh",
+        "http://deploy:s3cr3tPass@[::1/x.sh",
+        "http://deploy:s3cr3tPass/x.sh",
+        "s3cr3tPass:x/y",
+        "http://127.0.0.1\x7f:1/x.sh?sig=s3cr3tPass",
+        f"http://{'s3cr3tPass' * 9}/x.sh",
+        "http://127.0.0.1:1/s3cr3tPass%00",
+        f"http://127.0.0.1:1/{'s3cr3tPass' * 99}",
+    ],
+)
+def test_no_download_shows_a_uri(
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """M5: what Python says of a URI that it does not take quotes it."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    wanted = tmp_path / "wanted.json"
+    wanted.write_text(json.dumps({"fileUris": [uri], "skipDos2Unix": False}))
+    with pytest.raises(SystemExit):
+        download.main(str(wanted), str(tmp_path))
+    said = capsys.readouterr().err
+    assert said.startswith("failed to download file[0]: ")
+    assert "s3cr3tPass" not in said
+
+
+def test_a_download_that_cannot_be_stored_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """H2: no guest program ends with a traceback."""
+    monkeypatch.setattr(download, "fetch", lambda _: b"x")
+    (tmp_path / "x.sh").mkdir()
+    for name in ("x.sh", "%00", "n" * 300):
+        wanted = tmp_path / "wanted.json"
+        wanted.write_text(json.dumps({"fileUris": [f"http://a/{name}"], "skipDos2Unix": False}))
+        with pytest.raises(SystemExit):
+            download.main(str(wanted), str(tmp_path))
+        assert "failed to download file[0]: it cannot be written: " in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_speak_http_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(4):
+                with server.accept()[0] as link:
+                    link.recv(9999)
+                    link.sendall(b"s3cr3tPass\r\n\r\n")
+
+        speaker = threading.Thread(target=answer)
+        speaker.start()
+        with pytest.raises(ValueError, match="did not answer as HTTP has it") as failed:
+            download.fetch(f"http://127.0.0.1:{server.getsockname()[1]}/x")
+        speaker.join()
+    assert "s3cr3tPass" not in str(failed.value)
 
 
 def test_a_download_that_fails_says_so_without_its_token(

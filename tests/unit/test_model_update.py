@@ -122,3 +122,24 @@ def test_another_sku_of_the_same_offer_is_a_model_change() -> None:
 def test_what_instances_are_made_of() -> None:
     assert profile_of(model()) == profile_of(model(tags={"a": "b"}, sku={"capacity": 9}))
     assert profile_of(model()) != profile_of(model(sku={"name": "Standard_B2s"}))
+
+
+_ODD: tuple[Any, ...] = (5, "x", {"a": 1}, [1], [[]], [{"name": []}], [{"name": {}}], None)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *({"extensionProfile": {"extensions": value}} for value in _ODD),
+        {"extensionProfile": 5},
+        {"extensionProfile": "x"},
+        {"osProfile": "x"},
+        [],
+    ],
+    ids=str,
+)
+def test_parts_of_any_shape_can_be_laid_over(part: Any) -> None:
+    """R3: what comes of them is refused where it is checked."""
+    stored = load_document(web_model(), load_balancer=LOAD_BALANCER).model.full()
+    merged = merge(stored, {"virtualMachineProfile": part, "tags": {"a": "b"}})
+    assert merged["tags"] == {"a": "b"}

@@ -92,3 +92,19 @@ def test_a_suite_hooks_into_settings_and_lab(pytester: pytest.Pytester) -> None:
         """
     )
     pytester.runpytest_subprocess("--vmss-state-dir", "state").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("factor", ["nan", "inf", "0", "-1", "x", "1e9"])
+def test_a_factor_that_no_wait_can_have(pytester: pytest.Pytester, factor: str) -> None:
+    result = pytester.runpytest_subprocess(f"--vmss-timeout-factor={factor}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--vmss-timeout-factor*invalid*"])
+
+
+@pytest.mark.parametrize("size", ["Tiny = 0, 256", "Tiny = 1, -1", "= 1, 256", "T = 1, 9999999999"])
+def test_a_size_that_no_machine_can_have(pytester: pytest.Pytester, size: str) -> None:
+    pytester.makeini(f"[pytest]\nvmss_sizes =\n    {size}\n")
+    pytester.makepyfile("def test_it(vmss): pass")
+    result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*UsageError: the setting sizes*must be*"])

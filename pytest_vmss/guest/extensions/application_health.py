@@ -128,7 +128,7 @@ class ApplicationHealthLinux(Handler):
 
 def program_settings(extension: Extension) -> dict[str, object]:
     """The settings for the process in the guest."""
-    return ApplicationHealthSettings.of(extension).wire()
+    return ApplicationHealthSettings.of(extension).full()
 
 
 def _plain(message: str) -> str:

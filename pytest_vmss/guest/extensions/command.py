@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -21,7 +21,7 @@ from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
-from pytest_vmss.secrecy import SecretBytes
+from pytest_vmss.secrecy import SecretBytes, SecretText, names_secret, uri_secrets
 from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, clean, read_whole, shown
 
@@ -38,7 +38,8 @@ __all__ = [
 _MESSAGE_CHARS = 4096
 #: What is looked at of what a guest says; an honest one says less.
 _READ_CHARS = 64 * 1024
-_SECRET_CHARS = 5
+#: What is shorter is an ordinary word rather than a secret; of parts between punctuation more so.
+_SECRET_CHARS, _PART_CHARS = 5, 6
 #: For one call of a guest, and what reaches even a slow one in a second.
 _CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
 
@@ -151,7 +152,7 @@ def run_command(
     parts = {"command": SecretBytes(command.text.encode() + b"\n")}
     parts |= {name: SecretBytes(part) for name, part in command.files.items()}
     if command.file_uris:
-        uris = [through_tunnel(uri, target.files_port) for uri in command.file_uris]
+        uris = [SecretText(through_tunnel(uri, target.files_port)) for uri in command.file_uris]
         told = {"fileUris": uris, "skipDos2Unix": command.skip_dos2unix}
         parts["wanted.json"] = SecretBytes(json.dumps(told).encode())
         program = files("pytest_vmss.guest.in_guest") / "download.py"
@@ -237,9 +238,8 @@ def read_outcome(extension: Extension, answer: str, seconds: float) -> Extension
         return timed_out(extension, seconds=seconds)
     if status == "download":
         reason = output.rpartition("[stderr]\n")[2]
-        return _record(
-            extension, None, f"Enable failed: processing file downloads failed: {reason}", seconds
-        )
+        before = "Enable failed: processing file downloads failed: "
+        return _record(extension, None, reason, seconds, before)
     try:
         code = read_whole(status, "the exit status")
     except UnreadableError as error:
@@ -247,19 +247,28 @@ def read_outcome(extension: Extension, answer: str, seconds: float) -> Extension
     told = "Enable succeeded: " if code == 0 else (
         f"Enable failed: failed to execute command: command terminated with exit status={code}"
     )  # fmt: skip
-    return _record(extension, code, f"{told}\n{output}", seconds)
+    return _record(extension, code, output, seconds, before=f"{told}\n")
 
 
 def _record(
-    extension: Extension, code: int | None, message: str, seconds: float
+    extension: Extension, code: int | None, message: str, seconds: float, before: str = ""
 ) -> ExtensionRecord:
+    """What came of a run.
+
+    Args:
+        extension: Whose run it was.
+        code: Its exit status.
+        message: What was said of it; loses what the settings keep secret.
+        seconds: How long it took.
+        before: Words of the lab's own that go before the message.
+    """
     return ExtensionRecord(
         name=extension.name,
         type=extension.handler_name,
         version=find_handler(extension.publisher, extension.type).version,
         status="success" if code == 0 else "error",
         exit_code=code,
-        message=redact(clean(message), extension)[-_MESSAGE_CHARS:],
+        message=(before + redact(clean(message), extension))[-_MESSAGE_CHARS:],
         seconds=seconds,
     )
 
@@ -272,8 +281,8 @@ def broken_handler(extension: Extension, failure: BaseException) -> ExtensionRec
 def redact(text: str, extension: Extension) -> str:
     """A text without what an extension's settings keep secret (M5).
 
-    That is every word of its protected settings, and the queries of its ``fileUris``,
-    which may be tokens. Rather too much than too little.
+    That is every word of its protected settings, and of others what names or URIs tell to be
+    secret. Rather too much than too little.
     """
     for secret in sorted(set(_secrets(extension)), key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -286,22 +295,36 @@ def told_by(text: str, extension: Extension) -> str:
 
 
 def _secrets(extension: Extension) -> Iterator[str]:
-    for value in _leaves(extension.protected_settings or {}):
+    protected = [*_leaves(extension.protected_settings or {})]
+    for value in (*protected, *_named(extension.settings or {})):
         yield from _words(value)
-    uris = (extension.settings or {}).get("fileUris", [])
-    for uri in uris if isinstance(uris, list) else ():
-        # Not urlsplit: what is no URI may hold a token all the same.
-        yield from _words(str(uri).partition("?")[2].partition("#")[0])
+    for value in (*protected, *_leaves(extension.settings or {})):
+        for secret in uri_secrets(value):
+            yield from _words(secret)
 
 
 def _words(value: str) -> Iterator[str]:
     """A secret, and the parts of it that a program might show alone."""
-    parts: Iterable[str] = [value, *value.splitlines(), *re.split(r"[\s'\"=&;|<>()]+", value)]
-    return (part for part in parts if len(part) >= _SECRET_CHARS)
+    # As it is written, and as a shell or a reader of JSON takes it.
+    for text in {value, re.sub(r"\\(.)", r"\1", value)}:
+        parts = (text, *text.splitlines(), *re.split(r"[\s'\"=&;|<>()]+", text))
+        yield from (part for part in parts if len(part) >= _SECRET_CHARS)
+        yield from (part for part in re.split(r"\W+", text) if len(part) >= _PART_CHARS)
+
+
+def _named(value: Any) -> Iterator[str]:
+    """The texts that names tell to be secret."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item) if names_secret(key, value) else _named(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _named(item)
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
+    """The texts and numbers in a value."""
+    if isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):

@@ -13,6 +13,7 @@ from pytest_vmss.guest.extensions.command import Command, remove_runs, run_comma
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.in_guest.download import name_of
 from pytest_vmss.model import Extension
+from pytest_vmss.secrecy import SecretBytes
 from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["CustomScript"]
@@ -115,12 +116,12 @@ def _decode(script: str) -> bytes:
         ValueError: It is neither.
     """
     try:
-        content = base64.b64decode(script, validate=True)
+        content = SecretBytes(base64.b64decode(script, validate=True))
         if not content.startswith(_GZIP):
             return content
         # No more than the limit is unpacked, whatever it holds.
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
-            text = packed.read(_SCRIPT_MAX + 1)
+            text = SecretBytes(packed.read(_SCRIPT_MAX + 1))
     except (binascii.Error, OSError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from error
     if len(text) > _SCRIPT_MAX:

@@ -24,6 +24,7 @@ from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.registry import register
 from pytest_vmss.guest.extensions.report import with_status
 from pytest_vmss.model import Extension, read_status
+from pytest_vmss.secrecy import SecretBytes, SecretText
 from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, one_line, read_json
 
@@ -213,11 +214,11 @@ def handler_settings(
     settings["protectedSettingsCertThumbprint"] = thumbprint
     settings["protectedSettings"] = base64.b64encode(envelope).decode()
     pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    private = SecretBytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return settings, {
         "thumbprint": thumbprint,
         "public": certificate.public_bytes(pem).decode(),
-        "private": private.decode(),
+        "private": SecretText(private.decode()),
     }

@@ -13,6 +13,7 @@ from pytest_vmss.errors import (
     InstanceError,
     ModelProblem,
     NotFoundError,
+    is_host_trouble,
 )
 from pytest_vmss.guest.extensions.handler import Handler
 from pytest_vmss.model import Extension
@@ -104,7 +105,8 @@ def guarded(call: Callable[[], _T], broken: Callable[[BaseException], _T]) -> _T
 
     Raises:
         InstanceError: The guest failed.
-        HostError: The host did; also HypervisorError.
+        HostError: The host did; also HypervisorError, and what says that it has run out of
+            memory, threads, files or room, which is no verdict on the extension (Q1).
         Interrupted: The lab is being closed.
         KeyboardInterrupt: Ctrl-C in the main thread.
     """
@@ -116,5 +118,7 @@ def guarded(call: Callable[[], _T], broken: Callable[[BaseException], _T]) -> _T
         if threading.current_thread() is threading.main_thread():
             raise
         return broken(error)
-    except BaseException as error:  # noqa: BLE001 - see above
+    except BaseException as error:
+        if is_host_trouble(error):
+            raise
         return broken(error)

@@ -7,6 +7,7 @@ wrong is written to standard error without them.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
@@ -28,17 +29,36 @@ def name_of(uri: str) -> str:
     Raises:
         ValueError: It has none.
     """
-    name = urllib.parse.unquote(urllib.parse.urlsplit(uri).path).rpartition("/")[2]
+    name = urllib.parse.unquote(_split(uri).path).rpartition("/")[2]
     if name in ("", ".", ".."):
         raise ValueError("its path names no file")
     return name
+
+
+def _split(uri: str) -> urllib.parse.SplitResult:
+    """A URI's parts.
+
+    Raises:
+        ValueError: It is not a URI, or has a user name or a password; the message shows none of it.
+    """
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        parts.port  # noqa: B018 - checks it
+    except ValueError:
+        raise ValueError("it is not a valid URI") from None
+    if "@" in parts.netloc:
+        raise ValueError(
+            "it holds a user name or a password before its host, which is not supported; "
+            "use a token in its query instead"
+        )
+    return parts
 
 
 def encoded(uri: str) -> str:
     """A URI whose path and query hold nothing that HTTP does not take; what is encoded stays.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a valid URI; the message may quote it.
     """
     parts = urllib.parse.urlsplit(uri)
     return parts._replace(
@@ -71,12 +91,23 @@ def fetch(uri: str) -> bytes:
             told = f"unexpected status code: actual={refused.code} expected=200"
             if refused.code < 500 or attempt == _TRIES:
                 raise ValueError(told) from None
-        except (urllib.error.URLError, OSError) as failed:
+        except (http.client.InvalidURL, ValueError):
+            # Their words quote the URI, or the one that it leads to.
+            raise ValueError("http request failed: it is not a valid URI") from None
+        except (http.client.HTTPException, OSError) as failed:
             if attempt == _TRIES:
-                reason = getattr(failed, "reason", failed)
-                raise ValueError(f"http request failed: {reason}") from None
+                raise ValueError(f"http request failed: {_reason(failed)}") from None
         time.sleep(2**attempt)
     raise ValueError("not reached")
+
+
+def _reason(failed: Exception) -> str:
+    """Why a request failed, without what a server has said or a URI holds."""
+    if isinstance(failed, http.client.HTTPException):
+        return f"the server did not answer as HTTP has it ({type(failed).__name__})"
+    reason = getattr(failed, "reason", failed)
+    words = getattr(reason, "strerror", None)
+    return str(words or reason) if isinstance(reason, OSError) else type(failed).__name__
 
 
 def main(wanted_path: str, folder: str) -> None:
@@ -87,12 +118,25 @@ def main(wanted_path: str, folder: str) -> None:
     for index, uri in enumerate(wanted["fileUris"]):
         try:
             name, content = name_of(uri), fetch(uri)
+            _store(os.path.join(folder, name), content if wanted["skipDos2Unix"] else unix(content))
         except ValueError as failed:
             sys.stderr.write(f"failed to download file[{index}]: {failed}\n")
             sys.exit(1)
-        with open(os.path.join(folder, name), "wb") as file:
-            file.write(content if wanted["skipDos2Unix"] else unix(content))
-        os.chmod(os.path.join(folder, name), 0o500)
+
+
+def _store(path: str, content: bytes) -> None:
+    """Writes a file that root alone may read and run.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+        os.chmod(path, 0o500)
+    except (OSError, ValueError) as failed:  # ValueError: a NUL in its name
+        words = getattr(failed, "strerror", None) or "its name is not valid"
+        raise ValueError(f"it cannot be written: {words}") from None
 
 
 if __name__ == "__main__":

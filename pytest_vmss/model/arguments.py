@@ -1,0 +1,291 @@
+"""What callers of the public API hand in beside documents: checked before anything is done (A6).
+
+Each validator returns the value as it is used from then on, or raises ModelError with the
+argument's name for a path, and words that say what was expected.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from pytest_vmss.errors import ModelError, ModelProblem
+from pytest_vmss.model.ports import LAST_PORT
+from pytest_vmss.secrecy import quote
+
+__all__ = [
+    "check_capacity",
+    "check_choice",
+    "check_custom_data",
+    "check_flag",
+    "check_function",
+    "check_health",
+    "check_instance_ids",
+    "check_name",
+    "check_port",
+    "check_ports",
+    "check_script",
+    "check_seconds",
+]
+
+#: Of Azure's Uniform sets.
+_MOST_INSTANCES = 1000
+#: Bytes of custom data, decoded.
+_CUSTOM_DATA_BYTES = 65536
+#: Forwarded ports of one set; each takes one of the host's on every address.
+_MOST_PORTS = 64
+_COMMAND_CHARS, _SCRIPT_CHARS = 16384, 1024 * 1024
+_NAME_CHARS = 260
+#: A century: longer waits are mistakes, and clocks cannot count them.
+_LONGEST_S = 100 * 365 * 86400.0
+_LAST_ID = 2**31
+
+
+def _refuse(path: str, expected: str, given: object, *, secret: bool = False) -> NoReturn:
+    """Raises ModelError.
+
+    Args:
+        path: The argument.
+        expected: What it must be.
+        given: What it is.
+        secret: Whether it may be told by its type alone.
+    """
+    told = f"given a {type(given).__name__}" if secret or not _is_plain(given) else (
+        f"given {quote(given)}"
+    )  # fmt: skip
+    problem = ModelProblem(path, "InvalidParameter", f"{expected}; {told}")
+    raise ModelError([problem], source="what was asked for")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value can be quoted: short, and harmless to print."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value.bit_length() <= 64
+    return value is None or isinstance(value, (str, bool, float))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text that can be encoded and stored, and handed to a shell."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_capacity(value: Any, path: str = "capacity") -> int | None:
+    """How many instances there are to be; None where that is left to the model.
+
+    Raises:
+        ModelError: Not a whole number from 0 to 1000.
+    """
+    if value is None:
+        return None
+    if not _is_whole(value) or not 0 <= value <= _MOST_INSTANCES:
+        _refuse(path, f"must be a whole number from 0 to {_MOST_INSTANCES}", value)
+    return int(value)
+
+
+def check_name(value: Any, path: str = "name") -> str | None:
+    """A name; None where that is left to the model. Which characters it has is the model's rule.
+
+    Raises:
+        ModelError: It is not a text, or empty, or longer than any name.
+    """
+    if value is None:
+        return None
+    if not _is_text(value) or not 0 < len(value) <= _NAME_CHARS:
+        _refuse(path, f"must be a text of 1 to {_NAME_CHARS} characters", value)
+    return str(value)
+
+
+def check_port(value: Any, path: str = "port") -> int:
+    """A port of a guest.
+
+    Raises:
+        ModelError: Not a whole number from 1 to 65535.
+    """
+    if not _is_whole(value) or not 1 <= value <= LAST_PORT:
+        _refuse(path, f"must be a whole number from 1 to {LAST_PORT}", value)
+    return int(value)
+
+
+def check_ports(value: Any, path: str = "ports") -> tuple[int, ...]:
+    """Ports of a guest, each once.
+
+    Raises:
+        ModelError: Not a list of at most 64 different whole numbers from 1 to 65535.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence | set | frozenset):
+        _refuse(path, "must be a list of ports, e.g. [8080]", value)
+    if len(value) > _MOST_PORTS:
+        _refuse(path, f"must be at most {_MOST_PORTS} ports", len(value))
+    ports = [check_port(port, f"{path}[{index}]") for index, port in enumerate(value)]
+    return tuple(dict.fromkeys(ports))
+
+
+def check_seconds(value: Any, path: str, *, none: bool = False) -> float | None:
+    """A time in seconds, such as ``health_timeout`` or ``every``.
+
+    Args:
+        value: The seconds.
+        path: The argument.
+        none: Whether it may be None, which stays.
+
+    Raises:
+        ModelError: Not a finite number above 0.
+    """
+    if value is None and none:
+        return None
+    seconds = _number(value)
+    if seconds is None or not 0 < seconds <= _LONGEST_S:
+        _refuse(path, "must be a finite number of seconds above 0", value)
+    return seconds
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None where it is not one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def check_custom_data(value: Any, path: str = "custom_data") -> str | None:
+    """Custom data, in strict base64; None where that is left to the model (P5).
+
+    Raises:
+        ModelError: Not a text in base64, or more than 64 KiB when decoded; nothing is quoted.
+    """
+    if value is None:
+        return None
+    expected = (
+        "must be a text in base64, without line breaks: "
+        "base64.b64encode(content).decode() of what the guest is to get"
+    )
+    if not isinstance(value, str):
+        _refuse(path, expected, value, secret=True)
+    try:
+        size = len(base64.b64decode(value, validate=True))
+    except (binascii.Error, ValueError):
+        size = -1
+    if size < 0:
+        _refuse(path, expected, "another text", secret=True)
+    if size > _CUSTOM_DATA_BYTES:
+        _refuse(path, f"must be at most {_CUSTOM_DATA_BYTES} bytes, decoded", size)
+    return value
+
+
+def check_health(value: Any, path: str = "health") -> Any:
+    """A health source: a command that is run over SSH, or a function; None for none.
+
+    Raises:
+        ModelError: It is neither.
+    """
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return value
+    if not _is_text(value) or not value.strip() or len(value) > _COMMAND_CHARS:
+        expected = (
+            f"must be a command of 1 to {_COMMAND_CHARS} characters, or a function of a "
+            "testinfra host"
+        )
+        _refuse(path, expected, value, secret=True)
+    return value
+
+
+def check_function(value: Any, path: str) -> Callable[..., object]:
+    """A function that is called later.
+
+    Raises:
+        ModelError: It cannot be called.
+    """
+    if not callable(value):
+        _refuse(path, "must be a function", value)
+    function: Callable[..., object] = value
+    return function
+
+
+def check_script(value: Any, path: str = "script") -> str:
+    """A script for a guest's shell.
+
+    Raises:
+        ModelError: Not a text of at most 1 MiB without a NUL; nothing of it is quoted.
+    """
+    if not _is_text(value) or len(value) > _SCRIPT_CHARS:
+        expected = f"must be a text of at most {_SCRIPT_CHARS >> 10} Ki characters, without NUL"
+        _refuse(path, expected, value, secret=True)
+    return str(value)
+
+
+def check_flag(value: Any, path: str, *, none: bool = False) -> bool | None:
+    """A switch.
+
+    Args:
+        value: The switch.
+        path: The argument.
+        none: Whether it may be None, which stays.
+
+    Raises:
+        ModelError: Neither True nor False.
+    """
+    if value is None and none:
+        return None
+    if not isinstance(value, bool):
+        _refuse(path, f"must be True or False{' or None' if none else ''}", value)
+    return value
+
+
+def check_choice(value: Any, path: str, choices: Sequence[str]) -> str:
+    """One of several words.
+
+    Raises:
+        ModelError: It is not one of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        _refuse(path, f"must be {' or '.join(choices)}", value)
+    return value
+
+
+def check_instance_ids(
+    value: Any, path: str = "ids", *, none: bool = True
+) -> tuple[int, ...] | None:
+    """Ids of instances, as numbers or texts of digits, each once; None for all.
+
+    Args:
+        value: The ids.
+        path: The argument.
+        none: Whether it may be None.
+
+    Raises:
+        ModelError: Not a list of ids, or an empty one: that would be taken for none or for all.
+    """
+    if value is None and none:
+        return None
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        _refuse(path, f"must be a list of instance ids, e.g. [0, 2]{', or None' * none}", value)
+    listed = list(value)
+    if not listed:
+        _refuse(path, "must name at least one instance", "none")
+    return tuple(
+        dict.fromkeys(_instance_id(entry, f"{path}[{n}]") for n, entry in enumerate(listed))
+    )
+
+
+def _instance_id(value: Any, path: str) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 10:
+        value = int(value)
+    if not _is_whole(value) or not 0 <= value < _LAST_ID:
+        _refuse(path, "must be an instance's id: a whole number from 0 on, or its digits", value)
+    return int(value)

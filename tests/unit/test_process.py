@@ -1,0 +1,94 @@
+"""R3, M5: the host's programs are bounded in time and output, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pytest_vmss.errors import ToolError
+from pytest_vmss.host.process import run
+
+
+def shell(text: str, **options: object) -> bytes:
+    return run(["sh", "-c", text], what="trying it", **options)  # type: ignore[arg-type]
+
+
+def alive(mark: str) -> list[int]:
+    """Processes that have an argument."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
+
+
+def test_what_is_said_both_ways() -> None:
+    big = b"x" * 3_000_000
+    assert run(["cat"], what="it", stdin=big) == big
+    assert run(["true"], what="it", stdin=big) == b""
+    assert shell("exec >&- 2>&-; sleep 0.1") == b""
+    with pytest.raises(ToolError, match="failed with status 3: oops") as failed:
+        shell("echo oops >&2; exit 3")
+    assert failed.value.returncode == 3
+    with pytest.raises(ToolError, match="failed with status -9"):
+        shell("kill -9 $$")
+
+
+def test_endless_output_is_stopped() -> None:
+    with pytest.raises(ToolError, match="wrote more than its limit of 1 MiB of output"):
+        run(["yes"], what="it", output_mib=1)
+    with pytest.raises(ToolError, match="ran longer than its limit of 1 s") as failed:
+        shell("yes >&2", timeout=1)
+    assert len(failed.value.stderr) <= 2000
+
+
+@pytest.mark.parametrize("end", ["exit 0", "exit 1", "exec sleep 60"])
+def test_nothing_that_it_has_started_survives(end: str) -> None:
+    mark = f"60.{os.getpid()}{len(end)}"
+    try:
+        shell(f"sleep {mark} & {end}", timeout=1)
+    except ToolError:
+        assert end != "exit 0"
+    end_at = time.monotonic() + 5
+    while alive(mark) and time.monotonic() < end_at:
+        time.sleep(0.01)
+    assert alive(mark) == []
+
+
+def test_who_holds_its_pipes_keeps_nobody_waiting() -> None:
+    begun = time.monotonic()
+    assert shell("echo done; setsid sleep 5.25 &") == b"done\n"
+    assert time.monotonic() - begun < 4
+    for pid in alive("5.25"):
+        psutil.Process(pid).kill()
+
+
+def test_a_daemon_runs_on() -> None:
+    mark = f"61.{os.getpid()}"
+    shell(f"sleep {mark} &", daemon=True)
+    (pid,) = alive(mark)
+    psutil.Process(pid).kill()
+
+
+def test_a_program_gets_what_it_needs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M5: and no secrets of others."""
+    monkeypatch.setenv("MY_SECRET_TOKEN", "s3cr3t")
+    for name in ("https_proxy", "VMSS_DEBIAN_MIRROR", "LC_ALL", "FAKEROOTKEY", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, "kept")
+    told = shell("env", env={"OWN": "given"}).decode()
+    assert "s3cr3t" not in told
+    assert told.count("=kept\n") == 5
+    assert "OWN=given\n" in told
+
+
+def test_grace_is_for_cleaning_up(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="ran longer"):
+        shell(f"trap 'touch {tmp_path}/clean; exit' TERM; sleep 60 & wait", timeout=0.5, grace=5)
+    assert (tmp_path / "clean").exists()
+
+
+def test_what_cannot_be_started_is_told() -> None:
+    with pytest.raises(ToolError, match="cannot be started"):
+        run(["true", "a\0b"], what="it")
+    with pytest.raises(ToolError, match="cannot be started"):
+        run(["true"], what="it", cwd=Path("/nonexistent"))
