@@ -20,6 +20,7 @@ from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension, Health
+from pytest_vmss.model.arguments import check_flag, check_port, check_script, check_seconds
 from pytest_vmss.operations.revisions import has_latest_model
 from pytest_vmss.store import ExtensionRecord, GenerationRecord, InstanceRecord
 
@@ -134,6 +135,8 @@ class Instance:
         Raises:
             ModelError: Azure does not take that combination; nothing was changed.
         """
+        check_flag(from_scale_in, "from_scale_in", none=True)
+        check_flag(from_scale_set_actions, "from_scale_set_actions", none=True)
         record = self.record
         actions = record.protected if from_scale_set_actions is None else from_scale_set_actions
         scale_in = record.protect_from_scale_in if from_scale_in is None else from_scale_in
@@ -183,6 +186,7 @@ class Instance:
         Raises:
             NotFoundError: The port is not forwarded.
         """
+        check_port(port)
         record = self.record
         if port not in record.forwards:
             ports = ", ".join(str(known) for known in record.forwards)
@@ -235,6 +239,8 @@ class Instance:
         Raises:
             GuestUnreachableError: It does not answer.
         """
+        check_script(script)
+        check_seconds(timeout, "timeout")
         extension = Extension(
             name="runCommand", publisher=RunCommandLinux.publisher, type=RunCommandLinux.type,
             type_handler_version="1.0", settings={"script": script.splitlines()},

@@ -64,6 +64,14 @@ from pytest_vmss.model import (
     application_health,
     load_document,
 )
+from pytest_vmss.model.arguments import (
+    check_custom_data,
+    check_health,
+    check_instance_count,
+    check_name,
+    check_ports,
+    check_seconds,
+)
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
 from pytest_vmss.secrecy import seal, seal_text
@@ -375,7 +383,10 @@ class Lab:
         """
         # First of all, so that no error shows what is secret in them (M5).
         source, load_balancer = seal(source), seal(load_balancer)
-        custom_data = seal_text(custom_data)
+        custom_data = seal_text(check_custom_data(custom_data))
+        name, capacity = check_name(name), check_instance_count(capacity, none=True)
+        ports, health = check_ports(ports), check_health(health)
+        health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
         document = load_document(
             source,
             load_balancer=load_balancer,

@@ -36,6 +36,15 @@ from pytest_vmss.model import (
     merge,
     read_part,
 )
+from pytest_vmss.model.arguments import (
+    check_choice,
+    check_custom_data,
+    check_flag,
+    check_function,
+    check_health,
+    check_instance_count,
+    check_instance_ids,
+)
 from pytest_vmss.operations import (
     Deallocate,
     ExtensionUpgrade,
@@ -192,6 +201,7 @@ class ScaleSet:
 
     def set_orchestration_service_state(self, action: Literal["Suspend", "Resume"]) -> None:
         """Suspends automatic repairs, or resumes them (Azure's ``setOrchestrationServiceState``)."""
+        check_choice(action, "action", ("Suspend", "Resume"))
         if action == "Suspend":
             self._repairs.suspend("someone asked for it")
         else:
@@ -210,6 +220,7 @@ class ScaleSet:
                 of a testinfra host that asserts, which counts in this process only; None
                 for none.
         """
+        check_health(check, "check")
         environment, command = self._environment, check if isinstance(check, str) else None
         environment.store.amend(
             self.record, health_command=command, health_function=callable(check)
@@ -230,6 +241,7 @@ class ScaleSet:
             What to use with ``with``; it raises ViolationError at the end, with the time, the
             instances' states and the upgrade's step of every violation.
         """
+        check_function(check, "check")
         return Always(self._environment.store, self.name, check, every=every)
 
     # Rolling upgrades.
@@ -424,7 +436,8 @@ class ScaleSet:
         """
         # First of all, so that no error shows what is secret in them (M5).
         change, load_balancer = seal(change), seal(load_balancer)
-        custom_data = seal_text(custom_data)
+        custom_data = seal_text(check_custom_data(custom_data))
+        check_flag(replace, "replace")
         part = read_part(change)
         with self._engine.lock():
             self._engine.journal.ensure_idle()
@@ -494,6 +507,7 @@ class ScaleSet:
                 progress; nothing was changed.
             ProvisioningError: New instances did not come up; they are there to be looked at.
         """
+        check_instance_count(capacity)
         with self._engine.lock():
             self._engine.journal.ensure_idle()
             check_capacity_change(self._environment, self.name, capacity)
@@ -510,6 +524,7 @@ class ScaleSet:
             ModelError: There is no such instance; nothing was changed.
             ConflictError: Another operation is in progress; nothing was changed.
         """
+        check_instance_ids(ids, none=False)
         with self._engine.lock():
             self._engine.journal.ensure_idle()
             self._scale(removal_of(self._environment, self.name, self._numbers(ids)))
@@ -550,6 +565,7 @@ class ScaleSet:
             ids: Which; None for all.
             skip_shutdown: Cut the power instead of asking the guest.
         """
+        check_flag(skip_shutdown, "skip_shutdown")
         return self._perform(
             ids,
             lambda chosen, skipped: StopInstances(chosen, skipped, skip_shutdown=skip_shutdown),
@@ -628,6 +644,7 @@ class ScaleSet:
         Raises:
             ModelError: There is none of that number; Azure's code and words.
         """
+        check_instance_ids(ids)
         known = [record.instance_id for record in self._records()]
         if ids is None:
             return known

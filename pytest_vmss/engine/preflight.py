@@ -20,6 +20,7 @@ from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.guest.in_guest.download import encoded
 from pytest_vmss.host.http import http_status
 from pytest_vmss.model import ScaleSetModel
+from pytest_vmss.secrecy import mask
 from pytest_vmss.store import OperationRecord
 
 __all__ = ["file_uris", "reach", "require_known", "unreachable"]
@@ -103,8 +104,9 @@ def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str
     Returns:
         What is wrong, without the URI's token; empty where nothing certainly is.
     """
-    where = re.split(r"[?#]", uri, maxsplit=1)[0][:_SHOWN_CHARS]
-    where = re.sub(r"//[^/@]*@", "//", where)
+    where = re.sub(r"[?#].*", "", mask(uri), flags=re.DOTALL).replace("//***@", "//")
+    where = where[:_SHOWN_CHARS]
+    quiet = "@" in uri or "***" in where  # what Python says of such a URI quotes it
     where = "".join(letter if letter.isprintable() else "?" for letter in where)
     try:
         parts = urlsplit(encoded(uri))
@@ -112,7 +114,7 @@ def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str
         host, port = parts.hostname or "", parts.port or (443 if tls else 80)
         host.encode("idna")
     except ValueError as error:  # UnicodeError is one
-        return f"{where!r} is no URI: {error}"
+        return f"{where!r} is no URI: {'it is malformed' if quiet else error}"
     if parts.scheme.lower() not in ("http", "https") or not host:
         return f"{where!r} is no URI: it must begin with http:// or https:// and name a host"
     target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
@@ -123,7 +125,7 @@ def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str
         certain = isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_HOST
         return f"{where} cannot be reached: {error}" if certain else ""
     except http.client.InvalidURL as error:
-        return f"{where!r} is no URI: {error}"
+        return f"{where!r} is no URI: {'it is malformed' if quiet else error}"
     except http.client.HTTPException:
         return ""  # it answers, and a guest may understand it
     except OSError as error:

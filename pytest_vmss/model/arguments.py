@@ -17,12 +17,12 @@ from pytest_vmss.model.ports import LAST_PORT
 from pytest_vmss.secrecy import quote
 
 __all__ = [
-    "check_capacity",
     "check_choice",
     "check_custom_data",
     "check_flag",
     "check_function",
     "check_health",
+    "check_instance_count",
     "check_instance_ids",
     "check_name",
     "check_port",
@@ -82,13 +82,18 @@ def _is_text(value: object) -> bool:
     return True
 
 
-def check_capacity(value: Any, path: str = "capacity") -> int | None:
-    """How many instances there are to be; None where that is left to the model.
+def check_instance_count(value: Any, path: str = "capacity", *, none: bool = False) -> int | None:
+    """How many instances there are to be.
+
+    Args:
+        value: The number.
+        path: The argument.
+        none: Whether it may be None, where it is left to the model.
 
     Raises:
         ModelError: Not a whole number from 0 to 1000.
     """
-    if value is None:
+    if value is None and none:
         return None
     if not _is_whole(value) or not 0 <= value <= _MOST_INSTANCES:
         _refuse(path, f"must be a whole number from 0 to {_MOST_INSTANCES}", value)

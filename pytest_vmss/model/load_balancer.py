@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -37,10 +37,6 @@ class Probe(AzureModel):
     def threshold(self) -> int:
         """Consecutive answers that make a state: Azure's newer name wins."""
         return self.probe_threshold or self.number_of_probes
-
-    def wire(self) -> dict[str, Any]:
-        """The JSON body without nulls, as the lab stores it: with all that a path holds."""
-        return self.full()
 
 
 class SubResource(AzureModel):
@@ -79,7 +75,3 @@ class LoadBalancer(AzureModel):
             return None
         wanted = last_name(rule.probe.id).lower()
         return next((probe for probe in self.probes if probe.name.lower() == wanted), None)
-
-    def wire(self) -> dict[str, Any]:
-        """The JSON body without nulls, as the lab stores it: with all that a path holds."""
-        return self.full()

@@ -12,7 +12,6 @@ from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
 from pytest_vmss.file_server.blobs import GUEST_VIEW, names_server
 from pytest_vmss.guest.extensions import check_settings, known_types
 from pytest_vmss.model import (
-    LAST_PORT,
     ScaleSetDocument,
     ScaleSetModel,
     check_model,
@@ -141,16 +140,9 @@ def register_scale_set(
         health_function: Whether this process has a function that is one.
 
     Raises:
-        ModelError: A port is none.
         ConflictError: There is a set of that name.
     """
     model, now = document.model, environment.clock.now()
-    wrong = [port for port in ports if not isinstance(port, int) or not 1 <= port <= LAST_PORT]
-    if wrong:
-        problem = ModelProblem(
-            "ports", "InvalidParameter", f"must be from 1 to {LAST_PORT}; given {wrong[0]!r}"
-        )
-        raise ModelError([problem], source="what was asked for")
     forwarded = {_SSH_PORT, *ports, *_ports_of(document)}
     record = ScaleSetRecord(
         name=model.name,
@@ -208,8 +200,8 @@ def _put_revision(
             revision=record.revision,
             created=environment.clock.now(),
             model=document.model.full(),
-            probe=None if document.probe is None else document.probe.wire(),
-            balancer=None if document.balancer is None else document.balancer.wire(),
+            probe=None if document.probe is None else document.probe.full(),
+            balancer=None if document.balancer is None else document.balancer.full(),
         )
     )
     for warning in model_warnings(document.probe):

@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(lab: SimulatedLab)
     assert web.model.sku.capacity == 2
     assert len(web) == 2
     lab.room = 10_000
-    with pytest.raises(ModelError, match="less than or equal to 1000"):
+    with pytest.raises(ModelError, match="must be a whole number from 0 to 1000"):
         web.scale(1001)
     assert web.model.sku.capacity == 2
 

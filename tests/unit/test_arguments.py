@@ -1,4 +1,4 @@
-"""A6: what the public API is given is checked before anything is done."""
+"""A6, P5: what the public API is given is checked before anything is done."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def looks(_: object) -> None: ...
 
 
 GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
-    (arguments.check_capacity, 0, 0),
-    (arguments.check_capacity, None, None),
+    (arguments.check_instance_count, 0, 0),
     (arguments.check_name, "web", "web"),
     (arguments.check_ports, [80, 80, 8080], (80, 8080)),
     (arguments.check_ports, range(80, 82), (80, 81)),
@@ -51,7 +50,7 @@ GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
     (arguments.check_instance_ids, None, None),
 ]
 BAD: list[tuple[Callable[[Any], Any], list[Any]]] = [
-    (arguments.check_capacity, [-1, 1001, "3", 2.5, NAN, True, 10**30, [1]]),
+    (arguments.check_instance_count, [-1, 1001, "3", 2.5, NAN, True, 10**30, [1]]),
     (arguments.check_name, ["", 5, "x" * 300, "\ud800", "a\0", b"x"]),
     (arguments.check_port, [0, 65536, "80", True, 80.0, None]),
     (arguments.check_ports, [80, ["80"], [0], [True], "80", None, range(1, 70000), {80: 1}]),
