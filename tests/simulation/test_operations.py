@@ -312,3 +312,55 @@ def test_an_interrupted_set_can_be_deleted(lab: SimulatedLab) -> None:
     web.delete()
     assert lab.scale_sets() == []
     assert lab.simulated.defined == {}
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"health": 5},
+        {"health": ["true"]},
+        {"health_timeout": -5},
+        {"health_timeout": 0},
+        {"health_timeout": "x"},
+        {"ports": 80},
+        {"ports": [0]},
+        {"capacity": "2"},
+        {"name": 7},
+        {"custom_data": "!!"},
+        {"custom_data": b"eA=="},
+    ],
+)
+def test_what_create_cannot_take_makes_nothing(lab: SimulatedLab, argument: dict[str, Any]) -> None:
+    """A6."""
+    lab.publish("1.0.0")
+    with pytest.raises(ModelError, match=next(iter(argument))):
+        lab.create(web_model(), load_balancer=LOAD_BALANCER, **argument)
+    assert lab.scale_sets() == []
+    assert lab.simulated.defined == {}
+
+
+def test_what_a_set_cannot_take_changes_nothing(lab: SimulatedLab) -> None:
+    """A6."""
+    web: Any = lab.start_web(2)
+    acts: list[Callable[[], object]] = [
+        lambda: web.scale("3"),
+        lambda: web.scale(None),
+        lambda: web.start(5),
+        lambda: web.restart(["x"]),
+        lambda: web.delete_instances(None),
+        lambda: web.stop(skip_shutdown="yes"),
+        lambda: web.update({}, custom_data="!!"),
+        lambda: web.update({}, replace="no"),
+        lambda: web.set_health_check(5),
+        lambda: web.set_orchestration_service_state("Stop"),
+        lambda: web.always("true"),
+        lambda: web[0].protect(from_scale_in="x"),
+        lambda: web[0].address("http"),
+        lambda: web[0].run_command(7),
+    ]
+    before = len(lab.store.events())
+    for act in acts:
+        with pytest.raises(ModelError):
+            act()
+    assert len(lab.store.events()) == before
+    assert powers(web) == ["running"] * 2
