@@ -16,7 +16,9 @@ import time
 
 import paramiko
 
+from pytest_vmss.errors import InstanceError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
+from pytest_vmss.guest.transport import transport_errors
 
 __all__ = ["Tunnel", "through_tunnel"]
 
@@ -56,11 +58,13 @@ class Tunnel:
     Args:
         transport: The connection to the guest.
         port: Of the file server, on the host's loopback and on the guest's alike.
+        instance: Name of the guest's instance.
     """
 
-    def __init__(self, transport: paramiko.Transport, port: int) -> None:
+    def __init__(self, transport: paramiko.Transport, port: int, *, instance: str) -> None:
         self._transport = transport
         self._port = port
+        self._instance = instance
         self._room = threading.BoundedSemaphore(_MOST)
         self._refused = 0
         self._open = False
@@ -73,7 +77,7 @@ class Tunnel:
             such as the tunnel of another process of the lab, has the port.
         """
         if not self._open:
-            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            with contextlib.suppress(InstanceError), transport_errors(self._instance):
                 self._transport.request_port_forward(_LOOPBACK, self._port, self._take)
                 self._open = True
         return self._open
@@ -89,7 +93,10 @@ class Tunnel:
                 self._transport.close()
                 return
             # Closing sends, and sending may wait for the thread that runs this.
-            threading.Thread(target=channel.close, name="vmss-tunnel-full", daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no more threads
+                threading.Thread(
+                    target=self._close, args=[channel], name="vmss-tunnel-full", daemon=True
+                ).start()
             return
         try:
             threading.Thread(
@@ -101,14 +108,19 @@ class Tunnel:
     def _run(self, channel: paramiko.Channel) -> None:
         try:
             with (
-                contextlib.suppress(OSError, EOFError, paramiko.SSHException),
+                contextlib.suppress(InstanceError, MemoryError),
+                transport_errors(self._instance),
                 socket.create_connection((_LOOPBACK, self._port), _CONNECT_S) as link,
             ):
                 _relay(channel, link)
         finally:
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                channel.close()
+            self._close(channel)
             self._room.release()
+
+    @staticmethod
+    def _close(channel: paramiko.Channel) -> None:
+        with contextlib.suppress(Exception):  # the connection has gone, in whatever way
+            channel.close()
 
 
 def _relay(channel: paramiko.Channel, link: socket.socket) -> None:
