@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any, NoReturn
 
-__all__ = ["UnreadableError", "clean", "one_line", "read_json", "read_whole", "shown"]
+__all__ = ["UnreadableError", "clean", "listed", "one_line", "read_json", "read_whole", "shown"]
 
 #: Bytes of one JSON document, and how deep it may be nested.
 _JSON_BYTES = 1024 * 1024
@@ -22,6 +24,9 @@ _DIGITS = 20
 _WHOLE = 2**63
 _SHOWN_CHARS = 4096
 _LINE_CHARS = 200
+#: Names that a message lists, and characters of each.
+_LISTED = 20
+_LISTED_CHARS = 80
 
 # Possessive quantifiers, and none that can begin again inside another: linear in the text.
 _ESCAPES = re.compile(
@@ -82,6 +87,21 @@ def one_line(text: str | bytes, limit: int = _LINE_CHARS) -> str:
         limit: Characters.
     """
     return " ".join(shown(text, limit).split())
+
+
+def listed(names: Iterable[str], most: int = _LISTED) -> str:
+    """Names for a message, such as those that there are; only the first of very many.
+
+    Args:
+        names: No more of them are read than are shown, and one.
+        most: How many are shown.
+
+    Returns:
+        ``none`` where there are none.
+    """
+    first = list(islice(names, most + 1))
+    told = ", ".join(one_line(name, _LISTED_CHARS) for name in first[:most])
+    return f"{told}, …" if len(first) > most else told or "none"
 
 
 def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import gzip
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import pytest
 
 from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import BalancerError, ModelError
-from pytest_vmss.guest.extensions import CustomScript, redact
+from pytest_vmss.guest.extensions import CustomScript, known_types, redact
 from pytest_vmss.load_balancer.haproxy import _quoted
-from pytest_vmss.model import Extension, ScaleSetModel, load_document
+from pytest_vmss.model import Extension, ScaleSetModel, check_model, load_document
+from pytest_vmss.untrusted import listed
 from tests.models import LOAD_BALANCER, web_model
 
 SECRET = "s3cr3t-value"
@@ -102,6 +104,50 @@ def test_many_wrong_values_make_a_short_message() -> None:
         load_document(body, load_balancer=LOAD_BALANCER)
     assert len(str(refused.value)) < 100_000
     assert time.process_time() - begun < 2
+
+
+def _balancer(probes: int, rules: int) -> dict[str, Any]:
+    first = LOAD_BALANCER["properties"]["probes"][0]
+    return {
+        "name": "web-lb",
+        "probes": [first]
+        + [{"name": f"p{n}" + "x" * 250, "protocol": "Tcp", "port": 1} for n in range(probes)],
+        "loadBalancingRules": [
+            {"name": f"r{n}", "frontendPort": n + 2000, "backendPort": 1, "probe": {"id": "nobody"}}
+            for n in range(rules)
+        ],
+    }
+
+
+def test_a_balancer_with_very_many_wrong_rules_costs_little() -> None:
+    """R3: each problem names what there is, and all of it for each would be hundreds of MiB."""
+    document = load_document(web_model(), load_balancer=_balancer(1_400, 1_500))
+    begun = time.process_time()
+    problems = check_model(
+        document.model,
+        probe=document.probe,
+        sizes={},
+        extension_types=known_types(),
+        balancer=document.balancer,
+    )
+    assert time.process_time() - begun < 1
+    assert 50 <= len(problems) <= 100
+    assert sum(len(problem.message) for problem in problems) < 300_000
+    assert any("there are: healthz, p0x" in problem.message for problem in problems)
+
+
+@pytest.mark.parametrize(("probes", "rules"), [(2_000, 1), (1, 2_000)])
+def test_a_balancer_has_no_more_than_azures(probes: int, rules: int) -> None:
+    with pytest.raises(ModelError, match="1500"):
+        load_document(web_model(), load_balancer=_balancer(probes, rules))
+
+
+def test_a_list_in_a_message_is_bounded() -> None:
+    assert listed([]) == "none"
+    assert listed(["a", "b\n\x1b[1m"]) == "a, b"
+    endless = (f"n{number}" for number in itertools.count())
+    assert listed(endless, 2) == "n0, n1, …"
+    assert next(endless) == "n3"
 
 
 def test_a_packed_script_is_bounded() -> None:
