@@ -37,6 +37,8 @@ MAX_VALUES = 100_000
 #: Azure's integers have 64 bits.
 _INTEGER_BITS = 63
 _NUMBER_CHARS = 64
+#: What YAML may take a name for; a merge has been worked in when names are looked at.
+_YAML_TEXTS = frozenset({"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"})
 
 #: Properties whose content is the user's own: taken as it is.
 OPAQUE = frozenset({"settings", "protectedSettings", "protectedSettingsFromKeyVault", "tags"})
@@ -177,6 +179,23 @@ def _text(path: Path) -> SecretText:
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
     """YAML of values that JSON has, with numbers of reasonable length."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Builds a mapping whose names are all texts.
+
+        Whoever chooses numbers can choose them so that all have one hash, and a dict of
+        them takes quadratic time; the hash of a text cannot be foreseen.
+        """
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if key.tag not in _YAML_TEXTS:
+                kind = one_line(key.tag.rpartition(":")[2])
+                line = key.start_mark.line + 1
+                raise _RefusedError(
+                    "$",
+                    f"has a name that is not a text but {kind}, in line {line}; put it in quotes",
+                )
+        return super().construct_mapping(node, deep=deep)
 
 
 def _number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

@@ -41,6 +41,13 @@ BOMB = "\n".join(
         ("a: !!bool x", "cannot be parsed"),
         ("a: !!binary AAAA", "which JSON does not have"),
         ("{1: 2}", "put it in quotes"),
+        (
+            "x:\n" + "".join(f" {n * (2**61 - 1)}: 1\n" for n in range(1, 40_000)),
+            "not a text but int",
+        ),
+        ("!!set {1: null}", "not a text but int"),
+        ("{[a]: 2}", "not a text but seq"),
+        ("{a: &a {1: 2}, b: {<<: *a}}", "not a text but int"),
         ("a: !!python/object/apply:os.system [id]", "cannot be parsed"),
         ("x: " + "y" * (5 << 20), "larger than 4 MiB"),
         ("a: [" + "x," * 200_000 + "]", "more than 100000 values"),
