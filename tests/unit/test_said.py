@@ -320,6 +320,45 @@ def test_a_probes_answer_without_end_is_no_answer(
     assert any(words in seen.detail for words in reason.split("|")), seen.detail
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b'Content-Type: multipart/x; "' + b";" * 64_000 + b"\r\n " + b";" * 60_000,
+        b"Content-Type: multipart/x;" + b"".join(b"b*%d*=x;" % n for n in range(6_000)),
+        b"Content-Type: multipart/x; boundary*=zzz'en'%ff%fe",
+    ],
+)
+def test_headers_that_are_costly_to_parse_are_not_parsed(headers: bytes) -> None:
+    """R2: the standard library took a minute for some, holding up everything, past the limit."""
+    probe = Probe(name="p", protocol="Http", port=80, request_path="/")
+    answer = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n\r\n"
+    with _answering(lambda link: link.sendall(answer)) as port:
+        begun = time.process_time()
+        assert probe_once(probe, "127.0.0.1", port, timeout=5.0).healthy
+        assert time.process_time() - begun < 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", "HTTP status 200"),
+        (b"HTTP/1.1 103 x\r\na: b\r\n\r\nHTTP/1.0 404\n\n", "HTTP status 404"),
+        (b"HTTP/1.1 200 OK\n", "HTTP status 200"),
+        (b"HTTP/1.1 -200 x\r\n\r\n", "HTTP/1.1 -200 x"),
+        (b"HTTP/1.1 2_00 x\r\n\r\n", "HTTP/1.1 2_00 x"),
+        (b"HTTP/1.1 \xb2\xb2\xb2 x\r\n\r\n", "HTTP/1.1 "),
+        (b"HTTP/1.1 \x1b[31m\xc2\x9d\xe2\x80\xae[/x]\r\n\r\n", "HTTP/1.1 [/x]"),
+        (b"", "without an answer"),
+    ],
+)
+def test_what_is_an_answer_and_what_is_not(answer: bytes, detail: str) -> None:
+    probe = Probe(name="p", protocol="Http", port=80, request_path="/")
+    with _answering(lambda link: link.sendall(answer)) as port:
+        seen = probe_once(probe, "127.0.0.1", port, timeout=5.0)
+    assert detail in seen.detail
+    assert seen.healthy == ("200" in detail and "status" in detail)
+
+
 def test_an_answer_is_read_to_its_body_and_no_further() -> None:
     probe = Probe(name="p", protocol="Http", port=80, request_path="/")
     body = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n"
