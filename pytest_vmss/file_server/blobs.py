@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hmac
 import http.client
+import os
 import re
 import secrets
 import threading
@@ -104,7 +105,12 @@ class Blobs:
         """The files' names."""
         if not self._folder.exists():
             return []
-        return sorted(path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+        with os.scandir(self._folder) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            )
 
     def url(self, name: str, *, expires_in: float = 3600.0) -> str:
         """A URL by which guests may read a file for a while, with a token like Azure's SAS.
@@ -315,7 +321,7 @@ class Blobs:
             return _refuse(403, "AuthenticationFailed", "Signature not valid in the specified time")
         if name not in self.names():
             return _refuse(404, "BlobNotFound", "The specified blob does not exist.")
-        return Answer(200, self._folder / name)
+        return Answer(200, self._folder / name, share=f"{name} {query['se']}")
 
 
 def names_server(value: Any, port: int | None) -> bool:
