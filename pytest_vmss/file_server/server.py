@@ -73,12 +73,14 @@ class Answer:
         body: A file, which is streamed, or all of the body.
         code: Azure's error code; empty where there is none.
         share: Says by what right it is asked for; who asks by the same shares places.
+        goes_on: Whether the connection takes one more request after it.
     """
 
     status: int
     body: bytes | Path
     code: str = ""
     share: str = ""
+    goes_on: bool = False
 
 
 class _State(enum.Enum):
@@ -256,12 +258,20 @@ class FileServer:
     async def _serve(self, client: _Client) -> None:
         try:
             connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_MAX)
-            async with asyncio.timeout(_REQUEST_S):
-                request = await self._request(client, connection)
-            if request is not None:
+            for may_go_on in (True, False):
+                async with asyncio.timeout(_REQUEST_S):
+                    request = await self._request(client, connection)
+                if request is None:
+                    return
                 client.state, client.progress = _State.TAKES, time.monotonic()
-                await self._respond(client, connection, request)
+                answer = self._decide(request)
+                if may_go_on and answer.goes_on and isinstance(answer.body, bytes):
+                    await self._send_one_of_two(client, connection, answer, answer.body)
+                    client.state = _State.IDLE
+                    continue
+                await self._respond(client, connection, request, answer)
                 await self._take_leave(client)
+                return
         except (OSError, TimeoutError, h11.ProtocolError):
             pass  # its client is gone, too slow, or talks no HTTP
         finally:
@@ -284,10 +294,27 @@ class FileServer:
                 return None
             connection.receive_data(await self._loop.sock_recv(client.link, 4096))
 
-    async def _respond(
-        self, client: _Client, connection: h11.Connection, request: h11.Request
+    async def _send_one_of_two(
+        self, client: _Client, connection: h11.Connection, answer: Answer, body: bytes
     ) -> None:
-        answer = self._decide(request)
+        """Sends an answer after which the connection takes another request.
+
+        Raises:
+            h11.ProtocolError: The client wants none, or sends more with this one.
+        """
+        headers = [("Content-Length", str(len(body)))]
+        await self._send(
+            client,
+            connection.send(h11.Response(status_code=answer.status, headers=headers))
+            + connection.send(h11.Data(body))
+            + connection.send(h11.EndOfMessage()),
+        )
+        connection.next_event()
+        connection.start_next_cycle()
+
+    async def _respond(
+        self, client: _Client, connection: h11.Connection, request: h11.Request, answer: Answer
+    ) -> None:
         body = answer.body
         if isinstance(body, Path):
             client.share = answer.share

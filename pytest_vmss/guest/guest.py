@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,6 +166,7 @@ class LinuxGuest:
         agent_connected: Whether its guest agent has shown itself.
         factor: By how much it is slower than under KVM.
         files_port: Port of the lab's file server now; None where it serves nothing.
+        dial_files: Connects to that server, once it has proved that it is the lab's.
     """
 
     def __init__(
@@ -179,6 +181,7 @@ class LinuxGuest:
         agent_connected: Callable[[], bool],
         factor: float = 1.0,
         files_port: Callable[[], int | None] = lambda: None,
+        dial_files: Callable[[], socket.socket] | None = None,
     ) -> None:
         self.name = name
         self._access = access
@@ -190,6 +193,7 @@ class LinuxGuest:
         self._next_try = clock.monotonic() + _PATIENCE_S
         self._factor = factor
         self._files_port = files_port
+        self._dial_files = dial_files
         self._login_limit = _LOGIN_S * factor
         self._shell: Shell | None = None
         self._connecting = threading.Lock()
@@ -345,7 +349,7 @@ class LinuxGuest:
         shell, port = self.shell(), self._files_port()
         if port is not None:
             # Where it may not, downloads fail and say so; or another process's tunnel is there.
-            shell.lead_to(port)
+            shell.lead_to(port, self._dial_files)
         return shell
 
     def remove_extension(self, extension: Extension, timeout: float) -> str:

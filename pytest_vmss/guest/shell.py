@@ -148,18 +148,20 @@ class Shell:
         """Whether the connection still stands."""
         return bool(self._transport.is_active())
 
-    def lead_to(self, port: int) -> bool:
+    def lead_to(self, port: int, dial: Callable[[], socket.socket] | None = None) -> bool:
         """Leads the guest to the lab's file server while this connection stands.
 
         Args:
             port: The server's on the host's loopback, at which the guest finds it on its own.
+            dial: Connects to the server; the default asks it for no proof that it is the lab's.
 
         Returns:
             Whether the guest's SSH server listens there for this connection.
         """
         timeouts = _Limits(_FORWARD_S, None)
         with self._watchdog(timeouts):
-            tunnel = Tunnel(self._transport, port, instance=self._name)
+            dial = dial or (lambda: socket.create_connection(("127.0.0.1", port), _CONNECT_S))
+            tunnel = Tunnel(self._transport, port, instance=self._name, dial=dial)
             return self._tunnels.setdefault(port, tunnel).open()
 
     def run(

@@ -13,10 +13,11 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import paramiko
 
-from pytest_vmss.errors import InstanceError
+from pytest_vmss.errors import InstanceError, VmssError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
 from pytest_vmss.guest.transport import transport_errors
 
@@ -28,7 +29,6 @@ _MOST = 4
 #: How many are closed so; a guest that goes on loses the whole connection.
 _REFUSED = 100
 _CHUNK = 65536
-_CONNECT_S = 2.0
 _SILENCE_S = 60.0
 #: However busy it is: no download of a few GiB takes longer.
 _TOTAL_S = 3600.0
@@ -59,12 +59,21 @@ class Tunnel:
         transport: The connection to the guest.
         port: Of the file server, on the host's loopback and on the guest's alike.
         instance: Name of the guest's instance.
+        dial: Connects to the file server, and raises where it is not the lab's own that answers.
     """
 
-    def __init__(self, transport: paramiko.Transport, port: int, *, instance: str) -> None:
+    def __init__(
+        self,
+        transport: paramiko.Transport,
+        port: int,
+        *,
+        instance: str,
+        dial: Callable[[], socket.socket],
+    ) -> None:
         self._transport = transport
         self._port = port
         self._instance = instance
+        self._dial = dial
         self._room = threading.BoundedSemaphore(_MOST)
         self._refused = 0
         self._open = False
@@ -108,9 +117,10 @@ class Tunnel:
     def _run(self, channel: paramiko.Channel) -> None:
         try:
             with (
-                contextlib.suppress(InstanceError, MemoryError),
+                # Where the server is not the lab's, each new connection ends at once.
+                contextlib.suppress(VmssError, OSError, MemoryError),
+                self._dial() as link,
                 transport_errors(self._instance),
-                socket.create_connection((_LOOPBACK, self._port), _CONNECT_S) as link,
             ):
                 _relay(channel, link)
         finally:
