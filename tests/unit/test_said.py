@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import json
 import random
 import socket
@@ -269,6 +270,49 @@ def test_a_reader_goes_on_where_it_was(tmp_path: Path) -> None:
     with path.open("ab") as log:
         log.write(b"\ntwo")
     assert "".join(reader.read()) == "\ntwo"
+
+
+def test_a_log_that_is_another_one_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """E5: by a daemon that rotates it; by the next look it is longer than the old one was."""
+    path = tmp_path / "console.log"
+    panic = b"Kernel panic - not syncing: x\n" + b"y" * 20_000
+
+    def replace() -> None:
+        (tmp_path / "next").write_bytes(panic)
+        (tmp_path / "next").replace(path)
+
+    def overwrite() -> None:
+        with path.open("r+b") as log:
+            log.truncate(0)
+            log.write(panic)
+
+    for change in (replace, overwrite):
+        path.write_bytes(b"SeaBIOS\n" + b"x" * 10_000)
+        console, reader = Console(path), LogReader(path)
+        assert console.trouble() is None
+        assert "".join(reader.read()).startswith("SeaBIOS")
+        change()
+        assert "".join(reader.read()) == panic.decode()
+        assert console.trouble() == "panic"
+        with path.open("ab") as log:
+            log.write(b"more")
+        assert "".join(reader.read()) == "more"
+    path.write_bytes(b"x" * 100_000)
+    console = Console(path, 90_000)
+    console.milestone()
+    (tmp_path / "next").write_bytes(b"Kernel panic\n" * 10)
+    (tmp_path / "next").replace(path)
+    assert console.tail().count("Kernel panic") == 10
+
+
+def test_a_log_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    """Q1, R2: that it is a folder, or a pipe, is no error of whatever waits for a boot."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe", "missing"):
+        console = Console(tmp_path / name)
+        assert (console.trouble(), console.tail()) == (None, "")
+        assert list(LogReader(tmp_path / name).read()) == []
 
 
 # HTTP.
