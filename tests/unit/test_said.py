@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import json
+import os
 import random
 import socket
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console as Screen
 
 from benchmarks import fuzz_guests
 from benchmarks.fuzz import Subject, fuzz, load
+from pytest_vmss import untrusted
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import CloudInitError, HypervisorError, VmssError
 from pytest_vmss.guest.agent import read_file, within
@@ -46,7 +48,8 @@ _HOSTILE = (
 def test_no_text_commands_a_terminal(text: str) -> None:
     told = clean(text)
     told.encode()
-    assert all(c.isprintable() or c in "\n\t" or ord(c) > 0x9F for c in told)
+    unseen = {"Cc", "Cf", "Cn", "Co", "Cs"}
+    assert all(c in "\n\t" or unicodedata.category(c) not in unseen for c in told)
     assert not set(told) & set("\x1b\x9b\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069\u200f\r")
     assert clean(told) == told
     assert len(shown(text, 50)) <= 50
@@ -69,9 +72,30 @@ def test_words_stay_and_what_stands_around_them_goes() -> None:
 
 def test_cleaning_takes_linear_time() -> None:
     begun = time.process_time()
-    for part in ("\x1b]", "\x1b[0", "\x1b[ ", "\x1bP" + "a" * 511, "\r", "\u202e"):
-        clean(part * (100_000 // len(part)))
-    assert time.process_time() - begun < 2
+    parts = (
+        "\x1b]", "\x1b[0", "\x1b[ ", "\x1bP" + "a" * 511, "\r", "\u202e", "\x9d", "\x9b", "\x90",
+        "\x9d" + "a" * 10, "\x98\x9d",
+    )  # fmt: skip
+    for part in parts:
+        clean(part * (200_000 // len(part)))
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("others", ["", "\n", "é", "\x1b[1m"])
+def test_what_is_not_seen_goes_whatever_stands_beside_it(others: str) -> None:
+    """Bidi and formats of other planes, fillers, variation selectors, private and unassigned."""
+    for letter in (
+        "\u3164\u115f\u034f\ufe0f\u17b4\u202e\u2066\ufffe\uffff\ue000\U000e0100\U0001d173"
+        "\U00013430\U000110bd\U0001bca0\U0010ffff"
+    ):
+        assert letter not in clean(f"a{letter}{others}b"), ascii(letter)
+    assert clean("日本語 Ελληνικά naïve 🚀\u00a0x") == "日本語 Ελληνικά naïve 🚀\u00a0x"
+
+
+def test_every_character_of_unicode_is_cleaned_in_little_memory() -> None:
+    told = clean("".join(map(chr, range(0x110000))))
+    assert len(told) > 100_000
+    assert len(untrusted._SHOWN) <= untrusted._REMEMBERED
 
 
 def test_errors_command_no_terminal() -> None:
