@@ -13,8 +13,9 @@ from pydantic import Field
 __all__ = ["AdminName", "PlainText", "Prefix", "RequestPath", "ResourceName", "SetName", "Version"]
 
 _LETTERS = "A-Za-z0-9"
-#: C0, DEL and C1, and what terminals and parsers take for the end of a line.
-_CONTROL = "\x00-\x1f\x7f-\x9f\u2028\u2029"
+#: Unicode's controls, formats (bidi and invisible ones), private and unassigned characters, and
+#: what terminals and parsers take for the end of a line. pydantic's engine knows the categories.
+_UNSEEN = r"\p{C}\p{Zl}\p{Zp}"
 
 #: Of a scale set: also of its folder, its machines and its lock.
 SetName = Annotated[str, Field(pattern=rf"^[{_LETTERS}_]([{_LETTERS}_.-]{{0,62}}[{_LETTERS}_])?$")]
@@ -32,4 +33,4 @@ Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 #: Of a URL, encoded: HAProxy and HTTP take neither spaces nor control characters.
 RequestPath = Annotated[str, Field(pattern="^[!-~]*$", max_length=1024)]
 #: A text that is only shown.
-PlainText = Annotated[str, Field(pattern=f"^[^{_CONTROL}]*$", max_length=260)]
+PlainText = Annotated[str, Field(pattern=rf"^[^{_UNSEEN}]*$", max_length=260)]
