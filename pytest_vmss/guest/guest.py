@@ -32,7 +32,7 @@ from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
 from pytest_vmss.settings import Timeouts
 from pytest_vmss.store import ExtensionRecord
-from pytest_vmss.untrusted import UnreadableError, one_line
+from pytest_vmss.untrusted import UnreadableError, clean, one_line
 
 __all__ = [
     "BootFacts",
@@ -316,11 +316,12 @@ class LinuxGuest:
         path = self._console.path.with_name(self._console.path.stem + "-cloud-init.log")
         try:
             done = self.shell().run(LOGS, sudo=True, timeout=self._login_limit, most=_ANSWER_BYTES)
-        except InstanceError:
+            # A full disk must not take the place of what cloud-init failed by.
+            flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+                file.write(clean(done.stdout))
+        except (InstanceError, OSError):
             return self._console.path
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(done.stdout)
         return path
 
     def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
