@@ -118,6 +118,10 @@ def refusals(work: Callable[[], Any], label: str) -> Any:
         return work()
     except _RefusedError as error:
         path, message = error.path, error.message
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - objects of others do what they like when looked at
+        path, message = "$", f"cannot be read: it raises {type(error).__name__}"
     # Outside of it: tracebacks would show the values that it was at.
     raise _error(path, message, label)
 
@@ -275,7 +279,7 @@ def _name(key: object, path: str, others: Mapping[str, Any], *, opaque: bool) ->
         raise _RefusedError(
             path, f"has a name that is not a text but {type(key).__name__}; put it in quotes"
         )
-    name = str(key)
+    name = str.__str__(key)
     _scalar(name, path)
     if not opaque:
         name = WRITE_ONLY.get(plain_name(name), name)
@@ -288,14 +292,17 @@ def _scalar(value: object, path: str) -> object:
     if isinstance(value, str):
         if not value.isascii() and not _is_unicode(value):
             raise _RefusedError(path, "holds half of a surrogate pair, which is no character")
-        return value
+        return value if isinstance(value, SecretText) else str.__str__(value)
+    # A class of somebody's own may say anything of its values: what goes on is plain.
     if isinstance(value, float):
+        value = float.__pos__(value)
         if not math.isfinite(value):
             raise _RefusedError(path, "must be a finite number")
         return value
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
+        value = int.__pos__(value)
         if value.bit_length() > _INTEGER_BITS:
             raise _RefusedError(path, "must be an integer of 64 bits")
         return value

@@ -18,7 +18,7 @@ from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.guest.extensions import CustomScript, known_types, redact
 from pytest_vmss.load_balancer.haproxy import _quoted
-from pytest_vmss.model import Extension, ScaleSetModel, check_model, load_document
+from pytest_vmss.model import Extension, ScaleSetModel, check_model, load_document, reading
 from pytest_vmss.untrusted import listed
 from tests.models import LOAD_BALANCER, web_model
 
@@ -99,6 +99,38 @@ def test_what_code_hands_in_is_bounded() -> None:
         with pytest.raises(ModelError) as refused:
             load_document(source)
         assert SECRET not in str(refused.value)
+
+
+class _Number(int):
+    def bit_length(self) -> int:
+        return 1
+
+
+class _Words(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\ud800"
+
+    def __len__(self) -> int:
+        return 1
+
+
+class _Broken(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError(SECRET)
+
+
+def test_objects_of_somebodys_own_are_read_as_what_they_are() -> None:
+    """R3: what classes of the caller's say of their values is not believed."""
+    for value in (_Number(2**80), _Words("\ud800"), {_Words("\ud800"): 1}, _Broken(a=1)):
+        with pytest.raises(ModelError) as refused:
+            load_document({**web_model(), "x": value})
+        assert SECRET not in str(refused.value)
+    body = {"name": _Words("plain"), "n": _Number(7)}
+    read_back = reading.read(body, "the model")
+    assert read_back == {"name": "plain", "n": 7}
+    assert {type(value) for value in read_back.values()} == {str, int}
 
 
 def test_many_wrong_values_make_a_short_message() -> None:
