@@ -149,7 +149,7 @@ def test_idle_clients_cost_few_descriptors_and_no_processor(server: FileServer) 
     before, threads = me.num_fds(), threading.active_count()
     with crowd(server, 300) as clients:
         assert me.num_fds() - before - len(clients) <= DESCRIPTORS
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         used, since = time.process_time(), time.monotonic()
         time.sleep(1)
         assert (time.process_time() - used) / (time.monotonic() - since) < 0.2
@@ -244,7 +244,14 @@ def test_a_few_readers_of_one_token_are_all_served(server: FileServer) -> None:
     got: list[int] = []
 
     def read() -> None:
-        got.append(len(ask(server, "/big?same")[1]))
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        ) as link:
+            link.request("GET", "/big?same")
+            answer, size = link.getresponse(), 0
+            while part := answer.read(1 << 20):  # not all of it in memory
+                size += len(part)
+            got.append(size)
 
     threads = [threading.Thread(target=read) for _ in range(MAX_CONNECTIONS - 8)]
     for thread in threads:
