@@ -13,6 +13,7 @@ import json
 import random
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.guest.guest import parse_facts, parse_listening
 from pytest_vmss.guest.in_guest.application_health import document
 from pytest_vmss.health import parse_custom_metrics, read_report
-from pytest_vmss.host.http import read_status_line
+from pytest_vmss.host.http import read_status
 from pytest_vmss.model import ApplicationHealthSettings, Extension
 from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, clean, shown
@@ -158,9 +159,8 @@ def _http(content: bytes) -> None:
         except BlockingIOError:
             return
         theirs.shutdown(socket.SHUT_WR)
-        ours.settimeout(5.0)
         with contextlib.suppress(OSError, http.client.HTTPException):  # as probes do
-            read_status_line(ours)
+            read_status(ours, time.monotonic() + 5.0)
 
 
 def _facts(content: bytes) -> None:

@@ -13,12 +13,16 @@ import json
 import os
 import re
 import stat
+import unicodedata
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 __all__ = [
     "UnreadableError",
     "clean",
+    "listed",
     "one_line",
     "read_json",
     "read_regular",
@@ -34,20 +38,28 @@ _DIGITS = 20
 _WHOLE = 2**63
 _SHOWN_CHARS = 4096
 _LINE_CHARS = 200
+#: Names that a message lists, and characters of each.
+_LISTED = 20
+_LISTED_CHARS = 80
 
-# Possessive quantifiers, and none that can begin again inside another: linear in the text.
+# Possessive quantifiers, and no body that holds another's beginning: linear in the text.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]"  # CSI: colours, cursor, modes
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]{0,512}+(?:\x07|\x1b\\|\x9c)"  # strings
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f\n]{0,512}+(?:\x07|\x1b\\|\x9c)"  # strings
     r"|\x1b[ -/]++[0-~]|\x1b[0-~]"
 )
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-#: Controls of C0 and C1, and what changes how the text around it is shown: bidi, invisible.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u115f\u1160\u17b4"
-    "\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
-    "\ufff0-\ufffb\U000e0000-\U000e0fff]"
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
+#: Unicode's categories of what is not shown or changes how the text around it is: controls,
+#: formats such as bidi, unassigned and private characters.
+_UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co"})
+#: Letters and marks that are not seen all the same: fillers and variation selectors.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
 )
+#: Characters whose translation is remembered; a guest may send all that there are.
+_REMEMBERED = 16_384
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -58,16 +70,36 @@ class UnreadableError(ValueError):
         super().__init__(one_line(reason))
 
 
+class _Shown(dict[int, str]):
+    """How each character is shown, found out when it first comes."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        category = unicodedata.category(letter)
+        if category == "Cs":
+            shown = "\ufffd"
+        elif (category in _UNSEEN and letter not in "\n\t") or _INVISIBLE.match(letter):
+            shown = ""
+        else:
+            shown = letter
+        if len(self) < _REMEMBERED:
+            self[code] = shown
+        return shown
+
+
+_SHOWN = _Shown()
+
+
 def clean(text: str) -> str:
     """A text without what a terminal would obey: escape sequences, controls, bidi.
 
     Lines and tabs stay. Square brackets stay too: whoever prints with rich must not read
     markup in it.
     """
-    if text.isprintable():
+    if text.isascii() and text.isprintable():
         return text
     text = _LINE_ENDS.sub("\n", _ESCAPES.sub("", text))
-    return _SURROGATES.sub("\ufffd", _UNSEEN.sub("", text))
+    return _CONTROLS.sub("", text) if text.isascii() else text.translate(_SHOWN)
 
 
 def shown(text: str | bytes, limit: int = _SHOWN_CHARS) -> str:
@@ -94,6 +126,21 @@ def one_line(text: str | bytes, limit: int = _LINE_CHARS) -> str:
         limit: Characters.
     """
     return " ".join(shown(text, limit).split())
+
+
+def listed(names: Iterable[str], most: int = _LISTED) -> str:
+    """Names for a message, such as those that there are; only the first of very many.
+
+    Args:
+        names: No more of them are read than are shown, and one.
+        most: How many are shown.
+
+    Returns:
+        ``none`` where there are none.
+    """
+    first = list(islice(names, most + 1))
+    told = ", ".join(one_line(name, _LISTED_CHARS) for name in first[:most])
+    return f"{told}, …" if len(first) > most else told or "none"
 
 
 def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:

@@ -40,7 +40,7 @@ from pytest_vmss.health import (
 )
 from pytest_vmss.host.capacity import check_capacity
 from pytest_vmss.host.locks import Lock, wait_for_lock
-from pytest_vmss.host.ownership import require_own
+from pytest_vmss.host.ownership import require_own, require_trusted
 from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import (
@@ -185,7 +185,10 @@ class Lab:
         cls, settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
     ) -> Self:
         """Opens the lab, made where there is none; one process at a time."""
-        require_own(paths.folder, paths.key, paths.database)
+        require_own(
+            paths.folder, paths.key, paths.database, paths.run, paths.sets, paths.locks,
+            paths.images, paths.blobs, paths.blobs / ".key",
+        )  # fmt: skip
         if paths.identity.exists() and (ending := read_identity(paths)).ending:
             remove_files(settings, paths, ending)  # whoever began was killed
         remove_unfinished(settings, paths)
@@ -336,6 +339,7 @@ class Lab:
             agent_connected=lambda: hypervisor.agent_connected(context.domain),
             factor=hypervisor.slow_factor,
             files_port=lambda: self.blobs.port,
+            dial_files=lambda: self.blobs.dial(),
         )
 
     # Galleries.
@@ -581,9 +585,10 @@ def _require_own(settings: Settings, paths: LabPaths) -> None:
         OSError: Somebody can, or the folders cannot be made.
     """
     shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
+    require_trusted(settings.state_dir)
     for folder in (settings.state_dir, *shared):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    require_own(settings.state_dir.resolve(), or_roots=True)
+    require_trusted(settings.state_dir)
     require_own(*shared, settings.state_dir / PROCESS_ROOTS)
 
 

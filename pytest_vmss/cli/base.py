@@ -43,7 +43,7 @@ __all__ = [
     "show_upgrade",
 ]
 
-console = Console()
+console = Console(emoji=False, markup=False)
 
 _MESSAGE_CHARS = 1000
 #: Azure takes 64 KiB of custom data, and less of a script.

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.text import Text
 
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
@@ -19,7 +20,7 @@ from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import NotFoundError, ViolationError, VmssError
 from pytest_vmss.host.accelerator import choose_accelerator
 from pytest_vmss.image_builder import ImageBuilder
-from pytest_vmss.report import LiveView, instance_table, stage_table, upgrade_summary
+from pytest_vmss.report import LiveView, instance_table, plain, say, stage_table, upgrade_summary
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import Outcome
 
@@ -52,11 +53,11 @@ class _Claims:
         self.failed = 0
 
     def check(self, claim: str, holds: bool, evidence: object) -> None:
-        mark = "[green]✓[/]" if holds else "[bold red]✗[/]"
-        self._console.print(f"  {mark} {claim}", highlight=False)
+        mark = plain("✓", "green") if holds else plain("✗", "bold red")
+        say(self._console, "  ", mark, f" {claim}")
         if not holds:
             self.failed += 1
-            self._console.print(f"      got: {evidence}", style="red", markup=False)
+            say(self._console, f"      got: {evidence}", style="red")
 
 
 def run_demo(settings: Settings, console: Console) -> bool:
@@ -73,36 +74,36 @@ def run_demo(settings: Settings, console: Console) -> bool:
     stages: list[tuple[str, float]] = []
 
     def stage(title: str) -> None:
-        console.rule(f"[bold]{title}", align="left")
+        console.rule(Text(title, style="bold"), align="left")
         stages.append((title, time.monotonic()))
 
     choice = choose_accelerator(settings.accelerator)
-    console.print(f"accelerator: {choice.accelerator}, since {choice.reason}", highlight=False)
+    say(console, f"accelerator: {choice.accelerator}, since {choice.reason}")
     claims = _Claims(console)
     stage("Images: 1.0.0, 1.1.0 (newer application and kernel), 1.2.0 (broken application)")
     builder = ImageBuilder.named(
-        "web", settings.cache_dir, say=lambda text: console.print(f"  {text} …")
+        "web", settings.cache_dir, say=lambda text: say(console, f"  {text} …")
     )
     disks = {version: builder.build(version).path for version in ("1.0.0", "1.1.0", "1.2.0")}
     lab = Lab.session(settings)
     try:
         _play(lab, disks, console, claims, stage)
     except VmssError as error:
-        console.print(str(error), style="red", markup=False)
+        say(console, str(error), style="red")
         claims.failed += 1
     finally:
         stage("Clean up")
         lab.destroy()
     end = time.monotonic()
-    console.rule("[bold]How long it took", align="left")
+    console.rule(Text("How long it took", style="bold"), align="left")
     moments = [*(moment for _, moment in stages), end]
     for (title, moment), following in zip(stages, moments[1:], strict=True):
-        console.print(f"  {following - moment:6.1f} s  {title}", highlight=False)
-    console.print(f"  {end - start:6.1f} s  in all", highlight=False)
+        say(console, f"  {following - moment:6.1f} s  {title}")
+    say(console, f"  {end - start:6.1f} s  in all")
     if claims.failed:
-        console.print(f"[bold red]{claims.failed} claims did not hold")
+        console.print(f"{claims.failed} claims did not hold", style="bold red")
     else:
-        console.print("[bold green]Everything held.")
+        console.print("Everything held.", style="bold green")
     return claims.failed == 0
 
 

@@ -12,6 +12,7 @@ from pytest_vmss.cli.base import (
     main,
 )
 from pytest_vmss.labs.reap import reap as reap_labs
+from pytest_vmss.report import plain, say
 
 __all__: list[str] = []
 
@@ -34,11 +35,11 @@ def doctor() -> None:
 
     settings, _ = context()
     findings = examine(settings)
-    marks = {"ok": "[green]ok[/]     ", "note": "[yellow]note[/]   ", "lacking": "[red]lacking[/]"}
+    styles = {"ok": "green", "note": "yellow", "lacking": "red"}
     for finding in findings:
-        console.print(marks[finding.level], finding.what, highlight=False, soft_wrap=True)
+        say(console, plain(f"{finding.level:<7}", styles[finding.level]), f" {finding.what}")
         if finding.mend:
-            console.print(f"         mend it: {finding.mend}", highlight=False, soft_wrap=True)
+            say(console, f"        mend it: {finding.mend}")
     if any(finding.level == "lacking" for finding in findings):
         sys.exit(1)
 

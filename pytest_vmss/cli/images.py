@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from pytest_vmss.cli.base import (
@@ -20,7 +19,7 @@ from pytest_vmss.cli.base import (
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.gallery.sbom import cyclonedx, describe
 from pytest_vmss.image_builder import ImageBuilder, find_recipes
-from pytest_vmss.report import LiveView
+from pytest_vmss.report import LiveView, plain
 
 __all__: list[str] = []
 
@@ -130,5 +129,5 @@ def image_show(definition: str, version: str, gallery: str, as_json: bool) -> No
             return
         table = Table("package", "version", box=None)
         for package in packages:
-            table.add_row(escape(package.name), escape(package.version))
+            table.add_row(plain(package.name), plain(package.version))
         console.print(table)

@@ -20,7 +20,7 @@ from pytest_vmss.cli.base import (
 )
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
-from pytest_vmss.report import LiveView, instance_table
+from pytest_vmss.report import LiveView, instance_table, say
 
 __all__: list[str] = []
 
@@ -65,7 +65,7 @@ def create(
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)
         for path in scale_set.model.not_modelled():
-            console.print(f"not modelled here: {path}", style="dim", highlight=False)
+            say(console, f"not modelled here: {path}", style="dim")
 
 
 @main.command("list")
@@ -112,7 +112,7 @@ def show(name: str, as_json: bool, health: bool) -> None:
 
 def _show_frontend(scale_set: ScaleSet) -> None:
     if scale_set.record.frontend is not None:
-        console.print(f"load balancer: {scale_set.url}", highlight=False)
+        say(console, f"load balancer: {scale_set.url}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True})

@@ -11,10 +11,12 @@ import base64
 import contextlib
 import errno
 import hmac
-import http.client
+import os
 import re
 import secrets
+import socket
 import threading
+import time
 import zlib
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,7 +27,7 @@ from pytest_vmss.clock import Clock
 from pytest_vmss.errors import HostError, NotFoundError, VmssError
 from pytest_vmss.file_server.server import Answer, FileServer
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.store import PortRecord, Store
+from pytest_vmss.store import PortRecord, ScaleSetRecord, Store
 from pytest_vmss.untrusted import read_regular
 
 __all__ = ["GUEST_VIEW", "Blobs", "names_server"]
@@ -46,6 +48,11 @@ _CUSTOM_DATA_MAX = 1 << 20
 _PROBE = "/lab/"
 _CHALLENGE = re.compile(r"[0-9a-f]{32}")
 _PROBE_S = 5.0
+#: The same where it is only looked whether all is well.
+_LOOK_S = 1.0
+#: Bytes of the answer to a challenge, with its headers.
+_PROOF_BYTES = 4096
+_PROOF = re.compile(rb"HTTP/1\.1 200 .*?\r\n\r\n([0-9a-f]{64})", re.DOTALL)
 #: Fields of a query; a token has five.
 _FIELDS = 32
 #: How often a port is tried that has been neither free nor this lab's.
@@ -79,6 +86,7 @@ class Blobs:
         self._standby: threading.Thread | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
+        self._unproved = 0
 
     # Its files.
 
@@ -108,7 +116,12 @@ class Blobs:
         """The files' names."""
         if not self._folder.exists():
             return []
-        return sorted(path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+        with os.scandir(self._folder) as entries:
+            return sorted(
+                entry.name
+                for entry in entries
+                if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            )
 
     def url(self, name: str, *, expires_in: float = 3600.0) -> str:
         """A URL by which guests may read a file for a while, with a token like Azure's SAS.
@@ -202,10 +215,7 @@ class Blobs:
                     self._stand_by()
                     return port
             self._stand_by()
-            raise HostError(
-                f"the port {port} of {_HOST}, at which this lab serves files to guests, is taken "
-                "by another program; end what listens there (`ss -ltnp` tells), and try again"
-            )
+            raise HostError(self._told_taken(port))
 
     def serve_if_used(self, *, needed: bool = True) -> None:
         """Serves where the lab has given out URLs, in this process or an earlier one.
@@ -266,24 +276,88 @@ class Blobs:
         server.start()
         return mine, True
 
+    def dial(self) -> socket.socket:
+        """Connects to the lab's server, which has proved on this connection that it is the lab's.
+
+        Another program can have the port since the process ended that served there.
+
+        Raises:
+            HostError: There is no server of this lab's.
+            OSError: It does not answer.
+        """
+        port = self.port
+        link = None if port is None else self._proved(port)
+        if link is None:
+            raise HostError(self._told_taken(port))
+        return link
+
     def _is_ours(self, port: int) -> bool:
         """Whether it is this lab's server that listens at a port.
 
         Raises:
             TimeoutError: Something listens there, and does not answer.
         """
-        challenge = secrets.token_hex(16)
-        link = http.client.HTTPConnection(_HOST, port, timeout=_PROBE_S)
         try:
-            link.request("GET", _PROBE + challenge, headers={"Connection": "close"})
-            answer = link.getresponse().read(256)
+            link = self._proved(port)
         except TimeoutError:
             raise
-        except (OSError, http.client.HTTPException):
+        except OSError:
             return False
-        finally:
+        if link is not None:
             link.close()
-        return hmac.compare_digest(answer, self._prove(challenge))
+        return link is not None
+
+    def _proved(self, port: int, timeout: float = _PROBE_S) -> socket.socket | None:
+        """Connects to a port; None where it is not this lab's server that answers.
+
+        Raises:
+            OSError: Nothing listens there, or it does not answer in time.
+        """
+        challenge = secrets.token_hex(16)
+        end = time.monotonic() + timeout
+        answer = b""
+        with contextlib.ExitStack() as failed:
+            link = failed.enter_context(socket.create_connection((_HOST, port), timeout))
+            link.sendall(f"GET {_PROBE}{challenge} HTTP/1.1\r\nHost: lab\r\n\r\n".encode())
+            while (proof := _PROOF.fullmatch(answer)) is None:
+                if (left := end - time.monotonic()) <= 0:
+                    raise TimeoutError(f"no proof within {timeout:g} s")
+                link.settimeout(left)
+                part = link.recv(_PROOF_BYTES)
+                if not part:
+                    raise ConnectionResetError("the connection ended before a proof")
+                answer += part
+                if len(answer) > _PROOF_BYTES:
+                    return None
+            if not hmac.compare_digest(proof[1], self._prove(challenge)):
+                return None
+            link.settimeout(_PROBE_S)
+            failed.pop_all()
+            return link
+
+    @staticmethod
+    def _told_taken(port: int | None) -> str:
+        return (
+            f"the port {port} of {_HOST}, at which this lab serves files to guests, is taken by "
+            "another program; end what listens there (`ss -ltnp` tells), and try again"
+        )
+
+    def _watch(self, port: int) -> None:
+        """Tells, once, that another program has the lab's port, where guests may ask it."""
+        try:
+            link = self._proved(port, _LOOK_S)
+        except (TimeoutError, ConnectionRefusedError):
+            return  # busy, or gone: the next look will tell
+        except OSError:
+            link = None
+        if link is not None:
+            link.close()
+            self._unproved = 0
+            return
+        self._unproved += 1  # the server may have ended in the middle of the question
+        if self._unproved == _TRIES:
+            for record in self._store.select(ScaleSetRecord):
+                self._store.event(record.name, "warning", self._told_taken(port))
 
     def _prove(self, challenge: str) -> bytes:
         """What only a process of this lab can answer."""
@@ -296,9 +370,14 @@ class Blobs:
 
         def run() -> None:
             while not self._closing.wait(_TAKE_OVER_S):
-                with contextlib.suppress(VmssError), self._lock:
-                    if self._closing.is_set() or self._server is not None or self._bind()[1]:
-                        return
+                with contextlib.suppress(VmssError):
+                    with self._lock:
+                        if self._closing.is_set() or self._server is not None:
+                            return
+                        port, is_bound = self._bind()
+                        if is_bound:
+                            return
+                    self._watch(port)
 
         self._standby = threading.Thread(target=run, name="vmss-blobs-standby", daemon=True)
         self._standby.start()
@@ -323,7 +402,7 @@ class Blobs:
         parts = urlsplit(target)
         challenge = parts.path.removeprefix(_PROBE)
         if challenge != parts.path and _CHALLENGE.fullmatch(challenge):
-            return Answer(200, self._prove(challenge))
+            return Answer(200, self._prove(challenge), goes_on=True)
         name = unquote(parts.path.removeprefix("/blobs/"))
         fields = parse_qs(parts.query, max_num_fields=_FIELDS)
         query = {key: values[0] for key, values in fields.items()}
@@ -336,7 +415,7 @@ class Blobs:
             return _refuse(403, "AuthenticationFailed", "Signature not valid in the specified time")
         if name not in self.names():
             return _refuse(404, "BlobNotFound", "The specified blob does not exist.")
-        return Answer(200, self._folder / name)
+        return Answer(200, self._folder / name, share=f"{name} {query['se']}")
 
 
 def names_server(value: Any, port: int | None) -> bool:

@@ -2,7 +2,9 @@
 
 One thread serves everyone. It holds few connections, gives each little time to say what
 it wants, and sends files in pieces as fast as they are taken, so that no client costs the
-orchestrator its descriptors, its memory or a processor.
+orchestrator its descriptors, its memory or a processor. Files are sent to few clients at a
+time; clients with the same token share places, so that those who take their time keep
+nobody else waiting.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import enum
+import errno
 import hashlib
 import os
 import re
@@ -17,7 +21,8 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +33,10 @@ from pytest_vmss.errors import VmssError
 __all__ = ["MAX_CONNECTIONS", "Answer", "FileServer"]
 
 #: Connections at the same time; one more is let in only to take the place of another.
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 32
+#: Files that are sent at the same time, and how many of them to clients of one share.
+_PLACES = 16
+_SHARE_PLACES = 12
 
 _BACKLOG = 16
 #: Bytes of a request, with all its headers.
@@ -38,6 +46,13 @@ _REQUEST_S = 10.0
 _PIECE = 64 << 10
 #: Seconds for one piece to be taken: a guest may be halted for a while.
 _PIECE_S = 60.0
+#: Seconds for all of a file, and bytes per second that a client takes on average, at least.
+_ANSWER_S = 3600.0
+_SLOWEST = 64 << 10
+#: Seconds for which a client keeps its place, or waits for one, although others have fewer.
+_TURN_S = 5.0
+#: Seconds between two looks at whose turn it is.
+_LOOK_S = 0.05
 #: Seconds for which a new client is never dropped: a slow guest sends its request late.
 _GRACE_S = 1.0
 #: Seconds without progress after which an answer may make room for another client.
@@ -57,20 +72,40 @@ class Answer:
         status: HTTP's status.
         body: A file, which is streamed, or all of the body.
         code: Azure's error code; empty where there is none.
+        share: Says by what right it is asked for; who asks by the same shares places.
+        goes_on: Whether the connection takes one more request after it.
     """
 
     status: int
     body: bytes | Path
     code: str = ""
+    share: str = ""
+    goes_on: bool = False
 
 
-@dataclass
+class _State(enum.Enum):
+    """How far a client has come."""
+
+    IDLE = enum.auto()  # has not asked yet, or has been answered
+    WAITS = enum.auto()  # for a file
+    TAKES = enum.auto()  # an answer
+    REFUSED = enum.auto()  # has waited too long for a file
+
+
+@dataclass(eq=False)
 class _Client:
-    """A connection: who reads its request has not been answered yet."""
+    """A connection.
+
+    Attributes:
+        progress: When it last took something, or since when it waits.
+        since: Since when it has been sent a file.
+    """
 
     link: socket.socket
-    reads: bool = True
+    state: _State = _State.IDLE
+    share: str = ""
     progress: float = field(default_factory=time.monotonic)
+    since: float = 0.0
     task: asyncio.Task[None] | None = None
 
 
@@ -96,6 +131,8 @@ class FileServer:
             self._listener.bind(address)
             self._listener.listen(_BACKLOG)
             self._loop = asyncio.new_event_loop()
+            # It would log what clients say, with tracebacks, on standard error.
+            self._loop.set_exception_handler(lambda _loop, _context: None)
         except BaseException:
             self._listener.close()
             raise
@@ -152,27 +189,89 @@ class FileServer:
                 await _drop(client)
 
     async def _make_room(self) -> None:
-        """Drops whoever is slowest; waits where all are busy."""
+        """Drops whoever is slowest; sends one who waits for a file away; else waits itself."""
         now = time.monotonic()
+        grace = {_State.IDLE: _GRACE_S, _State.TAKES: _STALLED_S}
         slow = [
             client
             for client in self._clients[:-1]  # the last has only just come
-            if now - client.progress > (_GRACE_S if client.reads else _STALLED_S)
+            if client.state in grace and now - client.progress > grace[client.state]
         ]
         if slow:
-            await _drop(min(slow, key=lambda client: (not client.reads, client.progress)))
-        else:
-            await asyncio.sleep(0.05)
+            await _drop(min(slow, key=lambda c: (c.state is _State.TAKES, c.progress)))
+            return
+        waiting = [
+            client
+            for client in self._clients
+            if client.state is _State.WAITS and now - client.progress > _TURN_S
+        ]
+        if waiting:
+            held = Counter(client.share for client in self._clients)
+            max(waiting, key=lambda c: (held[c.share], c.progress)).state = _State.REFUSED
+        await asyncio.sleep(_LOOK_S)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, client: _Client) -> AsyncIterator[bool]:
+        """Waits for a place to be sent a file; gives whether there is one."""
+        client.state, client.progress = _State.WAITS, time.monotonic()
+        while client.state is _State.WAITS and not self._is_next(client):
+            await self._make_way(client)
+            await asyncio.sleep(_LOOK_S)
+        is_served = client.state is _State.WAITS
+        client.state, client.progress = _State.TAKES, time.monotonic()
+        client.since = client.progress if is_served else 0.0
+        try:
+            yield is_served
+        finally:
+            client.since = 0.0
+
+    def _served(self) -> list[_Client]:
+        return [client for client in self._clients if client.since]
+
+    def _is_next(self, client: _Client) -> bool:
+        """Whether a place is free, and it is this client's turn: of those with fewest places."""
+        served = self._served()
+        held = Counter(other.share for other in served)
+        if len(served) >= _PLACES or held[client.share] >= _SHARE_PLACES:
+            return False
+        waiting = [other for other in self._clients if other.state is _State.WAITS]
+        return client is min(waiting, key=lambda other: (held[other.share], other.progress))
+
+    async def _make_way(self, client: _Client) -> None:
+        """Drops who is sent a file and takes nothing, or of the share that has too many places."""
+        served, now = self._served(), time.monotonic()
+        held = Counter(other.share for other in served)
+        if len(served) < _PLACES and held[client.share] < _SHARE_PLACES:
+            return
+        stalled = [other for other in served if now - other.progress > _STALLED_S]
+        if not stalled and len(served) >= _PLACES:
+            most = max(held.values())
+            stalled = [
+                other
+                for other in served
+                if held[other.share] == most > held[client.share] + 1
+                and now - other.since > _TURN_S
+            ]
+        if stalled:
+            await _drop(min(stalled, key=lambda other: (other.progress, other.since)))
 
     async def _serve(self, client: _Client) -> None:
         try:
             connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_MAX)
-            async with asyncio.timeout(_REQUEST_S):
-                request = await self._request(client, connection)
-            if request is not None:
-                client.reads, client.progress = False, time.monotonic()
-                await self._respond(client, connection, request)
+            for may_go_on in (True, False):
+                async with asyncio.timeout(_REQUEST_S):
+                    request = await self._request(client, connection)
+                if request is None:
+                    return
+                client.state, client.progress = _State.TAKES, time.monotonic()
+                answer = self._decide(request)
+                if may_go_on and answer.goes_on and isinstance(answer.body, bytes):
+                    await self._send_one_of_two(client, connection, answer, answer.body)
+                    client.state = _State.IDLE
+                    continue
+                await self._respond(client, connection, request, answer)
                 await self._take_leave(client)
+                return
         except (OSError, TimeoutError, h11.ProtocolError):
             pass  # its client is gone, too slow, or talks no HTTP
         finally:
@@ -195,20 +294,43 @@ class FileServer:
                 return None
             connection.receive_data(await self._loop.sock_recv(client.link, 4096))
 
-    async def _respond(
-        self, client: _Client, connection: h11.Connection, request: h11.Request
+    async def _send_one_of_two(
+        self, client: _Client, connection: h11.Connection, answer: Answer, body: bytes
     ) -> None:
-        answer = self._decide(request)
+        """Sends an answer after which the connection takes another request.
+
+        Raises:
+            h11.ProtocolError: The client wants none, or sends more with this one.
+        """
+        headers = [("Content-Length", str(len(body)))]
+        await self._send(
+            client,
+            connection.send(h11.Response(status_code=answer.status, headers=headers))
+            + connection.send(h11.Data(body))
+            + connection.send(h11.EndOfMessage()),
+        )
+        connection.next_event()
+        connection.start_next_cycle()
+
+    async def _respond(
+        self, client: _Client, connection: h11.Connection, request: h11.Request, answer: Answer
+    ) -> None:
         body = answer.body
         if isinstance(body, Path):
-            try:
-                file = body.open("rb", buffering=0)
-            except OSError:
-                answer, body = Answer(500, b"", "InternalError"), b""
-            else:
-                with file:
-                    await self._send_file(client, connection, request, answer, file.fileno())
-                return
+            client.share = answer.share
+            async with self._turn(client) as is_served:
+                if not is_served:
+                    answer = Answer(503, b"", "ServerBusy")
+                else:
+                    try:
+                        file = _open(body)
+                    except OSError:
+                        answer = Answer(500, b"", "InternalError")
+                    else:
+                        with os.fdopen(file, "rb", buffering=0):
+                            await self._send_file(client, connection, request, answer, file)
+                        return
+            body = b""
         await self._send_head(client, connection, answer, len(body), [])
         if request.method == b"GET":
             await self._send(client, connection.send(h11.Data(body)))
@@ -235,7 +357,8 @@ class FileServer:
         md5, sha256 = await self._digests_of(file, about)
         headers = [("ETag", f'"{sha256}"'), ("Accept-Ranges", "bytes")]
         first, end = 0, about.st_size
-        wanted = _range(request, about.st_size)
+        # A range is for GET alone (RFC 9110, 14.2).
+        wanted = _range(request, about.st_size) if request.method == b"GET" else None
         if wanted is None:
             headers.append(("Content-MD5", md5))
         elif not wanted:
@@ -247,12 +370,13 @@ class FileServer:
             answer = Answer(206, b"")
             headers.append(("Content-Range", f"bytes {first}-{end - 1}/{about.st_size}"))
         await self._send_head(client, connection, answer, end - first, headers)
-        while first < end and request.method == b"GET":
-            piece = os.pread(file, min(_PIECE, end - first), first)
-            if not piece:
-                return  # somebody cut it; the client sees that it is too short
-            first += len(piece)
-            await self._send(client, connection.send(h11.Data(piece)))
+        async with asyncio.timeout(min(_ANSWER_S, _PIECE_S + (end - first) / _SLOWEST)):
+            while first < end and request.method == b"GET":
+                piece = os.pread(file, min(_PIECE, end - first), first)
+                if not piece:
+                    return  # somebody cut it; the client sees that it is too short
+                first += len(piece)
+                await self._send(client, connection.send(h11.Data(piece)))
 
     async def _send_head(
         self,
@@ -276,7 +400,7 @@ class FileServer:
     async def _take_leave(self, client: _Client) -> None:
         """Lets the client close first: what it still sends would destroy what it was sent."""
         client.link.shutdown(socket.SHUT_WR)
-        client.reads = True  # it has been answered: others come first
+        client.state = _State.IDLE  # it has been answered: others come first
         async with asyncio.timeout(_STALLED_S):
             while await self._loop.sock_recv(client.link, 4096):
                 pass
@@ -296,9 +420,26 @@ class FileServer:
         return self._digests[key]
 
 
+def _open(path: Path) -> int:
+    """Opens a file of a folder, and nothing else that has its name.
+
+    Raises:
+        OSError: It is not there, or is a link, a pipe, or another thing that is not a file.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # A pipe without a writer would never open.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.open(path.name, flags, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", path.name)
+    return file
+
+
 def _pieces(file: int, about: os.stat_result) -> Iterator[bytes]:
-    if not stat.S_ISREG(about.st_mode):
-        return
     for start in range(0, about.st_size, _PIECE):
         yield os.pread(file, _PIECE, start)
 

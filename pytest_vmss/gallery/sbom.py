@@ -18,6 +18,7 @@ from pytest_vmss.errors import ImageError
 from pytest_vmss.host.files import write_durably
 from pytest_vmss.host.process import run
 from pytest_vmss.model.names import PlainText
+from pytest_vmss.untrusted import shown
 
 __all__ = ["Package", "beside", "cyclonedx", "describe", "read_sbom"]
 
@@ -84,7 +85,7 @@ def read_sbom(image: Path) -> list[Package]:
         found = _Document.model_validate_json(content).components
     except (OSError, ValidationError) as error:
         raise ImageError(
-            f"{path} is no CycloneDX document in JSON; mend or remove it: {error}"
+            f"{path} is no CycloneDX document in JSON; mend or remove it: {shown(str(error))}"
         ) from error
     return sorted(found, key=lambda package: package.name)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from pytest_vmss.guest.console_log import LogPosition
 from pytest_vmss.untrusted import clean
 
 __all__ = ["Console", "Trouble"]
@@ -57,7 +60,7 @@ class Console:
         self.path = path
         self._start = start
         self._lock = threading.Lock()
-        self._offset = start
+        self._position = LogPosition(start)
         self._overlap = b""
         self._trouble: Trouble | None = None
         self._reached = -1
@@ -65,27 +68,33 @@ class Console:
 
     def _look(self) -> None:
         """Searches what is new; of very much no more than its beginning and its end."""
-        with self._lock:
-            try:
-                with self.path.open("rb") as file:
-                    size = file.seek(0, os.SEEK_END)
-                    if size < self._offset:  # a daemon has begun a new file
-                        self._start = self._offset = 0
-                        self._overlap = b""
-                    end = min(size, self._offset + _LOOK_BYTES)
-                    self._search(file.fileno(), end)
-                    if size - _LOOK_BYTES > self._offset:
-                        self._offset, self._overlap = size - _LOOK_BYTES, b""
-                    self._search(file.fileno(), size)
-            except FileNotFoundError:
-                return
+        # Not there yet, or not to be read now: the next look will tell more.
+        with self._lock, contextlib.suppress(OSError), self._opened() as descriptor:
+            at = self._position
+            if at.settle(descriptor):
+                self._start, self._overlap = 0, b""
+            size = os.fstat(descriptor).st_size
+            self._search(descriptor, min(size, at.offset + _LOOK_BYTES))
+            if size - _LOOK_BYTES > at.offset:
+                at.move(size - _LOOK_BYTES)
+                self._overlap = b""
+            self._search(descriptor, size)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _search(self, descriptor: int, end: int) -> None:
-        while self._offset < end:
-            part = os.pread(descriptor, min(_CHUNK, end - self._offset), self._offset)
+        at = self._position
+        while at.offset < end:
+            part = os.pread(descriptor, min(_CHUNK, end - at.offset), at.offset)
             if not part:
                 return
-            self._offset += len(part)
+            at.advance(part)
             self._take(self._overlap + part)
             self._overlap = part[-_OVERLAP:]
 
@@ -116,13 +125,12 @@ class Console:
 
     def tail(self, lines: int = _TAIL_LINES) -> str:
         """This boot's last lines, as a person would have read them."""
-        try:
-            with self.path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(min(self._start, size), size - _TAIL_BYTES))
-                text = file.read(_TAIL_BYTES)
-        except FileNotFoundError:
-            return ""
+        self._look()  # the log may be another one by now
+        text = b""
+        with contextlib.suppress(OSError), self._opened() as descriptor:
+            size = os.fstat(descriptor).st_size
+            begin = max(min(self._start, size), size - _TAIL_BYTES)
+            text = os.pread(descriptor, _TAIL_BYTES, begin)
         told = clean(text.decode(errors="replace")).split("\n")
         cut = [line.rstrip()[:_LINE_CHARS] for line in told]
         return "\n".join([line for line in cut if line][-lines:])

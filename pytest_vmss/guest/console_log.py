@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pytest_vmss.untrusted import clean
 
-__all__ = ["HEAD_BYTES", "TAIL_BYTES", "LogKeeper", "LogReader", "cap_log"]
+__all__ = ["HEAD_BYTES", "TAIL_BYTES", "LogKeeper", "LogPosition", "LogReader", "cap_log"]
 
 #: What is kept of a long one at each end.
 HEAD_BYTES = 4 * 1024 * 1024
@@ -32,6 +32,8 @@ _BLOCK = 4096
 _CHUNK = 64 * 1024
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of linux/falloc.h
 _SECTOR = 512
+#: By how many of its last bytes a log is known again.
+_KNOWN_BY = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
@@ -67,6 +69,57 @@ def _punch(descriptor: int, offset: int, length: int) -> None:
     if _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+class LogPosition:
+    """How far a log has been read.
+
+    A daemon may begin a new file, or this one anew, and by the next look it may be longer
+    than the old one was.
+
+    Args:
+        offset: Where reading begins.
+
+    Attributes:
+        offset: Bytes that have been read.
+    """
+
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+        self._file: tuple[int, int] | None = None
+        self._last = b""
+
+    def settle(self, descriptor: int) -> bool:
+        """Goes back to the beginning where the log is another one than it was.
+
+        Args:
+            descriptor: The log, open now.
+
+        Returns:
+            Whether it is another one.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        about = os.fstat(descriptor)
+        known, self._file = self._file, (about.st_dev, about.st_ino)
+        is_same = known in (None, self._file) and about.st_size >= self.offset
+        if is_same and self._last:
+            last = os.pread(descriptor, len(self._last), self.offset - len(self._last))
+            # What a hole was punched over is zeros.
+            is_same = last == self._last or not last.strip(b"\0")
+        if not is_same:
+            self.move(0)
+        return not is_same
+
+    def advance(self, part: bytes) -> None:
+        """Takes a part as read."""
+        self.offset += len(part)
+        self._last = (self._last + part[-_KNOWN_BY:])[-_KNOWN_BY:]
+
+    def move(self, offset: int) -> None:
+        """Goes on elsewhere."""
+        self.offset, self._last = offset, b""
 
 
 class LogKeeper:
@@ -116,7 +169,7 @@ class LogReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self._position = LogPosition()
         self._newlines = io.IncrementalNewlineDecoder(
             codecs.getincrementaldecoder("utf-8")("replace"), translate=True
         )
@@ -125,26 +178,31 @@ class LogReader:
         """What came since the last call, cleaned, and a note for each part that is left out."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError:
+        except OSError:  # not there yet, or not to be read now
             return
         try:
-            # What comes while it is read is for the next call.
-            size = os.fstat(descriptor).st_size
-            if size < self._offset:
-                self._offset = 0  # a daemon has begun a new file
-            while self._offset < size:
-                data = _data_from(descriptor, self._offset, size)
-                if data - self._offset >= _CHUNK:
-                    yield f"\n[... {_told(data - self._offset)} left out ...]\n"
-                    self._offset = data
-                    continue
-                part = os.pread(descriptor, min(_CHUNK, size - self._offset), self._offset)
-                if not part:
-                    return
-                self._offset += len(part)
-                yield clean(self._newlines.decode(part))
+            with contextlib.suppress(OSError):  # a folder, or a disk that fails
+                yield from self._read(descriptor)
         finally:
             os.close(descriptor)
+
+    def _read(self, descriptor: int) -> Iterator[str]:
+        at = self._position
+        if at.settle(descriptor):
+            self._newlines.reset()
+        # What comes while it is read is for the next call.
+        size = os.fstat(descriptor).st_size
+        while at.offset < size:
+            data = _data_from(descriptor, at.offset, size)
+            if data - at.offset >= _CHUNK:
+                yield f"\n[... {_told(data - at.offset)} left out ...]\n"
+                at.move(data)
+                continue
+            part = os.pread(descriptor, min(_CHUNK, size - at.offset), at.offset)
+            if not part:
+                return
+            at.advance(part)
+            yield clean(self._newlines.decode(part))
 
 
 def _data_from(descriptor: int, offset: int, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
 from pytest_vmss.settings import Timeouts
 from pytest_vmss.store import ExtensionRecord
-from pytest_vmss.untrusted import UnreadableError, one_line
+from pytest_vmss.untrusted import UnreadableError, clean, one_line
 
 __all__ = [
     "BootFacts",
@@ -172,6 +173,7 @@ class LinuxGuest:
         agent_connected: Whether its guest agent has shown itself.
         factor: By how much it is slower than under KVM.
         files_port: Port of the lab's file server now; None where it serves nothing.
+        dial_files: Connects to that server, once it has proved that it is the lab's.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class LinuxGuest:
         agent_connected: Callable[[], bool],
         factor: float = 1.0,
         files_port: Callable[[], int | None] = lambda: None,
+        dial_files: Callable[[], socket.socket] | None = None,
     ) -> None:
         self.name = name
         self._access = access
@@ -197,6 +200,7 @@ class LinuxGuest:
         self._next_try = clock.monotonic() + _PATIENCE_S
         self._factor = factor
         self._files_port = files_port
+        self._dial_files = dial_files
         self._login_limit = _LOGIN_S * factor
         self._shell: Shell | None = None
         self._connecting = threading.Lock()
@@ -319,11 +323,12 @@ class LinuxGuest:
         path = self._console.path.with_name(self._console.path.stem + "-cloud-init.log")
         try:
             done = self.shell().run(LOGS, sudo=True, timeout=self._login_limit, most=_ANSWER_BYTES)
-        except InstanceError:
+            # A full disk must not take the place of what cloud-init failed by.
+            flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+                file.write(clean(done.stdout))
+        except (InstanceError, OSError):
             return self._console.path
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(done.stdout)
         return path
 
     def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
@@ -352,7 +357,7 @@ class LinuxGuest:
         shell, port = self.shell(), self._files_port()
         if port is not None:
             # Where it may not, downloads fail and say so; or another process's tunnel is there.
-            shell.lead_to(port)
+            shell.lead_to(port, self._dial_files)
         return shell
 
     def remove_extension(self, extension: Extension, timeout: float) -> str:

@@ -16,6 +16,7 @@ import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from pytest_vmss.errors import GuestCommandError
+from pytest_vmss.guest.transport import ConnectionBrokenError, open_transport, transport_errors
 from pytest_vmss.guest.tunnel import Tunnel
 
 __all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"]
@@ -114,28 +115,32 @@ class Shell:
         if link is None:
             return None
         kind, _, blob = host_key.partition(" ")
-        transport = paramiko.Transport(link)
-        transport.banner_timeout = timeout
-        transport.auth_timeout = timeout
-        try:
-            transport.get_security_options().key_types = (kind,)
-            transport.start_client(timeout=timeout)
-            shown = transport.get_remote_server_key()
-            if shown.get_base64() != blob.split()[0]:
-                raise HostKeyMismatchError(
-                    f"shows the host key {shown.get_name()} {shown.fingerprint}"
-                )
-            transport.auth_publickey(user, paramiko.Ed25519Key.from_private_key_file(str(key)))
-        except IncompatiblePeer as error:
-            _end(transport, link)
-            raise HostKeyMismatchError(f"has no {kind} host key: {error}") from error
-        except (paramiko.SSHException, EOFError, OSError):
-            _end(transport, link)
-            return None
-        except BaseException:
-            _end(transport, link)
-            raise
-        transport.set_keepalive(15)
+        with contextlib.ExitStack() as failed:
+            failed.callback(link.close)
+            try:
+                with transport_errors(name):
+                    transport = open_transport(link)
+                    failed.callback(_end, transport, link)
+                    transport.banner_timeout = timeout
+                    transport.auth_timeout = timeout
+                    transport.get_security_options().key_types = (kind,)
+                    transport.start_client(timeout=timeout)
+                    shown = transport.get_remote_server_key()
+                    is_pinned = shown.get_base64() == blob.split()[0]
+                    seen = f"shows the host key {shown.get_name()} {shown.fingerprint}"
+                if not is_pinned:
+                    raise HostKeyMismatchError(seen)
+                with transport_errors(name):
+                    client_key = paramiko.Ed25519Key.from_private_key_file(str(key))
+                    transport.auth_publickey(user, client_key)
+                    transport.set_keepalive(15)
+            except ConnectionBrokenError as error:
+                if isinstance(error.__cause__, IncompatiblePeer):
+                    raise HostKeyMismatchError(
+                        f"has no {kind} host key to offer: {error.__cause__}"
+                    ) from error
+                return None
+            failed.pop_all()
         return cls(transport, name)
 
     @property
@@ -143,18 +148,21 @@ class Shell:
         """Whether the connection still stands."""
         return bool(self._transport.is_active())
 
-    def lead_to(self, port: int) -> bool:
+    def lead_to(self, port: int, dial: Callable[[], socket.socket] | None = None) -> bool:
         """Leads the guest to the lab's file server while this connection stands.
 
         Args:
             port: The server's on the host's loopback, at which the guest finds it on its own.
+            dial: Connects to the server; the default asks it for no proof that it is the lab's.
 
         Returns:
             Whether the guest's SSH server listens there for this connection.
         """
         timeouts = _Limits(_FORWARD_S, None)
         with self._watchdog(timeouts):
-            return self._tunnels.setdefault(port, Tunnel(self._transport, port)).open()
+            dial = dial or (lambda: socket.create_connection(("127.0.0.1", port), _CONNECT_S))
+            tunnel = Tunnel(self._transport, port, instance=self._name, dial=dial)
+            return self._tunnels.setdefault(port, tunnel).open()
 
     def run(
         self,
@@ -184,21 +192,20 @@ class Shell:
         if sudo:
             line = f"sudo -n {line}"
         timeouts = _Limits(timeout, silence)
-        try:
-            return self._run(line, stdin, timeouts, most)
-        except (paramiko.SSHException, EOFError, OSError) as error:
+
+        def error_of(error: Exception) -> GuestCommandError:
             reason = "the SSH connection broke while a command ran"
             words = str(error) or type(error).__name__
             if isinstance(error, _TooMuchError):
                 reason = "a command wrote too much"
             elif isinstance(error, TimeoutError) or timeouts.left() <= 0:
                 reason, words = "a command did not end", timeouts.told()
-            raise GuestCommandError(
-                f"{reason}: {words}",
-                instance=self._name,
-                exit_code=-1,
-                stderr="",
-            ) from error
+            return GuestCommandError(
+                f"{reason}: {words}", instance=self._name, exit_code=-1, stderr=""
+            )
+
+        with transport_errors(self._name, error_of):
+            return self._run(line, stdin, timeouts, most)
 
     def _run(self, line: str, stdin: bytes, timeouts: _Limits, most: int) -> CommandResult:
         with self._watchdog(timeouts):
@@ -246,7 +253,9 @@ class Shell:
         """Closes a channel; ends the connection where not even that can be sent."""
         if channel.closed:
             return
-        closing = threading.Thread(target=channel.close, name="ssh-close", daemon=True)
+        closing = threading.Thread(
+            target=_close_quietly, args=[channel], name="ssh-close", daemon=True
+        )
         closing.start()
         closing.join(_CLOSE_S)
         if closing.is_alive():
@@ -365,7 +374,7 @@ class _Output:
         self._timeouts = timeouts
         self._most = most
         self._parts: list[bytes] = []
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._read, name="ssh-output", daemon=True)
         self._thread.start()
 
@@ -379,7 +388,7 @@ class _Output:
                 if size > self._most:
                     self._parts.clear()
                     raise _TooMuchError(f"more than {self._most >> 20} MiB")
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - raised by the thread that waits
             self._failure = error
 
     def wait(self) -> None:
@@ -387,6 +396,7 @@ class _Output:
 
         Raises:
             OSError: It was too much, or a limit was reached.
+            Exception: Whatever else paramiko raised while it was read.
         """
         while self._thread.is_alive():
             left = self._timeouts.left()
@@ -405,8 +415,17 @@ def _end(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) 
     """Ends a connection for good: a server that drips bytes keeps paramiko's thread reading."""
     with contextlib.suppress(OSError):
         link.shutdown(socket.SHUT_RDWR)
-    transport.close()
-    link.close()
+    # Also where the guest's bytes made its parts unusable: there is nobody left to tell.
+    with contextlib.suppress(Exception):
+        transport.close()
+    with contextlib.suppress(Exception):
+        link.close()
+
+
+def _close_quietly(channel: paramiko.Channel) -> None:
+    """Closes a channel in a thread whose errors nobody would see but on standard error."""
+    with contextlib.suppress(Exception):
+        channel.close()
 
 
 def _dial(address: str, port: int) -> socket.socket | None:

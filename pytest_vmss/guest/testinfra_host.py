@@ -25,6 +25,14 @@ class _ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra's backends 
         super().__init__(name)
         self._connect = shell
 
+    def get_encoding(self) -> str:
+        """UTF-8: testinfra would ask the guest, which may name an encoding that does harm."""
+        return "utf-8"
+
+    def decode(self, data: bytes) -> str:
+        """A command's output as text; what is not UTF-8 is replaced."""
+        return data.decode(errors="replace")
+
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:
         line = self.get_command(command, *args)
         done = self._connect().run(line, sudo=True, timeout=_LIMIT_S, silence=_SILENCE_S)

@@ -13,10 +13,13 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import paramiko
 
+from pytest_vmss.errors import InstanceError, VmssError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
+from pytest_vmss.guest.transport import transport_errors
 
 __all__ = ["Tunnel", "through_tunnel"]
 
@@ -26,7 +29,6 @@ _MOST = 4
 #: How many are closed so; a guest that goes on loses the whole connection.
 _REFUSED = 100
 _CHUNK = 65536
-_CONNECT_S = 2.0
 _SILENCE_S = 60.0
 #: However busy it is: no download of a few GiB takes longer.
 _TOTAL_S = 3600.0
@@ -56,11 +58,22 @@ class Tunnel:
     Args:
         transport: The connection to the guest.
         port: Of the file server, on the host's loopback and on the guest's alike.
+        instance: Name of the guest's instance.
+        dial: Connects to the file server, and raises where it is not the lab's own that answers.
     """
 
-    def __init__(self, transport: paramiko.Transport, port: int) -> None:
+    def __init__(
+        self,
+        transport: paramiko.Transport,
+        port: int,
+        *,
+        instance: str,
+        dial: Callable[[], socket.socket],
+    ) -> None:
         self._transport = transport
         self._port = port
+        self._instance = instance
+        self._dial = dial
         self._room = threading.BoundedSemaphore(_MOST)
         self._refused = 0
         self._open = False
@@ -73,7 +86,7 @@ class Tunnel:
             such as the tunnel of another process of the lab, has the port.
         """
         if not self._open:
-            with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            with contextlib.suppress(InstanceError), transport_errors(self._instance):
                 self._transport.request_port_forward(_LOOPBACK, self._port, self._take)
                 self._open = True
         return self._open
@@ -89,7 +102,10 @@ class Tunnel:
                 self._transport.close()
                 return
             # Closing sends, and sending may wait for the thread that runs this.
-            threading.Thread(target=channel.close, name="vmss-tunnel-full", daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # no more threads
+                threading.Thread(
+                    target=self._close, args=[channel], name="vmss-tunnel-full", daemon=True
+                ).start()
             return
         try:
             threading.Thread(
@@ -101,14 +117,20 @@ class Tunnel:
     def _run(self, channel: paramiko.Channel) -> None:
         try:
             with (
-                contextlib.suppress(OSError, EOFError, paramiko.SSHException),
-                socket.create_connection((_LOOPBACK, self._port), _CONNECT_S) as link,
+                # Where the server is not the lab's, each new connection ends at once.
+                contextlib.suppress(VmssError, OSError, MemoryError),
+                self._dial() as link,
+                transport_errors(self._instance),
             ):
                 _relay(channel, link)
         finally:
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                channel.close()
+            self._close(channel)
             self._room.release()
+
+    @staticmethod
+    def _close(channel: paramiko.Channel) -> None:
+        with contextlib.suppress(Exception):  # the connection has gone, in whatever way
+            channel.close()
 
 
 def _relay(channel: paramiko.Channel, link: socket.socket) -> None:

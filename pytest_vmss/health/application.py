@@ -24,7 +24,8 @@ def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSetti
         settings: The extension's.
 
     Returns:
-        Unknown where the file says nothing, or was written too long ago: its writer hangs.
+        Unknown where the file says nothing, or was written too long ago: its writer hangs; so
+        it is where its date is yet to come, for such a report would never be too old.
     """
     try:
         status, entry = read_status_file(text)
@@ -38,6 +39,10 @@ def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSetti
     patience = _MISSED_LOOKS * settings.interval_in_seconds + _SLACK_S
     if age > patience:
         return Observation(Health.UNKNOWN, f"its last report is {age:.0f} s old", boot)
+    if age < -patience:
+        return Observation(
+            Health.UNKNOWN, f"its last report is dated {-age:.0f} s in the future", boot
+        )
     return Observation(_health(told), status.message, boot, str(told.get("CustomMetrics", "")))
 
 

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import grp
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["account_name", "mend_ownership", "obstacle", "require_own", "told_obstacle"]
+from pytest_vmss.host.files import PART
+
+__all__ = [
+    "account_name",
+    "mend_ownership",
+    "obstacle",
+    "require_own",
+    "require_trusted",
+    "told_obstacle",
+]
+
+_MAX_LINKS = 40  # as the kernel's
+_UID_MAP = Path("/proc/self/uid_map")
+_OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
 def account_name(uid: int | None = None) -> str:
@@ -53,31 +70,165 @@ def told_obstacle(path: Path) -> str:
     )
 
 
-def require_own(*paths: Path, or_roots: bool = False) -> None:
-    """Sees that what is trusted like this account's own word was left by nobody else (M5).
+def require_own(*paths: Path) -> None:
+    """Refuses what anyone but this account can change, where it is trusted like its own word (M5).
 
     Who owns a folder can put another key, database or disk there at any time; and so can
-    anyone where everyone may write.
+    whoever may write it, or has a second name of the file.
 
     Args:
-        paths: Files and folders; those that are not there are nobody's.
-        or_roots: They may be root's as well, who can do everything anyway.
+        paths: Files and folders within a folder that :func:`require_trusted` takes; those that
+            are not there are nobody's.
 
     Raises:
-        PermissionError: One is another account's, or everyone may change what is in it.
+        PermissionError: One is another account's, a link, or can be changed by others.
     """
     for path in paths:
         try:
             about = path.lstat()
         except FileNotFoundError:
             continue
-        if about.st_uid != os.geteuid() and not (or_roots and about.st_uid == 0):
+        _refuse_stranger(path, about, [os.geteuid()])
+        if stat.S_ISLNK(about.st_mode):
             raise PermissionError(
-                f"{path} belongs to {account_name(about.st_uid)}, and this is {account_name()}, "
-                "who trusts only what is its own"
+                f"{path} is a symbolic link, and only what is really there is trusted; "
+                "put the state directory itself where there is room"
             )
-        mode = stat.S_IMODE(about.st_mode)
-        if not stat.S_ISLNK(about.st_mode) and mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+        _refuse_writers(path, about)
+        is_shared = stat.S_ISREG(about.st_mode) and about.st_nlink > 1
+        if is_shared and about.st_nlink - _own_parts(path, about) > 1:
             raise PermissionError(
-                f"everyone may write {path} (mode {mode:04o}); if nobody has: chmod o-w {path}"
+                f"{path} has a second name elsewhere (a hard link), through which it can be "
+                f"changed; replace it by a copy of its own: cp {path} {path}.own && "
+                f"mv {path}.own {path}"
             )
+
+
+def require_trusted(path: Path) -> None:
+    """Refuses a folder that another account than this one and root can put something else for.
+
+    Every folder from the root down to it is looked at, and where a symbolic link leads. Each
+    is this account's or root's; and others may not write it, unless it is sticky as ``/tmp``
+    is and so keeps the files of accounts apart.
+
+    Args:
+        path: The folder; what is not there yet is nobody's.
+
+    Raises:
+        PermissionError: One of the folders or links is another account's, or others may
+            write it.
+    """
+    owners = [os.geteuid(), 0]
+    last: tuple[Path, os.stat_result] | None = None
+    is_outside = True  # what the maker of a container put around it comes first
+    for component, about in _components(path.absolute()):
+        if last is not None:
+            _refuse_writers(*last, is_ancestor=True)
+        is_outside = is_outside and about.st_uid not in owners and _is_unmapped(about.st_uid)
+        if not is_outside:
+            _refuse_stranger(component, about, owners)
+        last = None if stat.S_ISLNK(about.st_mode) else (component, about)
+    if last is not None:
+        # What is still to be made below it is this account's from the first moment on.
+        _refuse_writers(*last, is_ancestor=last[0] != path.resolve())
+
+
+def _components(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each folder and link on the way to a path, from the root on, as far as they are there.
+
+    Raises:
+        OSError: The links lead in a circle.
+    """
+    at, names = Path("/"), list(reversed(path.parts[1:]))
+    yield at, at.lstat()
+    links = 0
+    while names:
+        name = names.pop()
+        if name == "..":
+            at = at.parent
+            continue
+        try:
+            about = (at / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        yield at / name, about
+        if not stat.S_ISLNK(about.st_mode):
+            at /= name
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = (at / name).readlink()
+        if target.is_absolute():
+            at = Path("/")
+        names += reversed([part for part in target.parts if part != "/"])
+
+
+def _refuse_stranger(path: Path, about: os.stat_result, owners: list[int]) -> None:
+    if about.st_uid not in owners:
+        raise PermissionError(
+            f"{path} belongs to {account_name(about.st_uid)}, and this is {account_name()}, "
+            "who trusts only what is its own"
+        )
+
+
+def _refuse_writers(path: Path, about: os.stat_result, *, is_ancestor: bool = False) -> None:
+    """Refuses where others may write."""
+    mode = stat.S_IMODE(about.st_mode)
+    if is_ancestor and mode & stat.S_ISVTX:
+        return
+    if mode & stat.S_IWOTH:
+        raise PermissionError(
+            f"everyone may write {path} (mode {mode:04o}); if nobody has: chmod o-w {path}"
+        )
+    if mode & stat.S_IWGRP and not _is_private_group(about):
+        raise PermissionError(
+            f"the group {_group_name(about.st_gid)} may write {path} (mode {mode:04o}); "
+            f"if nobody of it has: chmod g-w {path}"
+        )
+
+
+def _is_private_group(about: os.stat_result) -> bool:
+    """Whether a file's group is its owner's own, as on Debian: of one number or name, alone in it.
+
+    With the umask 0002, which goes with such groups, it may write everything of its owner's.
+    """
+    if _is_unmapped(about.st_uid):
+        return False
+    try:
+        group = grp.getgrgid(about.st_gid)
+    except KeyError:  # of a container's account, which no file names
+        return about.st_gid == about.st_uid
+    owner = account_name(about.st_uid)
+    is_same = about.st_gid == about.st_uid or group.gr_name == owner
+    return is_same and set(group.gr_mem) <= {owner}
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return f"gid {gid}"
+
+
+def _is_unmapped(uid: int) -> bool:
+    """Whether an owner is of outside of this user namespace, as that of a container's ``/``.
+
+    Nobody in here is that account. The folders that a container was made in are mostly so,
+    and whoever made it rules what is in it anyway.
+    """
+    try:
+        rows = [line.split() for line in _UID_MAP.read_text().splitlines()]
+        ranges = [(int(first), int(count)) for first, _, count in rows]
+        overflow = int(_OVERFLOW_UID.read_text())
+    except (OSError, ValueError):
+        return False
+    return uid == overflow and not any(first <= uid < first + count for first, count in ranges)
+
+
+def _own_parts(path: Path, about: os.stat_result) -> int:
+    """Second names of a file that were left beside it when its writing was cut short."""
+    parts = path.parent.glob(f".{glob.escape(path.name)}-*{PART}")
+    return sum(
+        (part.lstat().st_dev, part.lstat().st_ino) == (about.st_dev, about.st_ino) for part in parts
+    )

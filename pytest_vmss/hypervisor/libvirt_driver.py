@@ -272,6 +272,10 @@ class LibvirtHypervisor:
             answer: str = libvirt_qemu.qemuAgentCommand(domain, command, _AGENT_TIMEOUT_S, 0)
         except libvirt.libvirtError as error:
             raise HypervisorError(f"the guest agent of {name} failed: {error}") from error
+        except UnicodeDecodeError as error:  # libvirt hands on what the guest wrote
+            raise HypervisorError(
+                f"the guest agent of {name} answers in another encoding than UTF-8: {error}"
+            ) from error
         return answer
 
     @_through_restarts

@@ -30,6 +30,7 @@ from pytest_vmss.secrecy import (
     seal,
     seal_text,
 )
+from pytest_vmss.untrusted import listed
 
 __all__ = ["ScaleSetDocument", "Source", "load_document", "read_part"]
 
@@ -282,10 +283,10 @@ def _find_probe(
         for probe in balancer.probes:
             if probe.name.lower() == wanted.lower():
                 return probe, balancer
-    names = ", ".join(mask(probe.name) for balancer in balancers for probe in balancer.probes)
+    names = listed(mask(probe.name) for balancer in balancers for probe in balancer.probes)
     message = (
         f"names the load-balancer probe {quote(wanted)}, and "
-        + (f"the load balancer has only: {names}" if names else "no load balancer was given")
+        + (f"the load balancer has only: {names}" if balancers else "no load balancer was given")
         + "; give the load balancer's JSON too (load_balancer=, --load-balancer), "
         "or a template that holds both"
     )

@@ -14,6 +14,8 @@ __all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name"]
 
 #: Azure's largest interval and number of probes.
 _MOST = 2_147_483_646
+#: Rules that a load balancer has at most, in Azure's limits; probes are only there for them.
+_MOST_RULES = 1500
 
 
 def last_name(identifier: str) -> str:
@@ -66,8 +68,10 @@ class LoadBalancer(AzureModel):
 
     name: PlainText = "loadBalancer"
     sku: LoadBalancerSku | None = None
-    load_balancing_rules: list[LoadBalancingRule] = Field(default_factory=list)
-    probes: list[Probe] = Field(default_factory=list)
+    load_balancing_rules: list[LoadBalancingRule] = Field(
+        default_factory=list, max_length=_MOST_RULES
+    )
+    probes: list[Probe] = Field(default_factory=list, max_length=_MOST_RULES)
 
     def probe_of(self, rule: LoadBalancingRule) -> Probe | None:
         """The probe that a rule names."""

@@ -23,8 +23,9 @@ __all__ = [
 ]
 
 _LETTERS = "A-Za-z0-9"
-#: C0, DEL and C1, and what terminals and parsers take for the end of a line.
-_CONTROL = "\x00-\x1f\x7f-\x9f\u2028\u2029"
+#: Unicode's controls, formats (bidi and invisible ones), private and unassigned characters, and
+#: what terminals and parsers take for the end of a line. pydantic's engine knows the categories.
+_UNSEEN = r"\p{C}\p{Zl}\p{Zp}"
 
 #: Of a scale set: also of its folder, its machines and its lock.
 SetName = Annotated[str, Field(pattern=rf"^[{_LETTERS}_]([{_LETTERS}_.-]{{0,62}}[{_LETTERS}_])?$")]
@@ -42,11 +43,11 @@ Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 #: Of a URL, encoded: HAProxy and HTTP take neither spaces nor control characters.
 RequestPath = Annotated[str, Field(pattern="^[!-~]*$", max_length=1024)]
 #: A text that is only shown.
-PlainText = Annotated[str, Field(pattern=f"^[^{_CONTROL}]*$", max_length=260)]
+PlainText = Annotated[str, Field(pattern=rf"^[^{_UNSEEN}]*$", max_length=260)]
 #: An SSH public key, as one line of ``authorized_keys``.
 KeyData = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, max_length=16384, pattern=f"^[^{_CONTROL}]*$"),
+    StringConstraints(strip_whitespace=True, max_length=16384, pattern=rf"^[^{_UNSEEN}]*$"),
 ]
 #: Of an availability zone.
-Zone = Annotated[str, Field(min_length=1, max_length=64, pattern=f"^[^{_CONTROL}]*$")]
+Zone = Annotated[str, Field(min_length=1, max_length=64, pattern=rf"^[^{_UNSEEN}]*$")]

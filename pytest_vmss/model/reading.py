@@ -37,6 +37,8 @@ MAX_VALUES = 100_000
 #: Azure's integers have 64 bits.
 _INTEGER_BITS = 63
 _NUMBER_CHARS = 64
+#: What YAML may take a name for; a merge has been worked in when names are looked at.
+_YAML_TEXTS = frozenset({"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"})
 
 #: Properties whose content is the user's own: taken as it is.
 OPAQUE = frozenset({"settings", "protectedSettings", "protectedSettingsFromKeyVault", "tags"})
@@ -116,6 +118,10 @@ def refusals(work: Callable[[], Any], label: str) -> Any:
         return work()
     except _RefusedError as error:
         path, message = error.path, error.message
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - objects of others do what they like when looked at
+        path, message = "$", f"cannot be read: it raises {type(error).__name__}"
     # Outside of it: tracebacks would show the values that it was at.
     raise _error(path, message, label)
 
@@ -188,6 +194,23 @@ def _text(path: Path) -> SecretText:
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
     """YAML of values that JSON has, with numbers of reasonable length."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Builds a mapping whose names are all texts.
+
+        Whoever chooses numbers can choose them so that all have one hash, and a dict of
+        them takes quadratic time; the hash of a text cannot be foreseen.
+        """
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if key.tag not in _YAML_TEXTS:
+                kind = one_line(key.tag.rpartition(":")[2])
+                line = key.start_mark.line + 1
+                raise _RefusedError(
+                    "$",
+                    f"has a name that is not a text but {kind}, in line {line}; put it in quotes",
+                )
+        return super().construct_mapping(node, deep=deep)
 
 
 def _number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -287,7 +310,7 @@ def _name(key: object, path: str, others: Mapping[str, Any], *, opaque: bool) ->
         raise _RefusedError(
             path, f"has a name that is not a text but {type(key).__name__}; put it in quotes"
         )
-    name = str(key)
+    name = str.__str__(key)
     _scalar(name, path)
     if not opaque:
         name = WRITE_ONLY.get(plain_name(name), name)
@@ -300,14 +323,17 @@ def _scalar(value: object, path: str) -> object:
     if isinstance(value, str):
         if not value.isascii() and not _is_unicode(value):
             raise _RefusedError(path, "holds half of a surrogate pair, which is no character")
-        return value
+        return value if isinstance(value, SecretText) else str.__str__(value)
+    # A class of somebody's own may say anything of its values: what goes on is plain.
     if isinstance(value, float):
+        value = float.__pos__(value)
         if not math.isfinite(value):
             raise _RefusedError(path, "must be a finite number")
         return value
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
+        value = int.__pos__(value)
         if value.bit_length() > _INTEGER_BITS:
             raise _RefusedError(path, "must be an integer of 64 bits")
         return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.health import is_application_health
@@ -19,9 +20,12 @@ from pytest_vmss.model.service_fabric import (
 )
 from pytest_vmss.model.sizes import SIZES, find_size
 from pytest_vmss.secrecy import mask, quote
+from pytest_vmss.untrusted import listed
 
 __all__ = ["check_model", "model_warnings"]
 
+#: Problems after which a model is not looked at any further.
+_MOST_PROBLEMS = 100
 _GROUP_SIZE = 100
 _LONG_INTERVAL_S = 120
 _FIRST_API_VERSION = "2018-10-01"
@@ -41,7 +45,7 @@ def check_model(
     clusters: list[Cluster] | None = None,
     balancer: LoadBalancer | None = None,
 ) -> list[ModelProblem]:
-    """Everything that is wrong with a model whose values are each valid.
+    """What is wrong with a model whose values are each valid; of very much the first 100.
 
     Args:
         model: The scale set.
@@ -51,25 +55,27 @@ def check_model(
         clusters: Service Fabric clusters that came with it.
         balancer: The load balancer in front of it.
     """
-    return [
-        *_check_size(model, sizes),
-        *_check_image(model),
-        *_check_disks(model),
-        *_check_probe(probe),
-        *_check_extensions(model, extension_types),
-        *_check_placement(model),
-        *_check_balancer(model, balancer),
-        *_check_probe_in_use(model, balancer),
-        *_check_rolling_mode(model),
-        *_check_repairs(model),
-        *_check_automatic_upgrade(model, clusters or []),
-    ]
+    problems = chain(
+        _check_size(model, sizes),
+        _check_image(model),
+        _check_disks(model),
+        _check_probe(probe),
+        _check_extensions(model, extension_types),
+        _check_placement(model),
+        _check_balancer(model, balancer),
+        _check_probe_in_use(model, balancer),
+        _check_rolling_mode(model),
+        _check_repairs(model),
+        _check_automatic_upgrade(model, clusters or []),
+    )
+    return list(islice(problems, _MOST_PROBLEMS))
 
 
 def _check_size(
     model: ScaleSetModel, sizes: Mapping[str, tuple[int, int]]
 ) -> Iterator[ModelProblem]:
     if find_size(model.sku.name, sizes) is None:
+        # All that can be chosen from: they are this host's own.
         known = ", ".join([*sizes, *(size.name for size in SIZES.values())])
         yield ModelProblem(
             "$.sku.name",
@@ -142,6 +148,7 @@ def _check_extensions(
     model: ScaleSetModel, known: frozenset[tuple[str, str]]
 ) -> Iterator[ModelProblem]:
     counts = Counter(extension.name.lower() for extension in model.extensions)
+    names = ", ".join(sorted("/".join(pair) for pair in known))
     for index, extension in enumerate(model.extensions):
         path = f"{_PROFILE}.extensionProfile.extensions[{index}]"
         if counts[extension.name.lower()] > 1:
@@ -149,7 +156,6 @@ def _check_extensions(
                 f"{path}.name", "InvalidParameter", f"{extension.name!r} is used more than once"
             )
         if (extension.publisher.lower(), extension.type.lower()) not in known:
-            names = ", ".join(sorted("/".join(pair) for pair in known))
             yield ModelProblem(
                 f"{path}.type",
                 "ArtifactNotFound",
@@ -197,14 +203,15 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
             "BadRequest",
             "a set of several placement groups needs a Standard load balancer; given Basic",
         )
+    names = {probe.name.lower() for probe in balancer.probes}
     for rule in balancer.load_balancing_rules:
         path = f"the load balancer {quote(balancer.name)}.loadBalancingRules[{rule.name!r}]"
-        if rule.probe is not None and balancer.probe_of(rule) is None:
-            names = ", ".join(mask(probe.name) for probe in balancer.probes) or "none"
+        if rule.probe is not None and last_name(rule.probe.id).lower() not in names:
             yield ModelProblem(
                 f"{path}.probe.id",
                 "InvalidResourceReference",
-                f"names no probe of this load balancer; there are: {names}",
+                "names no probe of this load balancer; there are: "
+                + listed(mask(probe.name) for probe in balancer.probes),
             )
     yield from _check_frontends(balancer)
 
@@ -244,7 +251,7 @@ def _check_probe_in_use(
     name = last_name(network.health_probe.id).lower()
     used = {last_name(rule.probe.id) for rule in balancer.load_balancing_rules if rule.probe}
     if name not in {entry.lower() for entry in used}:
-        rules = ", ".join(rule.name for rule in balancer.load_balancing_rules) or "none"
+        rules = listed(rule.name for rule in balancer.load_balancing_rules)
         yield ModelProblem(
             f"{_PROFILE}.networkProfile.healthProbe.id",
             "CannotUseInactiveHealthProbe",

@@ -167,7 +167,10 @@ class RollingUpgradePolicy(AzureModel):
     max_batch_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
     max_unhealthy_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
     max_unhealthy_upgraded_instance_percent: Annotated[int, Field(ge=0, le=100)] = 20
-    pause_time_between_batches: Annotated[timedelta, Field(ge=timedelta(0))] = timedelta(0)
+    # Azure's text has no maximum; a day is far beyond what a rehearsal waits.
+    pause_time_between_batches: Annotated[
+        timedelta, Field(ge=timedelta(0), le=timedelta(days=1))
+    ] = timedelta(0)
     enable_cross_zone_upgrade: bool = False
     prioritize_unhealthy_instances: bool = False
     rollback_failed_instances_on_policy_breach: bool = False
@@ -202,7 +205,7 @@ class SshPublicKey(AzureModel):
 class SshConfiguration(AzureModel):
     """Keys that may log in as the administrator."""
 
-    public_keys: list[SshPublicKey] = []
+    public_keys: Annotated[list[SshPublicKey], Field(max_length=100)] = []
 
 
 class PatchSettings(AzureModel):
@@ -308,7 +311,7 @@ class Extension(AzureModel):
     settings: dict[str, Any] | None = None
     protected_settings: dict[str, Any] | None = Field(default=None, exclude=True, repr=False)
     protected_settings_from_key_vault: Any = Field(default=None, exclude=True, repr=False)
-    provision_after_extensions: list[str] = []
+    provision_after_extensions: Annotated[list[str], Field(max_length=100)] = []
     force_update_tag: str | None = None
     suppress_failures: bool = False
 
@@ -321,7 +324,7 @@ class Extension(AzureModel):
 class ExtensionProfile(AzureModel):
     """The VM extensions of each instance."""
 
-    extensions: list[Extension] = []
+    extensions: Annotated[list[Extension], Field(max_length=100)] = []
     extensions_time_budget: (
         Annotated[timedelta, Field(ge=timedelta(minutes=15), le=timedelta(minutes=120))] | None
     ) = None
@@ -364,7 +367,7 @@ class ScaleSetModel(AzureModel):
     api_version: str | None = None
     location: str = "local"
     tags: Annotated[dict[str, str], Field(max_length=50)] = {}
-    zones: list[Zone] = []
+    zones: Annotated[list[Zone], Field(max_length=100)] = []
     sku: Sku
     upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
     virtual_machine_profile: VirtualMachineProfile

@@ -7,11 +7,12 @@ from graphlib import CycleError, TopologicalSorter
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.scale_set import Extension
-from pytest_vmss.secrecy import quote
+from pytest_vmss.secrecy import mask, quote
+from pytest_vmss.untrusted import listed
 
 __all__ = ["check_sequence", "stages_of_extensions"]
 
-#: Names of other extensions that an error shows.
+#: Extensions of a circle that an error shows.
 _SHOWN = 20
 _PATH = "$.virtualMachineProfile.extensionProfile.extensions"
 
@@ -45,20 +46,18 @@ def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
     """Dependencies must exist and have settings, and must not run in circles (azure-arm.md 6.6)."""
     known = {entry.name.lower(): entry for entry in extensions}
     missing = False
-    defined = [other.name for other in extensions]
     for index, entry in enumerate(extensions):
         path = f"{_PATH}[{index}].provisionAfterExtensions"
         for name in entry.provision_after_extensions:
             needed = known.get(name.lower())
             if needed is None:
                 missing = True
-                others = [other for other in defined[: _SHOWN + 1] if other != entry.name][:_SHOWN]
-                names = ", ".join(others) + (", …" if len(defined) > _SHOWN + 1 else "")
+                others = (mask(other.name) for other in extensions if other.name != entry.name)
                 yield ModelProblem(
                     path,
                     "InvalidParameter",
                     f"the extension {entry.name!r} depends on {quote(name)}, which is not defined in "
-                    f"the extension profile; defined are: {names or 'none'}",
+                    f"the extension profile; defined are: {listed(others)}",
                 )
             elif needed.settings is None and needed.protected_settings is None:
                 yield ModelProblem(
@@ -73,7 +72,9 @@ def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
         _graph(extensions).prepare()
     except CycleError as error:
         circle: list[str] = error.args[1]
-        shown = [repr(known[name].name) for name in reversed(circle)]
+        shown = [repr(known[name].name) for name in reversed(circle[-_SHOWN:])]
+        if len(circle) > _SHOWN:
+            shown.append("…")
         yield ModelProblem(
             _PATH,
             "InvalidParameter",

@@ -12,11 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
 from pytest_vmss.operations import KINDS
+from pytest_vmss.report.say import plain, say
 from pytest_vmss.store import EventRecord, GenerationRecord, InstanceRecord, Store
-from pytest_vmss.untrusted import clean
 
 __all__ = ["LiveView"]
 
@@ -122,13 +121,7 @@ class LiveView:
         ):
             style = {"error": "red", "warning": "yellow", "end": "bold"}.get(event.kind, "")
             elapsed = time.monotonic() - self._start
-            self._console.print(
-                f"{elapsed:7.1f} s  {who:<10} {clean(event.message)}",
-                style=style,
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            say(self._console, f"{elapsed:7.1f} s  {who:<10} {event.message}", style=style)
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -140,13 +133,12 @@ class LiveView:
             row = self._rows.get(name, _Row(outcome="–"))
             if row.outcome:
                 style = {"succeeded": "green", "–": "dim"}.get(row.outcome, "yellow")
-                doing, step, seconds = Text(clean(row.outcome), style=style), "", ""
+                doing, step, seconds = plain(row.outcome, style), "", ""
             else:
-                doing, step = Text(clean(row.phase)), clean(row.step)
+                doing, step = plain(row.phase), row.step
                 seconds = f"{now - row.since:.0f} s"
-            # As texts: a guest's words may look like rich's markup.
             table.add_row(
-                name, Text(clean(versions.get(name, ""))), doing, Text(step), Text(seconds)
+                plain(name), plain(versions.get(name, "")), doing, plain(step), plain(seconds)
             )
         return table
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from pytest_vmss.api.operation import stages_of
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.report.say import plain
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
 from pytest_vmss.untrusted import clean
 
@@ -54,11 +54,10 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
             view += ["", "", "", ""]
         address, port = instance.address(22)
         view.append(f"{address}:{port}")
-        # As texts: a guest's words may look like rich's markup.
-        cells = [Text(clean(entry)) for entry in view]
+        cells = [plain(entry) for entry in view]
         if health:
             state = instance.health()
-            cells.append(Text(state, style="green" if state == "Healthy" else "red"))
+            cells.append(plain(state, "green" if state == "Healthy" else "red"))
         table.add_row(*cells)
     return table
 
@@ -99,10 +98,10 @@ def stage_table(record: OperationRecord, steps: Iterable[StepRecord]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("seconds")
     for number in stages:
-        table.add_column(escape(f"{record.scale_set}_{number}"), justify="right")
+        table.add_column(plain(f"{record.scale_set}_{number}"), justify="right")
     for name in names:
         table.add_row(
-            escape(name),
+            plain(name),
             *(f"{stage[name]:.1f}" if name in stage else "" for stage in stages.values()),
         )
     table.add_section()

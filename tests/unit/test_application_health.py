@@ -231,6 +231,10 @@ def test_a_report_that_says_nothing_is_unknown() -> None:
     old = read(healthy, 26)
     assert old.health is Health.UNKNOWN
     assert "its last report is 26 s old" in old.detail
+    ahead = document(HEALTHY, "well", None, "b", 2**62)
+    assert read(ahead).health is Health.UNKNOWN, "it would be believed for a century"
+    assert "in the future" in read(ahead).detail
+    assert read(document(HEALTHY, "well", None, "b", 20 * SECOND)).healthy, "a clock was set"
 
 
 def test_the_rules_follow_the_settings() -> None:

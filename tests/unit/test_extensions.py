@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vmss.engine import preflight as resources
-from pytest_vmss.errors import ModelProblem, NotFoundError
+from pytest_vmss.errors import HostError, ModelProblem, NotFoundError
 from pytest_vmss.file_server.blobs import GUEST_VIEW, Blobs
 from pytest_vmss.guest.extensions import CustomScript, RunCommandLinux, find_handler, redact
 from pytest_vmss.guest.extensions.command import read_outcome
@@ -338,6 +339,103 @@ def test_urls_outlive_the_process(blobs: Blobs, tmp_path: Path, clock: VirtualCl
     later.serve_if_used()
     assert ask(url)[0] == 200
     later.close()
+
+
+@pytest.fixture
+def left(blobs: Blobs, tmp_path: Path, clock: VirtualClock) -> Iterator[tuple[Blobs, Store]]:
+    """Another process of the lab, which stands by to serve its files."""
+    blobs.put("a", "of the lab")
+    port = urlsplit(blobs.url("a")).port
+    store = Store(tmp_path / "db", clock)
+    second = Blobs(tmp_path / "blobs", store, clock)
+    assert second.serve() == port
+    yield second, store
+    second.close()
+    store.close()
+
+
+@contextlib.contextmanager
+def impostor(port: int, says: bytes) -> Iterator[None]:
+    """Another program that has got the lab's port."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            listener.bind(("127.0.0.1", port))
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+    listener.listen()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = listener.accept()
+                with link:
+                    link.recv(4096)
+                    link.sendall(says)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 64\r\n\r\n" + b"0" * 64,
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 10_000,
+        b"",
+    ],
+)
+def test_who_takes_the_port_meanwhile_is_not_taken_for_the_lab(
+    blobs: Blobs, left: tuple[Blobs, Store], says: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H5, M5: between the end of one process and the next look of another."""
+    second, store = left
+    monkeypatch.setattr(store, "select", lambda *_: [SimpleNamespace(name="web")])
+    port = second.port
+    assert port is not None
+    with contextlib.ExitStack() as occupied:
+        with second._lock:  # it does not look now
+            blobs.close()
+            occupied.enter_context(impostor(port, says))
+        with pytest.raises((HostError, ConnectionError)):
+            second.dial()
+        deadline = time.monotonic() + 10
+        while not store.events() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (event,) = store.events()
+        assert (event.scale_set, event.kind) == ("web", "warning")
+        assert f"the port {port} of 127.0.0.1" in event.message
+        assert "is taken by another program" in event.message
+    monkeypatch.undo()
+    while True:
+        try:
+            second.dial().close()
+            break
+        except (HostError, OSError):
+            assert time.monotonic() < deadline + 10
+    assert len(store.events()) == 1
+
+
+@pytest.mark.parametrize("stand_by", [False, True])
+def test_a_connection_is_proved_and_then_used(
+    blobs: Blobs, left: tuple[Blobs, Store], stand_by: bool
+) -> None:
+    """H5: on the very connection that a guest's requests go through; once."""
+    url = urlsplit(blobs.url("a"))
+    with (left[0] if stand_by else blobs).dial() as link:
+        link.sendall(f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        with link.makefile("rb") as answer:
+            assert answer.read().endswith(b"\r\n\r\nof the lab")
+    with blobs.dial() as link, link.makefile("rb") as answer:
+        link.sendall(b"GET /lab/" + b"0" * 32 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"Connection: close" in answer.read()
 
 
 def test_downloads(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,3 +253,28 @@ def test_a_guest_that_goes_away_while_cloud_init_runs_is_waited_for(
     with pytest.raises(kind, match="cloud-init did not end within 500 s"):
         guest.wait_cloud_init()
     assert clock.monotonic() >= 500
+
+
+def test_cloud_inits_logs_are_kept_without_what_a_terminal_obeys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5, R2; and that they cannot be kept does not hide what cloud-init failed by."""
+    guest = LinuxGuest(
+        "web_0",
+        access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
+        console=Console(tmp_path / "console-1.log"),
+        timeouts=Timeouts,
+        clock=VirtualClock(),
+        power_state=lambda: PowerState.RUNNING,
+        agent_connected=lambda: True,
+    )
+    shell = Shell.__new__(Shell)
+    said = CommandResult(0, "failed \x1b]0;pwned\x07\x1b[31mhere", "")
+    monkeypatch.setattr(Shell, "run", lambda *_, **__: said)
+    monkeypatch.setattr(LinuxGuest, "_connect", lambda _: shell)
+    kept = tmp_path / "console-1-cloud-init.log"
+    assert guest._save_logs() == kept
+    assert kept.read_text() == "failed here"
+    kept.unlink()
+    kept.mkdir()
+    assert guest._save_logs() == tmp_path / "console-1.log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import gzip
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import pytest
 
 from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import BalancerError, ModelError
-from pytest_vmss.guest.extensions import CustomScript, redact
+from pytest_vmss.guest.extensions import CustomScript, known_types, redact
 from pytest_vmss.load_balancer.haproxy import _quoted
-from pytest_vmss.model import Extension, ScaleSetModel, load_document
+from pytest_vmss.model import Extension, ScaleSetModel, check_model, load_document, reading
+from pytest_vmss.untrusted import listed
 from tests.models import LOAD_BALANCER, web_model
 
 SECRET = "s3cr3t-value"
@@ -39,6 +41,13 @@ BOMB = "\n".join(
         ("a: !!bool x", "cannot be parsed"),
         ("a: !!binary AAAA", "which JSON does not have"),
         ("{1: 2}", "put it in quotes"),
+        (
+            "x:\n" + "".join(f" {n * (2**61 - 1)}: 1\n" for n in range(1, 40_000)),
+            "not a text but int",
+        ),
+        ("!!set {1: null}", "not a text but int"),
+        ("{[a]: 2}", "not a text but seq"),
+        ("{a: &a {1: 2}, b: {<<: *a}}", "not a text but int"),
         ("a: !!python/object/apply:os.system [id]", "cannot be parsed"),
         ("x: " + "y" * (5 << 20), "larger than 4 MiB"),
         ("a: [" + "x," * 200_000 + "]", "more than 100000 values"),
@@ -92,6 +101,38 @@ def test_what_code_hands_in_is_bounded() -> None:
         assert SECRET not in str(refused.value)
 
 
+class _Number(int):
+    def bit_length(self) -> int:
+        return 1
+
+
+class _Words(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\ud800"
+
+    def __len__(self) -> int:
+        return 1
+
+
+class _Broken(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError(SECRET)
+
+
+def test_objects_of_somebodys_own_are_read_as_what_they_are() -> None:
+    """R3: what classes of the caller's say of their values is not believed."""
+    for value in (_Number(2**80), _Words("\ud800"), {_Words("\ud800"): 1}, _Broken(a=1)):
+        with pytest.raises(ModelError) as refused:
+            load_document({**web_model(), "x": value})
+        assert SECRET not in str(refused.value)
+    body = {"name": _Words("plain"), "n": _Number(7)}
+    read_back = reading.read(body, "the model")
+    assert read_back == {"name": "plain", "n": 7}
+    assert {type(value) for value in read_back.values()} == {str, int}
+
+
 def test_many_wrong_values_make_a_short_message() -> None:
     body = web_model()
     body["properties"]["virtualMachineProfile"]["storageProfile"]["dataDisks"] = [
@@ -102,6 +143,50 @@ def test_many_wrong_values_make_a_short_message() -> None:
         load_document(body, load_balancer=LOAD_BALANCER)
     assert len(str(refused.value)) < 100_000
     assert time.process_time() - begun < 2
+
+
+def _balancer(probes: int, rules: int) -> dict[str, Any]:
+    first = LOAD_BALANCER["properties"]["probes"][0]
+    return {
+        "name": "web-lb",
+        "probes": [first]
+        + [{"name": f"p{n}" + "x" * 250, "protocol": "Tcp", "port": 1} for n in range(probes)],
+        "loadBalancingRules": [
+            {"name": f"r{n}", "frontendPort": n + 2000, "backendPort": 1, "probe": {"id": "nobody"}}
+            for n in range(rules)
+        ],
+    }
+
+
+def test_a_balancer_with_very_many_wrong_rules_costs_little() -> None:
+    """R3: each problem names what there is, and all of it for each would be hundreds of MiB."""
+    document = load_document(web_model(), load_balancer=_balancer(1_400, 1_500))
+    begun = time.process_time()
+    problems = check_model(
+        document.model,
+        probe=document.probe,
+        sizes={},
+        extension_types=known_types(),
+        balancer=document.balancer,
+    )
+    assert time.process_time() - begun < 1
+    assert 50 <= len(problems) <= 100
+    assert sum(len(problem.message) for problem in problems) < 300_000
+    assert any("there are: healthz, p0x" in problem.message for problem in problems)
+
+
+@pytest.mark.parametrize(("probes", "rules"), [(2_000, 1), (1, 2_000)])
+def test_a_balancer_has_no_more_than_azures(probes: int, rules: int) -> None:
+    with pytest.raises(ModelError, match="1500"):
+        load_document(web_model(), load_balancer=_balancer(probes, rules))
+
+
+def test_a_list_in_a_message_is_bounded() -> None:
+    assert listed([]) == "none"
+    assert listed(["a", "b\n\x1b[1m"]) == "a, b"
+    endless = (f"n{number}" for number in itertools.count())
+    assert listed(endless, 2) == "n0, n1, …"
+    assert next(endless) == "n3"
 
 
 def test_a_packed_script_is_bounded() -> None:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import libvirt
+import libvirt_qemu
 import pycdlib
 import pytest
 
-from pytest_vmss.errors import CapacityError, HostError
+from pytest_vmss.errors import CapacityError, HostError, HypervisorError
 from pytest_vmss.guest.keys import generate, lab_key
 from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.host.accelerator import choose_accelerator
@@ -324,3 +326,18 @@ def test_a_daemon_that_stays_away_is_an_error_that_says_so(
     hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), Path("/nonexistent"))
     with pytest.raises(HostError, match=r"did not come back within 0 s.*start it"):
         hypervisor.machines("vmss-")
+
+
+def test_an_agent_that_answers_in_no_utf_8_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: libvirt's binding decodes the guest's answer itself."""
+
+    def answer(*_: object) -> str:
+        return b"\xff".decode()
+
+    domain = SimpleNamespace(agentSetResponseTimeout=lambda _seconds: None)
+    driver = LibvirtHypervisor.__new__(LibvirtHypervisor)
+    monkeypatch.setattr(LibvirtHypervisor, "_existing", lambda *_: domain)
+    monkeypatch.setattr(driver, "connection", SimpleNamespace(alive=True), raising=False)
+    monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", answer)
+    with pytest.raises(HypervisorError, match="another encoding than UTF-8"):
+        driver.agent("web_0", "{}")

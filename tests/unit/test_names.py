@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from pytest_vmss.api.faults import _UNIT
 from pytest_vmss.errors import ModelError
 from pytest_vmss.guest.extensions import find_handler, known_types
 from pytest_vmss.model import Extension, check_model, host_ports, load_document
+from pytest_vmss.model.names import PlainText
 from pytest_vmss.model.rules import _check_balancer
 from tests.models import LOAD_BALANCER, application_health, web_model
 
@@ -145,3 +147,16 @@ def test_frontends_that_would_share_a_port_are_refused() -> None:
     assert "the frontend ports 80 and 10080 would both be port 10080 of the host" in told
     (told,) = rules(("a", 80, "Tcp"), ("A", 81, "Tcp"))
     assert "2 rules have the name 'a'" in told
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\n", "\x1b[1m", "\x9b", "\u2028", "\u202e", "\u2066x", "\u200b", "\ue000", "\U000e0001"],
+)
+def test_texts_that_are_shown_hold_nothing_that_is_not_seen(text: str) -> None:
+    """R2: bidi and invisible characters make a name look like another one."""
+    shown = TypeAdapter(PlainText)
+    with pytest.raises(ValidationError):
+        shown.validate_python(text)
+    for plain in ("", "Microsoft.Azure", "Grüße, 日本語 – 1 €"):
+        assert shown.validate_python(plain) == plain

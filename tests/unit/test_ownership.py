@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.errors import LabError
-from pytest_vmss.host.ownership import require_own
+from pytest_vmss.host import ownership
+from pytest_vmss.host.ownership import require_own, require_trusted
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
@@ -97,6 +101,149 @@ def test_where_everyone_writes(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(PermissionError, match="chmod o-w"):
         require_own(tmp_path)
+    below = tmp_path / "below"
+    below.mkdir(mode=0o700)
+    with pytest.raises(PermissionError, match=f"{tmp_path} .*chmod o-w"):
+        require_trusted(below)
     tmp_path.chmod(0o1777)
-    require_own(tmp_path)
+    require_trusted(below)
+    require_trusted(below / "to" / "be made")
+    require_trusted(tmp_path / "to be made")
+    with pytest.raises(PermissionError, match="chmod o-w"):
+        require_trusted(tmp_path)  # a stranger can be first with a name in it
     tmp_path.chmod(0o700)
+
+
+@pytest.fixture
+def as_stats(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets a folder appear with another owner, group or mode."""
+
+    def change(path: Path, **fields: int) -> None:
+        real = Path.lstat
+
+        def lstat(self: Path) -> os.stat_result:
+            about = real(self)
+            if self != path:
+                return about
+            values = {name: getattr(about, name) for name in ("st_mode", "st_uid", "st_gid")}
+            values |= fields
+            return os.stat_result(
+                (values["st_mode"], about.st_ino, about.st_dev, about.st_nlink, values["st_uid"],
+                 values["st_gid"], about.st_size, 0, 0, 0)
+            )  # fmt: skip
+
+        monkeypatch.setattr(Path, "lstat", lstat)
+
+    return change
+
+
+_FOLDER = stat.S_IFDIR
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"st_uid": STRANGER}, "belongs to uid 12345"),
+        ({"st_mode": _FOLDER | 0o777}, "everyone may write"),
+        ({"st_mode": _FOLDER | 0o775, "st_gid": STRANGER}, "the group gid 12345 may write"),
+        ({"st_mode": _FOLDER | 0o1777, "st_uid": STRANGER}, "belongs to uid 12345"),
+        ({"st_mode": _FOLDER | 0o1777}, ""),
+        ({"st_mode": _FOLDER | 0o755, "st_gid": STRANGER}, ""),
+        ({"st_mode": _FOLDER | 0o775, "st_uid": 0, "st_gid": 0}, ""),
+    ],
+)
+def test_every_folder_above_counts(
+    tmp_path: Path, as_stats: Callable[..., None], fields: dict[str, int], told: str
+) -> None:
+    """M5: whoever can rename one of them can put another in its place."""
+    state = tmp_path / "above" / "state"
+    state.mkdir(parents=True, mode=0o700)
+    as_stats(tmp_path / "above", **fields)
+    if not told:
+        require_trusted(state)
+        return
+    with pytest.raises(PermissionError, match=told):
+        require_trusted(state)
+    with pytest.raises(LabError, match=told):
+        Lab.open(Settings(state_dir=state), "default")
+
+
+def test_a_group_of_ones_own_may_write(
+    tmp_path: Path, as_stats: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M5: on Debian each user has one, and the umask 0002."""
+    state = tmp_path / "home" / "state"
+    state.mkdir(parents=True)
+    members: list[str] = []
+    monkeypatch.setattr(
+        grp, "getgrgid", lambda gid: SimpleNamespace(gr_gid=gid, gr_name="me", gr_mem=members)
+    )
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+    for path in (tmp_path, state):
+        as_stats(path, st_uid=STRANGER)
+    as_stats(tmp_path / "home", st_mode=_FOLDER | 0o775, st_uid=STRANGER, st_gid=STRANGER)
+    for path in tmp_path.parents:
+        as_stats(path, st_mode=_FOLDER | 0o755, st_uid=0)
+    require_trusted(state)
+    members.append("uid 12345")
+    require_trusted(state)
+    members.append("somebody else")
+    with pytest.raises(PermissionError, match="the group me may write"):
+        require_trusted(state)
+
+
+def test_folders_around_a_container_are_nobodys(
+    tmp_path: Path, as_stats: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M5: in a user namespace ``/`` is often of an account that has no number there."""
+    state = tmp_path / "state"
+    state.mkdir()
+    for path in tmp_path.parents:
+        as_stats(path, st_mode=_FOLDER | 0o755, st_uid=65534, st_gid=65534)
+    with pytest.raises(PermissionError, match="belongs to"):
+        require_trusted(state)
+    (tmp_path / "map").write_text("0 1000 1\n")
+    monkeypatch.setattr(ownership, "_UID_MAP", tmp_path / "map")
+    require_trusted(state)
+    as_stats(state, st_uid=65534)
+    with pytest.raises(PermissionError, match="belongs to"):
+        require_trusted(state)
+
+
+def test_links_are_followed_to_the_state_folder_and_not_within(
+    tmp_path: Path, give_away: Callable[[Path], None]
+) -> None:
+    """M5."""
+    (tmp_path / "real" / "state").mkdir(parents=True, mode=0o700)
+    link = tmp_path / "link"
+    link.symlink_to("../" + tmp_path.name + "/real")
+    linked = Settings(state_dir=link / "state")
+    Lab.open(linked, "default").close()
+    shutil.move(linked.state_dir / "networks", tmp_path / "elsewhere")
+    (linked.state_dir / "networks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LabError, match="is a symbolic link"):
+        Lab.open(linked, "default")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic links"):
+        require_trusted(tmp_path / "a")
+    if os.geteuid() == 0:
+        os.lchown(link, STRANGER, STRANGER)
+    else:
+        give_away(link)
+    with pytest.raises(PermissionError, match="12345"):
+        require_trusted(link / "state")
+
+
+@pytest.mark.parametrize("part", ["id_ed25519", "vmss.db", "lab.json"])
+def test_a_file_with_a_second_name_is_not_trusted(
+    settings: Settings, lab: LabPaths, tmp_path: Path, part: str
+) -> None:
+    """M5: through it others may change the file."""
+    os.link(lab.folder / part, tmp_path / "second")
+    with pytest.raises(LabError, match="second name"):
+        Lab.open(settings, "default")
+    (tmp_path / "second").unlink()
+    # What a kill between the two steps of writing leaves is the lab's own.
+    os.link(lab.folder / part, lab.folder / f".{part}-0a1b2c3d.part")
+    Lab.open(settings, "default").close()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import socket
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from rich.console import Console as Screen
 
 from benchmarks import fuzz_guests
 from benchmarks.fuzz import Subject, fuzz, load
+from pytest_vmss import untrusted
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import CloudInitError, HypervisorError, VmssError
 from pytest_vmss.guest.agent import read_file, within
@@ -45,7 +48,8 @@ _HOSTILE = (
 def test_no_text_commands_a_terminal(text: str) -> None:
     told = clean(text)
     told.encode()
-    assert all(c.isprintable() or c in "\n\t" or ord(c) > 0x9F for c in told)
+    unseen = {"Cc", "Cf", "Cn", "Co", "Cs"}
+    assert all(c in "\n\t" or unicodedata.category(c) not in unseen for c in told)
     assert not set(told) & set("\x1b\x9b\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2069\u200f\r")
     assert clean(told) == told
     assert len(shown(text, 50)) <= 50
@@ -68,9 +72,30 @@ def test_words_stay_and_what_stands_around_them_goes() -> None:
 
 def test_cleaning_takes_linear_time() -> None:
     begun = time.process_time()
-    for part in ("\x1b]", "\x1b[0", "\x1b[ ", "\x1bP" + "a" * 511, "\r", "\u202e"):
-        clean(part * (100_000 // len(part)))
-    assert time.process_time() - begun < 2
+    parts = (
+        "\x1b]", "\x1b[0", "\x1b[ ", "\x1bP" + "a" * 511, "\r", "\u202e", "\x9d", "\x9b", "\x90",
+        "\x9d" + "a" * 10, "\x98\x9d",
+    )  # fmt: skip
+    for part in parts:
+        clean(part * (200_000 // len(part)))
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("others", ["", "\n", "é", "\x1b[1m"])
+def test_what_is_not_seen_goes_whatever_stands_beside_it(others: str) -> None:
+    """Bidi and formats of other planes, fillers, variation selectors, private and unassigned."""
+    for letter in (
+        "\u3164\u115f\u034f\ufe0f\u17b4\u202e\u2066\ufffe\uffff\ue000\U000e0100\U0001d173"
+        "\U00013430\U000110bd\U0001bca0\U0010ffff"
+    ):
+        assert letter not in clean(f"a{letter}{others}b"), ascii(letter)
+    assert clean("日本語 Ελληνικά naïve 🚀\u00a0x") == "日本語 Ελληνικά naïve 🚀\u00a0x"
+
+
+def test_every_character_of_unicode_is_cleaned_in_little_memory() -> None:
+    told = clean("".join(map(chr, range(0x110000))))
+    assert len(told) > 100_000
+    assert len(untrusted._SHOWN) <= untrusted._REMEMBERED
 
 
 def test_errors_command_no_terminal() -> None:
@@ -271,6 +296,49 @@ def test_a_reader_goes_on_where_it_was(tmp_path: Path) -> None:
     assert "".join(reader.read()) == "\ntwo"
 
 
+def test_a_log_that_is_another_one_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """E5: by a daemon that rotates it; by the next look it is longer than the old one was."""
+    path = tmp_path / "console.log"
+    panic = b"Kernel panic - not syncing: x\n" + b"y" * 20_000
+
+    def replace() -> None:
+        (tmp_path / "next").write_bytes(panic)
+        (tmp_path / "next").replace(path)
+
+    def overwrite() -> None:
+        with path.open("r+b") as log:
+            log.truncate(0)
+            log.write(panic)
+
+    for change in (replace, overwrite):
+        path.write_bytes(b"SeaBIOS\n" + b"x" * 10_000)
+        console, reader = Console(path), LogReader(path)
+        assert console.trouble() is None
+        assert "".join(reader.read()).startswith("SeaBIOS")
+        change()
+        assert "".join(reader.read()) == panic.decode()
+        assert console.trouble() == "panic"
+        with path.open("ab") as log:
+            log.write(b"more")
+        assert "".join(reader.read()) == "more"
+    path.write_bytes(b"x" * 100_000)
+    console = Console(path, 90_000)
+    console.milestone()
+    (tmp_path / "next").write_bytes(b"Kernel panic\n" * 10)
+    (tmp_path / "next").replace(path)
+    assert console.tail().count("Kernel panic") == 10
+
+
+def test_a_log_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    """Q1, R2: that it is a folder, or a pipe, is no error of whatever waits for a boot."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe", "missing"):
+        console = Console(tmp_path / name)
+        assert (console.trouble(), console.tail()) == (None, "")
+        assert list(LogReader(tmp_path / name).read()) == []
+
+
 # HTTP.
 
 
@@ -318,6 +386,45 @@ def test_a_probes_answer_without_end_is_no_answer(
         assert time.monotonic() - begun < 10
     assert not seen.healthy
     assert any(words in seen.detail for words in reason.split("|")), seen.detail
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b'Content-Type: multipart/x; "' + b";" * 64_000 + b"\r\n " + b";" * 60_000,
+        b"Content-Type: multipart/x;" + b"".join(b"b*%d*=x;" % n for n in range(6_000)),
+        b"Content-Type: multipart/x; boundary*=zzz'en'%ff%fe",
+    ],
+)
+def test_headers_that_are_costly_to_parse_are_not_parsed(headers: bytes) -> None:
+    """R2: the standard library took a minute for some, holding up everything, past the limit."""
+    probe = Probe(name="p", protocol="Http", port=80, request_path="/")
+    answer = b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n\r\n"
+    with _answering(lambda link: link.sendall(answer)) as port:
+        begun = time.process_time()
+        assert probe_once(probe, "127.0.0.1", port, timeout=5.0).healthy
+        assert time.process_time() - begun < 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", "HTTP status 200"),
+        (b"HTTP/1.1 103 x\r\na: b\r\n\r\nHTTP/1.0 404\n\n", "HTTP status 404"),
+        (b"HTTP/1.1 200 OK\n", "HTTP status 200"),
+        (b"HTTP/1.1 -200 x\r\n\r\n", "HTTP/1.1 -200 x"),
+        (b"HTTP/1.1 2_00 x\r\n\r\n", "HTTP/1.1 2_00 x"),
+        (b"HTTP/1.1 \xb2\xb2\xb2 x\r\n\r\n", "HTTP/1.1 "),
+        (b"HTTP/1.1 \x1b[31m\xc2\x9d\xe2\x80\xae[/x]\r\n\r\n", "HTTP/1.1 [/x]"),
+        (b"", "without an answer"),
+    ],
+)
+def test_what_is_an_answer_and_what_is_not(answer: bytes, detail: str) -> None:
+    probe = Probe(name="p", protocol="Http", port=80, request_path="/")
+    with _answering(lambda link: link.sendall(answer)) as port:
+        seen = probe_once(probe, "127.0.0.1", port, timeout=5.0)
+    assert detail in seen.detail
+    assert seen.healthy == ("200" in detail and "status" in detail)
 
 
 def test_an_answer_is_read_to_its_body_and_no_further() -> None:

@@ -35,11 +35,15 @@ def test_a_version_shows_its_packages(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     "content",
     ["", "[]", '{"bomFormat": "SPDX"}', "[" * 100_000,
-     '{"bomFormat": "CycloneDX", "components": [{"name": "\\u001b[2J"}]}'],
+     '{"bomFormat": "CycloneDX", "components": [{"name": "\\u001b[2J"}]}',
+     '{"bomFormat": "CycloneDX", "components": [{"name": "\\u202egpj"}]}',
+     '{"bomFormat": "CycloneDX", "components": [{"name": "a", "version": "\\u2066"}]}',
+     '{"bomFormat": "CycloneDX", "components": [' + '{"name": 1},' * 40_000 + '{}]}'],
 )  # fmt: skip
 def test_a_document_that_is_none(tmp_path: Path, content: str) -> None:
     """R3."""
     beside(tmp_path / "a").write_text(content)
-    with pytest.raises(ImageError, match="no CycloneDX"):
+    with pytest.raises(ImageError, match="no CycloneDX") as refused:
         read_sbom(tmp_path / "a")
+    assert len(str(refused.value)) < 10_000
     assert read_sbom(tmp_path / "b") == []

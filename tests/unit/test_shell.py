@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import paramiko
 import pytest
 
 from pytest_vmss.errors import GuestCommandError
+from pytest_vmss.guest import testinfra_host as testinfra_module
 from pytest_vmss.guest.keys import generate
-from pytest_vmss.guest.shell import Lasting, Shell
+from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
+from pytest_vmss.guest.transport import ConnectionBrokenError, transport_errors
 
 #: What a guest does with a command once it has taken it; False: it never answers.
 Act = Callable[[paramiko.Channel, bytes], None]
@@ -100,7 +105,7 @@ def drips(channel: paramiko.Channel, _: bytes) -> None:
 
 
 def floods(channel: paramiko.Channel, _: bytes) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, EOFError):
         while True:
             channel.sendall(b"x" * 65536)
 
@@ -252,3 +257,113 @@ def test_a_connection_that_broke_is_made_anew(guest: Guest) -> None:
     assert lasting.run("true").stdout == "again"
     assert len(made) == 2
     made[-1].close()
+
+
+def packet(payload: bytes) -> bytes:
+    """A packet of SSH before its keys are exchanged."""
+    padding = 8 - (len(payload) + 5) % 8
+    padding += 8 if padding < 4 else 0
+    return struct.pack(">IB", len(payload) + padding + 1, padding) + payload + bytes(padding)
+
+
+def text(content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + content
+
+
+KEXINIT = b"\x14" + bytes(16)
+HOSTILE = {
+    "names that are not UTF-8": packet(KEXINIT + text(b"\xff\xfe\xff") * 10 + bytes(5)),
+    "an end in the middle": packet(KEXINIT + text(b"a")[:3]),
+    "a length beyond the packet": packet(KEXINIT + b"\xff\xff\xff\xff"),
+    "an empty payload": struct.pack(">IB", 12, 11) + bytes(11),
+    "more padding than packet": struct.pack(">IB", 12, 255) + bytes(11),
+    "a reason that is not UTF-8": packet(b"\x01\0\0\0\2" + text(b"\xff\xfe") + text(b"en")),
+    "unknown messages": packet(b"\xc8") + packet(b"\x63"),
+}
+
+
+@pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
+def test_whatever_a_server_says_it_lets_nobody_in(tmp_path: Path, said: bytes) -> None:
+    """R2: paramiko raises UnicodeDecodeError, IndexError and others for it."""
+    key = generate("client")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                link, _ = listener.accept()
+                with link:
+                    link.sendall(b"SSH-2.0-x\r\n" + said)
+                    link.settimeout(5)
+                    while link.recv(4096):
+                        pass
+
+        threading.Thread(target=serve, daemon=True).start()
+        with contextlib.suppress(HostKeyMismatchError):
+            assert Shell.connect(
+                "127.0.0.1", listener.getsockname()[1], user="u", key=tmp_path / "key",
+                host_key=key.public, name="web_0", timeout=0.5,
+            ) is None  # fmt: skip
+
+
+def refuses_with(guest: Guest, words: bytes) -> None:
+    """Lets the guest's server answer each request for a channel with a refusal in such words."""
+    transport: Any = guest.transports[-1]
+
+    def refuse(message: paramiko.Message) -> None:
+        message.get_text()
+        answer = paramiko.Message()
+        answer.add_byte(paramiko.common.cMSG_CHANNEL_OPEN_FAILURE)
+        answer.add_int(message.get_int())
+        answer.add_int(1)
+        answer.add_string(words)
+        answer.add_string(b"en")
+        transport._send_message(answer)
+
+    transport._handler_table[paramiko.common.MSG_CHANNEL_OPEN] = refuse
+
+
+def test_a_refusal_that_cannot_be_read_is_the_guests_failure(guest: Guest) -> None:
+    """R2: paramiko's thread ends with a UnicodeDecodeError, and raises it at the caller's."""
+    shell = guest.connect()
+    refuses_with(guest, b"\xff\xfe")
+    with pytest.raises(GuestCommandError, match="the SSH connection broke") as failed:
+        shell.run("true", timeout=5)
+    assert failed.value.instance == "web_0"
+    with pytest.raises(GuestCommandError):
+        testinfra_module.testinfra_host("web_0", lambda: shell).run("true")
+
+
+def test_a_guests_words_reach_neither_logs_nor_standard_error(
+    guest: Guest, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """R2: paramiko logs them raw, with a traceback, and logging writes to standard error."""
+    caplog.set_level(logging.DEBUG)
+    shell = guest.connect()
+    # The server's own transport is this test's.
+    guest.transports[-1].set_log_channel("pytest_vmss.ssh")
+    caplog.clear()
+    refuses_with(guest, b"\x1b]0;pwned\x07\x1b[31mEVIL")
+    with pytest.raises(GuestCommandError) as failed:
+        shell.run("true", timeout=5)
+    shell.close()
+    told = caplog.text + "".join(capfd.readouterr()) + str(failed.value)
+    assert "EVIL" not in told
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("trouble", [MemoryError(), RuntimeError("can't start new thread")])
+def test_what_the_host_lacks_is_not_the_guests_failure(trouble: Exception) -> None:
+    """Q1."""
+    with pytest.raises(type(trouble)), transport_errors("web_0"):
+        raise trouble
+    with pytest.raises(ConnectionBrokenError), transport_errors("web_0"):
+        raise IndexError
+
+
+def test_a_guest_does_not_choose_how_its_output_is_decoded(guest: Guest) -> None:
+    """R2: testinfra asks it for its encoding, which may be none that there is."""
+    shell = guest.connect()
+    guest.act = ends(0, b"rot13\n\xff")
+    done = testinfra_module.testinfra_host("web_0", lambda: shell).run("true")
+    assert done.stdout == "rot13\n\ufffd"
+    shell.close()

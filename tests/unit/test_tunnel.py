@@ -12,6 +12,7 @@ from pathlib import Path
 import paramiko
 import pytest
 
+from pytest_vmss.errors import HostError
 from pytest_vmss.guest import tunnel as tunnel_module
 from pytest_vmss.guest.tunnel import through_tunnel
 from tests.unit.test_shell import Guest
@@ -84,6 +85,23 @@ def test_bytes_go_both_ways_to_the_labs_port_wherever_the_guest_points(
         channel.sendall(sent)
         channel.shutdown_write()
         assert read(channel) == sent
+    shell.close()
+
+
+def test_a_guest_is_not_led_to_a_server_that_is_not_the_labs(guest: Forwarding, echo: int) -> None:
+    """H5, M5: another program has its port; what the guest sends does not reach it."""
+
+    def dial() -> socket.socket:
+        raise HostError("another program has the port")
+
+    shell = guest.connect()
+    assert shell.lead_to(echo, dial)
+    channel = guest.ask(echo)
+    with contextlib.suppress(OSError):
+        channel.sendall(b"?sig=secret")
+        channel.shutdown_write()
+    assert read(channel) == b""
+    assert shell.alive
     shell.close()
 
 
