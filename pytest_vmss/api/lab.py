@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -339,8 +340,12 @@ class Lab:
             agent_connected=lambda: hypervisor.agent_connected(context.domain),
             factor=hypervisor.slow_factor,
             files_port=lambda: self.blobs.port,
-            dial_files=lambda: self.blobs.dial(),
+            dial_files=self._dial_files,
         )
+
+    def _dial_files(self) -> socket.socket:
+        """A connection to the lab's own server of files, which has proved itself on it."""
+        return self.blobs.dial()
 
     # Galleries.
 

@@ -635,7 +635,7 @@ def test_what_a_guest_may_fare_better_with_stops_no_upgrade(
     ("uri", "told"),
     [
         ("http://127.0.0.1:99999/x.sh?sig=s", "'http://127.0.0.1:99999/x.sh' is no URI: Port"),
-        ("http://127.0.0.1:x/x.sh", "is no URI: Port could not be cast"),
+        ("http://127.0.0.1:x/x.sh", "is no URI: it is malformed"),
         ("http://[::1/x?sig=s", "'http://[::1/x' is no URI: Invalid IPv6 URL"),
         ("http:///x.sh", "is no URI: it must begin with http:// or https:// and name a host"),
         ("ftp://a/x.sh", "is no URI: it must begin with http"),
