@@ -30,7 +30,7 @@ from pytest_vmss.guest.in_guest.application_health import document
 from pytest_vmss.health import parse_custom_metrics, read_report
 from pytest_vmss.host.http import read_status
 from pytest_vmss.model import ApplicationHealthSettings, Extension
-from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.untrusted import UnreadableError, clean, shown
 
 __all__ = ["ALLOWED", "PARSERS", "cases"]
@@ -44,7 +44,7 @@ _EXTENSION = Extension(
     name="health", publisher="Microsoft.Azure.Extensions", type="CustomScript",
     type_handler_version="2.1",
 )  # fmt: skip
-_LAST = ExtensionRecord(name="health", type="t", status="success")
+_LAST = ExtensionResult(name="health", type="t", status="success")
 _MARK = "=== pytest-vmss ===\n"
 _METRICS = '{"rollingUpgrade": {"PhaseOrderingNumber": 3, "SkipUpgrade": "false"}}'
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         run_command,
     )
     from pytest_vmss.image_builder import ImageBuilder
+    from pytest_vmss.model.extension_result import ExtensionResult
     from pytest_vmss.settings import Settings
     from pytest_vmss.simulation.guest import Behaviour
     from pytest_vmss.simulation.lab import SimulatedLab
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Behaviour": "pytest_vmss.simulation.guest",
     "Command": "pytest_vmss.guest.extensions",
+    "ExtensionResult": "pytest_vmss.model.extension_result",
     "Gallery": "pytest_vmss.gallery",
     "Handler": "pytest_vmss.guest.extensions",
     "ImageBuilder": "pytest_vmss.image_builder",
@@ -53,6 +55,7 @@ _PUBLIC = {
 __all__ = [
     "Behaviour",
     "Command",
+    "ExtensionResult",
     "Gallery",
     "Handler",
     "ImageBuilder",

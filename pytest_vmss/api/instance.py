@@ -21,8 +21,9 @@ from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension, Health
 from pytest_vmss.model.arguments import check_flag, check_port, check_script, check_seconds
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.operations.revisions import has_latest_model
-from pytest_vmss.store import ExtensionRecord, GenerationRecord, InstanceRecord
+from pytest_vmss.store import GenerationRecord, InstanceRecord
 
 if TYPE_CHECKING:
     from testinfra.host import Host
@@ -100,7 +101,7 @@ class Instance:
         return self.generation.kernel
 
     @property
-    def extensions(self) -> tuple[ExtensionRecord, ...]:
+    def extensions(self) -> tuple[ExtensionResult, ...]:
         """What came of each extension on this OS disk."""
         return self.generation.extensions
 

@@ -9,12 +9,8 @@ from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import HostError, HypervisorError, InstanceError
 from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.model import Health
-from pytest_vmss.store import (
-    ExtensionRecord,
-    GenerationRecord,
-    InstanceRecord,
-    SubstatusRecord,
-)
+from pytest_vmss.model.extension_result import ExtensionResult, Substatus
+from pytest_vmss.store import GenerationRecord, InstanceRecord
 
 __all__ = ["instance_view", "status_of"]
 
@@ -48,19 +44,19 @@ def _status(
     return status
 
 
-def status_of(result: ExtensionRecord) -> dict[str, Any]:
+def status_of(result: ExtensionResult) -> dict[str, Any]:
     """The status of what came of an extension."""
     state, level = _STATUSES[result.status]
     return _status(f"ProvisioningState/{state}", level, f"Provisioning {state}", result.message)
 
 
-def _substatus(part: SubstatusRecord) -> dict[str, Any]:
+def _substatus(part: Substatus) -> dict[str, Any]:
     state, level = _STATUSES.get(part.status, ("transitioning", "Info"))
     code = f"ComponentStatus/{part.name}/{state}"
     return _status(code, level, f"Provisioning {state}", part.message)
 
 
-def _extension(result: ExtensionRecord) -> dict[str, Any]:
+def _extension(result: ExtensionResult) -> dict[str, Any]:
     """Azure's ``VirtualMachineExtensionInstanceView``, and what the lab knows beside."""
     return {
         "name": result.name,
@@ -73,7 +69,7 @@ def _extension(result: ExtensionRecord) -> dict[str, Any]:
     }
 
 
-def _handler(result: ExtensionRecord) -> dict[str, Any]:
+def _handler(result: ExtensionResult) -> dict[str, Any]:
     """Azure's ``VirtualMachineExtensionHandlerInstanceView``: how the handler itself is."""
     ready = result.handler == _READY
     state = "succeeded" if ready else "failed"
@@ -117,7 +113,7 @@ def _disks(context: InstanceContext, generation: GenerationRecord) -> list[dict[
     return [{"name": machine.os_disk.name}, *data]
 
 
-def _reported(context: InstanceContext, generation: GenerationRecord) -> list[ExtensionRecord]:
+def _reported(context: InstanceContext, generation: GenerationRecord) -> list[ExtensionResult]:
     """Each extension as it describes itself now, or did last where nobody can be asked."""
     last = list(generation.extensions)
     if context.record.power != "running":
@@ -131,8 +127,8 @@ def _reported(context: InstanceContext, generation: GenerationRecord) -> list[Ex
 
 
 def _asked(
-    context: InstanceContext, generation: GenerationRecord, result: ExtensionRecord
-) -> ExtensionRecord:
+    context: InstanceContext, generation: GenerationRecord, result: ExtensionResult
+) -> ExtensionResult:
     extension = None if result.skipped else context.as_run(result)
     if extension is None or not is_known(extension):
         return result

@@ -26,14 +26,9 @@ from pytest_vmss.model import (
     VmSize,
     find_size,
 )
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.settings import GuestNetwork, Timeouts
-from pytest_vmss.store import (
-    ExtensionRecord,
-    GenerationRecord,
-    InstanceRecord,
-    ScaleSetRecord,
-    Store,
-)
+from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store
 
 __all__ = ["Environment", "InstanceContext", "Prober"]
 
@@ -198,7 +193,7 @@ class InstanceContext:
         """A revision of the set's model."""
         return self.environment.revisions.get(self.set_id, number)
 
-    def as_run(self, result: ExtensionRecord) -> Extension | None:
+    def as_run(self, result: ExtensionResult) -> Extension | None:
         """An extension as the model had it that it was run from last."""
         known = self.revision(result.revision).model.extensions
         return next((entry for entry in known if entry.name == result.name), None)

@@ -30,8 +30,8 @@ from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.settings import Timeouts
-from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, clean, one_line
 
 __all__ = [
@@ -75,7 +75,7 @@ class Guest(Protocol):
     def wait_cloud_init(self) -> CloudInitResult:
         """Waits for cloud-init to end; its status is any but ``error``."""
 
-    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionResult:
         """Runs an extension once for each run; an earlier result of it is returned as it is.
 
         Args:
@@ -92,7 +92,7 @@ class Guest(Protocol):
             timeout: Seconds that it may take.
         """
 
-    def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
+    def report_extension(self, extension: Extension, last: ExtensionResult) -> ExtensionResult:
         """What an extension says of itself now.
 
         Args:
@@ -331,7 +331,7 @@ class LinuxGuest:
             return self._console.path
         return path
 
-    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionResult:
         """Runs an extension once for each run.
 
         Raises:
@@ -373,7 +373,7 @@ class LinuxGuest:
             lambda failure: redact(error_text(failure), extension),
         )
 
-    def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
+    def report_extension(self, extension: Extension, last: ExtensionResult) -> ExtensionResult:
         """What an extension says of itself now.
 
         Raises:

@@ -17,9 +17,9 @@ from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.guest.guest import BootFacts
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension, is_application_health
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.simulation.clock import preempt
 from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
-from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["Behaviour", "SimulatedGuest"]
 
@@ -146,7 +146,7 @@ class SimulatedGuest:
             instance=self.name,
         )
 
-    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionRecord:
+    def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionResult:
         """Runs an extension, once for each run; the command ``hang`` does not end."""
         self._alive()
         self._once(extension.name, run)
@@ -157,7 +157,7 @@ class SimulatedGuest:
         self._alive()
         self._half_done()
         code = self._exit_code(extension)
-        return ExtensionRecord(
+        return ExtensionResult(
             name=extension.name,
             type=extension.handler_name,
             version=find_handler(extension.publisher, extension.type).version,
@@ -182,7 +182,7 @@ class SimulatedGuest:
         self._half_done()
         return str((extension.settings or {}).get("cannot be removed", ""))
 
-    def report_extension(self, extension: Extension, last: ExtensionRecord) -> ExtensionRecord:
+    def report_extension(self, extension: Extension, last: ExtensionResult) -> ExtensionResult:
         """What its status file says, where it writes one."""
         self._alive()
         text = self._hypervisor.read_file(self._domain, STATUS_FILE)

@@ -12,7 +12,7 @@ from pytest_vmss.errors import ExtensionError
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import find_handler, is_known
 from pytest_vmss.model import Extension, stages_of_extensions
-from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.model.extension_result import ExtensionResult
 
 __all__ = ["RunExtensions"]
 
@@ -69,11 +69,11 @@ class RunExtensions:
             run_concurrently(stage, run, clock=clock)
         self._judge(context, extensions)
 
-    def _results(self, context: InstanceContext) -> Sequence[ExtensionRecord]:
+    def _results(self, context: InstanceContext) -> Sequence[ExtensionResult]:
         return context.existing(self.generation).extensions
 
     def _due(
-        self, context: InstanceContext, extension: Extension, earlier: ExtensionRecord
+        self, context: InstanceContext, extension: Extension, earlier: ExtensionResult
     ) -> bool:
         revision = context.existing(self.generation).revision
         if (earlier.operation, earlier.revision) == (context.operation, revision):
@@ -86,7 +86,7 @@ class RunExtensions:
         return self.newer and version != earlier.version
 
     def _keep(
-        self, context: InstanceContext, extensions: Sequence[Extension], result: ExtensionRecord
+        self, context: InstanceContext, extensions: Sequence[Extension], result: ExtensionResult
     ) -> None:
         """Records what came of an extension, in the model's order."""
         store = context.environment.store
@@ -148,7 +148,7 @@ class RunExtensions:
         if counting:
             raise self._failure(context, counting[0])
 
-    def _failure(self, context: InstanceContext, result: ExtensionRecord) -> ExtensionError:
+    def _failure(self, context: InstanceContext, result: ExtensionResult) -> ExtensionError:
         console = Console(context.machine(self.generation).console)
         publisher, _, kind = result.type.rpartition(".")
         message = (
@@ -166,9 +166,9 @@ class RunExtensions:
         )
 
 
-def _skipped(extension: Extension, failed: str) -> ExtensionRecord:
+def _skipped(extension: Extension, failed: str) -> ExtensionResult:
     """Of an extension that was not run; the Azure agent's words."""
-    return ExtensionRecord(
+    return ExtensionResult(
         name=extension.name,
         type=extension.handler_name,
         status="error",

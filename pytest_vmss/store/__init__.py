@@ -9,7 +9,6 @@ from pytest_vmss.store.records import (
     DetachedDiskRecord,
     ErrorRecord,
     EventRecord,
-    ExtensionRecord,
     GenerationRecord,
     InstanceRecord,
     ModelRecord,
@@ -22,7 +21,6 @@ from pytest_vmss.store.records import (
     Record,
     ScaleSetRecord,
     StepRecord,
-    SubstatusRecord,
     VersionRecord,
 )
 
@@ -32,7 +30,6 @@ __all__ = [
     "DetachedDiskRecord",
     "ErrorRecord",
     "EventRecord",
-    "ExtensionRecord",
     "GenerationRecord",
     "InstanceRecord",
     "ModelRecord",
@@ -46,6 +43,5 @@ __all__ = [
     "ScaleSetRecord",
     "StepRecord",
     "Store",
-    "SubstatusRecord",
     "VersionRecord",
 ]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pytest_vmss.model import Health
+from pytest_vmss.model.extension_result import ExtensionResult
 
 __all__ = [
     "BatchRecord",
@@ -16,7 +17,6 @@ __all__ = [
     "DetachedDiskRecord",
     "ErrorRecord",
     "EventRecord",
-    "ExtensionRecord",
     "GenerationRecord",
     "InstanceRecord",
     "ModelRecord",
@@ -28,7 +28,6 @@ __all__ = [
     "Record",
     "ScaleSetRecord",
     "StepRecord",
-    "SubstatusRecord",
     "VersionRecord",
 ]
 
@@ -285,52 +284,6 @@ class DetachedDiskRecord(Record):
         return (self.path,)
 
 
-class SubstatusRecord(BaseModel):
-    """A part of what an extension says of itself (Azure's ``substatus``)."""
-
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
-
-    name: str
-    status: str
-    message: str = ""
-
-
-class ExtensionRecord(BaseModel):
-    """What came of an extension on one generation; never holds a secret.
-
-    Attributes:
-        status: Azure's; it is ``transitioning`` only while it is looked at.
-        exit_code: Of its command; None where it did not end.
-        timed_out: It did not end in time.
-        skipped: It was not run, because one that it depends on failed.
-        message: What it says, or the end of its output.
-        substatuses: The parts of what it says.
-        handler: Its handler's own state, ``Ready`` where nothing is wrong with it.
-        handler_message: What the handler says.
-        seconds: How long it ran.
-        version: Of the handler that ran it.
-        revision: Of the model that it was run from.
-        operation: The operation that ran it.
-    """
-
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
-
-    name: str
-    type: str
-    version: str = ""
-    revision: int = 0
-    operation: str = ""
-    status: Literal["success", "warning", "error", "transitioning"]
-    exit_code: int | None = None
-    timed_out: bool = False
-    skipped: bool = False
-    message: str = ""
-    substatuses: tuple[SubstatusRecord, ...] = ()
-    handler: str = "Ready"
-    handler_message: str = ""
-    seconds: float = 0.0
-
-
 class GenerationRecord(Record):
     """The n-th OS disk of an instance.
 
@@ -369,7 +322,7 @@ class GenerationRecord(Record):
     console_from: int = 0
     kernel: str | None = None
     cloud_init: str | None = None
-    extensions: tuple[ExtensionRecord, ...] = ()
+    extensions: tuple[ExtensionResult, ...] = ()
 
     @property
     def key(self) -> tuple[str, ...]:

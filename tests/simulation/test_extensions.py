@@ -11,8 +11,9 @@ from pytest_vmss.errors import ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import Handler, Target, register, registry
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.model import Extension, Health
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
-from pytest_vmss.store import ExtensionRecord, Outcome
+from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, custom_script, web_model, with_application_health
 from tests.simulation.conftest import SimulatedLab
 
@@ -41,7 +42,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def remember(
         self: SimulatedGuest, extension: Extension, name: str, timeout: float
-    ) -> ExtensionRecord:
+    ) -> ExtensionResult:
         ran.append(extension.name)
         return run(self, extension, name, timeout)
 
@@ -256,7 +257,7 @@ def test_one_that_comes_back_runs_again(lab: SimulatedLab, order: list[str]) -> 
 class Sticky(Handler):
     publisher, type, version = "Contoso", "Sticky", "1.0"
 
-    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
         raise NotImplementedError  # simulated guests run nothing
 
 

@@ -29,8 +29,8 @@ from pytest_vmss.guest.extensions import command as command_module
 from pytest_vmss.guest.extensions.registry import guarded
 from pytest_vmss.guest.shell import CommandResult
 from pytest_vmss.model import Extension
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.simulation.clock import VirtualClock
-from pytest_vmss.store import ExtensionRecord
 
 EXTENSION = Extension(
     name="register",
@@ -114,7 +114,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(
     guest: Here, folder: Path, *, timeout: float = 20.0, text: str = "", clock: Clock | None = None
-) -> ExtensionRecord:
+) -> ExtensionResult:
     command = Command(text or f"echo once >> {folder}/log; echo fine", files={"a b.sh": b"data"})
     target = Target(guest, clock or SystemClock(), timeout)
     return run_command(target, EXTENSION, command, run="1")
@@ -148,7 +148,7 @@ def test_a_broken_connection_is_taken_up_again(
 
 def test_two_that_begin_at_once_run_it_once(folder: Path) -> None:
     """The first one's connection broke when all was sent; the second came before it began."""
-    results: list[ExtensionRecord] = []
+    results: list[ExtensionResult] = []
     threads = [
         threading.Thread(target=lambda: results.append(run(Here(), folder))) for _ in range(4)
     ]
@@ -213,7 +213,7 @@ def test_a_handler_that_fails_itself_is_a_failed_extension(failure: BaseExceptio
     class Own(Handler):
         publisher, type, version = "Contoso", "Own", "1.0"
 
-        def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:  # noqa: ARG002
+        def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:  # noqa: ARG002
             raise failure
 
     handler = Own()

@@ -12,7 +12,7 @@ from pytest_vmss.errors import GuestCommandError
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.model import ApplicationHealthSettings, Extension
-from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.model.extension_result import ExtensionResult
 
 __all__ = ["STATUS_FILE", "ApplicationHealthLinux", "program_settings"]
 
@@ -88,7 +88,7 @@ class ApplicationHealthLinux(Handler):
         extension: Extension,
         *,
         run: str,  # noqa: ARG002 - it is the same however often it is done
-    ) -> ExtensionRecord:
+    ) -> ExtensionResult:
         """Starts the process, with these settings and no others."""
         start = target.clock.monotonic()
         source = files("pytest_vmss.guest.in_guest") / "application_health.py"
@@ -104,7 +104,7 @@ class ApplicationHealthLinux(Handler):
             code, message = done.exit_code, done.stderr.strip()
         except GuestCommandError as error:
             message = error.message
-        return ExtensionRecord(
+        return ExtensionResult(
             name=extension.name,
             type=extension.handler_name,
             version=self.version,
@@ -119,8 +119,8 @@ class ApplicationHealthLinux(Handler):
         return target.insist(_REMOVE).stderr.strip()
 
     def report(
-        self, target: Target, extension: Extension, last: ExtensionRecord
-    ) -> ExtensionRecord:
+        self, target: Target, extension: Extension, last: ExtensionResult
+    ) -> ExtensionResult:
         """What its status file says now: the application's state, and custom metrics."""
         found = target.shell.run(f"cat {STATUS_FILE}", sudo=True)
         return described(last, found.stdout, extension)

@@ -21,8 +21,8 @@ from pytest_vmss.guest.extensions.handler import Target
 from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.secrecy import SecretBytes, SecretText, names_secret, uri_secrets
-from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, clean, read_whole, shown
 
 __all__ = [
@@ -137,7 +137,7 @@ class Command:
 
 def run_command(
     target: Target, extension: Extension, command: Command, *, run: str
-) -> ExtensionRecord:
+) -> ExtensionResult:
     """Runs a command in a guest once for each run.
 
     Args:
@@ -224,7 +224,7 @@ def _folder(extension: Extension) -> str:
     return f"/var/lib/waagent/custom-script/{extension.name}"
 
 
-def read_outcome(extension: Extension, answer: str, seconds: float) -> ExtensionRecord:
+def read_outcome(extension: Extension, answer: str, seconds: float) -> ExtensionResult:
     """What came of a run, in the words of Azure's handler.
 
     Args:
@@ -252,7 +252,7 @@ def read_outcome(extension: Extension, answer: str, seconds: float) -> Extension
 
 def _record(
     extension: Extension, code: int | None, message: str, seconds: float, before: str = ""
-) -> ExtensionRecord:
+) -> ExtensionResult:
     """What came of a run.
 
     Args:
@@ -262,7 +262,7 @@ def _record(
         seconds: How long it took.
         before: Words of the lab's own that go before the message.
     """
-    return ExtensionRecord(
+    return ExtensionResult(
         name=extension.name,
         type=extension.handler_name,
         version=find_handler(extension.publisher, extension.type).version,
@@ -273,7 +273,7 @@ def _record(
     )
 
 
-def broken_handler(extension: Extension, failure: BaseException) -> ExtensionRecord:
+def broken_handler(extension: Extension, failure: BaseException) -> ExtensionResult:
     """What came of an extension whose handler failed itself."""
     return _record(extension, None, f"its handler failed: {error_text(failure)}", 0.0)
 

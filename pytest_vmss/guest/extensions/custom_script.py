@@ -13,8 +13,8 @@ from pytest_vmss.guest.extensions.command import Command, remove_runs, run_comma
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.in_guest.download import name_of
 from pytest_vmss.model import Extension
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.secrecy import SecretBytes
-from pytest_vmss.store import ExtensionRecord
 
 __all__ = ["CustomScript"]
 
@@ -92,7 +92,7 @@ class CustomScript(Handler):
                 problems.append(f"fileUris[{index}]: {error}")
         return problems
 
-    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
         """Downloads ``fileUris``, and runs ``commandToExecute`` or ``script`` beside them as root."""
         settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
         script = settings.get("script")

@@ -9,7 +9,7 @@ from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
 from pytest_vmss.guest.shell import CommandResult, Runner
 from pytest_vmss.model import Extension
-from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.model.extension_result import ExtensionResult
 
 __all__ = ["Handler", "Target"]
 
@@ -91,7 +91,7 @@ class Handler(ABC):
         return []
 
     @abstractmethod
-    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
         """Runs it in the guest once for each run; an earlier result of it is returned as it is.
 
         Args:
@@ -114,8 +114,8 @@ class Handler(ABC):
         self,
         target: Target,  # noqa: ARG002
         extension: Extension,  # noqa: ARG002
-        last: ExtensionRecord,
-    ) -> ExtensionRecord:
+        last: ExtensionResult,
+    ) -> ExtensionResult:
         """What an extension says of itself now.
 
         Args:

@@ -24,8 +24,8 @@ from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.registry import register
 from pytest_vmss.guest.extensions.report import with_status
 from pytest_vmss.model import Extension, read_status
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.secrecy import SecretBytes, SecretText
-from pytest_vmss.store import ExtensionRecord
 from pytest_vmss.untrusted import UnreadableError, one_line, read_json
 
 __all__ = ["PackagedHandler", "register_package"]
@@ -78,7 +78,7 @@ class PackagedHandler(Handler):
         if missing:
             raise ImageError(f"the {_MANIFEST} of {source} lacks {', '.join(missing)}")
 
-    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
         """Brings the handler to where it is not, and enables it with the extension's settings."""
         settings, certificate = handler_settings(extension)
         spec = {
@@ -112,8 +112,8 @@ class PackagedHandler(Handler):
         return told_by(told, extension) or remove_runs(target, extension)
 
     def report(
-        self, target: Target, extension: Extension, last: ExtensionRecord
-    ) -> ExtensionRecord:
+        self, target: Target, extension: Extension, last: ExtensionResult
+    ) -> ExtensionResult:
         """What its status file says now, and the handler's heartbeat."""
         found = self._ask(target, "report", extension)
         try:

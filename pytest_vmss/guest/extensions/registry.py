@@ -17,7 +17,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest.extensions.handler import Handler
 from pytest_vmss.model import Extension
-from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.model.extension_result import ExtensionResult
 
 __all__ = [
     "check_settings",
@@ -80,9 +80,9 @@ def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
     return problems
 
 
-def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionRecord:
+def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionResult:
     """What came of an extension that did not end in time; Azure's words."""
-    return ExtensionRecord(
+    return ExtensionResult(
         name=extension.name,
         type=extension.handler_name,
         version=find_handler(extension.publisher, extension.type).version,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pytest_vmss.guest.extensions.command import told_by
 from pytest_vmss.model import Extension, ExtensionStatus, read_status_file
-from pytest_vmss.store import ExtensionRecord, SubstatusRecord
+from pytest_vmss.model.extension_result import ExtensionResult, Substatus
 from pytest_vmss.untrusted import UnreadableError, one_line
 
 __all__ = ["described", "with_status"]
@@ -13,7 +13,7 @@ _SUBSTATUSES = 20
 _KNOWN = frozenset({"success", "warning", "error", "transitioning"})
 
 
-def described(last: ExtensionRecord, text: str | bytes, extension: Extension) -> ExtensionRecord:
+def described(last: ExtensionResult, text: str | bytes, extension: Extension) -> ExtensionResult:
     """What an extension's status file says of it now.
 
     Args:
@@ -29,12 +29,12 @@ def described(last: ExtensionRecord, text: str | bytes, extension: Extension) ->
 
 
 def with_status(
-    last: ExtensionRecord, status: ExtensionStatus, extension: Extension
-) -> ExtensionRecord:
+    last: ExtensionResult, status: ExtensionStatus, extension: Extension
+) -> ExtensionResult:
     """A record with what the extension says of itself, in place of what was known."""
     told = status.status.lower()
     parts = tuple(
-        SubstatusRecord(
+        Substatus(
             name=told_by(part.name, extension),
             status=one_line(part.status.lower()),
             message=told_by(part.message, extension),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_vmss.guest.extensions.command import Command, remove_runs, run_command
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.model import Extension
-from pytest_vmss.store import ExtensionRecord
+from pytest_vmss.model.extension_result import ExtensionResult
 
 __all__ = ["RunCommandLinux"]
 
@@ -31,7 +31,7 @@ class RunCommandLinux(Handler):
             problems.append("commandId must be RunShellScript")
         return problems
 
-    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionRecord:
+    def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
         """Runs the lines as one script of ``/bin/sh``, as root."""
         settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
         command = Command(text="\n".join(settings["script"]))
