@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pytest_vmss.cli import main
+from pytest_vmss.simulation.guest import Behaviour
+from tests.models import LOAD_BALANCER, web_model
+from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_fixture import CONFTEST
 
 SECRET = "s3cr3t0f0urs"
@@ -137,3 +146,72 @@ def test_other_comparisons_are_explained_as_ever(pytester: pytest.Pytester) -> N
     )
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
     result.stdout.fnmatch_lines(["*At index 1 diff: 'two' != 'too'*"])
+
+
+def test_what_a_failed_run_leaves_holds_secrets_in_private_files_alone(
+    lab: SimulatedLab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M5, M6: searched is everything: files, events, steps, records, tables, history, JSON."""
+    lab.publish("1.0.0")
+    body = web_model(capacity=2)
+    profile = body["properties"]["virtualMachineProfile"]
+    profile["osProfile"]["adminPassword"] = SECRET
+    profile["osProfile"]["customData"] = base64.b64encode(SECRET.encode()).decode()
+    entry = profile["extensionProfile"]["extensions"][0]["properties"]
+    entry["settings"] = {"fileUris": [f"https://files.example/x.sh?sig={SECRET}"]}
+    entry["protectedSettings"] = {"commandToExecute": f"login {SECRET}"}
+    body["tags"] = {"apiToken": SECRET, "owner": "us"}
+    web = lab.create(body, load_balancer=LOAD_BALANCER)
+    lab.unreachable[f"https://files.example/x.sh?sig={SECRET}"] = "it is gone"
+    web.update({"tags": {"apiToken": SECRET + "2"}})
+    assert lab.roll(web, "1.1.0").faulted
+    lab.unreachable.clear()
+    upgrade = lab.roll(web, "1.2.0", Behaviour.UNHEALTHY)
+    assert upgrade.faulted
+
+    @contextlib.contextmanager
+    def open_lab() -> Iterator[SimulatedLab]:
+        yield lab
+
+    for module in ("sets", "upgrades", "operations", "images"):
+        monkeypatch.setattr(f"pytest_vmss.cli.{module}.open_lab", open_lab)
+    for command in (
+        ["show", "web"], ["show", "web", "--json"], ["list"], ["history", "web", "--explain"],
+        ["history", "web", "--json"], ["status", "web"], ["show", "nobody"],
+    ):  # fmt: skip
+        with contextlib.suppress(SystemExit):
+            main(command)
+    shown = "".join(capsys.readouterr()) + upgrade.explain() + repr(web.model) + repr(web.record)
+    shown += json.dumps([web.instance_view(), web.os_upgrade_history(), web.model.wire()])
+    database = sqlite3.connect(lab.paths.database)
+    rows = [
+        row
+        for query in (
+            "SELECT message FROM event",
+            "SELECT coalesce(error, '') FROM step",
+            "SELECT body FROM record WHERE kind != 'model'",
+        )
+        for row in database.execute(query)
+    ]
+    (model, *_) = database.execute("SELECT body FROM record WHERE kind = 'model'").fetchone()
+    database.close()
+    assert SECRET in model  # what is searched for is there
+    for told in (
+        "web_0",
+        "apiToken",
+        "owner",
+        "***",
+        "rolled back",
+        "Unreachable",
+        "there is no scale set",
+    ):
+        assert told in shown
+    assert len(rows) > 100
+    spellings = (SECRET, base64.b64encode(SECRET.encode()).decode())
+    for spelling in spellings:
+        assert spelling not in shown
+        assert [row for row in rows if spelling in row[0]] == []
+        for path in lab.settings.state_dir.rglob("*"):
+            if path.is_file() and spelling.encode() in path.read_bytes():
+                assert path.stat().st_mode & 0o077 == 0, path
+                assert path.name.startswith((lab.paths.database.name, "seed")), path
