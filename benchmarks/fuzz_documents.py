@@ -56,11 +56,15 @@ def cases(random: random.Random, count: int) -> Iterator[Callable[[], object]]:
             for _change in range(random.choice((1, 1, 2, 3, 8))):
                 _mutate(document, random)
             kind = random.choice(("mapping", "json", "yaml"))
+            path = Path(folder) / f"model.{kind}"
+            try:
+                written = b"" if kind == "mapping" else _written(document, kind, random)
+            except RecursionError:  # too deep for the writer: the loader gets it as it is
+                kind = "mapping"
             if kind == "mapping":
                 yield partial(_load, document)
                 continue
-            path = Path(folder) / f"model.{kind}"
-            path.write_bytes(_written(document, kind, random))
+            path.write_bytes(written)
             yield partial(_load, path)
 
 
