@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from pytest_vmss.store.database import Store
-from pytest_vmss.store.records import (
+from pytest_vmss.store.host_records import NetworkRecord, PortRecord
+from pytest_vmss.store.image_records import DefinitionRecord, PackagesRecord, VersionRecord
+from pytest_vmss.store.instance_records import DetachedDiskRecord, GenerationRecord, InstanceRecord
+from pytest_vmss.store.operation_records import (
     BatchRecord,
-    DefinitionRecord,
-    DetachedDiskRecord,
     ErrorRecord,
     EventRecord,
-    GenerationRecord,
-    InstanceRecord,
-    ModelRecord,
-    NetworkRecord,
     OperationRecord,
     Outcome,
     OutcomeRecord,
-    PackagesRecord,
-    PortRecord,
-    Record,
-    ScaleSetRecord,
     StepRecord,
-    VersionRecord,
 )
+from pytest_vmss.store.record import Record
+from pytest_vmss.store.scale_set_records import ModelRecord, ScaleSetRecord
 
 __all__ = [
     "BatchRecord",

@@ -17,7 +17,8 @@ from pytest_vmss.clock import Clock, SystemClock, wait_for
 from pytest_vmss.errors import LabError, NotFoundError, WaitTimeoutError
 from pytest_vmss.host.files import sync_folder
 from pytest_vmss.secrecy import SecretText
-from pytest_vmss.store.records import EventRecord, Record, StepRecord
+from pytest_vmss.store.operation_records import EventRecord, StepRecord
+from pytest_vmss.store.record import Record
 from pytest_vmss.untrusted import clean
 
 __all__ = ["Store"]

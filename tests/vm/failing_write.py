@@ -14,7 +14,7 @@ from unittest import mock
 from pytest_vmss.api import lab
 from pytest_vmss.cli import main
 from pytest_vmss.store import GenerationRecord, Store
-from pytest_vmss.store.records import Record
+from pytest_vmss.store.record import Record
 
 
 class FailingStore(Store):

@@ -1,0 +1,36 @@
+"""Records of what a lab has claimed on its host."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pytest_vmss.store.record import Record
+
+__all__ = ["NetworkRecord", "PortRecord"]
+
+
+class NetworkRecord(Record):
+    """A loopback network that the lab has claimed besides its first."""
+
+    kind: ClassVar[str] = "network"
+
+    network: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The network."""
+        return (self.network,)
+
+
+class PortRecord(Record):
+    """A port of the host's loopback at which the lab listens."""
+
+    kind: ClassVar[str] = "port"
+
+    name: str
+    port: int
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What listens there."""
+        return (self.name,)

@@ -1,0 +1,78 @@
+"""Records of a lab's galleries."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from pytest_vmss.store.record import Record
+
+__all__ = ["DefinitionRecord", "PackagesRecord", "VersionRecord"]
+
+
+class DefinitionRecord(Record):
+    """An image definition of a gallery."""
+
+    kind: ClassVar[str] = "definition"
+
+    gallery: str
+    name: str
+    publisher: str = "local"
+    offer: str
+    sku: str
+    os_type: Literal["Linux", "Windows"] = "Linux"
+    hyper_v_generation: Literal["V1", "V2"] = "V1"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Gallery and name, in lower case."""
+        return (self.gallery.lower(), self.name.lower())
+
+
+class VersionRecord(Record):
+    """A published version of an image definition; immutable.
+
+    Attributes:
+        digest: Of the stored qcow2, in hex; the file is named by it.
+        algorithm: How the digest is made: ``sha256`` of all bytes, as of versions that were
+            published before holes were skipped, or ``sha256-data``.
+        size: Bytes of the stored file.
+        virtual_size: Bytes of the disk that a guest sees.
+    """
+
+    kind: ClassVar[str] = "version"
+
+    gallery: str
+    definition: str
+    version: str
+    digest: str
+    size: int
+    virtual_size: int
+    published: datetime
+    exclude_from_latest: bool = False
+    algorithm: Literal["sha256", "sha256-data"] = "sha256"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Gallery, definition and version, in lower case."""
+        return (self.gallery.lower(), self.definition.lower(), self.version)
+
+
+class PackagesRecord(Record):
+    """The packages that a published version holds, as the document beside it says.
+
+    Attributes:
+        packages: Name and version of each.
+    """
+
+    kind: ClassVar[str] = "packages"
+
+    gallery: str
+    definition: str
+    version: str
+    packages: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Gallery, definition and version, in lower case."""
+        return (self.gallery.lower(), self.definition.lower(), self.version)

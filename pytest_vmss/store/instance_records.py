@@ -1,0 +1,139 @@
+"""Records of instances, their OS disks, and disks that outlive them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import ClassVar, Literal
+
+from pytest_vmss.model import Health
+from pytest_vmss.model.extension_result import ExtensionResult
+from pytest_vmss.store.image_records import VersionRecord
+from pytest_vmss.store.record import Record
+
+__all__ = ["DetachedDiskRecord", "GenerationRecord", "InstanceRecord"]
+
+
+class InstanceRecord(Record):
+    """An instance's lasting identity (A4).
+
+    Attributes:
+        address: Loopback address of the host that is its own.
+        forwards: Guest port to host port on that address.
+        placement_group: Number of the placement group; 100 instances at most are in one.
+        generation: Number of the OS disk that is in use and committed.
+        version: Image version of that disk.
+        revision: Revision of the model that is applied to it.
+        power: What was asked for last; whether it runs is the hypervisor's to say.
+        provisioning: Azure's provisioning state.
+        in_service: Whether the load balancer may send it traffic.
+        changed: When an operation was through with it last.
+        repairs: Automatic repairs since it was healthy last.
+        health: As it was observed last; None where it never was.
+        health_detail: What was seen then, in words.
+        protect_from_scale_in: Scaling in never takes it.
+        protected: ``protectFromScaleSetActions``: set-wide actions leave it out.
+    """
+
+    kind: ClassVar[str] = "instance"
+
+    scale_set: str
+    instance_id: int
+    uuid: str
+    computer_name: str
+    mac: str
+    address: str
+    forwards: dict[int, int]
+    update_domain: int
+    placement_group: int = 0
+    zone: str = ""
+    created: datetime
+    generation: int = 0
+    version: str | None = None
+    revision: int = 0
+    power: Literal["running", "stopped", "deallocated"] = "running"
+    provisioning: Literal["Creating", "Updating", "Succeeded", "Failed", "Deleting"] = "Creating"
+    in_service: bool = False
+    changed: datetime | None = None
+    repairs: int = 0
+    health: Health | None = None
+    health_detail: str = ""
+    protect_from_scale_in: bool = False
+    protected: bool = False
+
+    @property
+    def name(self) -> str:
+        """Azure's name, ``{set}_{id}``."""
+        return f"{self.scale_set}_{self.instance_id}"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The set's name and the number."""
+        return (self.scale_set.lower(), f"{self.instance_id:06d}")
+
+
+class GenerationRecord(Record):
+    """The n-th OS disk of an instance.
+
+    Attributes:
+        version: Image version that it was made from.
+        digest: That version's digest.
+        revision: Revision of the model that it was made from, or was given since.
+        cloud_instance_id: ``instance-id`` of its seed.
+        host_key: The guest's public SSH host key, pinned.
+        state: Where it stands between being made and being discarded.
+        started: Whether a machine was ever started on it.
+        found_version: ``IMAGE_VERSION`` that was read inside the guest (E2).
+        boot_id: Of the last boot that was proved.
+        boot_before: What ``boot_id`` was when the machine was started last.
+        console_from: Bytes that its console log had then.
+    """
+
+    kind: ClassVar[str] = "generation"
+
+    scale_set: str
+    instance_id: int
+    number: int
+    gallery: str
+    definition: str
+    version: str
+    digest: str
+    revision: int
+    cloud_instance_id: str
+    host_key: str
+    created: datetime
+    state: Literal["preparing", "current", "previous", "discarded"] = "preparing"
+    started: bool = False
+    found_version: str | None = None
+    boot_id: str | None = None
+    boot_before: str | None = None
+    console_from: int = 0
+    kernel: str | None = None
+    cloud_init: str | None = None
+    extensions: tuple[ExtensionResult, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The set's name, the instance's number and its own."""
+        return (self.scale_set.lower(), f"{self.instance_id:06d}", f"{self.number:06d}")
+
+    def is_of(self, version: VersionRecord) -> bool:
+        """Whether it was made from an image version: of the same gallery and definition (C3)."""
+        own = (self.gallery.lower(), self.definition.lower(), self.version)
+        return own == version.key
+
+
+class DetachedDiskRecord(Record):
+    """A data disk whose instance is gone (``deleteOption: Detach``, A2)."""
+
+    kind: ClassVar[str] = "detached-disk"
+
+    scale_set: str
+    instance_id: int
+    lun: int
+    path: str
+    detached: datetime
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The file's path."""
+        return (self.path,)

@@ -1,0 +1,181 @@
+"""Records of operations: what was asked for, decided, done and said."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pytest_vmss.store.record import Record
+
+__all__ = [
+    "BatchRecord",
+    "ErrorRecord",
+    "EventRecord",
+    "OperationRecord",
+    "Outcome",
+    "OutcomeRecord",
+    "StepRecord",
+]
+
+
+class Outcome(StrEnum):
+    """What came of an instance in an upgrade (G3)."""
+
+    NOT_STARTED = "not started"
+    IN_PROGRESS = "in progress"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled back"
+    ROLLBACK_FAILED = "rollback failed"
+    SKIPPED = "skipped"
+
+
+class ErrorRecord(BaseModel):
+    """What went wrong on an instance, with its evidence; never holds a secret."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    code: str
+    message: str
+    console_tail: str = ""
+    log: str = ""
+
+
+class OperationRecord(Record):
+    """Something done to a set: its creation, an upgrade, a restart.
+
+    Attributes:
+        set_id: The set's ``unique_id``.
+        action: Its kind; see :mod:`pytest_vmss.operations`.
+        status: Azure's ``runningStatus.code``.
+        started_by: Azure's ``startedBy``.
+        rolling: Batch after batch, as the policy says; else all instances at once.
+        target: Image version that an upgrade brings.
+        revision: Revision of the model that it applies.
+        rollback: Give an instance that does not recover its previous state back.
+        metrics_read: Whether the applications' custom metrics are in the outcomes.
+        elapsed: Seconds that it took until its last batch ended.
+        batch_ended: When that was.
+        error_code: Why it stops or has stopped; set before failed instances are rolled back.
+    """
+
+    kind: ClassVar[str] = "operation"
+
+    id: str
+    scale_set: str
+    set_id: str
+    action: str
+    status: Literal["RollingForward", "RollingBack", "Cancelled", "Completed", "Faulted"]
+    started_by: Literal["Unknown", "User", "Platform"] = "User"
+    started: datetime
+    ended: datetime | None = None
+    rolling: bool = False
+    gallery: str = ""
+    definition: str = ""
+    source_versions: tuple[str, ...] = ()
+    target: str = ""
+    digest: str = ""
+    revision: int = 0
+    rollback: bool = False
+    skip_shutdown: bool = False
+    metrics_read: bool = False
+    cancel_requested: datetime | None = None
+    elapsed: float = 0.0
+    batch_ended: datetime | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    reason: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The set's name and the operation's id, which sorts by time."""
+        return (self.scale_set.lower(), self.id)
+
+
+class BatchRecord(Record):
+    """A batch of an upgrade, with the planner's words."""
+
+    kind: ClassVar[str] = "batch"
+
+    scale_set: str
+    operation: str
+    number: int
+    instance_ids: tuple[int, ...]
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The operation and the batch's number."""
+        return (self.scale_set.lower(), self.operation, f"{self.number:04d}")
+
+
+class OutcomeRecord(Record):
+    """What an operation plans for an instance, and what came of it.
+
+    Attributes:
+        source: Number of the OS disk that it was on.
+        result: Number of the one that it goes to; the same where it is changed in place;
+            0 until that is decided.
+        source_revision: Revision of the model that was applied to it.
+        replacement: Number of the instance that takes its place (``maxSurge``).
+        phase: ``PhaseOrderingNumber``, read when the upgrade started.
+        error: What went wrong.
+        going_back: Whether it is being given back what it had.
+    """
+
+    kind: ClassVar[str] = "outcome"
+
+    scale_set: str
+    operation: str
+    instance_id: int
+    outcome: Outcome
+    source: int = 0
+    result: int = 0
+    source_revision: int = 0
+    replacement: int | None = None
+    phase: int | None = None
+    error: ErrorRecord | None = None
+    going_back: bool = False
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The operation and the instance's number."""
+        return (self.scale_set.lower(), self.operation, f"{self.instance_id:06d}")
+
+
+class StepRecord(BaseModel):
+    """One journalled effect on one instance."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    operation: str
+    scale_set: str
+    instance_id: int
+    phase: str
+    sequence: int
+    name: str
+    intended: datetime
+    done: datetime | None = None
+    error: str | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took; None while it runs."""
+        return None if self.done is None else (self.done - self.intended).total_seconds()
+
+
+class EventRecord(BaseModel):
+    """Something that happened (J4)."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    id: int
+    time: datetime
+    scale_set: str
+    instance_id: int | None
+    operation: str | None
+    kind: str
+    message: str

@@ -1,0 +1,81 @@
+"""Records of scale sets and their models."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from pytest_vmss.store.record import Record
+
+__all__ = ["ModelRecord", "ScaleSetRecord"]
+
+
+class ScaleSetRecord(Record):
+    """A scale set.
+
+    Attributes:
+        unique_id: Azure's ``uniqueId``; tells it from an earlier set of that name.
+        revision: Of its model now.
+        profile_revision: The first revision whose instances are made as the model
+            says now: instances on it or later have the latest model applied.
+        automatic_since: When automatic OS upgrades were enabled; None while they are not.
+        state: Azure's provisioning state.
+        next_instance_id: The number of the next new instance.
+        ports: Guest ports that are forwarded.
+        frontend: Loopback address of its load balancer, where it has one.
+        overrides: Limits of waits in place of the lab's.
+        health_command: Run in the guest; its exit status is a health source too (F4).
+        health_function: Whether a function of the suite is one, in the process that has it.
+        repairs_suspended: When automatic repairs were suspended; None while they are not.
+        repairs_changed: When that changed, or an instance was repaired.
+    """
+
+    kind: ClassVar[str] = "scale-set"
+
+    name: str
+    unique_id: str
+    revision: int = 1
+    profile_revision: int = 1
+    created: datetime
+    automatic_since: datetime | None = None
+    state: Literal["Creating", "Succeeded", "Failed", "Deleting"] = "Creating"
+    next_instance_id: int = 0
+    ports: tuple[int, ...] = ()
+    frontend: str | None = None
+    overrides: dict[str, float] = Field(default_factory=dict)
+    health_command: str | None = None
+    health_function: bool = False
+    repairs_suspended: datetime | None = None
+    repairs_changed: datetime | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The name, in lower case."""
+        return (self.name.lower(),)
+
+
+class ModelRecord(Record):
+    """A revision of a set's model; never changes.
+
+    Attributes:
+        set_id: The set's ``unique_id``.
+        model: The whole model, secrets included.
+        probe: The load balancer's probe that it names.
+        balancer: That load balancer.
+    """
+
+    kind: ClassVar[str] = "model"
+
+    set_id: str
+    revision: int
+    created: datetime
+    model: dict[str, Any] = Field(repr=False)
+    probe: dict[str, Any] | None
+    balancer: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The set's id and the revision."""
+        return (self.set_id, f"{self.revision:06d}")
