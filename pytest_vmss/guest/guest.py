@@ -167,7 +167,7 @@ class LinuxGuest:
         name: The instance's, for messages.
         access: How to log in.
         console: Its console.
-        limits: Limits of the waits now, already scaled.
+        timeouts: Timeouts of the waits now, already scaled.
         clock: The lab's.
         power_state: Whether its machine runs.
         agent_connected: Whether its guest agent has shown itself.
