@@ -55,7 +55,7 @@ test-nightly: setup-dev
 	$(BIN)/python -m benchmarks.mutants
 	$(BIN)/python -m benchmarks.fuzz guests --count 100000
 	$(BIN)/python -m benchmarks.fuzz images --count 100000
-	$(BIN)/python -m benchmarks.fuzz documents --count 1000000
+	$(BIN)/python -m benchmarks.fuzz documents --count 1000000 --jobs $$(nproc)
 
 format: setup-dev
 	$(BIN)/ruff check --fix .

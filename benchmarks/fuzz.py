@@ -1,4 +1,4 @@
-"""``python -m benchmarks.fuzz SUBJECT --count N --seed S``: inputs that nobody means well with.
+"""``python -m benchmarks.fuzz SUBJECT --count N --seed S --jobs J``: inputs that nobody means well with.
 
 A subject is a module ``benchmarks.fuzz_SUBJECT`` with a function ``cases(random, count)`` that
 yields calls. A call feeds one input to the product, and returns or raises one of its own errors
@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
 import random
 import resource
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from types import ModuleType
 
 from pytest_vmss.errors import VmssError
 
-__all__ = ["Found", "Subject", "fuzz", "load"]
+__all__ = ["Found", "Subject", "fuzz", "fuzz_in_processes", "load"]
 
 #: What an input may cost: CPU seconds, and growth of the process's peak memory in MiB.
 LIMIT_S = 2.0
@@ -51,13 +53,13 @@ class Found:
 
     Attributes:
         inputs: How many there were.
-        tracebacks: For each that raised something else, the number of the input and a traceback.
-        slow: For each that cost too much, its number, CPU seconds and MiB.
+        tracebacks: For each that raised something else, its number, seed and traceback.
+        slow: For each that cost too much, its number, seed, CPU seconds and MiB.
     """
 
     inputs: int = 0
-    tracebacks: list[tuple[int, str]] = field(default_factory=list)
-    slow: list[tuple[int, float, int]] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"inputs={self.inputs} tracebacks={len(self.tracebacks)} slow={len(self.slow)}"
@@ -94,12 +96,39 @@ def fuzz(subject: Subject, *, count: int, seed: int) -> Found:
         except expected:
             pass
         except Exception:  # noqa: BLE001 - that is what is looked for
-            found.tracebacks.append((found.inputs, traceback.format_exc()))
+            found.tracebacks.append(
+                f"input {found.inputs} of seed {seed}:\n{traceback.format_exc()}"
+            )
         elapsed, grown = time.process_time() - begun, _peak_mib() - memory
         if elapsed > LIMIT_S or grown > LIMIT_MIB:
-            found.slow.append((found.inputs, elapsed, grown))
+            found.slow.append(f"input {found.inputs} of seed {seed}: {elapsed:.1f} s, {grown} MiB")
         found.inputs += 1
     return found
+
+
+def _share(name: str, count: int, seed: int) -> Found:
+    return fuzz(load(name), count=count, seed=seed)
+
+
+def fuzz_in_processes(name: str, *, count: int, seed: int, jobs: int) -> Found:
+    """Feeds inputs to a subject in several processes, each with a seed of its own.
+
+    Args:
+        name: The subject.
+        count: How many inputs in all.
+        seed: Of the first process; the next ones count on from it.
+        jobs: How many processes.
+    """
+    if jobs == 1:
+        return _share(name, count, seed)
+    shares = [count // jobs + (number < count % jobs) for number in range(jobs)]
+    total = Found()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for found in pool.map(_share, [name] * jobs, shares, range(seed, seed + jobs)):
+            total.inputs += found.inputs
+            total.tracebacks += found.tracebacks
+            total.slow += found.slow
+    return total
 
 
 def main() -> None:
@@ -108,13 +137,16 @@ def main() -> None:
     parser.add_argument("subject", help="e.g. guests")
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, with seeds from S on")
     arguments = parser.parse_args()
     begun = time.monotonic()
-    found = fuzz(load(arguments.subject), count=arguments.count, seed=arguments.seed)
-    for number, told in found.tracebacks[:_SHOWN]:
-        print(f"input {number} of seed {arguments.seed}:\n{told}")
-    for number, seconds, mib in found.slow[:_SHOWN]:
-        print(f"input {number} of seed {arguments.seed}: {seconds:.1f} s, {mib} MiB")
+    found = fuzz_in_processes(
+        arguments.subject, count=arguments.count, seed=arguments.seed, jobs=arguments.jobs
+    )
+    for told in found.tracebacks[:_SHOWN]:
+        print(told)
+    for slow in found.slow[:_SHOWN]:
+        print(slow)
     print(f"{found}  ({time.monotonic() - begun:.0f} s)")
     if found.tracebacks or found.slow:
         sys.exit(1)
