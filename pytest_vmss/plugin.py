@@ -340,10 +340,10 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
 
 
 def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
-    """What the test's marker asks for: the model, and the rest.
+    """The model and the other arguments of the test's marker.
 
     Raises:
-        pytest.UsageError: There is no model.
+        pytest.UsageError: The marker names no model.
     """
     from pytest_vmss.secrecy import seal, seal_text
 

@@ -203,7 +203,7 @@ class Controller:
             run_concurrently(due.items(), run, clock=self._environment.clock)
 
     def _is_nobodys(self, name: str, error: BaseException) -> bool:
-        """Whether to ignore a failure: the set is gone or going, or its operation was stopped."""
+        """Whether to ignore a failure: the set is or is being deleted, or its operation stopped."""
         if isinstance(error, NotFoundError | InterruptedOperationError):
             try:
                 record = self._environment.store.get(ScaleSetRecord, name.lower())
