@@ -1,7 +1,7 @@
 """Azure's automatic OS image upgrade for VM Scale Sets, rehearsed on a laptop.
 
-The public names are here, and are loaded when they are first used: a suite that uses none
-pays for none.
+The public names are exported here and imported on first use, so a suite that uses none of
+them pays nothing.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """A public name, loaded now.
+    """Imports a public name on first use.
 
     Raises:
-        AttributeError: There is none of that name.
+        AttributeError: There is no such name.
     """
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

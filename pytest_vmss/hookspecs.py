@@ -1,4 +1,4 @@
-"""What a suite may hook into."""
+"""The pytest hooks that a suite may implement."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["pytest_vmss_configure_lab", "pytest_vmss_settings"]
 
 @pytest.hookspec(firstresult=True)
 def pytest_vmss_settings(config: pytest.Config, settings: Settings) -> Settings | None:
-    """Called before the session's lab is made; a suite may return other settings.
+    """Called before the session's lab is created; may return other settings.
 
     Args:
         config: pytest's configuration.
-        settings: As the options say.
+        settings: The settings that the options give.
     """
 
 
 @pytest.hookspec
 def pytest_vmss_configure_lab(config: pytest.Config, lab: Lab) -> None:
-    """Called once the session's lab is there, before its first scale set.
+    """Called when the session's lab has been created, before its first scale set.
 
-    The place to publish images that all tests use.
+    Use it to publish images that all tests need.
 
     Args:
         config: pytest's configuration.

@@ -1,6 +1,6 @@
 """The pytest plugin: options, fixtures, the marker.
 
-The rest of the package is imported only when a test asks for a fixture, so that
+The rest of the package is imported only when a test requests a fixture, so that
 suites which do not use the plugin pay next to nothing for it (L1).
 """
 
@@ -41,10 +41,10 @@ _MARKER = (
 
 
 def _whole(text: str) -> int:
-    """A whole number above 0.
+    """Parses a whole number above 0.
 
     Raises:
-        ValueError: It is none, of which argparse tells.
+        ValueError: It is not one; argparse reports it.
     """
     if (number := int(text)) < 1:
         raise ValueError(text)
@@ -52,10 +52,10 @@ def _whole(text: str) -> int:
 
 
 def _factor(text: str) -> float:
-    """A finite number above 0.
+    """Parses a number above 0 and up to 1000.
 
     Raises:
-        ValueError: It is none, of which argparse tells.
+        ValueError: It is not one; argparse reports it.
     """
     if not 0 < (number := float(text)) <= 1000:
         raise ValueError(text)
@@ -130,18 +130,18 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Adds the marker, and keeps hold of the terminal."""
+    """Registers the marker, and duplicates the terminal's descriptor for the live view."""
     config.addinivalue_line("markers", _MARKER)
     wanted = config.getoption("--vmss-live")
     if wanted == "on" or (wanted == "auto" and sys.stdout.isatty()):
-        # While tests run, pytest captures what is written to the terminal's descriptor.
+        # While tests run, pytest captures what is written to descriptor 1 itself.
         with contextlib.suppress(OSError, ValueError):
             descriptor = os.dup(sys.stdout.fileno())
             config.stash[_TERMINAL] = os.fdopen(descriptor, "w", encoding="utf-8")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Releases the terminal."""
+    """Closes the duplicated terminal descriptor."""
     terminal = config.stash.get(_TERMINAL, None)
     if terminal is not None:
         terminal.close()
@@ -149,13 +149,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Explains a comparison of secrets by what may be seen of them (M5).
+    """Explains a comparison of secrets with the secrets masked (M5).
 
-    pytest's own explanation would take texts apart, whatever their ``repr`` shows.
+    pytest's own explanation compares strings character by character, whatever their ``repr``
+    shows.
     """
     secrecy = sys.modules.get("pytest_vmss.secrecy")
     if secrecy is None:
-        return None  # nothing has made a secret
+        return None  # no secret exists yet
     if not any(secrecy.has_secret(side) for side in (left, right)):
         return None
     short = reprlib.Repr()
@@ -228,7 +229,7 @@ def _settings(config: pytest.Config) -> Settings:
 
 
 def _console(config: pytest.Config) -> Console | None:
-    """Where to show what goes on; None for nowhere."""
+    """The console of the live view; None if it is off."""
     terminal = config.stash.get(_TERMINAL, None)
     if terminal is None:
         return None
@@ -239,7 +240,7 @@ def _console(config: pytest.Config) -> Console | None:
 
 @pytest.fixture(scope="session")
 def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
-    """The session's lab, removed with all its VMs at the session's end."""
+    """The session's lab; removed with all its VMs at the end of the session."""
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.labs.reap import reap
     from pytest_vmss.report import LiveView
@@ -250,7 +251,7 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     lab = Lab.session(settings)
     if settings.guest_network == "outbound":
         warnings.warn(OUTBOUND, stacklevel=1)
-    with contextlib.ExitStack() as ends:  # each comes to pass, whatever the others do
+    with contextlib.ExitStack() as ends:  # each runs, even if another fails
         ends.callback(_end, lab)
         ends.callback(_keep_summary, lab, pytestconfig)
         console = _console(pytestconfig)
@@ -262,7 +263,7 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
 
 
 def _end(lab: Lab) -> None:
-    """Removes the session's lab, or says that it is kept."""
+    """Removes the session's lab, or marks it as kept and closes it."""
     if not lab.settings.keep:
         lab.destroy()
         return
@@ -273,12 +274,12 @@ def _end(lab: Lab) -> None:
 
 
 def _keep_summary(lab: Lab, config: pytest.Config) -> None:
-    """Keeps what is shown when all tests are over and the lab is gone."""
+    """Stores the summary that is shown after the lab is gone."""
     config.stash[_SUMMARIES] = _summarise(lab)
 
 
 def _summarise(lab: Lab) -> list[str]:
-    """How each upgrade of the session ended, how long its stages took, where kept VMs are."""
+    """Summarises the session's upgrades, their stages' durations, and where kept VMs are."""
     from rich.console import Console
 
     from pytest_vmss.report import stage_table, upgrade_summary
@@ -296,7 +297,7 @@ def _summarise(lab: Lab) -> list[str]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Shows the upgrades of the session."""
+    """Prints the session's upgrades."""
     lines = config.stash.get(_SUMMARIES, [])
     if lines:
         terminalreporter.section("upgrades")
@@ -306,15 +307,15 @@ def pytest_terminal_summary(
 
 @pytest.fixture
 def gallery(vmss: Lab) -> Gallery:
-    """The lab's gallery; others are ``vmss.gallery(name)``."""
+    """The lab's default gallery; for others call ``vmss.gallery(name)``."""
     return vmss.gallery()
 
 
 @pytest.fixture
 def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
-    """The scale set of the test's marker ``vmss``, deleted after the test.
+    """The scale set that the test's marker ``vmss`` describes; deleted after the test.
 
-    It goes whatever is done to it then, so that the next test may have its name.
+    It is deleted even if an operation on it is running, so that the next test can use its name.
     """
     source, arguments = _arguments(request)
     leftovers = request.config.stash.setdefault(_LEFTOVERS, {})
@@ -339,15 +340,15 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
 
 
 def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
-    """What the test's marker asks for: the model, and the rest.
+    """The model and the other arguments of the test's marker.
 
     Raises:
-        pytest.UsageError: There is no model.
+        pytest.UsageError: The marker names no model.
     """
     from pytest_vmss.secrecy import seal, seal_text
 
     marker = request.node.get_closest_marker("vmss")
-    # Sealed here already, so that no error shows what is secret in them (M5).
+    # Sealed here already, so that no error message shows secrets (M5).
     arguments = {name: seal(value) for name, value in marker.kwargs.items()} if marker else {}
     if marker and marker.args:
         arguments["model"] = seal(marker.args[0])
@@ -361,7 +362,7 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         value = arguments.get(name)
         if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
             beside = request.path.parent / value
-            if beside.exists():  # a file beside the test is meant, wherever pytest was started
+            if beside.exists():  # relative to the test's file, wherever pytest was started
                 arguments[name] = beside
     return arguments.pop("model"), arguments
 
@@ -375,20 +376,20 @@ def _records(lab: Lab) -> list[ScaleSetRecord]:
 def _delete(
     lab: Lab, name: str, request: pytest.FixtureRequest, failed: BaseException | None = None
 ) -> None:
-    """Deletes a test's set; where that fails, says what is left, and keeps it for another try.
+    """Deletes a test's set; if that fails, reports what is left and notes it for another try.
 
     Args:
-        lab: Where it is.
-        name: The set.
-        request: The test's.
-        failed: What the test has failed with already; it is told then.
+        lab: The lab.
+        name: The set's name.
+        request: The test's request.
+        failed: What the test has already failed with; the report is then added to it as a note.
     """
     from pytest_vmss.errors import NotFoundError
 
     try:
         lab.delete(name)
     except NotFoundError:
-        pass  # the test has deleted it
+        pass  # the test deleted it itself
     except Exception as error:
         left = (
             f"the scale set {name!r} of {request.node.nodeid} could not be deleted "
@@ -403,7 +404,7 @@ def _delete(
 
 
 def _remains(lab: Lab, name: str) -> str:
-    """What there still is of a set, in words."""
+    """Describes what is left of a set, for messages."""
     from pytest_vmss.store import InstanceRecord
 
     instances = [record.name for record in lab.store.select(InstanceRecord, name.lower())]
@@ -411,7 +412,7 @@ def _remains(lab: Lab, name: str) -> str:
 
 
 def _clear(lab: Lab, leftovers: dict[str, str]) -> None:
-    """Tries once more to delete what earlier tests have left."""
+    """Tries again to delete the sets that earlier tests left."""
     from pytest_vmss.errors import NotFoundError
 
     for name in list(leftovers):
@@ -419,7 +420,7 @@ def _clear(lab: Lab, leftovers: dict[str, str]) -> None:
             lab.delete(name)
         except NotFoundError:
             del leftovers[name]
-        except Exception as error:  # noqa: BLE001 - told to the test that needs the name
+        except Exception as error:  # noqa: BLE001 - reported to the test that needs the name
             leftovers[name] += f"; tried again, in vain: {error}"
         else:
             del leftovers[name]

@@ -1,1 +1,1 @@
-"""What tests and the command line use: labs, scale sets, instances, operations."""
+"""The public API of tests and the command line: labs, scale sets, instances, operations."""

@@ -1,10 +1,10 @@
-"""Faults that a test brings about on one instance, and mends again.
+"""Fault injection: faults that a test causes on one instance.
 
-Each is a context manager: the fault is there inside the block and mended after it,
-also where the block fails, or the fault itself failed half-way. An instance that is
-swapped, restarted or removed meanwhile has lost its fault; then there is nothing to
-mend. Where it cannot be mended that is told: by an event and a warning, or a note on
-the error that is on its way.
+Each is a context manager: the fault lasts for the block and is repaired after it, even if
+the block fails or the fault itself failed half-way. An instance that is swapped, restarted
+or removed in the meantime has lost its fault, and there is nothing to repair. A fault that
+cannot be repaired is reported by an event and a warning, or by a note on the exception that
+is being raised.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["Faults"]
 _PERIOD_S = 0.2
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
 
-# A sparse disk fills on the host as it fills in the guest: MiB after MiB, and root's reserve too.
-# Whoever mends waits for it to end, also where nobody hears of that any more.
+# cat fills what fallocate leaves, including root's reserve; what is written grows the sparse
+# file on the host too. The lock makes the repair wait for a fill whose connection was lost.
 _FILL = """\
 set -eu
 file={path}/.vmss-filled
@@ -42,7 +42,7 @@ flock 9
 rm -f {path}/.vmss-filled
 """
 _FILL_LIMIT_S = 600.0
-#: For the last call of a thread that slows a machine down.
+#: Seconds for the last call of a thread that slows a machine down.
 _SLOW_END_S = 120.0
 
 
@@ -50,11 +50,11 @@ class Faults:
     """Faults of one instance.
 
     Args:
-        name: The instance's.
-        domain: Its machine's name.
-        hypervisor: Gives the connection to the hypervisor.
-        shell: Gives an SSH connection to it.
-        tell: Told what could not be mended.
+        name: The instance's name.
+        domain: The name of its libvirt domain.
+        hypervisor: Returns the connection to the hypervisor.
+        shell: Returns an SSH connection to the instance.
+        tell: Called with a description of each fault that could not be repaired.
     """
 
     def __init__(
@@ -77,19 +77,19 @@ class Faults:
         return self._get_hypervisor()
 
     def kill(self) -> None:
-        """Cuts its power, as when the machine under it dies; :meth:`ScaleSet.start` mends it."""
+        """Cuts its power, as if its host failed; :meth:`ScaleSet.start` brings it back."""
         self._hypervisor.power_off(self._domain)
 
     @contextlib.contextmanager
     def _fault(
         self, what: str, begin: Callable[[], object], mend: Callable[[], object]
     ) -> Iterator[None]:
-        """Brings a fault about for a block, and mends whatever of it has come to pass.
+        """Causes a fault for a block, and then repairs it, however much of it took effect.
 
         Args:
-            what: The fault in words, for what is told.
-            begin: Brings it about; may fail half-way.
-            mend: Mends it; harmless where there is nothing to mend.
+            what: The fault in words, for messages.
+            begin: Causes it; may fail half-way.
+            mend: Repairs it; harmless if there is nothing to repair.
         """
         try:
             begin()
@@ -104,10 +104,10 @@ class Faults:
             warnings.warn(left, stacklevel=3)
 
     def _mended(self, what: str, mend: Callable[[], object]) -> str:
-        """Mends; what is left of the fault, in words."""
+        """Repairs the fault; returns what may be left of it, in words, or an empty string."""
         try:
             mend()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the fault may be there
+        except Exception as error:  # noqa: BLE001 - whatever failed, the fault may remain
             if not self._runs():
                 return ""  # it has lost its fault
             left = f"{self.name} may still be {what}, for mending it failed: {error_text(error)}"
@@ -117,19 +117,19 @@ class Faults:
         return ""
 
     def _runs(self) -> bool:
-        """Whether its machine may run."""
+        """Whether its machine may be running; True if that is unknown."""
         try:
             state = self._hypervisor.state(self._domain)
-        except Exception:  # noqa: BLE001 - nobody knows
+        except Exception:  # noqa: BLE001 - unknown: assume that it runs
             return True
         return state not in (PowerState.STOPPED, PowerState.ABSENT)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Halts its processors: it is there, and answers nothing.
+        """Pauses its virtual CPUs: the machine exists, but answers nothing.
 
         Raises:
-            HypervisorError: It does not run.
+            HypervisorError: It is not running.
         """
         with self._fault(
             "paused",
@@ -140,10 +140,10 @@ class Faults:
 
     @contextlib.contextmanager
     def network_cut(self) -> Iterator[None]:
-        """Pulls its network cable; the guest agent, which needs none, still answers.
+        """Takes its network link down; the guest agent, which needs no network, still answers.
 
         Raises:
-            HypervisorError: It does not run.
+            HypervisorError: It is not running.
         """
         with self._fault(
             "cut off",
@@ -154,14 +154,14 @@ class Faults:
 
     @contextlib.contextmanager
     def slowed(self, share: float = 0.25) -> Iterator[None]:
-        """Gives its processors only a share of their time.
+        """Slows it down: its virtual CPUs run only for a share of the time.
 
         Args:
-            share: From 0 to 1.
+            share: The share, between 0 and 1, both excluded.
 
         Raises:
-            ValueError: No such share.
-            HypervisorError: It does not run.
+            ValueError: The share is out of range.
+            HypervisorError: It is not running.
         """
         if not 0 < share < 1:
             raise ValueError(f"the share must be between 0 and 1; given {share}")
@@ -173,7 +173,7 @@ class Faults:
         )
 
         def begin() -> None:
-            hypervisor.pause(self._domain)  # tells at once where it does not run
+            hypervisor.pause(self._domain)  # raises at once if it is not running
             thread.start()
 
         def mend() -> None:
@@ -195,7 +195,7 @@ class Faults:
                 if end.wait(_PERIOD_S * share):
                     return
                 hypervisor.pause(self._domain)
-            except Exception:  # noqa: BLE001 - the next turn may succeed; mending tells
+            except Exception:  # noqa: BLE001 - the next try may succeed; else the repair reports it
                 if not self._runs():
                     return  # it has lost its fault
 
@@ -203,7 +203,7 @@ class Faults:
     def disk_filled(self, path: str = "/") -> Iterator[None]:
         """Fills the file system that holds a folder, to its last byte.
 
-        Mind that it grows the disk's file on the host by as much.
+        The disk's file on the host may grow by as much.
 
         Args:
             path: A folder of the guest.
@@ -226,11 +226,11 @@ class Faults:
         """Stops a systemd unit, such as the application; starts it again afterwards.
 
         Args:
-            unit: Its name.
+            unit: The unit's name.
 
         Raises:
-            ValueError: No name of a unit.
-            GuestCommandError: There is none of that name.
+            ValueError: Not a valid unit name.
+            GuestCommandError: There is no such unit.
             GuestUnreachableError: The instance does not answer.
         """
         if not _UNIT.fullmatch(unit):

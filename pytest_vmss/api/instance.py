@@ -1,4 +1,4 @@
-"""One VM of a scale set, as a test holds it in its hand."""
+"""One VM of a scale set, as tests use it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["Instance"]
 
 
 class Instance:
-    """One VM of a scale set; it stays the same across swaps of its OS disk."""
+    """One VM of a scale set; its identity survives swaps of its OS disk."""
 
     def __init__(self, environment: Environment, scale_set: str, instance_id: int) -> None:
         self._environment = environment
@@ -49,10 +49,10 @@ class Instance:
 
     @property
     def generation(self) -> GenerationRecord:
-        """The OS disk that it is on.
+        """The record of its current OS disk.
 
         Raises:
-            NotFoundError: It never came up.
+            NotFoundError: It never came up, so it has none.
         """
         generation = self._context.generation(self.record.generation)
         if generation is None:
@@ -86,13 +86,13 @@ class Instance:
 
     @property
     def image_version(self) -> str | None:
-        """The version read inside the guest; the published one where it has none (E2)."""
+        """The version read inside the guest, or the published one if the guest names none (E2)."""
         generation = self._context.generation(self.record.generation)
         return None if generation is None else generation.found_version or generation.version
 
     @property
     def boot_id(self) -> str | None:
-        """The boot id of the last boot that was proved."""
+        """The boot id of the last proven boot."""
         return self.generation.boot_id
 
     @property
@@ -102,7 +102,7 @@ class Instance:
 
     @property
     def extensions(self) -> tuple[ExtensionResult, ...]:
-        """What came of each extension on this OS disk."""
+        """The result of each extension on this OS disk."""
         return self.generation.extensions
 
     @property
@@ -118,23 +118,23 @@ class Instance:
 
     @property
     def latest_model_applied(self) -> bool:
-        """Azure's ``latestModelApplied``: whether it is as the set's model says now (C9)."""
+        """Azure's ``latestModelApplied``: whether it has the set's current model (C9)."""
         return has_latest_model(self._environment, self.record)
 
     def protect(
         self, *, from_scale_in: bool | None = None, from_scale_set_actions: bool | None = None
     ) -> None:
-        """Protects the instance, or takes protection away; what is None stays (D9).
+        """Sets or removes the instance's protection; None leaves a flag unchanged (D9).
 
-        As in Azure an instance that is protected from set-wide actions is protected from
-        scaling in too.
+        As in Azure, an instance that is protected from set-wide actions is also protected
+        from scaling in.
 
         Args:
             from_scale_in: ``protectFromScaleIn``.
             from_scale_set_actions: ``protectFromScaleSetActions``.
 
         Raises:
-            ModelError: Azure does not take that combination; nothing was changed.
+            ModelError: Azure does not accept that combination; nothing was changed.
         """
         check_flag(from_scale_in, "from_scale_in", none=True)
         check_flag(from_scale_set_actions, "from_scale_set_actions", none=True)
@@ -158,21 +158,21 @@ class Instance:
             )
 
     def instance_view(self) -> dict[str, Any]:
-        """What is known of it, in Azure's words; what goes on reporting is asked now (H4, J3)."""
+        """Azure's instance view; extensions that keep reporting are queried now (H4, J3)."""
         context = replace(self._context, _guests={})
         return instance_view(context, latest_model_applied=self.latest_model_applied)
 
     @property
     def power_state(self) -> PowerState:
-        """Whether its machine runs."""
+        """The state of its machine: running, stopped and so on."""
         return self._environment.hypervisor.state(self._context.domain)
 
     def health(self) -> Health:
-        """Its health now; asks each of its health sources."""
+        """Its health now; queries each of its health sources."""
         return worst(self.observations()).health
 
     def observations(self) -> dict[str, Observation]:
-        """What each of its health sources says now, by the source's name."""
+        """What each of its health sources reports now, by the source's name."""
         context = replace(self._context, _guests={})
         applied = context.revision(self.record.revision)
         health_sources = HealthSources.of(self._environment, context.scale_set, applied)
@@ -182,7 +182,7 @@ class Instance:
             context.leave()
 
     def address(self, port: int) -> tuple[str, int]:
-        """Address and port of the host that lead to a port of the guest.
+        """The host's address and port that are forwarded to a port of the guest.
 
         Raises:
             NotFoundError: The port is not forwarded.
@@ -204,14 +204,14 @@ class Instance:
 
     @property
     def console(self) -> Console:
-        """The console of the OS disk that it is on."""
+        """The console of its current OS disk."""
         return Console(self._context.machine(self.record.generation).console)
 
     def shell(self) -> Shell:
-        """An SSH connection as the administrator; made anew after a swap.
+        """An SSH connection as the administrator; a new one after a disk swap or a new boot.
 
         Raises:
-            GuestUnreachableError: It does not answer.
+            GuestUnreachableError: The instance does not answer.
         """
         generation = self.generation
         mark = (generation.number, generation.boot_id or "")
@@ -230,15 +230,15 @@ class Instance:
         """Runs a script as root, as Azure's Run Command does.
 
         Args:
-            script: For ``/bin/sh``.
-            timeout: Limit in seconds; what has not ended then is killed.
+            script: A script for ``/bin/sh``.
+            timeout: Seconds after which the script is killed.
 
         Returns:
             Azure's answer: ``value``, a list with one status, whose ``message`` holds the
             output.
 
         Raises:
-            GuestUnreachableError: It does not answer.
+            GuestUnreachableError: The instance does not answer.
         """
         check_script(script)
         check_seconds(timeout, "timeout")
@@ -255,7 +255,7 @@ class Instance:
 
     @cached_property
     def faults(self) -> Faults:
-        """Faults to bring about on it, for a test, and to mend."""
+        """Injects faults into the instance for a test, and repairs them afterwards."""
         context, environment = self._context, self._environment
         return Faults(
             context.name,
@@ -266,7 +266,7 @@ class Instance:
         )
 
     def close(self) -> None:
-        """Ends the connection to it."""
+        """Closes the SSH connection to it."""
         if self._guest is not None:
             self._guest[1].close()
             self._guest = None

@@ -1,4 +1,4 @@
-"""The instance view: what is known of an instance, for people and programs (H4, J3)."""
+"""Azure's instance view of one instance (H4, J3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_vmss.store import GenerationRecord, InstanceRecord
 
 __all__ = ["instance_view", "status_of"]
 
-#: What becomes of an extension's own words in Azure's codes, with the level.
+#: Azure's status code and level for each status that an extension reports.
 _STATUSES = {
     "success": ("succeeded", "Info"),
     "warning": ("succeeded", "Warning"),
@@ -22,7 +22,7 @@ _STATUSES = {
     "transitioning": ("transitioning", "Info"),
 }
 
-#: Azure's level of each state.
+#: Azure's level for each health state.
 _LEVELS = {
     Health.HEALTHY: "Info",
     Health.INITIALIZING: "Info",
@@ -45,7 +45,7 @@ def _status(
 
 
 def status_of(result: ExtensionResult) -> dict[str, Any]:
-    """The status of what came of an extension."""
+    """Azure's ``InstanceViewStatus`` for an extension's result."""
     state, level = _STATUSES[result.status]
     return _status(f"ProvisioningState/{state}", level, f"Provisioning {state}", result.message)
 
@@ -57,7 +57,7 @@ def _substatus(part: Substatus) -> dict[str, Any]:
 
 
 def _extension(result: ExtensionResult) -> dict[str, Any]:
-    """Azure's ``VirtualMachineExtensionInstanceView``, and what the lab knows beside."""
+    """Azure's ``VirtualMachineExtensionInstanceView``, with exit code and seconds added."""
     return {
         "name": result.name,
         "type": result.type,
@@ -70,7 +70,7 @@ def _extension(result: ExtensionResult) -> dict[str, Any]:
 
 
 def _handler(result: ExtensionResult) -> dict[str, Any]:
-    """Azure's ``VirtualMachineExtensionHandlerInstanceView``: how the handler itself is."""
+    """Azure's ``VirtualMachineExtensionHandlerInstanceView``: the state of the handler itself."""
     ready = result.handler == _READY
     state = "succeeded" if ready else "failed"
     return {
@@ -86,7 +86,7 @@ def _handler(result: ExtensionResult) -> dict[str, Any]:
 
 
 def _vm_health(record: InstanceRecord) -> dict[str, Any]:
-    """Azure's ``vmHealth``, as it was observed last."""
+    """Azure's ``vmHealth``, as last observed."""
     if record.health is None:
         return {}
     status = _status(
@@ -114,7 +114,7 @@ def _disks(context: InstanceContext, generation: GenerationRecord) -> list[dict[
 
 
 def _reported(context: InstanceContext, generation: GenerationRecord) -> list[ExtensionResult]:
-    """Each extension as it describes itself now, or did last where nobody can be asked."""
+    """The extensions' current reports, or their last ones if the guest cannot be queried."""
     last = list(generation.extensions)
     if context.record.power != "running":
         return last
@@ -136,10 +136,9 @@ def _asked(
 
 
 def instance_view(context: InstanceContext, *, latest_model_applied: bool) -> dict[str, Any]:
-    """What is known of an instance.
+    """Builds the instance view.
 
-    Extensions that go on reporting, as the Application Health extension does, are asked
-    for what they say now.
+    Extensions that keep reporting, such as Application Health, are queried now.
 
     Args:
         context: The instance.

@@ -1,4 +1,4 @@
-"""The lab: the one door that plugin and command line go through."""
+"""The lab: the entry point of the plugin and the command line."""
 
 from __future__ import annotations
 
@@ -88,30 +88,30 @@ from pytest_vmss.store import (
 
 __all__ = ["DEFAULT_LAB", "Lab"]
 
-#: The lab of who names none.
+#: The lab that is used when none is named.
 DEFAULT_LAB = "default"
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
-#: For a report of the Application Health extension, over the guest agent.
+#: Seconds to read a report of the Application Health extension over the guest agent.
 _REPORT_S = 10.0
-#: Seconds for what this process does on a set to stop: the longest call of a guest.
+#: Seconds for this process's work on a set to stop: as long as the longest call to a guest.
 _STOP_S = 120.0
-#: Seconds to wait for another process that makes, opens or removes the lab.
+#: Seconds to wait for another process that is creating, opening or removing the lab.
 _DOOR_LIMIT = 120.0
-#: Seconds to wait for others to close a lasting lab that is to be removed.
+#: Seconds to wait for other processes to close a lasting lab that is to be removed.
 _ALONE_LIMIT = 1.0
 
 
 class Lab:
     """One state directory with its gallery, scale sets and journal.
 
-    Use :meth:`open` or :meth:`session`. As long as a process has it open, it holds a lock that
-    says so; a forked child has to open it anew.
+    Use :meth:`open` or :meth:`session`. A process that has the lab open holds a shared lock on
+    it; a forked child must open it again.
 
     Raises:
         LabError: Its database cannot be used.
-        ConflictError: Another process removes it.
-        OSError: Its lock cannot be made.
+        ConflictError: Another process is removing it.
+        OSError: Its lock file cannot be created.
     """
 
     def __init__(
@@ -143,22 +143,22 @@ class Lab:
 
     @classmethod
     def open(cls, settings: Settings, name: str = DEFAULT_LAB) -> Self:
-        """Opens a lasting lab by name, made where there is none.
+        """Opens a lasting lab by name, and creates it if there is none.
 
         Args:
             settings: Where labs are, and how this one runs.
-            name: Up to 32 letters of a to z, digits, '-' and '_'; case does not matter.
+            name: Up to 32 letters a to z, digits, '-' and '_'; case does not matter.
 
         Raises:
-            LabError: The name cannot be one, or the lab's folder cannot be used.
-            ConflictError: Another process makes or removes it, and does not end.
+            LabError: The name is not valid, or the lab's folder cannot be used.
+            ConflictError: Another process is creating or removing it, and does not finish.
             CapacityError: All loopback networks of the host are claimed.
         """
         return cls._at(settings, lab_paths(settings, name).folder, "lasting")
 
     @classmethod
     def session(cls, settings: Settings) -> Self:
-        """Makes a lab that lives as long as this process.
+        """Creates a lab that lives as long as this process.
 
         Raises:
             LabError: Its folder cannot be used.
@@ -185,13 +185,13 @@ class Lab:
     def _enter(
         cls, settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
     ) -> Self:
-        """Opens the lab, made where there is none; one process at a time."""
+        """Opens the lab, or creates it; called with the lab's door locked."""
         require_own(
             paths.folder, paths.key, paths.database, paths.run, paths.sets, paths.locks,
             paths.images, paths.blobs, paths.blobs / ".key",
         )  # fmt: skip
         if paths.identity.exists() and (ending := read_identity(paths)).ending:
-            remove_files(settings, paths, ending)  # whoever began was killed
+            remove_files(settings, paths, ending)  # the removal was killed
         remove_unfinished(settings, paths)
         in_use = _use(paths)
         try:
@@ -215,11 +215,11 @@ class Lab:
                 remove_unfinished(settings, paths)
             raise
 
-    # What operations act on.
+    # The environment of operations.
 
     @cached_property
     def environment(self) -> Environment:
-        """Everything that an operation touches."""
+        """The stores and backends that operations use."""
         return Environment(
             lab_id=self.identity.id,
             program=_program(self.paths.folder.name),
@@ -247,7 +247,7 @@ class Lab:
     def _health_report(
         self, context: InstanceContext, settings: ApplicationHealthSettings
     ) -> Observation:
-        """F3: over the guest agent, so that it needs no network."""
+        """F3: reads the extension's report over the guest agent, which needs no network."""
         ask = within(partial(self.environment.hypervisor.agent, context.domain), _REPORT_S)
         try:
             return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
@@ -264,11 +264,11 @@ class Lab:
 
     @cached_property
     def blobs(self) -> Blobs:
-        """Files for guests to download, behind tokens that expire (H5)."""
+        """Files for guests to download, with tokens that expire (H5)."""
         return Blobs(self.paths.blobs, self.store, self.environment.clock)
 
     def _serve_files(self, scale_set: str) -> None:
-        """H5: that the server cannot be had is an error for a set alone that needs it."""
+        """H5: starts the file server; fails only for a set whose models use it."""
         port = self.blobs.port
         if port is None:
             return
@@ -288,12 +288,12 @@ class Lab:
 
     @cached_property
     def controller(self) -> Controller:
-        """Who runs upgrades in this process."""
+        """Runs the upgrades of this process."""
         return Controller(self.environment, self.rollouts, repair_grace=self.settings.repair_grace)
 
     @cached_property
     def rollouts(self) -> Rollouts:
-        """When sets upgrade by themselves."""
+        """Decides when sets upgrade automatically."""
         return Rollouts(self.environment, self.settings)
 
     @property
@@ -344,7 +344,7 @@ class Lab:
         )
 
     def _dial_files(self) -> socket.socket:
-        """A connection to the lab's own server of files, which has proved itself on it."""
+        """Connects to the lab's file server, which authenticates itself on the connection."""
         return self.blobs.dial()
 
     # Galleries.
@@ -374,23 +374,23 @@ class Lab:
             name: Replaces the model's name.
             capacity: Replaces the model's capacity.
             load_balancer: Azure's JSON of the load balancer that holds the
-                health probe, where the model does not.
+                health probe, if the model does not contain it.
             custom_data: Replaces the model's custom data (base64).
-            ports: Guest ports to forward besides SSH's and the probe's.
+            ports: Guest ports to forward besides those of SSH and the probe.
             health_timeout: Seconds to wait for health, in place of Azure's 300.
-            health: A health source of the lab's own beside Azure's (F4): a command that is run
-                over SSH and whose exit status counts, or a function of a testinfra host that
-                asserts. A function counts in this process only.
+            health: A custom health source in addition to Azure's (F4): a command that is run
+                over SSH and judged by its exit status, or a function that takes a testinfra
+                host and asserts. A function applies in this process only.
 
         Raises:
             ModelError: The model is not valid; nothing was created.
             NotFoundError: There is no such image; nothing was created.
-            CapacityError: It does not fit; nothing was created.
+            CapacityError: The host has no room for it; nothing was created.
             HostError: The host cannot run VMs; nothing was created.
-            ConflictError: There is a set of that name.
-            ProvisioningError: Instances did not come up; the set is there.
+            ConflictError: There is already a set of that name.
+            ProvisioningError: Instances did not come up; the set was created.
         """
-        # First of all, so that no error shows what is secret in them (M5).
+        # Sealed first, so that no error message shows secrets (M5).
         source, load_balancer = seal(source), seal(load_balancer)
         custom_data = seal_text(check_custom_data(custom_data))
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
@@ -435,23 +435,23 @@ class Lab:
         return self.scale_set(model.name)
 
     def resume(self, name: str) -> OperationReport | None:
-        """Goes on with an operation on a set that a killed process left (M1).
+        """Resumes an operation on a set that a killed process left unfinished (M1).
 
         Returns:
-            The operation, ended; None where there was none to go on with.
+            The operation as it ended; None if there was none to resume.
 
         Raises:
             ConflictError: Another operation is in progress.
             ProvisioningError: New instances did not come up.
-            InterruptedOperationError: The host cannot go on just now either.
+            InterruptedOperationError: The host still cannot continue.
         """
         return Engine(self.environment, name).recover()
 
     def scale_set(self, name: str) -> ScaleSet:
-        """A scale set by name.
+        """Returns a scale set by name.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such set.
         """
         record = self.environment.set_record(name)
         known = self._sets.get(record.unique_id)
@@ -467,20 +467,20 @@ class Lab:
     def delete(self, name: str) -> None:
         """Deletes a scale set, its machines and all their disks.
 
-        What this process does on it is stopped.
+        Operations of this process on the set are stopped first.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such set.
             ConflictError: An operation of another process is in progress on it.
-            InterruptedOperationError: The host could not remove everything just now; call it
-                again, or resume.
+            InterruptedOperationError: The host could not remove everything; call this again,
+                or resume.
         """
         self.scale_set(name).delete()
 
     # Upgrades.
 
     def finished_upgrades(self) -> list[OperationReport]:
-        """Rolling upgrades that ended, also of sets that are gone, oldest first."""
+        """Rolling upgrades that have ended, including those of deleted sets, oldest first."""
         records = [
             record
             for record in self.store.select(OperationRecord)
@@ -490,32 +490,32 @@ class Lab:
         return [OperationReport.of(self.store, record) for record in records]
 
     def run_due(self) -> None:
-        """Runs every automatic upgrade that is due, sets concurrently, until none is."""
+        """Runs automatic upgrades, sets concurrently, until none is due."""
         self.controller.run_due()
 
     def run_repairs(self) -> None:
-        """Looks once at every set whose instances are repaired, and repairs what is due."""
+        """Checks every set with automatic repairs once, and repairs what is due."""
         self.controller.run_repairs()
 
     def watch(self) -> None:
-        """From now on, due upgrades and repairs run by themselves in this process."""
+        """Starts the thread that runs due upgrades and repairs in this process."""
         self.controller.watch()
 
     def wake(self) -> None:
-        """Says that an automatic upgrade may be due."""
+        """Wakes the control loop: an automatic upgrade may be due."""
         self.controller.wake()
 
     # The end.
 
     def close(self) -> None:
-        """Ends this process's work on the lab; machines run on.
+        """Closes the lab in this process; its machines keep running.
 
-        The lab of a session lives on with its process, for whom it was made.
+        The process that made a session's lab keeps it in use until it exits.
         """
         if self._is_closed:
             return
         self._is_closed = True
-        with contextlib.ExitStack() as ends:  # each ends, whatever the others do
+        with contextlib.ExitStack() as ends:  # each is closed, even if another fails
             if not self._is_maker:
                 ends.callback(self._in_use.release)
             ends.callback(self.store.close)
@@ -530,12 +530,12 @@ class Lab:
     def destroy(self) -> None:
         """Removes the lab: machines, disks, images, records.
 
-        What cannot be removed does not keep the rest. Killed on the way, or failed, it goes
-        on when it is called again, or with the next reap or opening of the lab.
+        If something cannot be removed, the rest still is. A removal that was killed or failed
+        is completed by calling this again, by the next reap, or by opening the lab.
 
         Raises:
-            LabError: Something could not be removed; the message names each. Or this process
-                is a forked child of the one that opened it.
+            LabError: Something could not be removed, and the message names each; or this
+                process is a forked child of the one that opened the lab.
             ConflictError: Another process has this lasting lab open; nothing was changed.
         """
         if self._process != os.getpid():
@@ -551,7 +551,7 @@ class Lab:
                     self.controller.close()
                     remove_machines(self.paths, self.identity, lambda: self.hypervisor)
                 finally:
-                    # That its records cannot be read does not keep a lab from being removed.
+                    # A lab is removed even if its records cannot be read.
                     with contextlib.suppress(LabError):
                         self.close()
                 if self.paths.identity.exists():
@@ -566,12 +566,12 @@ class Lab:
         self._in_use.release()
 
     def _require_alone(self) -> None:
-        """Refuses where other processes have a lasting lab open; a session's ends with it."""
+        """Raises if other processes have a lasting lab open; a session's lab is removed anyway."""
         if self.identity.kind == "session":
             return
         self._in_use.release()
         try:
-            # A program that this process has just started drops its copy in a moment.
+            # A program that this process has just started closes its copy of the lock soon.
             self._in_use = wait_for_lock(
                 self.paths.in_use, what="has it open", timeout=_ALONE_LIMIT
             )
@@ -584,10 +584,10 @@ class Lab:
 
 
 def _require_own(settings: Settings, paths: LabPaths) -> None:
-    """Sees that nobody else can change what labs trust; makes it so whatever the umask (M5).
+    """Creates the folders that labs trust, and checks that no other account can write them (M5).
 
     Raises:
-        OSError: Somebody can, or the folders cannot be made.
+        OSError: Another account can, or the folders cannot be created.
     """
     shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
     require_trusted(settings.state_dir)
@@ -598,14 +598,14 @@ def _require_own(settings: Settings, paths: LabPaths) -> None:
 
 
 def _door(paths: LabPaths) -> Lock:
-    """Waits for the door of a lab: makes, opens and removals go through it one by one."""
+    """Waits for the lab's door lock, which serialises creating, opening and removing it."""
     return wait_for_lock(
         paths.door, what=f"makes, opens or removes the lab {paths.folder.name}", timeout=_DOOR_LIMIT
     )
 
 
 def _use(paths: LabPaths) -> Lock:
-    """Says that this process has the lab open."""
+    """Takes the shared lock that marks the lab as open in this process."""
     return wait_for_lock(
         paths.in_use,
         what=f"removes the lab {paths.folder.name}",
@@ -619,5 +619,5 @@ def _probe(probe: Probe, record: InstanceRecord) -> Observation:
 
 
 def _program(lab: str) -> str:
-    """How the command line is called for a lab."""
+    """The ``vmss`` command for a lab, as shown in messages."""
     return "vmss" if lab == DEFAULT_LAB else f"vmss --lab {lab}"

@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 class Operation:
-    """An operation, running or ended; reads the store anew each time.
+    """An operation, running or ended; every property is read from the store.
 
     Attributes:
         id: Its id.
@@ -42,7 +42,7 @@ class Operation:
 
     @property
     def report(self) -> OperationReport:
-        """Everything that is known of it."""
+        """Its report: outcomes, errors and batches."""
         return OperationReport.of(self._environment.store, self.record)
 
     @property
@@ -62,7 +62,7 @@ class Operation:
 
     @property
     def interruption(self) -> str:
-        """Why nobody goes on with it (Q1); empty where it has ended, or somebody does."""
+        """Why it was interrupted (Q1); empty if it has ended or is running in some process."""
         if self.ended or is_locked(self._environment.paths.lock(self._scale_set)):
             return ""
         last = next((event for event in reversed(self.events) if event.kind != "warning"), None)
@@ -72,7 +72,7 @@ class Operation:
 
     @property
     def go_on(self) -> str:
-        """The command that goes on with it, where it was interrupted."""
+        """The command that resumes it if it was interrupted."""
         return f"{self._environment.program} resume {self._scale_set}"
 
     @property
@@ -92,7 +92,7 @@ class Operation:
 
     @property
     def error(self) -> ErrorRecord | None:
-        """Azure's code and message, where it ended Faulted."""
+        """Azure's error code and message if it was Faulted, else None."""
         record = self.record
         if record.error_code is None:
             return None
@@ -105,12 +105,12 @@ class Operation:
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
-        """What came of each instance, by its name (G3)."""
+        """The outcome of each instance, by its name (G3)."""
         return self._by_name(self.report.outcomes)
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
-        """The instances of each batch, in order."""
+        """The numbers of each batch's instances, in order."""
         return self.report.batches
 
     @property
@@ -123,12 +123,12 @@ class Operation:
 
     @property
     def events(self) -> list[EventRecord]:
-        """Everything that happened in it (J4)."""
+        """All its events, oldest first (J4)."""
         events = self._environment.store.events(scale_set=self._scale_set)
         return [event for event in events if event.operation == self.id]
 
     def explain(self) -> str:
-        """What happened and why, for an assertion's message."""
+        """Explains what happened and why, for an assertion's message."""
         report = self.report
         record, errors = report.record, report.errors
         target = f" to {record.target}" if record.target else ""
@@ -152,7 +152,7 @@ class Operation:
         return "\n".join(lines)
 
     def raise_for_status(self) -> None:
-        """Raises what it failed with; nothing where it has not.
+        """Raises an error if the operation failed.
 
         Raises:
             ProvisioningError: Instances failed, with the evidence of each.
@@ -168,14 +168,14 @@ class Upgrade(Operation):
 
     @property
     def target(self) -> str:
-        """The version that it brings."""
+        """The image version that it upgrades to."""
         return self.record.target
 
     def cancel(self) -> None:
-        """Lets it end after its current batch (D8).
+        """Cancels it; it ends after its current batch (D8).
 
         Raises:
-            ConflictError: It does not run.
+            ConflictError: It is not running.
         """
         if self.ended:
             raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")

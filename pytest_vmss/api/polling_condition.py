@@ -1,4 +1,4 @@
-"""A check that must hold all the while (``scale_set.always``)."""
+"""A check that must hold throughout a block of code (``scale_set.always``)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Violation:
     """One time at which the check did not hold.
 
     Attributes:
-        time: When the check was begun.
+        time: When the check started.
         seconds: How long it took.
-        what: What it answered or raised.
-        step: What the set's operation was doing then; empty where it did nothing.
-        instances: Where each instance stood.
+        what: What it returned or raised.
+        step: What the set's operation was doing then; empty if none was running.
+        instances: The state of each instance, by name.
     """
 
     time: datetime
@@ -48,23 +48,22 @@ class Violation:
 
 
 class Always:
-    """Runs a check beside a block of code, again and again.
+    """Context manager that runs a check repeatedly, in a thread, during a block of code.
 
-    Use it with ``with``; at its end a violation fails the test.
+    Violations fail the test at the end of the block.
 
     Args:
-        store: The lab's.
+        store: The lab's store.
         scale_set: The set.
-        check: Holds where it returns something true, or nothing; what it raises is a
-            violation, ``pytest.fail`` and ``pytest.skip`` included. It must have a time limit
-            of its own.
-        every: Seconds from the beginning of one check to that of the next.
-        timeout: Seconds that one check may take; while it takes longer nothing is watched,
-            so that it is a violation whatever it answers in the end.
+        check: Holds if it returns a true value or None; anything it raises is a violation,
+            ``pytest.fail`` and ``pytest.skip`` included. It must have a timeout of its own.
+        every: Seconds from the start of one check to the start of the next.
+        timeout: Seconds that one check may take. A longer one is a violation whatever it
+            returns, because nothing else is observed meanwhile.
 
     Attributes:
         checks: How many checks were made.
-        violations: Every one so far.
+        violations: All violations so far.
         slowest: Seconds that the slowest check took.
     """
 
@@ -106,10 +105,10 @@ class Always:
             return
         if error is None or _is_skip(error):
             raise ViolationError(problem, violations=self.violations) from error
-        error.add_note(problem)  # the block's own error is the more telling one
+        error.add_note(problem)  # the block's own error says more
 
     def _problem(self) -> str | None:
-        """What is wrong, in words."""
+        """What is wrong, in words; None if nothing is."""
         wrong = []
         if self._thread.is_alive():
             wrong.append(
@@ -138,11 +137,11 @@ class Always:
                 elapsed = self._look()
                 if self._ended.wait(max(self._every - elapsed, 0.0)):
                     return
-        except BaseException as error:  # noqa: BLE001 - told at the block's end
+        except BaseException as error:  # noqa: BLE001 - reported at the block's end
             self._broken = error_text(error)
 
     def _look(self) -> float:
-        """Makes the check once; how many seconds it took."""
+        """Runs the check once; returns the seconds that it took."""
         begun, when = time.monotonic(), datetime.now().astimezone()
         what = judge(self._check)
         elapsed = time.monotonic() - begun
@@ -179,7 +178,7 @@ class Always:
 
 
 def _is_skip(error: BaseException) -> bool:
-    """Whether pytest takes an error for a reason to skip the test; then it would hide others."""
-    pytest = sys.modules.get("pytest")  # the command line does without it
+    """Whether pytest would skip the test because of an error, and so hide the violations."""
+    pytest = sys.modules.get("pytest")  # the command line does not import it
     skips = (unittest.SkipTest,) if pytest is None else (unittest.SkipTest, pytest.skip.Exception)
     return isinstance(error, skips)

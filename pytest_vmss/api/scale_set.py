@@ -1,4 +1,4 @@
-"""A scale set, as tests and the command line see it: a sequence of its instances."""
+"""A scale set, as tests and the command line use it: a sequence of its instances."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, V
 
 __all__ = ["Ids", "ScaleSet"]
 
-#: Instances by number, as a number or as Azure's text; None for all of the set.
+#: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
 Ids = Sequence[int | str] | None
 
 _UPGRADE_LIMIT = 3600.0
@@ -100,7 +100,7 @@ class ScaleSet:
     def _records(self) -> list[InstanceRecord]:
         return self._engine.instances()
 
-    # What it is.
+    # Its properties.
 
     @property
     def record(self) -> ScaleSetRecord:
@@ -136,16 +136,18 @@ class ScaleSet:
         return len(self)
 
     def instance(self, instance_id: int | str) -> Instance:
-        """An instance by Azure's instance id, which never changes; ``web[0]`` is the first one.
+        """Returns an instance by Azure's instance id, which never changes.
+
+        An index counts positions instead: ``web[0]`` is the first instance.
 
         Raises:
-            ModelError: There is none of that id.
+            ModelError: There is no instance with that id.
         """
         (number,) = self._numbers([instance_id])
         return next(one for one in self.instances if one.instance_id == str(number))
 
     def is_healthy(self) -> bool:
-        """Whether all its instances are healthy now; asks each of them."""
+        """Whether all its instances are healthy now; queries each of them."""
         seen = observe_instances(self._environment, self.name, self._records())
         return all(observation.healthy for observation in seen.values())
 
@@ -154,7 +156,7 @@ class ScaleSet:
         """The URL of the load balancer's first rule.
 
         Raises:
-            NotFoundError: No load balancer with a rule stands before the set.
+            NotFoundError: The set has no load balancer with a rule.
         """
         record, declared = self.record, self._revision.balancer
         if record.frontend is None or declared is None or not declared.load_balancing_rules:
@@ -167,7 +169,7 @@ class ScaleSet:
         return f"{scheme}://{record.frontend}:{host_port(port)}"
 
     def instance_view(self) -> list[dict[str, Any]]:
-        """What is known of each instance, for people and programs (H4, J3)."""
+        """Azure's instance view of each instance (H4, J3)."""
         views: dict[str, dict[str, Any]] = {}
 
         def look(instance: Instance) -> None:
@@ -178,16 +180,16 @@ class ScaleSet:
         return [views[instance.instance_id] for instance in instances]
 
     def repair(self) -> Operation | None:
-        """Looks at all instances once, and repairs those that automatic repairs owe it to (K1).
+        """Checks all instances once, and repairs those that are due for automatic repair (K1).
 
-        A lab that is watched, as in pytest, does so by itself.
+        A lab whose control loop runs, as in pytest, does this on its own.
 
         Returns:
-            What was done; None where nothing was due.
+            The repair operation; None if nothing was due.
 
         Raises:
             ConflictError: Another operation is in progress.
-            UpgradeError: One was interrupted.
+            UpgradeError: Another operation was interrupted.
         """
         with self._engine.lock():
             self._engine.journal.ensure_idle()
@@ -213,12 +215,12 @@ class ScaleSet:
         return self._controller.repairs(self.name)
 
     def set_health_check(self, check: Check | None) -> None:
-        """Gives the set a health source of the lab's own, in place of an earlier one (F4).
+        """Sets the set's custom health source, or removes it (F4).
 
         Args:
-            check: A command that is run over SSH and whose exit status counts, or a function
-                of a testinfra host that asserts, which counts in this process only; None
-                for none.
+            check: A command that is run over SSH and judged by its exit status, or a function
+                that takes a testinfra host and asserts, and applies in this process only;
+                None for none.
         """
         check_health(check, "check")
         environment, command = self._environment, check if isinstance(check, str) else None
@@ -230,16 +232,16 @@ class ScaleSet:
             environment.checks[self.name.lower()] = check
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
-        """A check that must hold during a ``with`` block, made again and again beside it.
+        """Runs a check repeatedly during a ``with`` block, throughout which it must hold.
 
         Args:
-            check: Holds where it returns something true, or nothing; what it raises is a
-                violation. It must have a time limit of its own.
-            every: Seconds from the beginning of one check to that of the next.
+            check: Holds if it returns a true value or None; anything it raises is a
+                violation. It must have a timeout of its own.
+            every: Seconds from the start of one check to the start of the next.
 
         Returns:
-            What to use with ``with``; it raises ViolationError at the end, with the time, the
-            instances' states and the upgrade's step of every violation.
+            A context manager. On exit it raises ViolationError if the check did not hold, with
+            the time, the instances' states and the operation's step of every violation.
         """
         check_function(check, "check")
         return Always(self._environment.store, self.name, check, every=every)
@@ -247,13 +249,13 @@ class ScaleSet:
     # Rolling upgrades.
 
     def upgrade(self, *, wait: bool = True) -> Upgrade:
-        """Starts an OS upgrade by hand, to the latest version (C3).
+        """Starts a manual OS upgrade to the latest version (C3).
 
-        As in Azure there is no automatic rollback, and instances on that
+        As in Azure, there is no automatic rollback, and instances already on that
         version are not touched.
 
         Args:
-            wait: Return when it has ended; else a thread goes on with it.
+            wait: Return when it has ended; if false, a thread runs it.
 
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
@@ -265,10 +267,10 @@ class ScaleSet:
     def upgrade_extensions(self, *, wait: bool = True) -> Operation:
         """Rolls newer versions of extension handlers through the set.
 
-        Instances whose extensions all ran in the latest version are not touched.
+        Instances whose extensions all ran with the latest handlers are not touched.
 
         Args:
-            wait: Return when it has ended; else a thread goes on with it.
+            wait: Return when it has ended; if false, a thread runs it.
 
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
@@ -278,10 +280,10 @@ class ScaleSet:
         return Operation(self._environment, self.name, operation)
 
     def resume(self) -> Operation | None:
-        """Goes on with an operation that a killed process left (M1).
+        """Resumes an operation that a killed process left unfinished (M1).
 
         Returns:
-            The operation, ended; None where there was none to go on with.
+            The operation as it ended; None if there was none to resume.
 
         Raises:
             ConflictError: Another operation is in progress.
@@ -293,24 +295,24 @@ class ScaleSet:
         return None if report is None else self._operation(report.record)
 
     def cancel(self) -> None:
-        """Lets the running upgrade end after its current batch (D8).
+        """Cancels the running upgrade; it ends after its current batch (D8).
 
         Raises:
-            ConflictError: None is running.
+            ConflictError: No upgrade is running.
         """
         self._engine.cancel()
 
     def wait_for_upgrade(self, *, timeout: float = _UPGRADE_LIMIT) -> Upgrade:
-        """Waits for the automatic upgrade that a publication brought about.
+        """Waits for the automatic upgrade that a publication triggered.
 
         Args:
             timeout: Seconds.
 
         Returns:
-            The oldest upgrade that no earlier call returned, ended.
+            The oldest upgrade that no earlier call has returned, once it has ended.
 
         Raises:
-            InterruptedOperationError: The host could not go on with it; :meth:`resume` does.
+            InterruptedOperationError: The host could not continue it; use :meth:`resume`.
             UpgradeError: None is due, or it could not be started; the message says why.
             WaitTimeoutError: It did not end in time.
         """
@@ -343,10 +345,10 @@ class ScaleSet:
         return self._taken(upgrade.id)
 
     def _require_going_on(self, upgrade: Upgrade, *, idle: bool) -> None:
-        """Checks that somebody, here or in another process, is at an upgrade.
+        """Checks that an upgrade is being run, by this or another process.
 
         Raises:
-            InterruptedOperationError: Nobody is.
+            InterruptedOperationError: It is unfinished, and no process is running it.
         """
         if idle and (interruption := upgrade.interruption) and not upgrade.ended:
             raise InterruptedOperationError(
@@ -357,7 +359,7 @@ class ScaleSet:
             )
 
     def _taken(self, operation: str) -> Upgrade:
-        """An OS upgrade that :meth:`wait_for_upgrade` will not return again."""
+        """Returns an OS upgrade that :meth:`wait_for_upgrade` will then not return again."""
         self._seen.add(operation)
         return Upgrade(self._environment, self.name, operation)
 
@@ -368,12 +370,16 @@ class ScaleSet:
 
     @property
     def unfinished(self) -> Operation | None:
-        """The operation that is being done to it, or that was interrupted; None for none."""
+        """The operation that is in progress or was interrupted; None if there is none."""
         record = self._engine.journal.unfinished()
         return None if record is None else Operation(self._environment, self.name, record.id)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
-        """OS upgrades of the set, newest first; Azure keeps five (J2)."""
+        """The set's OS upgrades, newest first; Azure keeps five (J2).
+
+        Args:
+            limit: The most to return; None for all.
+        """
         upgrades = [
             entry for entry in self._engine.journal.operations() if entry.action == OSUpgrade.action
         ]
@@ -385,7 +391,7 @@ class ScaleSet:
         """Azure's ``RollingUpgradeStatusInfo`` of the latest rolling upgrade, of any kind (J1).
 
         Raises:
-            NotFoundError: There was none yet.
+            NotFoundError: There has been none yet.
         """
         return status_info(self._environment, self.name, self._reports(lambda entry: entry.rolling))
 
@@ -412,29 +418,29 @@ class ScaleSet:
         load_balancer: Source | None = None,
         custom_data: str | None = None,
     ) -> Operation | None:
-        """Changes the model, and brings it to the instances as ``upgradePolicy.mode`` says (C9).
+        """Changes the model, and applies it to the instances as ``upgradePolicy.mode`` says (C9).
 
-        Manual: not at all, see :meth:`update_instances`. Rolling: batch after
-        batch, without rollback unless ``rollbackFailedInstancesOnPolicyBreach``.
-        Automatic: to all at once. A changed capacity scales the set.
+        Manual: not at all, see :meth:`update_instances`. Rolling: batch by batch, without
+        rollback unless ``rollbackFailedInstancesOnPolicyBreach``. Automatic: to all at once.
+        A changed capacity scales the set.
 
         Args:
-            change: A part of the model, or the whole: laid over the one that the set has.
-                Write-only values that it lacks are kept.
-            replace: It is the whole model: what it lacks is gone.
-            load_balancer: Azure's JSON of the load balancer, where the probe changes.
+            change: The model or a part of it, which is merged into the set's current model.
+            replace: Take ``change`` as the whole model, and drop what it lacks, except
+                write-only values.
+            load_balancer: Azure's JSON of the load balancer, if the probe changes.
             custom_data: Replaces the custom data (base64).
 
         Returns:
-            The operation that brought it to the instances; None where none was needed.
+            The operation that applied it to the instances; None if none was needed.
 
         Raises:
-            ModelError: The model is not valid, or changes what Azure does not let change;
-                nothing was changed.
+            ModelError: The model is not valid, or changes something that Azure does not
+                allow to change; nothing was changed.
             ConflictError: Another operation is in progress; nothing was changed.
             ProvisioningError: New instances did not come up.
         """
-        # First of all, so that no error shows what is secret in them (M5).
+        # Sealed first, so that no error message shows secrets (M5).
         change, load_balancer = seal(change), seal(load_balancer)
         custom_data = seal_text(check_custom_data(custom_data))
         check_flag(replace, "replace")
@@ -458,7 +464,7 @@ class ScaleSet:
         return None if report is None else self._operation(report.record)
 
     def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> OperationReport | None:
-        """Records a model, durable together with the operation that brings it to instances."""
+        """Records a model and runs the operation that applies it, opened in one transaction."""
         mode = wanted.model.upgrade_policy.mode
         behind = behind_after(self._environment, self.name, wanted)
         if mode == "Manual" or not behind:
@@ -469,12 +475,12 @@ class ScaleSet:
     def update_instances(self, ids: Ids = None) -> Operation:
         """Brings instances to the latest model, all at once (Azure's ``manualupgrade``, C9).
 
-        A changed image gives a new OS disk; another size or other data disks a
-        restart; changed extensions are run again. Changed custom data reaches
-        an instance with its next OS disk, as in Azure.
+        A changed image replaces the OS disk; a changed size or changed data disks require a
+        restart; changed extensions run again. Changed custom data reaches an instance with
+        its next OS disk, as in Azure.
 
         Args:
-            ids: Which; None for all.
+            ids: Instance ids; None for all.
 
         Raises:
             ModelError: There is no such instance; nothing was changed.
@@ -492,20 +498,20 @@ class ScaleSet:
     # Its size.
 
     def scale(self, capacity: int) -> None:
-        """Scales out, with the current model, or in (A2).
+        """Scales the set out, with the current model, or in (A2).
 
-        Scaling in follows ``scaleInPolicy``; protected instances stay. Data
-        disks go with their instances unless ``deleteOption`` is Detach.
+        Scaling in follows ``scaleInPolicy``; protected instances stay. Data disks are deleted
+        with their instances unless ``deleteOption`` is Detach.
 
         Args:
-            capacity: How many instances there are to be.
+            capacity: The new number of instances.
 
         Raises:
-            ModelError: Not a capacity that Azure takes; nothing was changed.
+            ModelError: Azure does not accept that capacity; nothing was changed.
             CapacityError: The host has no room; nothing was changed.
             ConflictError: Too many instances are protected, or another operation is in
                 progress; nothing was changed.
-            ProvisioningError: New instances did not come up; they are there to be looked at.
+            ProvisioningError: New instances did not come up; they are kept for inspection.
         """
         check_instance_count(capacity)
         with self._engine.lock():
@@ -515,10 +521,10 @@ class ScaleSet:
         self._controller.wake()
 
     def delete_instances(self, ids: Sequence[int | str]) -> None:
-        """Deletes instances, and makes the set's capacity smaller by them.
+        """Deletes instances, and reduces the set's capacity accordingly.
 
         Args:
-            ids: Which; also protected ones, for they are named.
+            ids: Instance ids; protected instances may be named too.
 
         Raises:
             ModelError: There is no such instance; nothing was changed.
@@ -530,7 +536,7 @@ class ScaleSet:
             self._scale(removal_of(self._environment, self.name, self._numbers(ids)))
 
     def _scale(self, kind: Kind | None) -> None:
-        """Scales, and closes the connections to instances that are gone.
+        """Runs a scaling operation, and closes the connections to deleted instances.
 
         Raises:
             ProvisioningError: It failed on an instance.
@@ -549,7 +555,7 @@ class ScaleSet:
         """Starts instances, and waits until they have booted.
 
         Args:
-            ids: Which; None for all.
+            ids: Instance ids; None for all.
 
         Raises:
             ModelError: There is no such instance; nothing was changed.
@@ -559,11 +565,11 @@ class ScaleSet:
         return self._perform(ids, StartInstances)
 
     def stop(self, ids: Ids = None, *, skip_shutdown: bool = False) -> Operation:
-        """Stops instances; as :meth:`start`.
+        """Stops instances; raises as :meth:`start`.
 
         Args:
-            ids: Which; None for all.
-            skip_shutdown: Cut the power instead of asking the guest.
+            ids: Instance ids; None for all.
+            skip_shutdown: Cut the power instead of asking the guest to shut down.
         """
         check_flag(skip_shutdown, "skip_shutdown")
         return self._perform(
@@ -572,20 +578,20 @@ class ScaleSet:
         )
 
     def deallocate(self, ids: Ids = None) -> Operation:
-        """Stops instances and gives their place up; locally the same as :meth:`stop`.
+        """Stops and deallocates instances; locally the same as :meth:`stop`.
 
-        A set-wide call (without ids) leaves out instances with protectFromScaleSetActions.
+        A set-wide call (without ids) skips instances with protectFromScaleSetActions.
         """
         return self._perform(ids, Deallocate, spares=True)
 
     def restart(self, ids: Ids = None) -> Operation:
-        """Restarts instances; as :meth:`start`."""
+        """Restarts instances; raises as :meth:`start`."""
         return self._perform(ids, Restart)
 
     def reimage(self, ids: Ids = None) -> Operation:
-        """Gives instances a fresh OS disk of the image and model that they have (E3).
+        """Gives instances a fresh OS disk from their current image and model (E3).
 
-        Data disks stay. A set-wide call (without ids) leaves out instances with
+        Data disks stay. A set-wide call (without ids) skips instances with
         protectFromScaleSetActions. Raises as :meth:`start`.
         """
         return self._perform(ids, Reimage, spares=True)
@@ -595,10 +601,10 @@ class ScaleSet:
         return self._perform(ids, ReimageAll, spares=True)
 
     def redeploy(self, ids: Ids = None) -> Operation:
-        """Stops instances and starts machines made anew, on the same disks; waits for health.
+        """Stops instances, starts new machines on the same disks, and waits for health.
 
-        A set-wide call (without ids) leaves out instances with
-        protectFromScaleSetActions. Raises as :meth:`start`.
+        A set-wide call (without ids) skips instances with protectFromScaleSetActions.
+        Raises as :meth:`start`.
         """
         return self._perform(ids, Redeploy, spares=True)
 
@@ -613,11 +619,11 @@ class ScaleSet:
         """Performs an operation on instances.
 
         Args:
-            ids: Which; None for all.
-            kind: Makes the request, from those to act on and those that are left out.
-            spares: Whether a set-wide call leaves protected instances out.
-            takes: Whether a set-wide call takes an instance that is not protected; such
-                calls leave protected instances out too.
+            ids: Instance ids; None for all.
+            kind: Creates the request from the numbers to act on and those skipped.
+            spares: Whether a set-wide call skips protected instances.
+            takes: Whether a set-wide call includes a given unprotected instance; if set, such
+                a call skips protected instances too.
 
         Raises:
             ProvisioningError: It failed on an instance.
@@ -634,15 +640,15 @@ class ScaleSet:
                     if not record.protected and (takes is None or takes(record))
                 ]
             report = self._engine.perform(kind(numbers, skipped))
-        self._controller.wake()  # an upgrade may have waited for it
+        self._controller.wake()  # an upgrade may have been waiting for this
         report.raise_for_status()
         return self._operation(report.record)
 
     def _numbers(self, ids: Ids) -> list[int]:
-        """Instances by number.
+        """Validates instance ids and returns them as numbers; all instances' for None.
 
         Raises:
-            ModelError: There is none of that number; Azure's code and words.
+            ModelError: There is no such instance; with Azure's code and wording.
         """
         check_instance_ids(ids)
         known = [record.instance_id for record in self._records()]
@@ -664,18 +670,20 @@ class ScaleSet:
         return [int(given) for given in wanted]
 
     def delete(self) -> None:
-        """Deletes the set, its machines and all their disks; what this process does on it stops.
+        """Deletes the set, its machines and all their disks.
+
+        Operations of this process on the set are stopped first.
 
         Raises:
             ConflictError: An operation of another process is in progress on it.
-            InterruptedOperationError: The host could not remove everything just now; call it
-                again, or resume.
+            InterruptedOperationError: The host could not remove everything; call this again,
+                or resume.
         """
         self._engine.require_own()
         self.close()
         self._controller.delete(self.name)
 
     def close(self) -> None:
-        """Ends the connections to its instances."""
+        """Closes the connections to its instances."""
         while self._instances:
             self._instances.popitem()[1].close()

@@ -25,12 +25,12 @@ def status_info(
     """``RollingUpgradeStatusInfo``: the body of ``rollingUpgrades/latest`` (J1).
 
     Args:
-        environment: Where the set is.
+        environment: The lab's environment.
         scale_set: The set.
         reports: Its rolling upgrades, oldest first.
 
     Raises:
-        NotFoundError: There was none yet.
+        NotFoundError: There has been none yet.
     """
     if not reports:
         raise NotFoundError("The entity was not found in this Azure location.", code="NotFound")
@@ -64,10 +64,10 @@ def history_info(
 ) -> list[dict[str, Any]]:
     """``UpgradeOperationHistoricalStatusInfo``: OS upgrades, newest first (J2).
 
-    As in Azure the last five are told, and none that began more than two months ago.
+    As in Azure, the last five are listed, and none that started more than two months ago.
 
     Args:
-        environment: Where the set is.
+        environment: The lab's environment.
         scale_set: The set.
         reports: Its OS upgrades, oldest first.
     """

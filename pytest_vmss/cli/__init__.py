@@ -1,4 +1,4 @@
-"""The ``vmss`` command: the same things by hand."""
+"""The ``vmss`` command: scale sets from the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share: the group, the lab, how things are shown."""
+"""Shared by all commands: the click group, opening the lab, output helpers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = [
 console = Console(emoji=False, markup=False)
 
 _MESSAGE_CHARS = 1000
-#: Azure takes 64 KiB of custom data, and less of a script.
+#: Most bytes read: Azure accepts 64 KiB of custom data, and scripts smaller than this.
 _CUSTOM_DATA_BYTES, _SCRIPT_BYTES = 65536, 1024**2
 
 
@@ -60,15 +60,15 @@ class _Group(click.Group):
             raise click.ClickException(f"{error} [{error.code}]") from error
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # who reads has seen enough, which click takes as the end
+                raise  # the reader closed the pipe; click exits quietly
             raise _wrong(error) from error
-        except (ValueError, OverflowError) as error:  # UnicodeError is one
+        except (ValueError, OverflowError) as error:  # includes UnicodeError
             raise _wrong(error) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().main(*args, **kwargs)
-        except OSError as error:  # of what is shown without a command, and of what is told
+        except OSError as error:  # writing help or an error message failed
             _forget_output()
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"Error: {error_text(error)}\n")
@@ -76,7 +76,7 @@ class _Group(click.Group):
 
 
 def _wrong(error: Exception) -> click.ClickException:
-    """What a command met, as a message; with ``VMSS_TRACEBACK=1`` it raises it."""
+    """Turns an error into a message for the user; with ``VMSS_TRACEBACK`` set, raises it."""
     if os.environ.get("VMSS_TRACEBACK"):
         raise error
     _forget_output()
@@ -86,7 +86,7 @@ def _wrong(error: Exception) -> click.ClickException:
 
 
 def _forget_output() -> None:
-    """Drops what cannot be written, so that the interpreter's end does not try it again."""
+    """Discards output that cannot be written, so that the interpreter does not retry at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -128,7 +128,7 @@ def main(
 
 @contextmanager
 def open_lab() -> Iterator[Lab]:
-    """The lab that the options name, closed at the end."""
+    """Opens the lab that the options name, and closes it at the end."""
     settings, name = context()
     lab = Lab.open(settings, name)
     try:
@@ -138,10 +138,10 @@ def open_lab() -> Iterator[Lab]:
 
 
 def read_custom_data(path: Path | None) -> str | None:
-    """A file's content as custom data is given to Azure: in base64.
+    """Reads custom data from a file and encodes it in base64, as Azure expects it.
 
     Raises:
-        HostError: It cannot be read.
+        HostError: The file cannot be read.
     """
     if path is None:
         return None
@@ -149,7 +149,7 @@ def read_custom_data(path: Path | None) -> str | None:
 
 
 def read_script(path: Path) -> str:
-    """A script's text; of standard input where the path is ``-``.
+    """Reads a script; from standard input if the path is ``-``.
 
     Raises:
         HostError: It cannot be read, or is not UTF-8.
@@ -178,16 +178,16 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def show_upgrade(lab: Lab, upgrade: Operation) -> None:
-    """Shows how an operation ended, and how long its stages took."""
+    """Prints how an operation ended, and how long its stages took."""
     console.print(upgrade_summary(upgrade.report))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
 
 
 def find_instance(scale_set: ScaleSet, instance_id: int) -> Instance:
-    """An instance by its number.
+    """Returns an instance by its number.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: There is no such instance.
     """
     for instance in scale_set:
         if instance.instance_id == str(instance_id):
@@ -200,12 +200,12 @@ def find_instance(scale_set: ScaleSet, instance_id: int) -> Instance:
 
 
 def context() -> tuple[Settings, str]:
-    """Settings and the lab's name, from the options before the command."""
+    """The settings and the lab's name, from the options before the command."""
     return cast("tuple[Settings, str]", click.get_current_context().obj)
 
 
 def finish(lab: Lab, ended: Operation) -> None:
-    """Shows an operation that has ended; one that did not complete ends the command too."""
+    """Prints an operation that has ended; exits with status 1 if it did not complete."""
     show_upgrade(lab, ended)
     if not ended.completed:
         click.echo(ended.explain(), err=True)

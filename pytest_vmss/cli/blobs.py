@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 @main.group()
 def blob() -> None:
-    """Files that guests download by fileUris."""
+    """Manage files that guests download by fileUris."""
 
 
 @blob.command()
@@ -22,7 +22,7 @@ def blob() -> None:
 @click.option("--name", help="In place of the file's own.")
 @click.option("--expires-in", type=float, default=3600.0, show_default=True, help="Seconds.")
 def put(path: Path, name: str | None, expires_in: float) -> None:
-    """Store the file at PATH, and print a URL with a token; operations of this lab serve it."""
+    """Store the file at PATH, and print a URL with a token; this lab's operations serve it."""
     with open_lab() as lab:
         try:
             lab.blobs.expiry(expires_in)  # before anything is stored

@@ -1,4 +1,4 @@
-"""``vmss demo``: the main job, shown and checked on real VMs."""
+"""``vmss demo``: the main workflow, shown and checked on real VMs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 
 
 def example(name: str) -> Path:
-    """A file of the example that ships with pytest-vmss.
+    """Returns the path of a file of the bundled example.
 
     Raises:
         NotFoundError: The installation is incomplete.
@@ -46,7 +46,7 @@ def example(name: str) -> Path:
 
 
 class _Claims:
-    """Prints each claim with its evidence, and remembers whether one did not hold."""
+    """Prints each claim with its evidence, and remembers whether any failed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -61,14 +61,14 @@ class _Claims:
 
 
 def run_demo(settings: Settings, console: Console) -> bool:
-    """Runs the demo in a lab of its own, and removes it afterwards.
+    """Runs the demo in a lab of its own, which is removed afterwards.
 
     Args:
-        settings: Where to keep things and how to run VMs.
-        console: Where to show it.
+        settings: Where to keep files and how to run VMs.
+        console: Where to print.
 
     Returns:
-        Whether everything that it claims held.
+        Whether all its claims held.
     """
     start = time.monotonic()
     stages: list[tuple[str, float]] = []
@@ -176,7 +176,7 @@ def _play(
 
 @contextlib.contextmanager
 def _users(web: ScaleSet, claims: _Claims) -> Iterator[None]:
-    """Users of the service, who must not notice what happens."""
+    """Sends requests as users would, and checks at the end that none failed."""
     place = urlsplit(web.url).netloc
 
     def served() -> bool:

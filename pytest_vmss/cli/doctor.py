@@ -1,4 +1,4 @@
-"""What the host lacks, and the command that mends it (L2)."""
+"""``vmss doctor``: what the host lacks, and the command that fixes it (L2)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _DISK_GIB = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         level: ``lacking`` keeps the product from working.
         what: What was found, in words.
-        mend: The command or step that mends it.
+        mend: The command or step that fixes it.
     """
 
     level: Literal["ok", "note", "lacking"]
@@ -48,7 +48,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Looks at everything that a lab needs of its host; changes nothing that lasts."""
+    """Checks everything that a lab needs from its host; makes no lasting change."""
     return [
         *_folders(settings),
         *_programs(_RUN, "to run VMs"),
@@ -88,7 +88,7 @@ def _files() -> Iterator[Finding]:
 
 
 def _root_filesystems(settings: Settings) -> Iterator[Finding]:
-    """Makes an empty root filesystem, just as images' are made."""
+    """Creates an empty root filesystem, the same way as for images."""
     try:
         way = choose_way(settings.cache_dir)
     except HostError as error:
@@ -104,7 +104,7 @@ def _root_filesystems(settings: Settings) -> Iterator[Finding]:
 
 
 def _folders(settings: Settings) -> Iterator[Finding]:
-    """Looks for folders of this account that it may not use, as after a run as root."""
+    """Checks for folders that this account cannot use, as after a run as root."""
     for folder, variable in _own_folders(settings):
         found = obstacle(folder) or next(filter(None, map(obstacle, _below(folder))), None)
         if found is None:
@@ -122,10 +122,10 @@ def _folders(settings: Settings) -> Iterator[Finding]:
 
 
 def _own_folders(settings: Settings) -> Iterator[tuple[Path, str]]:
-    """Folders that are written, and the environment's variables that name them."""
+    """The folders that are written, and the environment variables that set them."""
     yield settings.state_dir, "VMSS_STATE_DIR (or XDG_STATE_HOME, HOME)"
     yield settings.cache_dir, "VMSS_CACHE_DIR (or XDG_CACHE_HOME, HOME)"
-    if os.geteuid() != 0:  # libvirt's own, for qemu:///session
+    if os.geteuid() != 0:  # libvirt's own folder, for qemu:///session
         yield user_config_path("libvirt"), "XDG_CONFIG_HOME (or HOME)"
         yield user_cache_path("libvirt"), "XDG_CACHE_HOME (or HOME)"
         runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -134,9 +134,9 @@ def _own_folders(settings: Settings) -> Iterator[tuple[Path, str]]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """What is written in a folder once it is there: folders, and files that lock."""
+    """What is written inside a folder: its subfolders and lock files, two levels deep."""
     for path in (*folder.glob("*"), *folder.glob("*/*")):
-        if path.suffix == ".lock" or os.path.isdir(path):  # noqa: PTH112, it may not be ours to enter
+        if path.suffix == ".lock" or os.path.isdir(path):  # noqa: PTH112, Path.is_dir may raise
             yield path
 
 
@@ -162,12 +162,12 @@ def _libvirt(settings: Settings) -> Iterator[Finding]:
 
 
 def _confinement() -> Finding:
-    """What a guest could do that broke out of QEMU (R4)."""
+    """What a guest that broke out of QEMU could do (R4)."""
     if os.geteuid() != 0:
         return Finding(
             "ok", f"QEMU runs as {account_name()}, without capabilities, behind its seccomp filter"
         )
-    # Another account could not reach into root's folders, where the disks are.
+    # QEMU runs as root here: another account could not reach the disks in root's folders.
     return Finding(
         "note",
         "QEMU runs as root with root's capabilities, kept by its seccomp filter alone: what "
@@ -197,7 +197,7 @@ def _room(settings: Settings) -> Iterator[Finding]:
     level: Literal["ok", "note"] = "ok" if memory >= _MEMORY_MIB else "note"
     yield Finding(level, f"memory available: {memory} MiB (the demo needs {_MEMORY_MIB})")
     for folder in {settings.state_dir, settings.cache_dir}:
-        # Not Path.exists: it raises where a folder above may not be entered.
+        # Not Path.exists: it raises if a parent folder may not be entered.
         existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # noqa: PTH110
         free = shutil.disk_usage(existing).free // 1024**3
         level = "ok" if free >= _DISK_GIB else "note"

@@ -1,4 +1,4 @@
-"""The host: doctor, reap, and the demo."""
+"""Commands about the host: doctor, reap and demo."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reap() -> None:
 
 @main.command()
 def doctor() -> None:
-    """Tell what the host lacks, and the command that mends it."""
+    """Show what the host lacks, and the command that fixes it."""
     from pytest_vmss.cli.doctor import examine
 
     settings, _ = context()
@@ -46,7 +46,7 @@ def doctor() -> None:
 
 @main.command()
 def demo() -> None:
-    """Run the main job on real VMs: upgrade, keep the data, refuse a bad image."""
+    """Run the main workflow on real VMs: upgrade, keep the data, refuse a bad image."""
     from pytest_vmss.cli.demo import run_demo
 
     settings, _ = context()

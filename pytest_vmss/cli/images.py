@@ -38,7 +38,7 @@ def image() -> None:
     help="Folder of recipes; the ones that ship with pytest-vmss otherwise.",
 )
 def image_build(name: str, version: str | None, recipes: Path | None) -> None:
-    """Build a version (or all) of the image NAME, and print the qcow2's path."""
+    """Build a version (or all) of the image NAME, and print the path of each qcow2."""
     settings, _ = context()
     builder = ImageBuilder(
         (recipes or find_recipes()) / name,
@@ -68,7 +68,7 @@ def image_publish(
     exclude_from_latest: bool,
     upgrade: bool,
 ) -> None:
-    """Publish PATH as VERSION of DEFINITION; sets that may, upgrade to it."""
+    """Publish PATH as VERSION of DEFINITION; sets with automatic upgrades upgrade to it."""
     with open_lab() as lab:
         record = lab.gallery(gallery).publish(
             definition, version, path, raw=raw, exclude_from_latest=exclude_from_latest
@@ -113,7 +113,7 @@ def image_list() -> None:
 @click.option("--gallery", default="gallery", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="The packages as CycloneDX JSON.")
 def image_show(definition: str, version: str, gallery: str, as_json: bool) -> None:
-    """Show VERSION of DEFINITION, and the packages in it."""
+    """Show VERSION of DEFINITION and its packages."""
     with open_lab() as lab:
         record = lab.images.resolve(ImageAddress(gallery, definition, version))
         packages = lab.images.packages(record)

@@ -1,4 +1,4 @@
-"""What is done to a set's model, size and instances."""
+"""Commands that change a set's model, size and instances."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def update(
     load_balancer: Path | None,
     custom_data: Path | None,
 ) -> None:
-    """Lay CHANGE (JSON or YAML) over the model; instances follow as upgradePolicy.mode says."""
+    """Merge CHANGE (JSON or YAML) into the model; upgradePolicy.mode says how it is applied."""
     encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
@@ -86,7 +86,7 @@ def _act(name: str, act: Callable[[ScaleSet], object]) -> None:
 @click.argument("name")
 @_IDS
 def update_instances(name: str, instance_ids: tuple[int, ...]) -> None:
-    """Bring instances (all, if none is named) to the latest model, at once."""
+    """Update instances (all, if none is named) to the latest model, at once."""
     _act(name, lambda scale_set: scale_set.update_instances(instance_ids or None))
 
 
@@ -111,7 +111,7 @@ def stop(name: str, instance_ids: tuple[int, ...], skip_shutdown: bool) -> None:
 @click.argument("name")
 @_IDS
 def deallocate(name: str, instance_ids: tuple[int, ...]) -> None:
-    """Stop instances and give their place up; protected ones must be named."""
+    """Stop and deallocate instances; protected ones must be named."""
     _act(name, lambda scale_set: scale_set.deallocate(instance_ids or None))
 
 
@@ -127,7 +127,7 @@ def restart(name: str, instance_ids: tuple[int, ...]) -> None:
 @click.argument("name")
 @_IDS
 def redeploy(name: str, instance_ids: tuple[int, ...]) -> None:
-    """Stop instances and start them anew on the same disks; protected ones must be named."""
+    """Stop instances, start new machines on the same disks; protected ones must be named."""
     _act(name, lambda scale_set: scale_set.redeploy(instance_ids or None))
 
 
@@ -136,7 +136,7 @@ def redeploy(name: str, instance_ids: tuple[int, ...]) -> None:
 @_IDS
 @click.option("--data-disks", is_flag=True, help="Fresh, empty data disks too (reimageall).")
 def reimage(name: str, instance_ids: tuple[int, ...], data_disks: bool) -> None:
-    """Give instances a fresh OS disk of the image that they have; data disks stay."""
+    """Give instances a fresh OS disk from their current image; data disks stay by default."""
     ids = instance_ids or None
     _act(name, lambda s: s.reimage_all(ids) if data_disks else s.reimage(ids))
 
@@ -144,7 +144,7 @@ def reimage(name: str, instance_ids: tuple[int, ...], data_disks: bool) -> None:
 @main.command()
 @click.argument("name")
 def repair(name: str) -> None:
-    """Look at all instances once, and repair those that automaticRepairsPolicy owes it to."""
+    """Check all instances once, and repair those that are due by automaticRepairsPolicy."""
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         with LiveView(lab.store, console):
@@ -190,7 +190,7 @@ def run_command(name: str, instance_id: int, script: Path, as_json: bool) -> Non
 @click.argument("name")
 @click.argument("instance_ids", type=int, nargs=-1, required=True)
 def delete_instances(name: str, instance_ids: tuple[int, ...]) -> None:
-    """Delete instances with their disks; the set's capacity shrinks by them."""
+    """Delete instances with their disks; the set's capacity shrinks accordingly."""
     _act(name, lambda scale_set: scale_set.delete_instances(instance_ids))
 
 
@@ -202,7 +202,7 @@ def delete_instances(name: str, instance_ids: tuple[int, ...]) -> None:
 def protect(
     name: str, instance_id: int, from_scale_in: bool | None, from_scale_set_actions: bool | None
 ) -> None:
-    """Protect an instance from scaling in, or from all set-wide actions."""
+    """Protect an instance from scaling in, or from all set-wide actions, or no longer."""
     with open_lab() as lab:
         find_instance(lab.scale_set(name), instance_id).protect(
             from_scale_in=from_scale_in, from_scale_set_actions=from_scale_set_actions

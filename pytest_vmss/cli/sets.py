@@ -1,4 +1,4 @@
-"""Sets: create, look at, log in, delete."""
+"""Commands about sets: create, list, show, log in, delete."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def list_sets() -> None:
 
 
 def _unfinished(scale_set: ScaleSet) -> str:
-    """What is being done to a set, and how to go on where nobody is at it (Q1)."""
+    """The set's unfinished operation, and how to resume it if it was interrupted (Q1)."""
     operation = scale_set.unfinished
     if operation is None:
         return ""
@@ -148,7 +148,7 @@ def ssh(name: str, instance_id: int, command: tuple[str, ...]) -> None:
 def show_console(name: str, instance_id: int, follow: bool) -> None:
     """Print an instance's serial console, from the first byte of its OS disk.
 
-    Of one that has grown beyond 16 MiB the middle is left out.
+    If the log has grown beyond 16 MiB, its middle is left out.
     """
     with open_lab() as lab:
         path = find_instance(lab.scale_set(name), instance_id).console.path

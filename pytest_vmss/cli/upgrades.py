@@ -1,4 +1,4 @@
-"""Upgrades: start, go on, end, look back."""
+"""Commands about upgrades: start, resume, cancel, history, status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _roll(name: str, act: Callable[[ScaleSet], Operation | None]) -> None:
 @main.command()
 @click.argument("name")
 def upgrade(name: str) -> None:
-    """Start an OS upgrade by hand: to the latest version, without automatic rollback."""
+    """Start an OS upgrade to the latest version, without automatic rollback."""
     _roll(name, lambda scale_set: scale_set.upgrade())
 
 
@@ -47,14 +47,14 @@ def upgrade_extensions(name: str) -> None:
 @main.command()
 @click.argument("name")
 def resume(name: str) -> None:
-    """Go on with an operation that was interrupted."""
+    """Resume an operation that was interrupted."""
     _roll(name, lambda scale_set: scale_set.resume())
 
 
 @main.command()
 @click.argument("name")
 def cancel(name: str) -> None:
-    """Let the running upgrade end after its current batch."""
+    """Cancel the running upgrade; it ends after its current batch."""
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         scale_set.cancel()

@@ -1,4 +1,4 @@
-"""Upgrades in this process: awaited, in a thread, or by themselves (C1, C3)."""
+"""Runs this process's upgrades: in the foreground, in a thread, or automatically (C1, C3)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from pytest_vmss.store import ScaleSetRecord, VersionRecord
 
 __all__ = ["Controller"]
 
-#: Seconds for what this process does on a set to stop: the longest call of a guest.
+#: Seconds for this process's work on a set to stop: as long as the longest call to a guest.
 _STOP_S = 120.0
-#: Told of a set, what failed, and the operation in which it did.
+#: Called with a set's name, the error, and the id of the operation that failed, if any.
 _Failed = Callable[[str, BaseException, str | None], None]
 
 
@@ -37,8 +37,8 @@ class Controller:
     """Runs the upgrades of a lab.
 
     Args:
-        environment: Its sets.
-        rollouts: Knows which automatic upgrades are due.
+        environment: The lab's environment.
+        rollouts: Decides which automatic upgrades are due.
         repair_grace: See :class:`~pytest_vmss.settings.Settings`.
     """
 
@@ -51,9 +51,9 @@ class Controller:
         self._loop: ControlLoop | None = None
         self._threads: list[threading.Thread] = []
         self._moments = Moments(lambda: environment.clock)
-        #: What will be tried again by itself.
+        #: Sets that will be retried automatically.
         self._again: set[str] = set()
-        #: Automatic upgrades that this process had to leave unfinished, by set.
+        #: Automatic upgrades that this process had to leave unfinished: operation by set.
         self._left: dict[str, str] = {}
         self._woken = threading.Event()
         self._troubled: dict[str, str] = {}
@@ -64,9 +64,9 @@ class Controller:
 
         Args:
             name: The set.
-            kind: What is asked for.
-            wait: Return when it has ended; else as soon as it is open, and a thread goes on.
-                What fails later is kept for whoever waits for the set's upgrade.
+            kind: The requested operation.
+            wait: Return when it has ended; if false, return once it is open, and a thread runs
+                it. A later failure is kept and raised where the set's upgrade is awaited.
 
         Returns:
             The operation's id.
@@ -74,7 +74,7 @@ class Controller:
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
             VmssError: It cannot be planned; nothing was changed.
-            InterruptedOperationError: The host cannot go on just now.
+            InterruptedOperationError: The host cannot continue for now.
         """
         engine = Engine(self._environment, name)
         if not wait:
@@ -94,7 +94,7 @@ class Controller:
                     operation = engine.open(kind)
                     opened.set_result(operation)
                     engine.run(operation)
-            except BaseException as error:  # noqa: BLE001 - told where it is waited for
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
                 if operation is None:
                     opened.set_exception(error)
                 elif not isinstance(error, Interrupted):
@@ -109,13 +109,13 @@ class Controller:
         return opened.result()
 
     def delete(self, name: str) -> None:
-        """Deletes a set, its machines and all their disks; what this process does on it stops.
+        """Stops this process's work on a set, and deletes it, its machines and all their disks.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such set.
             ConflictError: An operation of another process is in progress on it.
-            InterruptedOperationError: The host could not remove everything just now; call it
-                again, or resume.
+            InterruptedOperationError: The host could not remove everything; call this again,
+                or resume.
         """
         engine = Engine(self._environment, self._environment.set_record(name).name)
         with self._stopped(engine):
@@ -123,10 +123,10 @@ class Controller:
 
     @contextlib.contextmanager
     def _stopped(self, engine: Engine) -> Iterator[None]:
-        """Locks a set, having stopped what this process does on it.
+        """Stops this process's work on a set, and locks the set.
 
         Raises:
-            ConflictError: Another process works on it, or it does not stop in time.
+            ConflictError: Another process is working on it, or the work does not stop in time.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -134,7 +134,7 @@ class Controller:
             except ConflictError:
                 signal = self._environment.working.get(engine.name.lower())
                 if signal is None or is_stopped_by(signal):
-                    raise  # another process's, or what this very call is a part of
+                    raise  # another process has it, or this call runs inside it
                 self._environment.stop(engine.name)
                 self._environment.store.event(
                     engine.name, "warning", "what is done to it is stopped"
@@ -143,28 +143,28 @@ class Controller:
             yield
 
     def latest(self, name: str) -> VersionRecord:
-        """The latest version of the image that a set's model asks for.
+        """The latest version of the image that a set's model refers to.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no version.
         """
         return self._environment.images.resolve(self.rollouts.address(name))
 
-    # By themselves.
+    # Automatic upgrades and repairs.
 
     def run_due(self) -> None:
-        """Runs every automatic upgrade that is due, sets concurrently, until none is.
+        """Runs automatic upgrades, sets concurrently, until none is due.
 
-        A set on which something else is being done is left for the next time.
+        A set on which another operation is in progress is left for the next time.
 
         Raises:
-            Exception: The first set's that failed, after all have ended.
+            Exception: The first set's failure, after all have ended.
         """
         unseen: list[BaseException] = []
 
         def failed(_: str, error: BaseException, operation: str | None) -> None:
             if operation is not None or isinstance(error, Interrupted):
-                raise error  # in the set's own thread; the others go on
+                raise error  # in the set's own thread; the others continue
             unseen.append(error)
 
         self._roll_due(failed)
@@ -203,12 +203,12 @@ class Controller:
             run_concurrently(due.items(), run, clock=self._environment.clock)
 
     def _is_nobodys(self, name: str, error: BaseException) -> bool:
-        """Whether a failure is none: the set was deleted meanwhile, or its operation stopped."""
+        """Whether to ignore a failure: the set is or is being deleted, or its operation stopped."""
         if isinstance(error, NotFoundError | InterruptedOperationError):
             try:
                 record = self._environment.store.get(ScaleSetRecord, name.lower())
             except LabError:
-                return False  # what is to be told counts more than what cannot be read now
+                return False  # report the failure rather than lose it to an unreadable store
             return record is None or record.state == "Deleting"
         return isinstance(error, Interrupted) and not self._closing()
 
@@ -221,7 +221,7 @@ class Controller:
         return False
 
     def _keep(self, name: str, error: BaseException, operation: str | None) -> None:
-        """Keeps what failed for whoever waits for that set; another look follows.
+        """Keeps a failure to raise where that set is awaited; it is tried again later.
 
         Raises:
             Interrupted: The lab is being closed.
@@ -235,10 +235,10 @@ class Controller:
             self._left[name] = operation
 
     def run_all(self) -> bool:
-        """Runs the repairs that are due, and then the upgrades; keeps what fails.
+        """Runs the repairs that are due, and then the upgrades; keeps failures.
 
         Returns:
-            Whether something is to be tried again after a while.
+            Whether something is to be retried after a while.
         """
         self._again.clear()
         if self._woken.is_set():
@@ -249,9 +249,9 @@ class Controller:
         return bool(self._again)
 
     def _go_on(self) -> None:
-        """Goes on with what this process had to leave unfinished, once: the host may be well again.
+        """Resumes, once, what this process had to leave unfinished: the host may have recovered.
 
-        A publication brings it about, so that one failure does not keep later versions away.
+        A publication triggers this, so that one failure does not block later versions.
         """
         left, self._left = self._left, {}
 
@@ -264,7 +264,7 @@ class Controller:
                     if unfinished is not None and unfinished.id == operation:
                         engine.resume()
             except ConflictError:
-                pass  # someone else goes on with it
+                pass  # another process or thread has resumed it
             except BaseException as error:  # noqa: BLE001 - it is this set's alone
                 if not self._is_nobodys(name, error):
                     self._keep(name, error, operation)
@@ -281,10 +281,10 @@ class Controller:
         )
 
     def run_repairs(self) -> None:
-        """Looks once at every set whose instances are repaired, and repairs what is due (K1).
+        """Checks every set with automatic repairs once, and repairs what is due (K1).
 
-        A set on which something else is being done is left for the next time; where a
-        look or a repair fails, an event of the set tells it.
+        A set on which another operation is in progress is left for the next time; a check or
+        repair that fails is recorded in an event of the set.
         """
         self._repair_due(_raise)
 
@@ -294,7 +294,7 @@ class Controller:
                 self._repair(name)
                 self._troubled.pop(name, None)
             except ConflictError:
-                pass  # someone else is at work on it: another time
+                pass  # another operation is in progress: next time
             except InterruptedOperationError as error:
                 if not self._is_nobodys(name, error):
                     failed(name, error, error.operation or None)
@@ -316,7 +316,7 @@ class Controller:
                 repairs.repair()
 
     def _tell_trouble(self, name: str, message: str) -> None:
-        """Writes an event; once while it stays the same, for looks are frequent."""
+        """Writes an event, unless its message is the same as last time: checks are frequent."""
         if self._troubled.get(name) != message:
             self._troubled[name] = message
             self._environment.store.event(
@@ -336,7 +336,7 @@ class Controller:
             return False  # it was deleted meanwhile
 
     def watch(self) -> None:
-        """From now on, due upgrades and repairs run by themselves in this process."""
+        """Starts the thread that runs due upgrades and repairs in this process."""
         if self._loop is None:
             self._loop = ControlLoop(
                 self.run_all,
@@ -349,30 +349,30 @@ class Controller:
 
     @property
     def idle(self) -> bool:
-        """Whether no automatic upgrade runs or is about to in this process."""
+        """Whether no automatic upgrade is running or about to run in this process."""
         return self._loop is None or self._loop.idle
 
     def is_idle(self, name: str) -> bool:
-        """Whether none of a set's does; one that failed to start is tried again."""
+        """The same for one set; one that failed to start is retried, so it is not idle."""
         return self.idle and not self._again & {name, EVERY_SET}
 
     def _seconds_to_next(self) -> float | None:
-        """Seconds until a delayed rollout is due; None where none is coming (C2)."""
+        """Seconds until a delayed rollout is due; None if there is none (C2)."""
         start = self.rollouts.next_start()
         if start is None:
             return None
         return max((start - self._environment.clock.now()).total_seconds(), 0.0)
 
     def wake(self) -> None:
-        """Says that an automatic upgrade may be due."""
+        """Wakes the control loop: an automatic upgrade may be due."""
         for name in list(self._left):
-            self.failures.drop(name)  # it is tried again
+            self.failures.drop(name)  # it is resumed now
         self._woken.set()
         if self._loop is not None:
             self._loop.wake()
 
     def close(self) -> None:
-        """Ends its threads; close the lab's clock first, so that waits end."""
+        """Joins its threads; close the lab's clock first, so that waits end."""
         if self._loop is not None:
             self._loop.close()
         for thread in self._threads:

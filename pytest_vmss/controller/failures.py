@@ -1,4 +1,4 @@
-"""What failed in the background, kept for whoever waits for it (Q1, C1)."""
+"""Failures of background work, kept to be raised where it is awaited (Q1, C1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vmss.store import OperationRecord
 
 __all__ = ["EVERY_SET", "Failures"]
 
-#: In place of a set's name: what failed concerns all of them.
+#: In place of a set's name: the failure concerns all sets.
 EVERY_SET = ""
 
 
@@ -26,11 +26,11 @@ class _Failure:
 class Failures:
     """The latest failure of each set, and of the lab as a whole.
 
-    One that has left an operation unfinished counts until that has ended; any other is
-    told once. Neither outlives its set, nor a later success.
+    A failure that left an operation unfinished is raised until that operation has ended; any
+    other is raised once. Neither outlives its set, nor a later success.
 
     Args:
-        environment: Where the sets are.
+        environment: The lab's environment.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -42,9 +42,9 @@ class Failures:
         """Keeps a failure, and writes an event about it.
 
         Args:
-            name: The set; :data:`EVERY_SET` where it is none's.
+            name: The set; :data:`EVERY_SET` if it concerns no single one.
             error: What went wrong.
-            operation: The operation in which; None where none was opened.
+            operation: The operation that failed; None if none was opened.
         """
         if isinstance(error, InterruptedOperationError):
             operation = error.operation
@@ -53,24 +53,24 @@ class Failures:
             before = self._kept.get(name.lower())
             self._kept[name.lower()] = failure
         if before is not None and error_text(before.error) == error_text(error):
-            return  # tried again, in vain: one event is enough
-        with contextlib.suppress(Exception):  # the store itself may be what fails
+            return  # a retry failed the same way: one event is enough
+        with contextlib.suppress(Exception):  # the store itself may have failed
             self._environment.store.event(
                 name, "warning", f"failed in the background: {error_text(error)}",
                 operation=operation or "",
             )  # fmt: skip
 
     def drop(self, name: str) -> None:
-        """Forgets a set's failure: it has gone well since."""
+        """Forgets a set's failure, after a success or before a retry."""
         with self._lock:
             self._kept.pop(name.lower(), None)
 
     def check(self, name: str) -> None:
-        """Raises what has failed for a set, or for all.
+        """Raises the kept failure of a set, or of all sets.
 
         Raises:
             InterruptedOperationError: Its operation was interrupted, and can be resumed.
-            UpgradeError: Anything else; the cause is the error itself.
+            UpgradeError: Any other failure, which is its cause.
         """
         for key in (name.lower(), EVERY_SET):
             failure = self._taken(key)
@@ -99,7 +99,7 @@ class Failures:
         return None if stale else failure
 
     def _set_id(self, name: str) -> str:
-        """Tells a set from a later one of its name; empty where it is unknown."""
+        """The set's unique id, which a later set of that name does not share; empty if unknown."""
         if name == EVERY_SET:
             return ""
         try:

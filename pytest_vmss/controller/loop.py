@@ -1,4 +1,4 @@
-"""Upgrades that start by themselves when a newer version is published (C1)."""
+"""The control loop, which starts upgrades when a newer version is published (C1)."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from pytest_vmss.clock import Interrupted
 
 __all__ = ["ControlLoop"]
 
-#: Seconds of the host between two looks at the lab's clock, while a rollout is delayed.
+#: Seconds of real time between two reads of the lab's clock while a rollout is delayed.
 _LOOK_S = 0.2
-#: The same between two looks at what is looked at regularly, and before a second try.
+#: The same between two regular checks, and before the first retry.
 _EVERY_S = 5.0
-#: At most, between two tries.
+#: The most seconds between two tries.
 _RETRY_S = 300.0
 
 
 class ControlLoop:
     """A thread that runs due upgrades whenever it is woken.
 
-    It ends with the lab alone: whatever else a look meets is told, and another look follows.
+    It ends only when the lab is closed: any other error of a turn is reported, and the loop
+    continues.
 
     Args:
-        run_due: Runs every upgrade that is due, one set after another or side
-            by side, and returns when none is; whether something is to be tried again
-            after a while, because it failed.
-        seconds_to_next: Seconds on the lab's clock until one that is delayed will be
-            due; None where none is coming.
-        wants_looks: Whether something is to be looked at now and then, such as the health
-            of instances that are repaired.
-        failed: Told what a look met that none of these has dealt with.
-        closing: Whether the lab is being closed.
+        run_due: Runs upgrades until none is due; returns whether something failed and is to
+            be retried after a while.
+        seconds_to_next: Returns the seconds on the lab's clock until a delayed upgrade is
+            due; None if there is none.
+        wants_looks: Returns whether something needs regular checks, such as the health of
+            instances with automatic repairs.
+        failed: Called with an error that none of these has handled.
+        closing: Returns whether the lab is being closed.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class ControlLoop:
         self._thread.start()
 
     def wake(self) -> None:
-        """Says that something may be due."""
+        """Wakes the thread: something may be due."""
         with self._condition:
             self._woken = True
             self._condition.notify_all()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is due or delayed, and nothing runs; what will be tried again may."""
+        """Whether nothing is due, delayed or running; retries may still be pending."""
         with self._condition:
             return not self._woken and not self._busy and not self._delayed
 
     def close(self) -> None:
-        """Ends the thread; close the lab's clock first, so that waits end."""
+        """Joins the thread; close the lab's clock first, so that waits end."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
@@ -87,7 +87,7 @@ class ControlLoop:
             except Interrupted:
                 if self._closing():
                     return
-            except BaseException as error:  # noqa: BLE001 - one look must not be the last
+            except BaseException as error:  # noqa: BLE001 - an error must not end the loop
                 with contextlib.suppress(Exception):
                     self._failed(error)
             with self._condition:
@@ -101,7 +101,7 @@ class ControlLoop:
                 self._condition.notify_all()
 
     def _wait_for_turn(self) -> bool:
-        """Waits until there is something to do; False where the lab is being closed."""
+        """Waits until there is something to do; returns False if the loop is being closed."""
         next_look = time.monotonic() + _EVERY_S
         with self._condition:
             while not self._woken and not self._closed:
@@ -119,13 +119,13 @@ class ControlLoop:
             return not self._closed
 
     def _patience(self, moments: list[float]) -> float | None:
-        """Seconds until something may be due without anyone saying so; None for ever."""
+        """Seconds to wait unless woken; None for no timeout."""
         waits = [max(moment - time.monotonic(), 0.0) for moment in moments]
         return min([*waits, _LOOK_S] if self._delayed else waits, default=None)
 
     @staticmethod
     def _asked(question: Callable[[], bool]) -> bool:
-        """An answer; True where there is none, so that the next look meets the error and tells it."""
+        """Calls a predicate; True if it raises, so that the next turn reports the error."""
         try:
             return question()
         except Interrupted:

@@ -1,4 +1,4 @@
-"""How long ago something was, whatever becomes of the host's time of day."""
+"""Recorded times of day, corrected for steps of the host's clock."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pytest_vmss.clock import Clock
 
 __all__ = ["Moments"]
 
-#: Less than this is how clocks drift and are read, not a step.
+#: A smaller difference is drift or the time between two reads, not a step.
 _DRIFT = timedelta(seconds=2)
 _KEPT = 4096
 
 
 class Moments:
-    """Recorded times of day, shifted along where the host's clock is set back or forward.
+    """Recorded times of day, shifted when the host's clock is set back or forward.
 
-    A laptop that wakes up, or a VM whose clock is put right, must neither skip a grace
+    A laptop that wakes up, or a VM whose clock is corrected, must neither skip a grace
     period nor wait for years until the clock has caught up.
 
     Args:
-        clock: Gives the lab's clock.
+        clock: Returns the lab's clock.
     """
 
     def __init__(self, clock: Callable[[], Clock]) -> None:
@@ -31,10 +31,10 @@ class Moments:
         self._seen: dict[datetime, tuple[datetime, float]] = {}
 
     def placed(self, moment: datetime) -> datetime:
-        """When a moment was, by the time of day as the host's clock has it now.
+        """Converts a recorded moment to the host clock's current time of day.
 
-        Steps of the clock since this process first asked about the moment are undone; one
-        that lay in the future then is taken for that time.
+        Steps of the clock since this process first asked about the moment are undone; a
+        moment that lay in the future then is replaced by the time of that first call.
         """
         clock = self._clock()
         now, elapsed = clock.now(), clock.monotonic()

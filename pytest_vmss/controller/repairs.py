@@ -19,9 +19,9 @@ from pytest_vmss.store import InstanceRecord, ScaleSetRecord
 
 __all__ = ["Repairs"]
 
-#: At a time, of all instances; one where that is less than one (azure-arm.md 6.4).
+#: Share of all instances repaired at a time, and at least one instance (azure-arm.md 6.4).
 _SHARE = 0.05
-#: Repairs in a row after which the instance is still not healthy.
+#: Repairs in a row without success after which automatic repairs are suspended.
 _FAILURES = 3
 
 
@@ -29,10 +29,10 @@ class Repairs:
     """The automatic repairs of one set.
 
     Args:
-        environment: Where it is.
-        engine: The set's.
+        environment: The lab's environment.
+        engine: The set's engine.
         grace: Seconds in place of the policy's ``gracePeriod``; None for the policy's.
-        moments: Shared by all looks of this process, so that steps of the clock are noticed.
+        moments: Shared by all checks of this process, so that steps of the clock are noticed.
     """
 
     def __init__(
@@ -55,20 +55,20 @@ class Repairs:
 
     @property
     def running(self) -> bool:
-        """Whether instances are repaired: the policy says so, and nothing has suspended it."""
+        """Whether automatic repairs are enabled and not suspended, and the set is provisioned."""
         record = self._record
         suspended = record.repairs_suspended is not None
         return self.policy.enabled and record.state == "Succeeded" and not suspended
 
     def due(self, seen: dict[int, Observation]) -> list[InstanceRecord]:
-        """The instances to repair now, those first that have waited longest.
+        """The instances to repair now, those that have waited longest first.
 
-        Those that are still starting are not, nor those whose provisioning failed, which
-        were stopped, or which are protected; nor any within the grace period after the
-        last change of its state.
+        Never included are instances that are still starting, whose provisioning failed, that
+        were stopped or are protected, or that are within the grace period after the last
+        change of their state.
 
         Args:
-            seen: The health of each, as it was just observed.
+            seen: The health of each, as just observed.
         """
         now = self._environment.clock.now()
         grace = self.policy.grace_period
@@ -92,9 +92,9 @@ class Repairs:
         return self._moments.placed(record.changed or record.created)
 
     def needed(self) -> bool:
-        """Looks at all instances, and says whether one is due.
+        """Checks all instances, and returns whether one is due.
 
-        It needs no claim of the set, so that it disturbs nobody who works on it.
+        It does not lock the set, so it does not disturb an operation on it.
         """
         return self.running and bool(self.due(self._look()))
 
@@ -103,18 +103,18 @@ class Repairs:
         seen = observe_instances(self._environment, self._engine.name, records)
         for record in records:
             if record.repairs and seen[record.instance_id].healthy:
-                with contextlib.suppress(NotFoundError):  # it has gone meanwhile
+                with contextlib.suppress(NotFoundError):  # it was deleted meanwhile
                     self._environment.store.amend(record, repairs=0)
         return seen
 
     def repair(self) -> OperationReport | None:
-        """Looks at all instances, and repairs those that are due, 5 % at a time.
+        """Checks all instances, and repairs those that are due, 5 % at a time.
 
-        Call with the set locked. After three repairs in a row that did not help, the
-        service is suspended until someone resumes it.
+        Call with the set locked. After three repairs of an instance in a row that did not
+        help, automatic repairs are suspended until they are resumed by hand.
 
         Returns:
-            What came of it; None where nothing was due.
+            The repair's report; None if nothing was due.
         """
         if not self.running:
             return None
@@ -128,7 +128,7 @@ class Repairs:
 
         kind = self._kind([record.instance_id for record in due])
         with store.transaction():
-            # Together with the opening of the operation: what never began does not count.
+            # In the transaction that opens the operation: a repair that never began does not count.
             for record in due:
                 store.amend(record, repairs=record.repairs + 1)
                 reason = seen[record.instance_id].detail
@@ -143,7 +143,7 @@ class Repairs:
         return self._engine.run(operation)
 
     def _kind(self, ids: list[int]) -> Kind:
-        """What repairs instances, as the policy says and the host has room for."""
+        """The operation that repairs instances, by the policy and the host's capacity."""
         wanted = self.policy.repair_action
         if wanted == "Replace":
             images = self._environment.images
@@ -165,7 +165,11 @@ class Repairs:
     # The service.
 
     def suspend(self, reason: str) -> None:
-        """Repairs nothing from now on."""
+        """Suspends automatic repairs.
+
+        Args:
+            reason: Why, in words, for the event.
+        """
         with self._environment.store.transaction():
             self._note(repairs_suspended=self._environment.clock.now())
             self._environment.store.event(
@@ -173,7 +177,7 @@ class Repairs:
             )
 
     def resume(self) -> None:
-        """Repairs again."""
+        """Resumes automatic repairs, and resets the instances' counts of failed repairs."""
         with self._environment.store.transaction():
             self._note(repairs_suspended=None)
             for record in self._engine.instances():

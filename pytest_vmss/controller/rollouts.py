@@ -1,4 +1,4 @@
-"""When a set upgrades by itself, and why it does not (C1, C2)."""
+"""Decides when a set upgrades automatically, and why it does not (C1, C2)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = ["Rollout", "Rollouts"]
 
 @dataclass(frozen=True)
 class Rollout:
-    """An automatic upgrade that is to come.
+    """A pending automatic upgrade.
 
     Attributes:
-        target: The version that it brings.
+        target: The version to upgrade to.
         start: When it may start.
     """
 
@@ -42,8 +42,8 @@ class Rollouts:
     """Decides on the automatic OS upgrades of a lab.
 
     Args:
-        environment: Its sets and images.
-        settings: The delays.
+        environment: The lab's environment.
+        settings: The rollout delays.
     """
 
     def __init__(self, environment: Environment, settings: Settings) -> None:
@@ -52,17 +52,17 @@ class Rollouts:
         self._moments = Moments(lambda: environment.clock)
 
     def address(self, name: str) -> ImageAddress:
-        """Which image a set's model asks for."""
+        """The address of the image that a set's model refers to."""
         reference = self._environment.revisions.current(name).model.image_reference
         return self._environment.images.address_of(reference)
 
     def due(
         self, failed: Callable[[str, Exception], None] = lambda _, error: _raise(error)
     ) -> dict[str, VersionRecord]:
-        """The sets that are to upgrade now, and to what.
+        """The target versions of the sets whose automatic upgrade is due, by set.
 
         Args:
-            failed: Told of a set that could not be looked at, and why.
+            failed: Called with a set that could not be checked, and the error.
         """
         now = self._environment.clock.now()
         return {
@@ -72,8 +72,8 @@ class Rollouts:
         }
 
     def next_start(self) -> datetime | None:
-        """When the next rollout that is not due yet will be; None where none is coming."""
-        coming = self._coming(lambda _name, _error: None)  # told by whoever runs what is due
+        """When the earliest pending rollout may start; None if none is pending."""
+        coming = self._coming(lambda _name, _error: None)  # reported when due upgrades are run
         return min((rollout.start for rollout in coming.values()), default=None)
 
     def _coming(self, failed: Callable[[str, Exception], None]) -> dict[str, Rollout]:
@@ -81,7 +81,7 @@ class Rollouts:
         for record in self._environment.store.select(ScaleSetRecord):
             try:
                 rollout = self.look(record.name)
-            except Exception as error:  # noqa: BLE001 - other sets are looked at all the same
+            except Exception as error:  # noqa: BLE001 - other sets are still checked
                 if self._environment.store.get(ScaleSetRecord, *record.key) is not None:
                     failed(record.name, error)
                 continue  # else it was deleted meanwhile
@@ -90,7 +90,7 @@ class Rollouts:
         return coming
 
     def look(self, name: str) -> Rollout | str:
-        """The automatic upgrade that a set is to have, or why it has none."""
+        """A set's pending automatic upgrade, or why it has none."""
         record = self._environment.set_record(name)
         model = self._environment.revisions.get(record.unique_id, record.revision).model
         if record.state != "Succeeded":
@@ -119,7 +119,7 @@ class Rollouts:
         return Rollout(target, self._start(record, target, operations))
 
     def why_not(self, name: str) -> str:
-        """Why a set does not upgrade by itself now; empty where it does."""
+        """Why a set does not upgrade automatically now; empty if it does."""
         found = self.look(name)
         if isinstance(found, str):
             return found
@@ -134,7 +134,7 @@ class Rollouts:
         self, record: ScaleSetRecord, target: VersionRecord, operations: list[OperationRecord]
     ) -> datetime:
         low, high = self._settings.rollout_delay
-        # The same wait whoever asks, and another for each set and version.
+        # The same delay in every process, and a different one for each set and version.
         seed = hashlib.sha256(f"{record.unique_id}/{target.digest}".encode()).digest()
         share = int.from_bytes(seed[:4], "big") / 2**32
         start = self._moments.placed(target.published) + timedelta(
@@ -149,7 +149,7 @@ class Rollouts:
         return start
 
     def _has(self, instance: InstanceRecord, target: VersionRecord) -> bool:
-        """Whether an instance is on an image version already, or on a later one of that image."""
+        """Whether an instance already has an image version, or a later one of that image."""
         if instance.version is None:
             return True
         disk = self._environment.store.get(
@@ -161,7 +161,7 @@ class Rollouts:
 
 
 def _image(record: GenerationRecord | VersionRecord | OperationRecord) -> tuple[str, str]:
-    """Of which image definition: versions of different ones cannot be compared (C3)."""
+    """The image definition of a record: versions of different ones cannot be compared (C3)."""
     return record.gallery.lower(), record.definition.lower()
 
 

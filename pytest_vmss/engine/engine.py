@@ -1,7 +1,7 @@
 """Opens, runs, resumes and cancels operations on a scale set.
 
-Opening is one transaction; running takes the operation's id alone. Whatever is killed at
-any point, a first run, a resume and a resume of that are the same call (M1).
+Opening is one transaction; running needs only the operation's id. A first run, a resume after
+a kill at any point, and a resume of that resume are the same call (M1).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """Operations on one scale set. Call what changes it with the set locked.
+    """Runs operations on one scale set. Call what changes the set with the set locked.
 
     Args:
-        environment: What it acts on.
+        environment: The lab's environment.
         scale_set: The set's name.
     """
 
@@ -45,7 +45,7 @@ class Engine:
         self._environment = environment
         self._store = environment.store
         known = environment.store.get(ScaleSetRecord, scale_set.lower())
-        self.name = scale_set if known is None else known.name  # in the case that it was made in
+        self.name = scale_set if known is None else known.name  # in the case it was created with
         self._set_id = None if known is None else known.unique_id
         self.journal = Journal(environment, self.name)
         self._worker = Worker(environment, self.journal, self.name)
@@ -56,13 +56,13 @@ class Engine:
         """Locks the set for this thread: one orchestrator at a time, across processes (M4).
 
         Args:
-            wait: Seconds of the host in which somebody else may end.
+            wait: Seconds of real time to wait for the lock.
 
         Raises:
-            ConflictError: Someone else works on it; nothing was changed.
-            NotFoundError: It is gone.
-            LabError: Its lock cannot be had; nothing was changed.
-            InterruptedOperationError: What is done inside was stopped.
+            ConflictError: Another thread or process has it locked; nothing was changed.
+            NotFoundError: It was deleted.
+            LabError: Its lock cannot be taken; nothing was changed.
+            InterruptedOperationError: The operation inside was stopped.
         """
         lock = FileLock(self._environment.paths.lock(self.name), is_singleton=False)
         signal, working = threading.Event(), self._environment.working
@@ -100,10 +100,10 @@ class Engine:
             ) from error
 
     def require_own(self) -> None:
-        """Refuses to work on another set than the one that it was made for.
+        """Checks that the set is still the one that this engine was created for.
 
         Raises:
-            NotFoundError: That is gone.
+            NotFoundError: That set was deleted.
         """
         known = self._store.get(ScaleSetRecord, self.name.lower())
         if self._set_id is not None and (known is None or known.unique_id != self._set_id):
@@ -117,11 +117,11 @@ class Engine:
     def open(self, kind: Kind) -> str:
         """Opens an operation, durably, before its first effect.
 
-        All that it plans is durable together with it, or not at all. Repeat nothing that an
-        open operation has planned: :meth:`run` goes on from the journal.
+        What it plans is committed together with it, or not at all. Do not plan an open
+        operation again: :meth:`run` continues from the journal.
 
         Args:
-            kind: What is asked for.
+            kind: The requested operation.
 
         Returns:
             The operation's id.
@@ -147,16 +147,16 @@ class Engine:
         return operation.id
 
     def run(self, operation_id: str) -> OperationReport:
-        """Brings an operation to its end, from wherever it stands.
+        """Runs an operation to its end, from wherever it stands.
 
         Args:
-            operation_id: As :meth:`open` told it.
+            operation_id: As returned by :meth:`open`.
 
         Returns:
             The operation as it ended.
 
         Raises:
-            InterruptedOperationError: The host cannot go on just now; see :meth:`resume`.
+            InterruptedOperationError: The host cannot continue for now; see :meth:`resume`.
         """
         with self.journal.resumable(operation_id):
             if self.journal.operation(operation_id).rolling:
@@ -179,13 +179,13 @@ class Engine:
         return self.run(self.open(kind))
 
     def resume(self) -> OperationReport | None:
-        """Goes on with the operation that a killed process, or a failing host, left.
+        """Resumes the operation that a killed process, or a failing host, left unfinished.
 
         Returns:
-            The operation as it ended; None where there was none to go on with.
+            The operation as it ended; None if there was none to resume.
 
         Raises:
-            InterruptedOperationError: The host cannot go on just now either.
+            InterruptedOperationError: The host still cannot continue.
         """
         operation = self.journal.unfinished()
         if operation is None:
@@ -199,18 +199,18 @@ class Engine:
         return self.run(operation.id)
 
     def recover(self) -> OperationReport | None:
-        """Resumes, and then does what belongs to the operation that a kill has cut off.
+        """Resumes an operation, and then does what a kill cut off after it.
 
-        The end of a deletion, and the scaling that belongs to an update of the model. Locks
-        the set itself.
+        That is the end of a deletion, or the scaling that belongs to an update of the model.
+        Locks the set itself.
 
         Returns:
-            The operation as it ended; None where there was none to go on with.
+            The operation as it ended; None if there was none to resume.
 
         Raises:
             ConflictError: Another operation is in progress.
             ProvisioningError: New instances did not come up.
-            InterruptedOperationError: The host cannot go on just now either.
+            InterruptedOperationError: The host still cannot continue.
         """
         with self.journal.outside("resume"):
             with self.lock():
@@ -231,8 +231,8 @@ class Engine:
 
         Raises:
             ProvisioningError: An instance could not be removed.
-            InterruptedOperationError: The host could not remove everything just now; call it
-                again, or resume.
+            InterruptedOperationError: The host could not remove everything; call this again,
+                or resume.
         """
         record = self._environment.set_record(self.name)
         self.perform(DeleteScaleSet()).raise_for_status()
@@ -261,10 +261,10 @@ class Engine:
         self._environment.checks.pop(record.name.lower(), None)
 
     def cancel(self) -> None:
-        """Asks the running upgrade to end after its current batch (D8).
+        """Cancels the running upgrade; it ends after its current batch (D8).
 
         Raises:
-            ConflictError: None is running.
+            ConflictError: No upgrade is running.
         """
         with self._store.transaction():
             operation = self.journal.unfinished()
@@ -272,7 +272,7 @@ class Engine:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
             self.journal.update(operation.id, cancel_requested=self._environment.clock.now())
         with contextlib.suppress(ConflictError), self.lock():
-            # Nobody is at it: it was interrupted. Between two batches it can end at once.
+            # No process runs it: it was interrupted. Between two batches it can end at once.
             report = self.journal.report(operation.id)
             decided = report.record.ended is not None or report.record.error_code is not None
             if not decided and not report.unsettled:

@@ -1,4 +1,4 @@
-"""What operations write down: before each effect, after it, and how it ended (M1)."""
+"""The journal of operations: written before and after each effect, and at the end (M1)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Journal:
     """The journal of one scale set.
 
     Args:
-        environment: What operations act on.
+        environment: The lab's environment.
         scale_set: The set's name.
     """
 
@@ -52,20 +52,20 @@ class Journal:
     # Operations.
 
     def operations(self) -> list[OperationRecord]:
-        """The set's operations, oldest first; not those of an earlier set of its name."""
+        """The set's operations, oldest first; without those of an earlier set of its name."""
         set_id = self._environment.set_record(self._name).unique_id
         records = self._store.select(OperationRecord, self._name.lower())
         return [record for record in records if record.set_id == set_id]
 
     def unfinished(self) -> OperationRecord | None:
-        """The operation that has not ended: under way, or interrupted."""
+        """The operation that is in progress or was interrupted; None if there is none."""
         return next((entry for entry in self.operations() if entry.ended is None), None)
 
     def operation(self, operation_id: str) -> OperationRecord:
-        """An operation by its id.
+        """Returns an operation by its id.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such operation.
         """
         operation = self._store.get(OperationRecord, self._name.lower(), operation_id)
         if operation is None:
@@ -73,17 +73,17 @@ class Journal:
         return operation
 
     def report(self, operation_id: str) -> OperationReport:
-        """Everything that is known of an operation."""
+        """The report of an operation."""
         return OperationReport.of(self._store, self.operation(operation_id))
 
     def ensure_idle(self, action: str | None = None) -> None:
-        """Refuses a new operation while another is unfinished, or the set is being deleted.
+        """Checks that no other operation is unfinished and the set is not being deleted.
 
         Args:
-            action: What is to be done, where it is known.
+            action: The action that is to start, if known.
 
         Raises:
-            UpgradeError: One was interrupted.
+            UpgradeError: An operation was interrupted, or the set is being deleted.
         """
         deleting = self._environment.set_record(self._name).state == "Deleting"
         if deleting and action != "delete":
@@ -112,10 +112,10 @@ class Journal:
         """Opens an operation, durably, before its first effect.
 
         Args:
-            action: What is done.
-            outcomes: To which instances, and where each stands.
-            what: The same in words, for the event.
-            version: The image version that it brings.
+            action: Its action, such as ``upgrade``.
+            outcomes: Its instances, and the initial outcome of each.
+            what: The operation in words, for the event.
+            version: The image version that it installs.
             details: Other fields of the record.
 
         Raises:
@@ -164,7 +164,7 @@ class Journal:
         return operation
 
     def _now(self) -> datetime:
-        """The time, later than any operation's start: a clock that is set back reorders nothing."""
+        """The time, but later than any operation's start: setting a clock back reorders nothing."""
         now, known = self._environment.clock.now(), self.operations()
         if not known:
             return now
@@ -187,10 +187,10 @@ class Journal:
         code: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Ends an operation; with a set's first creation its provisioning state is known too.
+        """Ends an operation; a set's creation also decides the set's provisioning state.
 
         Raises:
-            LabError: An instance is still in progress: nobody would go on with it.
+            LabError: An instance is still in progress, and would never be finished.
         """
         with self._store.transaction():
             if unsettled := self.report(operation_id).unsettled:
@@ -217,7 +217,7 @@ class Journal:
 
     @contextlib.contextmanager
     def resumable(self, operation_id: str) -> Iterator[None]:
-        """Leaves an operation to be resumed that cannot be brought to its end just now (Q1).
+        """Marks an operation as interrupted if the block cannot finish it, to be resumed (Q1).
 
         Raises:
             InterruptedOperationError: It is unfinished.
@@ -231,13 +231,13 @@ class Journal:
 
     @contextlib.contextmanager
     def outside(self, what: str) -> Iterator[None]:
-        """Says how to go on where the host fails before, between or after operations.
+        """Handles failures of the host before, between or after operations.
 
         Args:
-            what: What is done, in words.
+            what: What the block does, in words.
 
         Raises:
-            InterruptedOperationError: The host cannot go on just now.
+            InterruptedOperationError: The host cannot continue for now; says how to resume.
         """
         try:
             yield
@@ -245,7 +245,7 @@ class Journal:
             raise self._interrupted("", what, error_summary(error)[1]) from error
 
     def _interrupted(self, operation_id: str, action: str, cause: str) -> InterruptedOperationError:
-        """Says how to go on; in the events too, where they can be written."""
+        """An error that says how to resume; also written as an event, if possible."""
         with contextlib.suppress(LabError):
             self._store.event(
                 self._name,
@@ -261,7 +261,7 @@ class Journal:
         )
 
     def abandon(self, operation_id: str, reason: str) -> None:
-        """Ends an operation in the middle of instances, whose set is deleted."""
+        """Ends an operation whose set is being deleted; instances in progress count as failed."""
         with self._store.transaction():
             for number in self.report(operation_id).unsettled:
                 context = InstanceContext(self._environment, self._name, number, operation_id)
@@ -272,10 +272,10 @@ class Journal:
     # Instances in operations.
 
     def result(self, context: InstanceContext) -> OutcomeRecord:
-        """Where an instance stands in its operation.
+        """An instance's outcome record in its operation.
 
         Raises:
-            NotFoundError: The operation has nothing to do with it.
+            NotFoundError: The operation does not include it.
         """
         result = self._store.get(
             OutcomeRecord, self._name.lower(), context.operation, f"{context.instance_id:06d}"
@@ -285,11 +285,11 @@ class Journal:
         return result
 
     def note(self, context: InstanceContext, **changes: object) -> OutcomeRecord:
-        """Notes something about an instance in its operation."""
+        """Amends an instance's outcome record."""
         return self._store.amend(self.result(context), **changes)
 
     def outcome(self, context: InstanceContext, outcome: Outcome) -> None:
-        """Notes what came of an instance."""
+        """Records an instance's outcome."""
         with self._store.transaction():
             if self.result(context).going_back:
                 self.going_back(context, value=False)
@@ -299,7 +299,7 @@ class Journal:
             context.event("outcome", str(outcome))
 
     def going_back(self, context: InstanceContext, *, value: bool) -> None:
-        """Notes that an instance is being rolled back, or is not any longer.
+        """Records whether an instance is being rolled back.
 
         The operation's status is RollingBack while any instance is.
         """
@@ -311,7 +311,7 @@ class Journal:
             self.update(context.operation, status="RollingBack" if some else "RollingForward")
 
     def failed(self, context: InstanceContext, error: Exception) -> None:
-        """Notes what went wrong on an instance, with its evidence."""
+        """Records an instance's error, with its evidence."""
         code, message = error_summary(error)
         tail, log = "", ""
         if isinstance(error, InstanceError):
@@ -333,18 +333,18 @@ class Journal:
     ) -> None:
         """Runs the steps of a phase that are not journalled as done.
 
-        The end of one step, what came of it, and the intent of the next are one write.
+        The end of one step, its conclusion, and the intent of the next are one transaction.
 
         Args:
             context: The instance.
             phase: Name of the phase.
             steps: All its steps.
-            outcome: What has come of the instance once they are all done.
+            outcome: The instance's outcome once all are done.
 
         Raises:
             WaitTimeoutError: The instance's deadline has passed.
-            LabError: The journal tells of other steps than these.
-            Interrupted: The lab is being closed, or the operation stopped.
+            LabError: The journal contains other steps than these.
+            Interrupted: The lab is being closed, or the operation was stopped.
         """
         done = self._done(context, phase, steps)
         ended: StepRecord | None = None
@@ -380,12 +380,12 @@ class Journal:
                 self.outcome(context, outcome)
 
     def has_begun(self, context: InstanceContext, phase: str) -> bool:
-        """Whether a step of a phase was begun."""
+        """Whether any step of a phase has been started."""
         steps = self._store.steps(context.operation, context.instance_id)
         return any(step.phase == phase for step in steps)
 
     def _done(self, context: InstanceContext, phase: str, steps: Sequence[Step]) -> set[int]:
-        """The numbers of a phase's steps that need not be taken again."""
+        """The numbers of a phase's steps that are done."""
         known = [
             step
             for step in self._store.steps(context.operation, context.instance_id)
@@ -411,7 +411,7 @@ class Journal:
     def add_batch(
         self, report: OperationReport, instance_ids: tuple[int, ...], reason: str
     ) -> None:
-        """Notes which instances are taken next, before anything is done to them."""
+        """Records the next batch, before anything is done to its instances."""
         operation_id = report.record.id
         number = len(report.batch_records) + 1
         with self._store.transaction():

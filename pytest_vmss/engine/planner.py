@@ -27,12 +27,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Member:
-    """An instance, as far as the planner cares.
+    """What the planner needs to know of an instance.
 
     Attributes:
         instance_id: The number in its name.
         health: As just observed.
-        on_target: Already on what the upgrade brings.
+        on_target: Whether it already has what the upgrade installs.
         domain: Update domain in its zone and placement group; a batch stays inside one.
         group: Placement group.
         zone: Availability zone, empty for a regional set.
@@ -51,7 +51,7 @@ class Member:
 
     @property
     def unhealthy(self) -> bool:
-        """Whether it counts against the limits; Unknown does (F5), and what is still starting."""
+        """Whether it counts against the limits; Unknown (F5) and Initializing do too."""
         return self.health is not Health.HEALTHY
 
 
@@ -77,10 +77,10 @@ class Progress:
     """What the upgrade has done so far.
 
     Attributes:
-        attempted: Instances whose upgrade has ended, however.
+        attempted: Instances whose upgrade has ended, with any outcome.
         failed: Those of them that failed, rolled back or not.
         skipped: Instances left out for good, by ``SkipUpgrade``.
-        elapsed: Seconds since it began.
+        elapsed: Seconds since it started.
     """
 
     attempted: frozenset[int] = frozenset()
@@ -99,7 +99,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Stop:
-    """The upgrade ends Faulted; Azure's code and words."""
+    """The upgrade ends Faulted, with Azure's code and wording."""
 
     code: str
     message: str
@@ -111,7 +111,7 @@ class Complete:
     """Nothing is left to upgrade.
 
     Attributes:
-        skipped: Instances that stay as they are.
+        skipped: Instances that are left unchanged.
     """
 
     reason: str
@@ -177,7 +177,7 @@ def _left_out(members: Sequence[Member]) -> str:
 
 
 def _stopped_by_upgraded(policy: Policy, progress: Progress) -> Stop | None:
-    """D7: too many of those upgraded so far are unhealthy; one rolled back counts."""
+    """D7: too many of the instances upgraded so far failed; one rolled back counts."""
     share = _percent(len(progress.failed), len(progress.attempted))
     limit = policy.max_unhealthy_upgraded_instance_percent
     if not progress.failed or share <= limit:
@@ -244,8 +244,8 @@ def _cut_batch(
 ) -> Batch:
     together, where = _next_place(members, pending, policy, progress)
     limit = batch_limit(len(members), policy.max_batch_instance_percent)
-    # Instances that are down already take their share of the limit; upgrading
-    # one of them takes nothing more away (D2).
+    # Instances that are already down count against the limit; upgrading one of them
+    # takes no further instance out of service (D2).
     down = sum(1 for member in members if member.unhealthy)
     room = max(limit - down, 0)
     chosen: list[Member] = []
@@ -273,12 +273,11 @@ def _cut_batch(
 def _next_place(
     members: Sequence[Member], pending: Sequence[Member], policy: Policy, progress: Progress
 ) -> tuple[list[Member], str]:
-    """The instances that may be in one batch now, best first, and where they are in words.
+    """The instances that may be in one batch now, best first, and their place in words.
 
-    Phases come first, in ascending order (D5). Inside a phase unhealthy ones
-    come before all healthy ones where that is asked for, and a zone, a
-    placement group and an update domain that were begun are finished before
-    the next (D3, D4).
+    Phases come first, in ascending order (D5). Within a phase, unhealthy instances
+    come before all healthy ones if the policy asks for it, and a zone, placement group
+    or update domain that was started is finished before the next (D3, D4).
     """
     across = policy.enable_cross_zone_upgrade
 

@@ -1,4 +1,4 @@
-"""What is found out before the first instance is touched (C8)."""
+"""Checks before the first instance is touched (C8)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from pytest_vmss.store import OperationRecord
 
 __all__ = ["file_uris", "reach", "require_known", "unreachable"]
 
-#: Seconds for asking for all that a model names, and how much of it is told.
+#: Seconds for checking all URIs of a model, and how many problems are reported.
 _REACH_S = 120.0
 _TOLD_URIS = 20
 _TIMEOUT_S = 10.0
-#: For all requests, and for the name's resolution.
+#: Seconds for one URI: resolving its name and all its requests.
 _LIMIT_S = 25.0
 _SHOWN_CHARS = 200
 _LOOPBACK = "127.0.0.1"
-#: No status of HTTP.
+#: In place of an HTTP status: no request was sent.
 _NOT_ASKED = 0
-#: Statuses that say that there is nothing; any other may be another answer for a guest.
+#: Statuses for a missing file; with any other, a guest may get a different answer.
 _GONE = (404, 410)
 _NO_SUCH_HOST = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
@@ -50,12 +50,12 @@ def file_uris(model: ScaleSetModel) -> Iterator[tuple[str, str]]:
 
 
 def require_known(environment: Environment, operation: OperationRecord) -> None:
-    """Checks before an instance is stopped that it could be started again.
+    """Checks, before an instance is stopped, that this process could start it again.
 
-    Settings, and the extensions that are registered, may be others on a resume.
+    On a resume, the settings and the registered extensions may differ.
 
     Raises:
-        NotFoundError: The size, or an extension of the model, is not known here.
+        NotFoundError: The size, an extension or the health function is not known here.
     """
     model = environment.revisions.get(operation.set_id, operation.revision).model
     environment.find_size(model.sku.name)
@@ -77,43 +77,42 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
 
 
 def unreachable(environment: Environment, model: ScaleSetModel) -> list[str]:
-    """What is wrong with the URIs that a model names; empty where nothing certainly is (C8)."""
+    """The problems of a model's URIs; empty if nothing is certainly wrong (C8)."""
     end = environment.clock.monotonic() + _REACH_S
     wrong: list[str] = []
     for name, uri in file_uris(model):
         if environment.clock.monotonic() > end or len(wrong) >= _TOLD_URIS:
-            break  # the rest is the guests' to find out
+            break  # guests will find out the rest
         if reason := environment.reach(uri):
             wrong.append(f"the extension {name!r}: {reason}")
     return wrong
 
 
 def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str:
-    """Asks for a URI from the host.
+    """Requests a URI from the host, to find out whether it can be reached.
 
-    Only what is certainly wrong is told; guests find out the rest, as in Azure: whether
-    a token is good, a certificate is theirs to trust, or a busy server recovers. What
-    listens on this host's loopback is nobody's that a model names (R3): it is not asked,
-    and neither are link-local addresses, but for the lab's own server. Redirections are
-    not followed.
+    Only what is certainly wrong is reported; guests find out the rest, as in Azure: whether
+    a token is valid, a certificate is trusted, or a busy server recovers. Loopback and
+    link-local addresses of this host are never requested (R3), except the lab's own server.
+    Redirects are not followed.
 
     Args:
-        uri: What a model names.
-        own_port: The port of the lab's server of files; None where there is none.
+        uri: The URI that a model names.
+        own_port: Returns the port of the lab's file server; None if there is none.
 
     Returns:
-        What is wrong, without the URI's token; empty where nothing certainly is.
+        What is wrong, without the URI's token; empty if nothing is certainly wrong.
     """
     where = re.sub(r"[?#].*", "", mask(uri), flags=re.DOTALL).replace("//***@", "//")
     where = where[:_SHOWN_CHARS]
-    quiet = "@" in uri or "***" in where  # what Python says of such a URI quotes it
+    quiet = "@" in uri or "***" in where  # Python's messages would quote such a URI
     where = "".join(letter if letter.isprintable() else "?" for letter in where)
     try:
         parts = urlsplit(encoded(uri))
         tls = parts.scheme.lower() == "https"
         host, port = parts.hostname or "", parts.port or (443 if tls else 80)
         host.encode("idna")
-    except ValueError as error:  # UnicodeError is one
+    except ValueError as error:  # includes UnicodeError
         return f"{where!r} is no URI: {'it is malformed' if quiet else error}"
     if parts.scheme.lower() not in ("http", "https") or not host:
         return f"{where!r} is no URI: it must begin with http:// or https:// and name a host"
@@ -127,7 +126,7 @@ def reach(uri: str, *, own_port: Callable[[], int | None] = lambda: None) -> str
     except http.client.InvalidURL as error:
         return f"{where!r} is no URI: {'it is malformed' if quiet else error}"
     except http.client.HTTPException:
-        return ""  # it answers, and a guest may understand it
+        return ""  # it answers, and a guest may understand the answer
     except OSError as error:
         return f"{where} cannot be reached: {error or type(error).__name__}"
 
@@ -139,25 +138,25 @@ def _ask(host: str, port: int, target: str, *, tls: bool, own_port: int | None) 
     context = ssl.create_default_context() if tls else None
     ask = partial(
         http_status, host=host, port=port, target=target, tls=context, timeout=_TIMEOUT_S,
-        addresses=addresses,  # looked up once: a name may lead elsewhere the next time
+        addresses=addresses,  # resolved once: a name may resolve differently next time
     )  # fmt: skip
     with contextlib.suppress(ConnectionError, http.client.HTTPException):
         status = ask("HEAD")
         if status < 400:
             return status
-    # Many servers and signed URLs take GET alone; of it no more than a byte.
+    # Many servers and signed URLs accept only GET; ask for a single byte.
     return ask("GET", headers={"Range": "bytes=0-0"})
 
 
 def _addresses(host: str, port: int, own_port: int | None) -> list[str]:
-    """Where a name leads; nowhere where it leads to what is not to be asked.
+    """Resolves a name; empty if it resolves to an address that must not be requested.
 
     Raises:
-        OSError: Nobody knows it.
+        OSError: It cannot be resolved.
     """
     if host == GUEST_VIEW:
         return [_LOOPBACK] if port == own_port else []
-    # It also reads spellings such as 127.1 and 0x7f.1.
+    # getaddrinfo also accepts spellings such as 127.1 and 0x7f.1.
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for text in addresses:

@@ -1,4 +1,4 @@
-"""Everything that is known of an operation."""
+"""The report of an operation: its record, outcomes, errors and batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outco
 
 @dataclass(frozen=True)
 class OperationReport:
-    """Everything that is known of an operation."""
+    """An operation's record, with its outcomes, errors and batches."""
 
     record: OperationRecord
     results: dict[int, OutcomeRecord]
@@ -30,7 +30,7 @@ class OperationReport:
 
     @classmethod
     def of(cls, store: Store, record: OperationRecord) -> OperationReport:
-        """Reads what the store holds."""
+        """Reads it from the store."""
         key = (record.scale_set.lower(), record.id)
         return cls(
             record,
@@ -40,27 +40,27 @@ class OperationReport:
 
     @property
     def outcomes(self) -> dict[int, Outcome]:
-        """What came of each instance, by number (G3)."""
+        """The outcome of each instance, by number (G3)."""
         return {number: result.outcome for number, result in self.results.items()}
 
     @property
     def errors(self) -> dict[int, ErrorRecord]:
-        """What went wrong on each instance."""
+        """The errors of instances, by number."""
         return {n: result.error for n, result in self.results.items() if result.error is not None}
 
     @property
     def batches(self) -> list[tuple[int, ...]]:
-        """The instances of each batch, in order."""
+        """The numbers of each batch's instances, in order."""
         return [batch.instance_ids for batch in self.batch_records]
 
     @property
     def busy(self) -> list[int]:
-        """The instances that it has begun with and is not through with."""
+        """The instances in progress."""
         return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
 
     @property
     def unsettled(self) -> list[int]:
-        """The instances in the middle of something: begun with, or on the way back."""
+        """The instances in progress or being rolled back."""
         return [n for n, result in self.results.items() if result.going_back or n in self.busy]
 
     def count(self, *outcomes: Outcome) -> int:
@@ -68,7 +68,7 @@ class OperationReport:
         return sum(1 for result in self.results.values() if result.outcome in outcomes)
 
     def raise_for_status(self) -> None:
-        """Raises what the operation failed with.
+        """Raises an error if the operation failed.
 
         Raises:
             ProvisioningError: Instances failed, with the evidence of each.

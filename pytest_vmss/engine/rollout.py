@@ -1,4 +1,4 @@
-"""Rolls an operation through a scale set: the planner decides, this acts (D)."""
+"""Runs rolling operations on a scale set: the planner decides, this acts (D)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Rollout", "allocate_replacements"]
 
 
 class Rollout:
-    """Operations that go batch after batch, on one set.
+    """Runs operations batch by batch on one set.
 
     Args:
-        environment: The backends.
-        journal: The set's.
+        environment: The lab's environment.
+        journal: The set's journal.
         worker: Works on the instances of a batch.
         scale_set: The set's name.
     """
@@ -42,16 +42,16 @@ class Rollout:
         self._scale_set = scale_set
 
     def run(self, operation_id: str) -> None:
-        """Runs an operation batch after batch, from wherever it stands, to its end.
+        """Runs an operation batch by batch to its end, from wherever it stands.
 
         Raises:
-            Exception: It cannot go on just now.
+            Exception: It cannot continue for now.
         """
         begun = self._environment.clock.monotonic() - self._journal.operation(operation_id).elapsed
         if not self._reach_resources(operation_id):
             return
         self._read_metrics(operation_id)
-        # A killed process may have left some in the middle.
+        # A killed process may have left some in progress.
         busy: Sequence[int] | None = self._journal.report(operation_id).busy
         while busy is not None:
             self._worker.run(operation_id, busy)
@@ -63,9 +63,9 @@ class Rollout:
             busy = self._next(operation_id)
 
     def _reach_resources(self, operation_id: str) -> bool:
-        """Whether what the model names can be reached; else the operation ends (C8).
+        """Whether the model's URIs can be reached; if not, ends the operation (C8).
 
-        Only before the first batch: once it has begun, instances find out themselves.
+        Checked only before the first batch; after that, instances find out themselves.
         """
         report = self._journal.report(operation_id)
         model = self._environment.revisions.get(report.record.set_id, report.record.revision).model
@@ -106,16 +106,16 @@ class Rollout:
         self._journal.update(operation_id, metrics_read=True)
 
     def _next(self, operation_id: str) -> Sequence[int] | None:
-        """Takes one decision and acts on it.
+        """Makes one decision and acts on it.
 
         Returns:
-            The instances of the next batch; None where the upgrade has ended.
+            The instances of the next batch; None if the upgrade has ended.
         """
         report = self._journal.report(operation_id)
         if report.record.error_code is not None:  # decided before a crash
             self._stop(report)
             return None
-        # Whether anything is left does not depend on health, and looking takes a moment.
+        # Whether anything is left does not depend on health, and observing health takes time.
         decision = self._decide(report, _members(report, self._instances()))
         if isinstance(decision, planner.Batch):
             self._pause(report)
@@ -146,7 +146,7 @@ class Rollout:
         return None
 
     def _take(self, report: OperationReport, ids: tuple[int, ...], reason: str) -> None:
-        """Writes a batch down, with its replacements where it surges (D9)."""
+        """Records a batch, with its replacements if the upgrade surges (D9)."""
         operation = report.record
         with self._store.transaction():
             if self._revision().model.rolling_policy.max_surge and kind_of(operation.action).surges:
@@ -172,7 +172,7 @@ class Rollout:
             self._scale_set, "pause", f"pause of {pause:.0f} s between batches",
             operation=report.record.id,
         )  # fmt: skip
-        # What has passed of it before a resume, the time of day tells; it may be set back.
+        # After a resume only the time of day tells how much has passed; it may have been set back.
         passed = max((clock.now() - last).total_seconds(), 0.0)
         end = clock.monotonic() + pause - passed
         while (left := end - clock.monotonic()) > 0:
@@ -181,7 +181,7 @@ class Rollout:
             clock.sleep(min(left, 1.0))
 
     def _stop(self, report: OperationReport) -> None:
-        """Ends an upgrade Faulted, after failed instances were rolled back where that is asked."""
+        """Ends an upgrade as Faulted; first rolls failed instances back if the policy says so."""
         record = report.record
         if self._revision().model.rolling_policy.rollback_failed_instances_on_policy_breach:
             failed = [
@@ -189,7 +189,7 @@ class Rollout:
                 for number, result in report.results.items()
                 if result.outcome is Outcome.FAILED and result.source and not result.replacement
             ]
-            # They may serve although they failed: no more of them at once than in a batch.
+            # They may serve although they failed, so no more at once than in a batch.
             at_once = planner.batch_limit(
                 len(self._instances()), self._policy().max_batch_instance_percent
             )
@@ -248,7 +248,7 @@ class Rollout:
 def allocate_replacements(
     environment: Environment, journal: Journal, operation_id: str, instance_ids: Sequence[int]
 ) -> None:
-    """Allocates a new instance for each of some that an operation replaces."""
+    """Allocates a new instance for each given instance that an operation replaces."""
     scale_set = journal.operation(operation_id).scale_set
     new = allocate_instances(environment, scale_set, len(instance_ids))
     for number, replacement in zip(instance_ids, new, strict=True):
@@ -264,7 +264,7 @@ def allocate_replacements(
 
 
 def _members(report: OperationReport, records: Sequence[InstanceRecord]) -> list[planner.Member]:
-    """The set's instances for the planner, taken for healthy."""
+    """The set's instances for the planner, assumed to be healthy."""
     members = []
     for record in records:
         result = report.results.get(record.instance_id)
@@ -272,7 +272,7 @@ def _members(report: OperationReport, records: Sequence[InstanceRecord]) -> list
             planner.Member(
                 instance_id=record.instance_id,
                 health=planner.Health.HEALTHY,
-                on_target=result is None,  # it was not behind when this started (C4)
+                on_target=result is None,  # it was not behind at the start (C4)
                 domain=record.update_domain,
                 group=record.placement_group,
                 zone=record.zone,

@@ -1,4 +1,4 @@
-"""Works on instances: each with the journal that the operation's kind works with."""
+"""Runs an operation's work on its instances, and journals it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class InstanceWork:
     """The :class:`~pytest_vmss.operations.Work` of an instance.
 
     Args:
-        environment: The backends.
-        journal: The set's.
+        environment: The lab's environment.
+        journal: The set's journal.
         operation: The operation's record.
         context: The instance.
     """
@@ -42,11 +42,11 @@ class InstanceWork:
 
     @property
     def result(self) -> OutcomeRecord:
-        """Where the instance stands."""
+        """The instance's outcome record."""
         return self._journal.result(self.context)
 
     def plan(self, new_disk: Callable[[], bool]) -> OutcomeRecord:
-        """From which OS disk to which, and from which model; the same after a resume."""
+        """Plans the OS disks and the model to go from and to; the same after a resume."""
         plan = self.result
         if plan.result:
             return plan
@@ -61,13 +61,13 @@ class InstanceWork:
         )
 
     def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:
-        """Runs a phase that must end in time (G4), and with which the instance is done."""
+        """Runs a phase with the instance's timeout (G4), and then records its outcome."""
         self._journal.run_phase(self._timed(self.context), phase, steps, outcome=outcome)
 
     def run_untimed(
         self, phase: str, steps: Sequence[Step], outcome: Outcome | None = None
     ) -> None:
-        """Runs a phase that has no limit of its own."""
+        """Runs a phase without the instance's timeout."""
         self._journal.run_phase(self.context, phase, steps, outcome=outcome)
 
     def run_on(
@@ -77,25 +77,25 @@ class InstanceWork:
         self._journal.run_phase(self._timed(instance) if timed else instance, phase, steps)
 
     def has_begun(self, phase: str) -> bool:
-        """Whether a step of a phase was begun."""
+        """Whether any step of a phase has been started."""
         return self._journal.has_begun(self.context, phase)
 
     def fail(self, error: Exception) -> None:
-        """Records what went wrong; from now on the instance goes the way back.
+        """Records an instance's failure.
 
         Raises:
-            Exception: The very error, where it says nothing about the instance (Q1).
+            Exception: The same error, if it is not a verdict on the instance (Q1).
         """
         if not is_verdict(error):
             raise error
         self._journal.failed(self.context, error)
 
     def end(self, outcome: Outcome) -> None:
-        """Records what came of the instance."""
+        """Records the instance's outcome."""
         self._journal.outcome(self.context, outcome)
 
     def end_failed(self, outcome: Outcome) -> None:
-        """Records what came of the instance, whose provisioning has failed."""
+        """Records the instance's outcome, and that its provisioning failed."""
         with self.environment.store.transaction():
             self.environment.store.amend(self.context.record, provisioning="Failed")
             self._journal.outcome(self.context, outcome)
@@ -105,7 +105,7 @@ class InstanceWork:
         self._journal.going_back(self.context, value=True)
 
     def _timed(self, context: InstanceContext) -> InstanceContext:
-        """An instance that must be done in time, from now on (G4)."""
+        """An instance's context with a deadline, whose time starts now (G4)."""
         timeout = context.base_timeouts.instance
         return replace(context, deadline=self.environment.clock.monotonic() + timeout)
 
@@ -114,8 +114,8 @@ class Worker:
     """Works on the instances of one set, concurrently.
 
     Args:
-        environment: The backends.
-        journal: The set's.
+        environment: The lab's environment.
+        journal: The set's journal.
         scale_set: The set's name.
     """
 
@@ -125,11 +125,11 @@ class Worker:
         self._scale_set = scale_set
 
     def run(self, operation_id: str, instance_ids: Sequence[int]) -> None:
-        """Brings instances of an operation to their end.
+        """Runs an operation on instances until each has an outcome.
 
         Raises:
             NotFoundError: Something that they need is not known in this process; none was touched.
-            Exception: The first one's that could not go on just now, after all have ended.
+            Exception: The first error for which an instance could not continue, after all ended.
         """
         operation = self._journal.operation(operation_id)
         kind = kind_of(operation.action)
@@ -140,7 +140,7 @@ class Worker:
         self._each(operation, instance_ids, kind.run)
 
     def roll_back(self, operation: OperationRecord, instance_ids: Sequence[int]) -> None:
-        """Gives failed instances back what they had."""
+        """Rolls failed instances back to what they had."""
         self._each(operation, instance_ids, kind_of(operation.action).roll_back)
 
     def _each(
@@ -154,7 +154,7 @@ class Worker:
             try:
                 act(InstanceWork(self._environment, self._journal, operation, context))
             except Exception as error:
-                with contextlib.suppress(LabError):  # of several, each is told here
+                with contextlib.suppress(LabError):  # only one is raised; all are reported here
                     context.event("error", f"cannot go on just now: {error_summary(error)[1]}")
                 raise
             finally:

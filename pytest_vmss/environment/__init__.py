@@ -1,1 +1,1 @@
-"""The backends that operations act on, and one instance's view of them."""
+"""The environment of operations: stores and backends, and one instance's view of them."""

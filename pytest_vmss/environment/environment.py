@@ -1,4 +1,4 @@
-"""What the engine acts on, and one instance's view of it."""
+"""The environment that operations act on, and one instance's view of it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, 
 
 __all__ = ["Environment", "InstanceContext", "Prober"]
 
-#: Makes one probe of an instance.
+#: Probes an instance once.
 Prober = Callable[[Probe, InstanceRecord], Observation]
 
 
 class GuestFactory(Protocol):
-    """Makes the guest of a generation."""
+    """Creates the guest of a generation."""
 
     def __call__(self, context: InstanceContext, generation: GenerationRecord) -> Guest:
         """See the class."""
@@ -45,26 +45,26 @@ class GuestFactory(Protocol):
 
 @dataclass
 class Environment:
-    """Everything that an operation touches, real or simulated.
+    """The stores and backends that operations use, real or simulated.
 
     Attributes:
         lab_id: Part of every domain's name.
-        connect: Opens the connection to the hypervisor; called once, when it is needed.
-        base_timeouts: As under KVM.
-        probe: Makes a probe.
-        health_report: Reads what an instance's Application Health extension reports now.
-        degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded (H1).
-        reach: Says what is wrong with a URI; empty where it can be reached (C8).
+        connect: Opens the connection to the hypervisor; called once, when first needed.
+        base_timeouts: The timeouts under KVM.
+        probe: Probes an instance once.
+        health_report: Reads the current report of an instance's Application Health extension.
+        degraded_is_fatal: Whether an instance fails if its cloud-init ended degraded (H1).
+        reach: Returns what is wrong with a URI; empty if it can be reached (C8).
         guest_network: What guests may reach (M6).
         serve_files: Makes the lab's own files available to a set's guests (H5).
-        checks: The suite's own functions of health, by set (F4).
-        working: What stops the operations of this process, by set.
-        program: How the command line is called for this lab.
+        checks: The suite's health functions, by set (F4).
+        working: Events that stop the operations of this process, by set.
+        program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
-        metrics: Custom metrics that an instance's health extension reports now (D5).
-        free_addresses: Loopback addresses that nobody has, as many as asked for.
-        make_balancer: Makes the load balancer of a set, from its rules.
-        require_room: Raises CapacityError where so many instances of a size do not fit.
+        metrics: Reads the custom metrics that an instance's health extension reports now (D5).
+        free_addresses: Returns a given number of unused loopback addresses.
+        make_balancer: Creates the load balancer of a set, from its rules.
+        require_room: Raises CapacityError if so many instances of a size do not fit.
     """
 
     lab_id: str
@@ -95,10 +95,10 @@ class Environment:
 
     @property
     def hypervisor(self) -> Hypervisor:
-        """The connection, opened when something first asks for it.
+        """The connection to the hypervisor, opened on first use.
 
         Raises:
-            HostError: There is no hypervisor.
+            HostError: The hypervisor does not answer.
         """
         with self._opening:
             if self._opened is None:
@@ -107,7 +107,7 @@ class Environment:
 
     @property
     def timeouts(self) -> Timeouts:
-        """The limits of waits for guests on this host."""
+        """The timeouts for guests on this host."""
         return self.base_timeouts.scaled(self.hypervisor.slow_factor)
 
     @cached_property
@@ -129,13 +129,13 @@ class Environment:
         return find_scale_set(self.store, scale_set)
 
     def stop(self, scale_set: str) -> None:
-        """Stops what this process does on a set, as a kill would; it can be resumed."""
+        """Stops this process's operation on a set, as a kill would; it can be resumed."""
         signal = self.working.get(scale_set.lower())
         if signal is not None:
             signal.set()
 
     def find_size(self, name: str) -> VmSize:
-        """A VM size by name.
+        """Returns a VM size by name.
 
         Raises:
             NotFoundError: It is not known.
@@ -146,7 +146,7 @@ class Environment:
         return size
 
     def close(self) -> None:
-        """Ends the connection, where there is one; machines run on."""
+        """Closes the connection to the hypervisor, if open; machines keep running."""
         with self._opening:
             if self._opened is not None:
                 self._opened.close()
@@ -155,11 +155,11 @@ class Environment:
 
 @dataclass(frozen=True)
 class InstanceContext:
-    """One instance in one operation; reads the store anew each time.
+    """One instance in one operation; every property is read from the store.
 
     Attributes:
-        deadline: Moment of the lab's clock by which the instance must be done; every
-            limit ends there at the latest.
+        deadline: Time on the lab's monotonic clock by which the instance must be done; no
+            timeout extends beyond it.
     """
 
     environment: Environment
@@ -176,7 +176,7 @@ class InstanceContext:
         return self._guests[generation.number]
 
     def leave(self) -> None:
-        """Ends the connections to guests."""
+        """Closes the connections to guests."""
         while self._guests:
             self._guests.popitem()[1].close()
 
@@ -194,19 +194,19 @@ class InstanceContext:
         return self.environment.revisions.get(self.set_id, number)
 
     def as_run(self, result: ExtensionResult) -> Extension | None:
-        """An extension as the model had it that it was run from last."""
+        """An extension as defined by the model from which it was last run."""
         known = self.revision(result.revision).model.extensions
         return next((entry for entry in known if entry.name == result.name), None)
 
     @cached_property
     def base_timeouts(self) -> Timeouts:
-        """The limits of waits on this instance, were there no deadline."""
+        """The timeouts for this instance, without regard to the deadline."""
         overrides = self.environment.set_record(self.scale_set).overrides
         return replace(self.environment.timeouts, **overrides)
 
     @property
     def timeouts(self) -> Timeouts:
-        """The limits of waits on this instance now."""
+        """The timeouts for this instance, cut off at the deadline."""
         if self.deadline is None:
             return self.base_timeouts
         return self.base_timeouts.clipped(self.deadline - self.environment.clock.monotonic())
@@ -243,10 +243,10 @@ class InstanceContext:
         return self.environment.store.select(GenerationRecord, *self.key)
 
     def existing(self, number: int) -> GenerationRecord:
-        """The record of the n-th OS disk.
+        """The record of the n-th OS disk, which must exist.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such disk.
         """
         generation = self.generation(number)
         if generation is None:
@@ -254,7 +254,7 @@ class InstanceContext:
         return generation
 
     def machine(self, number: int) -> Machine:
-        """The machine on the n-th OS disk, as the model says that is applied to it.
+        """The machine on the n-th OS disk, by the model that is applied to it.
 
         Raises:
             NotFoundError: There is no such disk.
@@ -283,7 +283,7 @@ class InstanceContext:
         )
 
     def event(self, kind: str, message: str) -> None:
-        """Writes that something happened to the instance."""
+        """Writes an event about the instance."""
         self.environment.store.event(
             self.scale_set, kind, message, instance_id=self.instance_id, operation=self.operation
         )

@@ -21,12 +21,12 @@ from pytest_vmss.store import GenerationRecord
 
 __all__ = ["HEALTH_INTERVAL", "HealthMonitor", "HealthSources", "observe_health"]
 
-#: Seconds between two looks at an instance whose health is being waited for.
+#: Seconds between two polls of an instance whose health is awaited.
 HEALTH_INTERVAL = 0.2
-#: The same for looks that cost the guest something.
+#: The same for polls that put load on the guest.
 _COSTLY_INTERVAL = 1.0
 
-#: Looks of a probe in which it must agree with itself, as a multiple of its threshold.
+#: The most probes in which a state must be reached, as a multiple of the threshold.
 _FLAPS = 5
 
 _PROBE = "health probe"
@@ -43,7 +43,7 @@ class HealthSources:
         probe: The load balancer's probe.
         balancer: That load balancer.
         application: Settings of the Application Health extension.
-        check: The lab's own command or function (F4).
+        check: The custom health source: a command or function (F4).
     """
 
     probe: Probe | None
@@ -53,13 +53,13 @@ class HealthSources:
 
     @classmethod
     def of(cls, environment: Environment, scale_set: str, applied: Revision) -> Self:
-        """Reads them.
+        """Returns the health sources of a set's instances.
 
         Args:
-            environment: Where the set is.
+            environment: The lab's environment.
             scale_set: The set.
-            applied: The model that is applied to the instances in question: a load balancer
-                is the whole set's, an extension is in instances.
+            applied: The model that is applied to the instances in question, which decides on
+                the extension; the load balancer is that of the set's current model.
         """
         return cls(
             environment.revisions.current(scale_set).probe,
@@ -80,12 +80,12 @@ class HealthSources:
 
 @dataclass(frozen=True)
 class _Source:
-    """One that tells an instance's health.
+    """A source of an instance's health.
 
     Attributes:
         look: Makes one observation.
-        threshold: Consecutive equal ones that make a state.
-        every: Seconds between two looks.
+        threshold: Number of consecutive equal observations that make a state.
+        every: Seconds between two observations.
     """
 
     look: Callable[[], Observation]
@@ -94,12 +94,12 @@ class _Source:
 
 
 class HealthMonitor:
-    """Watches one instance until it is known how it is; make a new one for each boot.
+    """Polls one instance until its health is known; create a new one for each boot.
 
     Args:
         context: The instance.
         health_sources: How its health is measured.
-        now: Take the load balancer's word, where it has one, instead of probing anew.
+        now: Use the load balancer's verdict, if it has one, instead of probing again.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class HealthMonitor:
         self.last: dict[str, Observation] = {}
 
     def look(self) -> Observation | None:
-        """One look by every source whose turn it is.
+        """Polls every source that is due.
 
-        What each saw, with the state that it has made of it, is in ``last``.
+        The last observation of each source, with its state, is in ``last``.
 
         Returns:
-            What they say together; None while one of them has no state yet.
+            Their combined observation; None while one of them has no state yet.
         """
         trouble = _not_running(self._context)
         if trouble is not None:
@@ -152,7 +152,7 @@ def _sources(
             else _Source(partial(_probe, context, probe), probe.threshold, HEALTH_INTERVAL)
         )
     if application is not None:
-        # It counts consecutive looks itself.
+        # The extension counts consecutive observations itself.
         sources[_EXTENSION] = _Source(
             partial(context.environment.health_report, context, application)
         )
@@ -176,19 +176,19 @@ def _running(context: InstanceContext) -> GenerationRecord | None:
 
 
 def _probe(context: InstanceContext, probe: Probe) -> Observation:
-    """F2: the probe, as the lab makes it itself."""
+    """F2: the probe, made by the lab itself."""
     return context.environment.probe(probe, context.record)
 
 
 def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -> Observation:
-    """F2: the load balancer's word, where it has one; else as many looks as the probe asks for.
+    """F2: the load balancer's verdict, if it has one; else as many probes as the model asks for.
 
-    QEMU's user network takes every TCP connection, so that of Tcp probes the load balancer
-    knows nothing.
+    QEMU's user network accepts every TCP connection, so the load balancer cannot judge Tcp
+    probes.
     """
     verdict = None
     if balancer is not None and probe.protocol != "Tcp":
-        with contextlib.suppress(BalancerError):  # the next batch starts it again, or says so
+        with contextlib.suppress(BalancerError):  # the next batch restarts it, or reports it
             verdict = balancer.healthy(context.name)
     if verdict is not None:
         told = "healthy" if verdict else "unhealthy"
@@ -207,7 +207,7 @@ def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -
 
 
 def _extensions(context: InstanceContext) -> Observation:
-    """F1: without a probe or health extension that is healthy whose extensions all succeeded."""
+    """F1: without a probe or health extension, healthy means that all extensions succeeded."""
     generation = _running(context)
     if generation is None:
         return Observation(Health.UNHEALTHY, "it does not run")
@@ -220,7 +220,7 @@ def _extensions(context: InstanceContext) -> Observation:
 
 
 def _check(context: InstanceContext, check: Check) -> Observation:
-    """F4: a command, or a function of the suite."""
+    """F4: the custom health source, a command or a function of the suite."""
     generation = _running(context)
     if generation is None:
         return Observation(Health.UNKNOWN, "it does not run")
@@ -233,9 +233,9 @@ def _check(context: InstanceContext, check: Check) -> Observation:
 def observe_health(
     context: InstanceContext, health_sources: HealthSources
 ) -> dict[str, Observation]:
-    """An instance's health now, by source; waits for one that is Initializing (F3).
+    """An instance's health now, by source; waits while it is Initializing (F3).
 
-    It waits until the grace period ends at the latest.
+    It waits no longer than until the end of the grace period.
     """
     monitor = HealthMonitor(context, health_sources, now=True)
 

@@ -1,4 +1,4 @@
-"""The models of scale sets, as they were at each of their changes."""
+"""The revisions of scale sets' models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Revision", "Revisions", "find_scale_set"]
 
 @dataclass(frozen=True)
 class Revision:
-    """A revision of a set's model, read.
+    """A revision of a set's model, as read from the store.
 
     Attributes:
         probe: The load balancer's probe that the model names.
@@ -27,10 +27,10 @@ class Revision:
 
 
 class Revisions:
-    """Reads the revisions of models; none ever changes, so each is read once.
+    """Reads and caches the revisions of models; a revision never changes.
 
     Args:
-        store: Where they are.
+        store: The lab's store.
     """
 
     def __init__(self, store: Store) -> None:
@@ -38,10 +38,10 @@ class Revisions:
         self._revisions: dict[tuple[str, int], Revision] = {}
 
     def get(self, set_id: str, number: int) -> Revision:
-        """A revision of a set's model; it never changes, so it is read once.
+        """Returns a revision of a set's model.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is no such revision.
         """
         found = self._revisions.get((set_id, number))
         if found is None:
@@ -58,7 +58,7 @@ class Revisions:
         return found
 
     def current(self, scale_set: str) -> Revision:
-        """A set's model as it is now.
+        """Returns the current revision of a set's model.
 
         Raises:
             NotFoundError: There is no such set.
@@ -68,7 +68,7 @@ class Revisions:
 
 
 def find_scale_set(store: Store, name: str) -> ScaleSetRecord:
-    """A set's record; case does not matter.
+    """Returns a set's record by its name, in any case.
 
     Raises:
         NotFoundError: There is no such set.

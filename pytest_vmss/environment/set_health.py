@@ -1,4 +1,4 @@
-"""The health of a set's instances now, all looked at concurrently (F1)."""
+"""Observes the current health of a set's instances, concurrently (F1)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["observe_instances"]
 def observe_instances(
     environment: Environment, scale_set: str, records: Sequence[InstanceRecord]
 ) -> dict[int, Observation]:
-    """Looks at instances, and records changes of their health.
+    """Observes instances, and records changes of their health.
 
     Args:
-        environment: Where they are.
+        environment: The lab's environment.
         scale_set: Their set.
-        records: Which.
+        records: The instances to observe.
 
     Returns:
-        What was seen of each, by its number.
+        The observation of each, by its number.
     """
     set_id = environment.set_record(scale_set).unique_id
     sources = {
@@ -49,6 +49,6 @@ def observe_instances(
         with environment.store.transaction():
             for record in changed:
                 now = seen[record.instance_id]
-                with contextlib.suppress(NotFoundError):  # it has gone meanwhile
+                with contextlib.suppress(NotFoundError):  # it was deleted meanwhile
                     environment.store.amend(record, health=now.health, health_detail=now.detail)
     return seen

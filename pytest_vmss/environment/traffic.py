@@ -18,7 +18,7 @@ class Traffic:
     Args:
         store: The records of sets and instances.
         revisions: Their models.
-        make_balancer: Makes the load balancer of a set, from its rules.
+        make_balancer: Creates the load balancer of a set, from its rules.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Traffic:
         self._make_balancer = make_balancer
 
     def balancer(self, scale_set: str) -> Balancer | None:
-        """The load balancer in front of a set, where the model declares one with rules."""
+        """The load balancer in front of a set; None if the model declares none with rules."""
         record = find_scale_set(self._store, scale_set)
         declared = self._revisions.get(record.unique_id, record.revision).balancer
         if record.frontend is None or declared is None:
@@ -51,7 +51,7 @@ class Traffic:
         return self._make_balancer(record, rules) if rules else None
 
     def serve(self, scale_set: str) -> None:
-        """Starts a set's load balancer where it does not run, and updates its members.
+        """Starts a set's load balancer unless it is running, and updates its members.
 
         Raises:
             BalancerError: It cannot be started.
@@ -67,7 +67,7 @@ class Traffic:
         )
 
     def stop(self, record: ScaleSetRecord) -> None:
-        """Ends a set's load balancer, also one that its model no longer declares."""
+        """Stops a set's load balancer, even if its model no longer declares one."""
         if record.frontend is not None:
             self._make_balancer(record, []).stop()
 

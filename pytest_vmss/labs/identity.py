@@ -1,4 +1,4 @@
-"""Who a lab is, who made it, and the loopback networks that it has claimed."""
+"""A lab's identity, its owner, and the loopback networks that it has claimed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NAME = re.compile(r"[a-z0-9_-]{1,32}")
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _NETWORK = re.compile(r"\d{1,3}(\.\d{1,3}){2}")
 _IDENTITY_BYTES = 65536
-#: What a lab's file holds, by the types that its values may have.
+#: The fields of a lab's identity file, with the types that their values may have.
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "id": (str,), "kind": (str,), "network": (str,), "pid": (int,),
     "connect": (str, type(None)), "embedded": (str,), "ending": (bool,),
@@ -46,21 +46,21 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 
 def labs_folder(settings: Settings) -> Path:
-    """Where the folders of all labs are."""
+    """The folder that holds the folders of all labs."""
     return settings.state_dir / "labs"
 
 
 def networks_folder(settings: Settings) -> Path:
-    """Where labs claim their loopback networks."""
+    """The folder where labs claim their loopback networks."""
     return settings.state_dir / "networks"
 
 
 def lab_paths(settings: Settings, name: str) -> LabPaths:
-    """The files of a lasting lab, whatever case its name is written in.
+    """The paths of a lasting lab; the case of its name does not matter.
 
     Raises:
-        LabError: Not a name for a lab, or its folder cannot be looked for.
-        ConflictError: Labs of an earlier version differ by case alone.
+        LabError: The name is not valid, or its folder cannot be looked up.
+        ConflictError: Labs of an earlier version differ only by case.
     """
     wanted = name.lower()
     if not _NAME.fullmatch(wanted):
@@ -86,16 +86,17 @@ def lab_paths(settings: Settings, name: str) -> LabPaths:
 
 @dataclass(frozen=True)
 class LabIdentity:
-    """Who a lab is and who made it.
+    """A lab's identity, as written to its folder.
 
     Attributes:
         id: Part of every domain's name.
         kind: A ``session`` lab ends with its process; a ``lasting`` one does not.
         network: First three parts of its loopback addresses.
-        pid: Process that made it, for messages: it says nothing about who lives (Q2).
-        connect: The connection that the user named for its machines.
-        embedded: Folder of libvirt's embedded driver, where that is used.
-        ending: Its machines are gone; what is left are files, to be removed.
+        pid: The process that created it, for messages only: it does not prove that the owner
+            is alive (Q2).
+        connect: The libvirt connection that the user chose for its machines.
+        embedded: Folder of libvirt's embedded driver, if that is used.
+        ending: Whether its machines are gone and only its files are left to be removed.
         in_use: See :class:`~pytest_vmss.host.paths.LabPaths`.
     """
 
@@ -110,7 +111,7 @@ class LabIdentity:
 
     @property
     def owner_alive(self) -> bool:
-        """Whether a process has the lab open: told by its lock, never by a process id (Q2)."""
+        """Whether a process has the lab open: decided by its lock, never by a process id (Q2)."""
         return is_locked(self.in_use)
 
 
@@ -120,7 +121,7 @@ def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
     Raises:
         HostError: libvirt does not answer.
     """
-    # libvirt-python is a compiled library; whoever only reads does without it.
+    # libvirt-python is a compiled library; code that only reads records does not need it.
     from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
 
     settings = replace(settings, connect=settings.connect or identity.connect)
@@ -128,10 +129,10 @@ def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
 
 
 def read_identity(paths: LabPaths) -> LabIdentity:
-    """Reads who a lab is.
+    """Reads a lab's identity.
 
     Raises:
-        OSError: Its folder cannot be read, or is another account's.
+        OSError: Its folder cannot be read, or belongs to another account.
         ValueError: The file is not what this version writes.
         TypeError: Likewise.
     """
@@ -155,7 +156,7 @@ def read_identity(paths: LabPaths) -> LabIdentity:
 def write_identity(
     settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
 ) -> None:
-    """Makes a new identity, with a network of its own; the door must be held.
+    """Creates a new identity, with a network of its own; the door must be locked.
 
     Raises:
         CapacityError: All loopback networks of the host are claimed.
@@ -174,7 +175,7 @@ def write_identity(
 
 
 def write_ending(paths: LabPaths, identity: LabIdentity) -> None:
-    """Writes that a lab's machines are gone and its files follow.
+    """Marks a lab as ending: its machines are gone, and its files are to be removed.
 
     Raises:
         OSError: It cannot be written.
@@ -192,10 +193,10 @@ class LabNetworks:
     """The loopback networks of one lab; another is claimed when all addresses are in use.
 
     Args:
-        folder: Where labs claim networks.
+        folder: The folder where labs claim networks.
         lab: Name of the lab's folder.
-        identity: The lab.
-        store: Where further networks are recorded.
+        identity: The lab's identity.
+        store: The store that records further networks.
     """
 
     def __init__(self, folder: Path, lab: str, identity: LabIdentity, store: Store) -> None:
@@ -205,12 +206,12 @@ class LabNetworks:
         self._store = store
 
     def all(self) -> list[str]:
-        """First three parts of each."""
+        """The first three parts of each network's addresses."""
         further = [record.network for record in self._store.select(NetworkRecord)]
         return [self._identity.network, *further]
 
     def free_addresses(self, count: int) -> list[str]:
-        """Addresses that no instance and no load balancer has.
+        """Returns addresses that no instance and no load balancer uses.
 
         Raises:
             CapacityError: All networks of the host are claimed.
@@ -228,7 +229,7 @@ class LabNetworks:
         return free[:count]
 
     def _another(self) -> str:
-        """A network more; first one that was claimed and then not recorded, by a killed process."""
+        """Claims another network, or takes one that a killed process claimed but did not record."""
         known = self.all()
         try:
             for claim in claims(self._folder):

@@ -1,9 +1,9 @@
-"""Finding and removing what a dead run left behind, and only that (L5, Q2).
+"""Finds and removes what a dead run left behind, and only that (L5, Q2).
 
 ``python -m pytest_vmss.labs.reap FOLDER`` removes one lab. Each dead lab is removed
-by a process of its own, because libvirt's embedded driver serves one folder in
-each process. That process holds the lab's locks itself, so that of several which
-come to the same lab one removes it, and the others leave it to that one.
+by a process of its own, because libvirt's embedded driver serves only one folder per
+process. That process locks the lab itself, so that if several processes find the same
+lab, one removes it and the others leave it alone.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _NOT_OURS = (
     "it holds files, and lab.json, which says whose they are, is not there; remove it by hand if "
     "nobody needs it"
 )
-#: Exit status of a removal that found another process at work on the lab, or the lab gone.
+#: Exit status of a removal that found the lab in use by another process, or gone.
 _NOT_MINE = os.EX_TEMPFAIL
 
 
 def reap(settings: Settings) -> list[str]:
     """Removes the labs of sessions whose process has ended, and what killed processes left.
 
-    Lasting labs, kept ones, and those that a process has open, are not touched.
+    Lasting labs, kept labs and labs that a process has open are not touched.
 
     Args:
-        settings: Where the labs are.
+        settings: The settings, with the state directory.
 
     Returns:
-        A line for each lab that was removed, or that could not be.
+        A line for each lab that was removed or could not be removed.
     """
     lines: list[str] = []
     try:
@@ -71,7 +71,7 @@ def _labs(settings: Settings) -> list[LabPaths]:
 
 @contextmanager
 def _dead(paths: LabPaths) -> Iterator[bool]:
-    """Whether no process has a lab open, makes it or removes it; none can inside the block."""
+    """Whether no process has a lab open or is creating or removing it; locked for the block."""
     door = try_lock(paths.door)
     if door is None:
         yield False
@@ -81,7 +81,7 @@ def _dead(paths: LabPaths) -> Iterator[bool]:
 
 
 def _look(settings: Settings, paths: LabPaths) -> list[str]:
-    """Removes a lab if it is dead, and says so."""
+    """Removes a lab if it is dead; returns lines to report."""
     what = f"the folder {paths.folder}"
     try:
         with _dead(paths) as dead:
@@ -103,7 +103,7 @@ def _look(settings: Settings, paths: LabPaths) -> list[str]:
 
 
 def _is_over(paths: LabPaths, identity: LabIdentity) -> bool:
-    """Whether a lab that nobody has open is to go."""
+    """Whether a lab that no process has open is to be removed."""
     return identity.ending or (identity.kind == "session" and not paths.kept.exists())
 
 
@@ -139,7 +139,7 @@ def _free_networks(settings: Settings) -> None:
     for claim in claims(folder):
         paths = LabPaths(labs_folder(settings) / (claim.lab or "-"))
         with _dead(paths) as dead:
-            # Claims of earlier versions do not say where their lab is.
+            # Claims of earlier versions do not name their lab.
             known = _identities([paths] if claim.lab else _labs(settings))
             if dead and known is not None and claim.lab_id not in {lab.id for lab in known}:
                 release_network(folder, claim.network)
@@ -147,7 +147,7 @@ def _free_networks(settings: Settings) -> None:
 
 
 def _identities(labs: list[LabPaths]) -> list[LabIdentity] | None:
-    """Who labs are; None where one cannot be read, and so may be anybody."""
+    """The identities of labs; None if one cannot be read, as it could then be any lab."""
     found = []
     for paths in labs:
         try:
@@ -160,7 +160,7 @@ def _identities(labs: list[LabPaths]) -> list[LabIdentity] | None:
 
 
 def _remove_locks(settings: Settings) -> None:
-    """Removes the files of locks of labs that are gone."""
+    """Removes the lock files of labs that are gone."""
     for path in (settings.state_dir / "locks").glob("*"):
         paths = LabPaths(labs_folder(settings) / path.stem)
         with _dead(paths) as dead:
@@ -180,14 +180,14 @@ def _remove_roots(settings: Settings) -> None:
             continue
         lock = try_lock(root.with_suffix(".lock"))
         if lock is None:
-            continue  # its process lives
+            continue  # its process is alive
         with lock:
             if root.exists():
                 shutil.rmtree(root)
 
 
 def _remove_here(paths: LabPaths) -> bool:
-    """Removes a lab in this process; False where another does, or has done, or has it open."""
+    """Removes a lab in this process; False if it is in use by another process, or gone."""
     settings = Settings()
     with _dead(paths) as dead:
         if not dead or not paths.identity.exists():
@@ -201,7 +201,7 @@ def _remove_here(paths: LabPaths) -> bool:
 
 
 def main() -> None:
-    """Removes the lab whose folder the command line names."""
+    """Entry point: removes the lab whose folder is the first argument."""
     try:
         removed = _remove_here(LabPaths(Path(sys.argv[1])))
     except (VmssError, OSError, ValueError, TypeError) as error:

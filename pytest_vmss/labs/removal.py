@@ -1,9 +1,9 @@
-"""Removing a lab; killed at any point, it can be repeated.
+"""Removes a lab; can be repeated after a kill at any point.
 
-Machines and load balancers go first. Then the identity says that the lab is ending, its
-files go, and the identity last: as long as it is there, whoever comes next knows what is to
-be removed. What a creation left that was killed before there was an identity is told by its
-form, for it holds nothing yet.
+Machines and load balancers are removed first. Then the identity is marked as ending, the
+files are removed, and the identity last: while it exists, the next process knows what is
+left to remove. What a creation left that was killed before it wrote an identity is recognised
+by its layout, because it contains nothing yet.
 
 Nothing here needs the lab's database, which may be what is broken.
 """
@@ -32,14 +32,14 @@ _TOLD = 3
 def remove_machines(
     paths: LabPaths, identity: LabIdentity, connect: Callable[[], Hypervisor]
 ) -> None:
-    """Removes a lab's machines and load balancers; the door must be held.
+    """Removes a lab's machines and load balancers; the door must be locked.
 
-    What cannot be removed does not keep the rest; the files of machines that are gone go too.
+    If something cannot be removed, the rest still is, with the files of removed machines.
 
     Args:
-        paths: The lab's files.
-        identity: The lab.
-        connect: Opens the connection to libvirt; only called where there may be machines.
+        paths: The lab's paths.
+        identity: The lab's identity.
+        connect: Opens the connection to libvirt; only called if there may be machines.
 
     Raises:
         LabError: Something could not be removed; the message names each.
@@ -76,7 +76,7 @@ def remove_machines(
 
 @contextmanager
 def _told(failures: list[str], what: str) -> Iterator[None]:
-    """Notes what fails inside, of whatever kind: the rest is to be removed all the same."""
+    """Collects any failure inside instead of raising it, so that the rest is still removed."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - see above
@@ -84,15 +84,15 @@ def _told(failures: list[str], what: str) -> Iterator[None]:
 
 
 def remove_files(settings: Settings, paths: LabPaths, identity: LabIdentity) -> None:
-    """Removes a lab's files and gives its networks back; the door must be held.
+    """Removes a lab's files and releases its networks; the door must be locked.
 
     Args:
-        settings: Where labs claim networks.
-        paths: The lab's files.
-        identity: The lab; none of its machines is left.
+        settings: The settings, with the state directory.
+        paths: The lab's paths.
+        identity: The lab's identity; none of its machines is left.
 
     Raises:
-        LabError: Files cannot be removed. The rest is gone, and removing it again goes on.
+        LabError: Files cannot be removed. The rest is gone; call this again to continue.
     """
     try:
         if not identity.ending:
@@ -114,13 +114,13 @@ def _write_ending(paths: LabPaths, identity: LabIdentity) -> None:
     try:
         write_ending(paths, identity)
     except OSError:
-        # Most likely the disk is full, and what fills it is what is to go.
+        # Most likely the disk is full, and removing the files makes room for the mark.
         _empty(paths.folder, keep={paths.identity})
         write_ending(paths, identity)
 
 
 def remove_unfinished(settings: Settings, paths: LabPaths) -> None:
-    """Removes what a creation left that has not come to an identity; the door must be held.
+    """Removes what a creation left that has no identity yet; the door must be locked.
 
     Raises:
         LabError: It cannot be removed.
@@ -137,7 +137,7 @@ def remove_unfinished(settings: Settings, paths: LabPaths) -> None:
 
 
 def is_stub(paths: LabPaths) -> bool:
-    """Whether a folder is what a creation leaves that was killed before there was an identity.
+    """Whether a folder holds only what a creation killed before writing an identity leaves.
 
     Raises:
         OSError: It cannot be read.
@@ -151,18 +151,18 @@ def is_stub(paths: LabPaths) -> bool:
 
 
 def _empty(folder: Path, *, keep: frozenset[Path] | set[Path] = frozenset()) -> None:
-    """Removes everything in a folder; what cannot be removed does not keep the rest.
+    """Removes everything in a folder; if something cannot be removed, the rest still is.
 
     Args:
-        folder: Stays, and is synchronised. May be gone.
-        keep: Files and folders, anywhere below, that stay with the folders they are in.
+        folder: The folder, which itself stays and is synced. It may be missing.
+        keep: Files and folders at any depth to keep, with the folders that contain them.
 
     Raises:
         LabError: Something could not be removed.
-        OSError: The folder cannot be synchronised.
+        OSError: The folder cannot be synced.
     """
     failures: list[OSError] = []
-    for _ in range(_ROUNDS):  # what still runs may have written something meanwhile
+    for _ in range(_ROUNDS):  # a process still running may write files meanwhile
         failures = []
         for entry in _entries(folder, failures):
             _remove(entry, keep, failures)
@@ -206,7 +206,7 @@ def _remove(path: Path, keep: frozenset[Path] | set[Path], failures: list[OSErro
 
 
 def _remove_folder(paths: LabPaths) -> None:
-    """Removes the empty folder, and the file of its lock of use."""
+    """Removes the empty folder and its in-use lock file."""
     paths.folder.rmdir()
     sync_folder(paths.folder.parent)
     paths.in_use.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ __all__ = [
     "kind_of",
 ]
 
-#: Every kind by its action; how an operation goes on that some process has begun.
+#: Every kind by its action, to resume an operation that another process started.
 KINDS: dict[str, type[Kind]] = {
     kind.action: kind
     for kind in (
@@ -62,10 +62,10 @@ KINDS: dict[str, type[Kind]] = {
 
 
 def kind_of(action: str) -> type[Kind]:
-    """The kind of an operation.
+    """Returns the kind of operation for an action.
 
     Raises:
-        LabError: This version does not know it.
+        LabError: This version does not know the action.
     """
     kind = KINDS.get(action)
     if kind is None:

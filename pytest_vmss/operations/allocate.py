@@ -1,4 +1,4 @@
-"""Records of new instances, written before anything of them exists."""
+"""Allocates new instances: writes their records before anything of them exists."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["allocate_instances"]
 
 
 def allocate_instances(environment: Environment, scale_set: str, count: int) -> list[int]:
-    """Records new instances of a set, each with its identity and place (A4, D3).
+    """Allocates new instances of a set, each with its identity and place (A4, D3).
 
     Args:
-        environment: Where they will be.
+        environment: The lab's environment.
         scale_set: The set.
         count: How many.
 
     Returns:
-        Their numbers; none was ever used before in this set.
+        Their numbers, which this set has never used before.
     """
     store = environment.store
     ids: list[int] = []

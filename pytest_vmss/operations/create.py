@@ -1,4 +1,4 @@
-"""New instances: with a new scale set, or more of them (A2, A4)."""
+"""Creates instances: of a new scale set, or by scaling out (A2, A4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Create", "CreateScaleSet", "ScaleOut", "create_steps"]
 
 
 def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
-    """A new instance, from nothing to healthy."""
+    """Steps that create an instance and wait until it is healthy."""
     return [
         CreateDataDisks(revision),
         PrepareDisk(1, version, revision),
@@ -31,7 +31,7 @@ def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
 
 
 class Create(Kind):
-    """Brings new instances up; one that fails stays, to be looked at."""
+    """Creates instances; one that fails is kept for inspection."""
 
     action = "create"
 
@@ -50,7 +50,7 @@ class Create(Kind):
                 work.fail(error)
             else:
                 return
-        # What was started is there to be looked at, and the next update mends it.
+        # An instance that was started is kept for inspection; the next update repairs it.
         first = work.context.generation(1)
         stays = 1 if first is not None and first.started else 0
         work.run_untimed("keep failed", keep_failed_steps(stays, 0))
@@ -59,15 +59,15 @@ class Create(Kind):
 
 @dataclass(frozen=True)
 class CreateScaleSet(Create):
-    """A new scale set.
+    """Creates a scale set.
 
     Attributes:
-        document: Its model, checked.
-        version: The image version that the model asks for.
-        ports: Guest ports to forward besides SSH's and the probe's.
-        health_timeout: Seconds to wait for health, in place of the lab's.
-        health_command: A health source of the lab's own (F4).
-        health_function: Whether this process has a function that is one.
+        document: Its model, validated.
+        version: The image version that the model refers to.
+        ports: Guest ports to forward besides those of SSH and the probe.
+        health_timeout: Seconds to wait for health, in place of the lab's timeout.
+        health_command: A command as custom health source (F4).
+        health_function: Whether this process has a function as custom health source.
     """
 
     document: ScaleSetDocument
@@ -89,12 +89,12 @@ class CreateScaleSet(Create):
 
 @dataclass(frozen=True)
 class ScaleOut(Create):
-    """More instances.
+    """Scales out.
 
     Attributes:
-        document: The model with the new capacity, checked; recorded where it is another.
-        version: The image version that the model asks for.
-        count: How many more.
+        document: The model with the new capacity, validated; recorded if that changes.
+        version: The image version that the model refers to.
+        count: How many instances to add.
     """
 
     document: ScaleSetDocument

@@ -1,4 +1,4 @@
-"""Instances that go: with their scale set, or when it shrinks (A2)."""
+"""Deletes instances: with their scale set, or by scaling in (A2)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["Delete", "DeleteScaleSet", "ScaleIn", "begin_removal", "delete_steps
 
 
 def delete_steps(revision: int) -> Sequence[Step]:
-    """An instance goes, with its disks."""
+    """Steps that delete an instance with its disks."""
     return [Drain(), LeaveBalancer(), RemoveMachine(), RemoveFiles(revision), Forget()]
 
 
 def begin_removal(instance: InstanceContext) -> None:
-    """Records that an instance is being deleted, where it has a record still."""
+    """Records that an instance is being deleted, if it still has a record."""
     store = instance.environment.store
     if store.get(InstanceRecord, *instance.key) is not None:
         store.amend(instance.record, provisioning="Deleting")
 
 
 class Delete(Kind):
-    """Removes instances. There is no way back, and no limit: it is resumed until all is gone."""
+    """Deletes instances; without rollback or timeout, and resumed until all are gone."""
 
     action = "delete"
     needs_machine = False
@@ -43,11 +43,11 @@ class Delete(Kind):
 
 @dataclass(frozen=True)
 class ScaleIn(Delete):
-    """Fewer instances.
+    """Scales in.
 
     Attributes:
-        instance_ids: Which go.
-        document: The model with the new capacity, checked; recorded where it is another.
+        instance_ids: The instances to delete.
+        document: The model with the new capacity, validated; recorded if that changes.
     """
 
     instance_ids: Sequence[int]
@@ -63,7 +63,7 @@ class ScaleIn(Delete):
 
 @dataclass(frozen=True)
 class DeleteScaleSet(Delete):
-    """A whole scale set goes; whatever is unfinished on it ends."""
+    """Deletes a scale set; an unfinished operation on it is ended."""
 
     ends_others = "the set is deleted"
 

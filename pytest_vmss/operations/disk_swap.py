@@ -1,10 +1,9 @@
-"""A new OS disk in place of the old one, or another model on the same disk; and the way back.
+"""Swaps an instance's OS disk, or applies another model to it, and rolls back on failure.
 
-An instance fails by what its guest does or does not do, and by what the hypervisor
-refuses for it; then it goes the way back. Everything else is raised to the engine, which
-leaves the operation unfinished: see :func:`~pytest_vmss.errors.is_verdict`. On the way
-back nothing but the guest can fail, all else is raised; and what is committed never goes
-back.
+An instance fails because of its guest, or because the hypervisor refuses something for it;
+then it is rolled back. Any other error is raised to the engine, which leaves the operation
+unfinished: see :func:`~pytest_vmss.errors.is_verdict`. During a rollback only the guest can
+make the instance fail, and any other error is raised. What is committed is never rolled back.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ __all__ = [
 ]
 
 
-# The steps. A phase is a list that is the same after a crash, so that the journal can name
-# its steps by their number.
+# The steps. A phase must be the same list after a crash, because the journal refers to its
+# steps by number.
 
 
 def bring_up_steps(generation: int) -> list[Step]:
-    """A machine on an OS disk of its own, from its start to healthy."""
+    """Steps from starting a machine on its OS disk to a healthy instance."""
     return [
         Start(generation),
         ProveBoot(generation),
@@ -70,14 +69,14 @@ def bring_up_steps(generation: int) -> list[Step]:
 def swap_steps(
     old: int, new: int, version: ImageAddress, revision: int, *, data_disks: bool = False
 ) -> Sequence[Step]:
-    """A new OS disk in place of the old one (E1); the new one is made before the stop.
+    """Steps that swap the OS disk (E1); the new disk is created before the machine stops.
 
     Args:
         old: Number of the OS disk in use.
         new: Number of the new one.
-        version: Image version that it is made from.
-        revision: Revision of the model that it is made for.
-        data_disks: New, empty data disks too (``reimageall``).
+        version: Image version of the new disk.
+        revision: Revision of the model for the new disk.
+        data_disks: Replace data disks by new, empty ones too (``reimageall``).
     """
     disks: Step = ReplaceDataDisks(revision) if data_disks else CreateDataDisks(revision)
     return [
@@ -94,9 +93,9 @@ def swap_steps(
 
 
 def rollback_steps(old: int, new: int) -> Sequence[Step]:
-    """The previous OS disk back: same file, its recovery checked too (G1).
+    """Steps that restore the previous OS disk, the same file, and check its recovery (G1).
 
-    The new disk is given up first, so that nothing of it is left even if the
+    The new disk is discarded first, so that nothing of it is left even if the
     instance does not recover.
     """
     return [
@@ -112,13 +111,13 @@ def rollback_steps(old: int, new: int) -> Sequence[Step]:
 
 
 def keep_failed_steps(stays: int, old: int) -> Sequence[Step]:
-    """Without rollback: the instance stays as it is, failed; the old disk is kept.
+    """Steps without rollback: the instance stays as it is, failed; the old disk is kept.
 
     Args:
-        stays: The OS disk that it is on; 0 if no machine was ever started on any, so that
-            there is nothing to look at and nothing to keep.
-        old: The one from before; where it is still on that, the new one is of no use, and
-            the machine runs again if it was stopped already.
+        stays: Number of its current OS disk; 0 if no machine was ever started, so that there
+            is nothing to inspect or keep.
+        old: Number of the previous OS disk. If that is still the current one, the new disk
+            is discarded, and the machine is started again if it had been stopped.
     """
     if not stays:
         return [Discard(0)]
@@ -128,20 +127,20 @@ def keep_failed_steps(stays: int, old: int) -> Sequence[Step]:
 
 
 def undrain_steps() -> Sequence[Step]:
-    """An instance on which something failed serves again: the probe says whether it gets traffic."""
+    """Steps that put a failed instance back into service; the probe decides on its traffic."""
     return [Undrain(wait=False)]
 
 
 def change_steps(
     generation: int, revision: int, *, restart: bool, newer: bool = False
 ) -> Sequence[Step]:
-    """Another revision of the model on the same OS disk; also the way back.
+    """Steps that apply another revision of the model on the same OS disk; also to roll back.
 
     Args:
         generation: Number of the OS disk.
         revision: Revision of the model.
-        restart: The machine itself changes: another size, other data disks.
-        newer: Run extensions again whose handler has a higher version.
+        restart: Whether the machine itself changes: its size or data disks.
+        newer: Rerun extensions whose handler has a higher version.
     """
     machine: list[Step] = []
     if restart:
@@ -163,7 +162,7 @@ def change_steps(
     ]
 
 
-# The way there, and the way back.
+# Changing an instance, and rolling it back.
 
 
 def change_or_go_back(
@@ -172,15 +171,15 @@ def change_or_go_back(
     new_disk: Callable[[], bool],
     forward: Callable[[Work, OutcomeRecord], tuple[str, Sequence[Step]]],
 ) -> None:
-    """Changes an instance; one that fails gets back what it had, or stays as it is.
+    """Changes an instance; one that fails is rolled back, or stays as it is.
 
     Args:
-        work: The instance.
-        new_disk: Whether it gets a new OS disk; one that never came up does.
-        forward: The phase that changes it, and its steps.
+        work: The instance's work.
+        new_disk: Whether it gets a new OS disk; one that never came up always does.
+        forward: Returns the phase that changes it, and its steps.
 
     Raises:
-        Exception: It could not be brought to an end now; call it again.
+        Exception: It could not be finished for now; call this again.
     """
     plan = work.plan(lambda: work.context.record.generation == 0 or new_disk())
     if plan.error is None:
@@ -188,7 +187,7 @@ def change_or_go_back(
             work.run(*forward(work, plan))
         except Exception as error:
             if work.context.record.generation == plan.result != plan.source:
-                raise  # committed: it never goes back, what is left is done by a resume
+                raise  # committed: no rollback, a resume does the rest
             work.fail(error)
         else:
             return
@@ -202,10 +201,10 @@ def change_or_go_back(
 
 
 def roll_back(work: Work) -> None:
-    """Gives a failed instance back what it had: its previous OS disk, or its previous model.
+    """Rolls a failed instance back to its previous OS disk or its previous model.
 
     Raises:
-        Exception: The host could not go on; call it again.
+        Exception: The host could not continue; call this again.
     """
     plan, operation = work.result, work.operation
     if plan.result != plan.source:
@@ -226,7 +225,7 @@ def roll_back(work: Work) -> None:
 
 
 def undrain(work: Work) -> None:
-    """The probe says whether an instance gets traffic on which something failed."""
+    """Puts a failed instance back into service; the probe decides on its traffic."""
     work.run_untimed("undrain", undrain_steps())
 
 
@@ -235,20 +234,20 @@ def swap(
     data_disks: bool = False,
 ) -> tuple[str, Sequence[Step]]:  # fmt: skip
     """The phase that gives an instance a new OS disk."""
-    old = plan.source or plan.result - 1  # one that never came up has none of its own
+    old = plan.source or plan.result - 1  # one that never came up has no disk yet
     return "swap", swap_steps(old, plan.result, version, revision, data_disks=data_disks)
 
 
 def change(
     work: Work, plan: OutcomeRecord, *, revision: int, newer: bool = False
 ) -> tuple[str, Sequence[Step]]:
-    """The phase that brings a revision of the model to an instance on its OS disk."""
+    """The phase that applies a revision of the model to an instance on its OS disk."""
     restart = is_other_machine(work.context, plan.source_revision, revision)
     return "change", change_steps(plan.source, revision, restart=restart, newer=newer)
 
 
 def is_other_machine(context: InstanceContext, before: int, after: int) -> bool:
-    """Whether two revisions of the model make different machines."""
+    """Whether two revisions of the model differ in the machine: size or data disks."""
     if before == after:
         return False
     one, other = context.revision(before).model, context.revision(after).model
@@ -256,7 +255,7 @@ def is_other_machine(context: InstanceContext, before: int, after: int) -> bool:
 
 
 def target_of(work: Work) -> ImageAddress:
-    """The image version that an operation brings."""
+    """The image version that an operation installs."""
     operation = work.operation
     return ImageAddress(operation.gallery, operation.definition, operation.target)
 

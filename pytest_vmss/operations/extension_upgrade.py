@@ -1,4 +1,4 @@
-"""Newer versions of extension handlers, batch after batch (H3)."""
+"""Upgrades extension handlers to newer versions, batch by batch (H3)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ExtensionUpgrade(Kind):
 
     Attributes:
         started_by: Azure's ``startedBy``.
-        rollback: Give an instance that does not recover its previous state back.
+        rollback: Roll an instance that fails back to its previous state.
     """
 
     started_by: StartedBy = "User"
@@ -40,7 +40,7 @@ class ExtensionUpgrade(Kind):
         return "upgrade of extensions"
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
-        """Every instance on which a handler is not the latest that is registered."""
+        """Plans every instance on which a handler is not the latest registered version."""
         versions = {f"{p}.{t}": v for (p, t), v in handler_versions().items()}
 
         def is_on_target(record: InstanceRecord) -> bool:
@@ -69,5 +69,5 @@ class ExtensionUpgrade(Kind):
 
     @classmethod
     def roll_back(cls, work: Work) -> None:
-        """Gives a failed instance its previous extensions back."""
+        """Rolls a failed instance back to its previous extensions."""
         roll_back(work)

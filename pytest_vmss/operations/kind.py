@@ -1,8 +1,8 @@
-"""What a kind of operation is: what it plans, and what it does to one instance.
+"""The interface of a kind of operation: what it plans, and what it does to one instance.
 
-To add one: a module with a subclass of :class:`Kind`, and its name in
-:data:`~pytest_vmss.operations.KINDS`. The engine opens, journals, resumes and ends every
-kind alike and knows none by name.
+To add a kind, write a module with a subclass of :class:`Kind`, and list it in
+:data:`~pytest_vmss.operations.KINDS`. The engine opens, journals, resumes and ends all
+kinds alike and knows none by name.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Plan:
     """What an operation is going to do.
 
     Attributes:
-        outcomes: Its instances, and where each stands: in progress from the start, not
-            started where batches are still to be formed, or skipped.
-        version: The image version that it brings, fixed from now on (C4).
-        rolling: Batch after batch, as the policy says; else all instances at once.
-        replaced: Instances each of which gets a new one in its place.
+        outcomes: Its instances, and the initial outcome of each: in progress, not started
+            if batches are still to be formed, or skipped.
+        version: The image version that it installs, fixed from now on (C4).
+        rolling: Batch by batch, as the policy says; else all instances at once.
+        replaced: Instances that are each replaced by a new one.
         details: Other fields of the operation's record.
     """
 
@@ -45,7 +45,7 @@ class Work(Protocol):
     """One instance in one operation, as the kind of the operation works on it.
 
     Attributes:
-        environment: The backends.
+        environment: The lab's environment.
         operation: The operation's record.
         context: The instance.
     """
@@ -56,17 +56,17 @@ class Work(Protocol):
 
     @property
     def result(self) -> OutcomeRecord:
-        """Where the instance stands."""
+        """The instance's outcome record."""
 
     def plan(self, new_disk: Callable[[], bool]) -> OutcomeRecord:
-        """From which OS disk to which, and from which model; the same after a resume.
+        """Plans the OS disks and the model to go from and to; the same after a resume.
 
         Args:
-            new_disk: Whether the instance gets a new OS disk; asked once, before the first step.
+            new_disk: Whether the instance gets a new OS disk; called once, before the first step.
         """
 
     def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:
-        """Runs a phase that must end in time (G4), and with which the instance is done.
+        """Runs a phase with the instance's timeout (G4), and then records its outcome.
 
         Raises:
             Exception: What a step raised.
@@ -75,7 +75,7 @@ class Work(Protocol):
     def run_untimed(
         self, phase: str, steps: Sequence[Step], outcome: Outcome | None = None
     ) -> None:
-        """Runs a phase that has no limit of its own; the instance is done where an outcome is given.
+        """Runs a phase without the instance's timeout; records an outcome if one is given.
 
         Raises:
             Exception: What a step raised.
@@ -87,35 +87,35 @@ class Work(Protocol):
         """Runs a phase of this operation on another instance."""
 
     def has_begun(self, phase: str) -> bool:
-        """Whether a step of a phase was begun."""
+        """Whether any step of a phase has been started."""
 
     def fail(self, error: Exception) -> None:
-        """Records what went wrong; from now on the instance goes the way back.
+        """Records an instance's failure.
 
         Raises:
-            Exception: The very error, where it says nothing about the instance (Q1).
+            Exception: The same error, if it is not a verdict on the instance (Q1).
         """
 
     def end(self, outcome: Outcome) -> None:
-        """Records what came of the instance, with which the operation is done."""
+        """Records the instance's outcome, with which the operation is done with it."""
 
     def end_failed(self, outcome: Outcome) -> None:
-        """Likewise; its provisioning has failed."""
+        """Records the instance's outcome, and that its provisioning failed."""
 
     def begin_rollback(self) -> None:
         """Records that the instance is being rolled back."""
 
 
 class Kind(ABC):
-    """A kind of operation; an object of it is a request for one.
+    """A kind of operation; an instance of it is a request for one.
 
     Attributes:
         action: Its name in records, events and messages.
         needs_machine: Whether it starts machines, so that their size and extensions must be
             known before the first is stopped.
         surges: Whether ``maxSurge`` applies to it.
-        ends_others: Why an unfinished operation ends when it begins; empty where that keeps it
-            from beginning.
+        ends_others: The reason recorded when it ends an unfinished operation; empty if an
+            unfinished operation is a conflict instead.
     """
 
     action: ClassVar[str]
@@ -130,39 +130,39 @@ class Kind(ABC):
 
     @abstractmethod
     def plan(self, environment: Environment, scale_set: str) -> Plan:
-        """Plans it, in the transaction that opens it: what it writes is durable with it.
+        """Plans the operation, in the transaction that opens it.
 
         Args:
-            environment: Where the set is.
+            environment: The lab's environment.
             scale_set: The set's name.
 
         Raises:
-            VmssError: It cannot be; nothing is written.
+            VmssError: It is not possible; nothing is written.
         """
 
     @classmethod
     @abstractmethod
     def run(cls, work: Work) -> None:
-        """Brings one instance to its end, forward or back.
+        """Runs the operation on one instance until it has an outcome.
 
-        Called again after a crash or an error of the host, and goes on where the journal ends.
+        Called again after a crash or an error of the host, and continues from the journal.
 
         Raises:
-            Exception: It could not be brought to an end now.
+            Exception: It could not be finished for now.
         """
 
     @classmethod
     def roll_back(cls, work: Work) -> None:
-        """Gives a failed instance back what it had, where the operation stops for it.
+        """Rolls a failed instance back, after the operation was stopped by failures.
 
         Raises:
-            Exception: The host could not go on; it can be called again.
+            Exception: The host could not continue; this can be called again.
         """
         raise NotImplementedError(f"{cls.action} has no way back: {work.context.name}")
 
 
 def at_once(instance_ids: Iterable[int], *, skipped: Iterable[int] = ()) -> dict[int, Outcome]:
-    """The instances that an operation begins with at once, and those that it leaves out."""
+    """The outcomes for instances that an operation starts at once, and those that it skips."""
     return {
         **dict.fromkeys(instance_ids, Outcome.IN_PROGRESS),
         **dict.fromkeys(skipped, Outcome.SKIPPED),

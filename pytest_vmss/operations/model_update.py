@@ -1,4 +1,4 @@
-"""The latest model, brought to instances as ``upgradePolicy.mode`` says (C9)."""
+"""Applies the latest model to instances as ``upgradePolicy.mode`` says (C9)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ModelUpdate", "UpdateInstances", "behind_after"]
 def behind_after(
     environment: Environment, scale_set: str, document: ScaleSetDocument
 ) -> list[InstanceRecord]:
-    """The instances that would be behind once a model were recorded."""
+    """The instances that would be behind once a model is recorded."""
     current = environment.revisions.current(scale_set).model
     other = profile_of(document.model) != profile_of(current)
     instances = environment.store.select(InstanceRecord, scale_set.lower())
@@ -28,7 +28,7 @@ def behind_after(
 
 
 class _Update(Kind):
-    """Brings the latest model to instances, in place or by a new OS disk."""
+    """Applies the latest model to instances, in place or with a new OS disk."""
 
     action = "update"
     surges = True
@@ -59,18 +59,18 @@ class _Update(Kind):
 
     @classmethod
     def roll_back(cls, work: Work) -> None:
-        """Gives a failed instance its previous model back."""
+        """Rolls a failed instance back to its previous model."""
         roll_back(work)
 
 
 @dataclass(frozen=True)
 class ModelUpdate(_Update):
-    """Records a new model, and brings it to the instances that are behind.
+    """Records a new model, and applies it to the instances that are behind.
 
     Attributes:
-        document: The model, checked.
-        version: The image version that it asks for.
-        rolling: Batch after batch, in mode Rolling; else all at once, but protected ones.
+        document: The model, validated.
+        version: The image version that it refers to.
+        rolling: Batch by batch, in mode Rolling; else all at once, except protected ones.
     """
 
     document: ScaleSetDocument
@@ -103,12 +103,12 @@ class ModelUpdate(_Update):
 
 @dataclass(frozen=True)
 class UpdateInstances(_Update):
-    """Brings the latest model to instances, all at once (Azure's ``manualupgrade``).
+    """Applies the latest model to instances, all at once (Azure's ``manualupgrade``).
 
     Attributes:
-        instance_ids: Which.
-        version: The image version that the model asks for.
-        skipped: Which a set-wide call leaves out.
+        instance_ids: The instances to update.
+        version: The image version that the model refers to.
+        skipped: The instances that a set-wide call skips.
         started_by: Azure's ``startedBy``.
     """
 
@@ -118,7 +118,7 @@ class UpdateInstances(_Update):
     started_by: StartedBy = "User"
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
-        """All its instances at once."""
+        """Plans all its instances at once."""
         return Plan(
             at_once(self.instance_ids, skipped=self.skipped), self.version,
             details={"started_by": self.started_by},

@@ -1,4 +1,4 @@
-"""An OS upgrade: every instance to an image version, batch after batch (D, E1)."""
+"""OS upgrade: moves every instance to an image version, batch by batch (D, E1)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["OSUpgrade"]
 
 @dataclass(frozen=True)
 class OSUpgrade(Kind):
-    """Rolls a scale set to an image version.
+    """Upgrades a scale set to an image version.
 
     Attributes:
         version: The target, fixed from now on (C4).
         started_by: Azure's ``startedBy``.
-        rollback: Give an instance that does not recover its previous OS disk back.
+        rollback: Roll an instance that fails back to its previous OS disk.
     """
 
     version: VersionRecord
@@ -38,7 +38,7 @@ class OSUpgrade(Kind):
     surges = True
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
-        """Every instance that is not on the target."""
+        """Plans every instance that is not on the target."""
 
         def is_on_target(record: InstanceRecord) -> bool:
             number = f"{record.generation:06d}"
@@ -67,5 +67,5 @@ class OSUpgrade(Kind):
 
     @classmethod
     def roll_back(cls, work: Work) -> None:
-        """Gives a failed instance its previous OS disk back."""
+        """Rolls a failed instance back to its previous OS disk."""
         roll_back(work)

@@ -1,4 +1,4 @@
-"""Where new instances go, and which go when a set shrinks. Pure functions (D3, A2)."""
+"""Placement of new instances, and the choice of those to remove. Pure functions (D3, A2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 __all__ = ["GROUP_SIZE", "Placed", "Spot", "choose_to_remove", "next_spot"]
 
-#: Instances that a placement group holds at most.
+#: The most instances that a placement group holds.
 GROUP_SIZE = 100
 #: Update domains of each placement group and zone.
 UPDATE_DOMAINS = 5
@@ -29,11 +29,11 @@ class Spot:
 
 @dataclass(frozen=True)
 class Placed:
-    """An instance and where it is.
+    """An instance and its place.
 
     Attributes:
-        protected: By either kind of instance protection; never chosen for removal.
-        unhealthy: Counts only for ``prioritizeUnhealthyVMs``.
+        protected: Whether either kind of instance protection is set; never chosen for removal.
+        unhealthy: Whether it is unhealthy; only used for ``prioritizeUnhealthyVMs``.
     """
 
     instance_id: int
@@ -47,7 +47,7 @@ def next_spot(spots: Iterable[Spot], zones: Sequence[str]) -> Spot:
     """The place of the next new instance: the emptiest zone, then its emptiest update domain.
 
     Args:
-        spots: Where the set's instances are.
+        spots: The places of the set's instances.
         zones: The model's zones; none for a regional set.
     """
     taken = list(spots)
@@ -67,20 +67,20 @@ def choose_to_remove(
     *,
     unhealthy_first: bool = False,
 ) -> list[int]:
-    """Which instances go, by Azure's scale-in policy.
+    """Chooses the instances to remove, by Azure's scale-in policy.
 
-    ``Default`` keeps the zones balanced and takes the highest instance id;
-    ``NewestVM`` and ``OldestVM`` balance the zones too. Protected ones are
-    never taken.
+    ``Default`` keeps the zones balanced and removes the highest instance id;
+    ``NewestVM`` and ``OldestVM`` balance the zones too. Protected instances are
+    never chosen.
 
     Args:
         instances: All instances of the set.
-        count: How many go.
-        rules: ``scaleInPolicy.rules``; the first counts.
+        count: How many to remove.
+        rules: ``scaleInPolicy.rules``; the first applies.
         unhealthy_first: ``prioritizeUnhealthyVMs``.
 
     Returns:
-        Their numbers; fewer than asked for where too many are protected.
+        Their numbers; fewer than requested if too many are protected.
     """
     rule = rules[0] if rules else "Default"
     free = [placed for placed in instances if not placed.protected]

@@ -1,4 +1,4 @@
-"""Instances start, stop, restart, or are redeployed, on the disks that they have (K1)."""
+"""Starts, stops, restarts and redeploys instances on their current disks (K1)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def _start_steps(generation: int) -> list[Step]:
 
 @dataclass(frozen=True)
 class PowerChange(Kind):
-    """Changes instances' power; one that fails serves again, if its probe says so.
+    """Changes instances' power; one that fails serves again if its probe succeeds.
 
     Attributes:
-        instance_ids: Which.
-        skipped: Which a set-wide call leaves out.
+        instance_ids: The instances to change.
+        skipped: The instances that a set-wide call skips.
         started_by: Azure's ``startedBy``.
     """
 
@@ -35,7 +35,7 @@ class PowerChange(Kind):
     phase: ClassVar[str]
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
-        """All its instances at once."""
+        """Plans all its instances at once."""
         return Plan(at_once(self.instance_ids, skipped=self.skipped), details=self._details())
 
     def _details(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class PowerChange(Kind):
 
     @classmethod
     def steps(cls, work: Work, generation: int) -> Sequence[Step]:
-        """The steps on an instance."""
+        """The steps for one instance."""
         raise NotImplementedError
 
     @classmethod
@@ -62,7 +62,7 @@ class PowerChange(Kind):
 
 
 class StartInstances(PowerChange):
-    """Stopped instances run again."""
+    """Starts stopped instances."""
 
     action = phase = "start"
 
@@ -73,7 +73,7 @@ class StartInstances(PowerChange):
 
 
 class Restart(PowerChange):
-    """Instances stop and run again, on the same OS disk."""
+    """Stops and starts instances, on the same OS disk."""
 
     action = phase = "restart"
 
@@ -85,10 +85,10 @@ class Restart(PowerChange):
 
 @dataclass(frozen=True)
 class StopInstances(PowerChange):
-    """Instances stop.
+    """Stops instances.
 
     Attributes:
-        skip_shutdown: Cut the power instead of asking the guest.
+        skip_shutdown: Cut the power instead of asking the guest to shut down.
     """
 
     skip_shutdown: bool = False
@@ -111,7 +111,7 @@ class StopInstances(PowerChange):
 
 
 class Deallocate(StopInstances):
-    """Instances stop and give their place up; locally the same as a stop."""
+    """Stops and deallocates instances; locally the same as a stop."""
 
     action = "deallocate"
     power = "deallocated"

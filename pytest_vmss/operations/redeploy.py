@@ -1,4 +1,4 @@
-"""Instances move to another place of the host: off, and on again on the same disks."""
+"""Redeploys instances: stops them, and starts new machines on the same disks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Redeploy"]
 
 
 class Redeploy(PowerChange):
-    """Azure's ``redeploy``: a machine that is made anew, on the same OS disk and data disks."""
+    """Azure's ``redeploy``: a new machine on the same OS disk and data disks."""
 
     action = phase = "redeploy"
 

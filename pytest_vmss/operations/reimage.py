@@ -1,4 +1,4 @@
-"""A fresh OS disk of the image and model that an instance has (E3)."""
+"""Reimages instances: a fresh OS disk from their current image and model (E3)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Reimage(Kind):
     """Gives instances a fresh OS disk; data disks stay.
 
     Attributes:
-        instance_ids: Which.
-        skipped: Which a set-wide call leaves out.
+        instance_ids: The instances to reimage.
+        skipped: The instances that a set-wide call skips.
         started_by: Azure's ``startedBy``.
     """
 
@@ -29,11 +29,11 @@ class Reimage(Kind):
     skipped: Sequence[int] = ()
     started_by: StartedBy = "User"
     action = "reimage"
-    #: Whether data disks are replaced too, by empty ones.
+    #: Whether data disks are replaced by empty ones too.
     data_disks: ClassVar[bool] = False
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
-        """All its instances at once."""
+        """Plans all its instances at once."""
         return Plan(
             at_once(self.instance_ids, skipped=self.skipped),
             details={"started_by": self.started_by},

@@ -1,4 +1,4 @@
-"""New instances in place of others, which go once those are healthy (D9, K1)."""
+"""Replaces instances: the old one is deleted once the new one is healthy (D9, K1)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Replace", "replace_instance"]
 
 @dataclass(frozen=True)
 class Replace(Kind):
-    """Makes new instances in place of others.
+    """Replaces instances by new ones.
 
     Attributes:
-        instance_ids: Which are replaced.
+        instance_ids: The instances to replace.
         version: The image version of the new ones.
         started_by: Azure's ``startedBy``.
     """
@@ -34,7 +34,7 @@ class Replace(Kind):
     action = "replace"
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
-        """All its instances at once; the engine allocates the new ones."""
+        """Plans all its instances at once; the engine allocates the new ones."""
         return Plan(
             at_once(self.instance_ids), self.version, replaced=self.instance_ids,
             details={"started_by": self.started_by},
@@ -47,12 +47,12 @@ class Replace(Kind):
 
 
 def replace_instance(work: Work, plan: OutcomeRecord) -> None:
-    """Brings a new instance up in place of the old one, which goes once the new one is healthy.
+    """Creates a replacement, and deletes the old instance once the new one is healthy.
 
-    Also what an upgrade with ``maxSurge`` does.
+    Upgrades with ``maxSurge`` use it too.
 
     Raises:
-        Exception: It could not be brought to an end now; call it again.
+        Exception: It could not be finished for now; call this again.
     """
     old, environment, operation = work.context, work.environment, work.operation
     new = old.at(plan.replacement or 0)
@@ -64,14 +64,14 @@ def replace_instance(work: Work, plan: OutcomeRecord) -> None:
             except Exception as error:  # noqa: BLE001 - the old one stays
                 work.fail(error)
             else:
-                # From here on the new one is the one that stays, whatever fails.
+                # From here on the new one stays, whatever fails.
                 begin_removal(old)
                 steps = delete_steps(plan.source_revision)
                 work.run_untimed("delete", steps, Outcome.SUCCEEDED)
                 return
     finally:
         new.leave()
-    if old.record.provisioning == "Deleting":  # it was to go already
+    if old.record.provisioning == "Deleting":  # its deletion had started
         undrain(work)
         environment.store.amend(old.record, provisioning="Succeeded")
     begin_removal(new)
@@ -80,13 +80,13 @@ def replace_instance(work: Work, plan: OutcomeRecord) -> None:
 
 
 def _require_healthy(work: Work, new: InstanceContext) -> None:
-    """Looks once more at a replacement that a resume finds ready.
+    """Checks the health of a replacement again if a resume found it ready.
 
     Raises:
-        UnhealthyError: It is no longer healthy, and the old instance is still there.
+        UnhealthyError: It is no longer healthy, and the old instance is still running.
     """
     if not work.has_begun("delete"):
-        return  # this very moment it was
+        return  # its health has only just been checked
     if work.environment.hypervisor.running_generation(work.context.domain) is None:
         return  # the old one cannot take its place
     applied = new.revision(new.record.revision)

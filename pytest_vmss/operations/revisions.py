@@ -1,4 +1,4 @@
-"""A set's model: checked before anything is touched, recorded before anything exists."""
+"""Validates and records a set's model, before anything is touched."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _SSH_PORT = 22
 def check_document(
     environment: Environment, document: ScaleSetDocument, *, current: Revision | None = None
 ) -> VersionRecord:
-    """Everything that can be known to be wrong before anything is touched.
+    """Validates a model and its image before anything is touched.
 
     Args:
-        environment: Where the set is, or is to be.
+        environment: The lab's environment.
         document: The model.
-        current: What the set has now, where it is there.
+        current: The set's current revision, if it exists.
 
     Returns:
-        The image version that the model asks for.
+        The image version that the model refers to.
 
     Raises:
         ModelError: The model is not valid; every problem has its path and Azure's code.
@@ -79,7 +79,7 @@ def check_document(
 
 
 def _check_custom_data(environment: Environment, model: ScaleSetModel) -> list[ModelProblem]:
-    """Isolated guests have no way to the lab's files before SSH answers; cloud-init asks then."""
+    """Rejects custom data that needs the lab's files: isolated guests reach them only over SSH."""
     custom = model.virtual_machine_profile.os_profile.custom_data
     if environment.guest_network == "outbound" or custom is None:
         return []
@@ -98,7 +98,7 @@ def _check_custom_data(environment: Environment, model: ScaleSetModel) -> list[M
 
 
 def _ports_of(document: ScaleSetDocument) -> set[int]:
-    """Guest ports that the probe and the load balancer's rules lead to."""
+    """The guest ports of the probe and the load balancer's rules."""
     rules = document.balancer.load_balancing_rules if document.balancer else []
     ports = {rule.backend_port for rule in rules if rule.protocol != "Udp"}
     return ports | ({document.probe.port} if document.probe else set())
@@ -129,18 +129,18 @@ def register_scale_set(
     health_command: str | None = None,
     health_function: bool = False,
 ) -> ScaleSetRecord:
-    """Records a new set.
+    """Registers a new set.
 
     Args:
-        environment: Where it will be.
-        document: Its model, checked.
-        ports: Guest ports to forward besides SSH's and the probe's.
-        health_timeout: Seconds to wait for health, in place of the lab's limit.
-        health_command: A health source of the lab's own (F4).
-        health_function: Whether this process has a function that is one.
+        environment: The lab's environment.
+        document: Its model, validated.
+        ports: Guest ports to forward besides those of SSH and the probe.
+        health_timeout: Seconds to wait for health, in place of the lab's timeout.
+        health_command: A command as custom health source (F4).
+        health_function: Whether this process has a function as custom health source.
 
     Raises:
-        ConflictError: There is a set of that name.
+        ConflictError: There is already a set of that name.
     """
     model, now = document.model, environment.clock.now()
     forwarded = {_SSH_PORT, *ports, *_ports_of(document)}
@@ -168,10 +168,10 @@ def register_scale_set(
 
 
 def add_revision(environment: Environment, document: ScaleSetDocument) -> ScaleSetRecord:
-    """Records a new revision of a set's model, checked.
+    """Records a new, validated revision of a set's model.
 
     Returns:
-        The set's record, changed.
+        The set's updated record.
     """
     now = environment.clock.now()
     with environment.store.transaction():
@@ -211,7 +211,7 @@ def _put_revision(
 def _frontend(
     environment: Environment, before: str | None, document: ScaleSetDocument
 ) -> str | None:
-    """The address of the set's load balancer, which stays once it has one."""
+    """The address of the set's load balancer; once assigned, it never changes."""
     if before is None and document.balancer is not None and document.balancer.load_balancing_rules:
         return environment.free_addresses(1)[0]
     return before
@@ -231,5 +231,5 @@ def has_latest_model(environment: Environment, record: InstanceRecord) -> bool:
 
 
 def is_behind(environment: Environment, record: InstanceRecord) -> bool:
-    """Whether the set's model is still to be brought to an instance, or failed on it."""
+    """Whether an instance lacks the set's latest model, or its provisioning failed."""
     return not has_latest_model(environment, record) or record.provisioning != "Succeeded"

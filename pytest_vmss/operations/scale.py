@@ -1,4 +1,4 @@
-"""How many instances a set has, and which go when it shrinks (A2)."""
+"""Scaling: checks a new capacity, and plans what to add or remove (A2)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["check_capacity_change", "removal_of", "scaling_to"]
 
 
 def check_capacity_change(environment: Environment, scale_set: str, capacity: int) -> None:
-    """Checks that a set can have so many instances; nothing is changed.
+    """Checks that a set can have a capacity; changes nothing.
 
     Raises:
         CapacityError: The host has no room.
@@ -39,10 +39,10 @@ def check_capacity_change(environment: Environment, scale_set: str, capacity: in
 def scaling_to(
     environment: Environment, scale_set: str, capacity: int
 ) -> ScaleOut | ScaleIn | None:
-    """What brings a set to a capacity; None where it has that already.
+    """The operation that scales a set to a capacity; None if it has that already.
 
     Raises:
-        ModelError: Not a capacity that Azure takes.
+        ModelError: Azure does not accept that capacity.
     """
     now = len(_instances(environment, scale_set))
     current = environment.revisions.current(scale_set)
@@ -56,10 +56,10 @@ def scaling_to(
 
 
 def removal_of(environment: Environment, scale_set: str, numbers: Sequence[int]) -> ScaleIn:
-    """What removes instances, also protected ones; the model's capacity shrinks by them.
+    """The operation that removes instances, even protected ones, and reduces the capacity.
 
     Raises:
-        ModelError: Azure does not take the capacity that is left.
+        ModelError: Azure does not accept the remaining capacity.
     """
     left = len(_instances(environment, scale_set)) - len(numbers)
     return ScaleIn(numbers, _sized(environment, scale_set, left))
@@ -70,10 +70,10 @@ def _instances(environment: Environment, scale_set: str) -> list[InstanceRecord]
 
 
 def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetDocument:
-    """The model that a set has now, with another capacity.
+    """A set's current model, with another capacity.
 
     Raises:
-        ModelError: Azure does not take that capacity.
+        ModelError: Azure does not accept that capacity.
     """
     now = environment.revisions.current(scale_set)
     sized = load_document(now.model.full(), capacity=capacity, known_balancer=now.balancer)
@@ -82,7 +82,7 @@ def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetD
 
 
 def _removable(environment: Environment, scale_set: str, count: int) -> list[int]:
-    """Which instances go, by the set's scale-in policy; fewer where too many are protected."""
+    """The instances to remove by the set's scale-in policy; fewer if too many are protected."""
     policy = environment.revisions.current(scale_set).model.scale_in_policy
     records = _instances(environment, scale_set)
     sick: set[int] = set()

@@ -1,4 +1,4 @@
-"""What people see: a live view, tables. It only reads the store."""
+"""Output for users: the live view and tables. It only reads the store."""
 
 from __future__ import annotations
 

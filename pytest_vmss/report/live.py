@@ -1,4 +1,4 @@
-"""A view of what goes on, while it goes on: a table on a terminal, lines elsewhere."""
+"""The live view of running operations: a table on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class _Row:
 
 
 class LiveView:
-    """Shows events of a lab from now on, until it is closed.
+    """Context manager that shows a lab's events as they happen.
 
-    The table stands while an operation runs and leaves no trace; what is worth
-    keeping is printed above it.
+    The table is shown while an operation runs and then erased; what is worth keeping is
+    printed above it.
 
     Args:
         store: The lab's store, which is only read.
-        console: Where to show them.
+        console: Where to print.
     """
 
     def __init__(self, store: Store, console: Console) -> None:
@@ -79,14 +79,14 @@ class LiveView:
                 return
 
     def _show(self) -> None:
-        """Puts the table up while something runs, and takes it down afterwards."""
+        """Shows the table while an operation runs, and erases it afterwards."""
         if self._running and self._live is None and self._console.is_terminal:
-            self._console.print()  # others may have left a line unfinished
+            self._console.print()  # a line may be unfinished
             self._live = Live(
                 console=self._console,
                 transient=True,
                 auto_refresh=False,
-                redirect_stdout=False,  # they are pytest's
+                redirect_stdout=False,  # pytest redirects them
                 redirect_stderr=False,
             )
             self._live.start()
@@ -143,7 +143,7 @@ class LiveView:
         return table
 
     def _versions(self) -> dict[str, str]:
-        """The image that each instance is on, and the one that it is going to."""
+        """Each instance's current image version, and the one it is changing to."""
         versions = {}
         for record in self._store.select(InstanceRecord):
             now, following = "", ""

@@ -1,4 +1,4 @@
-"""Lines on a terminal, in which nothing of a guest's or a file's is obeyed (R2)."""
+"""Prints text of guests and files without letting it control the terminal (R2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["plain", "say"]
 
 
 def plain(text: str, style: str = "") -> Text:
-    """A text as it is: square brackets are no markup, ``:skull:`` no emoji, controls are gone."""
+    """Literal text: no markup in square brackets, no ``:skull:`` emoji, no control characters."""
     return Text(clean(text), style=style)
 
 
@@ -19,9 +19,9 @@ def say(console: Console, *parts: str | Text, style: str = "") -> None:
     """Prints one line, which the terminal may wrap.
 
     Args:
-        console: Where.
-        parts: What it is made of; strings are taken as they are.
-        style: Of the strings.
+        console: Where to print.
+        parts: The parts of the line; strings are taken literally.
+        style: The style of the strings.
     """
     line = Text()
     for part in parts:

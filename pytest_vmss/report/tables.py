@@ -1,4 +1,4 @@
-"""Tables of instances, of an upgrade's end, and of how long its stages took."""
+"""Tables of instances, of an upgrade's outcome, and of the duration of its stages."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _STYLES = {
 
 
 def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
-    """The instances of a set.
+    """A table of a set's instances.
 
     Args:
         scale_set: The set.
-        health: Ask each for its health, which takes a moment.
+        health: Also query each instance's health, which takes a moment.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("instance", "state", "image", "OS disk", "kernel", "boot id", "SSH at"):
@@ -63,7 +63,7 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
 
 
 def upgrade_summary(report: OperationReport) -> Text:
-    """How an upgrade ended, and what came of each instance."""
+    """How an upgrade ended, and each instance's outcome."""
     record, errors = report.record, report.errors
     style = {"Completed": "bold green", "Faulted": "bold red"}.get(record.status, "bold yellow")
     text = Text.assemble(
@@ -87,11 +87,11 @@ def _what(record: OperationRecord) -> str:
 
 
 def stage_table(record: OperationRecord, steps: Iterable[StepRecord]) -> Table:
-    """Seconds that each stage of each instance took.
+    """A table of the seconds that each stage of each instance took.
 
     Args:
-        record: The upgrade.
-        steps: Its journal.
+        record: The operation.
+        steps: Its journalled steps.
     """
     stages = stages_of(steps)
     names = list(dict.fromkeys(name for stage in stages.values() for name in stage))

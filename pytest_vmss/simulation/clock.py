@@ -1,4 +1,4 @@
-"""A clock on which time passes at once, and threads take turns in an order of their own."""
+"""A virtual clock: sleeps return at once, and threads take turns in an order set by a seed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _I = TypeVar("_I")
 
 
 class VirtualClock:
-    """A clock on which time passes at once, for simulations.
+    """A clock on which sleeps return at once, for simulations.
 
-    What runs side by side runs on threads of its own, of which one at a time has its
-    turn, in an order that depends on the seed alone; each sleep and each effect lets others
-    run. Many items are taken one after another instead, each from the same moment: that
-    costs less, and hosts do not take so many at once either.
+    Concurrent items run on threads of their own, one at a time, in an order that depends only
+    on the seed; each sleep and each effect lets other threads run. More items than ``threads``
+    are run one after another instead, each starting at the same time: that costs less, and
+    hosts do not run so many at once either.
 
     Args:
         seed: The same seed gives the same order.
-        threads: Up to how many items run on threads.
+        threads: The most items that run on threads.
 
     Attributes:
-        held: Whether the calling thread holds a lock that others may wait for: it is not
-            preempted then.
+        held: Returns whether the calling thread holds a lock that others may wait for; it is
+            then not preempted.
     """
 
     def __init__(self, seed: int = 0, *, threads: int = 8) -> None:
@@ -41,18 +41,18 @@ class VirtualClock:
         self._closed = False
 
     def now(self) -> datetime:
-        """The time of day, in UTC; it begins with the year 2026."""
+        """The time of day in UTC; it starts at the beginning of 2026."""
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.monotonic())
 
     def monotonic(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was created."""
         return self._baton.elapsed + (self._apart or 0.0)
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass at once, and others run meanwhile.
+        """Advances the time, and lets other threads run meanwhile.
 
         Raises:
-            Interrupted: The lab is being closed, or the operation stopped.
+            Interrupted: The lab is being closed, or the operation was stopped.
         """
         self.check()
         if self._apart is not None:
@@ -64,13 +64,13 @@ class VirtualClock:
         self.check()
 
     def preempt(self) -> None:
-        """Lets others run first, where a real thread might be preempted too."""
+        """Lets other threads run first, where a real thread might be preempted too."""
         if self._apart is None and not self.held():
             self._baton.sleep(0.0)
 
     @property
     def _apart(self) -> float | None:
-        """By how much this thread's time is ahead, where it takes items one after another."""
+        """Seconds that this thread is ahead while it runs items one after another, else None."""
         apart: float | None = getattr(self._here, "apart", None)
         return apart
 
@@ -79,13 +79,13 @@ class VirtualClock:
         self._here.apart = seconds
 
     def check(self) -> None:
-        """Raises where a wait would."""
+        """Raises :class:`Interrupted` if a wait would."""
         if self._closed:
             raise Interrupted
         check_signal()
 
     def run_concurrently(self, items: Sequence[_I], act: Callable[[_I], object]) -> None:
-        """Acts on items as if side by side; raises the first one's failure after all have ended."""
+        """Acts on items as if concurrently; raises the first failure after all have ended."""
         if len(items) > self._threads or self._apart is not None:
             raised = self._in_turn(items, act)
         elif len(items) == 1:
@@ -129,11 +129,11 @@ class VirtualClock:
         return raised
 
     def close(self) -> None:
-        """Makes every wait, from now on, raise :class:`Interrupted`."""
+        """Makes every later wait raise :class:`Interrupted`."""
         self._closed = True
 
 
 def preempt(clock: Clock) -> None:
-    """Lets others run first, on a virtual clock; simulated effects begin so."""
+    """Lets other threads run first, on a virtual clock; called before every simulated effect."""
     if isinstance(clock, VirtualClock):
         clock.preempt()

@@ -1,4 +1,4 @@
-"""A guest in memory, which behaves as its image version says (simulation ring)."""
+"""A guest in memory, with the behaviour of its image version (simulation ring)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _BOOT_S = 30.0
 _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
 _SYNC_S = 0.1
-#: Of the host's clock, for a function that really hangs.
+#: Seconds of real time after which a health function counts as hanging.
 _CHECK_S = 60.0
 
 
 class Behaviour(StrEnum):
-    """How the instances of an image version fare."""
+    """How the instances of an image version behave."""
 
     GOOD = "good"
     PANICS = "panics"
@@ -47,16 +47,16 @@ class SimulatedGuest:
     """Implements :class:`~pytest_vmss.guest.Guest`.
 
     Args:
-        name: The instance's.
+        name: The instance's name.
         domain: Its machine's name.
         generation: Number of the OS disk that is expected to run.
         version: Its image version.
-        behaviour: How it fares.
-        hypervisor: Where its machine runs.
-        clock: Lets time pass for what takes time.
+        behaviour: Returns how it behaves.
+        hypervisor: The hypervisor on which its machine runs.
+        clock: The clock on which its actions take time.
         runs: Counts every execution of custom data and of extensions: by instance, number
             of the OS disk, and what was run.
-        listening: The ports on which it listens.
+        listening: Returns the ports on which it listens.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class SimulatedGuest:
 
     @property
     def _disk(self) -> SimulatedDisk:
-        """The disk that the machine runs on; what it holds is all that the guest knows."""
+        """The disk that the machine runs on, which holds all of the guest's state."""
         return self._hypervisor.disks[str(self._hypervisor.defined[self._domain].os_disk)]
 
     def _once(self, what: str, run: str = "") -> None:
-        """Runs something, unless a record on the disk says that this run was begun."""
+        """Runs something, unless a record on the disk says that this run was started."""
         if (what, run) in self._disk.ran:
             return
         self._disk.ran.add((what, run))
@@ -104,7 +104,7 @@ class SimulatedGuest:
         self._runs[key] = self._runs.get(key, 0) + 1
 
     def _half_done(self) -> None:
-        """An effect is half done; whoever simulates kills may do so here."""
+        """Called when an effect is half done: a place for tests to simulate a kill."""
 
     def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
         """Boots, or panics."""
@@ -136,7 +136,7 @@ class SimulatedGuest:
         return CloudInitResult("done")
 
     def shell(self) -> Shell:
-        """There is none.
+        """Always raises: a simulated guest has no shell.
 
         Raises:
             GuestUnreachableError: Always.
@@ -147,7 +147,7 @@ class SimulatedGuest:
         )
 
     def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionResult:
-        """Runs an extension, once for each run; the command ``hang`` does not end."""
+        """Runs an extension once per run; the command ``hang`` never ends."""
         self._alive()
         self._once(extension.name, run)
         if (extension.settings or {}).get("commandToExecute") == "hang":
@@ -166,7 +166,7 @@ class SimulatedGuest:
         )
 
     def remove_extension(self, extension: Extension, timeout: float) -> str:  # noqa: ARG002
-        """Forgets its runs; ``cannot be removed`` among its settings is what goes wrong."""
+        """Forgets its runs; returns its setting ``cannot be removed`` as the error, if any."""
         self._alive()
         self._clock.sleep(_EXTENSION_S)
         self._alive()
@@ -183,7 +183,7 @@ class SimulatedGuest:
         return str((extension.settings or {}).get("cannot be removed", ""))
 
     def report_extension(self, extension: Extension, last: ExtensionResult) -> ExtensionResult:
-        """What its status file says, where it writes one."""
+        """What its status file reports, if it writes one."""
         self._alive()
         text = self._hypervisor.read_file(self._domain, STATUS_FILE)
         if text is None or not is_application_health(extension):
@@ -191,18 +191,18 @@ class SimulatedGuest:
         return described(last, text, extension)
 
     def _exit_code(self, extension: Extension) -> int:
-        """Of its command: ``exit N`` is understood, everything else succeeds."""
+        """The exit code of its command: N for ``exit N``, else 0."""
         if self._behaviour() is Behaviour.EXTENSION_FAILS:
             return 1
         return _exit_code(str((extension.settings or {}).get("commandToExecute", "")))
 
     def sync(self) -> None:
-        """Takes a moment."""
+        """Only takes time."""
         self._alive()
         self._clock.sleep(_SYNC_S)
 
     def check(self, check: Check) -> tuple[bool, str]:
-        """A command as in :meth:`run_extension`; a function is given the guest itself."""
+        """Runs a command as :meth:`run_extension` does, or calls a function with this guest."""
         self._alive()
         if isinstance(check, str):
             code = _exit_code(check)
@@ -210,7 +210,7 @@ class SimulatedGuest:
         return asked(check, self, timeout=_CHECK_S)
 
     def listening(self) -> set[int]:
-        """As it was told."""
+        """The ports of the constructor's ``listening``."""
         self._alive()
         return self._listening()
 
@@ -219,6 +219,6 @@ class SimulatedGuest:
 
 
 def _exit_code(command: str) -> int:
-    """Of a command: ``exit N`` is understood, everything else succeeds."""
+    """The exit code of a command: N for ``exit N``, else 0."""
     found = _EXIT.fullmatch(command)
     return int(found[1]) if found else 0

@@ -1,7 +1,7 @@
 """A hypervisor in memory: the same protocol, no processes (for the simulation ring).
 
-Disks are empty files, so that what must be left and what must be gone can be
-seen; machines are entries of a dictionary that a test keeps across "crashes".
+Disks are empty files, so that tests can check which are left and which are gone;
+machines are entries of a dictionary that a test keeps across "crashes".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytest_vmss.simulation.clock import preempt
 
 __all__ = ["SimulatedDisk", "SimulatedHypervisor"]
 
-#: What outlives the process that orders it about.
+#: The attributes that outlive the process of a lab.
 _LASTING = (
     "defined", "running", "paused", "cut", "agents_hang", "starts", "boots", "deaf", "images",
     "disks",
@@ -30,11 +30,11 @@ _LASTING = (
 
 @dataclass
 class SimulatedDisk:
-    """What is on an OS disk; a fresh one at the same place is another.
+    """The content of an OS disk; a new disk at the same path has its own.
 
     Attributes:
         image: The image version that it was made from.
-        ran: The guest's own record, on this disk, of what has been run: custom data, and
+        ran: The guest's own record on this disk of what has been run: custom data, and
             extensions by name and run.
     """
 
@@ -46,15 +46,15 @@ class SimulatedHypervisor:
     """Implements :class:`~pytest_vmss.hypervisor.protocol.Hypervisor`.
 
     Args:
-        clock: Lets time pass for what takes time.
-        folder: Where the file is kept of which OS disks and seeds are further names; a
-            name costs a small part of what a file does.
+        clock: The clock on which its actions take time.
+        folder: The folder of the one file to which OS disks and seeds are hard links; a link
+            costs far less than a file.
 
     Attributes:
         defined: Machines by name; whether they run is in ``running``.
         running: Names of the machines that run.
-        paused: Names of those that are halted.
-        cut: Names of those whose network cable is pulled.
+        paused: Names of those that are paused.
+        cut: Names of those whose network link is down.
         agents_hang: Names of those whose agent does not answer.
         read_file: Files of guests, as their agents read them.
         starts: Every start so far: (name, generation).
@@ -85,11 +85,11 @@ class SimulatedHypervisor:
         self.disks: dict[str, SimulatedDisk] = {}
 
     def snapshot(self) -> bytes:
-        """Everything that outlives the process that orders it about."""
+        """Pickles everything that outlives the process of a lab."""
         return pickle.dumps({name: getattr(self, name) for name in _LASTING})
 
     def restore(self, snapshot: bytes) -> None:
-        """Takes up what an earlier process has left."""
+        """Restores what an earlier process left."""
         for name, value in pickle.loads(snapshot).items():  # noqa: S301 - made by this class
             setattr(self, name, value)
 
@@ -98,14 +98,14 @@ class SimulatedHypervisor:
         return self.disks[str(machine.os_disk)].image
 
     def adopt(self, machine: Machine, disk: SimulatedDisk) -> None:
-        """Takes a machine for one that runs already."""
+        """Registers a machine as already running."""
         self.defined[machine.name] = machine
         self.running.add(machine.name)
         self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
         self.disks[str(machine.os_disk)] = disk
 
     def create_data_disk(self, path: Path, size_gib: int) -> None:
-        """Makes an empty data disk unless there is one."""
+        """Creates an empty data disk unless there is one."""
         preempt(self._clock)
         if not path.exists():
             path.write_text(f"{size_gib} GiB")
@@ -116,7 +116,7 @@ class SimulatedHypervisor:
         image: Path,
         size_gib: int | None,  # noqa: ARG002 - the protocol's
     ) -> None:
-        """Makes a fresh disk on an image."""
+        """Creates a fresh OS disk on an image."""
         preempt(self._clock)
         if self.fail_os_disks:
             raise ToolError(
@@ -129,7 +129,7 @@ class SimulatedHypervisor:
         self.disks[str(path)] = SimulatedDisk(self.images.get(image.stem, ""))
 
     def write_seed(self, path: Path, seed: Seed) -> None:  # noqa: ARG002 - the protocol's
-        """Makes the seed's file."""
+        """Creates the seed's file."""
         preempt(self._clock)
         self._place(path)
 
@@ -138,14 +138,14 @@ class SimulatedHypervisor:
         part.unlink(missing_ok=True)
         os.link(self._blank, part)
         self._half_done()
-        path.unlink(missing_ok=True)  # rename does nothing where both are one file
+        path.unlink(missing_ok=True)  # rename does nothing if both are the same file
         part.rename(path)
 
     def _half_done(self) -> None:
-        """An effect is half done; whoever simulates kills may do so here."""
+        """Called when an effect is half done: a place for tests to simulate a kill."""
 
     def start(self, machine: Machine) -> None:
-        """Runs a machine whose disks are there."""
+        """Starts a machine; its disks must exist."""
         preempt(self._clock)
         if self.running_generation(machine.name) == machine.generation:
             return
@@ -163,7 +163,7 @@ class SimulatedHypervisor:
         self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
 
     def state(self, name: str) -> PowerState:
-        """Whether a machine runs."""
+        """The power state of a machine."""
         if name not in self.defined:
             return PowerState.ABSENT
         return PowerState.RUNNING if name in self.running else PowerState.STOPPED
@@ -173,11 +173,11 @@ class SimulatedHypervisor:
         return self.defined[name].generation if name in self.running else None
 
     def agent_connected(self, name: str) -> bool:
-        """Always, in a machine that runs."""
+        """Whether the machine is running; its agent is then connected."""
         return name in self.running
 
     def agent(self, name: str, command: str) -> str:
-        """The agent knows the time, and the files that ``read_file`` gives."""
+        """Answers calls to the guest agent for the time, and for files of ``read_file``."""
         if name not in self.running or name in self.agents_hang or name in self.paused:
             raise HypervisorError(f"the guest agent of {name} failed: it does not answer")
         call = json.loads(command)
@@ -198,19 +198,19 @@ class SimulatedHypervisor:
         return json.dumps({"return": answer})
 
     def pause(self, name: str) -> None:
-        """Halts a machine."""
+        """Pauses a machine."""
         preempt(self._clock)
         self._require_running(name)
         self.paused.add(name)
 
     def unpause(self, name: str) -> None:
-        """Lets a machine go on."""
+        """Resumes a paused machine."""
         preempt(self._clock)
         self._require_running(name)
         self.paused.discard(name)
 
     def set_link(self, name: str, *, up: bool) -> None:
-        """Plugs a machine's network cable in, or pulls it."""
+        """Sets a machine's network link up or down."""
         preempt(self._clock)
         self._require_running(name)
         (self.cut.discard if up else self.cut.add)(name)
@@ -231,14 +231,14 @@ class SimulatedHypervisor:
         self.running.discard(name)
 
     def remove(self, name: str) -> None:
-        """Cuts a machine's power and forgets it."""
+        """Cuts a machine's power and undefines it."""
         preempt(self._clock)
         self.running.discard(name)
         self.defined.pop(name, None)
 
     def machines(self, prefix: str) -> list[str]:
-        """Names of all machines that start so."""
+        """Names of all machines with a prefix."""
         return sorted(name for name in self.defined if name.startswith(prefix))
 
     def close(self) -> None:
-        """Does nothing: machines run on."""
+        """Does nothing: machines keep running."""

@@ -1,8 +1,8 @@
 """A lab whose machines and guests are simulated, on a virtual clock.
 
-Everything from the engine up is the real thing; the world ends at the protocols
-of hypervisor and guest. For the simulation ring, the benchmarks, and suites that
-want to see what an upgrade policy does without starting a VM.
+Everything from the engine up is real; only what is behind the protocols of hypervisor and
+guest is simulated. For the simulation ring, the benchmarks, and suites that want to see what
+an upgrade policy does without starting a VM.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, 
 
 __all__ = ["SimulatedLab"]
 
-#: What outlives the process of a lab, besides machines and load balancers.
+#: The attributes that outlive the process of a lab, besides machines and load balancers.
 _LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
 
 
 class SimulatedLab(Lab):
-    """A real lab, whose world ends at a simulated hypervisor and simulated guests.
+    """A real lab with a simulated hypervisor and simulated guests.
 
-    Call :meth:`begin` first. On a lab that has sets, their instances are taken to
+    Call :meth:`begin` first. If the lab already has sets, their instances are assumed to
     run as the records say, and all images to be good.
 
     Attributes:
-        behaviours: How the instances of each image version fare.
+        behaviours: How the instances of each image version behave.
         sick: Names of instances whose probe fails whatever they run.
-        applications: What the Application Health extension of an instance sees, by name,
-            where it is another than its behaviour says.
+        applications: What the Application Health extension observes, by instance name, where
+            it differs from the instance's behaviour.
         deaf_ports: Ports of guests on which nothing listens.
         unreachable: What is wrong with URIs that extensions download from.
-        metrics: Custom metrics by name of the instance.
+        metrics: Custom metrics by instance name.
         balancers: Load balancers by the set's unique id.
         runs: How often custom data and each run of an extension was executed: by instance,
             number of the OS disk, and what.
-        simulated: The machines.
+        simulated: The simulated hypervisor.
         room: How many machines the host has room for.
     """
 
@@ -71,12 +71,12 @@ class SimulatedLab(Lab):
     room: int = 10_000
 
     def begin(self, seed: int = 0, *, threads: int = 8) -> None:
-        """Puts simulations in the place of machines, guests and time.
+        """Replaces machines, guests, load balancers and the clock by simulations.
 
         Args:
             seed: The same seed gives the same run.
-            threads: Up to how many instances are acted on by threads of their own; more are
-                by one after another, which is several times as fast.
+            threads: The most instances that are acted on in threads of their own; more are
+                acted on one after another, which is several times as fast.
         """
         self.virtual = VirtualClock(seed, threads=threads)
         self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
@@ -102,7 +102,7 @@ class SimulatedLab(Lab):
         self._adopt()
 
     def _schedule_store(self) -> None:
-        """Lets others run before and after each transaction, and nobody in the middle of one."""
+        """Lets other threads run before and after each transaction, but never inside one."""
         store, transaction, virtual = self.store, self.store._transaction, self.virtual
         virtual.held = lambda: store._owner == threading.get_ident()
 
@@ -117,9 +117,9 @@ class SimulatedLab(Lab):
 
     @property
     def executions(self) -> dict[tuple[str, int, str], int]:
-        """How often custom data and each extension was executed, whatever the run was called.
+        """How often custom data and each extension were executed, over all runs.
 
-        An extension that was removed from an instance begins anew.
+        An extension that was removed from an instance is counted anew afterwards.
         """
         found = Counter[tuple[str, int, str]]()
         for (name, generation, what), times in self.runs.items():
@@ -131,7 +131,7 @@ class SimulatedLab(Lab):
         return dict(found)
 
     def snapshot(self) -> bytes:
-        """Everything that outlives the process of the lab: machines, guests, load balancers."""
+        """Pickles all that outlives the lab's process: machines, guests, load balancers."""
         told = {
             "machines": self.simulated.snapshot(),
             "balancers": {
@@ -144,7 +144,7 @@ class SimulatedLab(Lab):
         return pickle.dumps(told)
 
     def restore(self, snapshot: bytes) -> None:
-        """Takes up what another process of the lab has left; call :meth:`begin` before."""
+        """Restores what another process of the lab left; call :meth:`begin` first."""
         told = pickle.loads(snapshot)  # noqa: S301 - made by this class
         self.simulated.restore(told["machines"])
         for key, (running, members, busy) in told["balancers"].items():
@@ -156,7 +156,7 @@ class SimulatedLab(Lab):
             setattr(self, name, value)
 
     def _adopt(self) -> None:
-        """Takes the machines of the records for running."""
+        """Registers the machines of the records as running."""
         for version in self.store.select(VersionRecord):
             self.behaviours[version.version] = Behaviour.GOOD
             self.simulated.images[version.digest] = version.version
@@ -184,7 +184,7 @@ class SimulatedLab(Lab):
         )
 
     def _require_balancer(self) -> None:
-        """A simulated one is always there."""
+        """Does nothing: a simulated load balancer is always available."""
 
     def _simulate_balancer(self, record: ScaleSetRecord, _rules: Sequence[Rule]) -> Balancer:
         made = self.balancers.get(record.unique_id)
@@ -203,14 +203,14 @@ class SimulatedLab(Lab):
         return self._probe(record.name)
 
     def _probe(self, name: str) -> Observation:
-        """What a probe sees of an instance from outside."""
+        """The result of probing an instance from outside."""
         domain = f"vmss-{self.identity.id}-{name}"
         if domain in self.simulated.paused or domain in self.simulated.cut:
             return Observation(Health.UNHEALTHY, "timed out")
         return self._application(name)
 
     def _application(self, name: str) -> Observation:
-        """How an instance's application is."""
+        """The health of an instance's application, as seen inside the guest."""
         domain = f"vmss-{self.identity.id}-{name}"
         machine = self.simulated.defined.get(domain)
         if machine is None or domain not in self.simulated.running or name in self.sick:
@@ -219,7 +219,7 @@ class SimulatedLab(Lab):
         return Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
 
     def _simulate_file(self, domain: str, path: str) -> bytes | None:
-        """The Application Health extension's status file, by its own rules."""
+        """The status file of the Application Health extension, if the instance has it."""
         name = domain.removeprefix(f"vmss-{self.identity.id}-")
         scale_set, _, number = name.rpartition("_")
         context = InstanceContext(self.environment, scale_set, int(number))
@@ -244,7 +244,7 @@ class SimulatedLab(Lab):
         return document(rules.state, told, self._told(name), f"boot-{boot}", stamp).encode()
 
     def _told(self, name: str) -> str | None:
-        """``customMetrics``, as an application reports them."""
+        """``customMetrics`` as an application reports them; None for none."""
         metrics = self.metrics.get(name)
         if metrics is None:
             return None
@@ -252,22 +252,22 @@ class SimulatedLab(Lab):
         return json.dumps({"rollingUpgrade": told})
 
     def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
-        """Publishes an image version whose instances fare so."""
+        """Publishes an image version whose instances have a given behaviour."""
         path = self.paths.folder / f"source-{version}.qcow2"
-        size = 1 + int(version.replace(".", ""))  # another size, another digest
+        size = 1 + int(version.replace(".", ""))  # the size makes the digest unique
         run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size}M"], what="an image")
         self.behaviours[version] = behaviour
         record = self.gallery().publish("web", version, path)
         self.simulated.images[record.digest] = version
 
     def start(self, body: dict[str, Any], load_balancer: dict[str, Any]) -> ScaleSet:
-        """Creates a set, on a good version 1.0.0 unless there is another."""
+        """Creates a set; publishes a good version 1.0.0 first if there is no version yet."""
         if not self.gallery().versions("web"):
             self.publish("1.0.0")
         return self.create(body, load_balancer=load_balancer)
 
     def roll(self, web: ScaleSet, version: str, behaviour: Behaviour = Behaviour.GOOD) -> Upgrade:
-        """Publishes a version and runs what becomes due, in this thread."""
+        """Publishes a version, and runs the upgrades that become due, in this thread."""
         self.publish(version, behaviour)
         self.run_due()
         return web.history()[0]

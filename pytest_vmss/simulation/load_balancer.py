@@ -15,11 +15,11 @@ class SimulatedBalancer:
     """Implements :class:`~pytest_vmss.load_balancer.protocol.Balancer`.
 
     Args:
-        probe: Whether an instance is healthy now.
-        clock: On which others may run before each change.
+        probe: Returns whether an instance is healthy now.
+        clock: The clock that lets other threads run before each change.
 
     Attributes:
-        members: By name, with whether each is in service.
+        members: Whether each member is in service, by name.
         busy: Connections by name.
     """
 
@@ -31,45 +31,45 @@ class SimulatedBalancer:
         self.running = False
 
     def ensure(self, members: Sequence[Member]) -> None:
-        """Runs, with these members and no others."""
+        """Starts it with exactly these members."""
         preempt(self._clock)
         self.running = True
         self.members = {member.name: member.in_service for member in members}
 
     def add(self, member: Member) -> None:
-        """Takes a member in."""
+        """Adds a member."""
         preempt(self._clock)
         self.members[member.name] = member.in_service
 
     def remove(self, name: str) -> None:
-        """Lets a member go."""
+        """Removes a member."""
         preempt(self._clock)
         self.members.pop(name, None)
 
     def take_out(self, name: str) -> None:
-        """Sends a member no new connections."""
+        """Stops sending a member new connections."""
         preempt(self._clock)
         if name in self.members:
             self.members[name] = False
 
     def put_back(self, name: str) -> None:
-        """Sends a member connections again."""
+        """Resumes sending a member connections."""
         preempt(self._clock)
         if name in self.members:
             self.members[name] = True
 
     def connections(self, name: str) -> int:
-        """How many connections a member has now; one ends at each look."""
+        """The number of a member's connections; one ends with each call."""
         left = self.busy.get(name, 0)
         self.busy[name] = max(left - 1, 0)
         return left
 
     def healthy(self, name: str) -> bool | None:
-        """What the probe says of a member."""
+        """Whether the probe finds a member healthy; None for no such member."""
         return self._probe(name) if name in self.members else None
 
     def stop(self) -> None:
-        """Ends."""
+        """Stops it."""
         preempt(self._clock)
         self.running = False
         self.members = {}

@@ -1,9 +1,8 @@
-"""Threads of which exactly one runs at a time, in an order that a seed decides.
+"""A deterministic scheduler: exactly one thread runs at a time, in an order set by a seed.
 
-For simulations: what runs side by side on real hosts does so here too, on threads
-of its own, and one is preempted at every effect, but the same seed gives the same
-run. Time is discrete: it passes when every thread sleeps, up to the moment at
-which the first of them wakes.
+For simulations: what is concurrent on real hosts runs on threads here too, and may be
+preempted at every effect, but the same seed gives the same run. Time is discrete: it
+advances when every thread sleeps, to the time at which the first of them wakes.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ __all__ = ["Baton", "Killed"]
 
 _I = TypeVar("_I")
 
-#: Seconds of the host's time after which a thread that waits for its turn gives up: whoever
-#: runs is stuck in a lock that another one holds, which was preempted.
+#: Seconds of real time after which a thread that waits for its turn gives up: the running
+#: thread is then stuck on a lock held by one that was preempted.
 _STUCK_S = 300.0
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL in simulations: nothing in the product catches it.
+    """Simulates SIGKILL: nothing in the product catches it.
 
-    Whatever runs side by side with the thread that it is raised in dies where it is.
+    Threads that run concurrently with the one that raises it die where they are.
     """
 
 
 @dataclass(eq=False)
 class _Group:
-    """What one caller runs side by side.
+    """The tasks that one caller runs concurrently.
 
     Attributes:
         left: How many have not ended.
-        caller: The task that waits for them; None where it is a thread that runs freely.
-        ended: Set with the end of the last one, for a caller that runs freely.
+        caller: The task that waits for them; None if the caller is not scheduled here.
+        ended: Set when the last one ends, for a caller that is not scheduled here.
     """
 
     left: int
@@ -51,10 +50,10 @@ class _Task:
     """A thread that takes turns.
 
     Attributes:
-        go: Released when its turn has come.
-        wake: Moment at which it has slept enough.
-        waits: For those that it runs side by side.
-        poison: Raised in it at its next turn.
+        go: Released when it is its turn.
+        wake: The time at which its sleep ends, in seconds.
+        waits: Whether it waits for tasks that it runs concurrently.
+        poison: An exception to raise in it at its next turn.
     """
 
     group: _Group
@@ -68,9 +67,9 @@ class _Task:
 
 
 class Baton:
-    """Hands the right to run from thread to thread.
+    """Passes the right to run from thread to thread.
 
-    Threads that it did not start run freely beside; what they sleep is added to the time.
+    Threads that it did not start are not scheduled; what they sleep is added to the time.
 
     Args:
         seed: The same seed gives the same order.
@@ -81,19 +80,19 @@ class Baton:
 
     def __init__(self, seed: int) -> None:
         self.elapsed = 0.0
-        self._random = random.Random(seed)  # noqa: S311 - nothing secret
+        self._random = random.Random(seed)  # noqa: S311 - not for secrets
         self._mutex = threading.Lock()
         self._tasks: list[_Task] = []
         self._running: _Task | None = None
         self._here = threading.local()
 
     def shuffle(self, items: list[_I]) -> None:
-        """Brings items into an order that depends on the seed."""
+        """Shuffles items in place, as the seed decides."""
         with self._mutex:
             self._random.shuffle(items)
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass, and others run meanwhile; 0 only lets others run."""
+        """Sleeps while other threads run; 0 only lets the others run."""
         me = self._me
         with self._mutex:
             if me is None:
@@ -106,7 +105,7 @@ class Baton:
         self._hand_over(me, following)
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass without letting others run."""
+        """Advances the time without letting other threads run."""
         with self._mutex:
             self.elapsed += seconds
 
@@ -117,18 +116,18 @@ class Baton:
         *,
         interrupt: Callable[[], object] = lambda: None,
     ) -> list[BaseException | None]:
-        """Acts on items, in a thread for each.
+        """Acts on items, each in a thread of its own.
 
         Args:
             items: What to act on.
-            act: Called for each.
-            interrupt: Called on Ctrl-C; the acts must end by it.
+            act: Called for each item.
+            interrupt: Called on Ctrl-C; it must make the calls end.
 
         Returns:
-            What each item's act raised; None where it raised nothing.
+            For each item the exception that was raised, or None.
 
         Raises:
-            Killed: One was killed, and with it all.
+            Killed: One was killed, and all others with it.
         """
         me = self._me
         group = _Group(len(items), me)
@@ -163,7 +162,7 @@ class Baton:
         return raised
 
     def _begin(self, me: _Task | None, tasks: Sequence[_Task]) -> None:
-        """Lets tasks take turns; a task that begins them waits for their end."""
+        """Starts scheduling tasks; if the caller is a task itself, it waits for their end."""
         following = None
         with self._mutex:
             for task in tasks:
@@ -201,7 +200,7 @@ class Baton:
             raise me.poison
 
     def _choose(self) -> _Task | None:
-        """Whose turn is next; called with the mutex held."""
+        """Chooses the next task to run; called with the mutex held."""
         waiting = [task for task in self._tasks if not task.waits]
         ready = [task for task in waiting if task.wake <= self.elapsed or task.poison]
         if not ready and waiting:
@@ -214,7 +213,7 @@ class Baton:
         return self._running
 
     def _end(self, task: _Task, error: BaseException | None) -> None:
-        """A task has ended, in its own thread."""
+        """Handles the end of a task, in its own thread."""
         group = task.group
         with self._mutex:
             self._tasks.remove(task)

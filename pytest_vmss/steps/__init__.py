@@ -1,8 +1,7 @@
-"""The steps of an instance: small effects that can be taken again after a crash.
+"""The steps on an instance: small effects that can be repeated after a crash.
 
-Each step's :meth:`Step.apply` brings one effect about and may be repeated; the
-journal tells which are done (M1). Lists of them are in
-:mod:`pytest_vmss.operations.phases`.
+Each step's :meth:`Step.apply` has one effect and may be repeated; the journal records
+which are done (M1). The modules of :mod:`pytest_vmss.operations` combine them into phases.
 """
 
 from __future__ import annotations

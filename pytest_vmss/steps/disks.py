@@ -1,4 +1,4 @@
-"""What becomes of an instance's disks, and of the instance itself."""
+"""Steps that create, commit and remove an instance's disks, and the instance itself."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ __all__ = [
 ]
 
 
-#: How the names begin of data disks that are to take another's place.
+#: Prefix of the names of data disks that are about to replace others.
 _FRESH = "fresh-"
 
 
 @dataclass(frozen=True)
 class CreateDataDisks:
-    """Makes the data disks that the instance does not have yet (A5).
+    """Creates the data disks that the instance does not have yet (A5).
 
-    The only time that the host writes to them. One that it had, and whose file is not there,
-    is never replaced by an empty one: whoever asks whether data survives must be told.
+    The host never writes to them afterwards. A disk whose file has disappeared is never
+    replaced by an empty one: the loss of data must be reported.
     """
 
     name: ClassVar[str] = "create data disks"
@@ -74,7 +74,7 @@ class CreateDataDisks:
 
 @dataclass(frozen=True)
 class ReplaceDataDisks:
-    """Makes new, empty data disks in place of the old ones (``reimageall`` only)."""
+    """Replaces the data disks by new, empty ones (``reimageall`` only)."""
 
     name: ClassVar[str] = "replace data disks"
     timed: ClassVar[bool] = True
@@ -85,7 +85,7 @@ class ReplaceDataDisks:
         environment = context.environment
         for disk in context.revision(self.revision).model.data_disks:
             path = environment.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
-            fresh = path.with_name(_FRESH + path.name)  # so that there is a disk all the while
+            fresh = path.with_name(_FRESH + path.name)  # so that there always is a disk
             environment.hypervisor.create_data_disk(fresh, disk.disk_size_gb or 1)
             fresh.replace(path)
             sync_folder(path.parent)
@@ -93,7 +93,7 @@ class ReplaceDataDisks:
 
 @dataclass(frozen=True)
 class PrepareDisk:
-    """Makes a generation's OS disk and seed beside the ones in use."""
+    """Creates a generation's OS disk and seed beside the ones in use."""
 
     name: ClassVar[str] = "prepare OS disk"
     timed: ClassVar[bool] = True
@@ -122,7 +122,7 @@ class PrepareDisk:
             created=environment.clock.now(),
         )
         environment.store.put(generation)  # before its files exist
-        _make_folder(context)  # a creation that failed may have come to nothing
+        _make_folder(context)  # a failed creation may not have made it
         for part in _parts(context):
             part.unlink(missing_ok=True)
         image = environment.images.path_of(version)
@@ -147,7 +147,7 @@ class PrepareDisk:
 
 @dataclass(frozen=True)
 class Commit:
-    """Makes a generation the instance's own; the older one is no longer needed."""
+    """Commits a generation as the instance's current OS disk; the older ones can go."""
 
     name: ClassVar[str] = "commit"
     timed: ClassVar[bool] = False
@@ -181,11 +181,11 @@ class Commit:
 class Discard:
     """Removes the disks of all generations but one; their console logs stay.
 
-    Not unless that one is the instance's own by its record, and its disk is there: nothing
-    that failed before may cost an instance its last disk (Q1).
+    Only if that one is the instance's current generation by its record and its disk exists:
+    no earlier failure may cost an instance its last disk (Q1).
 
     Attributes:
-        keep: Number of the one that is kept; 0 for an instance that never had one of its own.
+        keep: Number of the generation to keep; 0 for an instance that never had one.
     """
 
     name: ClassVar[str] = "discard old disk"
@@ -225,7 +225,7 @@ class Discard:
 
 @dataclass(frozen=True)
 class RemoveMachine:
-    """Cuts the power of an instance that goes, and forgets its machine."""
+    """Powers off and undefines the machine of an instance that is being deleted."""
 
     name: ClassVar[str] = "remove machine"
     timed: ClassVar[bool] = False
@@ -273,7 +273,7 @@ class RemoveFiles:
 
 @dataclass(frozen=True)
 class Forget:
-    """Removes the records of an instance that is gone."""
+    """Removes the records of a deleted instance."""
 
     name: ClassVar[str] = "forget"
     timed: ClassVar[bool] = False
@@ -294,7 +294,7 @@ def _make_folder(context: InstanceContext) -> None:
 
 
 def _parts(context: InstanceContext) -> list[Path]:
-    """What an interrupted run left of files that it was writing."""
+    """Partly written files that an interrupted run left."""
     folder = context.environment.paths.instance(context.scale_set, context.instance_id)
     if not folder.exists():
         return []
@@ -306,10 +306,10 @@ def _parts(context: InstanceContext) -> list[Path]:
 
 
 def _require_disk(context: InstanceContext, number: int) -> None:
-    """Checks that a generation could be booted, as far as its files tell.
+    """Checks that a generation's OS disk and seed exist and are not empty.
 
     Raises:
-        HostError: Its OS disk or its seed is not there.
+        HostError: One of them is missing or empty.
     """
     place = (context.scale_set, context.instance_id, number)
     for path in (context.environment.paths.os_disk(*place), context.environment.paths.seed(*place)):

@@ -1,4 +1,4 @@
-"""The extensions of one instance, stage after stage (E4, H3)."""
+"""The step that runs an instance's extensions, stage by stage (E4, H3)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ __all__ = ["RunExtensions"]
 class RunExtensions:
     """Runs the extensions that are due on the generation (E4).
 
-    Those that no ``provisionAfterExtensions`` puts in an order run concurrently; those
-    that depend on one that failed are not run. Each is run once on a new OS disk. On one
-    that has been in use, those run again whose definition has changed (``forceUpdateTag``
-    is a part of it) or whose last run failed; before them those are removed that the model
-    no longer names.
+    Extensions that ``provisionAfterExtensions`` does not order run concurrently; those that
+    depend on a failed one are skipped. On a new OS disk, each is run once. On a disk already
+    in use, extensions that the model no longer names are removed first; then those run again
+    whose definition has changed (``forceUpdateTag`` is a part of it) or whose last run failed.
 
     Attributes:
-        newer: Run those again, too, whose handler has got a higher version since.
+        newer: Also rerun extensions whose handler now has a higher version.
     """
 
     name: ClassVar[str] = "extensions"
@@ -77,7 +76,7 @@ class RunExtensions:
     ) -> bool:
         revision = context.existing(self.generation).revision
         if (earlier.operation, earlier.revision) == (context.operation, revision):
-            return False  # this very operation ran it
+            return False  # this operation already ran it
         if earlier.status == "error":
             return True
         if extension not in context.revision(earlier.revision).model.extensions:
@@ -88,7 +87,7 @@ class RunExtensions:
     def _keep(
         self, context: InstanceContext, extensions: Sequence[Extension], result: ExtensionResult
     ) -> None:
-        """Records what came of an extension, in the model's order."""
+        """Records an extension's result, in the model's order."""
         store = context.environment.store
         with store.transaction():
             generation = context.existing(self.generation)
@@ -103,9 +102,9 @@ class RunExtensions:
     def _remove_gone(
         self, context: InstanceContext, extensions: Sequence[Extension], end: float
     ) -> None:
-        """Removes those that the model no longer names, dependants first, as Azure's agent does.
+        """Removes extensions that the model no longer names, dependants first, like Azure's agent.
 
-        What goes wrong is a warning: the rest of the model must not wait for it.
+        A failure is only a warning: it must not hold up the rest of the model.
         """
         named = {entry.name: entry.handler_name.lower() for entry in extensions}
         before = {entry.name: context.as_run(entry) for entry in self._results(context)}
@@ -137,14 +136,14 @@ class RunExtensions:
             context.environment.store.amend(generation, extensions=left)
 
     def _judge(self, context: InstanceContext, extensions: Sequence[Extension]) -> None:
-        """Raises what failed first, of those whose failures are not suppressed."""
+        """Raises the first failure of an extension whose failures are not suppressed."""
         suppressed = {entry.name for entry in extensions if entry.suppress_failures}
         failed = [entry for entry in self._results(context) if entry.status == "error"]
         for result in failed:
             if result.name in suppressed:
                 context.event("warning", f"{result.name} failed, which is suppressed")
         counting = [entry for entry in failed if entry.name not in suppressed]
-        counting.sort(key=lambda entry: entry.skipped)  # what failed itself comes first
+        counting.sort(key=lambda entry: entry.skipped)  # real failures before skipped ones
         if counting:
             raise self._failure(context, counting[0])
 
@@ -167,7 +166,7 @@ class RunExtensions:
 
 
 def _skipped(extension: Extension, failed: str) -> ExtensionResult:
-    """Of an extension that was not run; the Azure agent's words."""
+    """The result of an extension that was skipped, in the Azure agent's wording."""
     return ExtensionResult(
         name=extension.name,
         type=extension.handler_name,

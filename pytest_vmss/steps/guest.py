@@ -1,4 +1,4 @@
-"""What runs in a guest: cloud-init, the application."""
+"""Steps that act in the guest or wait for it: cloud-init, model, health, sync."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pytest_vmss.steps.step import Conclusion
 
 __all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit", "Sync"]
 
-#: Ports that are named where others are missing.
+#: The most listening ports that a message lists.
 _PORTS = 20
 
 
 @dataclass(frozen=True)
 class FinishCloudInit:
-    """Waits for cloud-init's own verdict."""
+    """Waits for cloud-init to finish, and checks its status."""
 
     name: ClassVar[str] = "cloud-init"
     timed: ClassVar[bool] = True
@@ -52,7 +52,7 @@ class FinishCloudInit:
 
 @dataclass(frozen=True)
 class ApplyModel:
-    """Gives an OS disk that is in use another revision of the model."""
+    """Applies another revision of the model to an OS disk that is in use."""
 
     name: ClassVar[str] = "apply model"
     timed: ClassVar[bool] = False
@@ -78,7 +78,7 @@ class AwaitHealth:
         applied = context.revision(context.existing(self.generation).revision)
         health_sources = HealthSources.of(context.environment, context.scale_set, applied)
         watch = HealthMonitor(context, health_sources)
-        # Initializing is no judgement: the limit counts from the end of the grace period.
+        # Initializing is no verdict: the timeout counts from the end of the grace period.
         timeout = context.timeouts.health + health_sources.grace
 
         def healthy() -> bool | None:
@@ -105,7 +105,7 @@ class AwaitHealth:
             ) from error
 
     def _deaf_ports(self, context: InstanceContext, health_sources: HealthSources) -> str:
-        """Says so where nothing in the guest listens on a port that is asked."""
+        """Names the ports that health sources query but nothing in the guest listens on."""
         sources = (health_sources.probe, health_sources.application)
         asked = {source.port for source in sources if source and source.port}
         try:
@@ -126,10 +126,10 @@ class AwaitHealth:
 
 @dataclass(frozen=True)
 class Sync:
-    """Makes what the guest has written on its new OS disk durable, before the old one goes (M3).
+    """Flushes the guest's writes to its new OS disk before the old disk is removed (M3).
 
-    Without it a machine that loses its power in the half minute after its first boot
-    comes back with empty files where cloud-init has written.
+    Without this, a machine that loses power within half a minute of its first boot comes
+    back with empty files in place of those that cloud-init wrote.
     """
 
     name: ClassVar[str] = "sync"

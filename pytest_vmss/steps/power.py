@@ -1,4 +1,4 @@
-"""Stopping a machine, starting it, and proving that it has booted."""
+"""Steps that stop a machine, start it, and prove that it has booted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ProveBoot", "SetPower", "Start", "Stop"]
 
 @dataclass(frozen=True)
 class Stop:
-    """Stops the machine: asks the guest, and cuts the power after the limit.
+    """Stops the machine: asks the guest to shut down, and cuts the power after a timeout.
 
     Attributes:
         abrupt: Cut the power at once, as Azure's ``skipShutdown``.
@@ -63,10 +63,10 @@ class Start:
     def apply(self, context: InstanceContext) -> None:
         hypervisor = context.environment.hypervisor
         if hypervisor.running_generation(context.domain) == self.generation:
-            return  # begun before a crash, or never stopped
+            return  # started before a crash, or never stopped
         machine = context.machine(self.generation)
         generation = context.existing(self.generation)
-        # A later proof of the boot needs to know what was there before it.
+        # ProveBoot needs to know what was there before the start.
         log = machine.console.stat().st_size if machine.console.exists() else 0
         context.environment.store.amend(
             generation, boot_before=generation.boot_id, console_from=log, started=True
@@ -76,7 +76,7 @@ class Start:
 
 @dataclass(frozen=True)
 class ProveBoot:
-    """Proves a new boot of a generation, by its boot id."""
+    """Waits for a new boot of a generation, proven by its boot id."""
 
     name: ClassVar[str] = "boot"
     timed: ClassVar[bool] = True
@@ -111,7 +111,7 @@ class ProveBoot:
 
 @dataclass(frozen=True)
 class SetPower:
-    """Records which power state was asked for."""
+    """Records the requested power state."""
 
     name: ClassVar[str] = "power state"
     timed: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""What a step is."""
+"""The interface of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_vmss.environment.environment import InstanceContext
 
 __all__ = ["Conclusion", "Step"]
 
-#: Writes to the store what came of a step.
+#: Writes a step's result to the store.
 Conclusion = Callable[[], None]
 
 
@@ -17,18 +17,18 @@ class Step(Protocol):
     """One effect on one instance.
 
     Attributes:
-        name: In the journal; a resume compares it.
-        timed: Whether it is not begun once the instance's time is over. What puts the disks
-            in order, and what comes after the commit, is done at any time.
+        name: Its name in the journal, which a resume compares.
+        timed: Whether it is not started once the instance's deadline has passed. Steps that
+            tidy up disks, and those after the commit, run at any time.
     """
 
     name: ClassVar[str]
     timed: ClassVar[bool]
 
     def apply(self, context: InstanceContext) -> Conclusion | None:
-        """Brings the effect about, whether or not it was begun before.
+        """Carries out the effect, whether or not it was started before.
 
         Returns:
-            What is to be written together with the journal's note that it is done:
-            both are durable, or neither. None for nothing.
+            A function that writes the result, in the transaction in which the journal
+            records the step as done; None for nothing.
         """

@@ -1,4 +1,4 @@
-"""Out of load balancing, and back into it (E1)."""
+"""Steps that take an instance out of load balancing, and put it back (E1)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Undrain:
     """Puts the instance back into load balancing.
 
     Attributes:
-        wait: Until the load balancer's own probe says that it is healthy.
+        wait: Wait until the load balancer's own probe reports it as healthy.
     """
 
     name: ClassVar[str] = "serve"
@@ -88,7 +88,7 @@ class Undrain:
 
 @dataclass(frozen=True)
 class LeaveBalancer:
-    """Removes an instance that goes from load balancing."""
+    """Removes an instance that is being deleted from the load balancer."""
 
     name: ClassVar[str] = "leave load balancer"
     timed: ClassVar[bool] = False
@@ -100,7 +100,7 @@ class LeaveBalancer:
 
 
 def _in_service(context: InstanceContext, value: bool) -> Conclusion:
-    """Writes whether the load balancer may send the instance traffic from now on."""
+    """Records whether the load balancer may send the instance traffic from now on."""
 
     def conclude() -> None:
         context.environment.store.amend(context.record, in_service=value)
