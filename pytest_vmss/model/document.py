@@ -240,7 +240,7 @@ def validate(kind: type[_M], body: Any, label: str) -> _M:
             )
     else:
         return checked
-    raise ModelError(problems, source=label)  # not in the except block: pydantic's own error shows its input
+    raise ModelError(problems, source=label)  # here: pydantic's error shows its input
 
 
 def _json_path(location: tuple[int | str, ...]) -> str:

@@ -266,15 +266,15 @@ def _checked(data: object) -> Any:
 def _copy(
     value: object, path: str, depth: int, meter: Meter, *, opaque: bool, secret: bool = False
 ) -> Any:
-    """A copy of a value.
+    """Copies a value, checking it against the limits.
 
     Args:
         value: The value.
-        path: Where it is; inside a secret, where that is.
-        depth: How many objects and lists it is in.
+        path: Its JSON path; inside a secret, the secret's.
+        depth: How many objects and lists contain it.
         meter: Counts it.
-        opaque: Whether names in it are the user's own.
-        secret: Whether it is in a secret, of which not even names are told.
+        opaque: Whether it is in a property whose keys are user-defined.
+        secret: Whether it is in a secret, of which messages must not even name keys.
     """
     if isinstance(value, Mapping):
         meter.take(path, depth)
