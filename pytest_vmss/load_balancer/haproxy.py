@@ -106,7 +106,7 @@ class HAProxy:
         return self._folder / _SOCKET
 
     def ensure(self, members: Sequence[Member]) -> None:
-        """Ensures that it runs with exactly these members, each in or out of service as specified.
+        """Ensures that it runs with exactly these members, in or out of service as specified.
 
         Raises:
             BalancerError: It cannot be started; the message is HAProxy's.

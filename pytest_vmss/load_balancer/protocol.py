@@ -51,7 +51,7 @@ class Balancer(Protocol):
     """Distributes traffic over the healthy instances of one set."""
 
     def ensure(self, members: Sequence[Member]) -> None:
-        """Ensures that it runs with exactly these members, each in or out of service as specified."""
+        """Ensures that it runs with exactly these members, in or out of service as specified."""
 
     def add(self, member: Member) -> None:
         """Adds a member, in or out of service."""
