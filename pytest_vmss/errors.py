@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-#: Most problems listed in a :class:`ModelError`, and characters of each; bounds hostile models.
+#: Maximum number of problems in a :class:`ModelError`, and of characters of each.
 _TOLD_PROBLEMS = 100
 _PROBLEM_CHARS = 1000
 #: Error numbers that mean the host is out of memory, processes, descriptors or disk space.

@@ -114,7 +114,7 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Timeouts for one instance and for an upgrade, in seconds, as for a host with KVM.
+    """Timeouts for one instance and for an upgrade, in seconds, for a host with KVM.
 
     Without KVM, all but ``drain``, ``health`` and ``upgrade`` are multiplied; ``health`` is
     Azure's five minutes (F6), which is ample under TCG too.

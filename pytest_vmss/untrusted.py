@@ -31,15 +31,15 @@ __all__ = [
     "shown",
 ]
 
-#: Most bytes of a JSON document, and how deep it may be nested.
+#: Maximum size of a JSON document in bytes, and its maximum nesting depth.
 _JSON_BYTES = 1024 * 1024
 _JSON_DEPTH = 64
-#: Most digits of a number; enough for 64 bits.
+#: Maximum number of digits of an integer; enough for 64 bits.
 _DIGITS = 20
 _WHOLE = 2**63
 _SHOWN_CHARS = 4096
 _LINE_CHARS = 200
-#: Most names that a message lists, and characters of each.
+#: Maximum number of names that a message lists, and of characters of each.
 _LISTED = 20
 _LISTED_CHARS = 80
 
@@ -60,7 +60,7 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef]"
 )
-#: Most characters that are cached; a guest may send every one there is.
+#: Maximum number of cached characters; a guest may send every one there is.
 _REMEMBERED = 16_384
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -109,7 +109,7 @@ def shown(text: str | bytes, limit: int = _SHOWN_CHARS) -> str:
 
     Args:
         text: Text from a guest; bytes need not be valid UTF-8.
-        limit: Most characters of the result.
+        limit: Maximum length of the result, in characters.
     """
     part = text[: 4 * limit + 1]  # escape sequences may fill much of it
     if isinstance(part, bytes):
@@ -125,7 +125,7 @@ def one_line(text: str | bytes, limit: int = _LINE_CHARS) -> str:
 
     Args:
         text: Text from a guest.
-        limit: Most characters of the result.
+        limit: Maximum length of the result, in characters.
     """
     return " ".join(shown(text, limit).split())
 
@@ -135,7 +135,7 @@ def listed(names: Iterable[str], most: int = _LISTED) -> str:
 
     Args:
         names: At most one more of them is read than is shown.
-        most: How many are shown.
+        most: Maximum number of names shown.
 
     Returns:
         The names, or ``none``.
@@ -153,7 +153,7 @@ def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:
 
     Args:
         text: The document, in UTF-8.
-        limit: Most bytes, or characters, that it may have.
+        limit: Its maximum length, in bytes or characters.
 
     Raises:
         UnreadableError: It is too long, nested too deep, or not JSON.
@@ -183,7 +183,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
     Args:
         path: The file.
-        limit: Most bytes that it may have.
+        limit: Its maximum size in bytes.
 
     Raises:
         OSError: It cannot be read, is not a regular file, or is too long; ``strerror`` says which.

@@ -40,20 +40,20 @@ _VERSION = "2026-01-01"
 _STAMP = "%Y-%m-%dT%H:%M:%SZ"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _GZIP = b"\x1f\x8b"
-#: Most bytes of a file.
+#: Maximum size of a file in bytes.
 _BLOB_BYTES = 1024**3
 _FIRST_YEAR = 1000
-#: Most bytes of unpacked custom data that are searched.
+#: Maximum number of bytes of unpacked custom data that are searched.
 _CUSTOM_DATA_MAX = 1 << 20
 _PROBE = "/lab/"
 _CHALLENGE = re.compile(r"[0-9a-f]{32}")
 _PROBE_S = 5.0
 #: The same timeout for a mere check of who listens.
 _LOOK_S = 1.0
-#: Most bytes of the response to a challenge, with its headers.
+#: Maximum size in bytes of the response to a challenge, with its headers.
 _PROOF_BYTES = 4096
 _PROOF = re.compile(rb"HTTP/1\.1 200 .*?\r\n\r\n([0-9a-f]{64})", re.DOTALL)
-#: Most fields of a query; a token has five.
+#: Maximum number of fields in a query; a token has five.
 _FIELDS = 32
 #: Attempts at a port that is neither free nor this lab's.
 _TRIES = 3
@@ -130,7 +130,7 @@ class Blobs:
             expires_in: Seconds until the token expires; with 0 or less it has already expired.
 
         Raises:
-            ValueError: The seconds are not a number, or lead to a year that has not four digits.
+            ValueError: The seconds are not a number, or lead to a year without four digits.
             NotFoundError: There is no such file.
             HostError: The port that the lab has used before is taken.
         """
@@ -152,7 +152,7 @@ class Blobs:
         """Returns the expiry of a token issued now, in the format used in URLs.
 
         Raises:
-            ValueError: The seconds are not a number, or lead to a year that has not four digits.
+            ValueError: The seconds are not a number, or lead to a year without four digits.
         """
         try:
             moment = self._clock.now() + timedelta(seconds=expires_in)
@@ -220,7 +220,7 @@ class Blobs:
         """Serves if the lab has issued URLs, in this process or an earlier one.
 
         Args:
-            needed: Whether the caller depends on it; if not, this never waits or fails.
+            needed: Whether the caller depends on it; if not, it never waits or raises.
 
         Raises:
             HostError: It is needed, and the lab's port is another program's.

@@ -31,14 +31,14 @@ from pytest_vmss.errors import VmssError
 
 __all__ = ["MAX_CONNECTIONS", "Answer", "FileServer"]
 
-#: Most concurrent connections; one more is accepted only to replace another.
+#: Maximum number of concurrent connections; one more is accepted only to replace another.
 MAX_CONNECTIONS = 32
-#: Most files sent concurrently, and most of them to clients of one share.
+#: Maximum number of files sent concurrently, in all and to clients of one share.
 _PLACES = 16
 _SHARE_PLACES = 12
 
 _BACKLOG = 16
-#: Most bytes of a request, with all its headers.
+#: Maximum size of a request in bytes, with all its headers.
 _REQUEST_MAX = 16 << 10
 #: Timeout in seconds from the connection to the complete request.
 _REQUEST_S = 10.0
@@ -58,7 +58,7 @@ _GRACE_S = 1.0
 _STALLED_S = 5.0
 #: Seconds to pause accepting after the host failed to accept a connection.
 _REFUSED_S = 0.5
-#: Most files whose digests are cached.
+#: Maximum number of files whose digests are cached.
 _DIGESTS = 64
 _RANGE = re.compile(rb"bytes=(\d{0,18})-(\d{0,18})")
 

@@ -259,7 +259,7 @@ class ImageStore:
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Path]:
-        """Creates a locked, empty file in the folder for a part, and removes it afterwards."""
+        """Creates a locked, empty part file in the folder, and removes it afterwards."""
         part = self._folder / f"{secrets.token_hex(8)}{PART}"
         writing = wait_for_lock(part, what=f"writes {part}", timeout=_LOCK_LIMIT_S)
         try:

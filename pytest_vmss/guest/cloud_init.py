@@ -15,7 +15,7 @@ __all__ = ["AGAIN", "LOGS", "WAIT", "CloudInitResult", "read_verdict"]
 AGAIN = 75
 
 _MARK = "=== pytest-vmss ==="
-#: Most problems kept, and characters of each.
+#: Maximum number of problems kept, and of characters of each.
 _PROBLEMS = 20
 _PROBLEM_CHARS = 1000
 

@@ -20,7 +20,7 @@ Trouble = Literal["panic", "no boot"]
 _TAIL_LINES = 40
 _TAIL_BYTES = 16384
 _LINE_CHARS = 500
-#: Most bytes read by one update at the start, and at the end, of new output.
+#: Maximum number of bytes read per call, both at the start and at the end of new output.
 _LOOK_BYTES = 1024 * 1024
 #: Bytes searched at once; Python's other threads are blocked meanwhile.
 _CHUNK = 128 * 1024

@@ -175,7 +175,7 @@ class LogReader:
         )
 
     def read(self) -> Iterator[str]:
-        """Yields the output since the last call, cleaned, and a note for each hole."""
+        """Yields the output since the last call, cleaned, and a note for each part left out."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:  # not there yet, or unreadable now

@@ -157,7 +157,7 @@ _PORT = re.compile(r"[0-9A-F]{8,32}:([0-9A-F]{4})")
 _TOLD_CHARS = 200
 _FACT_CHARS = 100
 _BOOT_ID = re.compile(r"[0-9a-f-]{8,64}")
-#: Most bytes of a guest's output when the lab itself runs a command.
+#: Maximum output in bytes when the lab itself runs a command in a guest.
 _ANSWER_BYTES = 1024 * 1024
 #: The same for extension handlers, which may be a suite's own.
 _HANDLER_BYTES = 8 * 1024 * 1024

@@ -23,7 +23,7 @@ __all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"
 
 _CONNECT_S = 2.0
 _BANNER_S = 2.0
-#: Most bytes that a command may write to each of its outputs.
+#: Maximum number of bytes that a command may write to each of its outputs.
 _OUTPUT_BYTES = 64 * 1024 * 1024
 _CHUNK = 65536
 #: Timeout in seconds for the guest's answer to a forwarding request.
@@ -182,7 +182,7 @@ class Shell:
             sudo: Whether to run it as root.
             timeout: For the whole call, in seconds, whatever the guest does.
             silence: Timeout in seconds without output, if that is to be shorter.
-            most: Most bytes that it may write to each of its outputs.
+            most: Maximum number of bytes that it may write to each of its outputs.
 
         Returns:
             The result, whatever its exit status.
@@ -298,7 +298,7 @@ class Lasting:
 
     Args:
         connect: Returns an open connection.
-        most: Most bytes that a command may write to each of its outputs.
+        most: Maximum number of bytes that a command may write to each of its outputs.
     """
 
     def __init__(self, connect: Callable[[], Shell], *, most: int = _OUTPUT_BYTES) -> None:

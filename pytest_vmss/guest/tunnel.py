@@ -24,7 +24,7 @@ from pytest_vmss.guest.transport import transport_errors
 __all__ = ["Tunnel", "through_tunnel"]
 
 _LOOPBACK = "127.0.0.1"
-#: Most concurrent connections of one guest; others are closed at once.
+#: Maximum number of concurrent connections of one guest; others are closed at once.
 _MOST = 4
 #: Number of such refusals after which the whole SSH connection is closed.
 _REFUSED = 100

@@ -10,7 +10,7 @@ from pytest_vmss.untrusted import one_line, read_whole
 
 __all__ = ["read_report"]
 
-#: Probe intervals, and seconds besides, after which a report is too old.
+#: Number of probe intervals, plus seconds, after which a report is too old.
 _MISSED_LOOKS = 3
 _SLACK_S = 10
 

@@ -15,7 +15,7 @@ __all__ = ["check_capacity"]
 _OVERHEAD_MIB = {"kvm": 96, "tcg": 256}
 #: Memory left for the host, in MiB.
 _RESERVE_MIB = 256
-#: The least that an instance writes to its OS disk, in MiB.
+#: Minimum that an instance writes to its OS disk, in MiB.
 _OS_DISK_MIB = 512
 
 

@@ -18,7 +18,7 @@ from pytest_vmss.untrusted import one_line
 
 __all__ = ["http_status", "read_status"]
 
-#: Most bytes of a response before its body, which is not read, including interim responses.
+#: Maximum size in bytes of a response without its body, including interim responses.
 _HEAD_BYTES = 128 * 1024
 _CHUNK = 16 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/[0-9]\.[0-9] {1,8}([1-9][0-9]{2})(?: [^\n]*)?")

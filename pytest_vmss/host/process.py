@@ -150,7 +150,7 @@ def run(
             everything it has started.
         pass_fds: Descriptors that it inherits.
         bounds: Its resource limits; it fails if it exceeds them.
-        output_mib: Most MiB of standard output that it may write.
+        output_mib: Maximum size of its standard output, in MiB.
         daemon: Whether processes that it started keep running if it succeeds.
 
     Raises:
@@ -212,7 +212,7 @@ class _Talk:
     Args:
         process: The program, with pipes.
         stdin: Its standard input.
-        limit: Most bytes that it may write to its standard output.
+        limit: Maximum size of its standard output, in bytes.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, limit: int) -> None:

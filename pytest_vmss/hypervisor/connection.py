@@ -30,7 +30,7 @@ _SYSTEM_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqem
 
 #: Longest path of a UNIX socket, without the terminating zero.
 _SOCKET_PATH_MAX = 107
-#: The most that libvirt adds to the embedded driver's root for a monitor socket.
+#: Maximum length that libvirt adds to the embedded driver's root for a monitor socket.
 _MONITOR_SUFFIX = len("/lib/qemu/domain-9999-" + "n" * 20 + "/monitor.sock")
 
 #: Seconds to wait for the embedded driver's folder; reaping locks each for a moment.

@@ -33,9 +33,9 @@ __all__ = [
 
 #: The limit of Azure's Uniform sets.
 _MOST_INSTANCES = 1000
-#: Most bytes of custom data, decoded.
+#: Maximum size of custom data in bytes, decoded.
 _CUSTOM_DATA_BYTES = 65536
-#: Most forwarded ports of one set; each takes up that port of the host on every address.
+#: Maximum number of forwarded ports of one set; each takes up a host port on every address.
 _MOST_PORTS = 64
 _COMMAND_CHARS, _SCRIPT_CHARS = 16384, 1024 * 1024
 _NAME_CHARS = 260

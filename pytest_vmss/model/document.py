@@ -40,7 +40,7 @@ Source = str | Path | Mapping[str, Any] | SealedDocument
 _SCALE_SET = "microsoft.compute/virtualmachinescalesets"
 _LOAD_BALANCER = "microsoft.network/loadbalancers"
 _CLUSTER = "microsoft.servicefabric/clusters"
-#: Most problems reported for one document; a hostile one may have any number.
+#: Maximum number of problems reported for one document; a hostile one may have any number.
 _TOLD_PROBLEMS = 100
 _NAME_CHARS = 200
 

@@ -14,7 +14,7 @@ __all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name"]
 
 #: Azure's maximum for the probe interval and the number of probes.
 _MOST = 2_147_483_646
-#: Most rules of a load balancer, an Azure limit; a probe is of use only to a rule.
+#: Azure's maximum number of rules of a load balancer; probes are of use only to rules.
 _MOST_RULES = 1500
 
 

@@ -24,7 +24,7 @@ from pytest_vmss.untrusted import listed
 
 __all__ = ["check_model", "model_warnings"]
 
-#: Validation stops after so many problems.
+#: Validation stops after this many problems.
 _MOST_PROBLEMS = 100
 _GROUP_SIZE = 100
 _LONG_INTERVAL_S = 120

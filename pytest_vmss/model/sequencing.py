@@ -12,7 +12,7 @@ from pytest_vmss.untrusted import listed
 
 __all__ = ["check_sequence", "stages_of_extensions"]
 
-#: Most extensions of a cycle that a message shows.
+#: Maximum number of extensions of a cycle that a message shows.
 _SHOWN = 20
 _PATH = "$.virtualMachineProfile.extensionProfile.extensions"
 

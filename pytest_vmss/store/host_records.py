@@ -10,7 +10,7 @@ __all__ = ["NetworkRecord", "PortRecord"]
 
 
 class NetworkRecord(Record):
-    """An additional loopback network that the lab has claimed besides its first."""
+    """A loopback network that the lab has claimed in addition to its first."""
 
     kind: ClassVar[str] = "network"
 

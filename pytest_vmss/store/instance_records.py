@@ -14,7 +14,7 @@ __all__ = ["DetachedDiskRecord", "GenerationRecord", "InstanceRecord"]
 
 
 class InstanceRecord(Record):
-    """An instance, from its creation to its deletion (A4).
+    """An instance, with its lasting identity (A4).
 
     Attributes:
         address: The instance's own loopback address on the host.

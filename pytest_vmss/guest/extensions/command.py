@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _MESSAGE_CHARS = 4096
-#: Most characters processed of a guest's output; real output is shorter.
+#: Maximum number of characters processed of a guest's output; honest output is shorter.
 _READ_CHARS = 64 * 1024
 #: Shorter strings are taken for ordinary words; the minimum for parts of a secret is higher.
 _SECRET_CHARS, _PART_CHARS = 5, 6

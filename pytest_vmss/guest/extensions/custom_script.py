@@ -20,7 +20,7 @@ __all__ = ["CustomScript"]
 
 _KNOWN = {"commandToExecute", "script", "fileUris", "timestamp", "skipDos2Unix"}
 _STORAGE = {"storageAccountName", "storageAccountKey", "managedIdentity"}
-#: Most bytes of a script, unpacked; Azure accepts 256 KiB packed.
+#: Maximum size of a script in bytes, unpacked; Azure accepts 256 KiB packed.
 _SCRIPT_MAX = 4 * 1024 * 1024
 _GZIP = b"\x1f\x8b"
 

@@ -35,7 +35,7 @@ _COMMANDS = tuple(
     f"{verb}Command" for verb in ("install", "enable", "update", "disable", "uninstall")
 )
 _RSA_BITS = 2048
-#: Most problems reported of an uninstallation.
+#: Maximum number of problems reported for an uninstallation.
 _PROBLEMS = 20
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
