@@ -332,12 +332,12 @@ def conceal(value: Any, *, secret: bool = False) -> Any:
 
 
 def names_secret(key: object, siblings: Mapping[Any, Any]) -> bool:
-    """Whether a property is a secret, judged by its name or by its sibling's value.
+    """Whether a property is a secret, judged by its name or by a sibling's value.
 
     Args:
         key: The property.
-        siblings: The object that has it; in ``{"name": "adminPassword", "value": …}``, ``value`` is
-            secret.
+        siblings: The object that contains it: the ``value`` in ``{"name": "adminPassword", "value":
+            …}`` is secret.
     """
     if not isinstance(key, str):
         return False

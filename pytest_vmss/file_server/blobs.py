@@ -220,7 +220,8 @@ class Blobs:
         """Serves if the lab has issued URLs, in this process or an earlier one.
 
         Args:
-            needed: Whether the caller depends on it; if not, it never waits or raises.
+            needed: Whether the caller depends on it; if not, this does not wait, and a HostError is
+                suppressed.
 
         Raises:
             HostError: It is needed, and the lab's port is another program's.

@@ -53,7 +53,7 @@ def within(ask: Ask, seconds: float) -> Ask:
 
 
 def read_file(ask: Ask, path: str) -> bytes:
-    """Reads up to the first 256 KiB of a file.
+    """Reads a file, at most its first 256 KiB.
 
     Raises:
         HypervisorError: The agent does not respond, or cannot read the file.

@@ -24,7 +24,7 @@ _LINE_CHARS = 500
 _LOOK_BYTES = 1024 * 1024
 #: Bytes searched at once; Python's other threads are blocked meanwhile.
 _CHUNK = 128 * 1024
-#: Bytes searched again with the next chunk, since a sign may be split between two.
+#: Bytes searched again with the next chunk, since words may be split between the two.
 _OVERLAP = 512
 
 # A guest may write anything, so all searches run in linear time.

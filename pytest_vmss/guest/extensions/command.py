@@ -284,8 +284,8 @@ def broken_handler(extension: Extension, failure: BaseException) -> ExtensionRes
 def redact(text: str, extension: Extension) -> str:
     """Redacts the secrets of an extension's settings in a text (M5).
 
-    Secret are all words of its protected settings, and in public settings what a name or a URI
-    marks as secret. It rather redacts too much than too little.
+    These are all words of its protected settings, and whatever names or URIs mark as secret in
+    the public ones. Redacts too much rather than too little.
     """
     for secret in sorted(set(_secrets(extension)), key=len, reverse=True):
         text = text.replace(secret, "***")

@@ -26,7 +26,7 @@ _GZIP = b"\x1f\x8b"
 
 
 class CustomScript(Handler):
-    """``Microsoft.Azure.Extensions/CustomScript``, with the rules and messages of Azure's."""
+    """``Microsoft.Azure.Extensions/CustomScript``, with Azure's rules and messages."""
 
     publisher = "Microsoft.Azure.Extensions"
     type = "CustomScript"
