@@ -1,7 +1,7 @@
-"""Time, as the lab sees it, and the one way to wait.
+"""Clocks, and the one way to wait.
 
-Everything that waits takes a :class:`Clock`, so that simulations run on a
-virtual one. Every wait has a limit and says what it waits for.
+Everything that waits takes a :class:`Clock`, so that simulations can run on a virtual one.
+Every wait has a timeout and says what it waits for.
 """
 
 from __future__ import annotations
@@ -39,42 +39,42 @@ _MOST_THREADS = 32
 
 
 class Clock(Protocol):
-    """What the lab asks about time."""
+    """The interface to time; simulations implement it with a virtual clock."""
 
     def now(self) -> datetime:
-        """The time of day, in UTC."""
+        """Returns the current time in UTC."""
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Returns seconds that never go backwards."""
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Sleeps for some seconds."""
 
     def check(self) -> None:
-        """Raises :class:`Interrupted` where a wait would."""
+        """Raises :class:`Interrupted` if a wait would."""
 
     def close(self) -> None:
         """Makes every wait, now and later, raise :class:`Interrupted`."""
 
     def run_concurrently(self, items: Sequence[_I], act: Callable[[_I], object]) -> None:
-        """Acts on items at the same time, and returns when all have ended."""
+        """Calls ``act`` on all items concurrently, and returns when all calls have ended."""
 
 
 class Interrupted(BaseException):
-    """The lab is being closed: every wait ends, and the journal stays as after a kill."""
+    """The lab is being closed: every wait ends, and the journal stays as it would after a kill."""
 
 
 class Stopped(Interrupted):
-    """The same, of one operation alone: somebody stops it."""
+    """A single operation is being stopped, rather than the whole lab."""
 
 
-#: What ends the waits of this thread and of those that it starts concurrently.
+#: The event that ends waits in this thread, and in threads started by ``run_concurrently``.
 _signal: ContextVar[threading.Event | None] = ContextVar("vmss-stop", default=None)
 
 
 @contextlib.contextmanager
 def stoppable(signal: threading.Event) -> Iterator[None]:
-    """Lets a signal end the waits of what runs inside by :class:`Stopped`.
+    """Makes a signal end waits inside the ``with`` block by raising :class:`Stopped`.
 
     Args:
         signal: Set by another thread.
@@ -87,14 +87,14 @@ def stoppable(signal: threading.Event) -> Iterator[None]:
 
 
 def check_signal() -> None:
-    """Raises :class:`Stopped` where the signal of this thread says so."""
+    """Raises :class:`Stopped` if this thread's signal is set."""
     signal = _signal.get()
     if signal is not None and signal.is_set():
         raise Stopped
 
 
 def is_stopped_by(signal: threading.Event) -> bool:
-    """Whether a signal would end the waits of this very thread."""
+    """Whether a signal is the one that ends waits in the calling thread."""
     return _signal.get() is signal
 
 
@@ -110,22 +110,22 @@ class SystemClock:
         """Makes every wait, now and later, raise :class:`Interrupted`."""
         with self._lock:
             self._closed.set()
-            for signal in self._signals:  # a thread waits on one event alone
+            for signal in self._signals:  # a thread can wait on only one event
                 signal.set()
 
     def now(self) -> datetime:
-        """The time of day, in UTC."""
+        """Returns the current time in UTC."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds since some moment."""
+        """Returns seconds since an arbitrary moment."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
         """Blocks the calling thread.
 
         Raises:
-            Interrupted: The lab is being closed, or the operation stopped.
+            Interrupted: The lab is being closed, or the operation is being stopped.
         """
         signal = _signal.get()
         if signal is None:
@@ -138,17 +138,17 @@ class SystemClock:
         self.check()
 
     def check(self) -> None:
-        """Raises where a wait would.
+        """Raises :class:`Interrupted` if a wait would.
 
         Raises:
-            Interrupted: The lab is being closed, or the operation stopped.
+            Interrupted: The lab is being closed, or the operation is being stopped.
         """
         if self._closed.is_set():
             raise Interrupted
         check_signal()
 
     def run_concurrently(self, items: Sequence[_I], act: Callable[[_I], object]) -> None:
-        """Acts on items in threads of their own; see :func:`run_concurrently`."""
+        """Calls ``act`` on all items in threads; see :func:`run_concurrently`."""
         pool = ThreadPoolExecutor(min(len(items), _MOST_THREADS), "vmss")
         futures: list[Future[object]] = []
         ended_by: BaseException | None = None
@@ -159,8 +159,9 @@ class SystemClock:
         except BaseException as error:  # noqa: BLE001 - raised once all have ended
             ended_by = error
         while True:
-            # Nobody gives up what it has claimed while a thread may still act on it, however
-            # often Ctrl-C is pressed.
+            # No claim may be released while a thread may still act on what is claimed, however
+            # often
+            # Ctrl-C is pressed.
             try:
                 if isinstance(ended_by, KeyboardInterrupt):
                     self.close()
@@ -175,15 +176,15 @@ class SystemClock:
 
 
 def run_concurrently(items: Iterable[_I], act: Callable[[_I], object], *, clock: Clock) -> None:
-    """Acts on items at the same time, and returns when all have ended.
+    """Calls a function on items concurrently, and returns when all calls have ended.
 
     Args:
         items: What to act on.
-        act: Called in a thread of its own for each; many at a time.
-        clock: On which the acts wait; it is closed on Ctrl-C, so that they end.
+        act: Called for each item in a thread; many run at a time.
+        clock: The clock on which the calls wait; Ctrl-C closes it, so that they end.
 
     Raises:
-        Exception: The first item's that failed, after all have ended.
+        Exception: That of the first item, in order, that failed; raised after all have ended.
     """
     waiting = list(items)
     if waiting:
@@ -199,19 +200,21 @@ def wait_for(
     interval: float = 0.2,
     describe: Callable[[], str] = lambda: "",
 ) -> _T:
-    """Waits until a probe answers something.
+    """Polls a probe until it returns something other than None.
 
     Args:
-        what: What is waited for, in words, for the error message.
-        probe: Asked again and again; None means "not yet". What it raises
-            ends the wait.
-        timeout: Seconds; a probe that is under way then may still succeed.
-        clock: Whose seconds these are.
+        what: What is being waited for, for the error message.
+        probe: Called repeatedly; None means "not yet". If it raises, the wait ends.
+        timeout: In seconds; a probe that is already running then may still succeed.
+        clock: The clock that measures these seconds.
         interval: Seconds between two probes.
-        describe: How far things got, for the error message.
+        describe: Returns how far things got, for the error message.
+
+    Returns:
+        What the probe returned.
 
     Raises:
-        WaitTimeoutError: The limit was reached.
+        WaitTimeoutError: The timeout was reached.
     """
     start = clock.monotonic()
 
@@ -221,7 +224,7 @@ def wait_for(
     def give_up(_: RetryCallState) -> None:
         raise WaitTimeoutError(what, timeout=timeout, last=describe())
 
-    answer = probe()  # mostly enough, and much cheaper than what follows
+    answer = probe()  # usually enough, and much cheaper than what follows
     if answer is not None:
         return answer
     if timeout > 0:

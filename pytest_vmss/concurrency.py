@@ -1,4 +1,4 @@
-"""Calls that may never return, in threads of their own."""
+"""Calls with a timeout, in a thread of their own, to code that may never return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["bounded", "whereabouts"]
 
 _T = TypeVar("_T")
 
-#: Seconds between two looks at whether the lab is being closed meanwhile.
+#: Seconds between two calls of ``pulse``, e.g. to check whether the lab is being closed.
 _PULSE_S = 0.5
 
 
@@ -24,17 +24,20 @@ def bounded(
     timeout: float,
     pulse: Callable[[], object] = lambda: None,
 ) -> _T:
-    """Calls something that may never return, in a thread of its own.
+    """Calls something that may never return, in a thread of its own, with a timeout.
 
     Args:
-        call: What is called; it sees this thread's context variables.
-        what: The same in words, for the error message.
-        timeout: Seconds; a call that takes longer is left to itself.
-        pulse: Called now and then meanwhile; what it raises ends the wait.
+        call: What to call; it sees this thread's context variables.
+        what: Describes the call, for the error message.
+        timeout: In seconds; a call that takes longer is abandoned, but keeps running.
+        pulse: Called every half second meanwhile; if it raises, the wait ends.
+
+    Returns:
+        What the call returned.
 
     Raises:
-        TimeoutError: It did not return in time; the message says where it stands.
-        BaseException: Whatever it raised.
+        TimeoutError: It did not return in time; the message says where it is.
+        BaseException: Whatever the call raised.
     """
     answers: list[_T] = []
     failures: list[BaseException] = []
@@ -44,7 +47,7 @@ def bounded(
     def run() -> None:
         try:
             answers.append(context.run(call))
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised in the waiting thread
             failures.append(error)
         finally:
             ended.set()
@@ -66,7 +69,7 @@ def bounded(
 
 
 def whereabouts(thread: threading.Thread) -> str:
-    """Where a thread stands now, in words."""
+    """Describes where a thread is executing."""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None:
         return "it has ended"

@@ -1,7 +1,7 @@
-"""Every error that pytest-vmss raises on purpose.
+"""The exceptions that pytest-vmss raises, and helpers that classify and format them.
 
-One root, :class:`VmssError`; leaves carry fields that a test or a report can
-use. A message says what happened, what was expected and what to do.
+All derive from :class:`VmssError`; the concrete classes carry fields that a test or a report
+can use. A message says what happened, what was expected and what to do about it.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ __all__ = [
 ]
 
 
-#: Problems of one model, and characters of each, that a message tells: a hostile model has any.
+#: Maximum number of problems in a :class:`ModelError`, and of characters of each.
 _TOLD_PROBLEMS = 100
 _PROBLEM_CHARS = 1000
-#: The host has no more memory, processes, descriptors or room.
+#: Error numbers that mean the host is out of memory, processes, descriptors or disk space.
 _EXHAUSTED = frozenset(
     {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT}
 )
 
 
 class VmssError(Exception):
-    """Root of all errors of this package.
+    """Base class of all errors of this package.
 
     Attributes:
-        code: Azure's error code where Azure has one, else a code of this
-            package in the same style.
+        code: Azure's error code where Azure has one, otherwise one of this
+            package's own in the same style.
     """
 
     code: str = "InternalExecutionError"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
-        # Words of guests are in many of them; none commands the terminal that shows it (R2).
+        # Many messages quote guests, so strip escape sequences that would control a terminal (R2).
         super().__init__(clean(message))
         if code is not None:
             self.code = code
 
     @property
     def message(self) -> str:
-        """The error in words, without evidence such as a console's tail."""
+        """The error message, without evidence such as a console's tail."""
         return str(self.args[0])
 
 
@@ -85,10 +85,10 @@ class LabError(VmssError):
 
 
 class HostError(VmssError):
-    """The host lacks something; the message names the command that mends it.
+    """The host lacks something; the message names the command that fixes it.
 
     Attributes:
-        mend: That command or step alone, where it is known.
+        mend: That command or step alone, if known; otherwise empty.
     """
 
     code = "HostNotReady"
@@ -99,18 +99,18 @@ class HostError(VmssError):
 
 
 class CapacityError(HostError):
-    """The host has too little memory or disk for what was asked (M7)."""
+    """The host has too little memory or disk for what was requested (M7)."""
 
     code = "AllocationFailed"
 
 
 class ToolError(HostError):
-    """A program of the host failed.
+    """A program on the host failed.
 
     Attributes:
         argv: The command as it was run.
-        returncode: Its exit status; None where it could not be started.
-        stderr: The end of what it wrote to standard error.
+        returncode: Its exit status; None if it could not be started.
+        stderr: The end of its standard error.
     """
 
     code = "ToolFailed"
@@ -131,7 +131,7 @@ class HypervisorError(VmssError):
 
 
 class BalancerError(VmssError):
-    """The load balancer does not do what it is asked."""
+    """The load balancer failed, or refused a command."""
 
     code = "LoadBalancerFailed"
 
@@ -143,13 +143,13 @@ class ImageError(VmssError):
 
 
 class NotFoundError(VmssError):
-    """Something that was named does not exist."""
+    """A named resource does not exist."""
 
     code = "ResourceNotFound"
 
 
 class ConflictError(VmssError):
-    """The operation collides with another that is in progress (HTTP 409)."""
+    """The operation conflicts with another one in progress (HTTP 409)."""
 
     code = "OperationNotAllowed"
 
@@ -173,10 +173,10 @@ class ModelProblem:
 
 
 class ModelError(VmssError):
-    """A scale-set model is not valid; nothing was created (A6).
+    """A scale-set model is invalid; nothing was created (A6).
 
     Attributes:
-        problems: What is wrong, in the order of the document; of very many the first.
+        problems: What is wrong, in document order; at most the first 100 problems.
     """
 
     code = "InvalidParameter"
@@ -192,11 +192,12 @@ class ModelError(VmssError):
 
 
 class WaitTimeoutError(VmssError):
-    """A wait reached its limit.
+    """A wait timed out.
 
     Attributes:
-        what: What was waited for.
-        limit: The limit in seconds, after any multiplier.
+        what: What was being waited for.
+        timeout: The timeout in seconds, after any multiplier.
+        last: The last state seen; empty if unknown.
     """
 
     code = "RollingUpgradeTimeoutError"
@@ -214,8 +215,8 @@ class InstanceError(VmssError):
 
     Attributes:
         instance: Name of the instance, ``{set}_{id}``.
-        console_tail: Last lines of its console; empty where there are none.
-        log: The whole console log; None where there is none.
+        console_tail: Last lines of its console; may be empty.
+        log: Path of the full console log, if there is one.
     """
 
     code = "VMExtensionProvisioningError"
@@ -244,13 +245,13 @@ class InstanceError(VmssError):
 
 
 class BootError(InstanceError):
-    """An instance did not come up; leaves say how far it got."""
+    """An instance failed to boot; subclasses say how far it got."""
 
     code = "VMStartTimedOut"
 
 
 class NoBootError(BootError):
-    """Firmware or boot loader found nothing to start, or the VM ended."""
+    """Firmware or boot loader found nothing to boot, or the VM stopped."""
 
     code = "OSProvisioningNoBoot"
 
@@ -268,10 +269,10 @@ class GuestUnreachableError(BootError):
 
 
 class CloudInitError(InstanceError):
-    """cloud-init ended in error.
+    """cloud-init finished with an error.
 
     Attributes:
-        errors: cloud-init's own list of what failed.
+        errors: The errors that cloud-init itself reported.
     """
 
     code = "OSProvisioningClientError"
@@ -294,7 +295,7 @@ class ExtensionError(InstanceError):
 
     Attributes:
         extension: Name of the extension in the model.
-        exit_code: Exit status of its handler; None where it did not end.
+        exit_code: Exit status of its handler; None if it did not finish.
     """
 
     code = "VMExtensionProvisioningError"
@@ -322,11 +323,11 @@ class UnhealthyError(InstanceError):
 
 
 class GuestCommandError(InstanceError):
-    """A command in the guest ended with a status other than 0.
+    """A command in the guest exited with a non-zero status.
 
     Attributes:
         exit_code: The command's exit status.
-        stderr: What it wrote to standard error.
+        stderr: Its standard error.
     """
 
     code = "RunCommandFailed"
@@ -338,11 +339,11 @@ class GuestCommandError(InstanceError):
 
 
 class ProvisioningError(VmssError):
-    """Instances of a new set did not come up; the set is there to be looked at.
+    """Instances of a new set failed to start; the set is kept for inspection.
 
     Attributes:
-        scale_set: Its name.
-        evidence: For each failed instance what went wrong, with its console's tail.
+        scale_set: Name of the set.
+        evidence: What went wrong on each failed instance, with the end of its console.
     """
 
     code = "VMProvisioningFailed"
@@ -357,17 +358,17 @@ class ProvisioningError(VmssError):
 
 
 class UpgradeError(VmssError):
-    """An upgrade could not start, or ended otherwise than asked."""
+    """An upgrade could not start, or did not end as requested."""
 
 
 class InterruptedOperationError(UpgradeError):
-    """The host could not go on with an operation; it is unfinished, and can be resumed (Q1).
+    """The host could not continue an operation; it is unfinished and can be resumed (Q1).
 
-    Nothing was judged: that no disk could be written says nothing about an image.
+    It implies no verdict: a disk that could not be written says nothing about an image.
 
     Attributes:
-        scale_set: The set's name.
-        operation: The operation's id.
+        scale_set: Name of the set.
+        operation: Id of the operation.
     """
 
     code = "OperationInterrupted"
@@ -379,10 +380,10 @@ class InterruptedOperationError(UpgradeError):
 
 
 class ViolationError(VmssError, AssertionError):
-    """What must always hold did not; a test that meets it has failed.
+    """An invariant was violated; the test that raises this has failed.
 
     Attributes:
-        violations: Every time at which it did not.
+        violations: Every violation that was found.
     """
 
     code = "Violation"
@@ -395,19 +396,19 @@ class ViolationError(VmssError, AssertionError):
 def is_verdict(error: BaseException) -> bool:
     """Whether an error may count against an instance, and so against its image (Q1).
 
-    An instance fails by what its guest does or does not do in time, and by what the
-    hypervisor refuses for it. Everything else, a full disk, a daemon that is away, too
-    many threads, a mistake of this package, says nothing about it: the operation is left
-    unfinished, and goes on where it stood once that is mended.
+    An instance fails by what its guest does, or does not do in time, and when the hypervisor
+    refuses an operation on it. Everything else (a full disk, a stopped daemon, too many
+    threads, a bug in this package) says nothing about it: the operation is left unfinished
+    and resumes from there once the cause is fixed.
     """
     return isinstance(error, InstanceError | WaitTimeoutError | HypervisorError)
 
 
 def is_host_trouble(error: BaseException) -> bool:
-    """Whether an error says that the host has run out of something, whoever met it.
+    """Whether an error means that the host has run out of a resource, whoever raised it.
 
-    That a suite's own code could not have memory, a thread, a file or room on a disk is not
-    its failure.
+    A suite whose own code could not get memory, a thread, a file descriptor or disk space
+    has not failed.
     """
     if isinstance(error, OSError):
         return error.errno in _EXHAUSTED
@@ -417,17 +418,17 @@ def is_host_trouble(error: BaseException) -> bool:
 
 
 def error_text(failure: BaseException) -> str:
-    """An exception's kind and text, also of one that cannot be printed."""
+    """Returns an exception's type and message, even if its ``__str__`` raises."""
     try:
         text = str(failure)
-    except Exception as error:  # noqa: BLE001 - a failure must not be lost for its words
+    except Exception as error:  # noqa: BLE001 - a failure without a text is still reported
         text = f"(its text cannot be had: {type(error).__name__})"
     kind = type(failure).__name__
     return f"{kind}: {text}" if text else kind
 
 
 def error_summary(error: Exception) -> tuple[str, str]:
-    """Code and words of an error, as records and events hold them."""
+    """Returns an error's code and message, as stored in records and events."""
     if isinstance(error, VmssError):
         return error.code, error.message
     return "InternalExecutionError", f"{type(error).__name__}: {error}"

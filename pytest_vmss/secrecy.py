@@ -1,8 +1,8 @@
-"""Secret values that no representation shows (M5).
+"""Secret values that are masked in every representation (M5).
 
 Tracebacks, ``--showlocals``, JUnit files and debuggers show what ``repr`` returns. So values
-under names that Azure, or anybody, gives to secrets become subclasses whose ``repr`` is masked
-as soon as they are read; to everything else they are the values that they were.
+whose names mark them as secrets, Azure's or anyone's, become subclasses with a masked ``repr``
+as soon as they are read; in all other respects they remain ordinary values.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 MASK = "**********"
 _HIDDEN = "***"
 
-#: Azure's write-only properties: as :func:`plain_name` has them, to Azure's spelling.
+#: Azure's write-only properties, from :func:`plain_name`'s form to Azure's spelling.
 WRITE_ONLY: Mapping[str, str] = {
     name.lower(): name
     for name in (
@@ -46,47 +46,47 @@ WRITE_ONLY: Mapping[str, str] = {
     )
 }  # fmt: skip
 _SECRET = frozenset({*(name.lower() for name in WRITE_ONLY.values()), "additionalunattendcontent"})
-#: Types of a template's parameters.
+#: Types of template parameters that are secret.
 _SECURE = ("securestring", "secureobject")
 _ENDINGS = (
     "password", "passwd", "passphrase", "secret", "token", "accountkey", "accesskey",
     "apikey", "privatekey", "connectionstring",
 )  # fmt: skip
-#: Words of a name that make it a secret's.
+#: Words that make a name a secret's.
 _WORDS = frozenset({
     "token", "tokens", "secret", "secrets", "pass", "passcode", "passphrase", "passwd",
     "password", "passwords", "passwort", "pwd", "key", "keys", "auth", "authorization", "bearer",
     "credential", "credentials", "creds", "signature", "sig", "sas", "cookie", "cookies", "dsn",
     "jwt", "pat", "pfx",
 })  # fmt: skip
-#: Words that say it is something about a secret, such as where it lies.
+#: Final words that make a name one of something about a secret, such as its location.
 _ABOUT = frozenset({
     "algorithm", "authentication", "count", "enabled", "expiry", "file", "files", "folder", "id",
     "ids", "identifier", "incarnation", "length", "method", "mode", "name", "names", "path",
     "paths", "size", "source", "timeout", "type", "uri", "uris", "url", "urls", "vault",
     "version",
 })  # fmt: skip
-#: Words beside which a key is no secret: ``publicKeys``, ``keyData``, ``keyVault``.
+#: Words that make a key public: ``publicKeys``, ``keyData``, ``keyVault``.
 _OPEN_KEYS = frozenset(
     {"authorized", "data", "known", "partition", "public", "sort", "ssh", "vault"}
 )
 _NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
-# What follows is linear in a text's length: each begins at what is rare, and is bounded.
-#: What comes before a URI's host. Up to the last ``@``, for a password may hold a slash.
+# The patterns below run in linear time: each starts at something rare, and is bounded.
+#: What precedes a URI's host. Up to the last ``@``, since a password may contain a slash.
 _USERINFO = re.compile(r"//(?=[^\s/]{0,256}@|[^\s/:]{0,256}+:\d*+[^\s/\d])([^\s\"'<>?#]{0,256})@")
-#: What should be a port and is not: a password whose URI is broken; shell variables stay.
+#: An invalid port: probably a password in a malformed URI; shell variables are left alone.
 _NO_PORT = re.compile(
     r"//([^\s/:@?#\[\"'<>]{0,256}+):(?!\d*+(?:[/?#\s\"'<>),;|&]|$)|[${%])[^\s/?#\"'<>@]{1,256}+"
 )
-#: A query may be a token, whatever its parameters are called; so may a fragment that is one.
+#: A query may be a token, whatever its parameters are called; so may such a fragment.
 _QUERY = re.compile(r"(//[^\s?#\"'<>]{1,2000}+)\?([^\s#\"'<>]++)")
 _FRAGMENT = re.compile(r"#([^\s\"'<>#=]{0,64}+=[^\s\"'<>]++)")
-#: ``user:password@host``, as git and databases take it; not an image and its digest.
+#: ``user:password@host``, as git and databases accept it; not an image and its digest.
 _LOGIN = re.compile(
     r"(?<![\w.+/-])(?!mailto:)([\w.+-]{1,64}+):([^\s/@:\"']{3,256}+)@(?!sha\d)(?=[\w\[])"
 )
-#: What precedes a value: ``name=``, ``name: ``, ``"name":``, or ``--name `` of a command.
+#: What precedes a value: ``name=``, ``name: ``, ``"name":``, or a command's ``--name ``.
 _ASSIGNED = re.compile(r"(?<![\w./])([A-Za-z_][\w.-]{0,63}+)[\"']?[ \t]{0,2}+=[ \t]{0,2}+")
 _TOLD = re.compile(r"(?<![\w./-])([A-Za-z_][\w.-]{0,63}+)(?:[\"'][ \t]{0,2}+:[ \t]*+|:[ \t]++)")
 _FLAG = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{1,63}+)[ \t]++(?!-)")
@@ -95,31 +95,31 @@ _WORD_VALUE = re.compile(rf"{_QUOTED}|[^\s;&,\"'<>|)]{{1,2000}}+")
 _LINE_VALUE = re.compile(rf"{_QUOTED}|[^\n\"']{{1,2000}}+")
 _HEADER = re.compile(r"(?i)\b(bearer|basic|sharedkey)( ++)[\w.~+/=:-]{6,}+")
 _PEM = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).{0,8000}?(?=-----END|\Z)", re.DOTALL)
-#: Where none of these is, nothing is looked for.
+#: A text that matches none of these contains no secret, and is not searched.
 _MARKS = re.compile(r"[=@?:#]|--|(?i:bearer|basic|sharedkey) ")
 _SHOWN_CHARS = 200
-#: Longer texts are not gone through, but hidden.
+#: Longer texts are not searched, but hidden as a whole.
 _SEARCHED_CHARS = 65536
 _NAME_CHARS = 256
-#: How deep a secret is looked for.
+#: How deep values are searched for secrets.
 _DEPTH = 64
 
 
 class SecretText(str):
-    """A text whose representation is masked; the parts of it are such texts too.
+    """A string whose ``repr`` is masked, as are those of its parts.
 
-    To everything else it is the text: what formats it, or joins it to others, gets its
-    characters, for whoever runs a command needs them. Messages quote it with ``!r``.
+    Otherwise it is an ordinary string: formatting or joining it yields its characters, which
+    commands that are run need. Messages must therefore quote it with ``!r``.
     """
 
     shown: str
 
     def __new__(cls, value: str, shown: str = MASK) -> SecretText:
-        """Wraps a text.
+        """Wraps a string.
 
         Args:
-            value: The text.
-            shown: What is shown of it.
+            value: The string.
+            shown: What its ``repr`` shows instead.
         """
         text = super().__new__(cls, value)
         text.shown = shown
@@ -142,7 +142,7 @@ class SecretText(str):
 
 
 def _keeping(name: str) -> Any:
-    """A method of texts whose results are masked too."""
+    """Wraps a method of ``str`` so that its results are masked too."""
     method = getattr(str, name)
 
     def kept(self: SecretText, *args: Any, **kwargs: Any) -> Any:
@@ -169,7 +169,7 @@ for _name in (
 
 
 class SecretBytes(bytes):
-    """Bytes whose representation is masked, also of parts of them."""
+    """Bytes whose ``repr``, like that of their slices, shows only the length."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} bytes>"
@@ -193,7 +193,7 @@ _KINDS = (SecretText, SecretBytes, _SecretInt, _SecretFloat)
 
 
 class SealedDocument:
-    """A document as a caller handed it in, of which nothing is shown before it is checked."""
+    """A document as handed in by the caller; its ``repr`` hides it until it is validated."""
 
     __slots__ = ("content",)
 
@@ -205,32 +205,32 @@ class SealedDocument:
 
 
 def seal(source: Any) -> Any:
-    """Keeps a document or text that was handed in from being shown; files stay as they are.
+    """Hides a document or text that was handed in from ``repr``; paths are returned as they are.
 
-    Never fails: what is wrong with a document is found where it is read.
+    Never fails: problems of a document are found where it is read.
     """
     if isinstance(source, Mapping):
         return SealedDocument(source)
     if type(source) is str and (len(source) > 4096 or re.search(r"[\n{]", source)):
-        return SecretText(source, "<a text>")  # no path: a document, which may hold anything
+        return SecretText(source, "<a text>")  # a document, not a path: may contain anything
     return source
 
 
 def seal_text(text: str | None) -> SecretText | None:
-    """The same for a text that is secret as a whole, such as custom data."""
+    """Hides a text that is secret as a whole, such as custom data, from ``repr``."""
     return None if text is None else SecretText(text)
 
 
 def plain_name(name: str) -> str:
-    """A property's name in lower case, without what separates words."""
+    """Returns a property's name in lower case, without the separators of its words."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a property of this name, however it is spelt, holds a secret.
+    """Whether a property of this name, in any spelling, holds a secret.
 
-    A name is taken by its words: ``DB_PASSWORD`` and ``sasToken`` name secrets;
-    ``publicKeys``, ``passwordFile`` and ``keyVaultId`` name something else.
+    The name is judged by its words: ``DB_PASSWORD`` and ``sasToken`` name secrets;
+    ``publicKeys``, ``passwordFile`` and ``keyVaultId`` do not.
     """
     return _is_secret_name(name[-_NAME_CHARS:])
 
@@ -254,11 +254,11 @@ def _is_secret_name(name: str) -> bool:
 
 
 def mask(text: str) -> str:
-    """A text without the secrets that can be told by their form.
+    """Masks the secrets in a text that can be recognized by their form.
 
-    Those are what a URI has before its host, its query, and a fragment with values; the
-    values of ``password=…``, ``token: …`` and ``--secret …``; credentials of HTTP's
-    ``Authorization``; private keys in PEM.
+    These are a URI's credentials, its query, and a fragment with values; the values of
+    ``password=…``, ``token: …`` and ``--secret …``; credentials in HTTP ``Authorization``
+    headers; private keys in PEM.
     """
     if isinstance(text, SecretText):
         return text.shown
@@ -279,7 +279,7 @@ def mask(text: str) -> str:
 
 
 def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -> str:
-    """A text without what follows the names of secrets in it."""
+    """Masks the values that follow names of secrets in a text."""
     parts: list[str] = []
     at = 0
     for head in heads.finditer(text):
@@ -294,16 +294,16 @@ def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -
 
 
 def uri_secrets(text: str) -> Iterator[str]:
-    """What URIs in a text keep secret, as it is written, and percent-decoded.
+    """Yields the secrets in a text's URIs, as written and percent-decoded.
 
-    That is what comes before a host, and the values of a query and of a fragment.
+    These are the credentials before a host, and the values of a query and of a fragment.
     """
     text = text[:_SEARCHED_CHARS]
     found: list[str] = []
     for match in _USERINFO.finditer(text):
         found += (match[1], match[1].partition(":")[2])
     found += (match[2] for match in _LOGIN.finditer(text))
-    query = text.partition("?")[2] if "//" in text else ""  # also of what is no URI
+    query = text.partition("?")[2] if "//" in text else ""  # also if it is not a valid URI
     for part in (query, *(match[1] for match in _FRAGMENT.finditer(text))):
         whole = part.partition("#")[0]
         found += (whole, *(pair.partition("=")[2] for pair in whole.split("&")))
@@ -313,14 +313,14 @@ def uri_secrets(text: str) -> Iterator[str]:
 
 
 def conceal(value: Any, *, secret: bool = False) -> Any:
-    """A copy of a JSON value in which secrets are masked.
+    """Returns a copy of a JSON value in which secrets are masked in ``repr``.
 
     Args:
-        value: What JSON can hold; objects and lists may be of other kinds.
-        secret: Whether it is secret as a whole.
+        value: A JSON value; its objects and lists may be of other types.
+        secret: Whether all of it is secret.
     """
     if isinstance(value, Mapping):
-        kind = value.get("type")  # of a template's parameter, which may have any name
+        kind = value.get("type")  # of a template parameter, which may have any name
         secret = secret or (isinstance(kind, str) and kind.lower() in _SECURE)
         return {
             key: conceal(item, secret=secret or names_secret(key, value))
@@ -332,11 +332,12 @@ def conceal(value: Any, *, secret: bool = False) -> Any:
 
 
 def names_secret(key: object, siblings: Mapping[Any, Any]) -> bool:
-    """Whether an object's property is a secret, by its name or by that beside it.
+    """Whether a property is a secret, judged by its name or by a sibling's value.
 
     Args:
         key: The property.
-        siblings: The object: in ``{"name": "adminPassword", "value": …}`` it is the value.
+        siblings: The object that contains it: the ``value`` in ``{"name": "adminPassword", "value":
+            …}`` is secret.
     """
     if not isinstance(key, str):
         return False
@@ -362,14 +363,14 @@ def _concealed(value: Any, *, secret: bool) -> Any:
 
 
 def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
-    """A copy of a JSON value as it may be shown to anybody.
+    """Returns a copy of a JSON value that is safe to show to anyone.
 
-    What Azure never returns is left out; other secrets are masked.
+    Properties that Azure never returns are omitted; other secrets are masked.
 
     Args:
         value: The value.
-        known: The same, where that knows more of what is secret.
-        secret: Whether it is secret as a whole.
+        known: The same value as :func:`conceal` returned it, if that marks more as secret.
+        secret: Whether all of it is secret.
     """
     if isinstance(value, Mapping):
         others = known if isinstance(known, Mapping) else {}
@@ -393,11 +394,11 @@ def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
 
 
 def with_masks_of(given: Any, checked: Any) -> Any:
-    """A checked value in which what was a masked text is one again.
+    """Returns a validated value whose strings are masked again where the given ones were.
 
     Args:
         given: The value as it was read.
-        checked: What validation made of it.
+        checked: The result of its validation.
     """
     if isinstance(given, SecretText) and type(checked) is str:
         return given if given == checked else SecretText(checked)
@@ -411,7 +412,7 @@ def with_masks_of(given: Any, checked: Any) -> Any:
 
 
 def quote(value: object) -> str:
-    """A value as messages quote it: bounded, without secrets that its mask or its form tells."""
+    """Formats a value for a message: shortened, and without recognizable secrets."""
     if not isinstance(value, str):
         return repr(value)
     masked = mask(value)
@@ -419,11 +420,12 @@ def quote(value: object) -> str:
 
 
 def unmasked(value: Any, stored: Any) -> Any:
-    """A JSON value in which what :func:`published` has masked is what was stored.
+    """Restores the stored secrets in a JSON value that :func:`published` masked.
 
     Args:
-        value: The value, perhaps made of one that was shown.
-        stored: What it was shown of; of lists, objects are the same by name, others by place.
+        value: The value, possibly derived from a published one.
+        stored: The stored original; items of lists correspond by name if they have one, otherwise
+            by index.
     """
     if isinstance(value, Mapping) and isinstance(stored, Mapping):
         return {
@@ -447,17 +449,17 @@ def unmasked(value: Any, stored: Any) -> Any:
 
 
 def _name_of(item: Any) -> str:
-    """An object's name; empty where it has none."""
+    """Returns an object's name, or an empty string."""
     name = item.get("name") if isinstance(item, Mapping) else None
     return str(name) if isinstance(name, str) else ""
 
 
 def has_secret(value: object, depth: int = _DEPTH) -> bool:
-    """Whether a value is a secret, or holds one in dictionaries, lists, tuples or sets."""
+    """Whether a value is a secret, or contains one in dictionaries, lists, tuples or sets."""
     if isinstance(value, _KINDS):
         return True
     if not depth:
-        return True  # rather too much than too little
+        return True  # err on the side of caution
     if isinstance(value, Mapping):
         return any(
             has_secret(key, depth - 1) or has_secret(item, depth - 1) for key, item in value.items()

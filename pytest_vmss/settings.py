@@ -1,4 +1,4 @@
-"""Where a lab keeps its files, and the limits of its waits."""
+"""Settings of a lab: folders, timeouts, limits and the guest network."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ TCG_FACTOR = 10.0
 
 
 def default_state_dir() -> Path:
-    """The folder of all labs: ``VMSS_STATE_DIR``, else the user's state folder."""
+    """The folder of all labs: ``VMSS_STATE_DIR``, or else the user's state folder."""
     return _absolute(Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")))
 
 
 def default_cache_dir() -> Path:
-    """The folder of built images: ``VMSS_CACHE_DIR``, else the user's cache folder."""
+    """The folder of built images: ``VMSS_CACHE_DIR``, or else the user's cache folder."""
     return _absolute(Path(os.environ.get("VMSS_CACHE_DIR") or user_cache_path("pytest-vmss")))
 
 
 def _absolute(path: Path) -> Path:
-    """A path that stays the same wherever the process goes.
+    """Returns an absolute path, which a change of working directory does not affect.
 
     Raises:
-        LabError: It is relative, to a working directory that has been removed.
+        LabError: The path is relative, and the working directory has been removed.
     """
     try:
         return path.absolute()
@@ -64,7 +64,7 @@ _MOST_GIB = 10**9 - 1
 #: More than any host has.
 _MOST_VCPUS, _MOST_MIB = 1024, 32 * 1024**2
 
-#: Said aloud wherever guests are let out.
+#: The warning given whenever guests get outbound network access.
 OUTBOUND = (
     "guests started now reach whatever this host can: its network, the outside, and every "
     "service on its own loopback, for QEMU's user network cannot leave that out"
@@ -72,10 +72,10 @@ OUTBOUND = (
 
 
 def default_guest_network() -> GuestNetwork:
-    """What guests may reach: ``VMSS_GUEST_NETWORK``, else isolated.
+    """Returns what guests may reach: ``VMSS_GUEST_NETWORK``, or else ``isolated``.
 
     Raises:
-        LabError: The variable holds something else.
+        LabError: The variable has an invalid value.
     """
     wanted = os.environ.get("VMSS_GUEST_NETWORK") or "isolated"
     if wanted not in get_args(GuestNetwork):
@@ -84,10 +84,10 @@ def default_guest_network() -> GuestNetwork:
 
 
 def _from_environment(name: str, default: int) -> int:
-    """A whole number above 0 from a variable.
+    """Reads a positive whole number from an environment variable.
 
     Raises:
-        LabError: The variable holds something else.
+        LabError: The variable has an invalid value.
     """
     value = os.environ.get(name) or str(default)
     if not re.fullmatch("[1-9][0-9]{0,8}", value):
@@ -97,13 +97,13 @@ def _from_environment(name: str, default: int) -> int:
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a published image may cost (R3).
+    """The largest image that may be published (R3).
 
     Attributes:
-        virtual_gib: GiB of the disk that a guest sees: ``VMSS_MAX_IMAGE_GIB``, else the most that
-            Azure allows an OS disk.
-        stored_gib: GiB that the file takes on the disk, holes not counted:
-            ``VMSS_MAX_IMAGE_FILE_GIB``, else 64.
+        virtual_gib: Virtual size in GiB: ``VMSS_MAX_IMAGE_GIB``, or else the largest OS disk that
+            Azure allows.
+        stored_gib: Size of the file on disk in GiB, not counting holes:
+            ``VMSS_MAX_IMAGE_FILE_GIB``, or else 64.
     """
 
     virtual_gib: int = field(default_factory=lambda: _from_environment("VMSS_MAX_IMAGE_GIB", 4095))
@@ -114,21 +114,21 @@ class ImageLimits:
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long the lab waits for a guest, in seconds, as under KVM.
+    """Timeouts for one instance and for an upgrade, in seconds, for a host with KVM.
 
-    All but ``drain``, ``health`` and ``upgrade`` are multiplied without KVM; ``health`` is Azure's
-    five minutes (F6), which are ample under TCG too.
+    Without KVM, all but ``drain``, ``health`` and ``upgrade`` are multiplied; ``health`` is
+    Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
-        drain: For the connections of an instance to end, before it is stopped.
-        stop: For a graceful stop, before the power is cut.
+        drain: For an instance's connections to close before it is stopped.
+        stop: For a graceful stop before the power is cut.
         boot: From start until SSH answers.
-        cloud_init: From then until cloud-init has ended.
+        cloud_init: From then until cloud-init has finished.
         extension: For each extension.
-        health: For the application, after all that.
-        instance: For everything that an operation does to one instance; a rollback has
-            as much again.
-        upgrade: For a whole upgrade; it ends between two batches (G4).
+        health: For the application to become healthy after all that.
+        instance: For everything that an operation does to one instance; a rollback gets the same
+            again.
+        upgrade: For a whole upgrade; one that times out stops between two batches (G4).
     """
 
     drain: float = 30.0
@@ -141,7 +141,7 @@ class Timeouts:
     upgrade: float = 86_400.0
 
     def scaled(self, factor: float) -> Self:
-        """The limits for a host whose guests are slower by a factor."""
+        """Returns the timeouts for a host whose guests are slower by a factor."""
         return replace(
             self,
             stop=self.stop * min(factor, 5.0),
@@ -152,7 +152,7 @@ class Timeouts:
         )
 
     def clipped(self, seconds: float) -> Self:
-        """The limits where only so much time is left in all."""
+        """Returns the timeouts, none above the seconds that are left."""
         left = max(seconds, 0.0)
         return replace(
             self,
@@ -167,33 +167,32 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a lab needs to know about its host.
+    """Settings of a lab.
 
     Attributes:
         state_dir: Folder of all labs.
         cache_dir: Folder of built images.
         connect: libvirt connection URI; None lets the lab choose.
         accelerator: ``kvm`` or ``tcg`` to force one; None lets the lab choose.
-        timeout_factor: Multiplier of the guest-side limits; None means 1 with
-            KVM and 10 without.
-        timeouts: The limits before the multiplier.
+        timeout_factor: Multiplier of the guest-side timeouts; None means 1 with KVM and 10 without.
+        timeouts: The timeouts before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
-        images: What a published image may cost.
-        keep: Keep the VMs of a session for a look at them.
-        first_rollout_delay: Seconds from the moment at which automatic OS upgrades are
-            enabled to the first that may start; Azure takes up to 3 hours (C2).
-        repair_grace: Seconds in place of each ``automaticRepairsPolicy.gracePeriod``, which
-            Azure lets be 10 minutes at least; None for the policy's own (K1).
-        degraded_is_fatal: Whether an instance fails whose cloud-init ended degraded: with
-            problems that cloud-init itself got over.
-        guest_network: What guests reach, from their machines' next start on. ``isolated``:
-            nothing but files of the lab's, while it is logged in to them. ``outbound``:
-            whatever the host can reach, its own loopback among it (M6).
-        rollout_delay: Seconds from a publication to its rollout, from and to; Azure
-            takes 30 to 60 minutes.
+        images: The largest image that may be published.
+        keep: Whether to keep a session's VMs for inspection.
+        first_rollout_delay: Seconds from enabling automatic OS upgrades until the first one may
+            start; Azure takes up to 3 hours (C2).
+        repair_grace: Seconds that replace each ``automaticRepairsPolicy.gracePeriod``, which is at
+            least 10 minutes in Azure; None keeps the policy's own (K1).
+        degraded_is_fatal: Whether an instance fails if its cloud-init finishes degraded, that is,
+            with problems that cloud-init itself recovered from.
+        guest_network: What guests can reach, from their next start on. ``isolated``: only the lab's
+            files, while it is logged in to them. ``outbound``: whatever the host can reach,
+            including its own loopback (M6).
+        rollout_delay: Shortest and longest time in seconds from publication to rollout; Azure takes
+            30 to 60 minutes.
 
     Raises:
-        LabError: Something is not what a lab can have.
+        LabError: A setting is invalid.
     """
 
     state_dir: Path = field(default_factory=default_state_dir)
@@ -212,7 +211,7 @@ class Settings:
     guest_network: GuestNetwork = field(default_factory=default_guest_network)
 
     def __post_init__(self) -> None:
-        """Refuses what would make a wait endless, or a machine that cannot be."""
+        """Rejects values that would make a wait endless or a machine impossible."""
         if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
             _refuse("accelerator", "kvm or tcg", self.accelerator)
         if self.guest_network not in get_args(GuestNetwork):
@@ -262,10 +261,10 @@ def _check_range(name: str, seconds: tuple[float, float]) -> None:
 
 
 def _check_size(name: str, size: tuple[int, int]) -> None:
-    """A VM size of the user's own.
+    """Validates a user-defined VM size.
 
     Raises:
-        LabError: It has no name, or asks for what no machine has.
+        LabError: Its name is invalid, or it asks for more than any machine has.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,64}", name):
         _refuse("sizes", "named by letters, digits, '_', '.' and '-'", name)

@@ -1,8 +1,9 @@
-"""The boundary through which everything comes that a guest says (R2).
+"""The boundary for all data from guests (R2).
 
-Consoles, agents, SSH, HTTP and status files are a guest's to write, and a guest may be broken
-or hostile. Here text loses what a terminal would obey, and JSON is read within bounds; whoever
-receives bytes bounds how many and for how long. Files that users hand in are read here too (R3).
+Consoles, agents, SSH, HTTP and status files are under a guest's control, and a guest may be
+broken or hostile. This module strips terminal control sequences from text and parses JSON
+within bounds; code that receives bytes limits their number and the time. Files that users
+supply are read here too (R3).
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ __all__ = [
     "shown",
 ]
 
-#: Bytes of one JSON document, and how deep it may be nested.
+#: Maximum size of a JSON document in bytes, and its maximum nesting depth.
 _JSON_BYTES = 1024 * 1024
 _JSON_DEPTH = 64
-#: Digits of a number; more than 64 bits have.
+#: Maximum number of digits of an integer; enough for 64 bits.
 _DIGITS = 20
 _WHOLE = 2**63
 _SHOWN_CHARS = 4096
 _LINE_CHARS = 200
-#: Names that a message lists, and characters of each.
+#: Maximum number of names that a message lists, and of characters of each.
 _LISTED = 20
 _LISTED_CHARS = 80
 
-# Possessive quantifiers, and no body that holds another's beginning: linear in the text.
+# The patterns run in linear time: quantifiers are possessive, and no sequence's body can contain
+# the start of another.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]"  # CSI: colours, cursor, modes
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f\n]{0,512}+(?:\x07|\x1b\\|\x9c)"  # strings
@@ -50,28 +52,28 @@ _ESCAPES = re.compile(
 )
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
-#: Unicode's categories of what is not shown or changes how the text around it is: controls,
+#: Unicode categories that are invisible or change how nearby text is displayed: controls,
 #: formats such as bidi, unassigned and private characters.
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co"})
-#: Letters and marks that are not seen all the same: fillers and variation selectors.
+#: Letters and marks that are nevertheless invisible: fillers and variation selectors.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0100-\U000e01ef]"
 )
-#: Characters whose translation is remembered; a guest may send all that there are.
+#: Maximum number of cached characters; a guest may send every one there is.
 _REMEMBERED = 16_384
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class UnreadableError(ValueError):
-    """What a guest said cannot be read; the message is fit to be shown."""
+    """Data from a guest is malformed or too large; the message is safe to show."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(one_line(reason))
 
 
 class _Shown(dict[int, str]):
-    """How each character is shown, found out when it first comes."""
+    """Maps a character to how it is shown; entries are computed on first use."""
 
     def __missing__(self, code: int) -> str:
         letter = chr(code)
@@ -91,10 +93,10 @@ _SHOWN = _Shown()
 
 
 def clean(text: str) -> str:
-    """A text without what a terminal would obey: escape sequences, controls, bidi.
+    """Strips what would control a terminal from a text: escape sequences, controls, bidi.
 
-    Lines and tabs stay. Square brackets stay too: whoever prints with rich must not read
-    markup in it.
+    Newlines and tabs stay. So do square brackets: callers that print with rich must disable
+    its markup.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -103,11 +105,11 @@ def clean(text: str) -> str:
 
 
 def shown(text: str | bytes, limit: int = _SHOWN_CHARS) -> str:
-    """A cleaned text of bounded length; what is longer ends with an ellipsis.
+    """Cleans and shortens a text; a longer one ends with an ellipsis.
 
     Args:
-        text: What was said; bytes need not be UTF-8.
-        limit: Characters.
+        text: Text from a guest; bytes need not be valid UTF-8.
+        limit: Maximum length of the result, in characters.
     """
     part = text[: 4 * limit + 1]  # escape sequences may fill much of it
     if isinstance(part, bytes):
@@ -119,24 +121,24 @@ def shown(text: str | bytes, limit: int = _SHOWN_CHARS) -> str:
 
 
 def one_line(text: str | bytes, limit: int = _LINE_CHARS) -> str:
-    """The same on one line, without white space at its ends.
+    """Cleans and shortens a text, and joins it to one line without surrounding white space.
 
     Args:
-        text: What was said.
-        limit: Characters.
+        text: Text from a guest.
+        limit: Maximum length of the result, in characters.
     """
     return " ".join(shown(text, limit).split())
 
 
 def listed(names: Iterable[str], most: int = _LISTED) -> str:
-    """Names for a message, such as those that there are; only the first of very many.
+    """Joins names for a message, such as those available; only the first of very many.
 
     Args:
-        names: No more of them are read than are shown, and one.
-        most: How many are shown.
+        names: At most one more of them is read than is shown.
+        most: Maximum number of names shown.
 
     Returns:
-        ``none`` where there are none.
+        The names, or ``none``.
     """
     first = list(islice(names, most + 1))
     told = ", ".join(one_line(name, _LISTED_CHARS) for name in first[:most])
@@ -144,17 +146,17 @@ def listed(names: Iterable[str], most: int = _LISTED) -> str:
 
 
 def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:
-    """Reads JSON that a guest wrote.
+    """Parses JSON that a guest wrote.
 
-    Strings may hold control characters still, but no lone surrogates, and all numbers can
-    be reckoned with.
+    Strings may still contain control characters, but no lone surrogates; all numbers are
+    finite, and integers have at most 20 digits.
 
     Args:
         text: The document, in UTF-8.
-        limit: Bytes, or characters, that it may have.
+        limit: Its maximum length, in bytes or characters.
 
     Raises:
-        UnreadableError: It is too long, too deep, or no JSON.
+        UnreadableError: It is too long, nested too deep, or not JSON.
     """
     if len(text) > limit:
         raise UnreadableError(f"it is longer than {limit >> 10} KiB")
@@ -169,30 +171,30 @@ def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:
         raise UnreadableError("it is nested too deep") from None
     except UnreadableError:
         raise
-    except ValueError as error:  # UnicodeError is one
+    except ValueError as error:  # includes UnicodeError
         raise UnreadableError(f"it is no JSON: {error}") from None
     return _sound(value, _JSON_DEPTH)
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """Reads a file that somebody named: a regular one, of bounded length.
+    """Reads a file that a user named, if it is a regular file of bounded length.
 
-    A pipe that nobody writes to would never open, and a device may never end.
+    Opening a pipe without a writer would block, and a device may never end.
 
     Args:
         path: The file.
-        limit: Bytes that it may hold.
+        limit: Its maximum size in bytes.
 
     Raises:
-        OSError: It cannot be read, is not a regular file, or is longer; ``strerror`` says which.
-        ValueError: It cannot be the name of a file.
+        OSError: It cannot be read, is not a regular file, or is too long; ``strerror`` says which.
+        ValueError: The path is not a valid file name.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        # Some have no length before they are read, others grow meanwhile.
+        # Some files have size 0 until read, others grow meanwhile.
         content = file.read(limit + 1) if found.st_size <= limit else None
     if content is None or len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
@@ -200,14 +202,17 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def read_whole(value: object, what: str) -> int:
-    """A whole number of 64 bits.
+    """Validates a whole number of 64 bits.
 
     Args:
-        value: What was read.
-        what: The same in words, for the message.
+        value: The value from a guest: a number, or a string of digits.
+        what: Describes the value, for the message.
+
+    Returns:
+        The number.
 
     Raises:
-        UnreadableError: It is none.
+        UnreadableError: It is not such a number.
     """
     if isinstance(value, str) and len(value) <= _DIGITS:
         with contextlib.suppress(ValueError):
@@ -237,7 +242,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def _sound(value: Any, depth: int) -> Any:
-    """A value without lone surrogates, which nothing can store."""
+    """Replaces lone surrogates, which cannot be encoded, and checks the depth."""
     if isinstance(value, str):
         return _SURROGATES.sub("\ufffd", value)
     if isinstance(value, (list, dict)) and not depth:

@@ -1,1 +1,1 @@
-"""The lab's own files, served to guests over HTTP."""
+"""Serves the lab's own files to guests over HTTP."""

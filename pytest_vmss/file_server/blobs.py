@@ -1,8 +1,8 @@
-"""Files for guests to download, behind tokens that expire (H5).
+"""A blob store from which guests download files with tokens that expire (H5).
 
-A small read-only blob store on the host's loopback, with Azure's shape of shared
-access signatures, so that suites can rehearse ``fileUris`` and what becomes of them
-when a token is no longer valid. QEMU's user network leads guests to it.
+It is small, read-only and on the host's loopback, with tokens like Azure's shared access
+signatures, so that suites can rehearse ``fileUris`` and what happens once a token is no
+longer valid. Guests reach it through QEMU's user network.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pytest_vmss.untrusted import read_regular
 
 __all__ = ["GUEST_VIEW", "Blobs", "names_server"]
 
-#: The host's loopback, as guests see it through QEMU's user network.
+#: The address of the host's loopback in QEMU's user network.
 GUEST_VIEW = "10.0.2.2"
 
 _HOST = "127.0.0.1"
@@ -40,24 +40,24 @@ _VERSION = "2026-01-01"
 _STAMP = "%Y-%m-%dT%H:%M:%SZ"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _GZIP = b"\x1f\x8b"
-#: Bytes of unpacked custom data that are searched.
-#: Bytes of a file.
+#: Maximum size of a file in bytes.
 _BLOB_BYTES = 1024**3
 _FIRST_YEAR = 1000
+#: Maximum number of bytes of unpacked custom data that are searched.
 _CUSTOM_DATA_MAX = 1 << 20
 _PROBE = "/lab/"
 _CHALLENGE = re.compile(r"[0-9a-f]{32}")
 _PROBE_S = 5.0
-#: The same where it is only looked whether all is well.
+#: The same timeout for a mere check of who listens.
 _LOOK_S = 1.0
-#: Bytes of the answer to a challenge, with its headers.
+#: Maximum size in bytes of the response to a challenge, with its headers.
 _PROOF_BYTES = 4096
 _PROOF = re.compile(rb"HTTP/1\.1 200 .*?\r\n\r\n([0-9a-f]{64})", re.DOTALL)
-#: Fields of a query; a token has five.
+#: Maximum number of fields in a query; a token has five.
 _FIELDS = 32
-#: How often a port is tried that has been neither free nor this lab's.
+#: Attempts at a port that is neither free nor this lab's.
 _TRIES = 3
-#: Seconds between two tries to take over from another process.
+#: Seconds between two attempts to take over from another process.
 _TAKE_OVER_S = 0.25
 _REFUSED = """\
 <?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>
@@ -65,17 +65,16 @@ _REFUSED = """\
 
 
 class Blobs:
-    """The blob store of one lab; serves from its first :meth:`url` or :meth:`serve`.
+    """The blob store of one lab; serves from the first :meth:`url` or :meth:`serve` on.
 
-    Its port stays the lab's, so that URLs outlive this process; they work while some
-    process of the lab serves, which every operation does that needs it. Where another
-    process of the lab serves already, this one leaves it to that, and takes over when
-    that ends.
+    The port stays the lab's, so that URLs outlive this process; they work while some process of
+    the lab serves, as every operation that needs it does. If another process of the lab is
+    already serving, this one stands by, and takes over when that one ends.
 
     Args:
-        folder: Where the files are.
-        store: Remembers the port.
-        clock: By which tokens expire.
+        folder: Folder of the files.
+        store: Stores the port.
+        clock: The clock by which tokens expire.
     """
 
     def __init__(self, folder: Path, store: Store, clock: Clock) -> None:
@@ -88,18 +87,18 @@ class Blobs:
         self._lock = threading.Lock()
         self._unproved = 0
 
-    # Its files.
+    # Files.
 
     def put(self, name: str, content: str | bytes | Path) -> None:
-        """Stores a file, in place of an older one of its name.
+        """Stores a file, replacing any of the same name.
 
         Args:
             name: Letters, digits, '.', '_' and '-'.
-            content: A file, or what is in it.
+            content: The path of a file to copy, or the content.
 
         Raises:
-            ValueError: Not such a name.
-            HostError: It cannot be stored; an older file of that name is as it was.
+            ValueError: The name is invalid.
+            HostError: The file cannot be stored; an older one of that name is unchanged.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name for a blob; use letters, digits, '.', '_', '-'")
@@ -113,7 +112,7 @@ class Blobs:
             raise HostError(f"the blob {name!r} cannot be stored: {error}") from error
 
     def names(self) -> list[str]:
-        """The files' names."""
+        """Returns the names of all files."""
         if not self._folder.exists():
             return []
         with os.scandir(self._folder) as entries:
@@ -124,14 +123,14 @@ class Blobs:
             )
 
     def url(self, name: str, *, expires_in: float = 3600.0) -> str:
-        """A URL by which guests may read a file for a while, with a token like Azure's SAS.
+        """Returns a URL from which guests can download a file, with a token like Azure's SAS.
 
         Args:
-            name: The file.
-            expires_in: Seconds; with 0 or less the token has expired already.
+            name: Name of the file.
+            expires_in: Seconds until the token expires; with 0 or less it has already expired.
 
         Raises:
-            ValueError: The seconds are not a number, or lead to no year of four digits.
+            ValueError: The seconds are not a number, or lead to a year without four digits.
             NotFoundError: There is no such file.
             HostError: The port that the lab has used before is taken.
         """
@@ -150,10 +149,10 @@ class Blobs:
         return f"http://{GUEST_VIEW}:{self.serve()}{path}?{urlencode(token)}"
 
     def expiry(self, expires_in: float) -> str:
-        """When a token that is made now expires, as it is written into a URL.
+        """Returns the expiry of a token issued now, in the format used in URLs.
 
         Raises:
-            ValueError: The seconds are not a number, or lead to no year of four digits.
+            ValueError: The seconds are not a number, or lead to a year without four digits.
         """
         try:
             moment = self._clock.now() + timedelta(seconds=expires_in)
@@ -171,10 +170,10 @@ class Blobs:
 
     @property
     def _key(self) -> bytes:
-        """Signs tokens; made once, and nobody else's to read.
+        """The key that signs tokens; created on first use, and readable only by its owner.
 
         Raises:
-            HostError: It cannot be made or read.
+            HostError: It cannot be created or read.
         """
         path = self._folder / ".key"
         try:
@@ -188,10 +187,10 @@ class Blobs:
                 f"the key {path} of this lab's file server cannot be had: {error}"
             ) from error
 
-    # Its server.
+    # Server.
 
     def serve(self) -> int:
-        """Sees that the lab's files are served from now on, until :meth:`close`.
+        """Ensures that the lab's files are served until :meth:`close`, by this process or another.
 
         Returns:
             The port.
@@ -203,7 +202,7 @@ class Blobs:
             if self._server is not None:
                 return self._server.port
             self._closing.clear()
-            for _ in range(_TRIES):  # whoever serves may end between the two questions
+            for _ in range(_TRIES):  # the serving process may end between the two calls
                 port, bound = self._bind()
                 if bound:
                     return port
@@ -218,10 +217,11 @@ class Blobs:
             raise HostError(self._told_taken(port))
 
     def serve_if_used(self, *, needed: bool = True) -> None:
-        """Serves where the lab has given out URLs, in this process or an earlier one.
+        """Serves if the lab has issued URLs, in this process or an earlier one.
 
         Args:
-            needed: Whether what is to be done cannot do without; else nothing is waited for.
+            needed: Whether the caller depends on it; if not, this does not wait, and a HostError is
+                suppressed.
 
         Raises:
             HostError: It is needed, and the lab's port is another program's.
@@ -238,18 +238,18 @@ class Blobs:
 
     @property
     def port(self) -> int | None:
-        """The port of the lab's URLs; None where none was given out."""
+        """The port of the lab's URLs; None if no URL was issued."""
         known = self._store.get(PortRecord, "blobs")
         return None if known is None else known.port
 
     def _bind(self) -> tuple[int, bool]:
-        """Serves at the lab's port, unless that is taken.
+        """Starts serving on the lab's port, unless that is taken.
 
         Returns:
-            The port, and whether this process serves there now.
+            The port, and whether this process now serves on it.
 
         Raises:
-            HostError: Its socket cannot be had.
+            HostError: The socket cannot be created or bound.
         """
         port = self.port or 0
         try:
@@ -277,13 +277,13 @@ class Blobs:
         return mine, True
 
     def dial(self) -> socket.socket:
-        """Connects to the lab's server, which has proved on this connection that it is the lab's.
+        """Connects to the lab's server, after it has proved on the connection that it is the lab's.
 
-        Another program can have the port since the process ended that served there.
+        Another program may have taken the port since the serving process ended.
 
         Raises:
-            HostError: There is no server of this lab's.
-            OSError: It does not answer.
+            HostError: No server of this lab is running.
+            OSError: The server does not respond.
         """
         port = self.port
         link = None if port is None else self._proved(port)
@@ -292,10 +292,10 @@ class Blobs:
         return link
 
     def _is_ours(self, port: int) -> bool:
-        """Whether it is this lab's server that listens at a port.
+        """Whether the server that listens on a port is this lab's.
 
         Raises:
-            TimeoutError: Something listens there, and does not answer.
+            TimeoutError: Something listens there, but does not respond.
         """
         try:
             link = self._proved(port)
@@ -308,10 +308,10 @@ class Blobs:
         return link is not None
 
     def _proved(self, port: int, timeout: float = _PROBE_S) -> socket.socket | None:
-        """Connects to a port; None where it is not this lab's server that answers.
+        """Connects to a port; returns None if the server there is not this lab's.
 
         Raises:
-            OSError: Nothing listens there, or it does not answer in time.
+            OSError: Nothing listens there, or it does not respond in time.
         """
         challenge = secrets.token_hex(16)
         end = time.monotonic() + timeout
@@ -343,28 +343,28 @@ class Blobs:
         )
 
     def _watch(self, port: int) -> None:
-        """Tells, once, that another program has the lab's port, where guests may ask it."""
+        """Warns, once, if another program has taken the port from which guests download."""
         try:
             link = self._proved(port, _LOOK_S)
         except (TimeoutError, ConnectionRefusedError):
-            return  # busy, or gone: the next look will tell
+            return  # busy, or gone: the next check will show
         except OSError:
             link = None
         if link is not None:
             link.close()
             self._unproved = 0
             return
-        self._unproved += 1  # the server may have ended in the middle of the question
+        self._unproved += 1  # the server may have ended during the exchange
         if self._unproved == _TRIES:
             for record in self._store.select(ScaleSetRecord):
                 self._store.event(record.name, "warning", self._told_taken(port))
 
     def _prove(self, challenge: str) -> bytes:
-        """What only a process of this lab can answer."""
+        """Returns the response to a challenge, which only processes of this lab can compute."""
         return hmac.digest(self._key, f"probe\n{challenge}".encode(), "sha256").hex().encode()
 
     def _stand_by(self) -> None:
-        """Takes the port over as soon as it is free."""
+        """Starts a thread that takes the port over as soon as it is free."""
         if self._standby is not None and self._standby.is_alive():
             return
 
@@ -383,7 +383,7 @@ class Blobs:
         self._standby.start()
 
     def close(self) -> None:
-        """Serves no longer."""
+        """Stops serving, and standing by."""
         self._closing.set()
         if self._standby is not None:
             self._standby.join()
@@ -393,11 +393,11 @@ class Blobs:
                 self._server = None
 
     def answer(self, target: str) -> Answer:
-        """What a request gets.
+        """Returns the response to a request.
 
         Raises:
-            ValueError: It is no URL.
-            HostError: The host is at fault.
+            ValueError: The target is not a valid URL.
+            HostError: The host failed.
         """
         parts = urlsplit(target)
         challenge = parts.path.removeprefix(_PROBE)
@@ -419,11 +419,11 @@ class Blobs:
 
 
 def names_server(value: Any, port: int | None) -> bool:
-    """Whether a model, or a part of it, names a lab's server; also in base64, as custom data is.
+    """Whether a model, or part of it, contains a URL of a lab's server, even base64-encoded.
 
     Args:
-        value: What JSON may hold.
-        port: The server's; None for any.
+        value: A JSON value.
+        port: The server's port; None for any.
     """
     if isinstance(value, dict):
         return any(names_server(part, port) for part in value.values())

@@ -1,10 +1,9 @@
-"""A small HTTP server for files, which clients that mean harm may use (H5, R1).
+"""A small HTTP server for files, safe against hostile clients (H5, R1).
 
-One thread serves everyone. It holds few connections, gives each little time to say what
-it wants, and sends files in pieces as fast as they are taken, so that no client costs the
-orchestrator its descriptors, its memory or a processor. Files are sent to few clients at a
-time; clients with the same token share places, so that those who take their time keep
-nobody else waiting.
+One thread serves all clients. It limits the number of connections and the time for a request,
+and sends files in pieces as fast as clients receive them, so that no client uses up the
+orchestrator's descriptors, memory or CPU. Only a few clients are sent files at a time; those
+with the same token share places, so that slow ones keep nobody else waiting.
 """
 
 from __future__ import annotations
@@ -32,48 +31,48 @@ from pytest_vmss.errors import VmssError
 
 __all__ = ["MAX_CONNECTIONS", "Answer", "FileServer"]
 
-#: Connections at the same time; one more is let in only to take the place of another.
+#: Maximum number of concurrent connections; one more is accepted only to replace another.
 MAX_CONNECTIONS = 32
-#: Files that are sent at the same time, and how many of them to clients of one share.
+#: Maximum number of files sent concurrently, in all and to clients of one share.
 _PLACES = 16
 _SHARE_PLACES = 12
 
 _BACKLOG = 16
-#: Bytes of a request, with all its headers.
+#: Maximum size of a request in bytes, with all its headers.
 _REQUEST_MAX = 16 << 10
-#: Seconds from the connection to the whole request.
+#: Timeout in seconds from the connection to the complete request.
 _REQUEST_S = 10.0
 _PIECE = 64 << 10
-#: Seconds for one piece to be taken: a guest may be halted for a while.
+#: Timeout in seconds for sending one piece: a guest may be paused for a while.
 _PIECE_S = 60.0
-#: Seconds for all of a file, and bytes per second that a client takes on average, at least.
+#: Timeout in seconds for a whole file, and the lowest average rate in bytes per second.
 _ANSWER_S = 3600.0
 _SLOWEST = 64 << 10
-#: Seconds for which a client keeps its place, or waits for one, although others have fewer.
+#: Seconds for which a client keeps its place, or waits for one, even if others have fewer.
 _TURN_S = 5.0
-#: Seconds between two looks at whose turn it is.
+#: Seconds between two checks of whose turn it is.
 _LOOK_S = 0.05
-#: Seconds for which a new client is never dropped: a slow guest sends its request late.
+#: Seconds in which a new client is never dropped, since slow guests send their requests late.
 _GRACE_S = 1.0
-#: Seconds without progress after which an answer may make room for another client.
+#: Seconds without progress after which a response may be dropped to make room.
 _STALLED_S = 5.0
-#: Seconds to leave the listening socket alone after the host refused a connection.
+#: Seconds to pause accepting after the host failed to accept a connection.
 _REFUSED_S = 0.5
-#: Files whose digests are remembered.
+#: Maximum number of files whose digests are cached.
 _DIGESTS = 64
 _RANGE = re.compile(rb"bytes=(\d{0,18})-(\d{0,18})")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gets.
+    """The response to a request.
 
     Attributes:
-        status: HTTP's status.
-        body: A file, which is streamed, or all of the body.
-        code: Azure's error code; empty where there is none.
-        share: Says by what right it is asked for; who asks by the same shares places.
-        goes_on: Whether the connection takes one more request after it.
+        status: HTTP status.
+        body: The path of a file, which is streamed, or the whole body.
+        code: Azure's error code; empty if there is none.
+        share: Identifies the token; clients with the same one share places.
+        goes_on: Whether the connection accepts one more request afterwards.
     """
 
     status: int
@@ -84,11 +83,11 @@ class Answer:
 
 
 class _State(enum.Enum):
-    """How far a client has come."""
+    """What a client is doing."""
 
-    IDLE = enum.auto()  # has not asked yet, or has been answered
-    WAITS = enum.auto()  # for a file
-    TAKES = enum.auto()  # an answer
+    IDLE = enum.auto()  # has not sent a request yet, or has its response
+    WAITS = enum.auto()  # for its turn to be sent a file
+    TAKES = enum.auto()  # is receiving a response
     REFUSED = enum.auto()  # has waited too long for a file
 
 
@@ -97,8 +96,12 @@ class _Client:
     """A connection.
 
     Attributes:
-        progress: When it last took something, or since when it waits.
-        since: Since when it has been sent a file.
+        link: Its socket.
+        state: What it is doing.
+        share: The share of the file that it requested.
+        progress: When it last received something, or since when it has been waiting.
+        since: Since when it has been sent a file; 0 if it is not.
+        task: The task that serves it.
     """
 
     link: socket.socket
@@ -110,11 +113,11 @@ class _Client:
 
 
 class FileServer:
-    """Answers GET and HEAD until :meth:`close`.
+    """Serves GET and HEAD requests until :meth:`close`.
 
     Args:
-        address: Where it listens; with port 0 the host chooses.
-        answer: Told a request's target, gives the answer. It is called in the server's thread.
+        address: Address to listen on; with port 0 the host chooses one.
+        answer: Returns the response for a request's target. Called in the server's thread.
 
     Raises:
         OSError: It cannot listen there.
@@ -131,7 +134,7 @@ class FileServer:
             self._listener.bind(address)
             self._listener.listen(_BACKLOG)
             self._loop = asyncio.new_event_loop()
-            # It would log what clients say, with tracebacks, on standard error.
+            # The default handler would log what clients send, with tracebacks, on standard error.
             self._loop.set_exception_handler(lambda _loop, _context: None)
         except BaseException:
             self._listener.close()
@@ -141,12 +144,12 @@ class FileServer:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         port: int = self._listener.getsockname()[1]
         return port
 
     def start(self) -> None:
-        """Answers from now on."""
+        """Starts serving, in a thread."""
         self._work = self._loop.create_task(self._accept())
         self._thread = threading.Thread(
             target=self._run, args=[self._work], name="vmss-blobs", daemon=True
@@ -154,7 +157,7 @@ class FileServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Listens no longer, and drops whoever is connected."""
+        """Stops listening, and drops all connections."""
         if self._thread is not None and self._work is not None:
             self._loop.call_soon_threadsafe(self._work.cancel)
             self._thread.join()
@@ -174,14 +177,14 @@ class FileServer:
             while True:
                 try:
                     link, _ = await self._loop.sock_accept(self._listener)
-                except OSError:  # no descriptors, or the client has gone again
+                except OSError:  # no descriptors, or the client is gone again
                     await asyncio.sleep(_REFUSED_S)
                     continue
                 link.setblocking(False)
                 client = _Client(link)
                 self._clients.append(client)
                 client.task = self._loop.create_task(self._serve(client))
-                await asyncio.sleep(0)  # what it has sent already is read
+                await asyncio.sleep(0)  # lets the task read what it has already sent
                 while len(self._clients) > MAX_CONNECTIONS:
                     await self._make_room()
         finally:
@@ -189,12 +192,12 @@ class FileServer:
                 await _drop(client)
 
     async def _make_room(self) -> None:
-        """Drops whoever is slowest; sends one who waits for a file away; else waits itself."""
+        """Drops the slowest client, or refuses one that waits for a file; otherwise pauses."""
         now = time.monotonic()
         grace = {_State.IDLE: _GRACE_S, _State.TAKES: _STALLED_S}
         slow = [
             client
-            for client in self._clients[:-1]  # the last has only just come
+            for client in self._clients[:-1]  # the last is the newcomer
             if client.state in grace and now - client.progress > grace[client.state]
         ]
         if slow:
@@ -212,7 +215,7 @@ class FileServer:
 
     @contextlib.asynccontextmanager
     async def _turn(self, client: _Client) -> AsyncIterator[bool]:
-        """Waits for a place to be sent a file; gives whether there is one."""
+        """Waits for a place to be sent a file; yields whether the client got one."""
         client.state, client.progress = _State.WAITS, time.monotonic()
         while client.state is _State.WAITS and not self._is_next(client):
             await self._make_way(client)
@@ -229,7 +232,7 @@ class FileServer:
         return [client for client in self._clients if client.since]
 
     def _is_next(self, client: _Client) -> bool:
-        """Whether a place is free, and it is this client's turn: of those with fewest places."""
+        """Whether a place is free and it is this client's turn: shares with fewest go first."""
         served = self._served()
         held = Counter(other.share for other in served)
         if len(served) >= _PLACES or held[client.share] >= _SHARE_PLACES:
@@ -238,7 +241,7 @@ class FileServer:
         return client is min(waiting, key=lambda other: (held[other.share], other.progress))
 
     async def _make_way(self, client: _Client) -> None:
-        """Drops who is sent a file and takes nothing, or of the share that has too many places."""
+        """Drops a client that is stalled, or whose share has too many places, if that is needed."""
         served, now = self._served(), time.monotonic()
         held = Counter(other.share for other in served)
         if len(served) < _PLACES and held[client.share] < _SHARE_PLACES:
@@ -273,13 +276,13 @@ class FileServer:
                 await self._take_leave(client)
                 return
         except (OSError, TimeoutError, h11.ProtocolError):
-            pass  # its client is gone, too slow, or talks no HTTP
+            pass  # the client is gone, too slow, or does not speak HTTP
         finally:
             self._clients.remove(client)
             client.link.close()
 
     async def _request(self, client: _Client, connection: h11.Connection) -> h11.Request | None:
-        """The request; None where the client has gone."""
+        """Reads a request; returns None if the client is gone."""
         while True:
             try:
                 event = connection.next_event()
@@ -297,10 +300,10 @@ class FileServer:
     async def _send_one_of_two(
         self, client: _Client, connection: h11.Connection, answer: Answer, body: bytes
     ) -> None:
-        """Sends an answer after which the connection takes another request.
+        """Sends a response after which the connection accepts another request.
 
         Raises:
-            h11.ProtocolError: The client wants none, or sends more with this one.
+            h11.ProtocolError: The client wants to close, or sent more with this request.
         """
         headers = [("Content-Length", str(len(body)))]
         await self._send(
@@ -340,9 +343,9 @@ class FileServer:
             return Answer(405, b"", "UnsupportedHttpVerb")
         try:
             return self._answer(request.target.decode("latin-1"))
-        except ValueError:  # no URL
+        except ValueError:  # not a URL
             return Answer(400, b"", "InvalidUri")
-        except (OSError, VmssError):  # of the host, which is no business of guests
+        except (OSError, VmssError):  # the host's errors, which do not concern guests
             return Answer(500, b"", "InternalError")
 
     async def _send_file(
@@ -357,7 +360,7 @@ class FileServer:
         md5, sha256 = await self._digests_of(file, about)
         headers = [("ETag", f'"{sha256}"'), ("Accept-Ranges", "bytes")]
         first, end = 0, about.st_size
-        # A range is for GET alone (RFC 9110, 14.2).
+        # Ranges apply only to GET (RFC 9110, 14.2).
         wanted = _range(request, about.st_size) if request.method == b"GET" else None
         if wanted is None:
             headers.append(("Content-MD5", md5))
@@ -374,7 +377,7 @@ class FileServer:
             while first < end and request.method == b"GET":
                 piece = os.pread(file, min(_PIECE, end - first), first)
                 if not piece:
-                    return  # somebody cut it; the client sees that it is too short
+                    return  # the file was truncated; the client notices that the body is too short
                 first += len(piece)
                 await self._send(client, connection.send(h11.Data(piece)))
 
@@ -398,15 +401,15 @@ class FileServer:
         client.progress = time.monotonic()
 
     async def _take_leave(self, client: _Client) -> None:
-        """Lets the client close first: what it still sends would destroy what it was sent."""
+        """Waits for the client to close: closing first could destroy data it has not read yet."""
         client.link.shutdown(socket.SHUT_WR)
-        client.state = _State.IDLE  # it has been answered: others come first
+        client.state = _State.IDLE  # its response is sent, so it may be dropped first
         async with asyncio.timeout(_STALLED_S):
             while await self._loop.sock_recv(client.link, 4096):
                 pass
 
     async def _digests_of(self, file: int, about: os.stat_result) -> tuple[str, str]:
-        """A file's MD5 as Azure writes it, and its SHA-256; worked out once for each content."""
+        """Returns a file's MD5, in Azure's format, and SHA-256; cached by content."""
         key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
         if key not in self._digests:
             md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
@@ -421,14 +424,14 @@ class FileServer:
 
 
 def _open(path: Path) -> int:
-    """Opens a file of a folder, and nothing else that has its name.
+    """Opens a regular file in a folder, following no links.
 
     Raises:
-        OSError: It is not there, or is a link, a pipe, or another thing that is not a file.
+        OSError: It does not exist, or is a link, a pipe, or anything else but a regular file.
     """
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        # A pipe without a writer would never open.
+        # Opening a pipe without a writer would block.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = os.open(path.name, flags, dir_fd=folder)
     finally:
@@ -448,15 +451,15 @@ async def _drop(client: _Client) -> None:
     if client.task is not None:
         client.task.cancel()
         await asyncio.wait([client.task])
-    client.link.close()  # also where it was dropped before its task began
+    client.link.close()  # in case it was dropped before its task started
 
 
 def _range(request: h11.Request, size: int) -> range | None:
-    """The bytes that a request asks for; None for all, an empty range for none that there are."""
+    """Returns the requested byte range; None for all, an empty range if it is not satisfiable."""
     headers = dict(request.headers)
     asked = _RANGE.fullmatch(headers.get(b"x-ms-range", headers.get(b"range", b"")))
     if asked is None or asked.groups() == (b"", b"") or b"if-range" in headers:
-        return None  # none, several, or conditional: a server may always send all
+        return None  # no range, several, or conditional: a server may always send everything
     first, last = asked.groups()
     if not first:
         return range(max(size - int(last), 0), size)

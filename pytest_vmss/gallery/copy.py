@@ -1,8 +1,7 @@
-"""A private copy of a file that a user names, and the digest of its content (R3, B1).
+"""Copies a user's file privately, and computes the digest of its content (R3, B1).
 
-The file is opened once, by name; everything else goes by the descriptor. Whoever changes or
-replaces the file meanwhile changes nothing of what was copied, and only the copy is checked
-and used.
+The file is opened by name only once; everything else uses the descriptor. Changing or replacing
+the file meanwhile has no effect on what was copied, and only the copy is checked and used.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from pytest_vmss.settings import GIB, ImageLimits
 
 __all__ = ["Algorithm", "copy_file", "digest_of", "open_regular", "open_source", "seen", "shown"]
 
-#: ``sha256``: of all bytes, as records of earlier versions have it. ``sha256-data``: of the length
-#: and the blocks that are not all zeros, each behind its offset; holes cost nothing.
+#: ``sha256``: of all bytes, as in records of earlier versions. ``sha256-data``: of the length and
+#: the blocks that are not all zeros, each preceded by its offset; holes cost nothing.
 Algorithm = Literal["sha256", "sha256-data"]
 
 _FICLONE = 0x40049409
@@ -35,10 +34,10 @@ _COPY_LIMIT_S = 1800.0
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[int]:
-    """Opens a file for reading, by its name for the only time.
+    """Opens a regular file for reading; its name is not used again.
 
-    Links are followed; what they lead to must be a regular file. Nothing else is waited for or
-    read: a pipe without a writer would wait for ever, and a device has no end.
+    Links are followed, but must lead to a regular file. Anything else is rejected without waiting
+    or reading: opening a pipe without a writer would block, and a device has no end.
 
     Args:
         path: The file.
@@ -47,7 +46,7 @@ def open_regular(path: Path) -> Iterator[int]:
         Its descriptor.
 
     Raises:
-        ImageError: It is no regular file.
+        ImageError: It is not a regular file.
         OSError: It cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -63,40 +62,40 @@ def open_regular(path: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def open_source(path: Path) -> Iterator[int]:
-    """Opens a file that a user names, as :func:`open_regular` does.
+    """Opens a file that a user named, like :func:`open_regular`.
 
     Raises:
-        ImageError: It cannot be read, or is no regular file.
+        ImageError: It cannot be opened, or is not a regular file.
     """
     with contextlib.ExitStack() as opened:
         try:
             descriptor = opened.enter_context(open_regular(path))
-        except (OSError, ValueError) as error:  # ValueError: no name that a file can have
+        except (OSError, ValueError) as error:  # ValueError: not a valid file name
             reason = getattr(error, "strerror", None) or error
             raise ImageError(f"{shown(path)} cannot be read: {reason}") from error
         yield descriptor
 
 
 def shown(path: Path) -> str:
-    """A path for messages; quoted where it holds what does not print."""
+    """Formats a path for messages; escaped if it contains unprintable characters."""
     text = str(path)
     return text if text.isprintable() else ascii(text)
 
 
 def copy_file(source: int, target: Path, *, name: str, limits: ImageLimits) -> None:
-    """Copies a file into one that is there and empty; blocks are shared where that is possible.
+    """Copies a file to an existing empty one, sharing blocks if possible.
 
-    Holes stay holes. The copy is durable then, and not writable.
+    Holes stay holes. The copy is made durable and read-only.
 
     Args:
         source: Descriptor of the file.
-        target: The copy.
-        name: What the user calls the file, for messages.
-        limits: What an image may cost.
+        target: Path of the copy.
+        name: The user's name for the file, for messages.
+        limits: The largest image that may be published.
 
     Raises:
-        ImageError: The file holds more than the limit.
-        HostError: It cannot be read to its end in time.
+        ImageError: The file is larger than the limit.
+        HostError: It cannot be read completely, or not in time.
         OSError: The copy cannot be written.
     """
     status = os.fstat(source)
@@ -105,7 +104,7 @@ def copy_file(source: int, target: Path, *, name: str, limits: ImageLimits) -> N
     try:
         try:
             fcntl.ioctl(descriptor, _FICLONE, source)
-        except OSError:  # another file system, or one that shares no blocks
+        except OSError:  # another file system, or one that cannot share blocks
             _copy_data(source, descriptor, status.st_size, name=name, limits=limits)
         else:
             _refuse_stored_size(name, os.fstat(descriptor).st_blocks * 512, limits)
@@ -120,7 +119,7 @@ def _copy_data(source: int, target: int, size: int, *, name: str, limits: ImageL
     os.ftruncate(target, size)
     copied = 0
     for offset, length in _data(source, size):
-        # Sparse files need not say where their holes are: counted is what is written.
+        # Sparse files need not report their holes, so count what is written.
         done = 0
         while done < length:
             try:
@@ -128,7 +127,7 @@ def _copy_data(source: int, target: int, size: int, *, name: str, limits: ImageL
             except OSError as error:
                 raise HostError(f"{name} cannot be read to its end: {error.strerror}") from error
             if not piece:
-                return  # it was cut meanwhile; what is checked is the copy
+                return  # truncated meanwhile, which is fine: the copy is what gets checked
             if piece != _ZEROS[: len(piece)]:
                 copied += len(piece)
                 _refuse_stored_size(name, copied, limits)
@@ -159,7 +158,7 @@ def _refuse_stored_size(name: str, size: int, limits: ImageLimits) -> None:
 
 
 def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
-    """The parts of a file that are no holes, as offset and length."""
+    """Yields the offset and length of a file's parts that are not holes."""
     offset = 0
     while offset < size:
         try:
@@ -168,7 +167,7 @@ def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
         except OSError as error:
             if error.errno == errno.ENXIO:  # a hole to the end
                 return
-            start, end = offset, size  # the file system does not tell
+            start, end = offset, size  # the file system does not report holes
         end = min(end, size)
         if start < end:
             yield start, end - start
@@ -176,11 +175,11 @@ def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def digest_of(file: int, algorithm: Algorithm) -> str:
-    """The digest of a file's content, in hex.
+    """Computes the digest of a file's content, in hex.
 
     Args:
         file: Its descriptor.
-        algorithm: How it is made; files of equal content have equal digests, sparse or not.
+        algorithm: The algorithm; files of equal content have equal digests, sparse or not.
     """
     if algorithm == "sha256":
         with open(file, "rb", closefd=False) as whole:
@@ -190,7 +189,7 @@ def digest_of(file: int, algorithm: Algorithm) -> str:
     state = hashlib.sha256(f"sha256-data\n{size}\n".encode())
     done = 0
     for offset, length in _data(file, size):
-        # Whole blocks at whole offsets, whatever the extents: so it is the content that counts.
+        # Whole blocks at fixed offsets, whatever the extents, so that only the content counts.
         position = max(done, offset // _PIECE * _PIECE)
         while position < offset + length:
             piece = os.pread(file, _PIECE, position)
@@ -203,6 +202,6 @@ def digest_of(file: int, algorithm: Algorithm) -> str:
 
 
 def seen(file: int) -> tuple[int, ...]:
-    """What tells whether a file was changed since it was read."""
+    """Returns the metadata by which to recognize that a file was changed since it was read."""
     status = os.fstat(file)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

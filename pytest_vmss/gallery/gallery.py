@@ -1,4 +1,4 @@
-"""Galleries: image definitions, their versions, and which of them is latest."""
+"""Galleries: image definitions, their versions, and resolving ``latest``."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "ImageStore", "version_
 DEFAULT_GALLERY = "gallery"
 
 _LOCK_LIMIT_S = 10.0
-#: How the digests of new versions are made.
+#: The digest algorithm for new versions.
 _ALGORITHM: Algorithm = "sha256-data"
-#: How the second name of a part ends, on its way to its place.
+#: Suffix of the temporary hard link by which a part is renamed.
 _LINK = ".link"
 
-# All are for fullmatch: `$` would let a line's end in.
+# For fullmatch: `$` would also match before a trailing newline.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
@@ -52,13 +52,13 @@ _IN_ID = re.compile(
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Orders versions as Azure does: Major, then Minor, then Patch (B2)."""
+    """Returns a sort key that orders versions as Azure does: by Major, Minor, Patch (B2)."""
     return tuple(int(part) for part in version.split("."))
 
 
 @dataclass(frozen=True)
 class ImageAddress:
-    """Which image a model asks for.
+    """The image that a model refers to.
 
     Attributes:
         gallery: Name of the gallery.
@@ -75,11 +75,11 @@ class ImageStore:
     """All galleries of a lab, and the files of their versions.
 
     Args:
-        folder: Where the files are kept.
-        store: Where the records are kept.
-        clock: Where times come from.
+        folder: Folder of the files.
+        store: Stores the records.
+        clock: The source of timestamps.
         on_publish: Called after a version was published.
-        limits: What an image may cost.
+        limits: The largest image that may be published.
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class ImageStore:
         self._lock = threading.Lock()
 
     def gallery(self, name: str = DEFAULT_GALLERY) -> Gallery:
-        """A gallery by name; it comes into being with its first version."""
+        """Returns a gallery by name; it is created with its first version."""
         _check_name("gallery", name)
         return Gallery(name, self)
 
     def address_of(self, reference: ImageReference) -> ImageAddress:
-        """Which image a model's ``imageReference`` asks for.
+        """Returns the image that a model's ``imageReference`` refers to.
 
         Raises:
-            NotFoundError: No image definition answers to it.
+            NotFoundError: There is no matching image definition.
         """
         if reference.id is not None:
             match = _IN_ID.fullmatch(reference.id)
@@ -131,7 +131,7 @@ class ImageStore:
         )
 
     def resolve(self, address: ImageAddress) -> VersionRecord:
-        """The version that an address means now (B2).
+        """Returns the version that an address refers to now (B2).
 
         Raises:
             NotFoundError: There is none.
@@ -163,26 +163,26 @@ class ImageStore:
         )
 
     def versions(self, gallery: str, definition: str) -> list[VersionRecord]:
-        """The versions of an image definition, lowest first."""
+        """Returns the versions of an image definition, lowest first."""
         records = self._store.select(VersionRecord, gallery.lower(), definition.lower())
         return sorted(records, key=lambda record: version_key(record.version))
 
     def packages(self, record: VersionRecord) -> list[Package]:
-        """What a version holds, as far as its publication told; see :mod:`pytest_vmss.gallery.sbom`."""
+        """Returns a version's packages by its SBOM; see :mod:`pytest_vmss.gallery.sbom`."""
         found = self._store.get(PackagesRecord, *record.key)
         named = found.packages if found is not None else ()
         return [Package(name=name, version=version) for name, version in named]
 
     def definitions(self) -> list[DefinitionRecord]:
-        """All image definitions of the lab."""
+        """Returns all image definitions of the lab."""
         return self._store.select(DefinitionRecord)
 
     def path_of(self, record: VersionRecord) -> Path:
-        """The version's file, after its digest was checked (B1).
+        """Returns the version's file, after verifying its digest (B1).
 
         Raises:
-            ImageError: The file is gone or was changed.
-            HostError: It cannot be read just now.
+            ImageError: The file is missing or was changed.
+            HostError: It cannot be read now.
         """
         path = self._folder / f"{record.digest}.qcow2"
         try:
@@ -259,18 +259,18 @@ class ImageStore:
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Path]:
-        """An empty file of the folder, locked; it is gone then, unless it has another name."""
+        """Creates a locked, empty part file in the folder, and removes it afterwards."""
         part = self._folder / f"{secrets.token_hex(8)}{PART}"
         writing = wait_for_lock(part, what=f"writes {part}", timeout=_LOCK_LIMIT_S)
         try:
             yield part
         finally:
-            with contextlib.suppress(VmssError, OSError):  # else the next publication does it
+            with contextlib.suppress(VmssError, OSError):  # otherwise the next publication does it
                 self._clear(part)
             writing.release()
 
     def _fill(self, part: Path, source: int, name: str, *, raw: bool) -> None:
-        """Fills a part with a private copy of a file; only that is looked at from now on."""
+        """Fills a part with a private copy of a file; only the copy is used from now on."""
         if not raw:
             copy_file(source, part, name=name, limits=self._limits)
             return
@@ -287,13 +287,13 @@ class ImageStore:
         identifier: tuple[str, str, str] | None,
         packages: list[Package],
     ) -> VersionRecord | None:
-        """Gives a whole file its name and records it, in one transaction among all processes.
+        """Renames a finished file and records it, in one transaction across all processes.
 
         Returns:
-            The record of the version where it was published before, with this content.
+            The existing record, if the version was already published with the same content.
 
         Raises:
-            ConflictError: It was published before, with other content.
+            ConflictError: It was already published with different content.
         """
         with self._store.transaction():
             published = self._store.get(VersionRecord, *record.key)
@@ -303,7 +303,7 @@ class ImageStore:
                     "content; a published version never changes: publish under a higher version",
                     code="Conflict",
                 )
-            # The part stays until this is committed: it tells what to take back otherwise.
+            # The part stays until the commit: if that fails, it identifies the file to remove.
             link = part.with_suffix(_LINK)
             os.link(part, link)
             link.replace(self._folder / f"{(published or record).digest}.qcow2")
@@ -340,7 +340,7 @@ class ImageStore:
         )
 
     def _sweep(self) -> None:
-        """Removes what publications left that were killed; one that is under way is locked."""
+        """Removes leftovers of killed publications; those in progress are locked."""
         for part in self._folder.glob(f"*{PART}"):
             lock = try_lock(part)
             if lock is not None:
@@ -348,14 +348,15 @@ class ImageStore:
                     self._clear(part)
 
     def _clear(self, part: Path) -> None:
-        """Removes a publication's part, and the file that it has become unless that is recorded.
+        """Removes a publication's part, and the file that it became unless that is recorded.
 
         Raises:
-            LabError: That cannot be told; the part stays, so that the next publication tells.
+            LabError: The database cannot be read; the part stays, for the next publication to
+                clear.
         """
         part.with_suffix(_LINK).unlink(missing_ok=True)
         if part.stat().st_nlink > 1:
-            with self._store.transaction():  # nobody records it meanwhile
+            with self._store.transaction():  # so that it is not recorded meanwhile
                 recorded = {record.digest for record in self._store.select(VersionRecord)}
                 for path in self._folder.glob("*.qcow2"):
                     if path.stem not in recorded and path.samefile(part):
@@ -365,7 +366,7 @@ class ImageStore:
 
 
 class Gallery:
-    """A gallery, as a test holds it in its hand."""
+    """A gallery, for tests to publish to and query."""
 
     def __init__(self, name: str, images: ImageStore) -> None:
         self.name = name
@@ -381,19 +382,22 @@ class Gallery:
         exclude_from_latest: bool = False,
         identifier: tuple[str, str, str] | None = None,
     ) -> VersionRecord:
-        """Publishes a disk as an immutable version; sets that may, upgrade to it.
+        """Publishes a disk as an immutable version; may start automatic OS upgrades to it.
 
         Args:
-            definition: Name of the image definition; made where there is none.
+            definition: Name of the image definition; created if missing.
             version: ``Major.Minor.Patch``.
-            path: A qcow2 without a backing file; it is copied.
-            raw: The file is a raw disk.
-            exclude_from_latest: ``latest`` never means this version.
+            path: A qcow2 file without a backing file; it is copied.
+            raw: Whether the file is a raw disk.
+            exclude_from_latest: Whether ``latest`` never refers to this version.
             identifier: Publisher, offer and sku of a new image definition.
 
+        Returns:
+            The record of the version.
+
         Raises:
-            ImageError: The file cannot be an image; nothing was stored (B4).
-            ConflictError: The version is published, with other content.
+            ImageError: The file is not a valid image; nothing was stored (B4).
+            ConflictError: The version is already published, with different content.
             HostError: It cannot be stored; nothing was.
         """
         return self._images.publish(
@@ -407,11 +411,11 @@ class Gallery:
         )
 
     def versions(self, definition: str) -> list[str]:
-        """The versions of an image definition, lowest first."""
+        """Returns the versions of an image definition, lowest first."""
         return [record.version for record in self._images.versions(self.name, definition)]
 
     def latest(self, definition: str) -> str:
-        """The version that ``latest`` means now (J5).
+        """Returns the version that ``latest`` refers to now (J5).
 
         Raises:
             NotFoundError: There is none.
@@ -428,6 +432,6 @@ def _check_name(what: str, name: str) -> None:
 
 
 def _has_content(part: Path, published: VersionRecord) -> bool:
-    """Whether a file has the content of a version that was published before."""
+    """Whether a file has the content of a published version."""
     with open_regular(part) as file:
         return digest_of(file, published.algorithm) == published.digest

@@ -1,8 +1,9 @@
-"""The header of a qcow2 image, read here before any program of the host sees the file (R3).
+"""Validates the header of a qcow2 image before any program of the host opens the file (R3).
 
-What makes ``qemu-img`` open other files or spend memory stands in the header: a backing file,
-an external data file, tables larger than the disk needs, snapshots, bitmaps. An image with any
-of that, or with anything that is not known here, is refused by its header alone. The format is ``docs/interop/qcow2.txt`` of QEMU; all numbers are big-endian.
+What makes ``qemu-img`` open other files or use up memory is in the header: a backing file, an
+external data file, tables larger than the disk needs, snapshots, bitmaps. An image with any of
+these, or with anything unknown, is rejected by its header alone. The format is described in
+QEMU's ``docs/interop/qcow2.txt``; all numbers are big-endian.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = range(5)
 _KNOWN = 1 << _DIRTY | 1 << _CORRUPT | 1 << _DATA_FILE | 1 << _COMPRESSION | 1 << _EXTENDED_L2
 _COMPRESSIONS = (0, 1)  # zlib and zstd
 
-#: Autoclear features: bitmaps, and a raw file of data.
+#: Autoclear features that are rejected: bitmaps, and an external raw data file.
 _REFUSED_AUTOCLEAR = 0b11
 
-#: Header extensions, by their type.
+#: Types of header extensions.
 _END = 0
 _DATA_FILE_NAME = 0x44415441
 _BITMAPS = 0x23852875
 _FEATURE_NAMES = 0x6803F857
 _MAX_EXTENSIONS = 64
 
-#: qemu-img's own bounds.
+#: Limits of qemu-img itself.
 _MAX_L1_BYTES = 32 * 1024**2
 _MAX_REFCOUNT_TABLE_BYTES = 8 * 1024**2
 _MAX_REFCOUNT_ORDER = 6
 
-#: ``qemu-img check`` counts the references of every cluster of the file, in memory: half a second
-#: for a million. As many as the limit of stored bytes takes with usual clusters are always read.
+#: ``qemu-img check`` counts the references to every cluster of the file in memory: half a second
+#: for a million. Allow at least as many as the limit of stored bytes has with usual clusters.
 _MAX_CLUSTERS = 1 << 22
 _USUAL_CLUSTER = 65536
 _MAX_COUNTS_BYTES = 64 * 1024**2
@@ -55,7 +56,7 @@ _REWRITE = "write it anew with: qemu-img convert -O qcow2 IN OUT"
 
 @dataclass(frozen=True)
 class _Header:
-    """The fields that this module reads, in their order in the file; then those of version 3."""
+    """The fields that this module reads, in file order; then those that only version 3 has."""
 
     version: int
     backing_offset: int
@@ -80,19 +81,19 @@ class _Header:
 
 
 def check_header(name: str, file: BinaryIO, length: int, limits: ImageLimits) -> int:
-    """Refuses a qcow2 image that is not whole, not sound, or costs more than the limits.
+    """Rejects a qcow2 image that depends on other files, is invalid, or exceeds the limits.
 
     Args:
-        name: What the user calls it, for messages.
+        name: The user's name for it, for messages.
         file: The image.
         length: Its length in bytes.
-        limits: What an image may cost.
+        limits: The largest image that may be published.
 
     Returns:
-        The bytes of the disk that a guest sees.
+        The size in bytes of the disk that a guest sees.
 
     Raises:
-        ImageError: It is refused; the message says why and what to do.
+        ImageError: It is rejected; the message says why and what to do.
     """
     file.seek(0)
     head = file.read(1024)
@@ -124,7 +125,7 @@ def _parse(name: str, head: bytes) -> _Header:
 
 
 def _refuse_other_files(name: str, file: BinaryIO, header: _Header, length: int) -> None:
-    """Refuses whatever makes a program open another file than this one."""
+    """Rejects whatever makes a program open a file other than this one."""
     if header.backing_offset or header.backing_length:
         file.seek(min(header.backing_offset, length))
         backing = ascii(file.read(min(header.backing_length, 200)).decode(errors="replace"))
@@ -136,7 +137,7 @@ def _refuse_other_files(name: str, file: BinaryIO, header: _Header, length: int)
             external = ascii(content[:200].decode(errors="replace"))
             raise ImageError(f"{name} keeps its data in another file ({external}), {_FLATTEN}")
         if kind == _BITMAPS:
-            # Whoever opens a disk on this image reads all of them: gigabytes from a few KiB.
+            # Opening a disk on this image would read all of them: gigabytes, from a few KiB.
             raise ImageError(
                 f"{name} holds dirty bitmaps, which a published image has no use for; {_REWRITE}"
             )
@@ -147,7 +148,7 @@ def _refuse_other_files(name: str, file: BinaryIO, header: _Header, length: int)
 
 
 def _extensions(name: str, file: BinaryIO, header: _Header) -> Iterator[tuple[int, bytes]]:
-    """The extensions of the header; they end with the first cluster."""
+    """Yields the header's extensions, which end with the first cluster."""
     end = 1 << header.cluster_bits
     if header.version == 3 and not _V3_LENGTH <= header.length <= end:
         raise _broken(name, f"its header has {header.length} bytes")
@@ -187,7 +188,7 @@ def _refuse_features(name: str, head: bytes, header: _Header) -> None:
 
 
 def _refuse_sizes(name: str, header: _Header, length: int, limits: ImageLimits) -> None:
-    """Refuses tables that do not fit the disk or the file, and disks beyond the limits."""
+    """Rejects tables that do not fit the disk or the file, and disks beyond the limits."""
     cluster = 1 << header.cluster_bits
     refuse_virtual_size(name, header.size, limits)
     entry = 16 if header.has(_EXTENDED_L2) else _ENTRY
@@ -210,7 +211,7 @@ def _refuse_sizes(name: str, header: _Header, length: int, limits: ImageLimits) 
         ("first table", header.l1_offset, header.l1_size * _ENTRY),
         ("table of reference counts", header.refcount_offset, refcounts),
     ):
-        # The host reads whole sectors, zeros behind the end.
+        # The host reads whole sectors, with zeros past the end of the file.
         if size and (offset % cluster or offset == 0 or offset + size > length + 511):
             raise _broken(name, f"its {what} is at {offset}, which is no place in the file")
     clusters = -(-length // cluster)
@@ -223,10 +224,10 @@ def _refuse_sizes(name: str, header: _Header, length: int, limits: ImageLimits) 
 
 
 def refuse_virtual_size(name: str, size: int, limits: ImageLimits) -> None:
-    """Refuses a disk that is empty or larger than the limit.
+    """Rejects a disk that is empty or larger than the limit.
 
     Raises:
-        ImageError: It is.
+        ImageError: The disk is rejected.
     """
     if size == 0:
         raise ImageError(f"{name} is a disk of 0 bytes; expected one that a guest can boot from")

@@ -1,4 +1,4 @@
-"""What a disk image really is, before anything is made from it (B4, R3)."""
+"""Validates disk images before anything is made from them (B4, R3)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from pytest_vmss.settings import GIB, ImageLimits
 
 __all__ = ["check_head", "convert", "inspect"]
 
-#: Status of qemu-img check for wasted space: nothing is lost.
+#: Exit status of qemu-img check if there are only leaked clusters, which do no harm.
 _LEAKS_ONLY = 3
 _CHECK_LIMIT_S = 300.0
 _CONVERT_LIMIT_S = 1800.0
-#: Checking writes nothing. Of its address space qemu-img maps 150 MiB before it does anything.
+#: Checking writes nothing. qemu-img maps 150 MiB of address space before it does anything.
 _CHECK_BOUNDS = Bounds(memory_mib=512, cpu_s=120, file_mib=0)
 
 
 def check_head(name: str, file: int, *, raw: bool, limits: ImageLimits) -> int:
-    """Refuses what its first sectors show to be no image; nothing is run for that.
+    """Rejects a file whose first sectors show that it is not an image, without running a program.
 
     Args:
-        name: What the user calls the file, for messages.
+        name: The user's name for the file, for messages.
         file: Its descriptor.
-        raw: It is a raw disk, which has nothing to tell it by but its boot sector.
-        limits: What an image may cost.
+        raw: Whether it is a raw disk, which is recognized only by its boot sector.
+        limits: The largest image that may be published.
 
     Returns:
-        The bytes of the disk that a guest sees.
+        The size in bytes of the disk that a guest sees.
 
     Raises:
-        ImageError: It cannot be an image; the message says why and what to do.
+        ImageError: It is not an image; the message says why and what to do.
     """
     size = os.fstat(file).st_size
     try:
@@ -56,19 +56,19 @@ def check_head(name: str, file: int, *, raw: bool, limits: ImageLimits) -> int:
 def inspect(
     path: Path, *, raw: bool = False, name: str | None = None, limits: ImageLimits | None = None
 ) -> int:
-    """Checks a file that shall become an image version.
+    """Validates a file that is to become an image version.
 
     Args:
-        path: The file; one that nobody else can change meanwhile.
-        raw: It is a raw disk image.
-        name: What the user calls it, for messages; its path otherwise.
-        limits: What an image may cost.
+        path: The file, which nobody else may be able to change meanwhile.
+        raw: Whether it is a raw disk image.
+        name: The user's name for it, for messages; the default is its path.
+        limits: The largest image that may be published.
 
     Returns:
-        The bytes of the disk that a guest sees.
+        The size in bytes of the disk that a guest sees.
 
     Raises:
-        ImageError: It cannot be one; the message says why and what to do.
+        ImageError: It is invalid; the message says why and what to do.
     """
     name = name or shown(path)
     with open_source(path) as file:
@@ -79,7 +79,7 @@ def inspect(
 
 
 def _check_content(name: str, path: Path) -> None:
-    """Refuses an image whose tables do not fit together."""
+    """Rejects an image whose tables are inconsistent, with ``qemu-img check``."""
     try:
         run(
             ["qemu-img", "check", "-q", "--image-opts", _options("qcow2", path)],
@@ -103,16 +103,16 @@ def _check_content(name: str, path: Path) -> None:
 
 
 def convert(disk: Path, target: Path, *, name: str, limits: ImageLimits) -> None:
-    """Writes a raw disk as a qcow2, durable and read-only.
+    """Converts a raw disk to qcow2, durable and read-only.
 
     Args:
-        disk: The raw disk; one that nobody else can change meanwhile.
-        target: A file that is there.
-        name: What the user calls the disk, for messages.
-        limits: What an image may cost.
+        disk: The raw disk, which nobody else may be able to change meanwhile.
+        target: An existing file to overwrite.
+        name: The user's name for the disk, for messages.
+        limits: The largest image that may be published.
 
     Raises:
-        ToolError: It cannot be written.
+        ToolError: The conversion failed.
     """
     run(
         ["qemu-img", "convert", "--image-opts", "-O", "qcow2", _options("raw", disk),
@@ -128,9 +128,9 @@ def convert(disk: Path, target: Path, *, name: str, limits: ImageLimits) -> None
 
 
 def _options(driver: str, path: Path) -> str:
-    """How qemu-img takes a path and a format for what they are.
+    """Returns qemu-img options that take a path and a format literally.
 
-    As a plain name, ``file:x`` and ``json:x`` mean something else, and a format may be guessed.
+    In a plain file name, ``file:x`` and ``json:x`` would be interpreted, and the format guessed.
     """
     filename = str(path.absolute()).replace(",", ",,")
     return f"driver={driver},file.driver=file,file.filename={filename}"

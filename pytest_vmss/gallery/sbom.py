@@ -1,7 +1,7 @@
-"""Software bills of materials: which packages an image holds, as a CycloneDX document beside it.
+"""Software bills of materials (SBOMs): a CycloneDX document beside an image lists its packages.
 
-The builder's disks are read after they are made, so that nothing of a disk depends on this. Any
-tool's CycloneDX JSON beside another image will do (``syft -o cyclonedx-json``).
+The builder's disks are read after they are built, so their content does not depend on this.
+For other images any tool's CycloneDX JSON will do (``syft -o cyclonedx-json``).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MAX_BYTES = 16 * 1024**2
 
 
 class Package(BaseModel):
-    """A package of an image.
+    """A package in an image.
 
     Attributes:
-        name: As its distribution has it.
-        version: As its distribution has it.
+        name: The distribution's name for it.
+        version: The distribution's version.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
@@ -41,7 +41,7 @@ class Package(BaseModel):
 
 
 class _Document(BaseModel):
-    """What is read of a CycloneDX document."""
+    """The parts of a CycloneDX document that are read."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -50,12 +50,12 @@ class _Document(BaseModel):
 
 
 def beside(image: Path) -> Path:
-    """Where an image's document is."""
+    """Returns the path of an image's CycloneDX document."""
     return image.with_name(f"{image.name}.cdx.json")
 
 
 def describe(disk: Path) -> None:
-    """Writes the document of a disk that the builder has made, unless there is one.
+    """Writes the CycloneDX document of a disk that the builder has built, unless it exists.
 
     Raises:
         ToolError: The disk cannot be read.
@@ -67,10 +67,10 @@ def describe(disk: Path) -> None:
 
 
 def read_sbom(image: Path) -> list[Package]:
-    """The packages that the document beside an image names; none where there is none.
+    """Returns the packages in the document beside an image; an empty list if there is none.
 
     Raises:
-        ImageError: The document is none of CycloneDX, or too large.
+        ImageError: It is not a CycloneDX document, or too large.
     """
     path = beside(image)
     if not path.is_file():
@@ -91,7 +91,7 @@ def read_sbom(image: Path) -> list[Package]:
 
 
 def cyclonedx(name: str, packages: list[Package]) -> dict[str, Any]:
-    """The CycloneDX 1.5 document of an image."""
+    """Creates the CycloneDX 1.5 document of an image."""
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
@@ -105,7 +105,7 @@ def cyclonedx(name: str, packages: list[Package]) -> dict[str, Any]:
 
 
 def _packages(disk: Path) -> list[Package]:
-    """What dpkg has installed on a disk, and its kernel, which is unpacked without dpkg."""
+    """Lists the packages installed by dpkg on a disk, and its kernel, which is not."""
     with tempfile.TemporaryDirectory(dir=disk.parent, prefix="sbom-") as name:
         raw = Path(name) / "disk.raw"
         run(
@@ -133,7 +133,7 @@ def _packages(disk: Path) -> list[Package]:
 
 
 def _kernel_version(image: bytes) -> str:
-    """The package's version, from the text that a bzImage names itself by."""
+    """Returns the package version from a bzImage's version string."""
     offset = struct.unpack_from("<H", image, 0x20E)[0] + 0x200
     text = image[offset : offset + 256].split(b"\0")[0].decode(errors="replace")
     words = text.partition(" Debian ")[2].split()

@@ -1,4 +1,4 @@
-"""Inside the guest: its console, SSH, cloud-init, extensions."""
+"""Access to a guest: its console, SSH, cloud-init and extensions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files in a guest, read over its agent: without network, also where the guest is cut off (F3)."""
+"""Calls to the QEMU guest agent, which works without a network, also in isolated guests (F3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["guest_time", "read_file", "within"]
 
 _BYTES = 256 * 1024
 
-#: Gives the agent a command (JSON) and returns its answer (JSON).
+#: Sends a command (JSON) to the agent and returns its response (JSON).
 Ask = Callable[[str], str]
 
 
@@ -33,11 +33,14 @@ def _call(ask: Ask, execute: str, **arguments: Any) -> Any:
 
 
 def within(ask: Ask, seconds: float) -> Ask:
-    """Bounds what several questions take together; each has a limit of its own besides.
+    """Limits the total time of several calls to the agent; each call has its own timeout besides.
 
     Args:
-        ask: Asks the agent.
-        seconds: After these no further question is begun.
+        ask: Sends a command to the agent.
+        seconds: After this time no further call is made.
+
+    Returns:
+        A function like ``ask`` that raises HypervisorError once the time is up.
     """
     end = time.monotonic() + seconds
 
@@ -50,10 +53,10 @@ def within(ask: Ask, seconds: float) -> Ask:
 
 
 def read_file(ask: Ask, path: str) -> bytes:
-    """Reads a file's first 256 KiB.
+    """Reads a file, at most its first 256 KiB.
 
     Raises:
-        HypervisorError: The agent does not answer, or cannot read it.
+        HypervisorError: The agent does not respond, or cannot read the file.
     """
     handle = _whole(_call(ask, "guest-file-open", path=path, mode="r"), "the file's handle")
     try:
@@ -68,10 +71,10 @@ def read_file(ask: Ask, path: str) -> bytes:
 
 
 def guest_time(ask: Ask) -> int:
-    """The guest's time of day, in nanoseconds.
+    """Returns the guest's time of day, in nanoseconds since the epoch.
 
     Raises:
-        HypervisorError: The agent does not answer.
+        HypervisorError: The agent does not respond.
     """
     return _whole(_call(ask, "guest-get-time"), "the time")
 

@@ -1,8 +1,7 @@
-"""Checks that users hand over: every way in which one can end counts (F4, Q3).
+"""Runs users' health checks; anything but plain success counts as failure (F4, Q3).
 
-``pytest.fail`` and ``pytest.skip`` raise BaseExceptions, an ``async def`` returns a
-coroutine that nobody awaits, and a request without a limit never returns. Whatever
-is not plainly a success is a failed check.
+``pytest.fail`` and ``pytest.skip`` raise BaseExceptions, an ``async def`` returns a coroutine
+that is never awaited, and a request without a timeout may never return.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from pytest_vmss.errors import BootError, GuestCommandError, HostError, Hypervis
 
 __all__ = ["Check", "asked", "judge"]
 
-#: A command whose exit status counts, or a function of a testinfra host that returns or
-#: raises as an assertion does.
+#: A command whose exit status counts, or a function that takes a testinfra host and returns or
+#: raises like an assertion.
 Check = str | Callable[[Any], object]
 
 _TOLD_CHARS = 200
 
 
 def _says_nothing(failure: Exception) -> bool:
-    """Whether an error is not the function's, but the guest's that does not answer, or the host's."""
+    """Whether an error is due to an unresponsive guest or to the host, not to the check."""
     if isinstance(failure, GuestCommandError):
         return failure.exit_code < 0
     return isinstance(failure, (BootError, HostError, HypervisorError))
@@ -40,21 +39,21 @@ def asked(
     timeout: float,
     pulse: Callable[[], object] = lambda: None,
 ) -> tuple[bool, str]:
-    """Asks a function whether a guest is well; every other end than success speaks against it.
+    """Runs a check function with a timeout; any outcome but success counts as failure.
 
     Args:
-        check: Returns something true, or nothing, where it is.
-        host: What it is given.
-        timeout: Seconds; a function that takes longer counts as failed.
-        pulse: Called now and then meanwhile; what it raises ends the wait.
+        check: Returns something true, or None, if the guest is healthy.
+        host: The argument it is called with.
+        timeout: In seconds; a function that takes longer fails.
+        pulse: Called regularly meanwhile; if it raises, the wait ends.
 
     Returns:
-        Whether it is well, and what was seen.
+        Whether the guest is healthy, and what was observed.
 
     Raises:
         BootError: The guest does not answer.
         GuestCommandError: The connection to it broke.
-        HostError: The host could not tell; also HypervisorError.
+        HostError: The host could not run the check; also HypervisorError.
     """
     name = getattr(check, "__name__", "the function")
     try:
@@ -70,18 +69,19 @@ def asked(
 def judge(
     check: Callable[[], object], *, passes_on: Callable[[Exception], bool] = lambda _: False
 ) -> str:
-    """Makes a check in this thread.
+    """Runs a check in the calling thread.
 
     Args:
-        check: Holds where it returns something true, or nothing.
-        passes_on: Whether an error says nothing about the check; then it is raised.
+        check: Passes if it returns something true, or None.
+        passes_on: Whether an exception says nothing about the check and is to be raised.
 
     Returns:
-        Why it does not hold, in words; empty where it holds.
+        Why the check failed; empty if it passed.
 
     Raises:
         Interrupted: The lab is being closed.
         KeyboardInterrupt: Ctrl-C in the main thread.
+        Exception: The check's own, if ``passes_on`` accepts it.
     """
     try:
         return _verdict(check())
@@ -101,7 +101,7 @@ def _verdict(answer: object) -> str:
     if inspect.isawaitable(answer) or inspect.isgenerator(answer) or inspect.isasyncgen(answer):
         kind = type(answer).__name__
         if inspect.iscoroutine(answer):
-            answer.close()  # else Python warns that nobody awaited it
+            answer.close()  # else Python warns that it was never awaited
         return (
             f"the check returned a {kind}, so nothing of it has run; use a plain function, e.g. "
             "with asyncio.run() inside"

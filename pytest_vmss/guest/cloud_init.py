@@ -1,4 +1,4 @@
-"""cloud-init's own verdict on what it did (H1, E5)."""
+"""Reads cloud-init's result and the problems it reported (H1, E5)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pytest_vmss.untrusted import UnreadableError, one_line, read_json, shown
 
 __all__ = ["AGAIN", "LOGS", "WAIT", "CloudInitResult", "read_verdict"]
 
-#: Exit status of :data:`WAIT` while cloud-init has not ended.
+#: Exit status of :data:`WAIT` while cloud-init is still running.
 AGAIN = 75
 
 _MARK = "=== pytest-vmss ==="
-#: Of what went wrong.
+#: Maximum number of problems kept, and of characters of each.
 _PROBLEMS = 20
 _PROBLEM_CHARS = 1000
 
-#: For the guest's shell: waits a while for cloud-init's end, which costs less than asking often.
-#: Versions before 23.4 do not count what went wrong without being fatal: their log does.
+#: A script for the guest's shell that waits a while for cloud-init to finish, which is cheaper
+#: than polling. Versions before 23.4 do not record recoverable errors, so the log is searched.
 WAIT = f"""\
 tries=0
 while [ ! -s /run/cloud-init/result.json ] && [ ! -e /run/cloud-init/disabled ]; do
@@ -39,7 +39,7 @@ fi
 exit 0
 """
 
-#: For the guest's shell, as root: both logs, the newest lines of each.
+#: A script for the guest's shell, run as root: prints the end of both logs.
 LOGS = """\
 for log in /var/log/cloud-init.log /var/log/cloud-init-output.log; do
     echo "== $log =="
@@ -50,27 +50,28 @@ done
 
 @dataclass(frozen=True)
 class CloudInitResult:
-    """How cloud-init ended.
+    """The result of cloud-init.
 
     Attributes:
-        status: ``error``: it failed; ``degraded``: something went wrong that was not fatal.
-        problems: What went wrong, in its own words; the failing module is named there.
+        status: ``error``: it failed; ``degraded``: it recovered from errors; ``disabled``: it did
+            not run.
+        problems: The errors that it reported, which name the failing module.
     """
 
     status: Literal["done", "degraded", "disabled", "error"]
     problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Bounds and cleans what a guest said."""
+        """Cleans and limits text from the guest."""
         told = tuple(shown(problem, _PROBLEM_CHARS) for problem in self.problems[:_PROBLEMS])
         object.__setattr__(self, "problems", told)
 
 
 def read_verdict(text: str) -> CloudInitResult:
-    """Reads what :data:`WAIT` printed.
+    """Parses the output of :data:`WAIT`.
 
     Raises:
-        UnreadableError: It is not that.
+        UnreadableError: The output is malformed.
     """
     if text.strip() == "disabled":
         return CloudInitResult("disabled")
@@ -88,10 +89,10 @@ def read_verdict(text: str) -> CloudInitResult:
 
 
 def _part(value: Any, name: str) -> dict[str, Any]:
-    """An object inside another.
+    """Returns an object inside another.
 
     Raises:
-        UnreadableError: There is none.
+        UnreadableError: There is no such object.
     """
     found = value.get(name) if isinstance(value, dict) else None
     if not isinstance(found, dict):
@@ -100,12 +101,12 @@ def _part(value: Any, name: str) -> dict[str, Any]:
 
 
 def _list(value: Any) -> list[Any]:
-    """A list; what is none is the only item of one, unless it says nothing."""
+    """Returns a value as a list; one that is not a list becomes its only item, unless empty."""
     return value if isinstance(value, list) else [value] if value else []
 
 
 def _recoverable(status: dict[str, Any]) -> Iterator[str]:
-    """What a version from 23.4 on counts, by stage and level."""
+    """Yields the errors that versions from 23.4 on record by stage and level."""
     for stage, entry in status.items():
         levels = entry.get("recoverable_errors", {}) if isinstance(entry, dict) else {}
         for level, messages in levels.items() if isinstance(levels, dict) else ():

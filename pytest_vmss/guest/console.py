@@ -1,4 +1,4 @@
-"""The serial console: how far a boot got, and what went wrong (E5)."""
+"""Reads the serial console: how far a boot got, and how it failed (E5)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Trouble = Literal["panic", "no boot"]
 _TAIL_LINES = 40
 _TAIL_BYTES = 16384
 _LINE_CHARS = 500
-#: What one look reads at most at the beginning and at the end of what is new.
+#: Maximum number of bytes read per call, both at the start and at the end of new output.
 _LOOK_BYTES = 1024 * 1024
-#: What is searched at once; Python does nothing else meanwhile.
+#: Bytes searched at once; Python's other threads are blocked meanwhile.
 _CHUNK = 128 * 1024
-#: What is searched again with what follows, for words may be cut in two.
+#: Bytes searched again with the next chunk, since words may be split between the two.
 _OVERLAP = 512
 
-# A guest may write anything, so that everything here is searched in linear time.
+# A guest may write anything, so all searches run in linear time.
 _TROUBLE: tuple[tuple[Trouble, tuple[bytes, ...]], ...] = (
     ("panic", (b"Kernel panic - not syncing",)),
     ("no boot", (b"No bootable device", b"grub rescue>", b"Boot failed: not a bootable disk")),
 )
-#: GRUB's second word, and what stands before it: a file was "not found".
+#: GRUB's second message; the first, before it, says that a file was "not found".
 _NO_KERNEL = b"error: you need to load the kernel"
 _NOT_FOUND_BYTES = 400
 
-#: Signs on the console of how far a boot got, furthest last.
+#: Console output that shows how far a boot got, furthest last.
 _MILESTONES: tuple[tuple[str, tuple[bytes | re.Pattern[bytes], ...]], ...] = (
     ("the firmware", (b"SeaBIOS", b"BdsDxe", b"UEFI")),
     ("the boot loader", (b"GRUB", b"ISOLINUX", b"systemd-boot")),
@@ -49,11 +49,11 @@ _MILESTONES: tuple[tuple[str, tuple[bytes | re.Pattern[bytes], ...]], ...] = (
 
 
 class Console:
-    """The console log of one generation, which is read on as it grows.
+    """Follows the console log of one generation as it grows.
 
     Args:
         path: The log; it need not exist yet.
-        start: Bytes of earlier boots, which do not count.
+        start: Bytes at the start to ignore, which are from earlier boots.
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
@@ -67,8 +67,8 @@ class Console:
         self._blank = True
 
     def _look(self) -> None:
-        """Searches what is new; of very much no more than its beginning and its end."""
-        # Not there yet, or not to be read now: the next look will tell more.
+        """Searches new output; if there is very much, only its start and its end."""
+        # Errors mean that it is missing or unreadable now; the next call tries again.
         with self._lock, contextlib.suppress(OSError), self._opened() as descriptor:
             at = self._position
             if at.settle(descriptor):
@@ -112,20 +112,20 @@ class Console:
                 return
 
     def trouble(self) -> Trouble | None:
-        """What the console says went wrong in this boot, if anything."""
+        """Returns the failure that the console shows for this boot, or None."""
         self._look()
         return self._trouble
 
     def milestone(self) -> str:
-        """How far the boot got, in words."""
+        """Describes how far the boot got, for messages."""
         self._look()
         if self._reached >= 0:
             return f"reached {_MILESTONES[self._reached][0]}"
         return "the console shows nothing" if self._blank else "the console shows no boot"
 
     def tail(self, lines: int = _TAIL_LINES) -> str:
-        """This boot's last lines, as a person would have read them."""
-        self._look()  # the log may be another one by now
+        """Returns this boot's last lines, without control sequences."""
+        self._look()  # the log may have been replaced meanwhile
         text = b""
         with contextlib.suppress(OSError), self._opened() as descriptor:
             size = os.fstat(descriptor).st_size

@@ -1,7 +1,7 @@
-"""The file of a serial console: capped on the disk, its beginning and its end readable (R2).
+"""Limits the disk space of serial console logs, keeping their start and end (R2).
 
-QEMU appends to it whatever the guest writes, which may be without end. So a hole is punched
-into the middle of one that has grown too large: it gives the room back, QEMU appends on, and
+QEMU appends whatever the guest writes, possibly without end. So a hole is punched into the
+middle of a log that has grown too large: that frees the space, while QEMU keeps appending and
 no offset changes.
 """
 
@@ -21,18 +21,18 @@ from pytest_vmss.untrusted import clean
 
 __all__ = ["HEAD_BYTES", "TAIL_BYTES", "LogKeeper", "LogPosition", "LogReader", "cap_log"]
 
-#: What is kept of a long one at each end.
+#: Bytes kept at each end of a long log.
 HEAD_BYTES = 4 * 1024 * 1024
 TAIL_BYTES = 4 * 1024 * 1024
-#: What one may take on the disk until a hole is punched.
+#: Bytes on the disk above which a hole is punched.
 _CAP_BYTES = 16 * 1024 * 1024
-#: Seconds between two looks at a lab's logs.
+#: Seconds between two checks of a lab's logs.
 _EVERY_S = 2.0
 _BLOCK = 4096
 _CHUNK = 64 * 1024
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # of linux/falloc.h
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # from linux/falloc.h
 _SECTOR = 512
-#: By how many of its last bytes a log is known again.
+#: Number of last-read bytes by which a log is recognized as unchanged.
 _KNOWN_BY = 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,16 +41,16 @@ _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 
 
 def cap_log(path: Path) -> bool:
-    """Punches a hole into the middle of a log that takes too much of the disk.
+    """Punches a hole into the middle of a log that takes up too much disk space.
 
     Args:
         path: The log.
 
     Returns:
-        Whether one was punched.
+        Whether a hole was punched.
 
     Raises:
-        OSError: It cannot be opened, or its file system knows no holes.
+        OSError: The log cannot be opened, or its file system does not support holes.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -65,23 +65,23 @@ def cap_log(path: Path) -> bool:
 
 
 def _punch(descriptor: int, offset: int, length: int) -> None:
-    """Makes a part of a file a hole; Python has no name for it."""
+    """Punches a hole into a file; Python has no function for it."""
     if _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, length) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 class LogPosition:
-    """How far a log has been read.
+    """How far a log has been read, and whether it is still the same log.
 
-    A daemon may begin a new file, or this one anew, and by the next look it may be longer
-    than the old one was.
+    A daemon may create a new file or truncate this one, which may have outgrown the old one by
+    the next read.
 
     Args:
-        offset: Where reading begins.
+        offset: Where reading starts.
 
     Attributes:
-        offset: Bytes that have been read.
+        offset: Offset up to which the log has been read.
     """
 
     def __init__(self, offset: int = 0) -> None:
@@ -90,13 +90,13 @@ class LogPosition:
         self._last = b""
 
     def settle(self, descriptor: int) -> bool:
-        """Goes back to the beginning where the log is another one than it was.
+        """Resets the offset to 0 if the log was replaced or truncated.
 
         Args:
-            descriptor: The log, open now.
+            descriptor: The log as it is open now.
 
         Returns:
-            Whether it is another one.
+            Whether it was replaced or truncated.
 
         Raises:
             OSError: It cannot be read.
@@ -106,28 +106,28 @@ class LogPosition:
         is_same = known in (None, self._file) and about.st_size >= self.offset
         if is_same and self._last:
             last = os.pread(descriptor, len(self._last), self.offset - len(self._last))
-            # What a hole was punched over is zeros.
+            # A hole punched there meanwhile reads as zeros.
             is_same = last == self._last or not last.strip(b"\0")
         if not is_same:
             self.move(0)
         return not is_same
 
     def advance(self, part: bytes) -> None:
-        """Takes a part as read."""
+        """Advances past a part that was read."""
         self.offset += len(part)
         self._last = (self._last + part[-_KNOWN_BY:])[-_KNOWN_BY:]
 
     def move(self, offset: int) -> None:
-        """Goes on elsewhere."""
+        """Continues at another offset."""
         self.offset, self._last = offset, b""
 
 
 class LogKeeper:
-    """Keeps the consoles' logs of a lab capped while the lab is open.
+    """Caps a lab's console logs in a background thread while the lab is open.
 
     Args:
-        folder: Of the lab's sets, in which each instance has a folder.
-        every: Seconds between two looks.
+        folder: The folder of the lab's sets, which contain a folder for each instance.
+        every: Seconds between two checks.
     """
 
     def __init__(self, folder: Path, *, every: float = _EVERY_S) -> None:
@@ -137,20 +137,20 @@ class LogKeeper:
         self._thread = threading.Thread(target=self._run, name="vmss-consoles", daemon=True)
 
     def start(self) -> None:
-        """Begins, unless it has."""
+        """Starts the thread, unless it has been started."""
         if self._thread.ident is None:
             self._thread.start()
 
     def close(self) -> None:
-        """Ends."""
+        """Stops the thread and waits for it."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def look(self) -> None:
-        """Caps what needs it now; what cannot be capped is left as it is."""
+        """Caps the logs that are too large now; any that cannot be capped are left alone."""
         for path in self._folder.glob("*/*/console-*.log"):
-            with contextlib.suppress(OSError):  # gone, another user's, or no holes there
+            with contextlib.suppress(OSError):  # gone, another user's, or no support for holes
                 if path.lstat().st_blocks * _SECTOR > _CAP_BYTES:
                     cap_log(path)
 
@@ -161,7 +161,7 @@ class LogKeeper:
 
 
 class LogReader:
-    """Reads a log as text from its first byte on, as it grows.
+    """Reads a log as text from its start, as it grows.
 
     Args:
         path: The log; it need not exist yet.
@@ -175,13 +175,13 @@ class LogReader:
         )
 
     def read(self) -> Iterator[str]:
-        """What came since the last call, cleaned, and a note for each part that is left out."""
+        """Yields the output since the last call, cleaned, and a note for each part left out."""
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:  # not there yet, or not to be read now
+        except OSError:  # not there yet, or unreadable now
             return
         try:
-            with contextlib.suppress(OSError):  # a folder, or a disk that fails
+            with contextlib.suppress(OSError):  # a folder, or a failing disk
                 yield from self._read(descriptor)
         finally:
             os.close(descriptor)
@@ -190,7 +190,7 @@ class LogReader:
         at = self._position
         if at.settle(descriptor):
             self._newlines.reset()
-        # What comes while it is read is for the next call.
+        # Output that arrives during this call is left to the next one.
         size = os.fstat(descriptor).st_size
         while at.offset < size:
             data = _data_from(descriptor, at.offset, size)
@@ -206,7 +206,7 @@ class LogReader:
 
 
 def _data_from(descriptor: int, offset: int, size: int) -> int:
-    """Where data begins from an offset on."""
+    """Returns the offset of the next data at or after an offset."""
     try:
         return min(os.lseek(descriptor, offset, os.SEEK_DATA), size)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A guest, from its first byte on the console to its extensions."""
+"""A running guest: waits for its boot and cloud-init, runs extensions and checks."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class BootFacts:
-    """What a booted guest says of itself.
+    """What a booted guest reports about itself.
 
     Attributes:
-        boot_id: The kernel's, new with every boot.
-        kernel: Release, as of ``uname -r``.
-        image_version: ``IMAGE_VERSION`` of its os-release; None where it has none (E2).
+        boot_id: The kernel's boot id, new with every boot.
+        kernel: Release, as printed by ``uname -r``.
+        image_version: ``IMAGE_VERSION`` in its os-release; None if there is none (E2).
     """
 
     boot_id: str
@@ -60,64 +60,70 @@ class BootFacts:
     image_version: str | None
 
     def __post_init__(self) -> None:
-        """Bounds and cleans what a guest said."""
+        """Cleans and limits text from the guest."""
         for name in ("boot_id", "kernel", "image_version"):
             told = getattr(self, name)
             object.__setattr__(self, name, told and one_line(told, _FACT_CHARS))
 
 
 class Guest(Protocol):
-    """What the engine asks of a guest."""
+    """The interface to a guest that the engine uses."""
 
     def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
-        """Waits for a boot other than a previous one, and asks the guest about it."""
+        """Waits for a boot other than the previous one, and returns its facts."""
 
     def wait_cloud_init(self) -> CloudInitResult:
-        """Waits for cloud-init to end; its status is any but ``error``."""
+        """Waits for cloud-init to finish; raises if its status is ``error``."""
 
     def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionResult:
-        """Runs an extension once for each run; an earlier result of it is returned as it is.
+        """Runs an extension, once per run id.
 
         Args:
             extension: The extension with its settings.
-            run: Names the run, the same after a crash.
+            run: Id of the run, the same after a crash.
             timeout: Seconds that it may take.
+
+        Returns:
+            The result, or that of the earlier run with the same id.
         """
 
     def remove_extension(self, extension: Extension, timeout: float) -> str:
-        """Removes an extension that the model no longer names; what went wrong, in words.
+        """Removes an extension that the model no longer contains.
 
         Args:
-            extension: The extension as it was run last.
+            extension: The extension as it was last run.
             timeout: Seconds that it may take.
+
+        Returns:
+            What went wrong; empty if nothing did.
         """
 
     def report_extension(self, extension: Extension, last: ExtensionResult) -> ExtensionResult:
-        """What an extension says of itself now.
+        """Returns an extension's current status.
 
         Args:
-            extension: The extension as it was run last.
-            last: What came of it then.
+            extension: The extension as it was last run.
+            last: The result of that run.
         """
 
     def sync(self) -> None:
-        """Makes what the guest has written durable: a power failure now loses nothing of it."""
+        """Flushes the guest's file systems, so that a power cut loses nothing written so far."""
 
     def check(self, check: Check) -> tuple[bool, str]:
-        """Asks a health source of the lab's own: whether it is well, and what was seen (F4)."""
+        """Runs a health check; returns whether it passed, and what was observed (F4)."""
 
     def listening(self) -> set[int]:
-        """The TCP ports on which something listens."""
+        """Returns the TCP ports on which the guest listens."""
 
     def shell(self) -> Shell:
-        """The connection to it as the administrator.
+        """Returns the SSH connection to it, as the administrator.
 
         Raises:
             GuestUnreachableError: It does not answer.
         """
 
     def close(self) -> None:
-        """Ends the connection to it."""
+        """Closes the connection to it."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ uname -r
 echo "$IMAGE_VERSION"
 """
 
-#: Power states in which no boot can succeed, in words.
+#: Power states in which no boot can succeed, with the reason.
 _ENDED = {
     PowerState.STOPPED: "the machine ended while it booted",
     PowerState.ABSENT: "the machine ended while it booted, and libvirt has forgotten it",
@@ -151,9 +157,9 @@ _PORT = re.compile(r"[0-9A-F]{8,32}:([0-9A-F]{4})")
 _TOLD_CHARS = 200
 _FACT_CHARS = 100
 _BOOT_ID = re.compile(r"[0-9a-f-]{8,64}")
-#: What a guest may write when the lab itself asks it something.
+#: Maximum output in bytes when the lab itself runs a command in a guest.
 _ANSWER_BYTES = 1024 * 1024
-#: The same for handlers of extensions, which may be a suite's own.
+#: The same for extension handlers, which may be a suite's own.
 _HANDLER_BYTES = 8 * 1024 * 1024
 _LOGIN_S = 10.0
 _CHECK_S = 60.0
@@ -161,19 +167,19 @@ _PATIENCE_S = 6.0
 
 
 class LinuxGuest:
-    """A Linux guest over SSH.
+    """A Linux guest, accessed over SSH.
 
     Args:
-        name: The instance's, for messages.
+        name: The instance's name, for messages.
         access: How to log in.
         console: Its console.
-        timeouts: Timeouts of the waits now, already scaled.
-        clock: The lab's.
-        power_state: Whether its machine runs.
-        agent_connected: Whether its guest agent has shown itself.
-        factor: By how much it is slower than under KVM.
-        files_port: Port of the lab's file server now; None where it serves nothing.
-        dial_files: Connects to that server, once it has proved that it is the lab's.
+        timeouts: Returns the current timeouts, already scaled.
+        clock: The lab's clock.
+        power_state: Returns the power state of its VM.
+        agent_connected: Whether its guest agent has connected.
+        factor: How many times slower it is than under KVM.
+        files_port: Returns the current port of the lab's file server; None if it is not running.
+        dial_files: Connects to that server, verifying that it is the lab's.
     """
 
     def __init__(
@@ -209,11 +215,14 @@ class LinuxGuest:
         """Waits until SSH answers from a new boot.
 
         Args:
-            previous_boot_id: The boot before; it does not count.
+            previous_boot_id: Id of the previous boot, which does not count.
+
+        Returns:
+            What the guest reports about itself.
 
         Raises:
             KernelPanicError: The kernel panicked.
-            NoBootError: Nothing to boot was found, or the machine ended.
+            NoBootError: Nothing to boot was found, or the VM stopped.
             GuestUnreachableError: SSH did not answer in time.
         """
         timeout = self._timeouts().boot
@@ -230,7 +239,7 @@ class LinuxGuest:
                 return None
             facts = parse_facts(told)
             if not _BOOT_ID.fullmatch(facts.boot_id):
-                self.close()  # it proves no boot; perhaps it will, later
+                self.close()  # it proves no boot yet, so try again
                 return None
             if facts.boot_id == previous_boot_id:
                 self.close()  # the old boot, on its way down
@@ -255,11 +264,11 @@ class LinuxGuest:
             ) from error
 
     def wait_cloud_init(self) -> CloudInitResult:
-        """Waits until cloud-init has ended.
+        """Waits until cloud-init has finished.
 
         Raises:
-            CloudInitError: It ended in error, or not in time.
-            GuestUnreachableError: The guest went away.
+            CloudInitError: It failed, or did not finish in time.
+            GuestUnreachableError: The guest no longer answers.
         """
         timeout = self._timeouts().cloud_init
         away = False
@@ -319,11 +328,11 @@ class LinuxGuest:
         return verdict
 
     def _save_logs(self) -> Path:
-        """Keeps cloud-init's logs beside the console's; where they are."""
+        """Saves cloud-init's logs beside the console's; returns their path, else the console's."""
         path = self._console.path.with_name(self._console.path.stem + "-cloud-init.log")
         try:
             done = self.shell().run(LOGS, sudo=True, timeout=self._login_limit, most=_ANSWER_BYTES)
-            # A full disk must not take the place of what cloud-init failed by.
+            # An error here, such as a full disk, must not hide cloud-init's failure.
             flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
                 file.write(clean(done.stdout))
@@ -332,13 +341,13 @@ class LinuxGuest:
         return path
 
     def run_extension(self, extension: Extension, run: str, timeout: float) -> ExtensionResult:
-        """Runs an extension once for each run.
+        """Runs an extension, once per run id.
 
         Raises:
-            GuestUnreachableError: The guest went away.
+            GuestUnreachableError: The guest no longer answers.
         """
         handler = find_handler(extension.publisher, extension.type)
-        self.shell()  # a guest that is not there is not waited for all that time
+        self.shell()  # if the guest does not answer, fail early
         return guarded(
             lambda: handler.run(self._target(timeout, self._with_files), extension, run=run),
             lambda failure: broken_handler(extension, failure),
@@ -349,22 +358,22 @@ class LinuxGuest:
         return Target(runner, self._clock, timeout, self._factor, self._files_port())
 
     def _with_files(self) -> Shell:
-        """The connection, over which the guest reaches the lab's files.
+        """Returns the connection, with the tunnel to the lab's file server open.
 
         Raises:
             GuestUnreachableError: The guest does not answer.
         """
         shell, port = self.shell(), self._files_port()
         if port is not None:
-            # Where it may not, downloads fail and say so; or another process's tunnel is there.
+            # If it cannot be opened, downloads fail and say so, or use another process's tunnel.
             shell.lead_to(port, self._dial_files)
         return shell
 
     def remove_extension(self, extension: Extension, timeout: float) -> str:
-        """Removes an extension that the model no longer names; what went wrong, in words.
+        """Removes an extension that the model no longer contains; returns what went wrong.
 
         Raises:
-            GuestUnreachableError: The guest went away.
+            GuestUnreachableError: The guest no longer answers.
             GuestCommandError: The connection broke.
         """
         handler = find_handler(extension.publisher, extension.type)
@@ -374,10 +383,10 @@ class LinuxGuest:
         )
 
     def report_extension(self, extension: Extension, last: ExtensionResult) -> ExtensionResult:
-        """What an extension says of itself now.
+        """Returns an extension's current status.
 
         Raises:
-            GuestUnreachableError: It does not answer over SSH now.
+            GuestUnreachableError: The guest does not answer over SSH now.
             GuestCommandError: The connection broke.
         """
         handler = find_handler(extension.publisher, extension.type)
@@ -387,16 +396,16 @@ class LinuxGuest:
         return guarded(lambda: handler.report(target, extension, last), lambda _: last)
 
     def sync(self) -> None:
-        """Makes what the guest has written durable.
+        """Flushes the guest's file systems.
 
         Raises:
-            GuestCommandError: It could not.
-            GuestUnreachableError: The guest went away.
+            GuestCommandError: The command failed.
+            GuestUnreachableError: The guest no longer answers.
         """
         self.shell().check("sync", timeout=self._login_limit * 2)
 
     def shell(self) -> Shell:
-        """The connection to the guest, made anew where it broke.
+        """Returns the connection to the guest, reconnecting if it broke.
 
         Raises:
             GuestUnreachableError: The guest does not answer.
@@ -423,10 +432,10 @@ class LinuxGuest:
             ) from error
 
     def check(self, check: Check) -> tuple[bool, str]:
-        """Asks a health source of the lab's own.
+        """Runs a health check; returns whether it passed, and what was observed.
 
         Raises:
-            GuestUnreachableError: It does not answer over SSH now.
+            GuestUnreachableError: The guest does not answer over SSH now.
             GuestCommandError: The connection broke.
         """
         shell = self._answering()
@@ -443,7 +452,7 @@ class LinuxGuest:
         )
 
     def listening(self) -> set[int]:
-        """The TCP ports on which something listens, from the kernel's own tables.
+        """Returns the TCP ports on which the guest listens, from the kernel's tables.
 
         Raises:
             GuestUnreachableError: It does not answer over SSH.
@@ -451,17 +460,17 @@ class LinuxGuest:
         return parse_listening(self.shell().check(_LISTENING, most=_ANSWER_BYTES))
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
         if self._shell is not None:
             self._shell.close()
             self._shell = None
 
     def _worth_trying(self) -> bool:
-        """Whether to try SSH now: often once the agent is there, seldom before.
+        """Whether to try SSH now: always once the agent has connected, rarely before.
 
-        QEMU's user network holds connections for a guest that does not take
-        them yet. When it does, each costs it a process of sshd, in the middle
-        of its boot. Not every image has an agent, so do try now and then.
+        QEMU's user network accepts connections before the guest does, and each of them costs it
+        an sshd process later, in the middle of its boot. As not every image has an agent, try
+        occasionally anyway.
         """
         if self._agent_connected():
             return True
@@ -471,7 +480,7 @@ class LinuxGuest:
         return True
 
     def _answering(self) -> Shell:
-        """The connection; it is not waited for.
+        """Returns the connection without waiting for the guest.
 
         Raises:
             GuestUnreachableError: The guest does not answer now.
@@ -509,7 +518,7 @@ class LinuxGuest:
         return self._shell
 
     def _check_console(self) -> None:
-        """Ends a wait early where the console or the machine shows that it is hopeless."""
+        """Raises if the console or the VM's state shows that waiting is hopeless."""
         trouble = self._console.trouble()
         if trouble == "panic":
             raise KernelPanicError(
@@ -529,13 +538,13 @@ class LinuxGuest:
 
 
 def parse_facts(text: str) -> BootFacts:
-    """Reads what a guest says of its boot; what it does not say is empty."""
+    """Parses the output of the facts script; missing values are empty."""
     boot_id, kernel, version = [*text.split("\n", 3), "", "", ""][:3]
     return BootFacts(boot_id.strip(), kernel.strip(), version.strip() or None)
 
 
 def parse_listening(table: str) -> set[int]:
-    """The ports in the kernel's tables of connections on which something listens."""
+    """Returns the listening ports in the kernel's tables of TCP sockets."""
     rows = [line.split(maxsplit=4) for line in table.splitlines()]
     return {
         int(found[1], 16)

@@ -25,7 +25,7 @@ _COMMENT = "pytest-vmss"
 
 @dataclass(frozen=True)
 class KeyPair:
-    """An Ed25519 key in OpenSSH's formats."""
+    """An Ed25519 key pair in OpenSSH's formats."""
 
     private: str
     public: str
@@ -35,7 +35,7 @@ class KeyPair:
 
 
 def generate(comment: str) -> KeyPair:
-    """Makes a new key."""
+    """Generates a key pair."""
     key = Ed25519PrivateKey.generate()
     private = SecretBytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -43,20 +43,20 @@ def generate(comment: str) -> KeyPair:
 
 
 def lab_key(path: Path) -> KeyPair:
-    """The lab's key, made where there is none; of several processes that make it one wins.
+    """Loads the lab's key, generating it if missing; safe if several processes do so at once.
 
     Args:
-        path: The private key, with mode 0600; the public one is beside it.
+        path: The private key, with mode 0600; the public one is stored beside it.
 
     Raises:
-        ValueError: The file is not such a key.
+        ValueError: The file is not an SSH private key.
         OSError: It cannot be read or written.
     """
     if not path.exists():
         with contextlib.suppress(FileExistsError):  # another process was first
             write_durably(path, generate(_COMMENT).private.encode(), replace=False)
     private = SecretText(path.read_text())
-    # What others read follows from what only the lab reads: the two always belong together.
+    # The public key is derived from the private one, so that the two always match.
     loaded = load_ssh_private_key(private.encode(), None)
     public = loaded.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     pair = KeyPair(private, f"{public.decode()} {_COMMENT}")

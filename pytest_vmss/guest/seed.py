@@ -1,4 +1,4 @@
-"""What an instance's cloud-init is told for one generation of its OS disk."""
+"""Builds the cloud-init seed for one generation of an instance's OS disk."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pytest_vmss.secrecy import SecretBytes, SecretText
 
 __all__ = ["USER_DATA_FILE", "build_seed"]
 
-#: Where a guest finds Azure's ``userData``, which Azure serves by its metadata service.
+#: Where a guest finds Azure's ``userData``, which Azure provides by its metadata service.
 USER_DATA_FILE = "/var/lib/waagent/UserData"
 
-# QEMU's user network: each guest sees the same one, and only its own.
+# QEMU's user network: the same for each guest, and separate from the others'.
 _ADDRESS = "10.0.2.15/24"
 _GATEWAY = "10.0.2.2"
 _NAME_SERVER = "10.0.2.3"
@@ -38,19 +38,19 @@ def build_seed(
 ) -> Seed:
     """Builds the seed.
 
-    The custom data is passed unchanged as user data (H1); what the lab needs
-    for itself goes into vendor data, which user data may override.
+    Custom data is passed unchanged as user data (H1); the lab's own settings go into vendor
+    data, which user data may override.
 
     Args:
         model: The scale set.
         cloud_instance_id: New for each generation, so that cloud-init runs again.
         computer_name: The guest's host name.
-        mac: Address of its network card.
+        mac: MAC address of its network card.
         host_key: The generation's SSH host key.
         lab_key: Key with which the lab logs in.
-        grow: The OS disk is larger than its image.
-        outbound: The network leads somewhere. Where it does not, the guest gets no way out,
-            so that it finds at once that there is none: names would be waited for 20 s each.
+        grow: Whether the OS disk is larger than its image.
+        outbound: Whether the network leads anywhere. If not, the guest gets no gateway and no name
+            server, so that lookups fail at once instead of after 20 s each.
     """
     profile = model.virtual_machine_profile.os_profile
     linux = profile.linux_configuration
@@ -58,7 +58,7 @@ def build_seed(
     if linux is not None and linux.ssh is not None:
         keys += [key.key_data for key in linux.ssh.public_keys]
     vendor: dict[str, object] = {
-        # `user` adapts the image's default user, also where custom data lists users of its own.
+        # `user` changes the image's default user, even if custom data lists users of its own.
         "user": {
             "name": profile.admin_username,
             "gecos": profile.admin_username,
@@ -82,7 +82,7 @@ def build_seed(
     network = {"version": 2, "ethernets": {"primary": primary}}
     custom = profile.custom_data
     user_data = b"" if custom is None else SecretBytes(base64.b64decode(custom.get_secret_value()))
-    # JSON is YAML, and is written and read in a fraction of the time.
+    # JSON is valid YAML, and is written and read much faster.
     return Seed(
         meta_data=json.dumps({"instance-id": cloud_instance_id, "local-hostname": computer_name}),
         network_config=json.dumps(network),
@@ -92,9 +92,9 @@ def build_seed(
 
 
 def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> SecretText:
-    """What the lab needs for itself, and Azure's ``userData`` for the guest to read (H1).
+    """Builds the vendor data: the lab's settings, and Azure's ``userData`` for the guest (H1).
 
-    Nothing of it is ever in a plain variable, which a traceback would show.
+    None of it is ever in a plain string, which a traceback would show.
     """
     cloud_config = SecretText(f"#cloud-config\n{json.dumps(config)}")
     if user_data is None:
@@ -111,6 +111,6 @@ def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> Secr
 
 
 def _encoded(user_data: SecretStr) -> SecretText:
-    """The same content in the one form of base64 that every ``base64`` of a guest reads."""
+    """Re-encodes user data in the form of base64 that the guest's ``base64`` can read."""
     content = SecretBytes(base64.b64decode(user_data.get_secret_value()))
     return SecretText(base64.b64encode(content).decode())

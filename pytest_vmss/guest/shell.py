@@ -1,4 +1,4 @@
-"""SSH into a guest whose host key is pinned (M6)."""
+"""Runs commands in a guest over SSH, with a pinned host key (M6)."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ __all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"
 
 _CONNECT_S = 2.0
 _BANNER_S = 2.0
-#: What a command may write to each of its outputs.
+#: Maximum number of bytes that a command may write to each of its outputs.
 _OUTPUT_BYTES = 64 * 1024 * 1024
 _CHUNK = 65536
-#: For a guest's answer to whether it listens for a tunnel.
+#: Timeout in seconds for the guest's answer to a forwarding request.
 _FORWARD_S = 60.0
-#: Seconds for telling the other side that a channel is closed.
+#: Timeout in seconds for telling the other side that a channel is closed.
 _CLOSE_S = 1.0
 
 
 class HostKeyMismatchError(Exception):
-    """The guest showed another host key than the one its seed gave it."""
+    """The guest presented a host key other than the one in its seed."""
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What came of a command.
+    """The result of a command.
 
     Attributes:
-        exit_code: Its status; -1 where the connection broke.
-        stdout: What it wrote to standard output.
-        stderr: What it wrote to standard error.
+        exit_code: Its exit status; -1 if the connection broke.
+        stdout: Its standard output.
+        stderr: Its standard error.
     """
 
     exit_code: int
@@ -52,7 +52,7 @@ class CommandResult:
 
 
 class Runner(Protocol):
-    """Runs commands in a guest, over one connection or over one after another."""
+    """Runs commands in a guest, over one connection or several in succession."""
 
     def run(
         self,
@@ -72,9 +72,9 @@ class Runner(Protocol):
 
 
 class Shell:
-    """One SSH connection; commands may run side by side.
+    """An SSH connection; several commands may run over it concurrently.
 
-    Use :meth:`connect`.
+    Create it with :meth:`connect`.
     """
 
     def __init__(self, transport: paramiko.Transport, name: str) -> None:
@@ -100,13 +100,13 @@ class Shell:
             address: Loopback address that leads to the guest.
             port: Port on it.
             user: Login name.
-            key: Private key.
-            host_key: The only host key that is accepted, in OpenSSH's format.
-            name: The instance's, for messages.
-            timeout: Limit of the login in seconds, once the server answers.
+            key: Path of the private key.
+            host_key: The only host key to accept, in OpenSSH's format.
+            name: The instance's name, for messages.
+            timeout: For the login, in seconds, once the server answers.
 
         Returns:
-            None where no server answers yet, or it lets nobody in yet.
+            The connection; None if no server answers yet, or it does not let the user in yet.
 
         Raises:
             HostKeyMismatchError: Another machine answers, or the host key was replaced.
@@ -145,15 +145,15 @@ class Shell:
 
     @property
     def alive(self) -> bool:
-        """Whether the connection still stands."""
+        """Whether the connection is still open."""
         return bool(self._transport.is_active())
 
     def lead_to(self, port: int, dial: Callable[[], socket.socket] | None = None) -> bool:
-        """Leads the guest to the lab's file server while this connection stands.
+        """Opens a tunnel from the guest to the lab's file server, for the life of this connection.
 
         Args:
-            port: The server's on the host's loopback, at which the guest finds it on its own.
-            dial: Connects to the server; the default asks it for no proof that it is the lab's.
+            port: Port of the server on the host's loopback, used on the guest's loopback too.
+            dial: Connects to the server; the default does not verify that it is the lab's.
 
         Returns:
             Whether the guest's SSH server listens there for this connection.
@@ -177,16 +177,19 @@ class Shell:
         """Runs a command with the guest's ``/bin/sh``.
 
         Args:
-            command: For the guest's shell; quote what comes from elsewhere.
-            stdin: What it reads; secrets belong here, never in the command.
-            sudo: As root.
-            timeout: Limit in seconds of all of it, whatever the guest does.
-            silence: Limit in seconds without output, where that is to be shorter.
-            most: Bytes that it may write to each of its outputs.
+            command: For the guest's shell; quote any external input.
+            stdin: Its standard input; secrets belong here, never in the command.
+            sudo: Whether to run it as root.
+            timeout: For the whole call, in seconds, whatever the guest does.
+            silence: Timeout in seconds without output, if that is to be shorter.
+            most: Maximum number of bytes that it may write to each of its outputs.
+
+        Returns:
+            The result, whatever its exit status.
 
         Raises:
-            GuestCommandError: The connection broke, or a limit was reached; its exit code
-                is -1.
+            GuestCommandError: The connection broke, the command timed out, or it wrote too much;
+                the exit code is -1.
         """
         line = f"/bin/sh -c {shlex.quote(command)}"
         if sudo:
@@ -221,7 +224,7 @@ class Shell:
                 self._send(channel, stdin)
             for output in outputs:
                 output.wait()
-            # A command may close its outputs and go on.
+            # A command may close its outputs and keep running.
             if not channel.status_event.wait(timeouts.left()):
                 raise TimeoutError
             return CommandResult(channel.recv_exit_status(), *(o.text() for o in outputs))
@@ -236,11 +239,11 @@ class Shell:
         except OSError:
             if not channel.exit_status_ready():
                 raise
-            # It has ended without reading everything; its status says why.
+            # It has finished without reading everything; its status says why.
 
     @contextlib.contextmanager
     def _watchdog(self, timeouts: _Limits) -> Iterator[None]:
-        """Ends the connection where the guest does not take part in time: paramiko would wait."""
+        """Closes the connection on timeout, since paramiko would wait for the guest forever."""
         watchdog = threading.Timer(timeouts.rest(), self.close)
         watchdog.daemon = True
         watchdog.start()
@@ -250,7 +253,7 @@ class Shell:
             watchdog.cancel()
 
     def _close(self, channel: paramiko.Channel) -> None:
-        """Closes a channel; ends the connection where not even that can be sent."""
+        """Closes a channel; closes the whole connection if that takes too long."""
         if channel.closed:
             return
         closing = threading.Thread(
@@ -273,7 +276,7 @@ class Shell:
         """Runs a command that must succeed, and returns its standard output.
 
         Raises:
-            GuestCommandError: It did not.
+            GuestCommandError: It failed.
         """
         result = self.run(command, stdin=stdin, sudo=sudo, timeout=timeout, most=most)
         if result.exit_code != 0:
@@ -286,16 +289,16 @@ class Shell:
         return result.stdout
 
     def close(self) -> None:
-        """Ends the connection, whatever the guest does."""
+        """Closes the connection, whatever the guest does."""
         _end(self._transport, self._transport.sock)
 
 
 class Lasting:
-    """Runs each command over a connection that is made anew where the last one broke.
+    """Runs each command over the current connection, reconnecting if that broke.
 
     Args:
-        connect: Gives the connection that stands now.
-        most: Bytes that a command may write to each of its outputs.
+        connect: Returns an open connection.
+        most: Maximum number of bytes that a command may write to each of its outputs.
     """
 
     def __init__(self, connect: Callable[[], Shell], *, most: int = _OUTPUT_BYTES) -> None:
@@ -326,11 +329,11 @@ class Lasting:
 
 
 class _TooMuchError(OSError):
-    """A command wrote more than anyone will read."""
+    """A command wrote more output than allowed."""
 
 
 class _Limits:
-    """How long a command may take."""
+    """The timeouts of one command."""
 
     def __init__(self, total: float, silence: float | None) -> None:
         self._total = total
@@ -339,21 +342,21 @@ class _Limits:
         self._heard = time.monotonic()
 
     def hear(self) -> None:
-        """It has written something."""
+        """Records that it has just written something."""
         self._heard = time.monotonic()
 
     def rest(self) -> float:
-        """Seconds until all must have ended; never less than 0."""
+        """Returns the seconds until the timeout; never less than 0."""
         return max(self._end - time.monotonic(), 0.0)
 
     def left(self) -> float:
-        """The same, or until the silence has been too long."""
+        """Returns the seconds until the timeout or the silence timeout, whichever is first."""
         if self._silence is None:
             return self.rest()
         return max(min(self._end, self._heard + self._silence) - time.monotonic(), 0.0)
 
     def told(self) -> str:
-        """The limit that was reached, in words."""
+        """Describes the timeout that was reached."""
         if self._silence is not None and time.monotonic() < self._end:
             return f"it wrote nothing for {self._silence:g} s"
         return f"the limit is {self._total:g} s"
@@ -388,15 +391,15 @@ class _Output:
                 if size > self._most:
                     self._parts.clear()
                     raise _TooMuchError(f"more than {self._most >> 20} MiB")
-        except Exception as error:  # noqa: BLE001 - raised by the thread that waits
+        except Exception as error:  # noqa: BLE001 - raised in the waiting thread
             self._failure = error
 
     def wait(self) -> None:
-        """Waits for its end.
+        """Waits until the output is closed.
 
         Raises:
-            OSError: It was too much, or a limit was reached.
-            Exception: Whatever else paramiko raised while it was read.
+            OSError: There was too much output, or a timeout was reached.
+            Exception: Anything else that paramiko raised while reading.
         """
         while self._thread.is_alive():
             left = self._timeouts.left()
@@ -407,15 +410,15 @@ class _Output:
             raise self._failure
 
     def text(self) -> str:
-        """What was written."""
+        """Returns the output."""
         return b"".join(self._parts).decode(errors="replace")
 
 
 def _end(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) -> None:
-    """Ends a connection for good: a server that drips bytes keeps paramiko's thread reading."""
+    """Closes the socket too: a server that drips bytes would keep paramiko's thread running."""
     with contextlib.suppress(OSError):
         link.shutdown(socket.SHUT_RDWR)
-    # Also where the guest's bytes made its parts unusable: there is nobody left to tell.
+    # The guest's bytes may have left paramiko's objects unusable; nothing can be done then.
     with contextlib.suppress(Exception):
         transport.close()
     with contextlib.suppress(Exception):
@@ -423,16 +426,16 @@ def _end(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) 
 
 
 def _close_quietly(channel: paramiko.Channel) -> None:
-    """Closes a channel in a thread whose errors nobody would see but on standard error."""
+    """Closes a channel in a thread, where an exception would only be printed."""
     with contextlib.suppress(Exception):
         channel.close()
 
 
 def _dial(address: str, port: int) -> socket.socket | None:
-    """Connects, and waits for an SSH server's greeting without reading it.
+    """Connects, and waits for an SSH server's banner without consuming it.
 
-    QEMU's user network takes connections before the guest does, so that only
-    the greeting proves a server.
+    QEMU's user network accepts connections before the guest does, so only the banner proves
+    that a server is running.
     """
     try:
         link = socket.create_connection((address, port), timeout=_CONNECT_S)

@@ -1,4 +1,4 @@
-"""Instances as testinfra hosts, over the lab's own pinned connection (L6)."""
+"""Exposes instances as testinfra hosts over the lab's own pinned connection (L6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_vmss.guest.shell import Runner
 
 __all__ = ["testinfra_host"]
 
-#: Of a command, and without output.
+#: Timeout of a command, and of one without output.
 _LIMIT_S, _SILENCE_S = 3600.0, 300.0
 
 
@@ -26,11 +26,11 @@ class _ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra's backends 
         self._connect = shell
 
     def get_encoding(self) -> str:
-        """UTF-8: testinfra would ask the guest, which may name an encoding that does harm."""
+        """Returns UTF-8; testinfra would ask the guest, which could name a harmful encoding."""
         return "utf-8"
 
     def decode(self, data: bytes) -> str:
-        """A command's output as text; what is not UTF-8 is replaced."""
+        """Decodes a command's output, replacing what is not UTF-8."""
         return data.decode(errors="replace")
 
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:
@@ -42,10 +42,10 @@ class _ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra's backends 
 
 
 def testinfra_host(name: str, shell: Callable[[], Runner]) -> Host:
-    """A testinfra host that runs everything as root.
+    """Returns a testinfra host that runs everything as root.
 
     Args:
-        name: The instance's.
-        shell: Gives the connection, made anew after a swap.
+        name: The instance's name.
+        shell: Returns a connection, reconnecting after a swap.
     """
     return Host(_ShellBackend(name, shell))

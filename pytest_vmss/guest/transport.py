@@ -1,8 +1,8 @@
-"""paramiko's side of a connection to a guest: what it raises and logs is a guest's choice (R2).
+"""Contains the exceptions and logs of paramiko, which a guest can influence (R2).
 
-An SSH server can make paramiko raise nearly any exception, and writes what it likes into
-paramiko's log. Every call of paramiko is made within :func:`transport_errors`, and every
-transport comes from :func:`open_transport`.
+An SSH server can make paramiko raise nearly any exception, and write anything into its log.
+So every call to paramiko is made within :func:`transport_errors`, and every transport is
+created by :func:`open_transport`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pytest_vmss.errors import GuestCommandError, InstanceError
 __all__ = ["ConnectionBrokenError", "open_transport", "transport_errors"]
 
 _LOG_CHANNEL = "pytest_vmss.ssh"
-#: How CPython words it that the host gives no more threads.
+#: CPython's message if the host allows no more threads.
 _NO_THREAD = "can't start new thread"
 
 
 class ConnectionBrokenError(GuestCommandError):
-    """The SSH connection to a guest broke, or its server does not keep to the protocol."""
+    """The SSH connection to a guest broke, or its server violated the protocol."""
 
     def __init__(self, error: Exception, *, instance: str) -> None:
         super().__init__(
@@ -39,13 +39,13 @@ class ConnectionBrokenError(GuestCommandError):
 def transport_errors(
     instance: str, error_of: Callable[[Exception], InstanceError] | None = None
 ) -> Iterator[None]:
-    """Turns whatever paramiko raises into an error of the instance.
+    """Converts whatever paramiko raises to an error of the instance.
 
-    Memory and threads that the host does not have are its own trouble and stay as they are.
+    Errors that mean the host is out of memory or threads propagate unchanged.
 
     Args:
         instance: Name of the instance.
-        error_of: Makes the error from paramiko's; the default is a
+        error_of: Converts paramiko's exception; the default creates a
             :class:`ConnectionBrokenError`.
 
     Raises:
@@ -66,7 +66,7 @@ def _is_out_of_threads(error: Exception) -> bool:
 
 
 def open_transport(link: socket.socket) -> paramiko.Transport:
-    """A transport over a connection, whose log goes nowhere: a guest writes into it.
+    """Creates a transport whose log is discarded, since a guest can write to it.
 
     Raises:
         Exception: Whatever paramiko raises.

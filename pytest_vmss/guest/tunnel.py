@@ -1,8 +1,8 @@
-"""Leads a guest to the lab's file server, and to nothing else of the host (H5, M6).
+"""Tunnels a guest's connections to the lab's file server, and nowhere else (H5, M6).
 
-An isolated guest has no way out. While the lab is logged in to it, its SSH server listens
-on the guest's own loopback and hands connections to the lab, which joins each to its
-file server; where else they might lead is not the guest's to say.
+An isolated guest has no outbound network. While the lab is logged in to it, its SSH server
+listens on the guest's own loopback and forwards connections to the lab, which relays each to
+its file server; the guest cannot choose another destination.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from pytest_vmss.guest.transport import transport_errors
 __all__ = ["Tunnel", "through_tunnel"]
 
 _LOOPBACK = "127.0.0.1"
-#: Connections of one guest at a time; others are closed at once.
+#: Maximum number of concurrent connections of one guest; others are closed at once.
 _MOST = 4
-#: How many are closed so; a guest that goes on loses the whole connection.
+#: Number of such refusals after which the whole SSH connection is closed.
 _REFUSED = 100
 _CHUNK = 65536
 _SILENCE_S = 60.0
-#: However busy it is: no download of a few GiB takes longer.
+#: Seconds, however busy it is: no download of a few GiB takes longer.
 _TOTAL_S = 3600.0
 _WAIT_S = 1.0
 
 
 def through_tunnel(uri: str, port: int | None) -> str:
-    """A URI as a guest asks for it: one of the lab's file server leads through the tunnel.
+    """Rewrites a URI of the lab's file server to lead through the tunnel; others stay.
 
     Args:
-        uri: As the model has it.
-        port: The file server's; None where there is none.
+        uri: The URI in the model.
+        port: The file server's port; None if it is not running.
     """
     if port is None:
         return uri
@@ -53,13 +53,13 @@ def through_tunnel(uri: str, port: int | None) -> str:
 
 
 class Tunnel:
-    """Joins connections that a guest's SSH server hands over to the lab's file server.
+    """Relays connections that a guest's SSH server forwards to the lab's file server.
 
     Args:
         transport: The connection to the guest.
-        port: Of the file server, on the host's loopback and on the guest's alike.
+        port: Port of the file server, on the loopback of both the host and the guest.
         instance: Name of the guest's instance.
-        dial: Connects to the file server, and raises where it is not the lab's own that answers.
+        dial: Connects to the file server, and raises if it is not the lab's own.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Tunnel:
         self._open = False
 
     def open(self) -> bool:
-        """Asks the guest's SSH server to listen, unless it does already.
+        """Asks the guest's SSH server to listen, unless it already does.
 
         Returns:
-            Whether it listens; not where it forbids forwarding, or something in the guest,
-            such as the tunnel of another process of the lab, has the port.
+            Whether it listens; not if it forbids forwarding or the port is in use, e.g. by the
+            tunnel of another of the lab's processes.
         """
         if not self._open:
             with contextlib.suppress(InstanceError), transport_errors(self._instance):
@@ -94,14 +94,14 @@ class Tunnel:
     def _take(
         self, channel: paramiko.Channel, origin: tuple[str, int], server: tuple[str, int]
     ) -> None:
-        """Called by paramiko's own thread, which must not wait."""
-        del origin, server  # a guest says what it likes
+        """Called in paramiko's own thread, which must not block."""
+        del origin, server  # chosen by the guest
         if not self._room.acquire(blocking=False):
             self._refused += 1
             if self._refused > _REFUSED:
                 self._transport.close()
                 return
-            # Closing sends, and sending may wait for the thread that runs this.
+            # Closing sends a message, which may have to wait for the thread that runs this.
             with contextlib.suppress(RuntimeError):  # no more threads
                 threading.Thread(
                     target=self._close, args=[channel], name="vmss-tunnel-full", daemon=True
@@ -117,7 +117,7 @@ class Tunnel:
     def _run(self, channel: paramiko.Channel) -> None:
         try:
             with (
-                # Where the server is not the lab's, each new connection ends at once.
+                # If the server is not the lab's, each new connection is closed at once.
                 contextlib.suppress(VmssError, OSError, MemoryError),
                 self._dial() as link,
                 transport_errors(self._instance),
@@ -129,12 +129,12 @@ class Tunnel:
 
     @staticmethod
     def _close(channel: paramiko.Channel) -> None:
-        with contextlib.suppress(Exception):  # the connection has gone, in whatever way
+        with contextlib.suppress(Exception):  # the connection is gone, for whatever reason
             channel.close()
 
 
 def _relay(channel: paramiko.Channel, link: socket.socket) -> None:
-    """Copies both ways until either side ends, is silent too long, or all takes too long."""
+    """Copies both ways until one side closes, falls silent for too long, or time is up."""
     channel.settimeout(_SILENCE_S)
     link.settimeout(_SILENCE_S)
     end = time.monotonic() + _TOTAL_S
@@ -151,6 +151,6 @@ def _relay(channel: paramiko.Channel, link: socket.socket) -> None:
                     heard = time.monotonic()
                 elif side.fileobj is link:
                     return
-                else:  # the guest has said all; the answer is still to come
+                else:  # the guest has sent everything; the response is still to come
                     link.shutdown(socket.SHUT_WR)
                     sides.unregister(channel)

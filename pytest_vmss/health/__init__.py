@@ -1,4 +1,4 @@
-"""Whether an instance's application is well."""
+"""Health of an instance's application."""
 
 from __future__ import annotations
 

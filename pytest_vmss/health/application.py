@@ -1,4 +1,4 @@
-"""Reading what the Application Health extension reports (F3)."""
+"""Reads reports of the Application Health extension (F3)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pytest_vmss.untrusted import one_line, read_whole
 
 __all__ = ["read_report"]
 
-#: Looks that a report may miss before it says nothing of now, and seconds beside.
+#: Number of probe intervals, plus seconds, after which a report is too old.
 _MISSED_LOOKS = 3
 _SLACK_S = 10
 
 
 def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSettings) -> Observation:
-    """Reads the extension's status file.
+    """Parses the extension's status file.
 
     Args:
-        text: What the file holds.
-        now: The guest's time of day in nanoseconds.
-        settings: The extension's.
+        text: The file's content.
+        now: The guest's time of day in nanoseconds since the epoch.
+        settings: The extension's settings.
 
     Returns:
-        Unknown where the file says nothing, or was written too long ago: its writer hangs; so
-        it is where its date is yet to come, for such a report would never be too old.
+        The reported health. Unknown if the file is invalid, or too old because its writer hangs, or
+        dated in the future, as such a report would never get too old.
     """
     try:
         status, entry = read_status_file(text)
@@ -50,4 +50,4 @@ def _health(told: dict[str, Any]) -> Health:
     try:
         return Health(told["ApplicationHealthState"])
     except (KeyError, ValueError):
-        return Health.UNKNOWN  # version 1.0 has none before it has looked often enough
+        return Health.UNKNOWN  # version 1.0 reports none until it has probed often enough

@@ -14,11 +14,11 @@ _BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class RollingUpgradeMetrics:
-    """What an application says about its own upgrade.
+    """What an application reports about its own upgrade.
 
     Attributes:
-        phase: ``PhaseOrderingNumber``: lower ones are upgraded first, those without one last.
-        skip: ``SkipUpgrade``: leave this instance out.
+        phase: ``PhaseOrderingNumber``: lower ones are upgraded first, instances without one last.
+        skip: ``SkipUpgrade``: do not upgrade this instance.
     """
 
     phase: int | None = None
@@ -26,10 +26,10 @@ class RollingUpgradeMetrics:
 
 
 def parse_custom_metrics(text: str) -> RollingUpgradeMetrics:
-    """Reads ``customMetrics``, a JSON string as Azure has it.
+    """Parses ``customMetrics``, a JSON string as in Azure.
 
-    Keys are taken in any case, and ``SkipUpgrade`` as a string too. What cannot
-    be read counts as not given: an application's mistake must not stop an upgrade.
+    The case of keys does not matter, and ``SkipUpgrade`` may be a string too. Invalid metrics
+    are ignored: an application's mistake must not block an upgrade.
 
     Args:
         text: E.g. ``{"rollingUpgrade": {"PhaseOrderingNumber": 0, "SkipUpgrade": "false"}}``.
@@ -48,7 +48,7 @@ def parse_custom_metrics(text: str) -> RollingUpgradeMetrics:
 
 
 def _lower(value: object) -> dict[str, object]:
-    """An object with its keys in lower case; empty for anything else."""
+    """Returns a mapping with its keys in lower case; an empty one for any other value."""
     if not isinstance(value, Mapping):
         return {}
     return {str(key).lower(): item for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""What one look at an instance saw."""
+"""Observations of an instance's health."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pytest_vmss.untrusted import shown
 __all__ = ["Observation", "worst"]
 
 _DETAIL_CHARS = 2000
-#: The worse come first.
+#: From worst to best.
 _ORDER = (Health.UNHEALTHY, Health.UNKNOWN, Health.INITIALIZING, Health.HEALTHY)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one look at an instance saw.
+    """The result of one health check of an instance.
 
     Attributes:
-        health: The state that it speaks for.
-        detail: What was seen, in words; some of them a guest's, and so without control
-            characters and of bounded length (R2).
-        boot: Boot id of the boot on which it was made, where that is known.
+        health: The observed health.
+        detail: A description; it may quote the guest, so it is cleaned of control characters and
+            limited in length (R2).
+        boot: Id of the boot on which it was made, if known.
         custom_metrics: ``customMetrics`` that the application reported.
     """
 
@@ -32,22 +32,22 @@ class Observation:
     custom_metrics: str = ""
 
     def __post_init__(self) -> None:
-        """Cleans what is shown."""
+        """Cleans and limits the description."""
         object.__setattr__(self, "detail", shown(self.detail, _DETAIL_CHARS))
 
     @property
     def healthy(self) -> bool:
-        """Whether it speaks for health."""
+        """Whether the observed health is Healthy."""
         return self.health is Health.HEALTHY
 
     @classmethod
     def of(cls, healthy: bool, detail: str) -> Observation:
-        """An observation that knows only well and not well."""
+        """Creates an observation from a source that knows only healthy and unhealthy."""
         return cls(Health.HEALTHY if healthy else Health.UNHEALTHY, detail)
 
 
 def worst(observations: dict[str, Observation]) -> Observation:
-    """What several sources say together: as healthy as the least healthy of them.
+    """Combines several sources' observations: as healthy as the least healthy of them.
 
     Args:
         observations: By the source's name; at least one.

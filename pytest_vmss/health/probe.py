@@ -1,4 +1,4 @@
-"""A load balancer's probe, made by the lab itself (F2)."""
+"""Makes a load balancer's health probes (F2)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["probe_once"]
 
 
 def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Observation:
-    """Probes an instance once; healthy is HTTP status 200, or a TCP connection.
+    """Probes an instance once; HTTP status 200 or a TCP connection means healthy.
 
     Args:
-        probe: What to ask.
+        probe: The probe.
         address: Loopback address that leads to the guest.
         port: Port on it that leads to the probe's port.
-        timeout: Limit in seconds of all of it.
+        timeout: For the whole probe, in seconds.
     """
     where = f"{probe.protocol.lower()}://…:{probe.port}{probe.request_path or ''}"
     try:
@@ -35,21 +35,22 @@ def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Obse
 def _probe_tcp(address: str, port: int, where: str, timeout: float) -> Observation:
     end = time.monotonic() + timeout
     with socket.create_connection((address, port), timeout=timeout) as link:
-        # QEMU's user network takes the connection itself, and ends it at once
-        # where nobody in the guest does.
+        # QEMU's user network accepts the connection itself, and closes it at once if nothing
+        # listens
+        # in the guest.
         link.settimeout(min(max(end - time.monotonic(), 0.001), 0.5))
         try:
             if link.recv(1) == b"":
                 return Observation.of(False, f"{where}: connection refused")
         except TimeoutError:
-            pass  # open, and silent
+            pass  # open but silent
     return Observation.of(True, f"{where}: connected")
 
 
 def _probe_http(probe: Probe, address: str, port: int, where: str, timeout: float) -> Observation:
     tls = None
     if probe.protocol == "Https":
-        tls = ssl._create_unverified_context()  # noqa: S323 - Azure's probes take any certificate
+        tls = ssl._create_unverified_context()  # noqa: S323 - Azure's probes accept any certificate
     status = http_status(
         "GET", address, port, probe.request_path or "/", tls=tls, timeout=timeout
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Consecutive observations make a state (F5)."""
+"""Derives a health state from consecutive observations (F5)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["Tracker"]
 
 
 class Tracker:
-    """The state of one instance, as one source sees it.
+    """Tracks the health of one instance as one source observes it.
 
-    What was seen on an earlier boot never counts: an observation from another boot than
-    the one before begins anew. Make a new tracker for each swap.
+    Observations from an earlier boot never count: one from another boot than the last restarts
+    the count. Use a new tracker after each swap.
 
     Args:
-        threshold: Consecutive equal observations that make a state.
+        threshold: Consecutive equal observations that change the state.
     """
 
     def __init__(self, threshold: int) -> None:
@@ -28,13 +28,13 @@ class Tracker:
 
     @property
     def seen(self) -> Observation:
-        """What was seen last, with the state that it has made of it; Unknown while there is none."""
+        """The last observation, but with the current state; Unknown if there is none yet."""
         if self.last.health is self.state:
             return self.last
         return replace(self.last, health=self.state or Health.UNKNOWN)
 
     def observe(self, seen: Observation) -> Health | None:
-        """Takes an observation; returns the state, None while there is none yet."""
+        """Records an observation; returns the state, or None if there is none yet."""
         if seen.boot != self.last.boot:
             self._count, self.state = 0, None
         self._count = self._count + 1 if self._count and seen.health is self.last.health else 1

@@ -1,4 +1,4 @@
-"""KVM where it really works, TCG everywhere else (A7)."""
+"""Chooses KVM if it really works, otherwise TCG (A7)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Choice", "choose_accelerator"]
 
 @dataclass(frozen=True)
 class Choice:
-    """Which accelerator was chosen, and why."""
+    """The chosen accelerator, and why it was chosen."""
 
     accelerator: Accelerator
     reason: str
 
     @property
     def slow_factor(self) -> float:
-        """By how much guests are slower than under KVM."""
+        """How many times slower guests are than under KVM."""
         return 1.0 if self.accelerator == "kvm" else TCG_FACTOR
 
 
@@ -32,18 +32,17 @@ def choose_accelerator(
     cpuinfo: Path = Path("/proc/cpuinfo"),
     device: Path = Path("/dev/kvm"),
 ) -> Choice:
-    """Chooses as virt-host-validate would: CPU flag and a device that can be written.
+    """Chooses KVM if the CPU has the flag and the device is writable, like virt-host-validate.
 
-    That ``/dev/kvm`` can be opened proves nothing: some hosts have it, and no
-    guest kernel runs on them.
+    Being able to open ``/dev/kvm`` proves nothing: on some hosts no guest kernel runs anyway.
 
     Args:
-        forced: What the user wants, whatever was found.
-        cpuinfo: Where the CPU's flags are read.
+        forced: The accelerator to use regardless, or None.
+        cpuinfo: File with the CPU's flags.
         device: KVM's device.
 
     Raises:
-        HostError: KVM is forced and cannot be opened.
+        HostError: KVM is forced, but its device cannot be opened.
     """
     if forced == "tcg":
         return Choice("tcg", "forced by the user")

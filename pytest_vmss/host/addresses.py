@@ -1,4 +1,4 @@
-"""Loopback addresses: a /24 of 127.0.0.0/8 for each lab, one address for each instance."""
+"""Claims loopback addresses: a /24 of 127.0.0.0/8 per lab, an address per instance."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Claim:
     """A loopback network that a lab has claimed.
 
     Attributes:
-        network: Its first three parts, e.g. ``127.64.7``.
-        lab_id: The lab's id.
+        network: Its first three octets, e.g. ``127.64.7``.
+        lab_id: Id of the lab.
         lab: Name of the lab's folder; empty in claims of earlier versions.
     """
 
@@ -44,22 +44,22 @@ class Claim:
 
 
 def claim_network(folder: Path, lab_id: str, lab: str) -> str:
-    """Claims a network for a lab, for as long as it lives.
+    """Claims a network for a lab, until it is released.
 
     Args:
-        folder: Where the claims of this user's labs are kept.
-        lab_id: Whose claim it is.
-        lab: Name of that lab's folder, by which others learn whether it is still being made.
+        folder: Folder of the claims of this user's labs.
+        lab_id: Id of the lab.
+        lab: Name of the lab's folder, by which others see whether it is still being created.
 
     Returns:
-        The first three parts, e.g. ``127.64.7``.
+        The first three octets, e.g. ``127.64.7``.
 
     Raises:
-        CapacityError: All are claimed.
-        ConflictError: Another process is at the claims, and does not end.
-        OSError: The claim cannot be written; nothing is left of it.
+        CapacityError: All networks are claimed.
+        ConflictError: Another process is claiming, and does not finish in time.
+        OSError: The claim cannot be written; nothing is left behind.
     """
-    # Users cannot see each other's claims: start somewhere else for each.
+    # Users cannot see each other's claims, so each lab starts its search elsewhere.
     start = zlib.crc32(f"{os.getuid()}/{lab_id}".encode())
     with _claiming(folder):
         _remove_parts(folder)
@@ -77,25 +77,25 @@ def claim_network(folder: Path, lab_id: str, lab: str) -> str:
 
 
 def claims(folder: Path) -> list[Claim]:
-    """All claims, by network. One that an earlier version left empty belongs to no lab."""
+    """Returns all claims, by network; one left empty by an earlier version belongs to no lab."""
     found = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not entry.name.startswith("."):
-            with contextlib.suppress(FileNotFoundError):  # given back this very moment
+            with contextlib.suppress(FileNotFoundError):  # released just now
                 lab_id, _, lab = entry.read_text().partition(" ")
                 found.append(Claim(entry.name, lab_id, lab))
     return found
 
 
 def release_network(folder: Path, network: str) -> None:
-    """Gives a lab's network back."""
+    """Releases a lab's network."""
     with _claiming(folder):
         (folder / network).unlink(missing_ok=True)
         sync_folder(folder)
 
 
 def clear_claims(folder: Path) -> None:
-    """Removes what killed processes left of their claiming, unless one claims just now."""
+    """Removes leftovers of processes killed while claiming, unless one is claiming now."""
     if folder.is_dir() and any(folder.glob(".*")):
         lock = try_lock(folder / _LOCK)
         if lock is not None:
@@ -105,15 +105,15 @@ def clear_claims(folder: Path) -> None:
 
 def _remove_parts(folder: Path) -> None:
     for part in folder.glob(f".*{PART}"):
-        part.unlink(missing_ok=True)  # we hold the lock: whoever wrote it was killed
+        part.unlink(missing_ok=True)  # we hold the lock, so its writer was killed
 
 
 def _claiming(folder: Path) -> Lock:
-    """Claims and releases, one process at a time."""
+    """Locks the claims, so that one process at a time claims or releases."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return wait_for_lock(folder / _LOCK, what="claims a loopback network", timeout=_LIMIT_S)
 
 
 def addresses_in(network: str) -> list[str]:
-    """All addresses of a network that instances can have."""
+    """Returns all addresses of a network that instances can have."""
     return [f"{network}.{number}" for number in range(1, 255)]

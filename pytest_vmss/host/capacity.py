@@ -1,4 +1,4 @@
-"""Whether the host has room for what is asked of it (M7)."""
+"""Checks whether the host has enough memory and disk space (M7)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pytest_vmss.errors import CapacityError
 
 __all__ = ["check_capacity"]
 
-#: What a QEMU process takes besides the guest's memory, in MiB (measured).
+#: Memory of a QEMU process besides the guest's, in MiB (measured).
 _OVERHEAD_MIB = {"kvm": 96, "tcg": 256}
-#: What stays free for the host, in MiB.
+#: Memory left for the host, in MiB.
 _RESERVE_MIB = 256
-#: What an instance writes to its OS disk, in MiB, at the least.
+#: Minimum that an instance writes to its OS disk, in MiB.
 _OS_DISK_MIB = 512
 
 
 def check_capacity(
     count: int, memory_mib: int, *, accelerator: str, folder: Path, what: str
 ) -> None:
-    """Refuses what does not fit, before anything is made.
+    """Checks the capacity for new instances before anything is created.
 
     Args:
         count: Number of new instances.
         memory_mib: Memory of each in MiB.
         accelerator: ``kvm`` or ``tcg``.
-        folder: Where their disks will be.
-        what: What is asked for, for the message.
+        folder: Folder of their disks.
+        what: Describes the request, for the message.
 
     Raises:
-        CapacityError: With the numbers.
+        CapacityError: Memory or disk space is insufficient; the message has the numbers.
     """
     overhead = _OVERHEAD_MIB[accelerator]
     needed = count * (memory_mib + overhead) + _RESERVE_MIB

@@ -1,8 +1,8 @@
-"""Files that are there whole or not at all, also after a power cut.
+"""Writes files atomically and durably: whole or not at all, even after a power failure.
 
-A new file is written under another name beside its own, synchronised, renamed,
-and its folder synchronised: without the last the name may be gone after a crash
-although the journal says that it is there.
+A new file is written under a temporary name beside its own, synced and renamed, and its
+folder synced: without that the name may be gone after a crash although the journal says
+that the file exists.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pathlib import Path
 
 __all__ = ["PART", "settle", "sync", "sync_folder", "write_durably"]
 
-#: How the names end of files that are still being written.
+#: Suffix of files that are still being written.
 PART = ".part"
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = True) -> None:
-    """Writes a file, whole and durable, or not at all.
+    """Writes a file durably: whole or not at all.
 
     Args:
         path: The file; its folder must exist.
-        data: All of it.
-        mode: Its permissions from the beginning, whatever the umask.
-        replace: Whether it may take the place of an older file.
+        data: The whole content.
+        mode: Its permissions, whatever the umask.
+        replace: Whether an existing file may be replaced.
 
     Raises:
-        FileExistsError: There is one already, and it may not be replaced.
-        OSError: The host refused; nothing is left of the attempt.
+        FileExistsError: The file exists and may not be replaced.
+        OSError: It cannot be written; nothing is left behind.
     """
     part = path.with_name(f".{path.name}-{secrets.token_hex(4)}{PART}")
     try:
@@ -42,15 +42,15 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o600, replace: bool =
 
 
 def settle(part: Path, path: Path, *, replace: bool = True) -> None:
-    """Gives a finished file its name, durably.
+    """Syncs a finished file and renames it durably.
 
     Args:
-        part: The file under the name that it was written by.
-        path: Its own name, in the same file system.
-        replace: Whether it may take the place of an older file.
+        part: The file under its temporary name.
+        path: Its final name, in the same file system.
+        replace: Whether an existing file may be replaced.
 
     Raises:
-        FileExistsError: There is one already, and it may not be replaced.
+        FileExistsError: The file exists and may not be replaced.
     """
     sync(part)
     if replace:
@@ -62,7 +62,7 @@ def settle(part: Path, path: Path, *, replace: bool = True) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's content durable."""
+    """Makes a file's content durable, by fsync."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,7 +71,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes names that came to a folder, or left it, durable."""
+    """Makes additions and removals of a folder's entries durable, by fsync."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

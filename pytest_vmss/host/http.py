@@ -1,7 +1,7 @@
-"""One HTTP request, of which only the answer's status counts, within a total limit.
+"""Makes an HTTP request and returns the response's status only, within a total timeout.
 
-Answers are guests' to write. Of one the status line is read, and its headers are passed over
-as bytes: Python's own parsers of headers take quadratic time for some, and nobody can stop them.
+Responses may come from guests. Only the status line is parsed, and headers are skipped as
+bytes: Python's own header parsers take quadratic time for some, and cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_vmss.untrusted import one_line
 
 __all__ = ["http_status", "read_status"]
 
-#: Of an answer until its body, which is not read; also of interim answers.
+#: Maximum size in bytes of a response without its body, including interim responses.
 _HEAD_BYTES = 128 * 1024
 _CHUNK = 16 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/[0-9]\.[0-9] {1,8}([1-9][0-9]{2})(?: [^\n]*)?")
@@ -37,33 +37,33 @@ def http_status(
     headers: Mapping[str, str] | None = None,
     addresses: Sequence[str] = (),
 ) -> int:
-    """Asks a server, and returns the status of its answer.
+    """Makes a request, and returns the status of the response.
 
     Args:
         method: E.g. ``GET``.
-        host: Name or address.
-        port: Port.
+        host: Name or address of the server.
+        port: Port of the server.
         target: Path and query, encoded.
-        tls: How the server is verified; None for plain HTTP.
-        timeout: Limit in seconds of all of it, also for a server that answers byte after byte.
-        headers: Besides ``Connection: close``.
-        addresses: Where it is asked, in place of wherever its name leads.
+        tls: How to verify the server; None for plain HTTP.
+        timeout: For the whole exchange, in seconds, even if the server sends byte after byte.
+        headers: Sent besides ``Connection: close``.
+        addresses: Addresses to connect to instead of resolving the host.
 
     Raises:
-        OSError: The server does not answer in time.
-        http.client.HTTPException: Its answer is not one, or has no end.
+        OSError: The server does not respond in time.
+        http.client.HTTPException: The response is malformed, or its head is too long.
     """
     end = time.monotonic() + timeout
     try:
         link = _connect(addresses or (host,), port, end)
         if tls is not None:
-            # The handshake comes later, where its time is what is left.
+            # The handshake is made separately, with the time that is left.
             link = tls.wrap_socket(link, server_hostname=host, do_handshake_on_connect=False)
         with contextlib.closing(link):
             if isinstance(link, ssl.SSLSocket):
                 link.settimeout(_left(end))
                 link.do_handshake()
-            # It sees that nothing in the request begins a line of its own.
+            # It checks that no part of the request contains a line break.
             connection = http.client.HTTPConnection(host, port)
             connection.sock = link
             link.settimeout(_left(end))
@@ -74,7 +74,7 @@ def http_status(
 
 
 def _left(end: float) -> float:
-    """Seconds until a time of the monotonic clock.
+    """Returns the seconds left until a time of the monotonic clock.
 
     Raises:
         TimeoutError: It has passed.
@@ -86,7 +86,7 @@ def _left(end: float) -> float:
 
 
 def _connect(addresses: Sequence[str], port: int, end: float) -> socket.socket:
-    """Connects to the first address that answers.
+    """Connects to the first address that accepts.
 
     Raises:
         OSError: None does.
@@ -98,21 +98,21 @@ def _connect(addresses: Sequence[str], port: int, end: float) -> socket.socket:
 
 
 def read_status(link: socket.socket, end: float) -> int:
-    """Reads the status of an answer from a connection, and its headers as mere bytes.
+    """Reads the status of a response from a connection, skipping its headers unparsed.
 
     Args:
         link: The connection; its timeout is changed.
-        end: Until when all of the head must have come, on the monotonic clock.
+        end: When the whole head must have arrived, on the monotonic clock.
 
     Raises:
-        OSError: The connection breaks, or the head does not come in time.
-        http.client.HTTPException: It is no answer, or its head has no end.
+        OSError: The connection breaks, or the head does not arrive in time.
+        http.client.HTTPException: The response is malformed, or its head is too long.
     """
     received = bytearray()
     size = 0
     while True:
         searched = 0
-        # Cut once for each answer, not for each line: what is passed over is copied once.
+        # Cut once per response, not per line, so that skipped bytes are copied only once.
         while (found := _HEAD_END.search(received, searched)) is None:
             searched = max(0, len(received) - 2)
             if size >= _HEAD_BYTES:
@@ -128,14 +128,14 @@ def read_status(link: socket.socket, end: float) -> int:
         status = _status(received)
         if status >= 200 or status == _SWITCHING:
             return status
-        del received[: found.end()]  # an interim answer, after which the real one comes
+        del received[: found.end()]  # an interim response, which the final one follows
 
 
 def _status(head: bytes | bytearray) -> int:
-    """The status of an answer's first line.
+    """Parses the status in a response's first line.
 
     Raises:
-        http.client.HTTPException: There is none.
+        http.client.HTTPException: The line is malformed or missing.
     """
     if not head:
         raise http.client.RemoteDisconnected("the server closed the connection without an answer")

@@ -1,15 +1,15 @@
-"""Locks between processes: a file that is locked for as long as its holder lives.
+"""Locks between processes: a file that stays locked as long as its holder lives.
 
-The kernel frees such a lock (``flock``) the moment its holder ends, however that ends,
-and every process that sees the file sees the lock: in another container, after the clock
-was set, where process ids are used again (Q2). Beyond what the library filelock does:
+The kernel releases such a lock (``flock``) the moment its holder ends, however it ends, and
+every process that sees the file sees the lock: also in another container, after the clock was
+set, and if process ids are reused (Q2). Beyond what the library filelock does:
 
 - locks may be shared;
-- a lock's file may be removed by whoever holds it: waiters notice, and lock the file that
-  has taken its place, so that no files of locks are left over;
-- a child does not inherit a lock. Programs lose it when they are executed, and after a
-  bare fork (multiprocessing, pytest-forked) the child closes its copy: a dead process never
-  looks alive because of its children, and a child that ends frees nothing of its parent's.
+- a lock's file may be removed by its holder: waiters notice, and lock the file that has
+  replaced it, so that no lock files are left behind;
+- a child does not inherit a lock. Programs lose it when they are executed, and after a bare
+  fork (multiprocessing, pytest-forked) the child closes its copy: a dead process never looks
+  alive because of its children, and a child that ends releases nothing of its parent's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INTERVAL_S = 0.02
 
 #: Descriptors of this process's locks, which a forked child closes.
 _descriptors: set[int] = set()
-_forking = threading.RLock()  # a signal's handler may fork too
+_forking = threading.RLock()  # reentrant, as a signal handler may fork too
 
 
 def _close_in_child() -> None:
@@ -49,8 +49,8 @@ os.register_at_fork(
 class Lock:
     """A lock that this process holds until it is released, or the process ends.
 
-    Made by :func:`try_lock` and :func:`wait_for_lock`; a context manager that releases it,
-    and removes its file if the lock is exclusive.
+    Created by :func:`try_lock` and :func:`wait_for_lock`. As a context manager it releases the
+    lock, and removes its file if the lock is exclusive.
 
     Attributes:
         path: Its file.
@@ -64,20 +64,20 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Whether this process holds it still."""
+        """Whether this process still holds it."""
         return self._descriptor is not None and self._owner == os.getpid()
 
     def release(self) -> None:
-        """Frees the lock; again, or in a forked child, does nothing."""
+        """Releases the lock; does nothing if it is released already, or in a forked child."""
         if self.held and self._descriptor is not None:
             _close(self._descriptor)
         self._descriptor = None
 
     def remove(self) -> None:
-        """Removes the lock's file, and frees the lock; others who hold it shared keep it.
+        """Removes the lock's file and releases the lock; others keep their shared locks.
 
         Raises:
-            OSError: The file cannot be removed; the lock is freed all the same.
+            OSError: The file cannot be removed; the lock is released anyway.
         """
         try:
             if self.held:
@@ -97,22 +97,22 @@ class Lock:
         if self._shared:
             self.release()
         else:
-            with contextlib.suppress(OSError):  # a file that nobody locks harms nobody
+            with contextlib.suppress(OSError):  # a leftover file that is not locked does no harm
                 self.remove()
 
 
 def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
-    """Locks a file if that is possible at once.
+    """Locks a file without waiting.
 
     Args:
-        path: The file; made with mode 0600 where there is none, with its folder.
-        shared: Let others hold it shared too.
+        path: The file; created with mode 0600 if missing, as is its folder.
+        shared: Whether others may hold a shared lock too.
 
     Returns:
-        The lock; None while another holds it.
+        The lock; None if another process holds it.
 
     Raises:
-        OSError: The file cannot be made or opened.
+        OSError: The file cannot be created or opened.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     while True:
@@ -128,21 +128,21 @@ def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
         except BaseException:
             _close(descriptor)
             raise
-        _close(descriptor)  # its holder has removed it meanwhile: another may be in its place
+        _close(descriptor)  # its holder removed it meanwhile; it may have been replaced
 
 
 def wait_for_lock(path: Path, *, what: str, timeout: float, shared: bool = False) -> Lock:
-    """Locks a file, and waits for others to free it.
+    """Locks a file, waiting for others to release it.
 
     Args:
         path: See :func:`try_lock`.
-        what: What those others do, for the error message.
-        timeout: Seconds to wait.
+        what: What those others are doing, for the error message.
+        timeout: In seconds.
         shared: See :func:`try_lock`.
 
     Raises:
-        ConflictError: It was not freed in time; nothing was changed.
-        OSError: The file cannot be made or opened.
+        ConflictError: It was not released in time; nothing was changed.
+        OSError: The file cannot be created or opened.
     """
     try:
         return wait_for(
@@ -160,12 +160,12 @@ def wait_for_lock(path: Path, *, what: str, timeout: float, shared: bool = False
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process, this one included, holds a lock on a file.
+    """Whether some process, including this one, holds a lock on a file.
 
-    While it looks, which takes a moment, others find the file locked.
+    During the check, which takes a moment, others find the file locked.
 
     Raises:
-        OSError: The file is there, and cannot be opened.
+        OSError: The file exists, but cannot be opened.
     """
     try:
         descriptor = _open(path, 0)
@@ -184,7 +184,7 @@ def _open(path: Path, flags: int) -> int:
     with _forking:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
-        except PermissionError:  # a file that is read-only; over NFS alone must it be writable
+        except PermissionError:  # a read-only file; flock needs write access only over NFS
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         _descriptors.add(descriptor)
     return descriptor

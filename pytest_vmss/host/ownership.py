@@ -1,4 +1,4 @@
-"""Whose the user's folders are: some do not let the user in, others are a stranger's."""
+"""Checks the ownership of a user's folders: whether they are accessible, and trustworthy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
     "told_obstacle",
 ]
 
-_MAX_LINKS = 40  # as the kernel's
+_MAX_LINKS = 40  # the kernel's limit
 _UID_MAP = Path("/proc/self/uid_map")
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
 def account_name(uid: int | None = None) -> str:
-    """The name of an account; its number where it has none.
+    """Returns the name of an account, or its number if it has no name.
 
     Args:
-        uid: Its number; None for who runs this.
+        uid: Its number; None for the account that runs this process.
     """
     number = os.geteuid() if uid is None else uid
     try:
@@ -41,10 +41,10 @@ def account_name(uid: int | None = None) -> str:
 
 
 def obstacle(path: Path) -> Path | None:
-    """What keeps this account from writing a file or folder, made or not; None if nothing does.
+    """Finds what prevents this account from writing a path, existing or not; None if nothing does.
 
     Returns:
-        The path itself, or the folder above it in which it cannot be reached or made.
+        The path itself, or the ancestor that this account cannot write or search.
     """
     for candidate in (path, *path.parents):
         if os.path.lexists(candidate):
@@ -54,12 +54,12 @@ def obstacle(path: Path) -> Path | None:
 
 
 def mend_ownership(path: Path) -> str:
-    """The command that gives this account a file or folder, with everything in it."""
+    """Returns the command that gives this account a file or folder, with everything in it."""
     return f"sudo chown -R {os.geteuid()}:{os.getegid()} {path}"
 
 
 def told_obstacle(path: Path) -> str:
-    """For an error message: what is in the way of writing a path, and what mends it."""
+    """Describes, for an error message, what prevents writing a path, and how to fix it."""
     found = obstacle(path)
     if found is None:
         return ""
@@ -71,17 +71,17 @@ def told_obstacle(path: Path) -> str:
 
 
 def require_own(*paths: Path) -> None:
-    """Refuses what anyone but this account can change, where it is trusted like its own word (M5).
+    """Rejects files and folders that accounts other than this one can change (M5).
 
-    Who owns a folder can put another key, database or disk there at any time; and so can
-    whoever may write it, or has a second name of the file.
+    The lab trusts their content. A folder's owner can put another key, database or disk there at
+    any time; so can anyone who may write to it, or has a hard link to the file.
 
     Args:
-        paths: Files and folders within a folder that :func:`require_trusted` takes; those that
-            are not there are nobody's.
+        paths: Files and folders within a folder that :func:`require_trusted` accepts; missing ones
+            are ignored.
 
     Raises:
-        PermissionError: One is another account's, a link, or can be changed by others.
+        PermissionError: One belongs to another account, is a link, or can be changed by others.
     """
     for path in paths:
         try:
@@ -105,22 +105,21 @@ def require_own(*paths: Path) -> None:
 
 
 def require_trusted(path: Path) -> None:
-    """Refuses a folder that another account than this one and root can put something else for.
+    """Rejects a folder that an account other than this one and root can replace.
 
-    Every folder from the root down to it is looked at, and where a symbolic link leads. Each
-    is this account's or root's; and others may not write it, unless it is sticky as ``/tmp``
-    is and so keeps the files of accounts apart.
+    This checks every folder from the root down, following symbolic links. Each must belong to
+    this account or root, and others may not write to it, unless it is sticky like ``/tmp``,
+    which keeps accounts from replacing each other's files.
 
     Args:
-        path: The folder; what is not there yet is nobody's.
+        path: The folder; missing parts are ignored.
 
     Raises:
-        PermissionError: One of the folders or links is another account's, or others may
-            write it.
+        PermissionError: A folder or link belongs to another account, or others may write to it.
     """
     owners = [os.geteuid(), 0]
     last: tuple[Path, os.stat_result] | None = None
-    is_outside = True  # what the maker of a container put around it comes first
+    is_outside = True  # at first, folders may belong to accounts outside the container
     for component, about in _components(path.absolute()):
         if last is not None:
             _refuse_writers(*last, is_ancestor=True)
@@ -129,15 +128,15 @@ def require_trusted(path: Path) -> None:
             _refuse_stranger(component, about, owners)
         last = None if stat.S_ISLNK(about.st_mode) else (component, about)
     if last is not None:
-        # What is still to be made below it is this account's from the first moment on.
+        # What is still to be created below it will belong to this account from the start.
         _refuse_writers(*last, is_ancestor=last[0] != path.resolve())
 
 
 def _components(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Each folder and link on the way to a path, from the root on, as far as they are there.
+    """Yields each folder and link on the way to a path, from the root on, as far as they exist.
 
     Raises:
-        OSError: The links lead in a circle.
+        OSError: There are too many links, probably a cycle.
     """
     at, names = Path("/"), list(reversed(path.parts[1:]))
     yield at, at.lstat()
@@ -173,7 +172,7 @@ def _refuse_stranger(path: Path, about: os.stat_result, owners: list[int]) -> No
 
 
 def _refuse_writers(path: Path, about: os.stat_result, *, is_ancestor: bool = False) -> None:
-    """Refuses where others may write."""
+    """Rejects a path that others may write to."""
     mode = stat.S_IMODE(about.st_mode)
     if is_ancestor and mode & stat.S_ISVTX:
         return
@@ -189,15 +188,15 @@ def _refuse_writers(path: Path, about: os.stat_result, *, is_ancestor: bool = Fa
 
 
 def _is_private_group(about: os.stat_result) -> bool:
-    """Whether a file's group is its owner's own, as on Debian: of one number or name, alone in it.
+    """Whether a file's group is its owner's private group, as on Debian, with no other member.
 
-    With the umask 0002, which goes with such groups, it may write everything of its owner's.
+    With the umask 0002, which goes with such groups, the group may write all of its owner's files.
     """
     if _is_unmapped(about.st_uid):
         return False
     try:
         group = grp.getgrgid(about.st_gid)
-    except KeyError:  # of a container's account, which no file names
+    except KeyError:  # an account of a container, which is in no group file
         return about.st_gid == about.st_uid
     owner = account_name(about.st_uid)
     is_same = about.st_gid == about.st_uid or group.gr_name == owner
@@ -212,10 +211,10 @@ def _group_name(gid: int) -> str:
 
 
 def _is_unmapped(uid: int) -> bool:
-    """Whether an owner is of outside of this user namespace, as that of a container's ``/``.
+    """Whether an owner is outside this user namespace, like the owner of a container's ``/``.
 
-    Nobody in here is that account. The folders that a container was made in are mostly so,
-    and whoever made it rules what is in it anyway.
+    No account in here is that one. The folders around a container's own often belong to it, and
+    whoever created the container controls its content anyway.
     """
     try:
         rows = [line.split() for line in _UID_MAP.read_text().splitlines()]
@@ -227,7 +226,7 @@ def _is_unmapped(uid: int) -> bool:
 
 
 def _own_parts(path: Path, about: os.stat_result) -> int:
-    """Second names of a file that were left beside it when its writing was cut short."""
+    """Counts hard links to a file that an interrupted write left beside it."""
     parts = path.parent.glob(f".{glob.escape(path.name)}-*{PART}")
     return sum(
         (part.lstat().st_dev, part.lstat().st_ino) == (about.st_dev, about.st_ino) for part in parts

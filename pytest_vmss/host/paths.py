@@ -1,4 +1,4 @@
-"""Where a lab keeps what: below its own folder, but for the locks that guard the folder."""
+"""Paths of a lab's files: all in its own folder, except the locks that guard that folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 __all__ = ["PROCESS_ROOTS", "LabPaths", "process_root"]
 
-#: Folder, in the state directory, of the embedded driver's folders of processes.
+#: Folder in the state directory for the embedded driver's folders, one per process.
 PROCESS_ROOTS = "embedded"
 
 
 @cache
 def process_root(state_dir: Path) -> Path:
-    """The embedded driver's folder for all session labs of this process.
+    """Returns the embedded driver's folder for all session labs of this process.
 
-    libvirt's embedded driver serves one folder in each process. It is removed
-    when the process ends, unless machines are kept.
+    libvirt's embedded driver can use one folder per process. It is removed when the process
+    ends, unless VMs are kept.
     """
     return state_dir / PROCESS_ROOTS / secrets.token_hex(3)
 
@@ -35,12 +35,12 @@ class LabPaths:
 
     @property
     def door(self) -> Path:
-        """Held by whoever makes, opens or removes the lab; outside of what it guards."""
+        """Lock held to create, open or remove the lab; outside the folder that it guards."""
         return self._locks / f"{self.folder.name}.lock"
 
     @property
     def in_use(self) -> Path:
-        """Held, shared, by every process that has the lab open: whether it lives (Q2)."""
+        """Shared lock of every process that has the lab open; shows that the lab is alive (Q2)."""
         return self._locks / f"{self.folder.name}.use"
 
     @property
@@ -49,90 +49,90 @@ class LabPaths:
 
     @property
     def kept(self) -> Path:
-        """Is there where the lab of a session outlives it."""
+        """Marker file: a session's lab outlives the session."""
         return self.folder / "keep"
 
     @property
     def database(self) -> Path:
-        """Records, journal and events."""
+        """The database of records, journal and events."""
         return self.folder / "vmss.db"
 
     @property
     def identity(self) -> Path:
-        """Who made the lab."""
+        """The file that says who created the lab."""
         return self.folder / "lab.json"
 
     @property
     def key(self) -> Path:
-        """The lab's SSH key."""
+        """The lab's private SSH key."""
         return self.folder / "id_ed25519"
 
     @property
     def images(self) -> Path:
-        """Published versions, by digest."""
+        """The folder of published image versions, by digest."""
         return self.folder / "images"
 
     @property
     def blobs(self) -> Path:
-        """Files that guests download."""
+        """The folder of files that guests download."""
         return self.folder / "blobs"
 
     @property
     def libvirt(self) -> Path:
-        """Files of libvirt's embedded driver."""
+        """The folder of libvirt's embedded driver."""
         return self.folder / "libvirt"
 
     @property
     def sets(self) -> Path:
-        """A folder for each set."""
+        """The folder that has a folder for each scale set."""
         return self.folder / "sets"
 
     @property
     def run(self) -> Path:
-        """Sockets, whose paths must be short, and a folder for each load balancer."""
+        """The folder of sockets, whose paths must be short, and of each load balancer's folder."""
         return self.folder / "run"
 
     def agent_socket(self, uuid: str) -> Path:
-        """The guest agent's channel; short, for sockets' paths are limited."""
+        """The guest agent's socket; short, since socket paths are limited in length."""
         return self.run / f"{uuid[:8]}.ga"
 
     def scale_set(self, name: str) -> Path:
-        """Everything of one set."""
+        """The folder of one scale set."""
         return self.sets / name
 
     @property
     def locks(self) -> Path:
-        """Locks of the lab's sets; they stay as long as the lab does."""
+        """The folder of the scale sets' locks, which stay as long as the lab does."""
         return self.folder / "locks"
 
     def lock(self, name: str) -> Path:
-        """Held by whoever changes a set, however that writes its name (M4)."""
+        """Lock held to change a scale set; the case of its name does not matter (M4)."""
         return self.locks / f"{name.lower()}.lock"
 
     def balancer(self, set_id: str) -> Path:
-        """Everything of a set's load balancer; short, for sockets' paths are limited."""
+        """The folder of a set's load balancer; short, since socket paths are limited in length."""
         return self.run / set_id[:8]
 
     def instance(self, scale_set: str, instance_id: int) -> Path:
-        """Everything of one instance."""
+        """The folder of one instance."""
         return self.scale_set(scale_set) / str(instance_id)
 
     def data_disk(self, scale_set: str, instance_id: int, lun: int) -> Path:
-        """A data disk."""
+        """The file of a data disk."""
         return self.instance(scale_set, instance_id) / f"lun{lun}.qcow2"
 
     def detached_disk(self, instance: str, uuid: str, lun: int) -> Path:
-        """A data disk that outlives its instance."""
+        """The file of a data disk that outlives its instance."""
         return self.folder / "detached" / f"{instance}-{uuid[:8]}-lun{lun}.qcow2"
 
     def os_disk(self, scale_set: str, instance_id: int, generation: int) -> Path:
-        """A generation's OS disk."""
+        """The file of a generation's OS disk."""
         return self.instance(scale_set, instance_id) / f"os-{generation}.qcow2"
 
     def seed(self, scale_set: str, instance_id: int, generation: int) -> Path:
-        """A generation's NoCloud disk."""
+        """The file of a generation's NoCloud disk."""
         return self.instance(scale_set, instance_id) / f"seed-{generation}.iso"
 
     def console(self, scale_set: str, instance_id: int, generation: int) -> Path:
-        """A generation's console log."""
+        """The file of a generation's console log."""
         return self.instance(scale_set, instance_id) / f"console-{generation}.log"

@@ -1,4 +1,4 @@
-"""Running the host's programs: never through a shell, never unchecked."""
+"""Runs programs of the host, never through a shell, and checks their result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_vmss.errors import HostError, ToolError
 
 __all__ = ["Bounds", "require", "run", "search_path"]
 
-#: The Debian and Ubuntu package that brings each program.
+#: The Debian and Ubuntu package that contains each program.
 PACKAGES: Mapping[str, str] = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
@@ -45,8 +45,8 @@ PACKAGES: Mapping[str, str] = {
 # Debian keeps administrators' programs out of a user's PATH.
 _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
-#: Variables that programs get: where things are, the language, proxies, what a build hangs on,
-#: and what fakeroot, fakechroot and Python's own environments need to go on in a child.
+#: Variables passed to programs: paths, language, proxies, settings of builds, and what fakeroot,
+#: fakechroot and Python environments need to work in a child.
 _PASSED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|XDG_\w+"
     r"|(?i:https?_proxy|ftp_proxy|no_proxy|all_proxy)"
@@ -64,12 +64,12 @@ _TOO_LONG, _TOO_MUCH = "ran longer than", "wrote more than"
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a program may cost that reads files which are not trusted (R3).
+    """Resource limits for a program that reads untrusted files (R3).
 
     Attributes:
-        memory_mib: Address space.
-        cpu_s: Seconds of the processor.
-        file_mib: Length of any file that it writes.
+        memory_mib: Address space in MiB.
+        cpu_s: CPU time in seconds.
+        file_mib: Size of any file that it writes, in MiB.
     """
 
     memory_mib: int
@@ -77,7 +77,7 @@ class Bounds:
     file_mib: int
 
     def wrap(self, command: Sequence[str]) -> list[str]:
-        """The command that runs another within these bounds.
+        """Returns a command that runs another one within these limits.
 
         Raises:
             HostError: The program that sets them is not installed.
@@ -94,7 +94,7 @@ class Bounds:
 
 
 def search_path() -> str:
-    """Where programs are looked for: ``PATH``, and the folders of administrators' programs."""
+    """Returns the search path for programs: ``PATH``, and administrators' folders."""
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *_EXTRA_PATH])
 
 
@@ -136,26 +136,26 @@ def run(
 ) -> bytes:
     """Runs a program of the host and returns its standard output.
 
-    However this ends, the program has ended too, and what it has started in its session.
+    However this call ends, the program has ended too, with everything in its session.
 
     Args:
         argv: Program and arguments; the program is looked up by name.
-        what: What it is run for, in words, for the error message.
-        timeout: Limit in seconds.
+        what: What it is run for, for the error message.
+        timeout: In seconds.
         cwd: Working directory.
-        env: Variables on top of those of this process that programs need.
-        stdin: What the program reads.
-        stdout: A file that takes its standard output instead; nothing is returned then.
-        grace: For a program that cleans up after itself: seconds that it gets for that,
-            where it is stopped, before it is killed with all that it has started.
+        env: Variables added to those of this process that are passed on.
+        stdin: Its standard input.
+        stdout: A file for its standard output; then nothing is returned.
+        grace: Seconds in which it may clean up, if it is stopped, before it is killed with
+            everything it has started.
         pass_fds: Descriptors that it inherits.
-        bounds: What it may cost; it fails where it takes more.
-        output_mib: MiB that it may write to its standard output.
-        daemon: What it has started runs on where it succeeds.
+        bounds: Its resource limits; it fails if it exceeds them.
+        output_mib: Maximum size of its standard output, in MiB.
+        daemon: Whether processes that it started keep running if it succeeds.
 
     Raises:
         HostError: The program is not installed.
-        ToolError: It cannot be started, failed, ran past its limit, or wrote too much.
+        ToolError: It cannot be started, failed, timed out, or wrote too much.
     """
     command = [require(str(argv[0])), *(str(arg) for arg in argv[1:])]
     try:
@@ -184,7 +184,7 @@ def run(
         if wrong:
             _stop(process, grace)
         elif not daemon or _status(process) != 0:
-            _signal(process, signal.SIGKILL)  # what it has left running
+            _signal(process, signal.SIGKILL)  # kills what it has left running
     stderr = bytes(talk.error).decode(errors="replace")[-_TOLD_CHARS:].strip()
     if wrong:
         limit = f"{timeout:.0f} s" if wrong is _TOO_LONG else f"{output_mib} MiB of output"
@@ -202,17 +202,17 @@ def run(
 
 
 def _environment() -> dict[str, str]:
-    """The variables of this process that programs need; others may hold secrets (M5)."""
+    """Returns the variables of this process that programs need; others may hold secrets (M5)."""
     return {name: value for name, value in os.environ.items() if _PASSED.fullmatch(name)}
 
 
 class _Talk:
-    """What is said to a program, and what it says, in bounded memory.
+    """Exchanges input and output with a program, in bounded memory.
 
     Args:
         process: The program, with pipes.
-        stdin: What it reads.
-        limit: Bytes that it may write to its standard output.
+        stdin: Its standard input.
+        limit: Maximum size of its standard output, in bytes.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, limit: int) -> None:
@@ -231,7 +231,7 @@ class _Talk:
                 self._selector.register(pipe, event)
 
     def close(self) -> None:
-        """Closes the pipes, whoever else holds them."""
+        """Closes the pipes, even if other processes still hold them."""
         self._selector.close()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
@@ -239,13 +239,13 @@ class _Talk:
                     pipe.close()
 
     def until(self, end: float) -> str:
-        """Goes on until it has ended, whoever still holds its pipes.
+        """Exchanges data until the program has ended, even if others still hold its pipes.
 
         Args:
-            end: Time of the monotonic clock.
+            end: Time limit on the monotonic clock.
 
         Returns:
-            What it has done too much of; empty where it has ended.
+            Which limit it exceeded; empty if it has ended.
         """
         while True:
             ended = _status(self._process) is not None
@@ -262,7 +262,7 @@ class _Talk:
                 time.sleep(_SHORT_TICK_S)
 
     def _turn(self, patience: float) -> bool:
-        """Moves what can be moved at once; whether anything could."""
+        """Transfers what can be transferred now; returns whether anything was."""
         ready = self._selector.select(patience)
         for key, _ in ready:
             pipe = cast("BinaryIO", key.fileobj)
@@ -293,9 +293,9 @@ class _Talk:
 
 
 def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
-    """Ends a program with all that is in its session; before it is killed it may clean up."""
+    """Ends a program with its whole session, giving it time to clean up before it is killed."""
     if grace > 0:
-        _signal(process, signal.SIGTERM)  # all, as from a terminal's Ctrl-C
+        _signal(process, signal.SIGTERM)  # the whole session, like a terminal's Ctrl-C
         end = time.monotonic() + grace
         while _status(process) is None and time.monotonic() < end:
             time.sleep(_TICK_S)
@@ -304,9 +304,9 @@ def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def _status(process: subprocess.Popen[bytes]) -> int | None:
-    """A program's exit status; None while it runs.
+    """Returns a program's exit status, or None while it runs.
 
-    It is not waited for, so that its number, by which its session is signalled, stays its own.
+    The process is not reaped, so that its id, which is used to signal its session, is not reused.
     """
     ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     return None if ended is None else int(ended.si_status)

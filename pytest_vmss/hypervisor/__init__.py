@@ -1,4 +1,4 @@
-"""Running machines: the protocol, and QEMU through libvirt behind it."""
+"""Runs VMs: the interface, and its implementation with QEMU through libvirt."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ from pytest_vmss.hypervisor.protocol import (
 
 __all__ = ["Disk", "Forward", "Hypervisor", "Machine", "PowerState", "Seed"]
 
-# libvirt's embedded driver logs to standard error otherwise, and reads this when
-# it is loaded, below this package; every failure is raised as an exception too.
+# Otherwise libvirt's embedded driver logs to standard error. It reads this when it is loaded,
+# below this package; every failure is raised as an exception too.
 os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "3:file:/dev/null")

@@ -1,4 +1,4 @@
-"""One libvirt connection for each process and URI, and the event loop behind it."""
+"""Opens libvirt connections, runs the event loop, and sets up the embedded driver."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SYSTEM_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqem
 
 #: Longest path of a UNIX socket, without the terminating zero.
 _SOCKET_PATH_MAX = 107
-#: What libvirt adds to the embedded driver's root for a monitor's socket, at most.
+#: Maximum length that libvirt adds to the embedded driver's root for a monitor socket.
 _MONITOR_SUFFIX = len("/lib/qemu/domain-9999-" + "n" * 20 + "/monitor.sock")
 
-#: Seconds to wait for the embedded driver's folder; reaping looks into each for a moment.
+#: Seconds to wait for the embedded driver's folder; reaping locks each for a moment.
 _CLAIM_S = 2.0
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -41,11 +41,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @dataclass
 class Connection:
-    """An open connection.
+    """An open libvirt connection.
 
     Attributes:
         libvirt: libvirt's own object.
-        uri: Where it leads.
+        uri: The connection's URI.
         run_as: See :func:`~pytest_vmss.hypervisor.domain.domain_xml`.
     """
 
@@ -55,23 +55,23 @@ class Connection:
 
     @property
     def alive(self) -> bool:
-        """Whether libvirt still answers on it."""
+        """Whether libvirt still responds on it."""
         try:
             return bool(self.libvirt.isAlive())
         except libvirt.libvirtError:
             return False
 
     def close(self) -> None:
-        """Closes it; machines run on."""
-        with contextlib.suppress(libvirt.libvirtError):  # its daemon may have gone
+        """Closes the connection; VMs keep running."""
+        with contextlib.suppress(libvirt.libvirtError):  # its daemon may be gone
             self.libvirt.close()
 
 
 def default_uri(folder: Path) -> str:
-    """The connection for this user and host, as DESIGN.md says.
+    """Returns the default connection URI for this user and host, as described in DESIGN.md.
 
     Args:
-        folder: Where the embedded driver may keep its files.
+        folder: Folder for the embedded driver's files.
     """
     if os.geteuid() != 0:
         return "qemu:///session"
@@ -81,18 +81,18 @@ def default_uri(folder: Path) -> str:
 
 
 def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection:
-    """Opens a connection.
+    """Opens a libvirt connection.
 
     Args:
-        uri: Where to; None for the default.
-        folder: Where the embedded driver keeps its files.
-        cache: Where what libvirt learns about QEMU is kept between labs.
+        uri: The connection URI; None for the default.
+        folder: Folder for the embedded driver's files.
+        cache: Folder where what libvirt learns about QEMU is cached across labs.
 
     Raises:
-        HostError: libvirt or its QEMU driver is missing or does not answer.
-        ConflictError: Another process uses the embedded driver's folder, or
-            this process uses another folder.
-        LabError: The folder's path is too long, and has no short name to use.
+        HostError: libvirt or its QEMU driver is missing or does not respond.
+        ConflictError: Another process uses the embedded driver's folder, or this process uses
+            another folder.
+        LabError: The folder's path is too long, and its short name is taken.
     """
     _start_event_loop()
     uri = uri or default_uri(folder)
@@ -103,7 +103,7 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
         raise _no_answer(uri, error) from error
-    # The system daemon's own user cannot reach into root's folders.
+    # The system daemon's own user has no access to root's folders.
     run_as = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
     return Connection(connection, uri, run_as)
 
@@ -128,8 +128,8 @@ def _no_answer(uri: str, refused: libvirt.libvirtError) -> HostError:
 
 @cache
 def _start_event_loop() -> None:
-    """Starts the process's one event loop, which must be there before a connection."""
-    # Every failure is raised as an exception; nothing needs printing too.
+    """Starts the process's only event loop, which must run before a connection is opened."""
+    # Every failure is raised as an exception; nothing needs to be printed too.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
 
@@ -143,8 +143,8 @@ def _start_event_loop() -> None:
 class _Embedded:
     """libvirt's QEMU driver inside this process.
 
-    libvirt can open one folder in each process, until the process ends; one
-    process at a time may use a folder. So it is claimed once and kept.
+    libvirt can open one folder per process, until the process ends, and only one process at a
+    time may use a folder. So it is claimed once and kept.
     """
 
     _claimed: ClassVar[_Embedded | None] = None
@@ -154,7 +154,7 @@ class _Embedded:
         self.root = root
         self._process = os.getpid()
         try:
-            # The lock first: reaping removes folders that nobody holds.
+            # The lock first: reaping removes folders that are not locked.
             self._lock = wait_for_lock(
                 root.with_suffix(".lock"),
                 what=f"works on this lab ({root.parent.name}), whose embedded libvirt serves one "
@@ -162,7 +162,7 @@ class _Embedded:
                 timeout=_CLAIM_S,
             )
             try:
-                for folder in (root.parent, root):  # whatever the umask, nobody else's to change
+                for folder in (root.parent, root):  # 0700 whatever the umask
                     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 (root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._write_configuration(cache)
@@ -180,7 +180,12 @@ class _Embedded:
 
     @classmethod
     def claim(cls, root: Path, cache: Path) -> _Embedded:
-        """The process's driver, on a folder."""
+        """Returns the process's driver for a folder, claiming the folder first if necessary.
+
+        Raises:
+            ConflictError: The process uses another folder, is a fork, or another process holds it.
+            HostError: The folder cannot be used.
+        """
         with cls._claiming:
             if cls._claimed is None:
                 cls._claimed = cls(root, cache)
@@ -207,31 +212,31 @@ class _Embedded:
         shared.mkdir(parents=True, exist_ok=True, mode=0o700)
         link = self.root / "cache"
         if not link.exists():
-            # Asking every QEMU binary what it can do takes seconds; once is enough.
+            # Probing every QEMU binary's capabilities takes seconds; once is enough.
             link.symlink_to(shared)
 
     def _release(self) -> None:
         if self._process != os.getpid():
-            return  # a forked child ends; the driver and its folder are its parent's
+            return  # a forked child ends; the driver and its folder belong to its parent
         self._reaper.stop()
         if not any(self.root.glob("etc/qemu/*.xml")):
-            # While there are machines, the driver may write to its folder until the very end.
+            # While there are VMs, the driver may write to its folder until the very end.
             if self._link is not None:
                 self._link.unlink(missing_ok=True)
             if self.root.parent.name == PROCESS_ROOTS:
                 shutil.rmtree(self.root, ignore_errors=True)
-                with contextlib.suppress(OSError):  # at the very end there is nobody to tell
+                with contextlib.suppress(OSError):  # at exit nothing can be done about it
                     self._lock.remove()
         self._lock.release()
 
 
 def _short_link(root: Path) -> Path | None:
-    """A short name for a folder whose path is too long for QEMU's sockets below it.
+    """Creates a short symlink to a folder whose path is too long for QEMU's sockets.
 
-    It is there while the process lives and as long as the folder has machines.
+    It exists while the process lives, and as long as the folder has VMs.
 
     Raises:
-        LabError: Something else has that name.
+        LabError: The link's name is taken.
     """
     if len(str(root)) + _MONITOR_SUFFIX <= _SOCKET_PATH_MAX:
         return None
@@ -253,13 +258,12 @@ def _short_link(root: Path) -> Path | None:
 class _Reaper:
     """Reaps QEMU processes that libvirt's embedded driver started in this process.
 
-    QEMU daemonizes, so it becomes a child of the nearest subreaper. Where that
-    is a slow PID 1, libvirt waits for each that ends: up to two seconds for a
-    machine, forty for a process that it asks what QEMU can do.
+    QEMU daemonizes, so it becomes a child of the nearest subreaper. If that is a slow PID 1,
+    libvirt waits for each that ends: up to two seconds for a VM, forty for a process that it
+    starts to probe QEMU's capabilities.
 
-    What is reaped is named qemu-system-…, and is in a session that neither this
-    process nor it itself leads: only a daemonized one is. Others' children are
-    left to them.
+    Only a child named qemu-system-… is reaped, in a session led neither by this process nor by
+    itself, which is true only of daemonized ones. All other children are left alone.
     """
 
     _INTERVAL = 0.05
@@ -283,16 +287,16 @@ class _Reaper:
 
     @staticmethod
     def _peek() -> int:
-        """A child that has ended and is still to be reaped; 0 where there is none."""
+        """Returns the id of an ended child that is not reaped yet; 0 if there is none."""
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return 0 if found is None else found.si_pid
 
     def _reap(self, pid: int) -> bool:
-        """Reaps a child if it is libvirt's, else those behind it; whether to look again."""
+        """Reaps a child if it is libvirt's, else any behind it; returns whether to continue."""
         if _is_daemonized_qemu(pid):
             os.waitpid(pid, os.WNOHANG)
             return True
-        # Somebody else's, who has yet to wait for it, hides what ended after it.
+        # A child of other code, not waited for yet, hides those that ended after it.
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and _is_daemonized_qemu(int(entry.name)):
                 with contextlib.suppress(ChildProcessError):
@@ -301,7 +305,7 @@ class _Reaper:
 
 
 def _is_daemonized_qemu(pid: int) -> bool:
-    """Whether a process is a child of this one, a QEMU, daemonized, and has ended."""
+    """Whether a process is a daemonized QEMU and a child of this one, and has ended."""
     try:
         head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:

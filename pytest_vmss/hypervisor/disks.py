@@ -1,4 +1,4 @@
-"""Disks and seeds as files of the host."""
+"""Creates disks and cloud-init seeds as files of the host."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["create_data_disk", "create_os_disk", "write_seed"]
 
 
 def create_data_disk(path: Path, size_gib: int) -> None:
-    """Makes an empty data disk; one that exists is never touched (A5).
+    """Creates an empty data disk; an existing one is never touched (A5).
 
     Args:
-        path: The qcow2 to make.
+        path: The qcow2 file to create.
         size_gib: Virtual size in GiB.
     """
     if path.exists():
@@ -34,12 +34,12 @@ def create_data_disk(path: Path, size_gib: int) -> None:
 
 
 def create_os_disk(path: Path, image: Path, size_gib: int | None) -> None:
-    """Makes a fresh copy-on-write disk on an image.
+    """Creates a new copy-on-write disk on an image.
 
     Args:
-        path: The qcow2 to make; an older file is replaced.
-        image: The qcow2 that it stands on; only ever read.
-        size_gib: Virtual size in GiB; None for the image's own.
+        path: The qcow2 file to create; an older one is replaced.
+        image: Its backing file, a qcow2; it is only ever read.
+        size_gib: Virtual size in GiB; None for the image's.
     """
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
@@ -56,8 +56,11 @@ def write_seed(path: Path, seed: Seed) -> None:
     """Writes the NoCloud disk: an ISO 9660 file system labelled ``cidata``.
 
     Args:
-        path: The file to write, with mode 0600: it holds keys and custom data.
+        path: The file to write, with mode 0600 since it contains keys and custom data.
         seed: What cloud-init reads.
+
+    Raises:
+        HostError: The file cannot be written.
     """
     files = {
         "meta-data": seed.meta_data.encode(),

@@ -1,4 +1,4 @@
-"""The domain XML of a machine, built with an XML library (M6)."""
+"""Builds a VM's domain XML, with an XML library (M6)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NIC = "vmss-nic0"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _VMSS = "urn:pytest-vmss:domain:1"
 
-# QEMU's translation cache for each guest; its default of a quarter of the
-# host's memory fills a laptop with three guests (measured: same speed).
+# QEMU's translation cache for each guest; the default, a quarter of the host's memory, would
+# fill a laptop with three guests (measured: same speed).
 _TB_CACHE_MIB = 128
 
-# libvirt assigns the low slots; the network card that it does not know sits here.
+# libvirt assigns the low slots; the network card, which it does not know, sits here.
 _NIC_SLOT = "0x1d"
 
 ET.register_namespace("qemu", _QEMU)
@@ -41,13 +41,13 @@ def domain_xml(
     run_as: str | None,
     guest_network: GuestNetwork = "isolated",
 ) -> str:
-    """Describes a machine to libvirt.
+    """Returns the domain XML of a VM.
 
     Args:
-        machine: The machine.
+        machine: The VM.
         accelerator: ``kvm`` or ``tcg``.
-        run_as: Owner of the QEMU process as a libvirt label, ``+uid:+gid``,
-            where it is not the connection's own.
+        run_as: Owner of the QEMU process as a libvirt label, ``+uid:+gid``, if it is not the
+            connection's default.
         guest_network: What the guest may reach.
     """
     domain = ET.Element("domain", {"type": "kvm" if accelerator == "kvm" else "qemu"})
@@ -65,7 +65,7 @@ def domain_xml(
     if accelerator == "tcg":
         tcg = _add(features, "tcg")
         _add(tcg, "tb-cache", str(_TB_CACHE_MIB), unit="MiB")
-        # Newer models make glibc pick vector code that TCG has to emulate.
+        # Newer CPU models make glibc choose vector code, which TCG has to emulate.
         cpu = _add(domain, "cpu", mode="custom", match="exact", check="none")
         _add(cpu, "model", "qemu64", fallback="forbid")
     else:
@@ -98,7 +98,7 @@ def domain_xml(
 
 
 def _target(number: int) -> str:
-    """The number-th disk's name, as Linux counts: vda … vdz, vdaa …."""
+    """Returns the name of the number-th disk, counted like Linux: vda … vdz, vdaa …."""
     name = ""
     number += 1
     while number:
@@ -118,7 +118,7 @@ def _add_disk(
     readonly: bool = False,
 ) -> None:
     disk = _add(devices, "disk", type="file", device="disk")
-    # writeback: the guest's flushes reach the host's disk.
+    # writeback: the guest's flushes reach the host's disk
     _add(disk, "driver", name="qemu", type=format, cache="writeback", discard="unmap")
     _add(disk, "source", file=str(path))
     _add(disk, "target", dev=target, bus="virtio")
@@ -130,16 +130,16 @@ def _add_disk(
 
 
 def _add_network(domain: ET.Element, machine: Machine, guest_network: GuestNetwork) -> None:
-    """QEMU's own user network: needs no root, forwards from loopback only (M5).
+    """Adds QEMU's user network, which needs no root and forwards from loopback only (M5).
 
-    libvirt learnt port forwards with version 9.2 only, and for passt only. Restricted, QEMU
-    refuses whatever the guest begins itself, and still forwards to it.
+    libvirt supports port forwards only since version 9.2, and only for passt. In restricted
+    mode QEMU refuses connections from the guest, but still forwards to it.
     """
     forwards = "".join(
         f",hostfwd=tcp:{forward.address}:{forward.host_port}-:{forward.guest_port}"
         for forward in machine.forwards
     )
-    # By IPv6 nothing is forwarded, and one protocol less is to be trusted.
+    # Nothing is forwarded over IPv6, so there is one protocol less to trust.
     access = "restrict=off" if guest_network == "outbound" else "restrict=on,ipv6=off"
     command = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
     for value in (
@@ -153,7 +153,7 @@ def _add_network(domain: ET.Element, machine: Machine, guest_network: GuestNetwo
 
 
 def generation_in(xml: str) -> int | None:
-    """Reads the generation back from a domain's XML; None where it is not ours."""
+    """Reads the generation from a domain's XML; None if the domain is not ours."""
     element = ET.fromstring(xml).find(  # noqa: S314 - libvirt wrote it
         f"metadata/{{{_VMSS}}}instance"
     )

@@ -25,12 +25,12 @@ from pytest_vmss.settings import Settings
 __all__ = ["LibvirtHypervisor"]
 
 _AGENT_TIMEOUT_S = 5
-#: Where daemons keep their logs of domains.
+#: Where libvirt's daemons keep logs of domains.
 _LOGS = {
     "qemu:///session": Path("~/.cache/libvirt/qemu/log"),
     "qemu:///system": Path("/var/log/libvirt/qemu"),
 }
-#: Seconds for a daemon that was restarted to answer again.
+#: Seconds in which a restarted daemon must respond again.
 _RECONNECT_S = 60.0
 _DOMAIN_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
@@ -41,9 +41,9 @@ _T = TypeVar("_T")
 def _through_restarts(
     call: Callable[Concatenate[LibvirtHypervisor, _P], _T],
 ) -> Callable[Concatenate[LibvirtHypervisor, _P], _T]:
-    """Makes a call again, on a new connection, where libvirt's daemon went away meanwhile.
+    """Retries a call on a new connection if libvirt's daemon went away meanwhile.
 
-    The protocol's calls can all be repeated without harm, and QEMU runs on without libvirt.
+    All calls of the protocol are idempotent, and QEMU keeps running without libvirt.
     """
 
     @functools.wraps(call)
@@ -61,7 +61,7 @@ def _through_restarts(
 
 
 def _unanswered(error: libvirt.libvirtError) -> HostError:
-    """A look that failed: it says nothing about the machine."""
+    """Returns the error for a failed query, which says nothing about the VM."""
     return HostError(f"libvirt does not answer: {error}; `vmss doctor` looks closer")
 
 
@@ -70,10 +70,10 @@ class LibvirtHypervisor:
 
     Args:
         settings: Which connection and accelerator to use.
-        folder: Where the embedded driver keeps its files.
+        folder: Folder for the embedded driver's files.
 
     Raises:
-        HostError: libvirt does not answer; nothing was changed.
+        HostError: libvirt does not respond; nothing was changed.
     """
 
     def __init__(self, settings: Settings, folder: Path) -> None:
@@ -88,14 +88,14 @@ class LibvirtHypervisor:
         self._reconnecting = threading.Lock()
 
     def reconnect(self, broken: Connection) -> None:
-        """Opens a new connection in place of a broken one, once for all threads.
+        """Replaces a broken connection by a new one, once for all threads.
 
         Raises:
-            HostError: libvirt does not answer again in time.
+            HostError: libvirt does not respond again in time.
         """
         with self._reconnecting:
             if self.connection is not broken:
-                return  # another thread has done it
+                return  # another thread has reconnected
 
             def probe() -> Connection | None:
                 try:
@@ -130,15 +130,15 @@ class LibvirtHypervisor:
 
     @property
     def slow_factor(self) -> float:
-        """By how much guests are slower than under KVM."""
+        """How many times slower guests are than under KVM."""
         return self._factor
 
     def create_data_disk(self, path: Path, size_gib: int) -> None:
-        """Makes an empty data disk unless there is one."""
+        """Creates an empty data disk unless it exists."""
         disks.create_data_disk(path, size_gib)
 
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
-        """Makes a fresh copy-on-write disk on an image."""
+        """Creates a new copy-on-write disk on an image."""
         disks.create_os_disk(path, image, size_gib)
 
     def write_seed(self, path: Path, seed: Seed) -> None:
@@ -173,7 +173,7 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def state(self, name: str) -> PowerState:
-        """Whether a machine runs."""
+        """Returns the power state of a VM."""
         domain = self._find(name)
         if domain is None:
             return PowerState.ABSENT
@@ -189,7 +189,7 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def running_generation(self, name: str) -> int | None:
-        """The generation that a machine runs on; None where it does not run."""
+        """Returns the generation that a VM is running on; None if it is not running."""
         xml = self._running_xml(name)
         return None if xml is None else generation_in(xml)
 
@@ -201,7 +201,7 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def request_stop(self, name: str) -> None:
-        """Asks the guest to shut down: over its agent, and by ACPI where that fails."""
+        """Asks the guest to shut down: over its agent, or by ACPI if that fails."""
         domain = self._find(name)
         if domain is None:
             return
@@ -213,12 +213,12 @@ class LibvirtHypervisor:
                 raise
             if error.get_error_code() in _DOMAIN_GONE and not self._is_active(domain):
                 return
-            with contextlib.suppress(libvirt.libvirtError):  # it may end this very moment
+            with contextlib.suppress(libvirt.libvirtError):  # it may stop just now
                 domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
 
     @_through_restarts
     def power_off(self, name: str) -> None:
-        """Cuts a machine's power.
+        """Powers a VM off.
 
         Raises:
             HypervisorError: libvirt could not end its process.
@@ -234,7 +234,7 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def remove(self, name: str) -> None:
-        """Cuts a machine's power and forgets it.
+        """Powers a VM off and undefines it.
 
         Raises:
             HypervisorError: libvirt refused.
@@ -252,7 +252,7 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def machines(self, prefix: str) -> list[str]:
-        """Names of all machines that start so."""
+        """Returns the names of all VMs with a prefix."""
         try:
             names = [domain.name() for domain in self.connection.libvirt.listAllDomains()]
         except libvirt.libvirtError as error:
@@ -261,10 +261,10 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def agent(self, name: str, command: str) -> str:
-        """Asks the guest agent something.
+        """Sends a command to the guest agent.
 
         Raises:
-            HypervisorError: The agent does not answer in time, or refuses.
+            HypervisorError: The agent does not respond in time, or refuses.
         """
         domain = self._existing(name)
         try:
@@ -272,7 +272,7 @@ class LibvirtHypervisor:
             answer: str = libvirt_qemu.qemuAgentCommand(domain, command, _AGENT_TIMEOUT_S, 0)
         except libvirt.libvirtError as error:
             raise HypervisorError(f"the guest agent of {name} failed: {error}") from error
-        except UnicodeDecodeError as error:  # libvirt hands on what the guest wrote
+        except UnicodeDecodeError as error:  # libvirt passes on what the guest wrote
             raise HypervisorError(
                 f"the guest agent of {name} answers in another encoding than UTF-8: {error}"
             ) from error
@@ -280,10 +280,10 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def pause(self, name: str) -> None:
-        """Halts a machine's processors.
+        """Pauses a VM's CPUs.
 
         Raises:
-            HypervisorError: It does not run.
+            HypervisorError: It is not running.
         """
         try:
             self._existing(name).suspend()
@@ -292,10 +292,10 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def unpause(self, name: str) -> None:
-        """Lets a machine's processors go on.
+        """Resumes a VM's CPUs.
 
         Raises:
-            HypervisorError: It does not run.
+            HypervisorError: It is not running.
         """
         domain = self._existing(name)
         if not self._is_active(domain):
@@ -308,10 +308,10 @@ class LibvirtHypervisor:
 
     @_through_restarts
     def set_link(self, name: str, *, up: bool) -> None:
-        """Plugs a machine's network cable in, or pulls it.
+        """Plugs a VM's network cable in, or pulls it.
 
         Raises:
-            HypervisorError: It does not run.
+            HypervisorError: It is not running.
         """
         command = {"execute": "set_link", "arguments": {"name": NIC, "up": up}}
         domain = self._existing(name)
@@ -323,7 +323,7 @@ class LibvirtHypervisor:
             raise HypervisorError(f"the link of {name} cannot be set: {answer['error']['desc']}")
 
     def close(self) -> None:
-        """Ends the connection; machines run on."""
+        """Closes the connection; VMs keep running."""
         self.connection.close()
 
     def _existing(self, name: str) -> libvirt.virDomain:
@@ -341,7 +341,7 @@ class LibvirtHypervisor:
             raise _unanswered(error) from error
 
     def _running_xml(self, name: str) -> str | None:
-        """The XML of a machine that runs; None where it does not."""
+        """Returns the XML of a running VM; None if it is not running."""
         domain = self._find(name)
         if domain is None or not self._is_active(domain):
             return None
@@ -349,7 +349,7 @@ class LibvirtHypervisor:
             xml: str = domain.XMLDesc()
         except libvirt.libvirtError as error:
             if error.get_error_code() in _DOMAIN_GONE:
-                return None  # it has just ended
+                return None  # it has just stopped
             raise _unanswered(error) from error
         return xml
 

@@ -1,4 +1,4 @@
-"""What the lab asks of a hypervisor. Every call can be repeated without harm."""
+"""The interface to a hypervisor. Every call is idempotent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Disk", "Forward", "Hypervisor", "Machine", "PowerState", "Seed"]
 class PowerState(StrEnum):
     """Azure's power states, as far as they exist here, and one of QEMU's own.
 
-    PAUSED is a machine that QEMU has stopped because it cannot write to its disks.
+    PAUSED is a VM that QEMU has paused because it cannot write to its disks.
     """
 
     RUNNING = "running"
@@ -24,7 +24,7 @@ class PowerState(StrEnum):
 
 @dataclass(frozen=True)
 class Forward:
-    """A port of the host's loopback that leads into the guest."""
+    """A port on the host's loopback that is forwarded to the guest."""
 
     address: str
     host_port: int
@@ -33,7 +33,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Disk:
-    """A data disk by its LUN."""
+    """A data disk and its LUN."""
 
     lun: int
     path: Path
@@ -51,21 +51,21 @@ class Seed:
 
 @dataclass(frozen=True)
 class Machine:
-    """One instance on one generation of its OS disk.
+    """The VM of one instance, on one generation of its OS disk.
 
     Attributes:
         name: Domain name, ``vmss-{lab}-{set}_{id}``.
-        uuid: Lasting, the instance's own.
+        uuid: UUID of the instance, the same for all generations.
         generation: Number of the OS disk.
         vcpus: Number of virtual CPUs.
         memory_mib: Memory in MiB.
-        mac: Address of the network card.
-        forwards: Ports that lead into the guest.
+        mac: MAC address of the network card.
+        forwards: Ports that are forwarded to the guest.
         os_disk: The copy-on-write disk.
         seed: The NoCloud disk.
-        console: Log of the serial console, of this generation.
+        console: This generation's log of the serial console.
         agent: Socket of the guest agent's channel.
-        data_disks: By LUN.
+        data_disks: The data disks.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Machine:
 
 
 class Hypervisor(Protocol):
-    """Runs machines."""
+    """Runs VMs."""
 
     @property
     def accelerator(self) -> str:
@@ -91,63 +91,63 @@ class Hypervisor(Protocol):
 
     @property
     def slow_factor(self) -> float:
-        """By how much guests are slower than under KVM."""
+        """How many times slower guests are than under KVM."""
 
     def create_data_disk(self, path: Path, size_gib: int) -> None:
-        """Makes an empty data disk unless there is one; never touches one that exists."""
+        """Creates an empty data disk unless it exists; never touches an existing one."""
 
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
-        """Makes a fresh copy-on-write disk on an image, in place of an older file."""
+        """Creates a new copy-on-write disk on an image, replacing an older file."""
 
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes a NoCloud disk with mode 0600."""
 
     def start(self, machine: Machine) -> None:
-        """Runs a machine; nothing happens where it runs already on that generation."""
+        """Starts a VM; does nothing if it is already running on that generation."""
 
     def state(self, name: str) -> PowerState:
-        """Whether a machine runs."""
+        """Returns the power state of a VM."""
 
     def running_generation(self, name: str) -> int | None:
-        """The generation that a machine runs on; None where it does not run."""
+        """Returns the generation that a VM is running on; None if it is not running."""
 
     def agent_connected(self, name: str) -> bool:
-        """Whether the guest agent has opened its channel: the guest's services start."""
+        """Whether the guest agent has opened its channel, so the guest's services are starting."""
 
     def agent(self, name: str, command: str) -> str:
-        """Asks the guest agent something, and waits a few seconds for its answer.
+        """Sends a command to the guest agent, and waits a few seconds for its response.
 
         Args:
-            name: The machine.
-            command: The agent's JSON.
+            name: Name of the VM.
+            command: The command, as JSON.
 
         Returns:
-            The agent's JSON.
+            The agent's response, as JSON.
 
         Raises:
-            HypervisorError: The agent does not answer in time, or refuses.
+            HypervisorError: The agent does not respond in time, or refuses.
         """
 
     def pause(self, name: str) -> None:
-        """Halts a machine's processors; what it answered until now it no longer answers."""
+        """Pauses a VM's CPUs, so that it stops responding."""
 
     def unpause(self, name: str) -> None:
-        """Lets a machine's processors go on."""
+        """Resumes a VM's CPUs."""
 
     def set_link(self, name: str, *, up: bool) -> None:
-        """Plugs a machine's network cable in, or pulls it."""
+        """Plugs a VM's network cable in, or pulls it."""
 
     def request_stop(self, name: str) -> None:
-        """Asks the guest to shut down, over its agent and by ACPI; returns at once."""
+        """Asks the guest to shut down, over its agent or by ACPI; returns at once."""
 
     def power_off(self, name: str) -> None:
-        """Cuts a machine's power."""
+        """Powers a VM off."""
 
     def remove(self, name: str) -> None:
-        """Cuts a machine's power and forgets it."""
+        """Powers a VM off and undefines it."""
 
     def machines(self, prefix: str) -> list[str]:
-        """Names of all machines that start so."""
+        """Returns the names of all VMs with a prefix."""
 
     def close(self) -> None:
-        """Ends the connection; machines run on."""
+        """Closes the connection; VMs keep running."""

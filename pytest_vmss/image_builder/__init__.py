@@ -1,8 +1,8 @@
-"""Building bootable, self-contained cloud images from recipes (B5).
+"""Builds bootable, self-contained cloud images from recipes (B5).
 
-A *base* is a Debian root filesystem, built once by mmdebstrap and cached. A
-*version* is that filesystem with one kernel and a few files of its own, laid
-out as a qcow2 disk that boots by BIOS and by UEFI; building one takes seconds.
+A *base* is a Debian root filesystem, built once by mmdebstrap and cached. A *version* is that
+filesystem with one kernel and a few files of its own, laid out as a qcow2 disk that boots from
+BIOS and UEFI; building one takes seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""``python -m pytest_vmss.image_builder.assemble``: one version's disk from its base.
+"""``python -m pytest_vmss.image_builder.assemble``: builds one version's disk from its base.
 
-A program of its own, because for anyone but root it runs under fakeroot, so
-that files keep their owners on the way into the disk.
+It is a separate program because it runs under fakeroot for anyone but root, so that files keep
+their owners on the way into the disk.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ boot
 
 
 def assemble(image: ImageRecipe, version: VersionRecipe, rootfs: Path, out: Path) -> None:
-    """Builds the qcow2 of one version.
+    """Builds the qcow2 file of one version.
 
     Args:
         image: The image definition.
         version: The version.
         rootfs: Tar of the base's root filesystem.
-        out: The qcow2 to write.
+        out: The qcow2 file to write.
 
     Raises:
-        ImageError: The recipe asks for something that the base lacks.
+        ImageError: The recipe needs something that the base lacks.
         ToolError: A tool failed.
     """
     base = image.base_recipe()
@@ -64,7 +64,7 @@ def assemble(image: ImageRecipe, version: VersionRecipe, rootfs: Path, out: Path
 
 
 def _overlay(files: Path, root: Path) -> None:
-    """Lays files over the root filesystem, through its own symbolic links."""
+    """Copies files over the root filesystem, following its own symbolic links."""
     for source in sorted(files.rglob("*")):
         relative = source.relative_to(files)
         # Debian's /lib, /bin and /sbin are links into /usr.
@@ -87,7 +87,7 @@ def _overlay(files: Path, root: Path) -> None:
 
 
 def _install_kernel(root: Path, base: BaseRecipe, version: VersionRecipe) -> None:
-    """Moves the version's kernel into place and drops the base's others."""
+    """Moves the version's kernel into place, and removes the base's other kernels."""
     if version.kernel not in base.kernels:
         raise ImageError(
             f"{version.folder}: kernel {version.kernel!r} is none of the base's: "
@@ -121,7 +121,7 @@ def _set_units(root: Path, base: BaseRecipe) -> None:
 
 
 def _identify(root: Path, image: ImageRecipe, version: VersionRecipe) -> None:
-    """Writes systemd's own fields that tell an image and its version apart."""
+    """Writes the os-release fields that identify an image and its version."""
     release = root / "usr/lib/os-release"
     lines = [
         line
@@ -130,7 +130,7 @@ def _identify(root: Path, image: ImageRecipe, version: VersionRecipe) -> None:
     ]
     lines += [f"IMAGE_ID={image.name}", f"IMAGE_VERSION={version.name}"]
     release.write_text("\n".join(lines) + "\n")
-    (root / "etc/machine-id").write_text("")  # systemd makes one at first boot
+    (root / "etc/machine-id").write_text("")  # systemd creates one at first boot
 
 
 def _remove(root: Path, pattern: str) -> None:
@@ -142,17 +142,17 @@ def _remove(root: Path, pattern: str) -> None:
 
 
 def _level(root: Path) -> None:
-    """Takes away what tells by which account the root filesystem was made (B5)."""
+    """Removes differences that depend on the account that built the root filesystem (B5)."""
     for partial in ("var/cache/apt/archives/partial", "var/lib/apt/lists/partial"):
         if (root / partial).is_dir():
-            os.chown(root / partial, 0, 0)  # apt gives them to its own user where it may
+            os.chown(root / partial, 0, 0)  # apt makes its own user the owner if it can
     journal = root / "var/log/journal"
     if journal.is_dir():
         groups = (line.split(":") for line in (root / "etc/group").read_text().splitlines())
         numbers = [int(group[2]) for group in groups if group[0] == "systemd-journal"]
         os.chown(journal, 0, *numbers or [0])
-        journal.chmod(0o2755)  # what systemd-tmpfiles gives it at boot
-    # Python may write the same module in more ways than one.
+        journal.chmod(0o2755)  # as systemd-tmpfiles sets it at boot
+    # Python may compile the same module to different bytes.
     shutil.rmtree(root / "usr/share/python3/debpython/__pycache__", ignore_errors=True)
 
 
@@ -165,8 +165,8 @@ def _clamp_times(root: Path, timestamp: int) -> None:
 
 
 def main() -> None:
-    """Assembles the version named by the command line: image folder, version, tar, out."""
-    os.umask(0o022)  # the guest's folders must not depend on the user's
+    """Assembles the version given by the command line: image folder, version, tar, out."""
+    os.umask(0o022)  # the guest's folders must not depend on the user's umask
     folder, name, rootfs, out = sys.argv[1:]
     image = load_image(Path(folder))
     assemble(image, image.version(name), Path(rootfs), Path(out))

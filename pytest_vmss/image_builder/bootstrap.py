@@ -1,4 +1,4 @@
-"""Making a Debian root filesystem with mmdebstrap, as root or as any account."""
+"""Builds a Debian root filesystem with mmdebstrap, as root or as any other account."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["HOOK", "Mode", "Way", "bootstrap", "choose_way"]
 
 Mode = Literal["root", "unshare", "fakechroot"]
 
-#: What of a root filesystem's making is neither its recipe nor mmdebstrap.
+#: The part of building a root filesystem that is in neither its recipe nor mmdebstrap.
 HOOK = """\
 set -eu
 for meta in {kernels}; do
@@ -35,12 +35,12 @@ done
 
 _BUILD_LIMIT = 1200.0
 _TRIAL_LIMIT = 60.0
-#: Seconds in which mmdebstrap unmounts and removes what it has made, where it is stopped.
+#: Seconds in which mmdebstrap may unmount and clean up if it is stopped.
 _GRACE = 30.0
-#: The unpacked root filesystem of the shipped recipe, its packages and its kernels, doubled.
+#: MiB for the shipped recipe's unpacked root filesystem, packages and kernels, doubled.
 _ROOM_MIB = 1536
 _SUBORDINATE_IDS = 65_536
-#: Settings of the kernel: the value that keeps accounts from namespaces, and one that does not.
+#: Kernel settings: the value that denies accounts namespaces, and one that allows them.
 _NAMESPACE_SWITCHES = {
     "kernel.unprivileged_userns_clone": ("0", "1"),
     "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
@@ -51,13 +51,13 @@ _TRIAL = 'cp /bin/sh "$1/trial" && "$1/trial" -c "exit 0"'
 
 @dataclass(frozen=True)
 class Way:
-    """How and where this account can make a root filesystem.
+    """How and where this account can build a root filesystem.
 
     Attributes:
         mode: mmdebstrap's mode.
-        place: The folder that it is unpacked in.
-        reason: Why it is not a faster mode, in words; empty where there is none.
-        mend: What would give a faster one.
+        place: The folder in which it is unpacked.
+        reason: Why a faster mode does not work; empty if this is the fastest.
+        mend: The command that would enable a faster one.
     """
 
     mode: Mode
@@ -69,15 +69,14 @@ class Way:
 def choose_way(cache: Path) -> Way:
     """Finds a mode and a place that work, by trying them on an empty root filesystem.
 
-    mmdebstrap's own choice does not look at places: its unshare mode fails where the
-    subordinate root may not enter, as in most home folders, and where nothing may be
-    executed.
+    mmdebstrap's own choice ignores the place: its unshare mode fails where the subordinate root
+    may not enter, as in most home folders, and where nothing may be executed.
 
     Args:
         cache: The folder of built images.
 
     Raises:
-        HostError: None works; the message says why, and what mends it.
+        HostError: None works; the message says why, and how to fix it.
     """
     require("mmdebstrap")
     if os.geteuid() == 0:
@@ -100,17 +99,17 @@ def choose_way(cache: Path) -> Way:
 
 
 def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
-    """Makes a root filesystem; the modes differ in what assembling levels.
+    """Builds a root filesystem; assembling removes the differences between the modes.
 
     Args:
-        base: What goes into it.
+        base: Its recipe.
         cache: The folder of built images.
-        tar: Takes it. It is this process that opens the file: mmdebstrap's root may not
-            be allowed to.
+        tar: The file to write it to. This process opens it, since mmdebstrap's root may not be
+            allowed to.
 
     Raises:
-        HostError: This account cannot make one here.
-        ToolError: mmdebstrap failed or ran past its limit.
+        HostError: This account cannot build one here.
+        ToolError: mmdebstrap failed or timed out.
     """
     way = choose_way(cache)
     excluded = ("man", "locale", "doc", "info", "lintian", "bash-completion")
@@ -119,7 +118,7 @@ def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
         f"--include={','.join(base.packages)}",
         '--aptopt=Apt::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
-        # Given as text, for its root may not be allowed to read a file of ours.
+        # Passed as text, since its root may not be allowed to read our files.
         f"--customize-hook={HOOK.format(kernels=' '.join(base.kernels))}",
         base.suite, "-",
         *(line.format(suite=base.suite) for line in _mirrors(base)),
@@ -134,7 +133,7 @@ def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
     except ToolError as error:
         if not way.mend:
             raise
-        # Its programs run with a library of this host, which may be too new for them.
+        # In this mode programs run with a library of this host, which may be too new for them.
         raise ToolError(
             f"{error.message}; mmdebstrap's unshare mode depends less on the host, and is to be "
             f"had by: {way.mend}",
@@ -145,10 +144,10 @@ def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
 
 
 def _first_place(mode: Mode, cache: Path) -> Path:
-    """The first place where a mode works on an empty root filesystem.
+    """Returns the first place where a mode works on an empty root filesystem.
 
     Raises:
-        HostError: There is none; why not, for each.
+        HostError: There is none; the message says why for each.
     """
     refusals: list[str] = []
     for place in places(cache):
@@ -156,7 +155,7 @@ def _first_place(mode: Mode, cache: Path) -> Path:
             with scratch(place) as work:
                 _mmdebstrap(
                     mode,
-                    # Nothing is fetched, so the source of packages is never asked.
+                    # Nothing is downloaded, so the package source is never contacted.
                     ["--variant=custom", "--format=null", "--skip=update",
                      f"--customize-hook={_TRIAL}", "bookworm", "-",
                      "deb [trusted=yes] file:///nonexistent bookworm main"],
@@ -193,7 +192,7 @@ def _mmdebstrap(
         ["mmdebstrap", f"--mode={mode}", *options],
         what=what,
         timeout=timeout,
-        # Nothing of it may lead into the user's folders, which its root may not enter.
+        # Nothing may point into the user's folders, which its root may not be able to enter.
         cwd=work.folder,
         env={
             "SOURCE_DATE_EPOCH": str(timestamp),
@@ -209,10 +208,10 @@ def _mmdebstrap(
 
 
 def _enter_namespace() -> None:
-    """Enters a user namespace as mmdebstrap does, with ids of its own for root and all.
+    """Checks that this account can enter a user namespace the way mmdebstrap does.
 
     Raises:
-        HostError: This account may not; with what mends it.
+        HostError: It cannot; the message says how to fix it.
     """
     try:
         run(
@@ -228,14 +227,14 @@ def _enter_namespace() -> None:
 
 
 def _reason(failed: ToolError) -> str:
-    """What mmdebstrap said last that tells why it failed."""
+    """Returns mmdebstrap's last error message that gives a reason."""
     told = [line[3:] for line in failed.stderr.splitlines() if line.startswith("E: ")]
     telling = [line for line in told if line != "mmdebstrap failed to run"]
     return (telling or [failed.stderr or str(failed)])[-1].strip()
 
 
 def _mend_namespace(stderr: str) -> str:
-    """The command that lets this account have namespaces."""
+    """Returns the command that would allow this account to use namespaces."""
     if "newuidmap" in stderr or "newgidmap" in stderr:
         return "apt-get install uidmap"
     if "subuid" in stderr or "subgid" in stderr:
@@ -250,7 +249,7 @@ def _mend_namespace(stderr: str) -> str:
 
 
 def _free_ids() -> int:
-    """The first of the subordinate ids that no account has yet."""
+    """Returns the first subordinate id above all that are assigned."""
     first = 100_000
     for path in (Path("/etc/subuid"), Path("/etc/subgid")):
         lines = path.read_text().splitlines() if path.exists() else []
@@ -263,7 +262,7 @@ def _free_ids() -> int:
 
 
 def _mirrors(base: BaseRecipe) -> list[str]:
-    """The base's package sources; ``VMSS_DEBIAN_MIRROR`` replaces the archive's host."""
+    """Returns the base's package sources; ``VMSS_DEBIAN_MIRROR`` replaces the archive's host."""
     mirror = os.environ.get("VMSS_DEBIAN_MIRROR")
     if not mirror:
         return list(base.mirrors)

@@ -1,4 +1,4 @@
-"""Building and caching images; safe for parallel runs."""
+"""Builds and caches images; safe for parallel runs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _LOCK_LIMIT = 1800.0
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """A built version.
+    """A built version of an image.
 
     Attributes:
-        name: Image definition.
+        name: Name of the image definition.
         version: ``Major.Minor.Patch``.
-        path: The qcow2 in the cache; do not change it.
+        path: The qcow2 file in the cache; do not change it.
         recipe: The image definition's recipe.
     """
 
@@ -53,8 +53,8 @@ class ImageBuilder:
 
     Args:
         folder: The image definition's folder, e.g. ``images/web``.
-        cache: Folder where root filesystems and disks are kept.
-        say: Told in words what is being built.
+        cache: Folder where root filesystems and disks are cached.
+        say: Called with progress messages.
     """
 
     def __init__(
@@ -68,26 +68,26 @@ class ImageBuilder:
     def named(
         cls, name: str, cache: Path, say: Callable[[str], None] = lambda _: None
     ) -> ImageBuilder:
-        """The builder of an image that ships with pytest-vmss."""
+        """Returns the builder of an image that ships with pytest-vmss."""
         return cls(find_recipes() / name, cache, say)
 
     def build(self, version: str) -> BuiltImage:
-        """Builds one version, or finds it in the cache.
+        """Builds one version, or returns it from the cache.
 
         Args:
             version: ``Major.Minor.Patch``, one of the recipe's.
 
         Raises:
             NotFoundError: There is no such recipe.
-            HostError: A tool is missing, this account can build nothing here, or the cache
-                cannot be written.
+            HostError: A tool is missing, this account cannot build here, or the cache cannot be
+                written.
             ToolError: A tool failed; nothing half-built is left.
         """
         recipe = self.recipe.version(version)
         base = self.recipe.base_recipe()
         digest = digest_of(base, self.recipe, recipe, extra=_own_digest())
         disk = self._cache / "disks" / f"{self.recipe.name}-{version}-{digest}.qcow2"
-        if not os.path.exists(disk):  # noqa: PTH110, Path.exists raises in another's home
+        if not os.path.exists(disk):  # noqa: PTH110, Path.exists raises in another user's home
             with self._lock(disk):
                 if not disk.exists():
                     rootfs = self._rootfs(base)
@@ -96,7 +96,12 @@ class ImageBuilder:
         return BuiltImage(self.recipe.name, version, disk, self.recipe)
 
     def _lock(self, target: Path) -> FileLock:
-        """A lock held while one file of the cache is made; waits for another run's."""
+        """Returns a lock for one file of the cache, after waiting until it is free.
+
+        Raises:
+            WaitTimeoutError: Another run did not release it in time.
+            HostError: The cache cannot be written.
+        """
         lock = FileLock(f"{target}.lock")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,12 +119,12 @@ class ImageBuilder:
                 f"the cache of images cannot be written: {error}"
                 f"{told_obstacle(Path(lock.lock_file))}; or name another folder (VMSS_CACHE_DIR)"
             ) from error
-        # FileLock counts its acquisitions: the caller's `with` must be the only one.
+        # FileLock counts acquisitions: the caller's `with` must be the only one.
         lock.release()
         return lock
 
     def _rootfs(self, base: BaseRecipe) -> Path:
-        # Only what mmdebstrap is told; the rest is laid over its result later.
+        # Only what mmdebstrap uses; the rest is applied to its result later.
         identity = base.model_dump_json(exclude={"mask", "wants", "remove"}) + HOOK
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         tar = self._cache / "rootfs" / f"{base.folder.name}-{digest}.tar"
@@ -131,7 +136,7 @@ class ImageBuilder:
                     f"building the root filesystem {base.folder.name} from Debian packages "
                     "(once; about a minute)"
                 )
-                part = tar.with_name(f"{tar.name}{PART}")  # one, for there is a lock
+                part = tar.with_name(f"{tar.name}{PART}")  # a fixed name, as the target is locked
                 try:
                     with part.open("wb") as file:
                         bootstrap(base, self._cache, file)
@@ -158,6 +163,6 @@ class ImageBuilder:
 
 @cache
 def _own_digest() -> str:
-    """A digest of the code that lays disks out: other code may build other disks."""
+    """Returns a digest of this package's code, since other code may build other disks."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

@@ -1,7 +1,7 @@
-"""Laying a root filesystem out as a bootable disk, without root or loop devices.
+"""Writes a root filesystem to a bootable disk, without root or loop devices.
 
-A GPT disk with a BIOS-boot partition (GRUB's core image), an EFI system
-partition and an ext4 root. The same disk boots by BIOS and by UEFI.
+The disk has a GPT with a BIOS boot partition (GRUB's core image), an EFI system partition and
+an ext4 root partition. The same disk boots from BIOS and UEFI.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ configfile /boot/grub/grub.cfg
 
 
 def write_disk(root: Path, out: Path, *, size_mib: int, timestamp: int, work: Path) -> None:
-    """Writes a compressed-free qcow2 disk from a root filesystem.
+    """Writes an uncompressed qcow2 disk from a root filesystem.
 
     Args:
         root: The finished root filesystem, with ``/boot/grub/grub.cfg``.
-        out: The qcow2 to write.
+        out: The qcow2 file to write.
         size_mib: Virtual size in MiB.
-        timestamp: Seconds since 1970 used for every time on the disk.
+        timestamp: Time for every file on the disk, in seconds since 1970.
         work: Folder for temporary files.
 
     Raises:
@@ -84,7 +84,7 @@ start={_ROOT_MIB}MiB, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, uuid={_UUID.for
 
 
 def _write_root(root: Path, raw: Path, *, size_mib: int, timestamp: int) -> None:
-    blocks = (size_mib - _ROOT_MIB - 1) * 256  # of 4 KiB; the last MiB holds the backup table
+    blocks = (size_mib - _ROOT_MIB - 1) * 256  # of 4 KiB; the last MiB holds the backup GPT
     run(
         [
             "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-L", ROOT_LABEL,
@@ -99,9 +99,9 @@ def _write_root(root: Path, raw: Path, *, size_mib: int, timestamp: int) -> None
 
 
 def _level_times(raw: Path, timestamp: int) -> None:
-    """Sets the times that the files got from the host's clock while they were laid out.
+    """Overwrites the times that files got from the host's clock while the disk was written.
 
-    A file's change time cannot be set in a folder, and mke2fs takes it over.
+    A file's change time cannot be set in a folder, and mke2fs copies it.
     """
     place = f"{raw}?offset={_ROOT_MIB * _MIB}"
     shown = run(["dumpe2fs", place], what="listing the files of the root filesystem").decode()
@@ -127,7 +127,7 @@ def _level_times(raw: Path, timestamp: int) -> None:
 
 
 def _install_bios(raw: Path, early: Path, work: Path) -> None:
-    """Writes GRUB's boot sector and core image, as grub-bios-setup would."""
+    """Writes GRUB's boot sector and core image, like grub-bios-setup."""
     core = work / "core.img"
     run(
         ["grub-mkimage", "-O", "i386-pc", "-p", "/boot/grub", "-c", early, "-o", core,
@@ -136,14 +136,14 @@ def _install_bios(raw: Path, early: Path, work: Path) -> None:
     )  # fmt: skip
     lba = _BIOS_MIB[0] * _MIB // _SECTOR
     image = bytearray(core.read_bytes())
-    # diskboot.S: the block list at the end of the first sector says where the rest is.
+    # diskboot.S: the block list at the end of the first sector locates the rest.
     struct.pack_into("<Q", image, 0x1F4, lba + 1)
     boot = bytearray(Path("/usr/lib/grub/i386-pc/boot.img").read_bytes())
     struct.pack_into("<Q", boot, 0x5C, lba)  # boot.S: GRUB_BOOT_MACHINE_KERNEL_SECTOR
     # boot.S: GRUB_BOOT_MACHINE_DRIVE_CHECK, a jump that trusts the BIOS's drive number.
     boot[0x66:0x68] = b"\x90\x90"
     with raw.open("r+b") as disk:
-        # Bytes from 440 on are the protective partition table's.
+        # Bytes from 440 on belong to the protective MBR's partition table.
         disk.write(boot[:440])
         disk.seek(lba * _SECTOR)
         disk.write(image)

@@ -1,7 +1,7 @@
-"""A small initramfs: busybox, a few kernel modules and a script.
+"""Builds a small initramfs: busybox, a few kernel modules and a script.
 
-Debian's own takes 3 s under TCG, most of it udev; this one loads the disk's
-driver, mounts the root filesystem by label and starts ``init`` in 0.3 s.
+Debian's own takes 3 s under TCG, most of it in udev; this one loads the disk's driver, mounts
+the root filesystem by label and starts ``init`` in 0.3 s.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ exec busybox switch_root /root "$init"
 
 
 class _Cpio:
-    """Writes the "newc" archive that the kernel unpacks; nothing in it varies."""
+    """Writes the "newc" archive that the kernel unpacks, reproducibly."""
 
     def __init__(self) -> None:
         self._out = io.BytesIO()
@@ -76,7 +76,7 @@ class _Cpio:
 
 
 def _closure(modules: Path, wanted: tuple[str, ...]) -> list[str]:
-    """Paths of modules, each after what it depends on; built-in ones are left out."""
+    """Returns the paths of modules, each after its dependencies; built-in ones are omitted."""
     dependencies: dict[str, list[str]] = {}
     by_name: dict[str, str] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
@@ -105,12 +105,12 @@ def _closure(modules: Path, wanted: tuple[str, ...]) -> list[str]:
 
 
 def build_initramfs(root: Path, release: str, wanted: tuple[str, ...]) -> bytes:
-    """Builds the archive.
+    """Builds the initramfs.
 
     Args:
         root: Root filesystem with ``/bin/busybox`` and the kernel's modules.
         release: The kernel's release, a folder under ``/lib/modules``.
-        wanted: Modules to load, without what they depend on.
+        wanted: Modules to load, without their dependencies.
 
     Returns:
         An uncompressed cpio archive.
@@ -129,7 +129,7 @@ def build_initramfs(root: Path, release: str, wanted: tuple[str, ...]) -> bytes:
     for path in _closure(modules, wanted):
         data = (modules / path).read_bytes()
         name = Path(path).name
-        if name.endswith(".xz"):  # busybox's insmod takes plain modules only
+        if name.endswith(".xz"):  # busybox's insmod accepts only uncompressed modules
             data, name = lzma.decompress(data), name.removesuffix(".xz")
         archive.add(f"modules/{name}", stat.S_IFREG | 0o644, data)
         names.append(name)

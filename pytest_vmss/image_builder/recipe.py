@@ -1,8 +1,8 @@
-"""Recipes of images: what a folder under ``images/`` says.
+"""Loads image recipes from a folder such as ``images/``.
 
-``<base>/base.yaml`` describes a root filesystem, ``<image>/image.yaml`` an
-image definition, ``<image>/<Major.Minor.Patch>/version.yaml`` one version. A
-``files/`` folder beside any of them is laid over the root filesystem.
+``<base>/base.yaml`` describes a root filesystem, ``<image>/image.yaml`` an image definition,
+``<image>/<Major.Minor.Patch>/version.yaml`` one version. A ``files/`` folder beside any of
+them is copied over the root filesystem.
 """
 
 from __future__ import annotations
@@ -37,24 +37,23 @@ class _Recipe(BaseModel):
 
     @property
     def files(self) -> Path:
-        """Folder of files that are laid over the root filesystem."""
+        """The folder of files that are copied over the root filesystem."""
         return self.folder / "files"
 
 
 class BaseRecipe(_Recipe):
-    """A root filesystem.
+    """The recipe of a root filesystem.
 
     Attributes:
         suite: Debian release, e.g. ``bookworm``.
         mirrors: ``apt`` source lines; ``{suite}`` is replaced.
-        packages: What mmdebstrap installs.
-        kernels: Kernel metapackages; each version of an image takes one.
-        initramfs_modules: Modules that find the root disk, in no order.
-        mask: systemd units that a guest of the lab has no use for.
-        wants: systemd units started by ``multi-user.target`` besides the
-            packages' own.
+        packages: Packages that mmdebstrap installs.
+        kernels: Kernel metapackages; each version of an image uses one.
+        initramfs_modules: Modules needed to find the root disk, in any order.
+        mask: systemd units to mask, which the lab's guests do not need.
+        wants: systemd units started by ``multi-user.target`` besides the packages' own.
         remove: Paths (globs) deleted from the finished filesystem.
-        timestamp: Seconds since 1970 that all files' times are clamped to.
+        timestamp: Latest time of any file, in seconds since 1970; later ones are set to it.
     """
 
     suite: Name
@@ -69,7 +68,7 @@ class BaseRecipe(_Recipe):
 
 
 class ImageRecipe(_Recipe):
-    """An image definition, in Azure's words.
+    """The recipe of an image definition, in Azure's terms.
 
     Attributes:
         publisher: Azure's identifier, with ``offer`` and ``sku``.
@@ -87,11 +86,11 @@ class ImageRecipe(_Recipe):
 
     @property
     def name(self) -> str:
-        """Name of the image definition: its folder's."""
+        """Name of the image definition, which is its folder's."""
         return self.folder.name
 
     def versions(self) -> list[str]:
-        """Versions that have a recipe, lowest first."""
+        """Returns the versions that have a recipe, lowest first."""
         found = [
             entry.name
             for entry in self.folder.iterdir()
@@ -100,7 +99,7 @@ class ImageRecipe(_Recipe):
         return sorted(found, key=lambda version: tuple(int(part) for part in version.split(".")))
 
     def version(self, version: str) -> VersionRecipe:
-        """Reads one version's recipe.
+        """Loads one version's recipe.
 
         Raises:
             NotFoundError: There is none.
@@ -114,12 +113,12 @@ class ImageRecipe(_Recipe):
         return _load(VersionRecipe, folder, "version.yaml")
 
     def base_recipe(self) -> BaseRecipe:
-        """Reads the recipe of the root filesystem."""
+        """Loads the recipe of the root filesystem."""
         return _load(BaseRecipe, self.folder.parent / self.base, "base.yaml")
 
 
 class VersionRecipe(_Recipe):
-    """One version of an image.
+    """The recipe of one version of an image.
 
     Attributes:
         kernel: Kernel metapackage, one of the base's.
@@ -152,9 +151,9 @@ def _load(kind: type[_R], folder: Path, filename: str) -> _R:
 
 
 def find_recipes() -> Path:
-    """Where the recipes that ship with pytest-vmss are.
+    """Returns the folder of the recipes that ship with pytest-vmss.
 
-    In a checkout that is ``images/``; an installed package carries them along.
+    In a checkout that is ``images/``; an installed package contains a copy.
 
     Raises:
         NotFoundError: The installation is incomplete.
@@ -167,24 +166,24 @@ def find_recipes() -> Path:
 
 
 def load_image(folder: Path) -> ImageRecipe:
-    """Reads the recipe of an image definition.
+    """Loads the recipe of an image definition.
 
     Raises:
         NotFoundError: There is no ``image.yaml`` in the folder.
-        ImageError: It is not valid.
+        ImageError: It is invalid.
     """
     return _load(ImageRecipe, folder, "image.yaml")
 
 
 def digest_of(*recipes: _Recipe, extra: str = "") -> str:
-    """A digest of everything that recipes say, files included (hex, 16 digits)."""
+    """Computes a digest of recipes and their files (16 hex digits)."""
     state = hashlib.sha256(extra.encode())
     for recipe in recipes:
         state.update(recipe.model_dump_json().encode())
         for path in sorted(recipe.files.rglob("*")):
             name = str(path.relative_to(recipe.files))
             mode = path.lstat().st_mode
-            # Of the permissions only this one goes into an image; the rest is the umask's.
+            # An image gets only this permission bit; the others depend on the umask.
             kind = stat.S_IFMT(mode) | (mode & stat.S_IXUSR if stat.S_ISREG(mode) else 0)
             state.update(f"\0{name}\0{kind:o}\0".encode())
             if path.is_symlink():

@@ -1,8 +1,7 @@
-"""Scratch folders that other users may pass through, and that are removed whatever happens.
+"""Scratch folders that other users may traverse, and that are always removed in the end.
 
-In mmdebstrap's unshare mode the root of the new filesystem is a subordinate id
-of the user: it may not enter a home folder of mode 0700, and what it leaves
-there the user may not delete.
+In mmdebstrap's unshare mode the root of the new filesystem is a subordinate id of the user: it
+may not enter a home folder of mode 0700, and the user may not delete what it leaves behind.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class Scratch:
     """A folder for the files of one build.
 
     Attributes:
-        folder: The user's own, mode 0711: others may pass through and not look
-            around, so that they reach only what they know the name of.
-        lock: Descriptor that holds its lock. Handed to a program, it keeps the folder
-            from being swept as long as that runs, whether or not this process does.
+        folder: The folder; it belongs to the user and has mode 0711, so that others may traverse it
+            but not list it, and reach only what they know the name of.
+        lock: Descriptor that holds its lock. If a program inherits it, the folder is not swept
+            while that runs, even if this process ends.
     """
 
     folder: Path
@@ -40,10 +39,10 @@ class Scratch:
 
 
 def places(cache: Path) -> list[Path]:
-    """Where a root filesystem may be unpacked, the best first.
+    """Returns the folders in which a root filesystem may be unpacked, the best first.
 
-    The user's own ``TMPDIR`` first, then the cache, which is known to have room,
-    then the folders that every account may enter.
+    The user's own ``TMPDIR`` comes first, then the cache, which is known to have room, then the
+    folders that every account may enter.
     """
     wanted = os.environ.get("TMPDIR")
     found = [*([Path(wanted)] if wanted else []), cache, Path("/var/tmp"), Path("/tmp")]  # noqa: S108
@@ -52,12 +51,12 @@ def places(cache: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def scratch(place: Path) -> Iterator[Scratch]:
-    """Makes a scratch folder, and removes it with everything in it.
+    """Creates a scratch folder, and removes it afterwards with everything in it.
 
-    What a killed process of the same user left in the place is removed first.
+    Leftovers of the same user's killed processes are removed first.
 
     Args:
-        place: The folder to make it in, one of :func:`places` or any of the user's own.
+        place: The folder to create it in: one of :func:`places`, or any other of the user's.
 
     Raises:
         HostError: The place cannot be written.
@@ -94,7 +93,7 @@ def _make(place: Path, prefix: str) -> Scratch:
 
 
 def _lock(folder: Path) -> int | None:
-    """Locks a folder itself, so that nothing in it is needed; None where another holds it."""
+    """Locks a folder itself, without a lock file; returns None if another process holds it."""
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,11 +104,11 @@ def _lock(folder: Path) -> int | None:
 
 
 def _sweep(place: Path, prefix: str) -> None:
-    """Removes the scratch folders of dead processes, as far as that is possible."""
+    """Removes the scratch folders of dead processes, as far as possible."""
     for folder in place.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # it went meanwhile
+        with contextlib.suppress(OSError):  # it was removed meanwhile
             if folder.lstat().st_uid != os.geteuid():
-                continue  # another's, in a folder that all may write to
+                continue  # another user's, in a folder that everyone may write to
             lock = _lock(folder)
             if lock is not None:
                 try:
@@ -119,12 +118,13 @@ def _sweep(place: Path, prefix: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a scratch folder, as far as that is possible."""
+    """Removes a scratch folder, as far as possible."""
     for entry in folder.iterdir():
         other = entry.lstat().st_uid != os.geteuid()
         if other and entry.is_dir() and not entry.is_symlink():
-            # Another id's of the user: emptied as the root of a namespace that has it.
-            # The folder's own name is in a folder of ours, so that step is ours.
+            # It belongs to a subordinate id of the user: empty it as root of a namespace with that
+            # id. The
+            # folder's own entry is in a folder of ours, so we can remove that ourselves.
             with contextlib.suppress(VmssError):
                 run(
                     ["mmdebstrap", "--unshare-helper", "find", entry, "-mindepth", "1", "-delete"],

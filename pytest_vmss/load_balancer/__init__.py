@@ -1,4 +1,4 @@
-"""A real load balancer in front of a set: HAProxy on loopback (F2)."""
+"""A real load balancer in front of a scale set: HAProxy on loopback (F2)."""
 
 from __future__ import annotations
 

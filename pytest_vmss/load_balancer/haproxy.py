@@ -1,4 +1,4 @@
-"""HAProxy: an unprivileged process on loopback, driven through its runtime socket."""
+"""Runs HAProxy as an unprivileged process on loopback, controlled by its runtime socket."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from pytest_vmss.model import Probe
 __all__ = ["HAProxy"]
 
 _NOBODY = 65534
-#: States of servers whose probe succeeds, or that have none.
+#: States of servers whose health check succeeds, or that have none.
 _IN_HEALTH = ("UP", "DRAIN", "NOLB", "no check")
 _SOCKET = "haproxy.sock"
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 16 * 1024 * 1024
 _STOP_S = 5.0
-#: HAProxy counts in milliseconds, in 31 bits.
+#: HAProxy counts milliseconds in 31 bits.
 _LONGEST_S = 2_000_000
 _START_S = 10.0
 
@@ -71,12 +71,12 @@ _HTTP_CHECK = """\
 class HAProxy:
     """Implements :class:`~pytest_vmss.load_balancer.protocol.Balancer`.
 
-    The process lives on when this one ends, so that a set is served between two
-    commands; its number is in a file of the folder.
+    The HAProxy process outlives this one, so that a set is served between two commands; its
+    process id is in a file in the folder.
 
     Args:
-        folder: Where its files are.
-        rules: What it listens to. Not empty.
+        folder: Folder of its files.
+        rules: The load-balancing rules; at least one.
     """
 
     def __init__(self, folder: Path, rules: Sequence[Rule]) -> None:
@@ -84,14 +84,14 @@ class HAProxy:
         self._rules = tuple(rules)
 
     def require(self) -> None:
-        """Whether it could run; nothing is made.
+        """Checks that HAProxy is installed; creates nothing.
 
         Raises:
             HostError: HAProxy is not installed.
         """
         require("haproxy")
 
-    # The process.
+    # Process.
 
     @property
     def _pid_file(self) -> Path:
@@ -106,10 +106,10 @@ class HAProxy:
         return self._folder / _SOCKET
 
     def ensure(self, members: Sequence[Member]) -> None:
-        """Runs, with these members and no others, each in or out of service as it says.
+        """Ensures that it runs with exactly these members, in or out of service as specified.
 
         Raises:
-            BalancerError: It cannot be started; the message is its own.
+            BalancerError: It cannot be started; the message is HAProxy's.
             HostError: HAProxy is not installed.
         """
         if not self._answers():
@@ -161,10 +161,10 @@ class HAProxy:
             raise BalancerError(f"the load balancer does not answer: {error.message}") from error
 
     def stop(self) -> None:
-        """Ends; nothing of it is left.
+        """Stops the load balancer, and removes all of its files.
 
         Raises:
-            BalancerError: Its process could not be ended, or its folder not be removed.
+            BalancerError: Its process could not be ended, or its folder could not be removed.
         """
         if not self._folder.exists():
             return
@@ -180,14 +180,14 @@ class HAProxy:
             ) from error
 
     def _end(self, process: psutil.Process) -> None:
-        """Ends one of its processes, gently at first.
+        """Ends one of its processes, by SIGTERM and then SIGKILL.
 
         Raises:
-            BalancerError: It goes on.
+            BalancerError: It does not end, or belongs to another user.
         """
         try:
             for number in (signal.SIGTERM, signal.SIGKILL):
-                # psutil makes sure that its number is not another process's by now.
+                # psutil makes sure that the process id was not reused.
                 process.send_signal(number)
                 with contextlib.suppress(psutil.TimeoutExpired):
                     process.wait(_STOP_S)
@@ -207,11 +207,11 @@ class HAProxy:
             )
 
     def _processes(self) -> list[psutil.Process]:
-        """Its processes, also one that has only begun and has not written its number yet."""
+        """Returns its processes, including one that has just started and not written its id yet."""
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def _process(self) -> psutil.Process | None:
-        """Its process; None where there is none. A pid that was used again does not count."""
+        """Returns its process, or None; a reused process id does not count."""
         try:
             process = psutil.Process(int(self._pid_file.read_text().split()[0]))
         except (OSError, ValueError, IndexError, psutil.Error):
@@ -219,9 +219,9 @@ class HAProxy:
         return process if self._is_ours(process) else None
 
     def _is_ours(self, process: psutil.Process) -> bool:
-        """Whether a process is an HAProxy that runs with this very configuration.
+        """Whether a process is an HAProxy that runs with this configuration file.
 
-        Others may mention the file: an editor, a pager, a script.
+        Other processes may have the file on their command line: an editor, a pager, a script.
         """
         try:
             arguments = process.cmdline()
@@ -245,14 +245,14 @@ class HAProxy:
             if rule.probe is not None and rule.probe.protocol != "Tcp":
                 check = _HTTP_CHECK.format(path=_quoted(rule.probe.request_path or "/"))
             text += _RULE.format(name=rule.name, address=rule.address, port=rule.port, check=check)
-            # Servers are added with these at run time; others need another process.
+            # Servers are added with these options at run time; other options need another process.
             text += f"    # servers:{_check(rule.probe)}\n"
         return text
 
-    # Its members.
+    # Members.
 
     def add(self, member: Member) -> None:
-        """Takes a member in, in service or not."""
+        """Adds a member, in or out of service."""
         known = self._servers()
         for rule in self._rules:
             server = f"{rule.name}/{member.name}"
@@ -267,7 +267,7 @@ class HAProxy:
         (self.put_back if member.in_service else self.take_out)(member.name)
 
     def remove(self, name: str) -> None:
-        """Lets a member go, with what connections it still has."""
+        """Removes a member, closing the connections it still has."""
         known = self._servers()
         for rule in self._rules:
             if (rule.name, name) not in known:
@@ -287,15 +287,15 @@ class HAProxy:
                 raise BalancerError(f"{name} cannot be removed: {error.message}") from error
 
     def _deleted(self, server: str) -> bool | None:
-        """Whether a server could be deleted; not while it has connections."""
+        """Deletes a server; returns None while it still has connections."""
         return self._command(f"del server {server}", fails=True) or None
 
     def take_out(self, name: str) -> None:
-        """Sends a member no new connections; those that it has go on."""
+        """Stops sending new connections to a member; existing ones continue."""
         self._set_state(name, "drain")
 
     def put_back(self, name: str) -> None:
-        """Sends a member connections again, as soon as it is healthy."""
+        """Sends connections to a member again, as soon as it is healthy."""
         self._set_state(name, "ready")
 
     def _set_state(self, name: str, state: str) -> None:
@@ -305,19 +305,19 @@ class HAProxy:
                 self._command(f"set server {rule.name}/{name} state {state}")
 
     def connections(self, name: str) -> int:
-        """How many connections a member has now."""
+        """Returns the number of a member's current connections."""
         return sum(int(row["scur"] or 0) for row in self._rows() if row["svname"] == name)
 
     def healthy(self, name: str) -> bool | None:
-        """What the probes say of a member; None where nothing is known yet."""
+        """Whether a member is healthy by its probes; None if that is not known yet."""
         rows = [row for row in self._rows() if row["svname"] == name]
         if not rows or any(row["check_status"].endswith("INI") for row in rows):
             return None
-        # "DOWN 1/2" is on its way up, and still down.
+        # "DOWN 1/2" is on its way up, but still down.
         return all(row["status"].startswith(_IN_HEALTH) for row in rows)
 
     def _servers(self) -> set[tuple[str, str]]:
-        """Each member of each rule; a kill may have come between two rules."""
+        """Returns (rule, member) of every server; after a kill some may be missing."""
         return {(row["pxname"], row["svname"]) for row in self._rows()}
 
     def _rows(self) -> list[dict[str, str]]:
@@ -328,16 +328,20 @@ class HAProxy:
                 for row in csv.DictReader(io.StringIO(text))
                 if row["svname"] not in ("FRONTEND", "BACKEND")
             ]
-        except (csv.Error, KeyError) as error:  # it repeats what members answered
+        except (csv.Error, KeyError) as error:  # it repeats what members responded
             raise BalancerError(f"HAProxy's statistics cannot be read: {error}") from error
 
-    # Its socket.
+    # Socket.
 
     def _command(self, command: str, *, fails: bool = False) -> bool:
-        """Gives a command; what it answers is a complaint.
+        """Sends a command whose output, if any, is an error.
+
+        Args:
+            command: The command.
+            fails: Whether to return False on an error, instead of raising.
 
         Raises:
-            BalancerError: It complains, and that is no answer (``fails``).
+            BalancerError: HAProxy refused the command.
         """
         answer = self._ask(command).strip()
         if not answer or "New server registered" in answer or "Server deleted" in answer:
@@ -347,7 +351,7 @@ class HAProxy:
         raise BalancerError(f"HAProxy refused {command!r}: {answer}")
 
     def _ask(self, command: str) -> str:
-        # Paths of sockets are limited to 107 characters; those of folders are not.
+        # The length of socket paths is limited to 107 characters; that of folders is not.
         try:
             folder = os.open(self._folder, os.O_PATH)
         except OSError as error:
@@ -368,11 +372,11 @@ class HAProxy:
 
 
 def _program(process: psutil.Process) -> str:
-    """Name of the file that a process executes, whatever it calls itself."""
+    """Returns the name of the file that a process executes, whatever name it displays."""
     try:
-        # A file that was replaced since is marked so by the kernel.
+        # The kernel adds this suffix if the file was replaced meanwhile.
         return Path(process.exe().removesuffix(" (deleted)")).name
-    except psutil.AccessDenied:  # in a container, of one that has become another user's
+    except psutil.AccessDenied:  # in a container, if the process has changed its user
         return process.name()
 
 
@@ -384,7 +388,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def _read(link: socket.socket) -> bytes:
-    """Reads an answer to its end.
+    """Reads a response to its end.
 
     Raises:
         OSError: It is too long, or takes too long.
@@ -405,7 +409,7 @@ def _read(link: socket.socket) -> bytes:
 
 
 def _check(probe: Probe | None) -> str:
-    """How a server is checked; as often as the probe says, and quickly while its state changes."""
+    """Returns the options of a server's check: at the probe's interval, faster during changes."""
     if probe is None:
         return ""
     ssl = " check-ssl verify none" if probe.protocol == "Https" else ""
@@ -416,14 +420,14 @@ def _check(probe: Probe | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A path as one word of the configuration, in which HAProxy finds nothing to interpret.
+    """Quotes a path for the configuration, so that HAProxy interprets nothing in it.
 
     Raises:
-        BalancerError: It holds what no path of a URL does.
+        BalancerError: It contains characters that are invalid in a URL's path.
     """
     if not re.fullmatch("[!-~]{0,1024}", text):
         raise BalancerError(
             "a probe's path holds spaces, control characters or letters beyond ASCII"
         )
-    # HAProxy expands variables in double quotes; "uri", unlike "uri-lf", takes % as it is.
+    # HAProxy expands variables in double quotes; "uri", unlike "uri-lf", does not interpret %.
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$") + '"'

@@ -1,4 +1,4 @@
-"""What the lab asks of a load balancer. Every call can be repeated without harm."""
+"""The interface to a load balancer. Every call is idempotent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Balancer", "Member", "Rule"]
 
 @dataclass(frozen=True)
 class Rule:
-    """From a port of the frontend to a port of every instance.
+    """A load-balancing rule: from a port of the frontend to a port of every instance.
 
     Attributes:
         name: Azure's name of the rule.
         address: Loopback address of the frontend.
-        port: Port of the host on it.
+        port: Port of the host on that address.
         backend_port: Port of the guests.
-        probe: What tells whether an instance gets traffic; None: every one does.
+        probe: The probe that decides whether an instance gets traffic; None if all do.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Member:
         name: Azure's name of the instance.
         address: Loopback address that leads to it.
         forwards: Guest port to host port on that address.
-        in_service: Whether it may get traffic, where it is healthy.
+        in_service: Whether it may get traffic if it is healthy.
     """
 
     name: str
@@ -51,25 +51,25 @@ class Balancer(Protocol):
     """Distributes traffic over the healthy instances of one set."""
 
     def ensure(self, members: Sequence[Member]) -> None:
-        """Runs, with these members and no others, each in or out of service as it says."""
+        """Ensures that it runs with exactly these members, in or out of service as specified."""
 
     def add(self, member: Member) -> None:
-        """Takes a member in, in service or not."""
+        """Adds a member, in or out of service."""
 
     def remove(self, name: str) -> None:
-        """Lets a member go; it must be out of service."""
+        """Removes a member, which must be out of service."""
 
     def take_out(self, name: str) -> None:
-        """Sends a member no new connections; those that it has go on."""
+        """Stops sending new connections to a member; existing ones continue."""
 
     def put_back(self, name: str) -> None:
-        """Sends a member connections again, as soon as it is healthy."""
+        """Sends connections to a member again, as soon as it is healthy."""
 
     def connections(self, name: str) -> int:
-        """How many connections a member has now."""
+        """Returns the number of a member's current connections."""
 
     def healthy(self, name: str) -> bool | None:
-        """What the probe says of a member; None where nothing is known yet."""
+        """Whether a member is healthy by its probes; None if that is not known yet."""
 
     def stop(self) -> None:
-        """Ends; nothing of it is left."""
+        """Stops the load balancer, and removes all of its files."""

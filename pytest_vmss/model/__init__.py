@@ -1,4 +1,4 @@
-"""Azure's wire model: pure, without input or output."""
+"""Azure's wire model: pure functions and data, without I/O."""
 
 from __future__ import annotations
 

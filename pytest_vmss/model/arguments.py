@@ -1,7 +1,7 @@
-"""What callers of the public API hand in beside documents: checked before anything is done (A6).
+"""Validates arguments of the public API other than documents, before anything is done (A6).
 
-Each validator returns the value as it is used from then on, or raises ModelError with the
-argument's name for a path, and words that say what was expected.
+Each validator returns the value to use from then on, or raises ModelError with the argument's
+name as its path and a message that says what was expected.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ __all__ = [
     "check_seconds",
 ]
 
-#: Of Azure's Uniform sets.
+#: The limit of Azure's Uniform sets.
 _MOST_INSTANCES = 1000
-#: Bytes of custom data, decoded.
+#: Maximum size of custom data in bytes, decoded.
 _CUSTOM_DATA_BYTES = 65536
-#: Forwarded ports of one set; each takes one of the host's on every address.
+#: Maximum number of forwarded ports of one set; each takes up a host port on every address.
 _MOST_PORTS = 64
 _COMMAND_CHARS, _SCRIPT_CHARS = 16384, 1024 * 1024
 _NAME_CHARS = 260
-#: A century: longer waits are mistakes, and clocks cannot count them.
+#: A century: longer times are mistakes, and clocks cannot represent them.
 _LONGEST_S = 100 * 365 * 86400.0
 _LAST_ID = 2**31
 
 
 def _refuse(path: str, expected: str, given: object, *, secret: bool = False) -> NoReturn:
-    """Raises ModelError.
+    """Raises ModelError for an argument.
 
     Args:
-        path: The argument.
+        path: The argument's name.
         expected: What it must be.
-        given: What it is.
-        secret: Whether it may be told by its type alone.
+        given: The value given.
+        secret: Whether the message may name only the value's type.
     """
     told = f"given a {type(given).__name__}" if secret or not _is_plain(given) else (
         f"given {quote(given)}"
@@ -61,7 +61,7 @@ def _refuse(path: str, expected: str, given: object, *, secret: bool = False) ->
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value can be quoted: short, and harmless to print."""
+    """Whether a value can be quoted in a message: short, and harmless to print."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value.bit_length() <= 64
     return value is None or isinstance(value, (str, bool, float))
@@ -72,7 +72,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is a text that can be encoded and stored, and handed to a shell."""
+    """Whether it is a string that can be encoded, stored and passed to a shell."""
     if not isinstance(value, str) or "\0" in value:
         return False
     try:
@@ -83,12 +83,12 @@ def _is_text(value: object) -> bool:
 
 
 def check_instance_count(value: Any, path: str = "capacity", *, none: bool = False) -> int | None:
-    """How many instances there are to be.
+    """Validates a number of instances.
 
     Args:
         value: The number.
-        path: The argument.
-        none: Whether it may be None, where it is left to the model.
+        path: The argument's name.
+        none: Whether None is allowed, which leaves it to the model.
 
     Raises:
         ModelError: Not a whole number from 0 to 1000.
@@ -101,10 +101,10 @@ def check_instance_count(value: Any, path: str = "capacity", *, none: bool = Fal
 
 
 def check_name(value: Any, path: str = "name") -> str | None:
-    """A name; None where that is left to the model. Which characters it has is the model's rule.
+    """Validates a name's length; None leaves it to the model, which also checks the characters.
 
     Raises:
-        ModelError: It is not a text, or empty, or longer than any name.
+        ModelError: Not a string, or empty, or longer than any name may be.
     """
     if value is None:
         return None
@@ -114,7 +114,7 @@ def check_name(value: Any, path: str = "name") -> str | None:
 
 
 def check_port(value: Any, path: str = "port") -> int:
-    """A port of a guest.
+    """Validates a guest's port.
 
     Raises:
         ModelError: Not a whole number from 1 to 65535.
@@ -125,10 +125,10 @@ def check_port(value: Any, path: str = "port") -> int:
 
 
 def check_ports(value: Any, path: str = "ports") -> tuple[int, ...]:
-    """Ports of a guest, each once.
+    """Validates a guest's ports, and drops duplicates.
 
     Raises:
-        ModelError: Not a list of at most 64 different whole numbers from 1 to 65535.
+        ModelError: Not a list of at most 64 whole numbers from 1 to 65535.
     """
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence | set | frozenset):
         _refuse(path, "must be a list of ports, e.g. [8080]", value)
@@ -139,15 +139,15 @@ def check_ports(value: Any, path: str = "ports") -> tuple[int, ...]:
 
 
 def check_seconds(value: Any, path: str, *, none: bool = False) -> float | None:
-    """A time in seconds, such as ``health_timeout`` or ``every``.
+    """Validates a time in seconds, such as ``health_timeout`` or ``every``.
 
     Args:
         value: The seconds.
-        path: The argument.
-        none: Whether it may be None, which stays.
+        path: The argument's name.
+        none: Whether None is allowed, which is returned as it is.
 
     Raises:
-        ModelError: Not a finite number above 0.
+        ModelError: Not a finite number above 0, or more than a century.
     """
     if value is None and none:
         return None
@@ -158,7 +158,7 @@ def check_seconds(value: Any, path: str, *, none: bool = False) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number; None where it is not one."""
+    """Converts a value to a finite number; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -169,10 +169,10 @@ def _number(value: Any) -> float | None:
 
 
 def check_custom_data(value: Any, path: str = "custom_data") -> str | None:
-    """Custom data, in strict base64; None where that is left to the model (P5).
+    """Validates custom data, in strict base64; None leaves it to the model (P5).
 
     Raises:
-        ModelError: Not a text in base64, or more than 64 KiB when decoded; nothing is quoted.
+        ModelError: Not base64, or more than 64 KiB when decoded; the message quotes none of it.
     """
     if value is None:
         return None
@@ -194,7 +194,7 @@ def check_custom_data(value: Any, path: str = "custom_data") -> str | None:
 
 
 def check_health(value: Any, path: str = "health") -> Any:
-    """A health source: a command that is run over SSH, or a function; None for none.
+    """Validates a health source: a command to run over SSH, or a function; None means no source.
 
     Raises:
         ModelError: It is neither.
@@ -211,10 +211,10 @@ def check_health(value: Any, path: str = "health") -> Any:
 
 
 def check_function(value: Any, path: str) -> Callable[..., object]:
-    """A function that is called later.
+    """Validates a function that is called later.
 
     Raises:
-        ModelError: It cannot be called.
+        ModelError: It is not callable.
     """
     if not callable(value):
         _refuse(path, "must be a function", value)
@@ -223,10 +223,11 @@ def check_function(value: Any, path: str) -> Callable[..., object]:
 
 
 def check_script(value: Any, path: str = "script") -> str:
-    """A script for a guest's shell.
+    """Validates a script for a guest's shell.
 
     Raises:
-        ModelError: Not a text of at most 1 MiB without a NUL; nothing of it is quoted.
+        ModelError: Not a string of at most 1 Mi characters without NUL; the message quotes none of
+            it.
     """
     if not _is_text(value) or len(value) > _SCRIPT_CHARS:
         expected = f"must be a text of at most {_SCRIPT_CHARS >> 10} Ki characters, without NUL"
@@ -235,12 +236,12 @@ def check_script(value: Any, path: str = "script") -> str:
 
 
 def check_flag(value: Any, path: str, *, none: bool = False) -> bool | None:
-    """A switch.
+    """Validates a boolean.
 
     Args:
-        value: The switch.
-        path: The argument.
-        none: Whether it may be None, which stays.
+        value: The boolean.
+        path: The argument's name.
+        none: Whether None is allowed, which is returned as it is.
 
     Raises:
         ModelError: Neither True nor False.
@@ -253,7 +254,7 @@ def check_flag(value: Any, path: str, *, none: bool = False) -> bool | None:
 
 
 def check_choice(value: Any, path: str, choices: Sequence[str]) -> str:
-    """One of several words.
+    """Validates a choice between several words.
 
     Raises:
         ModelError: It is not one of them.
@@ -266,15 +267,15 @@ def check_choice(value: Any, path: str, choices: Sequence[str]) -> str:
 def check_instance_ids(
     value: Any, path: str = "ids", *, none: bool = True
 ) -> tuple[int, ...] | None:
-    """Ids of instances, as numbers or texts of digits, each once; None for all.
+    """Validates instance ids, given as numbers or strings of digits, and drops duplicates.
 
     Args:
-        value: The ids.
-        path: The argument.
-        none: Whether it may be None.
+        value: The ids; None means all.
+        path: The argument's name.
+        none: Whether None is allowed.
 
     Raises:
-        ModelError: Not a list of ids, or an empty one: that would be taken for none or for all.
+        ModelError: Not a list of ids, or an empty one, which could be taken for none or for all.
     """
     if value is None and none:
         return None

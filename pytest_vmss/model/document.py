@@ -1,8 +1,8 @@
-"""Reading a model from what people have: Azure's JSON, YAML, an ARM template.
+"""Loads a scale-set model from Azure's JSON, YAML or an ARM template.
 
-The shapes taken are ARM's body (with ``properties``), what ``az vmss show``
-prints (without), and a template whose ``resources`` hold a scale set and,
-where its health probe is one of a load balancer's, that load balancer.
+Accepted are ARM's resource body (with ``properties``), what ``az vmss show`` prints
+(without), and a template whose ``resources`` contain a scale set and, if its health probe
+is a load balancer's, that load balancer.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from pytest_vmss.untrusted import listed
 
 __all__ = ["ScaleSetDocument", "Source", "load_document", "read_part"]
 
-#: A file, or the document itself.
+#: The path of a file, or the document itself.
 Source = str | Path | Mapping[str, Any] | SealedDocument
 
 _SCALE_SET = "microsoft.compute/virtualmachinescalesets"
 _LOAD_BALANCER = "microsoft.network/loadbalancers"
 _CLUSTER = "microsoft.servicefabric/clusters"
-#: Problems of one document that are told; a hostile one has any number.
+#: Maximum number of problems reported for one document; a hostile one may have any number.
 _TOLD_PROBLEMS = 100
 _NAME_CHARS = 200
 
 
 @dataclass(frozen=True)
 class ScaleSetDocument:
-    """A scale set and what it refers to.
+    """A scale set and the resources it refers to.
 
     Attributes:
         model: The scale set.
-        probe: The load balancer's probe that its ``healthProbe`` names.
-        balancer: The load balancer that has this probe.
+        probe: The load-balancer probe that its ``healthProbe`` names.
         source: Where it was read from, for messages.
-        clusters: Service Fabric clusters beside it.
+        clusters: The Service Fabric clusters in the same template.
+        balancer: The load balancer that has this probe.
     """
 
     model: ScaleSetModel
@@ -73,23 +73,22 @@ def load_document(
     custom_data: str | None = None,
     known_balancer: LoadBalancer | None = None,
 ) -> ScaleSetDocument:
-    """Reads a scale set.
+    """Loads and validates a scale set.
 
     Args:
-        source: A file (JSON or YAML) or the document itself.
-        load_balancer: Azure's JSON of the load balancer whose probe the scale
-            set names, where the document does not hold it.
+        source: The path of a JSON or YAML file, or the document itself.
+        load_balancer: Azure's JSON of the load balancer whose probe the scale set names, if the
+            document does not contain it.
         name: Replaces the document's name.
         capacity: Replaces ``sku.capacity``.
-        custom_data: Replaces ``osProfile.customData`` (base64), which Azure
-            never returns.
-        known_balancer: The load balancer that the set has had so far, on an update.
+        custom_data: Replaces ``osProfile.customData`` (base64), which Azure never returns.
+        known_balancer: On an update, the load balancer that the set has had so far.
 
     Raises:
-        ModelError: The document cannot be read or is not valid; every problem
-            has its JSON path and Azure's code.
+        ModelError: The document cannot be read or is invalid; every problem has its JSON path and
+            Azure's code.
     """
-    # First of all, so that no error shows what is secret in them.
+    # Before anything else, so that no traceback shows the secrets in them.
     source, load_balancer = seal(source), seal(load_balancer)
     custom_data = seal_text(custom_data)
     label = label_of(source, "the model")
@@ -125,7 +124,7 @@ def load_document(
 
 
 def read_part(source: Source) -> dict[str, Any]:
-    """Reads a part of a scale set's body, its ``properties`` laid flat, nulls left out.
+    """Reads part of a scale set's body, with ``properties`` flattened and nulls dropped.
 
     Raises:
         ModelError: It cannot be read.
@@ -139,7 +138,7 @@ def read_part(source: Source) -> dict[str, Any]:
 
 
 def _resources(raw: dict[str, Any], label: str) -> list[dict[str, Any]] | None:
-    """The resources of an ARM template, its parameters filled in; None for a plain body."""
+    """Returns an ARM template's resources with parameters filled in; None for a plain body."""
     if "resources" not in raw or "sku" in raw:
         return None
     listed = raw["resources"]
@@ -167,10 +166,10 @@ _REFERENCE = re.compile(r"\[(parameters|variables)\('([^']+)'\)\]")
 class _Filler:
     """Replaces plain references to parameters and variables; other expressions stay.
 
-    What comes of it is bounded like a document: a reference may lead to itself, or to many.
+    The result is limited like a document, since references can be circular or multiply.
 
     Args:
-        values: By section and name.
+        values: The values, by section and name.
     """
 
     def __init__(self, values: Mapping[str, Mapping[str, Any]]) -> None:
@@ -178,7 +177,7 @@ class _Filler:
         self._meter = Meter()
 
     def fill(self, value: Any, path: str, depth: int) -> Any:
-        """A copy of a value with its references replaced."""
+        """Returns a copy of a value with its references replaced."""
         self._meter.take(path, depth, value if isinstance(value, str) else "")
         if isinstance(value, dict):
             return {key: self.fill(item, path, depth + 1) for key, item in value.items()}
@@ -203,7 +202,7 @@ def _one(resources: list[dict[str, Any]], kind: str, label: str) -> dict[str, An
 
 
 def _flatten(value: Any) -> Any:
-    """Lays ``properties`` flat and drops nulls, which Azure takes as absent."""
+    """Flattens ``properties`` and drops nulls, which Azure treats as absent."""
     if isinstance(value, list):
         return [_flatten(item) for item in value]
     if not isinstance(value, dict):
@@ -222,10 +221,10 @@ _M = TypeVar("_M", bound=AzureModel)
 
 
 def validate(kind: type[_M], body: Any, label: str) -> _M:
-    """Validates a body, turning pydantic's errors into Azure's.
+    """Validates a body, converting pydantic's errors to Azure's.
 
     Raises:
-        ModelError: With a problem for each wrong value.
+        ModelError: The body is invalid; it has a problem for each wrong value, up to a maximum.
     """
     try:
         checked = kind.model_validate(body)
@@ -241,11 +240,11 @@ def validate(kind: type[_M], body: Any, label: str) -> _M:
             )
     else:
         return checked
-    raise ModelError(problems, source=label)  # outside: pydantic's own error shows its input
+    raise ModelError(problems, source=label)  # here: pydantic's error shows its input
 
 
 def _json_path(location: tuple[int | str, ...]) -> str:
-    """A location as a JSON path, which ends at the first name of a secret."""
+    """Converts a location to a JSON path, which ends at the first name of a secret."""
     path = "$"
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{mask(part)[:_NAME_CHARS]}"
@@ -274,7 +273,11 @@ def _explain(error: dict[str, Any]) -> str:
 def _find_probe(
     model: ScaleSetModel, balancers: list[LoadBalancer], label: str
 ) -> tuple[Probe | None, LoadBalancer | None]:
-    """The probe that the model names, and the load balancer that has it."""
+    """Finds the probe that the model names, and the load balancer that has it.
+
+    Raises:
+        ModelError: The model names a probe that no load balancer has.
+    """
     network = model.virtual_machine_profile.network_profile
     if network is None or network.health_probe is None:
         return None, None

@@ -1,4 +1,4 @@
-"""What came of an extension: what a handler returns, and what is recorded of it."""
+"""Results of extensions, as handlers return them and as they are recorded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ExtensionResult", "Substatus"]
 
 
 class Substatus(BaseModel):
-    """A part of what an extension says of itself (Azure's ``substatus``)."""
+    """An entry of an extension's detailed status (Azure's ``substatus``)."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -22,23 +22,25 @@ class Substatus(BaseModel):
 
 
 class ExtensionResult(BaseModel):
-    """What came of an extension on one OS disk; never holds a secret.
+    """The result of running an extension on one OS disk; never contains a secret.
 
-    A handler returns it; see :meth:`of`. The lab fills in the rest.
+    A handler creates it with :meth:`of` and returns it. The lab fills in the rest.
 
     Attributes:
-        status: Azure's; it is ``transitioning`` only while it is looked at.
-        exit_code: Of its command; None where it did not end.
-        timed_out: It did not end in time.
-        skipped: It was not run, because one that it depends on failed.
-        message: What it says, or the end of its output.
-        substatuses: The parts of what it says.
-        handler: Its handler's own state, ``Ready`` where nothing is wrong with it.
-        handler_message: What the handler says.
+        name: Name of the extension.
+        type: Its handler, ``Publisher.Type``.
+        version: Version of the handler that ran it.
+        revision: Revision of the model that it was run from.
+        operation: Id of the operation that ran it.
+        status: Azure's status; ``transitioning`` only while the extension is being polled.
+        exit_code: Exit status of its command; None if it did not finish.
+        timed_out: Whether it timed out.
+        skipped: Whether it was not run because one that it depends on failed.
+        message: The message it reported, or the end of its output.
+        substatuses: The substatuses it reported.
+        handler: The state of its handler, ``Ready`` if nothing is wrong with it.
+        handler_message: The handler's message.
         seconds: How long it ran.
-        version: Of the handler that ran it.
-        revision: Of the model that it was run from.
-        operation: The operation that ran it.
     """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -66,12 +68,12 @@ class ExtensionResult(BaseModel):
         message: str = "",
         **details: Any,
     ) -> Self:
-        """The result of an extension, for a handler to return.
+        """Creates the result of an extension, for a handler to return.
 
         Args:
             extension: The extension that was run.
-            status: Azure's.
-            message: What it says; shown in failures, so without secrets.
+            status: Azure's status.
+            message: Shown if the extension failed, so it must not contain secrets.
             details: Other fields.
         """
         return cls(

@@ -1,4 +1,4 @@
-"""Azure's words for health, and the Application Health extension's settings (F3)."""
+"""Azure's health states, and the settings of the Application Health extension (F3)."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _lower(value: object) -> object:
 
 
 class ApplicationHealthSettings(AzureModel):
-    """``settings`` of the Application Health extension, with Azure's defaults and ranges.
+    """The ``settings`` of the Application Health extension, with Azure's defaults and ranges.
 
     Attributes:
-        grace_period: Seconds; None where ``typeHandlerVersion`` is 1.0, which has none.
+        grace_period: In seconds; None if ``typeHandlerVersion`` is 1.0, which has none.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
@@ -66,10 +66,10 @@ class ApplicationHealthSettings(AzureModel):
 
     @classmethod
     def of(cls, extension: Extension) -> Self:
-        """Reads an extension's settings, and fills in what depends on others.
+        """Reads an extension's settings, and fills in defaults that depend on other settings.
 
         Raises:
-            ValueError: They are not what Azure takes.
+            ValueError: Azure would reject them.
         """
         found = cls.model_validate(extension.settings or {})
         if found.grace_period is not None and not is_rich(extension):
@@ -86,17 +86,17 @@ class ApplicationHealthSettings(AzureModel):
 
 
 def is_application_health(extension: Extension) -> bool:
-    """Whether it is the Application Health extension."""
+    """Whether an extension is the Application Health extension."""
     return extension.publisher.lower() == _PUBLISHER and extension.type.lower() in _TYPES
 
 
 def is_rich(extension: Extension) -> bool:
-    """Whether it reports rich states: from version 2.0 on."""
+    """Whether an Application Health extension reports rich health states: version 2.0 or later."""
     return int(extension.type_handler_version.partition(".")[0]) >= 2
 
 
 def application_health(model: ScaleSetModel) -> ApplicationHealthSettings | None:
-    """The settings of a model's Application Health extension, where it has one."""
+    """Returns the settings of a model's Application Health extension, or None if it has none."""
     for extension in model.extensions:
         if is_application_health(extension):
             return ApplicationHealthSettings.of(extension)

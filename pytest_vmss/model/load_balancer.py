@@ -1,4 +1,4 @@
-"""The part of Azure's load-balancer resource that a scale set hangs on (F2)."""
+"""The parts of Azure's load-balancer resource that a scale set depends on (F2)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_vmss.model.scale_set import AzureModel
 
 __all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name"]
 
-#: Azure's largest interval and number of probes.
+#: Azure's maximum for the probe interval and the number of probes.
 _MOST = 2_147_483_646
-#: Rules that a load balancer has at most, in Azure's limits; probes are only there for them.
+#: Azure's maximum number of rules of a load balancer; probes are of use only to rules.
 _MOST_RULES = 1500
 
 
 def last_name(identifier: str) -> str:
-    """The name at the end of a resource id, also of one that a template computes."""
+    """Returns the last name in a resource id, which may be a template expression."""
     quoted = re.findall(r"'([^']+)'", identifier)
     return (quoted[-1] if quoted else identifier).rstrip("/").rpartition("/")[2]
 
@@ -37,18 +37,18 @@ class Probe(AzureModel):
 
     @property
     def threshold(self) -> int:
-        """Consecutive answers that make a state: Azure's newer name wins."""
+        """Consecutive results that change the state; ``probeThreshold``, the newer name, wins."""
         return self.probe_threshold or self.number_of_probes
 
 
 class SubResource(AzureModel):
-    """A reference by id."""
+    """A reference to a resource by its id."""
 
     id: str
 
 
 class LoadBalancingRule(AzureModel):
-    """From a port of the frontend to a port of the instances."""
+    """A rule that forwards a frontend port to a port of the instances."""
 
     name: ResourceName
     protocol: Literal["Tcp", "Udp", "All"] = "Tcp"
@@ -58,7 +58,7 @@ class LoadBalancingRule(AzureModel):
 
 
 class LoadBalancerSku(AzureModel):
-    """Basic or Standard."""
+    """The SKU of a load balancer."""
 
     name: Literal["Basic", "Standard", "Gateway"] = "Standard"
 
@@ -74,7 +74,7 @@ class LoadBalancer(AzureModel):
     probes: list[Probe] = Field(default_factory=list, max_length=_MOST_RULES)
 
     def probe_of(self, rule: LoadBalancingRule) -> Probe | None:
-        """The probe that a rule names."""
+        """Returns the probe that a rule names, or None."""
         if rule.probe is None:
             return None
         wanted = last_name(rule.probe.id).lower()

@@ -1,4 +1,4 @@
-"""Ports of the host that lead to those of guests and of load balancers."""
+"""Maps ports of guests and load balancers to ports of the host."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _RAISE = 10000
 
 
 def host_port(port: int) -> int:
-    """The host's port for another: the same, or 10000 more below 1024, which needs no root."""
+    """Returns the host's port for a port: the same, or below 1024 plus 10000, to need no root."""
     return port + _RAISE if port < _PRIVILEGED else port
 
 
 def host_ports(ports: Iterable[int]) -> dict[int, int]:
-    """The host's port for each of several on one address, no two the same.
+    """Maps several ports to different ports of the host on one address.
 
-    Where 80 and 10080 are both asked for, 80 gets 20080.
+    If both 80 and 10080 are requested, 80 is mapped to 20080.
 
     Args:
         ports: From 1 to 65535; the order does not matter.
@@ -32,7 +32,7 @@ def host_ports(ports: Iterable[int]) -> dict[int, int]:
         host = host_port(port)
         while port < _PRIVILEGED and host in taken:
             host += _RAISE
-            if host > LAST_PORT:  # nobody forwards so many
+            if host > LAST_PORT:  # no real set forwards so many
                 host = next(
                     number for number in range(_PRIVILEGED, LAST_PORT) if number not in taken
                 )

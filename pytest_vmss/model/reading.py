@@ -1,7 +1,7 @@
-"""Reading documents that nobody vouches for: JSON, YAML, and what Python code hands in (R3).
+"""Reads untrusted documents: JSON, YAML, and objects from Python code (R3).
 
-Bounded in bytes, nesting and number of values, counted after YAML's aliases are followed, before
-anything is built of them. What comes out holds only what JSON can, with its secrets masked.
+Bytes, nesting and number of values are limited, after expanding YAML aliases and before
+anything is built. The result contains only JSON values, with secrets masked.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "Meter", "label_of", "read"]
 
-#: Of a template, as Azure Resource Manager has it.
+#: Azure Resource Manager's limit for a template.
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
 #: Azure's integers have 64 bits.
 _INTEGER_BITS = 63
 _NUMBER_CHARS = 64
-#: What YAML may take a name for; a merge has been worked in when names are looked at.
+#: YAML tags allowed for keys; merge keys have been resolved by the time keys are checked.
 _YAML_TEXTS = frozenset({"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"})
 
-#: Properties whose content is the user's own: taken as it is.
+#: Properties whose content is user-defined and taken as it is.
 OPAQUE = frozenset({"settings", "protectedSettings", "protectedSettingsFromKeyVault", "tags"})
 
-#: libyaml's where it is there: it takes a hundredth of the time.
+#: libyaml's loader if available: it is a hundred times as fast.
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _RefusedError(Exception):
-    """A document goes beyond a limit, or holds what JSON cannot."""
+    """A document exceeds a limit, or contains what JSON cannot."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message)
@@ -56,7 +56,7 @@ class _RefusedError(Exception):
 
 
 class Meter:
-    """Counts a document's values and characters while it is gone through."""
+    """Counts a document's values and characters while it is traversed."""
 
     def __init__(self) -> None:
         self._values = self._chars = 0
@@ -66,11 +66,11 @@ class Meter:
 
         Args:
             path: Its JSON path.
-            depth: How many objects and lists it is in.
-            text: Its characters, where it has such.
+            depth: How many objects and lists contain it.
+            text: Its characters, if it is a string.
 
         Raises:
-            ValueError: It is one too many; the message says of what.
+            _RefusedError: A limit is exceeded; the message says which.
         """
         self._values += 1
         self._chars += len(text)
@@ -85,21 +85,21 @@ class Meter:
 
 
 def label_of(source: object, what: str) -> str:
-    """How a source is called in messages: a file by its path."""
+    """Returns a source's name for messages: a file's path, or else ``what``."""
     if isinstance(source, SecretText):
         return what
     return one_line(str(source)) if isinstance(source, (str, Path)) else what
 
 
 def read(source: Any, label: str) -> dict[str, Any]:
-    """Reads an object from a file, or takes it as it is handed in.
+    """Reads an object from a file, or validates one that was passed in.
 
     Args:
-        source: A file (``.json``, else YAML), or the object.
-        label: What it is called in messages.
+        source: The path of a file (``.json``, otherwise YAML), or the object.
+        label: Its name in messages.
 
     Raises:
-        ModelError: It cannot be read, goes beyond a limit, or is no JSON object.
+        ModelError: It cannot be read, exceeds a limit, or is not a JSON object.
     """
     source = seal(source)
     data = refusals(lambda: _checked(_load(source)), label)
@@ -109,10 +109,10 @@ def read(source: Any, label: str) -> dict[str, Any]:
 
 
 def refusals(work: Callable[[], Any], label: str) -> Any:
-    """Does something with a document; what it refuses becomes the project's own error.
+    """Calls a function that processes a document, converting its errors to ModelError.
 
     Raises:
-        ModelError: Something is refused.
+        ModelError: The document is rejected.
     """
     try:
         return work()
@@ -120,9 +120,9 @@ def refusals(work: Callable[[], Any], label: str) -> Any:
         path, message = error.path, error.message
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - objects of others do what they like when looked at
+    except Exception as error:  # noqa: BLE001 - foreign objects may raise anything on access
         path, message = "$", f"cannot be read: it raises {type(error).__name__}"
-    # Outside of it: tracebacks would show the values that it was at.
+    # Not in the except block: tracebacks would show the values being processed.
     raise _error(path, message, label)
 
 
@@ -150,12 +150,12 @@ def _load(source: object) -> object:
         message = f"cannot be parsed: {what}, in line {error.lineno}, column {error.colno}"
     except yaml.MarkedYAMLError as error:
         message = f"cannot be parsed: {_yaml_problem(error)}"
-    except Exception as error:  # noqa: BLE001 - loaders raise whatever int() and others do
+    except Exception as error:  # noqa: BLE001 - loaders pass on whatever int() and others raise
         message = f"cannot be parsed: it holds what YAML does not take ({type(error).__name__})"
     raise _RefusedError("$", message)
 
 
-#: What is wrong, in words of ours: those of the errors themselves quote the document (M5).
+#: Our own descriptions, since the errors' messages quote the document (M5).
 _PROBLEMS: tuple[tuple[type[yaml.MarkedYAMLError], str], ...] = (
     (yaml.scanner.ScannerError, "a character or an indentation is not what YAML takes there"),
     (yaml.parser.ParserError, "a part is not where YAML takes it, or is not closed"),
@@ -165,21 +165,21 @@ _PROBLEMS: tuple[tuple[type[yaml.MarkedYAMLError], str], ...] = (
 
 
 def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
-    """What a loader found wrong, and where, without a word of the document."""
+    """Describes a YAML error and its position without quoting the document."""
     words = next((told for kind, told in _PROBLEMS if isinstance(error, kind)), "it is not YAML")
     mark = error.problem_mark or error.context_mark
     return f"{words}, in line {mark.line + 1}, column {mark.column + 1}" if mark else words
 
 
 def _text(path: Path) -> SecretText:
-    """A file's text, within the limit.
+    """Reads a file's text, within the size limit.
 
     Raises:
-        _RefusedError: It is not a file, too large, or not UTF-8.
+        _RefusedError: It is not a regular file, too large, or not UTF-8.
     """
     try:
         content = read_regular(path, MAX_BYTES)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its path
         if getattr(error, "errno", None) == errno.EFBIG:
             message = f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates"
             raise _RefusedError("$", message) from None
@@ -193,13 +193,13 @@ def _text(path: Path) -> SecretText:
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
-    """YAML of values that JSON has, with numbers of reasonable length."""
+    """A YAML loader limited to JSON's types and to numbers of reasonable length."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Builds a mapping whose names are all texts.
+        """Builds a mapping, requiring all keys to be strings.
 
-        Whoever chooses numbers can choose them so that all have one hash, and a dict of
-        them takes quadratic time; the hash of a text cannot be foreseen.
+        An attacker could choose numeric keys that share one hash, which makes a dict take
+        quadratic time; hashes of strings are unpredictable.
         """
         self.flatten_mapping(node)
         for key, _ in node.value:
@@ -215,7 +215,7 @@ class _Loader(_SafeLoader):  # type: ignore[misc]
 
 def _number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def bounded(loader: Any, node: Any) -> Any:
-        if len(node.value) > _NUMBER_CHARS:  # those of base 60 would take quadratic time
+        if len(node.value) > _NUMBER_CHARS:  # base-60 numbers would take quadratic time
             raise _RefusedError("$", f"holds a number of {len(node.value)} characters")
         return construct(loader, node)
 
@@ -224,12 +224,12 @@ def _number(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _number(_SafeLoader.construct_yaml_int))
 _Loader.add_constructor("tag:yaml.org,2002:float", _number(_SafeLoader.construct_yaml_float))
-# JSON has no dates: an API version without quotes is a text.
+# JSON has no dates: an unquoted API version is a string.
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _SafeLoader.construct_yaml_str)
 
 
 def _yaml(text: str) -> object:
-    """Loads YAML, after its events were counted; whatever its loader raises comes out."""
+    """Loads YAML after counting its events; the loader's exceptions propagate."""
     meter = Meter()
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # anchor, values before it
@@ -253,28 +253,28 @@ def _yaml(text: str) -> object:
             else:
                 open_nodes.append((event.anchor, values))
             values += 1
-        if values > 2 * MAX_VALUES:  # keys count here
+        if values > 2 * MAX_VALUES:  # keys count here too
             raise _RefusedError("$", f"holds more than {MAX_VALUES} values, aliases followed")
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader's child
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of a safe loader
 
 
 def _checked(data: object) -> Any:
-    """A copy of what JSON can hold, within the limits, secrets masked."""
+    """Returns a copy of JSON data, checked against the limits, with secrets masked."""
     return conceal(_copy(data, "$", 0, Meter(), opaque=False))
 
 
 def _copy(
     value: object, path: str, depth: int, meter: Meter, *, opaque: bool, secret: bool = False
 ) -> Any:
-    """A copy of a value.
+    """Copies a value, checking it against the limits.
 
     Args:
         value: The value.
-        path: Where it is; inside a secret, where that is.
-        depth: How many objects and lists it is in.
+        path: Its JSON path; inside a secret, the secret's.
+        depth: How many objects and lists contain it.
         meter: Counts it.
-        opaque: Whether names in it are the user's own.
-        secret: Whether it is in a secret, of which not even names are told.
+        opaque: Whether it is in a property whose keys are user-defined.
+        secret: Whether it is in a secret, of which messages must not even name keys.
     """
     if isinstance(value, Mapping):
         meter.take(path, depth)
@@ -305,7 +305,7 @@ def _copy(
 
 
 def _name(key: object, path: str, others: Mapping[str, Any], *, opaque: bool) -> str:
-    """A property's name; of a secret one, in Azure's spelling, however it was written."""
+    """Returns a property's name; write-only properties get Azure's spelling, however written."""
     if not isinstance(key, str):
         raise _RefusedError(
             path, f"has a name that is not a text but {type(key).__name__}; put it in quotes"
@@ -324,7 +324,7 @@ def _scalar(value: object, path: str) -> object:
         if not value.isascii() and not _is_unicode(value):
             raise _RefusedError(path, "holds half of a surrogate pair, which is no character")
         return value if isinstance(value, SecretText) else str.__str__(value)
-    # A class of somebody's own may say anything of its values: what goes on is plain.
+    # A subclass may override anything, so continue with plain values.
     if isinstance(value, float):
         value = float.__pos__(value)
         if not math.isfinite(value):

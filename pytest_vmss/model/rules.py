@@ -1,4 +1,4 @@
-"""Rules between the parts of a model, each with Azure's code and words (A6, C5)."""
+"""Validates rules between the parts of a model, with Azure's codes and messages (A6, C5)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from pytest_vmss.untrusted import listed
 
 __all__ = ["check_model", "model_warnings"]
 
-#: Problems after which a model is not looked at any further.
+#: Validation stops after this many problems.
 _MOST_PROBLEMS = 100
 _GROUP_SIZE = 100
 _LONG_INTERVAL_S = 120
 _FIRST_API_VERSION = "2018-10-01"
-#: Since then Windows' own updates exclude automatic OS upgrade (C6).
+#: Since this version Windows' own updates rule out automatic OS upgrade (C6).
 _WINDOWS_API_VERSION = "2019-03-01"
 
 _PROFILE = "$.virtualMachineProfile"
@@ -45,14 +45,14 @@ def check_model(
     clusters: list[Cluster] | None = None,
     balancer: LoadBalancer | None = None,
 ) -> list[ModelProblem]:
-    """What is wrong with a model whose values are each valid; of very much the first 100.
+    """Returns the problems of a model whose values are each valid; at most the first 100.
 
     Args:
         model: The scale set.
-        probe: The load balancer's probe that it names.
-        sizes: The user's own VM sizes.
+        probe: The load-balancer probe that it names.
+        sizes: The user's own VM sizes: name to (vCPUs, MiB).
         extension_types: Known extensions: (publisher, type) in lower case.
-        clusters: Service Fabric clusters that came with it.
+        clusters: Service Fabric clusters in the same template.
         balancer: The load balancer in front of it.
     """
     problems = chain(
@@ -75,7 +75,7 @@ def _check_size(
     model: ScaleSetModel, sizes: Mapping[str, tuple[int, int]]
 ) -> Iterator[ModelProblem]:
     if find_size(model.sku.name, sizes) is None:
-        # All that can be chosen from: they are this host's own.
+        # List them all: users can choose only from this host's own sizes.
         known = ", ".join([*sizes, *(size.name for size in SIZES.values())])
         yield ModelProblem(
             "$.sku.name",
@@ -176,7 +176,7 @@ def _is_latest(reference: ImageReference) -> bool:
 
 
 def _health_sources(model: ScaleSetModel) -> tuple[bool, bool]:
-    """Whether it names a health probe, and whether it has the Application Health extension."""
+    """Whether a model names a health probe, and whether it has the Application Health extension."""
     network = model.virtual_machine_profile.network_profile
     has_probe = network is not None and network.health_probe is not None
     return has_probe, any(is_application_health(extension) for extension in model.extensions)
@@ -193,7 +193,7 @@ def _check_placement(model: ScaleSetModel) -> Iterator[ModelProblem]:
 
 
 def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iterator[ModelProblem]:
-    """F2: what a load balancer must be to stand before the set."""
+    """Checks a load balancer's SKU and rules against the set (F2)."""
     if balancer is None:
         return
     several = model.single_placement_group is False or model.sku.capacity > _GROUP_SIZE
@@ -227,7 +227,7 @@ def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
     for name, count in Counter(rule.name.lower() for rule in rules).items():
         if count > 1:
             yield ModelProblem(path, "InvalidParameter", f"{count} rules have the name {name!r}")
-    # A URL that was handed out stays: so these are refused, and not given other ports.
+    # URLs must not change, so conflicts are rejected instead of mapping to another port.
     by_host: dict[int, list[int]] = {}
     for port in sorted({rule.frontend_port for rule in rules if rule.protocol != "Udp"}):
         by_host.setdefault(host_port(port), []).append(port)
@@ -244,7 +244,7 @@ def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
 def _check_probe_in_use(
     model: ScaleSetModel, balancer: LoadBalancer | None
 ) -> Iterator[ModelProblem]:
-    """A probe that no rule uses probes something else than what the set's traffic goes to."""
+    """A probe must be used by a rule, or it checks something other than the set's traffic."""
     network = model.virtual_machine_profile.network_profile
     if balancer is None or network is None or network.health_probe is None:
         return
@@ -263,7 +263,7 @@ def _check_probe_in_use(
 
 
 def model_warnings(probe: Probe | None) -> list[str]:
-    """What Azure warns about and takes (F2)."""
+    """Returns warnings about what Azure accepts but warns about (F2)."""
     if probe is None or probe.interval_in_seconds < _LONG_INTERVAL_S:
         return []
     told = (
@@ -297,7 +297,7 @@ def _check_repairs(model: ScaleSetModel) -> Iterator[ModelProblem]:
 def _check_automatic_upgrade(
     model: ScaleSetModel, clusters: list[Cluster]
 ) -> Iterator[ModelProblem]:
-    """C5-C7: what automatic OS upgrade needs."""
+    """Checks the requirements of automatic OS upgrade (C5-C7)."""
     if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
         return
     yield from _check_api_version(model)
@@ -314,7 +314,7 @@ def _check_automatic_upgrade(
 
 
 def _check_api_version(model: ScaleSetModel) -> Iterator[ModelProblem]:
-    # Dates in this form sort as text; a suffix such as -preview comes after its date.
+    # Dates in this form sort as strings; a suffix such as -preview sorts after its date.
     if model.api_version is not None and model.api_version < _FIRST_API_VERSION:
         yield ModelProblem(
             "$.apiVersion",
@@ -328,7 +328,7 @@ def _check_health_source(model: ScaleSetModel) -> Iterator[ModelProblem]:
     has_probe, has_extension = _health_sources(model)
     service_fabric = find_extension(model)
     if service_fabric is not None and durability(service_fabric[1]) in ("silver", "gold"):
-        return  # its health is Service Fabric's own affair
+        return  # Service Fabric takes care of its health
     feature = "Automatic OS Upgrade is not supported for this Virtual Machine Scale Set because"
     if not has_probe and not has_extension:
         yield ModelProblem(
@@ -346,7 +346,7 @@ def _check_health_source(model: ScaleSetModel) -> Iterator[ModelProblem]:
 
 
 def _check_patching(model: ScaleSetModel) -> Iterator[ModelProblem]:
-    """Nobody else may change the OS that an image brings."""
+    """Nothing but the image may update the OS."""
     profile = model.virtual_machine_profile.os_profile
     windows, linux = profile.windows_configuration, profile.linux_configuration
     old_api = model.api_version is not None and model.api_version < _WINDOWS_API_VERSION

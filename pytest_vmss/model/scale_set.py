@@ -1,7 +1,7 @@
-"""Azure's scale-set model: wire names as Azure has them, snake_case in Python.
+"""Azure's scale-set model: Azure's names in JSON, snake_case in Python.
 
-Only what means something locally is spelled out; everything else is accepted,
-kept, returned, and listed by :meth:`ScaleSetModel.not_modelled` (A6).
+Only properties with a meaning locally are declared; all others are accepted, kept and
+returned, and listed by :meth:`ScaleSetModel.not_modelled` (A6).
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ class AzureModel(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _keep_masks(cls, given: Any, check: ValidatorFunctionWrapHandler) -> Any:
-        """What was masked when it was read stays so (M5)."""
+        """Keeps values masked through validation that were masked when read (M5)."""
         return with_masks_of(given, check(given))
 
     @model_serializer(mode="wrap")
     def _serialize(
         self, dump: SerializerFunctionWrapHandler, info: SerializationInfo[Any]
     ) -> dict[str, Any]:
-        """JSON holds no secrets, unless :meth:`full` asks for them."""
+        """Serializes to JSON without secrets, unless :meth:`full` requests them."""
         body: dict[str, Any] = dump(self)
         if info.mode != "json" or info.context is _FULL:
             return body
@@ -103,7 +103,7 @@ class AzureModel(BaseModel):
             yield name, conceal(value, secret=name is not None and is_secret_name(name))
 
     def unknown(self, path: str) -> Iterator[str]:
-        """JSON paths of properties that mean nothing locally."""
+        """Yields JSON paths of properties that have no effect locally."""
         for name, value in (self.model_extra or {}).items():
             if value not in (None, [], {}):
                 yield f"{path}.{name}"
@@ -120,20 +120,20 @@ class AzureModel(BaseModel):
                         yield from item.unknown(f"{path}.{alias}[{index}]")
 
     def wire(self) -> dict[str, Any]:
-        """The JSON body without nulls, as a GET would return it; secrets are masked."""
+        """Returns the JSON body without nulls, as a GET would return it; secrets are masked."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def full(self) -> dict[str, Any]:
-        """The JSON body without nulls, secrets included; for what runs and stores it alone."""
+        """Returns the JSON body without nulls, with secrets; only to run or store the model."""
         body = self.model_dump(mode="json", by_alias=True, exclude_none=True, context=_FULL)
         masks = self.model_dump(by_alias=True, exclude_none=True)
         masked: dict[str, Any] = conceal(with_masks_of(masks, body))
         return masked
 
 
-#: Asks the serializer for everything.
+#: Context that makes the serializer include secrets.
 _FULL: dict[str, bool] = {"full": True}
-#: Fields that are spelled out for their secrets' sake alone.
+#: Fields that are declared only because they hold secrets.
 _NOT_READ = frozenset({"protected_settings_from_key_vault"})
 
 
@@ -149,12 +149,12 @@ def _check_base64(value: SecretStr) -> SecretStr:
     return value
 
 
-#: Write-only base64 text, shown to nobody.
+#: Write-only base64 text, never shown.
 Base64Secret = Annotated[SecretStr, AfterValidator(_check_base64)]
 
 
 class Sku(AzureModel):
-    """Size and number of the instances."""
+    """The size and number of the instances."""
 
     name: str
     tier: str | None = None
@@ -162,12 +162,12 @@ class Sku(AzureModel):
 
 
 class RollingUpgradePolicy(AzureModel):
-    """How batches are cut and when an upgrade stops; percentages of all instances."""
+    """How batches are formed and when an upgrade stops; percentages are of all instances."""
 
     max_batch_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
     max_unhealthy_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
     max_unhealthy_upgraded_instance_percent: Annotated[int, Field(ge=0, le=100)] = 20
-    # Azure's text has no maximum; a day is far beyond what a rehearsal waits.
+    # Azure documents no maximum; a day is far longer than any rehearsal waits.
     pause_time_between_batches: Annotated[
         timedelta, Field(ge=timedelta(0), le=timedelta(days=1))
     ] = timedelta(0)
@@ -178,7 +178,7 @@ class RollingUpgradePolicy(AzureModel):
 
 
 class AutomaticOSUpgradePolicy(AzureModel):
-    """Whether new image versions roll through the set by themselves."""
+    """Whether new image versions are rolled out automatically."""
 
     enable_automatic_os_upgrade: Annotated[bool, Field(alias="enableAutomaticOSUpgrade")] = False
     disable_automatic_rollback: bool = False
@@ -186,7 +186,7 @@ class AutomaticOSUpgradePolicy(AzureModel):
 
 
 class UpgradePolicy(AzureModel):
-    """How changes reach instances."""
+    """How changes to the model reach instances."""
 
     mode: Literal["Automatic", "Manual", "Rolling"] = "Manual"
     rolling_upgrade_policy: RollingUpgradePolicy | None = None
@@ -196,26 +196,26 @@ class UpgradePolicy(AzureModel):
 
 
 class SshPublicKey(AzureModel):
-    """A key that may log in as the administrator."""
+    """An SSH key that may log in as the administrator."""
 
     path: str | None = None
     key_data: KeyData
 
 
 class SshConfiguration(AzureModel):
-    """Keys that may log in as the administrator."""
+    """The SSH keys that may log in as the administrator."""
 
     public_keys: Annotated[list[SshPublicKey], Field(max_length=100)] = []
 
 
 class PatchSettings(AzureModel):
-    """Who patches the guest."""
+    """What patches the guest."""
 
     patch_mode: str | None = None
 
 
 class LinuxConfiguration(AzureModel):
-    """What only Linux guests have."""
+    """Settings of Linux guests only."""
 
     disable_password_authentication: bool | None = None
     ssh: SshConfiguration | None = None
@@ -223,14 +223,14 @@ class LinuxConfiguration(AzureModel):
 
 
 class WindowsConfiguration(AzureModel):
-    """What only Windows guests have."""
+    """Settings of Windows guests only."""
 
     enable_automatic_updates: bool | None = None
     patch_settings: PatchSettings | None = None
 
 
 class OSProfile(AzureModel):
-    """What the guest is told at its first boot."""
+    """Settings that the guest receives at its first boot."""
 
     computer_name_prefix: Prefix
     admin_username: AdminName = "azureuser"
@@ -241,7 +241,7 @@ class OSProfile(AzureModel):
 
 
 class ImageReference(AzureModel):
-    """Which image the OS disk is made from."""
+    """The image that OS disks are made from."""
 
     id: str | None = None
     publisher: str | None = None
@@ -290,19 +290,19 @@ class StorageProfile(AzureModel):
 
 
 class HealthProbeReference(AzureModel):
-    """A probe of a load balancer, by id."""
+    """A reference to a load balancer's probe, by id."""
 
     id: str
 
 
 class NetworkProfile(AzureModel):
-    """How instances are reached."""
+    """The network settings of instances."""
 
     health_probe: HealthProbeReference | None = None
 
 
 class Extension(AzureModel):
-    """A VM extension, with ``properties`` laid flat."""
+    """A VM extension, with ``properties`` flattened."""
 
     name: ResourceName
     publisher: PlainText
@@ -317,7 +317,7 @@ class Extension(AzureModel):
 
     @property
     def handler_name(self) -> str:
-        """``Publisher.Type``: how Azure names its handler in instance views."""
+        """``Publisher.Type``, Azure's name for its handler in instance views."""
         return f"{self.publisher}.{self.type}"
 
 
@@ -331,7 +331,7 @@ class ExtensionProfile(AzureModel):
 
 
 class VirtualMachineProfile(AzureModel):
-    """What every instance is made of."""
+    """The profile that every instance is created from."""
 
     os_profile: OSProfile
     storage_profile: StorageProfile
@@ -341,14 +341,14 @@ class VirtualMachineProfile(AzureModel):
 
 
 class ScaleInPolicy(AzureModel):
-    """Which instances go when the set shrinks."""
+    """Which instances are removed when the set scales in."""
 
     rules: list[Literal["Default", "OldestVM", "NewestVM"]] = []
     prioritize_unhealthy_vms: Annotated[bool, Field(alias="prioritizeUnhealthyVMs")] = False
 
 
 class AutomaticRepairsPolicy(AzureModel):
-    """What is done about instances that are not healthy (K1)."""
+    """How unhealthy instances are repaired (K1)."""
 
     enabled: bool = False
     grace_period: Annotated[
@@ -360,7 +360,7 @@ class AutomaticRepairsPolicy(AzureModel):
 class ScaleSetModel(AzureModel):
     """The body of a ``Microsoft.Compute/virtualMachineScaleSets`` resource.
 
-    ``properties`` are laid flat, as ``az vmss show`` prints them.
+    ``properties`` are flattened, as ``az vmss show`` prints them.
     """
 
     name: SetName
@@ -379,21 +379,21 @@ class ScaleSetModel(AzureModel):
     @model_validator(mode="before")
     @classmethod
     def _mask(cls, body: Any) -> Any:
-        """Also what comes from the database shows no secrets (M5)."""
+        """Masks secrets, also those read from the database (M5)."""
         return conceal(body)
 
     def not_modelled(self) -> list[str]:
-        """JSON paths of properties that are kept but mean nothing here."""
+        """Returns the JSON paths of properties that are kept but have no effect here."""
         return sorted(self.unknown("$"))
 
     @property
     def automatic_os_upgrade(self) -> AutomaticOSUpgradePolicy:
-        """The policy of automatic OS upgrades, with Azure's defaults."""
+        """The automatic OS upgrade policy, with Azure's defaults."""
         return self.upgrade_policy.automatic_os_upgrade_policy or AutomaticOSUpgradePolicy()
 
     @property
     def rolling_policy(self) -> RollingUpgradePolicy:
-        """The policy of rolling upgrades, with Azure's defaults."""
+        """The rolling upgrade policy, with Azure's defaults."""
         return self.upgrade_policy.rolling_upgrade_policy or RollingUpgradePolicy()
 
     @property
@@ -404,7 +404,7 @@ class ScaleSetModel(AzureModel):
 
     @property
     def extensions_time_budget(self) -> timedelta:
-        """For all extensions of an instance; Azure's default is 90 minutes."""
+        """The time for all extensions of an instance together; Azure's default is 90 minutes."""
         profile = self.virtual_machine_profile.extension_profile
         budget = profile.extensions_time_budget if profile else None
         return timedelta(minutes=90) if budget is None else budget
@@ -416,11 +416,11 @@ class ScaleSetModel(AzureModel):
 
     @property
     def image_reference(self) -> ImageReference:
-        """Which image the OS disks are made from."""
+        """The image that OS disks are made from."""
         return self.virtual_machine_profile.storage_profile.image_reference
 
     def full(self) -> dict[str, Any]:
-        """Everything, secrets included, for the lab's own 0600 database only."""
+        """Returns the body with secrets; only for the lab's own database, whose mode is 0600."""
         body = super().full()
         profile = self.virtual_machine_profile.os_profile
         os_profile = body["virtualMachineProfile"]["osProfile"]

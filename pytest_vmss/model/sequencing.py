@@ -12,16 +12,16 @@ from pytest_vmss.untrusted import listed
 
 __all__ = ["check_sequence", "stages_of_extensions"]
 
-#: Extensions of a circle that an error shows.
+#: Maximum number of extensions of a cycle that a message shows.
 _SHOWN = 20
 _PATH = "$.virtualMachineProfile.extensionProfile.extensions"
 
 
 def stages_of_extensions(extensions: Sequence[Extension]) -> list[list[Extension]]:
-    """Extensions by stage: those of one stage may run at once, after all those before.
+    """Groups extensions into stages: those of one stage may run at once, after all earlier ones.
 
     Args:
-        extensions: A checked sequence.
+        extensions: Extensions that passed :func:`check_sequence`.
     """
     sorter = _graph(extensions)
     sorter.prepare()
@@ -43,7 +43,7 @@ def _graph(extensions: Sequence[Extension]) -> TopologicalSorter[str]:
 
 
 def check_sequence(extensions: Sequence[Extension]) -> Iterator[ModelProblem]:
-    """Dependencies must exist and have settings, and must not run in circles (azure-arm.md 6.6)."""
+    """Checks that dependencies exist, have settings and form no cycle (azure-arm.md 6.6)."""
     known = {entry.name.lower(): entry for entry in extensions}
     missing = False
     for index, entry in enumerate(extensions):

@@ -1,4 +1,4 @@
-"""Service Fabric node types and what automatic OS upgrade asks of them (C7)."""
+"""Service Fabric node types and what automatic OS upgrade requires of them (C7)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEVELS = ("bronze", "silver", "gold")
 
 
 class NodeType(AzureModel):
-    """A node type of a cluster: the scale set of that name."""
+    """A cluster's node type: the scale set of that name."""
 
     name: str
     durability_level: Literal["Bronze", "Silver", "Gold"] = "Bronze"
@@ -27,14 +27,14 @@ class NodeType(AzureModel):
 
 
 class Cluster(AzureModel):
-    """A ``Microsoft.ServiceFabric/clusters`` resource, as far as it matters here."""
+    """The modelled part of a ``Microsoft.ServiceFabric/clusters`` resource."""
 
     name: str = "cluster"
     node_types: list[NodeType] = Field(default_factory=list)
 
 
 def find_extension(model: ScaleSetModel) -> tuple[int, Extension] | None:
-    """The scale set's Service Fabric extension and its place; None where it has none."""
+    """Returns a set's Service Fabric extension and its index; None if it has none."""
     for index, extension in enumerate(model.extensions):
         if extension.publisher.lower() == _PUBLISHER and extension.type.lower() in _TYPES:
             return index, extension
@@ -42,16 +42,16 @@ def find_extension(model: ScaleSetModel) -> tuple[int, Extension] | None:
 
 
 def durability(extension: Extension) -> str:
-    """``durabilityLevel`` of a Service Fabric extension, in lower case; Bronze by default."""
+    """Returns a Service Fabric extension's ``durabilityLevel`` in lower case; Bronze by default."""
     return str((extension.settings or {}).get("durabilityLevel", "Bronze")).lower()
 
 
 def check_service_fabric(model: ScaleSetModel, clusters: list[Cluster]) -> Iterator[ModelProblem]:
-    """What keeps a Service Fabric node type from automatic OS upgrade.
+    """Yields the problems that rule out automatic OS upgrade of a Service Fabric node type.
 
     Args:
-        model: A scale set on which automatic OS upgrade is enabled.
-        clusters: The clusters that came with it, if any.
+        model: A scale set with automatic OS upgrade enabled.
+        clusters: The clusters in the same template, if any.
     """
     found = find_extension(model)
     if found is None:

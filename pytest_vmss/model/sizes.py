@@ -10,7 +10,7 @@ __all__ = ["SIZES", "VmSize", "find_size"]
 
 @dataclass(frozen=True)
 class VmSize:
-    """What an instance gets.
+    """The resources that an instance gets.
 
     Attributes:
         name: Azure's name, e.g. ``Standard_B1s``.
@@ -54,7 +54,7 @@ SIZES: Mapping[str, VmSize] = {
 
 
 def find_size(name: str, extra: Mapping[str, tuple[int, int]] | None = None) -> VmSize | None:
-    """Looks a size up, whatever its case.
+    """Finds a size by its name, ignoring case; None if there is none.
 
     Args:
         name: Azure's name.

@@ -1,4 +1,4 @@
-"""What extensions say of themselves: the status that they write into Azure's ``.status`` files."""
+"""The status that extensions report in Azure's ``.status`` files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["ExtensionStatus", "Substatus", "read_status", "read_status_file"]
 
 
 class FormattedMessage(AzureModel):
-    """A text and its language."""
+    """A message and its language."""
 
     lang: str = "en-US"
     message: str = ""
 
 
 class _Told(AzureModel):
-    """A status and its text.
+    """A status and its message.
 
     Attributes:
         status: ``transitioning``, ``success``, ``warning`` or ``error``.
@@ -31,31 +31,31 @@ class _Told(AzureModel):
 
     @property
     def message(self) -> str:
-        """Its text."""
+        """The message; empty if there is none."""
         return self.formatted_message.message if self.formatted_message else ""
 
 
 class Substatus(_Told):
-    """A part of a status, with a name of its own."""
+    """A named part of a status."""
 
     name: str
 
 
 class ExtensionStatus(_Told):
-    """``status`` of a status file."""
+    """The ``status`` of a status file."""
 
     operation: str = ""
     substatus: list[Substatus] | None = None
 
 
 def read_status_file(text: str | bytes) -> tuple[ExtensionStatus, dict[str, Any]]:
-    """Reads a status file: a list with one entry.
+    """Parses a status file: a list with one entry.
 
     Returns:
         Its status, and the whole entry.
 
     Raises:
-        UnreadableError: It is no such file.
+        UnreadableError: It is not a valid status file.
     """
     entries = read_json(text)
     if not (isinstance(entries, list) and len(entries) == 1 and isinstance(entries[0], dict)):
@@ -65,10 +65,10 @@ def read_status_file(text: str | bytes) -> tuple[ExtensionStatus, dict[str, Any]
 
 
 def read_status(value: object) -> ExtensionStatus:
-    """Reads ``status`` of a status file.
+    """Validates the ``status`` of a status file.
 
     Raises:
-        UnreadableError: It is none; the message tells the first thing that is wrong.
+        UnreadableError: It is invalid; the message names the first problem.
     """
     try:
         return ExtensionStatus.model_validate(value)

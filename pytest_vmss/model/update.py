@@ -1,4 +1,4 @@
-"""Changing a model: what a PUT or PATCH leaves, and what Azure does not let change."""
+"""Merges PUT and PATCH bodies into a stored model, and checks what Azure lets change."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ _REFERENCE = ("virtualMachineProfile", "storageProfile", "imageReference")
 
 
 def merge(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Lays a body over the stored one, as ARM does on an existing set.
+    """Merges a body into the stored one, as ARM does for an existing set.
 
-    Objects are merged, arrays and values replaced, what is absent is kept
-    (azure-arm.md, Q1). An image reference by id takes the place of one by
-    publisher, and the other way round.
+    Objects are merged, arrays and values replaced, and what is absent is kept
+    (azure-arm.md, Q1). An image reference by id replaces one by publisher, and vice versa.
 
     Args:
         stored: The whole stored body, with its secrets.
-        given: The new body or a part of it, its ``properties`` laid flat.
+        given: The new body or part of it, with ``properties`` flattened.
     """
     merged = _merge(stored, given)
     reference = _at(given, _REFERENCE)
@@ -37,7 +36,7 @@ def merge(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Puts what a GET never returns, or masks, back where a body lacks it.
+    """Restores secrets that a body lacks because a GET omits or masks them.
 
     Extensions match by name.
     """
@@ -66,7 +65,7 @@ def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
 
 
 def _extensions(profile: dict[str, Any]) -> list[dict[str, Any]]:
-    """The extensions of a profile, as far as it has such: it may not be checked yet."""
+    """Returns a profile's extensions that are objects; it may not be validated yet."""
     listed = profile.get("extensions")
     return (
         [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
@@ -88,7 +87,7 @@ def _merge(old: Any, new: Any) -> Any:
 
 
 def _at(body: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The object at a path; an empty one of its own where there is none."""
+    """Returns the object at a path; a new empty one if there is none."""
     value: Any = body
     for part in path:
         value = value.get(part) if isinstance(value, dict) else None
@@ -96,12 +95,12 @@ def _at(body: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def profile_of(model: ScaleSetModel) -> tuple[object, ...]:
-    """What an instance is made from: where it differs, instances no longer have the latest model."""
+    """What an instance is made from: if it changed, instances no longer have the latest model."""
     return (model.sku.name, model.virtual_machine_profile)
 
 
 def check_update(old: ScaleSetModel, new: ScaleSetModel) -> list[ModelProblem]:
-    """What Azure does not let change on an existing set (C5, azure-arm.md 6.7)."""
+    """Returns the changes that Azure does not allow on an existing set (C5, azure-arm.md 6.7)."""
     return [
         *_check_fixed(old, new),
         *_check_zones(old, new),

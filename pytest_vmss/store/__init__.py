@@ -1,4 +1,4 @@
-"""What a lab remembers: records, the journal of steps, and events, in SQLite."""
+"""Stores a lab's state in SQLite: records, the journal of steps, and events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lab's database: SQLite with a write-ahead log and full synchronisation."""
+"""The lab's database: SQLite with a write-ahead log and full synchronization."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Store"]
 
 _FORMAT = 2
 
-#: Seconds to wait for another process that writes.
+#: Seconds to wait for another process that is writing.
 _BUSY_S = 30.0
 
 _SCHEMA = (
@@ -57,7 +57,7 @@ _AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
 
 @lru_cache(maxsize=16_384)
 def _parse(kind: type[_R], body: str) -> _R:
-    """Reads a record; the same text gives the same record, which nobody changes.
+    """Parses a record; cached, as records are immutable.
 
     Raises:
         LabError: It is not a record of this version.
@@ -73,7 +73,7 @@ def _parse(kind: type[_R], body: str) -> _R:
 
 
 def _code(error: BaseException) -> int | None:
-    """SQLite's primary result code; None for other errors."""
+    """Returns SQLite's primary result code; None for other errors."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
@@ -83,11 +83,11 @@ def _key(parts: Sequence[str]) -> str:
 
 
 class Store:
-    """Records, steps and events of one lab; safe for threads and processes.
+    """The records, steps and events of one lab; safe for threads and processes.
 
     Args:
-        path: The database; made with mode 0600 where there is none.
-        clock: Where times come from.
+        path: The database file; created with mode 0600 if missing.
+        clock: The source of timestamps.
 
     Raises:
         LabError: The file is not a database of this version.
@@ -113,7 +113,7 @@ class Store:
 
     @property
     def _db(self) -> sqlite3.Connection:
-        """The connection; opened again after one that could not undo a transaction."""
+        """The connection; reopened if one was closed because its rollback failed."""
         if self._closed:
             raise LabError(f"the lab's database {self._path} was closed; open the lab again")
         if self._connection is None:
@@ -121,7 +121,7 @@ class Store:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
-        """Opens the file, made a database of this version where it is empty.
+        """Opens the file, creating the schema if it is empty.
 
         Raises:
             LabError: It is a database of another version.
@@ -137,7 +137,7 @@ class Store:
                 self._prepare(database)
             except BaseException as error:
                 database.close()
-                # SQLite does not wait, but fails, where two processes switch to WAL at once.
+                # If two processes switch to WAL at once, SQLite fails instead of waiting.
                 if _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     busy[:] = [error]  # type: ignore[list-item]
                     return None
@@ -161,7 +161,7 @@ class Store:
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == _FORMAT:
             return
-        # Others make the same at the same time; one of them does it, whole or not at all.
+        # Several processes may get here at once; one creates the schema, whole or not at all.
         database.execute("BEGIN IMMEDIATE")
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, _FORMAT):
@@ -175,7 +175,7 @@ class Store:
         database.execute("COMMIT")
 
     def close(self) -> None:
-        """Closes the database; in a forked child does nothing."""
+        """Closes the database; does nothing in a forked child."""
         if self._process == os.getpid():
             with self._lock:
                 self._closed = True
@@ -188,14 +188,14 @@ class Store:
             self._connection = None
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Makes everything written inside durable at once, or not at all.
+        """Returns a context manager whose writes become durable together, or not at all.
 
         Raises:
             LabError: The host's disk is full, or the file cannot be written.
         """
         self._require_own()
         if self._owner == threading.get_ident():
-            return nullcontext()  # a part of the one that this thread is in
+            return nullcontext()  # part of the transaction that this thread is in
         return self._transaction()
 
     @contextmanager
@@ -221,7 +221,7 @@ class Store:
         self._db.execute("COMMIT")
 
     def _roll_back(self) -> None:
-        """Undoes what a transaction wrote; a connection that cannot is given up."""
+        """Rolls a transaction back; if that fails, closes the connection."""
         connection = self._connection
         try:
             if connection is not None and connection.in_transaction:
@@ -244,10 +244,10 @@ class Store:
         )
 
     def _write(self, statement: str, *values: object) -> None:
-        """Runs a statement of the transaction that this thread is in.
+        """Runs a statement in this thread's transaction.
 
         Raises:
-            LabError: It failed, or an earlier one did and with it the transaction.
+            LabError: It failed, or an earlier error rolled back the transaction.
         """
         try:
             if not self._db.in_transaction:
@@ -270,7 +270,7 @@ class Store:
             raise self._unusable("read", error) from error
 
     def put(self, record: Record) -> None:
-        """Writes a record, in place of an older one with the same key."""
+        """Writes a record, replacing any with the same key."""
         with self.transaction():
             self._write(
                 "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
@@ -280,21 +280,21 @@ class Store:
             )
 
     def delete(self, record: Record) -> None:
-        """Forgets a record."""
+        """Deletes a record."""
         with self.transaction():
             self._write(
                 "DELETE FROM record WHERE kind = ? AND key = ?", record.kind, _key(record.key)
             )
 
     def get(self, kind: type[_R], *key: str) -> _R | None:
-        """Reads one record by its whole key."""
+        """Returns the record with a key, or None."""
         bodies = self._bodies(
             "SELECT body FROM record WHERE kind = ? AND key = ?", kind.kind, _key(key)
         )
         return _parse(kind, bodies[0]) if bodies else None
 
     def select(self, kind: type[_R], *prefix: str) -> list[_R]:
-        """Reads the records whose key starts so, in the order of their keys."""
+        """Returns the records whose keys start with a prefix, ordered by key."""
         start = _key(prefix)
         bodies = self._bodies(
             "SELECT body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
@@ -305,19 +305,19 @@ class Store:
         return [_parse(kind, body) for body in bodies]
 
     def _bodies(self, statement: str, *values: object) -> list[SecretText]:
-        """Records as they are stored: no error shows their text, which holds secrets."""
+        """Returns stored records, wrapped so that no error shows their text: it holds secrets."""
         return [SecretText(row[0], "<a record>") for row in self._read(statement, *values)]
 
     def amend(self, record: _R, **changes: object) -> _R:
-        """Changes fields of a record as it stands now, whoever wrote it last.
+        """Changes fields of a record as it is stored now, and returns the result.
 
         Args:
-            record: Which record; only its key matters.
+            record: The record to change; only its key matters.
             changes: New values by field.
 
         Raises:
             NotFoundError: It was deleted.
-            ValidationError: A value does not fit its field; nothing was changed.
+            ValidationError: A value is invalid for its field; nothing was changed.
             TypeError: There is no such field; nothing was changed.
         """
         if unknown := changes.keys() - type(record).model_fields.keys():
@@ -333,7 +333,7 @@ class Store:
     def intend(
         self, operation: str, scale_set: str, instance_id: int, phase: str, sequence: int, name: str
     ) -> StepRecord:
-        """Journals that a step is about to be taken; an earlier entry is taken up again."""
+        """Journals that a step is about to start; an existing entry is reset."""
         with self.transaction():
             self._write(
                 "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
@@ -347,7 +347,7 @@ class Store:
         )  # fmt: skip
 
     def done(self, step: StepRecord, *, error: str | None = None) -> None:
-        """Journals that a step has ended, well or with an error."""
+        """Journals that a step has finished, or failed with an error."""
         with self.transaction():
             self._write(
                 "UPDATE step SET done = ?, error = ? WHERE operation = ? AND instance_id = ? "
@@ -357,7 +357,7 @@ class Store:
             )  # fmt: skip
 
     def steps(self, operation: str, instance_id: int | None = None) -> list[StepRecord]:
-        """The journal of an operation (of one instance), in the order in which steps were begun."""
+        """Returns the journal of an operation, or of one instance in it, in order of start."""
         columns = "operation, scale_set, instance_id, phase, sequence, name, intended, done, error"
         one = "" if instance_id is None else " AND instance_id = ?"
         rows = self._read(
@@ -377,7 +377,7 @@ class Store:
         instance_id: int | None = None,
         operation: str | None = None,
     ) -> None:
-        """Writes that something happened; the message must hold no secret."""
+        """Records an event; the message must not contain secrets."""
         with self.transaction():
             self._write(
                 "INSERT INTO event (time, scale_set, instance_id, operation, kind, message) "
@@ -387,7 +387,7 @@ class Store:
             )  # fmt: skip
 
     def events(self, *, after: int = 0, scale_set: str | None = None) -> list[EventRecord]:
-        """Events with a higher number, oldest first."""
+        """Returns the events with higher ids, oldest first."""
         columns = "id, time, scale_set, instance_id, operation, kind, message"
         rows = self._read(
             f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "  # noqa: S608
@@ -400,7 +400,7 @@ class Store:
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 
     def last_events(self, scale_set: str | None, count: int) -> list[EventRecord]:
-        """The last events of a set, or of the lab, oldest first."""
+        """Returns the last events of a set, or of the lab, oldest first."""
         columns = "id, time, scale_set, instance_id, operation, kind, message"
         rows = self._read(
             f"SELECT {columns} FROM event WHERE ? IS NULL OR scale_set = ? "  # noqa: S608

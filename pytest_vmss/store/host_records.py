@@ -10,7 +10,7 @@ __all__ = ["NetworkRecord", "PortRecord"]
 
 
 class NetworkRecord(Record):
-    """A loopback network that the lab has claimed besides its first."""
+    """A loopback network that the lab has claimed in addition to its first."""
 
     kind: ClassVar[str] = "network"
 
@@ -23,7 +23,7 @@ class NetworkRecord(Record):
 
 
 class PortRecord(Record):
-    """A port of the host's loopback at which the lab listens."""
+    """A port on the host's loopback that the lab listens on."""
 
     kind: ClassVar[str] = "port"
 
@@ -32,5 +32,5 @@ class PortRecord(Record):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What listens there."""
+        """The name of what listens there."""
         return (self.name,)

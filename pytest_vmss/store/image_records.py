@@ -33,11 +33,11 @@ class VersionRecord(Record):
     """A published version of an image definition; immutable.
 
     Attributes:
-        digest: Of the stored qcow2, in hex; the file is named by it.
-        algorithm: How the digest is made: ``sha256`` of all bytes, as of versions that were
-            published before holes were skipped, or ``sha256-data``.
-        size: Bytes of the stored file.
-        virtual_size: Bytes of the disk that a guest sees.
+        digest: Digest of the stored qcow2 file, in hex; the file is named by it.
+        algorithm: Algorithm of the digest: ``sha256`` of all bytes, for versions published before
+            holes were skipped, or ``sha256-data``.
+        size: Size of the stored file in bytes.
+        virtual_size: Size of the disk that a guest sees, in bytes.
     """
 
     kind: ClassVar[str] = "version"
@@ -59,7 +59,7 @@ class VersionRecord(Record):
 
 
 class PackagesRecord(Record):
-    """The packages that a published version holds, as the document beside it says.
+    """The packages in a published version, according to the SBOM beside it.
 
     Attributes:
         packages: Name and version of each.

@@ -14,24 +14,24 @@ __all__ = ["DetachedDiskRecord", "GenerationRecord", "InstanceRecord"]
 
 
 class InstanceRecord(Record):
-    """An instance's lasting identity (A4).
+    """An instance, with its lasting identity (A4).
 
     Attributes:
-        address: Loopback address of the host that is its own.
+        address: The instance's own loopback address on the host.
         forwards: Guest port to host port on that address.
-        placement_group: Number of the placement group; 100 instances at most are in one.
+        placement_group: Number of its placement group, which has at most 100 instances.
         generation: Number of the OS disk that is in use and committed.
         version: Image version of that disk.
         revision: Revision of the model that is applied to it.
-        power: What was asked for last; whether it runs is the hypervisor's to say.
+        power: The requested power state; only the hypervisor knows whether it is running.
         provisioning: Azure's provisioning state.
         in_service: Whether the load balancer may send it traffic.
-        changed: When an operation was through with it last.
-        repairs: Automatic repairs since it was healthy last.
-        health: As it was observed last; None where it never was.
-        health_detail: What was seen then, in words.
-        protect_from_scale_in: Scaling in never takes it.
-        protected: ``protectFromScaleSetActions``: set-wide actions leave it out.
+        changed: When an operation last finished with it.
+        repairs: Number of automatic repairs since it was last healthy.
+        health: The health last observed; None if it never was.
+        health_detail: A description of that observation.
+        protect_from_scale_in: Whether scaling in never removes it.
+        protected: ``protectFromScaleSetActions``: set-wide actions skip it.
     """
 
     kind: ClassVar[str] = "instance"
@@ -67,7 +67,7 @@ class InstanceRecord(Record):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The set's name and the number."""
+        """The set's name and the instance's id."""
         return (self.scale_set.lower(), f"{self.instance_id:06d}")
 
 
@@ -75,17 +75,17 @@ class GenerationRecord(Record):
     """The n-th OS disk of an instance.
 
     Attributes:
-        version: Image version that it was made from.
+        version: Image version that it was created from.
         digest: That version's digest.
-        revision: Revision of the model that it was made from, or was given since.
+        revision: Revision of the model that it was created from, or that was applied since.
         cloud_instance_id: ``instance-id`` of its seed.
-        host_key: The guest's public SSH host key, pinned.
-        state: Where it stands between being made and being discarded.
-        started: Whether a machine was ever started on it.
+        host_key: The guest's public SSH host key, which is pinned.
+        state: Its place in the life cycle, from preparing to discarded.
+        started: Whether a VM was ever started on it.
         found_version: ``IMAGE_VERSION`` that was read inside the guest (E2).
-        boot_id: Of the last boot that was proved.
-        boot_before: What ``boot_id`` was when the machine was started last.
-        console_from: Bytes that its console log had then.
+        boot_id: Id of the last verified boot.
+        boot_before: The ``boot_id`` at the last start of the VM.
+        console_from: Length of its console log at that start, in bytes.
     """
 
     kind: ClassVar[str] = "generation"
@@ -113,17 +113,17 @@ class GenerationRecord(Record):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The set's name, the instance's number and its own."""
+        """The set's name, the instance's id and the generation's number."""
         return (self.scale_set.lower(), f"{self.instance_id:06d}", f"{self.number:06d}")
 
     def is_of(self, version: VersionRecord) -> bool:
-        """Whether it was made from an image version: of the same gallery and definition (C3)."""
+        """Whether it was created from an image version, of the same gallery and definition (C3)."""
         own = (self.gallery.lower(), self.definition.lower(), self.version)
         return own == version.key
 
 
 class DetachedDiskRecord(Record):
-    """A data disk whose instance is gone (``deleteOption: Detach``, A2)."""
+    """A data disk that outlives its instance (``deleteOption: Detach``, A2)."""
 
     kind: ClassVar[str] = "detached-disk"
 

@@ -1,4 +1,4 @@
-"""Records of operations: what was asked for, decided, done and said."""
+"""Records of operations: their requests, batches, outcomes, steps and events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class Outcome(StrEnum):
-    """What came of an instance in an upgrade (G3)."""
+    """The outcome of an upgrade for one instance (G3)."""
 
     NOT_STARTED = "not started"
     IN_PROGRESS = "in progress"
@@ -34,7 +34,7 @@ class Outcome(StrEnum):
 
 
 class ErrorRecord(BaseModel):
-    """What went wrong on an instance, with its evidence; never holds a secret."""
+    """An error on an instance, with its evidence; never contains a secret."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -45,21 +45,21 @@ class ErrorRecord(BaseModel):
 
 
 class OperationRecord(Record):
-    """Something done to a set: its creation, an upgrade, a restart.
+    """An operation on a scale set: its creation, an upgrade, a restart, and so on.
 
     Attributes:
         set_id: The set's ``unique_id``.
         action: Its kind; see :mod:`pytest_vmss.operations`.
         status: Azure's ``runningStatus.code``.
         started_by: Azure's ``startedBy``.
-        rolling: Batch after batch, as the policy says; else all instances at once.
-        target: Image version that an upgrade brings.
+        rolling: Whether it goes batch by batch, by the policy, or does all instances at once.
+        target: Image version that an upgrade installs.
         revision: Revision of the model that it applies.
-        rollback: Give an instance that does not recover its previous state back.
+        rollback: Whether to roll back an instance that does not recover.
         metrics_read: Whether the applications' custom metrics are in the outcomes.
-        elapsed: Seconds that it took until its last batch ended.
+        elapsed: Seconds it had taken when its last batch ended.
         batch_ended: When that was.
-        error_code: Why it stops or has stopped; set before failed instances are rolled back.
+        error_code: Why it is stopping or has stopped; set before failed instances are rolled back.
     """
 
     kind: ClassVar[str] = "operation"
@@ -96,7 +96,7 @@ class OperationRecord(Record):
 
 
 class BatchRecord(Record):
-    """A batch of an upgrade, with the planner's words."""
+    """A batch of an upgrade, with the planner's reason for it."""
 
     kind: ClassVar[str] = "batch"
 
@@ -113,17 +113,17 @@ class BatchRecord(Record):
 
 
 class OutcomeRecord(Record):
-    """What an operation plans for an instance, and what came of it.
+    """The plan of an operation for one instance, and its outcome.
 
     Attributes:
         source: Number of the OS disk that it was on.
-        result: Number of the one that it goes to; the same where it is changed in place;
-            0 until that is decided.
+        result: Number of the OS disk that it moves to; the same if it is changed in place; 0 until
+            that is decided.
         source_revision: Revision of the model that was applied to it.
-        replacement: Number of the instance that takes its place (``maxSurge``).
+        replacement: Id of the instance that replaces it (``maxSurge``).
         phase: ``PhaseOrderingNumber``, read when the upgrade started.
-        error: What went wrong.
-        going_back: Whether it is being given back what it had.
+        error: The error, if it failed.
+        going_back: Whether it is being rolled back.
     """
 
     kind: ClassVar[str] = "outcome"
@@ -142,12 +142,12 @@ class OutcomeRecord(Record):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The operation and the instance's number."""
+        """The operation and the instance's id."""
         return (self.scale_set.lower(), self.operation, f"{self.instance_id:06d}")
 
 
 class StepRecord(BaseModel):
-    """One journalled effect on one instance."""
+    """A journalled step of an operation on one instance."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -163,12 +163,12 @@ class StepRecord(BaseModel):
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None while it runs."""
+        """How long it took; None while it is running."""
         return None if self.done is None else (self.done - self.intended).total_seconds()
 
 
 class EventRecord(BaseModel):
-    """Something that happened (J4)."""
+    """An event of a scale set (J4)."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 

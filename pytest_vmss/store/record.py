@@ -1,4 +1,4 @@
-"""What every record of a lab is: something remembered under a key."""
+"""The base class of a lab's records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Record"]
 
 
 class Record(BaseModel):
-    """Something the lab remembers under a key."""
+    """A record that the lab stores under a key."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -18,5 +18,5 @@ class Record(BaseModel):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from others of its kind."""
+        """The key, unique among the records of its kind."""
         raise NotImplementedError

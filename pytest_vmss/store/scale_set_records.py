@@ -16,20 +16,20 @@ class ScaleSetRecord(Record):
     """A scale set.
 
     Attributes:
-        unique_id: Azure's ``uniqueId``; tells it from an earlier set of that name.
-        revision: Of its model now.
-        profile_revision: The first revision whose instances are made as the model
-            says now: instances on it or later have the latest model applied.
+        unique_id: Azure's ``uniqueId``; distinguishes it from an earlier set of that name.
+        revision: The current revision of its model.
+        profile_revision: The first revision with the current profile: instances on it or a later
+            one have the latest model applied.
         automatic_since: When automatic OS upgrades were enabled; None while they are not.
         state: Azure's provisioning state.
-        next_instance_id: The number of the next new instance.
+        next_instance_id: Id of the next new instance.
         ports: Guest ports that are forwarded.
-        frontend: Loopback address of its load balancer, where it has one.
-        overrides: Limits of waits in place of the lab's.
-        health_command: Run in the guest; its exit status is a health source too (F4).
-        health_function: Whether a function of the suite is one, in the process that has it.
+        frontend: Loopback address of its load balancer, if it has one.
+        overrides: Timeouts that replace the lab's, in seconds.
+        health_command: A command run in the guest whose exit status is a health source (F4).
+        health_function: Whether a function of the suite is one, in the process that defines it.
         repairs_suspended: When automatic repairs were suspended; None while they are not.
-        repairs_changed: When that changed, or an instance was repaired.
+        repairs_changed: When that last changed, or an instance was last repaired.
     """
 
     kind: ClassVar[str] = "scale-set"
@@ -57,12 +57,12 @@ class ScaleSetRecord(Record):
 
 
 class ModelRecord(Record):
-    """A revision of a set's model; never changes.
+    """A revision of a set's model; immutable.
 
     Attributes:
         set_id: The set's ``unique_id``.
-        model: The whole model, secrets included.
-        probe: The load balancer's probe that it names.
+        model: The whole model, with secrets.
+        probe: The load-balancer probe that it names.
         balancer: That load balancer.
     """
 
@@ -77,5 +77,5 @@ class ModelRecord(Record):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The set's id and the revision."""
+        """The set's ``unique_id`` and the revision."""
         return (self.set_id, f"{self.revision:06d}")

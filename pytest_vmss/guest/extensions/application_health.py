@@ -16,7 +16,7 @@ from pytest_vmss.model.extension_result import ExtensionResult
 
 __all__ = ["STATUS_FILE", "ApplicationHealthLinux", "program_settings"]
 
-#: Where the extension says how the application is. In memory: gone with each boot (F5).
+#: Where the extension reports the application's health. In memory, so lost at each boot (F5).
 STATUS_FILE = "/run/waagent/ApplicationHealthLinux/0.status"
 
 _NAME = "Microsoft.ManagedServices.ApplicationHealthLinux"
@@ -33,7 +33,7 @@ WantedBy=multi-user.target
 """
 _SERVICE = "vmss-application-health.service"
 
-# What it says afterwards comes from new settings: the file of the old ones is removed.
+# The old settings' status file is removed, so that any report is from the new ones.
 _INSTALL = f"""\
 set -eu
 umask 022
@@ -59,9 +59,9 @@ systemctl daemon-reload
 class ApplicationHealthLinux(Handler):
     """``Microsoft.ManagedServices/ApplicationHealthLinux``.
 
-    It starts a process in the guest that looks at the application from inside, also
-    after every boot, and writes Azure's status file; the lab reads that over the guest
-    agent, so that it knows of the application also where the instance cannot be reached.
+    It installs a service in the guest, also started at each boot, that probes the application
+    from inside and writes Azure's status file. The lab reads that over the guest agent, so it
+    knows the application's health even if the instance cannot be reached.
     """
 
     publisher = "Microsoft.ManagedServices"
@@ -70,7 +70,7 @@ class ApplicationHealthLinux(Handler):
     reports = True
 
     def check(self, extension: Extension) -> list[str]:
-        """What is wrong with its settings: Azure's names and ranges."""
+        """Validates its settings by Azure's names and ranges, and returns the problems."""
         try:
             ApplicationHealthSettings.of(extension)
         except ValidationError as wrong:
@@ -87,9 +87,9 @@ class ApplicationHealthLinux(Handler):
         target: Target,
         extension: Extension,
         *,
-        run: str,  # noqa: ARG002 - it is the same however often it is done
+        run: str,  # noqa: ARG002 - running it again does no harm
     ) -> ExtensionResult:
-        """Starts the process, with these settings and no others."""
+        """Installs and starts the service with the extension's current settings."""
         start = target.clock.monotonic()
         source = files("pytest_vmss.guest.in_guest") / "application_health.py"
         program = source.read_bytes()
@@ -115,19 +115,19 @@ class ApplicationHealthLinux(Handler):
         )
 
     def remove(self, target: Target, extension: Extension) -> str:  # noqa: ARG002
-        """Stops the process, and removes what belongs to it."""
+        """Stops the service and removes its files."""
         return target.insist(_REMOVE).stderr.strip()
 
     def report(
         self, target: Target, extension: Extension, last: ExtensionResult
     ) -> ExtensionResult:
-        """What its status file says now: the application's state, and custom metrics."""
+        """Reads its status file: the application's health, and custom metrics."""
         found = target.shell.run(f"cat {STATUS_FILE}", sudo=True)
         return described(last, found.stdout, extension)
 
 
 def program_settings(extension: Extension) -> dict[str, object]:
-    """The settings for the process in the guest."""
+    """Returns the settings of the service in the guest."""
     return ApplicationHealthSettings.of(extension).full()
 
 

@@ -1,4 +1,4 @@
-"""Commands that extensions run in a guest, once, whatever breaks meanwhile."""
+"""Runs extensions' commands in a guest exactly once, even if connections break."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 _MESSAGE_CHARS = 4096
-#: What is looked at of what a guest says; an honest one says less.
+#: Maximum number of characters processed of a guest's output; honest output is shorter.
 _READ_CHARS = 64 * 1024
-#: What is shorter is an ordinary word rather than a secret; of parts between punctuation more so.
+#: Shorter strings are taken for ordinary words; the minimum for parts of a secret is higher.
 _SECRET_CHARS, _PART_CHARS = 5, 6
-#: For one call of a guest, and what reaches even a slow one in a second.
+#: Timeout in seconds of one call to a guest, and bytes/s that reach even a slow one.
 _CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
 
-# The command runs apart from the SSH session, so that neither a broken
-# connection nor a killed orchestrator ends it or runs it twice. The same text
-# begins it, where it was not begun, and waits a while for its end. Everything
-# that may be secret comes by standard input, which a broken connection cuts short:
-# what has not come whole is not begun, and of two that come at once one begins.
+# The command runs detached from the SSH session, so that neither a broken connection nor a
+# killed orchestrator ends it or makes it run twice. The same script starts it, unless it has
+# been started, and waits a while for it to finish. Everything that may be secret comes over
+# standard input, which a broken connection cuts short: so nothing starts until all input has
+# arrived, and if two sessions try at once, a lock lets only one start it.
 _RUN = """\
 set -eu
 folder={folder}
@@ -104,7 +104,7 @@ _SECTION = """\
     chmod 0700 {name}"""
 _AGAIN = 75
 
-# It may have ended this very moment: then that is its end.
+# If the command finished just now, its own status stays.
 _KILL = """\
 cd {folder} || exit 0
 if [ ! -e status ]; then
@@ -120,13 +120,13 @@ fi
 
 @dataclass(frozen=True)
 class Command:
-    """What is run, as root, in a folder of its own.
+    """A command to run as root in a folder of its own.
 
     Attributes:
-        text: For ``/bin/sh``.
-        files: What is put into the folder before, by name; a script is executable.
-        file_uris: What is downloaded into the folder before.
-        skip_dos2unix: Leave line ends of downloaded texts as they are.
+        text: Script for ``/bin/sh``.
+        files: Files created in the folder first, by name; they are executable.
+        file_uris: URIs of files downloaded to the folder first.
+        skip_dos2unix: Whether to keep line endings of downloaded text files.
     """
 
     text: str = field(repr=False)
@@ -138,17 +138,20 @@ class Command:
 def run_command(
     target: Target, extension: Extension, command: Command, *, run: str
 ) -> ExtensionResult:
-    """Runs a command in a guest once for each run.
+    """Runs a command in a guest, once per run id.
 
     Args:
-        target: The guest; what has not ended at its limit is killed.
-        extension: Whose command it is.
+        target: The guest; a command that exceeds its timeout is killed.
+        extension: The extension whose command it is.
         command: The command.
-        run: Names the run, the same after a crash; an earlier result of it is returned.
+        run: Id of the run, the same after a crash; a run that has finished is not repeated.
+
+    Returns:
+        The result, or that of the earlier run with the same id.
     """
     shell, clock = target.shell, target.clock
     folder = shlex.quote(f"{_folder(extension)}/{run}")
-    # What errors show on their way holds none of it.
+    # Wrapped, so that no traceback shows them.
     parts = {"command": SecretBytes(command.text.encode() + b"\n")}
     parts |= {name: SecretBytes(part) for name, part in command.files.items()}
     if command.file_uris:
@@ -170,7 +173,7 @@ def run_command(
         try:
             result = shell.run(script, stdin=stdin, sudo=True, timeout=patience)
         except (GuestCommandError, GuestUnreachableError) as error:
-            lost[:] = [error.message]  # it runs on; the guest knows how it ended
+            lost[:] = [error.message]  # the command runs on; the guest has its result
             return None
         if result.exit_code < 0:
             lost[:] = ["the SSH connection broke"]
@@ -200,11 +203,11 @@ def run_command(
 
 
 class _NotBegunError(Exception):
-    """The guest could not begin the command."""
+    """The guest could not start the command."""
 
 
 def _kill(target: Target, folder: str, lost: list[str]) -> str:
-    """Ends a run that is past its limit; how it ended, empty where nobody can tell."""
+    """Kills a run that timed out; returns its outcome, or an empty string if it is unknown."""
     try:
         done = target.shell.run(_KILL.format(folder=folder) + _ANSWER, sudo=True)
     except (GuestCommandError, GuestUnreachableError) as error:
@@ -212,11 +215,11 @@ def _kill(target: Target, folder: str, lost: list[str]) -> str:
         return ""
     if done.exit_code < 0:
         return ""
-    return done.stdout or "timeout"  # it was never begun
+    return done.stdout or "timeout"  # it was never started
 
 
 def remove_runs(target: Target, extension: Extension) -> str:
-    """Removes what an extension's runs have left; what went wrong."""
+    """Removes the files of an extension's runs; returns what went wrong."""
     return target.insist(f"rm -rf {shlex.quote(_folder(extension))}").stderr.strip()
 
 
@@ -225,11 +228,11 @@ def _folder(extension: Extension) -> str:
 
 
 def read_outcome(extension: Extension, answer: str, seconds: float) -> ExtensionResult:
-    """What came of a run, in the words of Azure's handler.
+    """Converts a run's outcome to a result, with messages like those of Azure's handler.
 
     Args:
-        extension: Whose run it was.
-        answer: What the guest says of it: its status on the first line, and its output.
+        extension: The extension that was run.
+        answer: The guest's report: the status on the first line, then the output.
         seconds: How long it took.
     """
     status, _, output = answer.partition("\n")
@@ -253,14 +256,14 @@ def read_outcome(extension: Extension, answer: str, seconds: float) -> Extension
 def _record(
     extension: Extension, code: int | None, message: str, seconds: float, before: str = ""
 ) -> ExtensionResult:
-    """What came of a run.
+    """Creates the result of a run.
 
     Args:
-        extension: Whose run it was.
+        extension: The extension that was run.
         code: Its exit status.
-        message: What was said of it; loses what the settings keep secret.
+        message: Message from the guest; the settings' secrets are redacted.
         seconds: How long it took.
-        before: Words of the lab's own that go before the message.
+        before: Text of the lab's own that precedes the message.
     """
     return ExtensionResult(
         name=extension.name,
@@ -274,15 +277,15 @@ def _record(
 
 
 def broken_handler(extension: Extension, failure: BaseException) -> ExtensionResult:
-    """What came of an extension whose handler failed itself."""
+    """Returns the result of an extension whose handler raised an exception."""
     return _record(extension, None, f"its handler failed: {error_text(failure)}", 0.0)
 
 
 def redact(text: str, extension: Extension) -> str:
-    """A text without what an extension's settings keep secret (M5).
+    """Redacts the secrets of an extension's settings in a text (M5).
 
-    That is every word of its protected settings, and of others what names or URIs tell to be
-    secret. Rather too much than too little.
+    These are all words of its protected settings, and whatever names or URIs mark as secret in
+    the public ones. Redacts too much rather than too little.
     """
     for secret in sorted(set(_secrets(extension)), key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -290,7 +293,7 @@ def redact(text: str, extension: Extension) -> str:
 
 
 def told_by(text: str, extension: Extension) -> str:
-    """What an extension says, fit to be kept and shown: its beginning, cleaned, without secrets."""
+    """Prepares an extension's message to be stored and shown: shortened, cleaned and redacted."""
     return shown(redact(clean(text[:_READ_CHARS]), extension), _MESSAGE_CHARS)
 
 
@@ -304,8 +307,8 @@ def _secrets(extension: Extension) -> Iterator[str]:
 
 
 def _words(value: str) -> Iterator[str]:
-    """A secret, and the parts of it that a program might show alone."""
-    # As it is written, and as a shell or a reader of JSON takes it.
+    """Yields a secret, and the parts of it that a program might print alone."""
+    # As it is written, and unescaped as a shell or a JSON parser reads it.
     for text in {value, re.sub(r"\\(.)", r"\1", value)}:
         parts = (text, *text.splitlines(), *re.split(r"[\s'\"=&;|<>()]+", text))
         yield from (part for part in parts if len(part) >= _SECRET_CHARS)
@@ -313,7 +316,7 @@ def _words(value: str) -> Iterator[str]:
 
 
 def _named(value: Any) -> Iterator[str]:
-    """The texts that names tell to be secret."""
+    """Yields the strings whose names mark them as secret."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item) if names_secret(key, value) else _named(item)
@@ -323,7 +326,7 @@ def _named(value: Any) -> Iterator[str]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The texts and numbers in a value."""
+    """Yields the strings and numbers in a value, as strings."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _leaves(item)

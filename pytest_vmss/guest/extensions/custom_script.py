@@ -20,20 +20,20 @@ __all__ = ["CustomScript"]
 
 _KNOWN = {"commandToExecute", "script", "fileUris", "timestamp", "skipDos2Unix"}
 _STORAGE = {"storageAccountName", "storageAccountKey", "managedIdentity"}
-#: Bytes of a script, unpacked; Azure takes 256 KiB packed.
+#: Maximum size of a script in bytes, unpacked; Azure accepts 256 KiB packed.
 _SCRIPT_MAX = 4 * 1024 * 1024
 _GZIP = b"\x1f\x8b"
 
 
 class CustomScript(Handler):
-    """``Microsoft.Azure.Extensions/CustomScript``, with the rules and words of Azure's handler."""
+    """``Microsoft.Azure.Extensions/CustomScript``, with Azure's rules and messages."""
 
     publisher = "Microsoft.Azure.Extensions"
     type = "CustomScript"
     version = "2.1.0"
 
     def check(self, extension: Extension) -> list[str]:
-        """What is wrong with its settings."""
+        """Validates its settings, and returns the problems."""
         public, protected = extension.settings or {}, extension.protected_settings or {}
         both = {**public, **protected}
         problems = [
@@ -93,7 +93,7 @@ class CustomScript(Handler):
         return problems
 
     def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
-        """Downloads ``fileUris``, and runs ``commandToExecute`` or ``script`` beside them as root."""
+        """Downloads ``fileUris``, then runs ``commandToExecute`` or ``script`` there as root."""
         settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
         script = settings.get("script")
         command = Command(
@@ -105,21 +105,21 @@ class CustomScript(Handler):
         return run_command(target, extension, command, run=run)
 
     def remove(self, target: Target, extension: Extension) -> str:
-        """Removes what its runs have left."""
+        """Removes the files of its runs."""
         return remove_runs(target, extension)
 
 
 def _decode(script: str) -> bytes:
-    """The script's text: base64, of gzip where it is.
+    """Decodes a script: base64, optionally of gzip.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is not base64, the gzip data is invalid, or it is too large.
     """
     try:
         content = SecretBytes(base64.b64decode(script, validate=True))
         if not content.startswith(_GZIP):
             return content
-        # No more than the limit is unpacked, whatever it holds.
+        # Never unpacks more than the limit.
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as packed:
             text = SecretBytes(packed.read(_SCRIPT_MAX + 1))
     except (binascii.Error, OSError, EOFError, zlib.error) as error:

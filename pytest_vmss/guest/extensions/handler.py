@@ -1,4 +1,4 @@
-"""What an extension's handler is, a suite's own as well (H2)."""
+"""The base class of extension handlers, also of a suite's own (H2)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class Target:
     """The guest in which an extension is run.
 
     Attributes:
-        shell: Runs commands in it; each call makes the connection anew where that broke.
-        clock: The lab's.
-        timeout: Seconds that it may take.
-        factor: By how much the guest is slower than under KVM; for limits inside it.
-        files_port: Port of the lab's file server, which the guest reaches by its own loopback.
+        shell: Runs commands in it; each call reconnects if the connection broke.
+        clock: The lab's clock.
+        timeout: Seconds that the extension may take.
+        factor: How many times slower the guest is than under KVM; scales timeouts inside it.
+        files_port: Port of the lab's file server on the guest's own loopback; None if there is
+            none.
     """
 
     shell: Runner
@@ -33,17 +34,21 @@ class Target:
     files_port: int | None = None
 
     def insist(self, command: str, *, stdin: bytes = b"") -> CommandResult:
-        """Runs a command as root that may be run again without harm, until it has ended.
+        """Runs an idempotent command as root, retrying until it finishes.
 
-        Where the connection breaks, the guest is asked again as soon as it answers.
+        If the connection breaks, the command is run again as soon as the guest answers.
 
         Args:
             command: For the guest's shell.
-            stdin: What it reads.
+            stdin: Its standard input.
+
+        Returns:
+            The result, whatever its exit status.
 
         Raises:
-            GuestCommandError: It cannot be reached, or does not end, within the limit.
-            BootError: Its machine has ended, or its kernel panicked.
+            GuestCommandError: The guest cannot be reached, or the command does not finish, within
+                the timeout.
+            BootError: Its VM has stopped, or its kernel panicked.
         """
         end = self.clock.monotonic() + self.timeout
         last: list[GuestCommandError | GuestUnreachableError] = []
@@ -70,15 +75,15 @@ class Target:
 
 
 class Handler(ABC):
-    """Runs the extensions of one type.
+    """Base class for handlers, each of which runs the extensions of one type.
 
-    Only :meth:`run` must be written.
+    Subclasses need only implement :meth:`run`.
 
     Attributes:
-        publisher: Of the extension.
-        type: Of the extension.
-        version: Of the handler itself; a higher one reaches instances by an extension upgrade.
-        reports: Whether its extensions go on saying how they are after their run.
+        publisher: Publisher of the extension.
+        type: Type of the extension.
+        version: Version of the handler; a higher one reaches instances by an extension upgrade.
+        reports: Whether its extensions continue to report their status after their run.
     """
 
     publisher: str
@@ -87,26 +92,29 @@ class Handler(ABC):
     reports: bool = False
 
     def check(self, extension: Extension) -> list[str]:  # noqa: ARG002
-        """What is wrong with its settings, before anything is created."""
+        """Validates an extension's settings before anything is created; returns the problems."""
         return []
 
     @abstractmethod
     def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
-        """Runs it in the guest once for each run; an earlier result of it is returned as it is.
+        """Runs an extension in the guest, once per run id.
 
         Args:
             target: The guest.
             extension: The extension with its settings.
-            run: Names the run, the same after a crash.
+            run: Id of the run, the same after a crash.
+
+        Returns:
+            The result, or that of the earlier run with the same id.
         """
 
     def remove(self, target: Target, extension: Extension) -> str:  # noqa: ARG002
-        """Removes it from a guest whose model names it no longer.
+        """Removes an extension from a guest after it was removed from the model.
 
         May be called again after a crash.
 
         Returns:
-            What went wrong, in words; empty where nothing did.
+            What went wrong; empty if nothing did.
         """
         return ""
 
@@ -116,11 +124,11 @@ class Handler(ABC):
         extension: Extension,  # noqa: ARG002
         last: ExtensionResult,
     ) -> ExtensionResult:
-        """What an extension says of itself now.
+        """Returns an extension's current status.
 
         Args:
             target: The guest.
             extension: The extension with its settings.
-            last: What came of its last run.
+            last: The result of its last run.
         """
         return last

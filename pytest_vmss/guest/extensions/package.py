@@ -1,4 +1,4 @@
-"""Packaged handlers in Azure's layout, run in the guest as its agent runs them (H2)."""
+"""Packaged handlers in Azure's layout, run in the guest as Azure's agent runs them (H2)."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ _COMMANDS = tuple(
     f"{verb}Command" for verb in ("install", "enable", "update", "disable", "uninstall")
 )
 _RSA_BITS = 2048
-#: Of what went wrong with an uninstallation.
+#: Maximum number of problems reported for an uninstallation.
 _PROBLEMS = 20
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 class PackagedHandler(Handler):
-    """A handler of which there is a package, as it is published to Azure.
+    """A handler from a package such as is published to Azure.
 
     Args:
-        package: A zip file, or the folder that would be in it.
-        publisher: Of the extension.
-        type: Of the extension.
-        version: Of the handler.
+        package: A zip file, or the unpacked folder.
+        publisher: Publisher of the extension.
+        type: Type of the extension.
+        version: Version of the handler.
 
     Raises:
-        ImageError: It is not such a package, or the version is none.
+        ImageError: The package or the version is invalid.
     """
 
     reports = True
@@ -79,7 +79,7 @@ class PackagedHandler(Handler):
             raise ImageError(f"the {_MANIFEST} of {source} lacks {', '.join(missing)}")
 
     def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
-        """Brings the handler to where it is not, and enables it with the extension's settings."""
+        """Installs or updates the handler if needed, and enables it with the settings."""
         settings, certificate = handler_settings(extension)
         spec = {
             **self._told(target, extension),
@@ -100,7 +100,7 @@ class PackagedHandler(Handler):
         if done.timed_out:
             return done
         found = self.report(target, extension, done)
-        # Else it did not get as far as reporting: what it has printed says why.
+        # It may have failed before it could report; then its output says why.
         return found if (found.status == "error") == (done.exit_code != 0) else done
 
     def remove(self, target: Target, extension: Extension) -> str:
@@ -114,7 +114,7 @@ class PackagedHandler(Handler):
     def report(
         self, target: Target, extension: Extension, last: ExtensionResult
     ) -> ExtensionResult:
-        """What its status file says now, and the handler's heartbeat."""
+        """Reads its status file and the handler's heartbeat."""
         found = self._ask(target, "report", extension)
         try:
             status = read_status(found["status"])
@@ -134,8 +134,8 @@ class PackagedHandler(Handler):
         return {"name": name, "extension": extension.name, "factor": target.factor}
 
     def _ask(self, target: Target, verb: str, extension: Extension) -> Any:
-        """Asks the agent's program; its answer, None where there is none."""
-        # Of two commands at most, so that it can tell which one took too long.
+        """Runs the agent program in the guest; returns its JSON output, or None if malformed."""
+        # It runs at most two commands, so this timeout lets it report which one took too long.
         spec = {**self._told(target, extension), "limit": target.timeout / 3}
         told = shlex.quote(json.dumps(spec))
         done = target.insist(f"python3 - {verb} {told}", stdin=_program())
@@ -150,16 +150,16 @@ def _program() -> bytes:
 
 
 def register_package(package: Path, *, publisher: str, type: str, version: str) -> None:
-    """Makes a packaged handler known, so that models may name it.
+    """Registers a packaged handler, so that models can use it.
 
     Args:
-        package: A zip file with HandlerManifest.json at its top, or the folder itself.
-        publisher: Of the extension.
-        type: Of the extension.
-        version: Of the handler; a higher one reaches instances by an extension upgrade.
+        package: A zip file with HandlerManifest.json at its top level, or the unpacked folder.
+        publisher: Publisher of the extension.
+        type: Type of the extension.
+        version: Version of the handler; a higher one reaches instances by an extension upgrade.
 
     Raises:
-        ImageError: It is not such a package.
+        ImageError: The package or the version is invalid.
     """
     register(PackagedHandler(package, publisher=publisher, type=type, version=version))
 
@@ -183,10 +183,11 @@ def _zipped(package: Path) -> bytes:
 def handler_settings(
     extension: Extension,
 ) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """``handlerSettings`` as the agent writes them, and the certificate they are encrypted for.
+    """Returns ``handlerSettings`` as Azure's agent writes them, and the encryption certificate.
 
-    Protected settings are a CMS envelope in base64, whose key is beside the agent's files
-    under the certificate's thumbprint; handlers open it with ``openssl cms -decrypt``.
+    Protected settings are a CMS envelope in base64; handlers decrypt it with ``openssl cms
+    -decrypt``, using the key that is stored under the certificate's thumbprint. The certificate is
+    None if there are none.
     """
     settings: dict[str, Any] = {"publicSettings": extension.settings or {}}
     if not extension.protected_settings:
@@ -210,7 +211,7 @@ def handler_settings(
         .add_recipient(certificate)
         .encrypt(serialization.Encoding.DER, [pkcs7.PKCS7Options.Binary])
     )
-    thumbprint = certificate.fingerprint(hashes.SHA1()).hex().upper()  # noqa: S303 - Azure's
+    thumbprint = certificate.fingerprint(hashes.SHA1()).hex().upper()  # noqa: S303 - as in Azure
     settings["protectedSettingsCertThumbprint"] = thumbprint
     settings["protectedSettings"] = base64.b64encode(envelope).decode()
     pem = serialization.Encoding.PEM

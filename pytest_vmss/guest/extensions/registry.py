@@ -36,25 +36,25 @@ _handlers: dict[tuple[str, str], Handler] = {}
 
 
 def register(handler: Handler) -> None:
-    """Makes a handler known; one of the same publisher and type is replaced."""
+    """Registers a handler, replacing any of the same publisher and type."""
     _handlers[handler.publisher.lower(), handler.type.lower()] = handler
 
 
 def known_types() -> frozenset[tuple[str, str]]:
-    """Publisher and type of every known handler, in lower case."""
+    """Returns publisher and type of every registered handler, in lower case."""
     return frozenset(_handlers)
 
 
 def is_known(extension: Extension) -> bool:
-    """Whether there is a handler for an extension in this process."""
+    """Whether a handler for an extension is registered in this process."""
     return (extension.publisher.lower(), extension.type.lower()) in _handlers
 
 
 def find_handler(publisher: str, type: str) -> Handler:
-    """The handler of an extension.
+    """Returns the handler of an extension.
 
     Raises:
-        NotFoundError: There is none.
+        NotFoundError: None is registered.
     """
     handler = _handlers.get((publisher.lower(), type.lower()))
     if handler is None:
@@ -63,12 +63,12 @@ def find_handler(publisher: str, type: str) -> Handler:
 
 
 def handler_versions() -> dict[tuple[str, str], str]:
-    """The version of every known handler, by publisher and type in lower case."""
+    """Returns the version of every registered handler, by publisher and type in lower case."""
     return {key: handler.version for key, handler in _handlers.items()}
 
 
 def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
-    """What is wrong with the settings of extensions whose types are known."""
+    """Returns the problems in the settings of those extensions whose handlers are registered."""
     problems: list[ModelProblem] = []
     for index, extension in enumerate(extensions):
         handler = _handlers.get((extension.publisher.lower(), extension.type.lower()))
@@ -81,7 +81,7 @@ def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
 
 
 def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionResult:
-    """What came of an extension that did not end in time; Azure's words."""
+    """Returns the result of an extension that timed out, with Azure's message."""
     return ExtensionResult(
         name=extension.name,
         type=extension.handler_name,
@@ -97,16 +97,19 @@ def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionResult:
 
 
 def guarded(call: Callable[[], _T], broken: Callable[[BaseException], _T]) -> _T:
-    """Calls a handler, which may be a suite's own: whatever it raises is its failure (Q3).
+    """Calls a handler, possibly a suite's own: any exception counts as the handler's failure (Q3).
 
     Args:
-        call: What is called.
-        broken: What its failure amounts to.
+        call: What to call.
+        broken: Converts an exception to the result.
+
+    Returns:
+        What ``call`` or ``broken`` returned.
 
     Raises:
         InstanceError: The guest failed.
-        HostError: The host did; also HypervisorError, and what says that it has run out of
-            memory, threads, files or room, which is no verdict on the extension (Q1).
+        HostError: The host failed; also HypervisorError, and any error that means that the host is
+            out of memory, threads, files or disk space, which is no verdict on the extension (Q1).
         Interrupted: The lab is being closed.
         KeyboardInterrupt: Ctrl-C in the main thread.
     """

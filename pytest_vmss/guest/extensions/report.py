@@ -1,4 +1,4 @@
-"""What an extension says of itself, as the lab keeps it (H4)."""
+"""Converts extensions' reported status to the lab's records (H4)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _KNOWN = frozenset({"success", "warning", "error", "transitioning"})
 
 
 def described(last: ExtensionResult, text: str | bytes, extension: Extension) -> ExtensionResult:
-    """What an extension's status file says of it now.
+    """Updates an extension's result from its status file.
 
     Args:
-        last: What came of its last run; returned as it is where the file says nothing.
-        text: What the file holds.
-        extension: The extension, whose secrets are left out.
+        last: The result of its last run; returned unchanged if the file is unreadable.
+        text: The file's content.
+        extension: The extension, whose secrets are redacted.
     """
     try:
         status, _ = read_status_file(text)
@@ -31,7 +31,7 @@ def described(last: ExtensionResult, text: str | bytes, extension: Extension) ->
 def with_status(
     last: ExtensionResult, status: ExtensionStatus, extension: Extension
 ) -> ExtensionResult:
-    """A record with what the extension says of itself, in place of what was known."""
+    """Updates an extension's result with the status that it reports."""
     told = status.status.lower()
     parts = tuple(
         Substatus(

@@ -1,4 +1,4 @@
-"""Azure's Run Command: a script in a guest, asked for by hand or by the model (H2, K1)."""
+"""Azure's Run Command: runs a script in a guest, on request or from the model (H2, K1)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["RunCommandLinux"]
 
 
 class RunCommandLinux(Handler):
-    """``Microsoft.CPlat.Core/RunCommandLinux``: ``script``, a list of lines."""
+    """``Microsoft.CPlat.Core/RunCommandLinux``; its ``script`` is a list of lines."""
 
     publisher = "Microsoft.CPlat.Core"
     type = "RunCommandLinux"
     version = "1.0.5"
 
     def check(self, extension: Extension) -> list[str]:
-        """What is wrong with its settings."""
+        """Validates its settings, and returns the problems."""
         settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
         problems = []
         lines = settings.get("script")
@@ -32,11 +32,11 @@ class RunCommandLinux(Handler):
         return problems
 
     def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
-        """Runs the lines as one script of ``/bin/sh``, as root."""
+        """Runs the lines as one ``/bin/sh`` script, as root."""
         settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
         command = Command(text="\n".join(settings["script"]))
         return run_command(target, extension, command, run=run)
 
     def remove(self, target: Target, extension: Extension) -> str:
-        """Removes what its runs have left."""
+        """Removes the files of its runs."""
         return remove_runs(target, extension)
