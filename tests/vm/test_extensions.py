@@ -197,11 +197,11 @@ def test_an_expired_token_stops_the_upgrade_and_is_undone(
     vmss.gallery("extensions").publish("web", "1.1.0", built("1.1.0"))
     upgrade = web.wait_for_upgrade()
     assert upgrade.faulted, upgrade.explain()
-    assert upgrade.outcomes == {"web_0": Outcome.ROLLED_BACK, "web_1": Outcome.NOT_STARTED}
-    assert upgrade.errors["web_0"].code == "VMExtensionProvisioningError"
+    assert upgrade.outcomes == {"ext_0": Outcome.ROLLED_BACK, "ext_1": Outcome.NOT_STARTED}
+    assert upgrade.errors["ext_0"].code == "VMExtensionProvisioningError"
     assert (
         "Enable failed: processing file downloads failed: failed to download file[0]: unexpected "
-        "status code: actual=403 expected=200" in upgrade.errors["web_0"].message
+        "status code: actual=403 expected=200" in upgrade.errors["ext_0"].message
     )
     told = [event.message for event in upgrade.events if event.kind == "extension"]
     assert sorted(told) == ["base: error", "left: error", "right: error", "top: error"]
@@ -213,7 +213,7 @@ def test_an_expired_token_stops_the_upgrade_and_is_undone(
 def test_by_hand_it_stays_failed_until_a_new_token_mends_it(web: ScaleSet, vmss: Lab) -> None:
     """H5: after the model gets a new token, deploying the set mends every instance."""
     upgrade = web.upgrade()
-    assert upgrade.outcomes == {"web_0": Outcome.FAILED, "web_1": Outcome.NOT_STARTED}
+    assert upgrade.outcomes == {"ext_0": Outcome.FAILED, "ext_1": Outcome.NOT_STARTED}
     assert web[0].record.provisioning == "Failed"
     assert web[0].image_version == "1.1.0"
     assert [entry.skipped for entry in web[0].extensions] == [True, True, True, False]
