@@ -405,9 +405,9 @@ def _delete(
 
 def _remains(lab: Lab, name: str) -> str:
     """Describes what is left of a set, for messages."""
-    from pytest_vmss.store import InstanceRecord
+    from pytest_vmss.store.queries import instances_of
 
-    instances = [record.name for record in lab.store.select(InstanceRecord, name.lower())]
+    instances = [record.name for record in instances_of(lab.store, name)]
     return f"{', '.join(instances) or 'no instance'}, under {lab.paths.scale_set(name)}"
 
 

@@ -85,6 +85,7 @@ from pytest_vmss.store import (
     ScaleSetRecord,
     Store,
 )
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["DEFAULT_LAB", "Lab"]
 
@@ -273,9 +274,9 @@ class Lab:
         if port is None:
             return
         record = self.environment.set_record(scale_set)
-        instances = self.store.select(InstanceRecord, record.name.lower())
+        instances = instances_of(self.store, record.name)
         numbers = {record.revision, *(instance.revision for instance in instances)}
-        models = [self.store.get(ModelRecord, record.unique_id, f"{n:06d}") for n in numbers]
+        models = [self.store.get(ModelRecord, record.unique_id, n) for n in numbers]
         self.blobs.serve_if_used(
             needed=any(names_server(entry.model, port) for entry in models if entry is not None)
         )

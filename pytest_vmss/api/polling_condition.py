@@ -15,7 +15,8 @@ from typing import Self
 from pytest_vmss.concurrency import whereabouts
 from pytest_vmss.errors import ViolationError, error_text
 from pytest_vmss.guest.check import judge
-from pytest_vmss.store import InstanceRecord, Store
+from pytest_vmss.store import Store
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Always", "Violation"]
 
@@ -173,7 +174,7 @@ class Always:
         return {
             record.name: f"{record.provisioning} on {record.version}"
             + ("" if record.in_service else ", out of load balancing")
-            for record in self._store.select(InstanceRecord, self._scale_set.lower())
+            for record in instances_of(self._store, self._scale_set)
         }
 
 

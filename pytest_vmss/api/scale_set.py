@@ -491,7 +491,7 @@ class ScaleSet:
         version = images.resolve(images.address_of(self.model.image_reference))
         return self._perform(
             ids,
-            lambda chosen, skipped: UpdateInstances(chosen, version, skipped),
+            lambda chosen, skipped: UpdateInstances(chosen, skipped, version=version),
             takes=lambda record: is_behind(self._environment, record),
         )
 

@@ -17,8 +17,9 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Upgrade
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import NotFoundError, ViolationError, VmssError
+from pytest_vmss.errors import ViolationError, VmssError
 from pytest_vmss.host.accelerator import choose_accelerator
+from pytest_vmss.host.shipped import shipped
 from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.report import LiveView, instance_table, plain, say, stage_table, upgrade_summary
 from pytest_vmss.settings import Settings
@@ -38,11 +39,7 @@ def example(name: str) -> Path:
     Raises:
         NotFoundError: The installation is incomplete.
     """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "_examples/web", package.parent / "examples/web"):
-        if (folder / name).is_file():
-            return folder / name
-    raise NotFoundError(f"this installation of pytest-vmss has no example {name!r}; reinstall it")
+    return shipped(f"examples/web/{name}")
 
 
 class _Claims:

@@ -21,6 +21,7 @@ from pytest_vmss.store import (
     ScaleSetRecord,
     VersionRecord,
 )
+from pytest_vmss.store.queries import current_disk, instances_of
 
 __all__ = ["Rollout", "Rollouts"]
 
@@ -101,7 +102,7 @@ class Rollouts:
             target = self._environment.images.resolve(self.address(name))
         except NotFoundError as error:
             return error.message
-        instances = self._environment.store.select(InstanceRecord, name.lower())
+        instances = instances_of(self._environment.store, name)
         if all(self._has(instance, target) for instance in instances):
             return f"all its instances are on {target.version}, the latest version, or later"
         operations = Journal(self._environment, name).operations()
@@ -152,9 +153,7 @@ class Rollouts:
         """Whether an instance already has an image version, or a later one of that image."""
         if instance.version is None:
             return True
-        disk = self._environment.store.get(
-            GenerationRecord, *instance.key, f"{instance.generation:06d}"
-        )  # fmt: skip
+        disk = current_disk(self._environment.store, instance)
         if disk is not None and _image(disk) != _image(target):
             return False
         return version_key(instance.version) >= version_key(target.version)

@@ -29,6 +29,7 @@ from pytest_vmss.errors import (
 from pytest_vmss.operations import DeleteScaleSet, Kind
 from pytest_vmss.operations.scale import scaling_to
 from pytest_vmss.store import InstanceRecord, ModelRecord, ScaleSetRecord
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Engine"]
 
@@ -282,4 +283,4 @@ class Engine:
 
     def instances(self) -> list[InstanceRecord]:
         """The set's instances, by number."""
-        return self._store.select(InstanceRecord, self.name.lower())
+        return instances_of(self._store, self.name)

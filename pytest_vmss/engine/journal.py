@@ -32,6 +32,7 @@ from pytest_vmss.store import (
     StepRecord,
     VersionRecord,
 )
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Journal"]
 
@@ -171,7 +172,7 @@ class Journal:
         return max(now, known[-1].started + timedelta(microseconds=1))
 
     def _versions(self) -> tuple[str, ...]:
-        records = self._store.select(InstanceRecord, self._name.lower())
+        records = instances_of(self._store, self._name)
         return tuple(sorted({record.version for record in records if record.version}))
 
     def update(self, operation_id: str, **changes: object) -> OperationRecord:
@@ -278,7 +279,7 @@ class Journal:
             NotFoundError: The operation does not include it.
         """
         result = self._store.get(
-            OutcomeRecord, self._name.lower(), context.operation, f"{context.instance_id:06d}"
+            OutcomeRecord, self._name.lower(), context.operation, context.instance_id
         )
         if result is None:
             raise NotFoundError(f"{context.name} has no part in the operation {context.operation}")

@@ -18,6 +18,7 @@ from pytest_vmss.errors import CapacityError
 from pytest_vmss.operations import kind_of
 from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.store import InstanceRecord, Outcome
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Rollout", "allocate_replacements"]
 
@@ -236,7 +237,7 @@ class Rollout:
         )
 
     def _instances(self) -> list[InstanceRecord]:
-        return self._store.select(InstanceRecord, self._scale_set.lower())
+        return instances_of(self._store, self._scale_set)
 
     def _revision(self) -> Revision:
         return self._environment.revisions.current(self._scale_set)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Protocol
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.environment.revisions import Revision, Revisions, find_scale_set
+from pytest_vmss.environment.revisions import Revision, Revisions
 from pytest_vmss.environment.traffic import Traffic
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageStore
@@ -29,6 +29,7 @@ from pytest_vmss.model import (
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.settings import GuestNetwork, Timeouts
 from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store
+from pytest_vmss.store.queries import find_scale_set
 
 __all__ = ["Environment", "InstanceContext", "Prober"]
 
@@ -212,9 +213,9 @@ class InstanceContext:
         return self.base_timeouts.clipped(self.deadline - self.environment.clock.monotonic())
 
     @cached_property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, int]:
         """The key of the instance's record."""
-        return (self.scale_set.lower(), f"{self.instance_id:06d}")
+        return (self.scale_set.lower(), self.instance_id)
 
     @property
     def record(self) -> InstanceRecord:
@@ -236,7 +237,7 @@ class InstanceContext:
 
     def generation(self, number: int) -> GenerationRecord | None:
         """The record of the n-th OS disk."""
-        return self.environment.store.get(GenerationRecord, *self.key, f"{number:06d}")
+        return self.environment.store.get(GenerationRecord, *self.key, number)
 
     def generations(self) -> list[GenerationRecord]:
         """Records of all OS disks so far, oldest first."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.model import LoadBalancer, Probe, ScaleSetModel
-from pytest_vmss.store import ModelRecord, ScaleSetRecord, Store
+from pytest_vmss.store import ModelRecord, Store
+from pytest_vmss.store.queries import find_scale_set
 
-__all__ = ["Revision", "Revisions", "find_scale_set"]
+__all__ = ["Revision", "Revisions"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Revisions:
         """
         found = self._revisions.get((set_id, number))
         if found is None:
-            record = self._store.get(ModelRecord, set_id, f"{number:06d}")
+            record = self._store.get(ModelRecord, set_id, number)
             if record is None:
                 raise NotFoundError(f"there is no revision {number} of the scale set {set_id}")
             found = Revision(
@@ -65,18 +66,3 @@ class Revisions:
         """
         record = find_scale_set(self._store, scale_set)
         return self.get(record.unique_id, record.revision)
-
-
-def find_scale_set(store: Store, name: str) -> ScaleSetRecord:
-    """Returns a set's record by its name, in any case.
-
-    Raises:
-        NotFoundError: There is no such set.
-    """
-    record = store.get(ScaleSetRecord, name.lower())
-    if record is None:
-        known = ", ".join(entry.name for entry in store.select(ScaleSetRecord))
-        raise NotFoundError(
-            f"there is no scale set {name!r} in this lab; there are: {known or 'none'}"
-        )
-    return record

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pytest_vmss.environment.revisions import Revisions, find_scale_set
+from pytest_vmss.environment.revisions import Revisions
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.load_balancer import Balancer, Member, Rule
 from pytest_vmss.store import InstanceRecord, ScaleSetRecord, Store
+from pytest_vmss.store.queries import find_scale_set, instances_of
 
 __all__ = ["Traffic", "member_of"]
 
@@ -61,7 +62,7 @@ class Traffic:
         if balancer is None:
             self.stop(find_scale_set(self._store, scale_set))
             return
-        records = self._store.select(InstanceRecord, scale_set.lower())
+        records = instances_of(self._store, scale_set)
         balancer.ensure(
             [member_of(record) for record in records if record.generation or record.in_service]
         )

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pytest_vmss.errors import ImageError, NotFoundError
+from pytest_vmss.host.shipped import shipped
 
 __all__ = ["BaseRecipe", "ImageRecipe", "VersionRecipe", "find_recipes"]
 
@@ -158,11 +159,7 @@ def find_recipes() -> Path:
     Raises:
         NotFoundError: The installation is incomplete.
     """
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "_images", package.parent / "images"):
-        if folder.is_dir():
-            return folder
-    raise NotFoundError("this installation of pytest-vmss has no image recipes; reinstall it")
+    return shipped("images")
 
 
 def load_image(folder: Path) -> ImageRecipe:

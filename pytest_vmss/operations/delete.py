@@ -11,6 +11,7 @@ from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
 from pytest_vmss.operations.revisions import add_revision
 from pytest_vmss.steps import Drain, Forget, LeaveBalancer, RemoveFiles, RemoveMachine, Step
 from pytest_vmss.store import InstanceRecord, Outcome
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Delete", "DeleteScaleSet", "ScaleIn", "begin_removal", "delete_steps"]
 
@@ -70,5 +71,5 @@ class DeleteScaleSet(Delete):
     def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Records that the set is being deleted."""
         environment.store.amend(environment.set_record(scale_set), state="Deleting")
-        instances = environment.store.select(InstanceRecord, scale_set.lower())
+        instances = instances_of(environment.store, scale_set)
         return Plan(at_once(instance.instance_id for instance in instances))

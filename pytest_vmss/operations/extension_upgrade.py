@@ -11,12 +11,12 @@ from pytest_vmss.operations.disk_swap import change, change_or_go_back, roll_bac
 from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work
 from pytest_vmss.steps import Step
 from pytest_vmss.store import (
-    GenerationRecord,
     InstanceRecord,
     Outcome,
     OutcomeRecord,
     VersionRecord,
 )
+from pytest_vmss.store.queries import current_disk, instances_of
 
 __all__ = ["ExtensionUpgrade"]
 
@@ -44,14 +44,13 @@ class ExtensionUpgrade(Kind):
         versions = {f"{p}.{t}": v for (p, t), v in handler_versions().items()}
 
         def is_on_target(record: InstanceRecord) -> bool:
-            number = f"{record.generation:06d}"
-            generation = environment.store.get(GenerationRecord, *record.key, number)
+            generation = current_disk(environment.store, record)
             return generation is None or all(
                 entry.version == versions.get(entry.type.lower(), entry.version)
                 for entry in generation.extensions
             )
 
-        instances = environment.store.select(InstanceRecord, scale_set.lower())
+        instances = instances_of(environment.store, scale_set)
         return Plan(
             {r.instance_id: Outcome.NOT_STARTED for r in instances if not is_on_target(r)},
             rolling=True,

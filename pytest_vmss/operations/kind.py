@@ -16,7 +16,7 @@ from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.steps import Step
 from pytest_vmss.store import OperationRecord, Outcome, OutcomeRecord, VersionRecord
 
-__all__ = ["Kind", "Plan", "StartedBy", "Work", "at_once"]
+__all__ = ["Kind", "OnInstances", "Plan", "StartedBy", "Work", "at_once"]
 
 StartedBy = Literal["User", "Platform"]
 
@@ -159,6 +159,28 @@ class Kind(ABC):
             Exception: The host could not continue; this can be called again.
         """
         raise NotImplementedError(f"{cls.action} has no way back: {work.context.name}")
+
+
+@dataclass(frozen=True)
+class OnInstances(Kind):
+    """A kind of operation that is asked for on instances, and acts on all of them at once.
+
+    Attributes:
+        instance_ids: The instances.
+        skipped: Instances that a set-wide call leaves out.
+        started_by: Azure's ``startedBy``.
+    """
+
+    instance_ids: Sequence[int]
+    skipped: Sequence[int] = ()
+    started_by: StartedBy = "User"
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
+        """Plans all its instances at once."""
+        return Plan(
+            at_once(self.instance_ids, skipped=self.skipped),
+            details={"started_by": self.started_by},
+        )
 
 
 def at_once(instance_ids: Iterable[int], *, skipped: Iterable[int] = ()) -> dict[int, Outcome]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.model import ScaleSetDocument, profile_of
 from pytest_vmss.operations.disk_swap import change, change_or_go_back, roll_back, swap, target_of
-from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work, at_once
+from pytest_vmss.operations.kind import Kind, OnInstances, Plan, Work, at_once
 from pytest_vmss.operations.replace import replace_instance
 from pytest_vmss.operations.revisions import add_revision, is_behind
 from pytest_vmss.steps import Step
 from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord, VersionRecord
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["ModelUpdate", "UpdateInstances", "behind_after"]
 
@@ -23,7 +24,7 @@ def behind_after(
     """The instances that would be behind once a model is recorded."""
     current = environment.revisions.current(scale_set).model
     other = profile_of(document.model) != profile_of(current)
-    instances = environment.store.select(InstanceRecord, scale_set.lower())
+    instances = instances_of(environment.store, scale_set)
     return [record for record in instances if other or is_behind(environment, record)]
 
 
@@ -82,7 +83,7 @@ class ModelUpdate(_Update):
         behind = behind_after(environment, scale_set, self.document)
         add_revision(environment, self.document)
         if self.rolling:
-            instances = environment.store.select(InstanceRecord, scale_set.lower())
+            instances = instances_of(environment.store, scale_set)
             return Plan(
                 {
                     r.instance_id: Outcome.NOT_STARTED
@@ -102,24 +103,15 @@ class ModelUpdate(_Update):
 
 
 @dataclass(frozen=True)
-class UpdateInstances(_Update):
+class UpdateInstances(_Update, OnInstances):
     """Applies the latest model to instances, all at once (Azure's ``manualupgrade``).
 
     Attributes:
-        instance_ids: The instances to update.
         version: The image version that the model refers to.
-        skipped: The instances that a set-wide call skips.
-        started_by: Azure's ``startedBy``.
     """
 
-    instance_ids: Sequence[int]
-    version: VersionRecord
-    skipped: Sequence[int] = ()
-    started_by: StartedBy = "User"
+    version: VersionRecord | None = None
 
-    def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Plans all its instances at once."""
-        return Plan(
-            at_once(self.instance_ids, skipped=self.skipped), self.version,
-            details={"started_by": self.started_by},
-        )  # fmt: skip
+        return replace(OnInstances.plan(self, environment, scale_set), version=self.version)

@@ -11,12 +11,12 @@ from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work
 from pytest_vmss.operations.replace import replace_instance
 from pytest_vmss.steps import Step
 from pytest_vmss.store import (
-    GenerationRecord,
     InstanceRecord,
     Outcome,
     OutcomeRecord,
     VersionRecord,
 )
+from pytest_vmss.store.queries import current_disk, instances_of
 
 __all__ = ["OSUpgrade"]
 
@@ -41,11 +41,10 @@ class OSUpgrade(Kind):
         """Plans every instance that is not on the target."""
 
         def is_on_target(record: InstanceRecord) -> bool:
-            number = f"{record.generation:06d}"
-            generation = environment.store.get(GenerationRecord, *record.key, number)
+            generation = current_disk(environment.store, record)
             return generation is not None and generation.is_of(self.version)
 
-        instances = environment.store.select(InstanceRecord, scale_set.lower())
+        instances = instances_of(environment.store, scale_set)
         return Plan(
             {r.instance_id: Outcome.NOT_STARTED for r in instances if not is_on_target(r)},
             self.version,

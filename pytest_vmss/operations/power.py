@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.operations.disk_swap import undrain
-from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work, at_once
+from pytest_vmss.operations.kind import OnInstances, Plan, Work
 from pytest_vmss.steps import Drain, ProveBoot, SetPower, Start, Step, Stop, Undrain
 from pytest_vmss.store import Outcome
 
@@ -19,27 +19,10 @@ def _start_steps(generation: int) -> list[Step]:
     return [Start(generation), ProveBoot(generation), Undrain(wait=False), SetPower("running")]
 
 
-@dataclass(frozen=True)
-class PowerChange(Kind):
-    """Changes instances' power; one that fails serves again if its probe succeeds.
+class PowerChange(OnInstances):
+    """Changes instances' power; one that fails serves again if its probe succeeds."""
 
-    Attributes:
-        instance_ids: The instances to change.
-        skipped: The instances that a set-wide call skips.
-        started_by: Azure's ``startedBy``.
-    """
-
-    instance_ids: Sequence[int]
-    skipped: Sequence[int] = ()
-    started_by: StartedBy = "User"
     phase: ClassVar[str]
-
-    def plan(self, environment: Environment, scale_set: str) -> Plan:  # noqa: ARG002
-        """Plans all its instances at once."""
-        return Plan(at_once(self.instance_ids, skipped=self.skipped), details=self._details())
-
-    def _details(self) -> dict[str, Any]:
-        return {"started_by": self.started_by}
 
     @classmethod
     def steps(cls, work: Work, generation: int) -> Sequence[Step]:
@@ -97,8 +80,10 @@ class StopInstances(PowerChange):
     needs_machine = False
     power: ClassVar[Literal["stopped", "deallocated"]] = "stopped"
 
-    def _details(self) -> dict[str, Any]:
-        return {**super()._details(), "skip_shutdown": self.skip_shutdown}
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Plans all its instances at once."""
+        plan = super().plan(environment, scale_set)
+        return replace(plan, details={**plan.details, "skip_shutdown": self.skip_shutdown})
 
     @classmethod
     def steps(cls, work: Work, generation: int) -> Sequence[Step]:

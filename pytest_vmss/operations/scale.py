@@ -14,6 +14,7 @@ from pytest_vmss.operations.delete import ScaleIn
 from pytest_vmss.operations.placement import Placed, Spot, choose_to_remove
 from pytest_vmss.operations.revisions import check_document
 from pytest_vmss.store import InstanceRecord
+from pytest_vmss.store.queries import instances_of
 
 __all__ = ["check_capacity_change", "removal_of", "scaling_to"]
 
@@ -66,7 +67,7 @@ def removal_of(environment: Environment, scale_set: str, numbers: Sequence[int])
 
 
 def _instances(environment: Environment, scale_set: str) -> list[InstanceRecord]:
-    return environment.store.select(InstanceRecord, scale_set.lower())
+    return instances_of(environment.store, scale_set)
 
 
 def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetDocument:

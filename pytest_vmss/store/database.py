@@ -78,8 +78,9 @@ def _code(error: BaseException) -> int | None:
     return None if code is None else code & 0xFF
 
 
-def _key(parts: Sequence[str]) -> str:
-    return "".join(f"{part}/" for part in parts)
+def _key(parts: Sequence[str | int]) -> str:
+    """A key as text; numbers sort by their value."""
+    return "".join(f"{part:06d}/" if isinstance(part, int) else f"{part}/" for part in parts)
 
 
 class Store:
@@ -286,14 +287,14 @@ class Store:
                 "DELETE FROM record WHERE kind = ? AND key = ?", record.kind, _key(record.key)
             )
 
-    def get(self, kind: type[_R], *key: str) -> _R | None:
+    def get(self, kind: type[_R], *key: str | int) -> _R | None:
         """Returns the record with a key, or None."""
         bodies = self._bodies(
             "SELECT body FROM record WHERE kind = ? AND key = ?", kind.kind, _key(key)
         )
         return _parse(kind, bodies[0]) if bodies else None
 
-    def select(self, kind: type[_R], *prefix: str) -> list[_R]:
+    def select(self, kind: type[_R], *prefix: str | int) -> list[_R]:
         """Returns the records whose keys start with a prefix, ordered by key."""
         start = _key(prefix)
         bodies = self._bodies(
@@ -325,7 +326,7 @@ class Store:
         with self.transaction():
             current = self.get(type(record), *record.key)
             if current is None:
-                raise NotFoundError(f"the {record.kind} {'/'.join(record.key)} is gone")
+                raise NotFoundError(f"the {record.kind} {'/'.join(map(str, record.key))} is gone")
             changed = type(record).model_validate({**dict(current), **changes})
             self.put(changed)
         return changed

@@ -17,7 +17,7 @@ class NetworkRecord(Record):
     network: str
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The network."""
         return (self.network,)
 
@@ -31,6 +31,6 @@ class PortRecord(Record):
     port: int
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The name of what listens there."""
         return (self.name,)

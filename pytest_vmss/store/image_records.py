@@ -24,7 +24,7 @@ class DefinitionRecord(Record):
     hyper_v_generation: Literal["V1", "V2"] = "V1"
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """Gallery and name, in lower case."""
         return (self.gallery.lower(), self.name.lower())
 
@@ -53,7 +53,7 @@ class VersionRecord(Record):
     algorithm: Literal["sha256", "sha256-data"] = "sha256"
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """Gallery, definition and version, in lower case."""
         return (self.gallery.lower(), self.definition.lower(), self.version)
 
@@ -73,6 +73,6 @@ class PackagesRecord(Record):
     packages: tuple[tuple[str, str], ...]
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """Gallery, definition and version, in lower case."""
         return (self.gallery.lower(), self.definition.lower(), self.version)

@@ -66,9 +66,9 @@ class InstanceRecord(Record):
         return f"{self.scale_set}_{self.instance_id}"
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The set's name and the instance's id."""
-        return (self.scale_set.lower(), f"{self.instance_id:06d}")
+        return (self.scale_set.lower(), self.instance_id)
 
 
 class GenerationRecord(Record):
@@ -112,9 +112,9 @@ class GenerationRecord(Record):
     extensions: tuple[ExtensionResult, ...] = ()
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The set's name, the instance's id and the generation's number."""
-        return (self.scale_set.lower(), f"{self.instance_id:06d}", f"{self.number:06d}")
+        return (self.scale_set.lower(), self.instance_id, self.number)
 
     def is_of(self, version: VersionRecord) -> bool:
         """Whether it was created from an image version, of the same gallery and definition (C3)."""
@@ -134,6 +134,6 @@ class DetachedDiskRecord(Record):
     detached: datetime
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The file's path."""
         return (self.path,)

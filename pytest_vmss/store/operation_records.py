@@ -90,7 +90,7 @@ class OperationRecord(Record):
     reason: str = ""
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The set's name and the operation's id, which sorts by time."""
         return (self.scale_set.lower(), self.id)
 
@@ -107,9 +107,9 @@ class BatchRecord(Record):
     reason: str
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The operation and the batch's number."""
-        return (self.scale_set.lower(), self.operation, f"{self.number:04d}")
+        return (self.scale_set.lower(), self.operation, self.number)
 
 
 class OutcomeRecord(Record):
@@ -141,9 +141,9 @@ class OutcomeRecord(Record):
     going_back: bool = False
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The operation and the instance's id."""
-        return (self.scale_set.lower(), self.operation, f"{self.instance_id:06d}")
+        return (self.scale_set.lower(), self.operation, self.instance_id)
 
 
 class StepRecord(BaseModel):

@@ -17,6 +17,6 @@ class Record(BaseModel):
     kind: ClassVar[str]
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The key, unique among the records of its kind."""
         raise NotImplementedError

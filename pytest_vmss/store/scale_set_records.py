@@ -51,7 +51,7 @@ class ScaleSetRecord(Record):
     repairs_changed: datetime | None = None
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The name, in lower case."""
         return (self.name.lower(),)
 
@@ -76,6 +76,6 @@ class ModelRecord(Record):
     balancer: dict[str, Any] | None = None
 
     @property
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[str | int, ...]:
         """The set's ``unique_id`` and the revision."""
-        return (self.set_id, f"{self.revision:06d}")
+        return (self.set_id, self.revision)

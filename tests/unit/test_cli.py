@@ -13,6 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pytest_vmss.cli import main
+from pytest_vmss.cli.demo import example
+from pytest_vmss.errors import NotFoundError
+from pytest_vmss.image_builder import find_recipes
+from pytest_vmss.model import load_document
 from tests.models import LOAD_BALANCER, web_model
 
 Vmss = Callable[..., Result]
@@ -179,3 +183,13 @@ def test_a_relative_folder_where_there_is_none(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "working directory that is gone" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_what_the_demo_takes_from_the_example_is_there() -> None:
+    """`make demo` in a checkout; the wheel's copy is looked at by the ring of real VMs."""
+    document = load_document(example("template.yaml"))
+    assert document.balancer is not None
+    assert b"#cloud-config" in example("custom-data.yaml").read_bytes()
+    assert (find_recipes() / "web").is_dir()
+    with pytest.raises(NotFoundError, match="no 'examples/web/nothing.yaml'; reinstall it"):
+        example("nothing.yaml")

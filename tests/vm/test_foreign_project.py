@@ -118,6 +118,17 @@ def sessions(
             session.process.communicate()
 
 
+def test_the_installed_package_has_what_ships_with_it(python: Path) -> None:
+    """What the demo, the tutorial and `vmss image build` take; a checkout has its own copy."""
+    code = (
+        "from pytest_vmss.cli.demo import example; from pytest_vmss.image_builder import "
+        "find_recipes; print(example('template.yaml'), example('custom-data.yaml'), find_recipes())"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    for path in done.stdout.split():
+        assert "site-packages/pytest_vmss/_" in path
+
+
 def test_with_only_the_package_installed(sessions: dict[str, Session]) -> None:
     """The acceptance line: an empty folder, one test file; nothing is left (L5)."""
     session = sessions["own"]
