@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.effects import Effect, observing
 from benchmarks.invariants import (
-    HealthMonitor,
+    OutageMonitor,
     Tally,
     being_removed,
     lost,
@@ -41,9 +41,8 @@ from benchmarks.stage import SCENARIOS, Stage, use_memory
 from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.simulation.scheduler import Killed
 
-__all__ = ["KilledError", "Points", "judge", "killing", "run"]
+__all__ = ["Points", "judge", "killing", "run"]
 
-KilledError = Killed
 #: Orders of events that are tried.
 _SEEDS = 3
 
@@ -62,7 +61,7 @@ class Killer:
         moment: int,
         *,
         die: Callable[[], object] = lambda: None,
-        watch: HealthMonitor | None = None,
+        watch: OutageMonitor | None = None,
     ) -> None:
         self.count = 0
         self.dead = False
@@ -132,16 +131,16 @@ class Ground:
             self.ideal, self.operations = ideal, len(self.stage.reports(lab))
             lab.close()
 
-    def watch(self, lab: SimulatedLab) -> HealthMonitor:
+    def watch(self, lab: SimulatedLab) -> OutageMonitor:
         """Watches M2 where it applies."""
         scenario = self.stage.scenario
-        return HealthMonitor(
+        return OutageMonitor(
             lab, scenario.capacity, scenario.most_out if scenario.rolling else None
         )
 
     def kill(
         self, kills: Sequence[int], *, real: bool
-    ) -> tuple[SimulatedLab, list[HealthMonitor], bool]:
+    ) -> tuple[SimulatedLab, list[OutageMonitor], bool]:
         """Kills what is done at the first moment, its resume at the second, and so on.
 
         Returns:
@@ -152,7 +151,7 @@ class Ground:
             self.stage.lay()
             left, dead = self._kill_process(kills[0], seed)
             return self.stage.open(left, seed), [], dead
-        watches, lab = list[HealthMonitor](), self.stage.fresh(seed)
+        watches, lab = list[OutageMonitor](), self.stage.fresh(seed)
         act: Callable[[SimulatedLab], object] = self.stage.scenario.act
         dead = False
         for moment in kills:
@@ -213,7 +212,7 @@ def judge(points: Points, ground: Ground) -> Tally:
 
 
 def _judge(
-    tally: Tally, ground: Ground, lab: SimulatedLab, watches: Sequence[HealthMonitor], what: str
+    tally: Tally, ground: Ground, lab: SimulatedLab, watches: Sequence[OutageMonitor], what: str
 ) -> None:
     tally.points += 1
     replaced = ground.stage.scenario.name == "reimageall"

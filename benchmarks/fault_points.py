@@ -32,7 +32,7 @@ from benchmarks.crash_points import Killer
 from benchmarks.effects import Effect, observing
 from benchmarks.faults import Fault, faults_of
 from benchmarks.invariants import (
-    HealthMonitor,
+    OutageMonitor,
     being_removed,
     end_problems,
     lost,
@@ -84,7 +84,7 @@ class Injector:
         watch: Looks at the world at each.
     """
 
-    def __init__(self, lab: SimulatedLab, point: Point | None, watch: HealthMonitor) -> None:
+    def __init__(self, lab: SimulatedLab, point: Point | None, watch: OutageMonitor) -> None:
         self.effects: list[Effect] = []
         self.hit: Effect | None = None
         self.fault: Fault | None = None
@@ -194,10 +194,10 @@ class Ground:
         else:
             self.play.scenario.act(lab)
 
-    def watch(self, lab: SimulatedLab) -> HealthMonitor:
+    def watch(self, lab: SimulatedLab) -> OutageMonitor:
         """Watches M2 where it applies."""
         scenario = self.play.scenario
-        return HealthMonitor(
+        return OutageMonitor(
             lab, scenario.capacity, scenario.most_out if scenario.rolling else None
         )
 

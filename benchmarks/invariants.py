@@ -15,7 +15,7 @@ from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 
 __all__ = [
-    "HealthMonitor",
+    "OutageMonitor",
     "Tally",
     "being_removed",
     "domain_of",
@@ -50,7 +50,7 @@ def serving(lab: SimulatedLab, web: str = "web") -> set[str]:
 
 
 @dataclass
-class HealthMonitor:
+class OutageMonitor:
     """Watches at every effect how many instances are out (M2).
 
     Attributes:
@@ -114,7 +114,7 @@ def _state_of_instance(lab: SimulatedLab, instance: Instance) -> tuple[Any, ...]
         instance.record.power,
         instance.latest_model_applied,
         [result.name for result in instance.extensions],
-        str(instance.health),
+        str(instance.health()),
         machine == instance.record.generation,
     )
 

@@ -159,9 +159,8 @@ class SystemClock:
         except BaseException as error:  # noqa: BLE001 - raised once all have ended
             ended_by = error
         while True:
-            # No claim may be released while a thread may still act on what is claimed, however
-            # often
-            # Ctrl-C is pressed.
+            # No lock may be released while a thread may still act on what it guards, however
+            # often Ctrl-C is pressed.
             try:
                 if isinstance(ended_by, KeyboardInterrupt):
                     self.close()

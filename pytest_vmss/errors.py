@@ -43,6 +43,7 @@ __all__ = [
     "error_summary",
     "error_text",
     "is_host_trouble",
+    "is_out_of_threads",
     "is_verdict",
 ]
 
@@ -412,9 +413,12 @@ def is_host_trouble(error: BaseException) -> bool:
     """
     if isinstance(error, OSError):
         return error.errno in _EXHAUSTED
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
-    )
+    return isinstance(error, MemoryError) or is_out_of_threads(error)
+
+
+def is_out_of_threads(error: BaseException) -> bool:
+    """Whether an error is CPython's if the host allows no more threads."""
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def error_text(failure: BaseException) -> str:
@@ -431,4 +435,4 @@ def error_summary(error: Exception) -> tuple[str, str]:
     """Returns an error's code and message, as stored in records and events."""
     if isinstance(error, VmssError):
         return error.code, error.message
-    return "InternalExecutionError", f"{type(error).__name__}: {error}"
+    return "InternalExecutionError", error_text(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +158,7 @@ class Instance:
 
     def instance_view(self) -> dict[str, Any]:
         """Azure's instance view; extensions that keep reporting are queried now (H4, J3)."""
-        context = replace(self._context, _guests={})
+        context = self._context.at(self._context.instance_id)
         return instance_view(context, latest_model_applied=self.latest_model_applied)
 
     @property
@@ -173,7 +172,7 @@ class Instance:
 
     def observations(self) -> dict[str, Observation]:
         """What each of its health sources reports now, by the source's name."""
-        context = replace(self._context, _guests={})
+        context = self._context.at(self._context.instance_id)
         applied = context.revision(self.record.revision)
         health_sources = HealthSources.of(self._environment, context.scale_set, applied)
         try:

@@ -95,8 +95,6 @@ _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
 #: Seconds to read a report of the Application Health extension over the guest agent.
 _REPORT_S = 10.0
-#: Seconds for this process's work on a set to stop: as long as the longest call to a guest.
-_STOP_S = 120.0
 #: Seconds to wait for another process that is creating, opening or removing the lab.
 _DOOR_LIMIT = 120.0
 #: Seconds to wait for other processes to close a lasting lab that is to be removed.
@@ -434,19 +432,6 @@ class Lab:
         report.raise_for_status()
         self.wake()
         return self.scale_set(model.name)
-
-    def resume(self, name: str) -> OperationReport | None:
-        """Resumes an operation on a set that a killed process left unfinished (M1).
-
-        Returns:
-            The operation as it ended; None if there was none to resume.
-
-        Raises:
-            ConflictError: Another operation is in progress.
-            ProvisioningError: New instances did not come up.
-            InterruptedOperationError: The host still cannot continue.
-        """
-        return Engine(self.environment, name).recover()
 
     def scale_set(self, name: str) -> ScaleSet:
         """Returns a scale set by name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pytest_vmss.api.instance import Instance
@@ -68,7 +68,7 @@ from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, V
 __all__ = ["Ids", "ScaleSet"]
 
 #: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
-Ids = Sequence[int | str] | None
+Ids = Iterable[int | str] | None
 
 _UPGRADE_LIMIT = 3600.0
 _HTTPS = 443
@@ -520,7 +520,7 @@ class ScaleSet:
             self._scale(scaling_to(self._environment, self.name, capacity))
         self._controller.wake()
 
-    def delete_instances(self, ids: Sequence[int | str]) -> None:
+    def delete_instances(self, ids: Iterable[int | str]) -> None:
         """Deletes instances, and reduces the set's capacity accordingly.
 
         Args:
@@ -530,10 +530,10 @@ class ScaleSet:
             ModelError: There is no such instance; nothing was changed.
             ConflictError: Another operation is in progress; nothing was changed.
         """
-        check_instance_ids(ids, none=False)
+        numbers = check_instance_ids(ids, none=False)
         with self._engine.lock():
             self._engine.journal.ensure_idle()
-            self._scale(removal_of(self._environment, self.name, self._numbers(ids)))
+            self._scale(removal_of(self._environment, self.name, self._numbers(numbers)))
 
     def _scale(self, kind: Kind | None) -> None:
         """Runs a scaling operation, and closes the connections to deleted instances.
@@ -650,11 +650,10 @@ class ScaleSet:
         Raises:
             ModelError: There is no such instance; with Azure's code and wording.
         """
-        check_instance_ids(ids)
+        wanted = check_instance_ids(ids)
         known = [record.instance_id for record in self._records()]
-        if ids is None:
+        if wanted is None:
             return known
-        wanted = list(dict.fromkeys(str(given) for given in ids))
         problems = [
             ModelProblem(
                 "instanceIds",
@@ -663,11 +662,11 @@ class ScaleSet:
                 f"instanceId. (active are: {', '.join(str(n) for n in known) or 'none'})",
             )
             for given in wanted
-            if given not in {str(number) for number in known}
+            if given not in known
         ]
         if problems:
             raise ModelError(problems, source="the list of instances")
-        return [int(given) for given in wanted]
+        return list(wanted)
 
     def delete(self) -> None:
         """Deletes the set, its machines and all their disks.

@@ -163,7 +163,7 @@ def _play(
         web[0].os_disk == previous and previous.stat().st_ino == identity,
         web[0].os_disk,
     )
-    claims.check("all three are healthy", web.is_healthy(), [i.health for i in web])
+    claims.check("all three are healthy", web.is_healthy(), [i.health() for i in web])
     for instance in web:
         _check_data(claims, instance)
         if instance.name != "web_0":

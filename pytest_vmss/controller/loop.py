@@ -56,7 +56,7 @@ class ControlLoop:
         self._woken = False
         self._busy = False
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="vmss-watcher", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vmss-control-loop", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:

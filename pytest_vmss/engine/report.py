@@ -61,7 +61,11 @@ class OperationReport:
     @property
     def unsettled(self) -> list[int]:
         """The instances in progress or being rolled back."""
-        return [n for n, result in self.results.items() if result.going_back or n in self.busy]
+        return [
+            number
+            for number, result in self.results.items()
+            if result.going_back or result.outcome is Outcome.IN_PROGRESS
+        ]
 
     def count(self, *outcomes: Outcome) -> int:
         """How many instances have one of these outcomes."""

@@ -119,7 +119,10 @@ class Environment:
     @cached_property
     def traffic(self) -> Traffic:
         """The load balancers in front of the lab's sets."""
-        return Traffic(self.store, self.revisions, self.make_balancer)
+        return Traffic(self.store, self.revisions, self._new_balancer)
+
+    def _new_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
+        return self.make_balancer(record, rules)
 
     def set_record(self, scale_set: str) -> ScaleSetRecord:
         """A set's record.

@@ -18,7 +18,7 @@ from pytest_vmss.errors import ImageError
 from pytest_vmss.host.files import write_durably
 from pytest_vmss.host.process import run
 from pytest_vmss.model.names import PlainText
-from pytest_vmss.untrusted import shown
+from pytest_vmss.untrusted import read_regular, shown
 
 __all__ = ["Package", "beside", "cyclonedx", "describe", "read_sbom"]
 
@@ -73,16 +73,10 @@ def read_sbom(image: Path) -> list[Package]:
         ImageError: It is not a CycloneDX document, or too large.
     """
     path = beside(image)
-    if not path.is_file():
-        return []
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ImageError(
-                f"{path} has more than {_MAX_BYTES} bytes; expected a list of packages"
-            )
-        found = _Document.model_validate_json(content).components
+        found = _Document.model_validate_json(read_regular(path, _MAX_BYTES)).components
+    except FileNotFoundError:
+        return []
     except (OSError, ValidationError) as error:
         raise ImageError(
             f"{path} is no CycloneDX document in JSON; mend or remove it: {shown(str(error))}"

@@ -218,8 +218,8 @@ class Shell:
                 channel.settimeout(timeouts.rest())
                 channel.exec_command(line)
                 outputs = [
-                    _Output(channel, channel.recv, timeouts, most),
-                    _Output(channel, channel.recv_stderr, timeouts, most),
+                    _Output(channel.recv, timeouts, most),
+                    _Output(channel.recv_stderr, timeouts, most),
                 ]
                 self._send(channel, stdin)
             for output in outputs:
@@ -367,12 +367,10 @@ class _Output:
 
     def __init__(
         self,
-        channel: paramiko.Channel,
         receive: Callable[[int], bytes],
         timeouts: _Limits,
         most: int,
     ) -> None:
-        self._channel = channel
         self._receive = receive
         self._timeouts = timeouts
         self._most = most

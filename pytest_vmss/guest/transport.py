@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterator
 
 import paramiko
 
-from pytest_vmss.errors import GuestCommandError, InstanceError
+from pytest_vmss.errors import GuestCommandError, InstanceError, is_out_of_threads
 
 __all__ = ["ConnectionBrokenError", "open_transport", "transport_errors"]
 
 _LOG_CHANNEL = "pytest_vmss.ssh"
-#: CPython's message if the host allows no more threads.
-_NO_THREAD = "can't start new thread"
 
 
 class ConnectionBrokenError(GuestCommandError):
@@ -54,15 +52,11 @@ def transport_errors(
     try:
         yield
     except Exception as error:
-        if isinstance(error, MemoryError) or _is_out_of_threads(error):
+        if isinstance(error, MemoryError) or is_out_of_threads(error):
             raise
         if error_of is not None:
             raise error_of(error) from error
         raise ConnectionBrokenError(error, instance=instance) from error
-
-
-def _is_out_of_threads(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and _NO_THREAD in str(error)
 
 
 def open_transport(link: socket.socket) -> paramiko.Transport:

@@ -36,8 +36,7 @@ def _probe_tcp(address: str, port: int, where: str, timeout: float) -> Observati
     end = time.monotonic() + timeout
     with socket.create_connection((address, port), timeout=timeout) as link:
         # QEMU's user network accepts the connection itself, and closes it at once if nothing
-        # listens
-        # in the guest.
+        # listens in the guest.
         link.settimeout(min(max(end - time.monotonic(), 0.001), 0.5))
         try:
             if link.recv(1) == b"":

@@ -54,7 +54,7 @@ class Undrain:
         wait: Wait until the load balancer's own probe reports it as healthy.
     """
 
-    name: ClassVar[str] = "serve"
+    name: ClassVar[str] = "undrain"
     timed: ClassVar[bool] = True
 
     wait: bool = True

@@ -242,7 +242,7 @@ def test_a_deletion_that_cannot_end_is_gone_on_with(
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", refuse)
         interrupted(web.delete, "resource busy")
-    lab.resume("web")
+    lab.scale_set("web").resume()
     assert lab.scale_sets() == []
     assert lab.simulated.defined == {}
 
@@ -759,7 +759,7 @@ def test_a_deletion_whose_beginning_fails_changes_nothing(
             with pytest.raises(UpgradeError, match="is being deleted") as refused:
                 act()
             assert refused.value.code == "OperationNotAllowed"
-        lab.resume("web")
+        lab.scale_set("web").resume()
         break
     assert lab.scale_sets() == []
     assert lab.simulated.defined == {}

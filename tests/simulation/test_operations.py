@@ -92,6 +92,10 @@ def test_an_instance_is_had_by_its_id(lab: SimulatedLab) -> None:
     web = lab.start_web(3)
     web.delete_instances([0])
     assert web.instance("1") is web[0]
+    assert web.restart(str(n) for n in [1, "02"]).outcomes == {
+        "web_1": Outcome.SUCCEEDED,
+        "web_2": Outcome.SUCCEEDED,
+    }
     assert (web[0].zone, web[0].update_domain) == ("", 1)
     with pytest.raises(ModelError, match="instanceId 0 is not an active"):
         web.instance(0)

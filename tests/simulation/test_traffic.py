@@ -178,7 +178,7 @@ def balancer_with(*rules: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_an_update_changes_the_rules(lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_update_changes_the_rules(lab: SimulatedLab) -> None:
     web = lab.start_web(1)
     made: list[Sequence[Rule]] = []
     make = lab.environment.make_balancer
@@ -187,7 +187,7 @@ def test_an_update_changes_the_rules(lab: SimulatedLab, monkeypatch: pytest.Monk
         made.append(rules)
         return make(record, rules)
 
-    monkeypatch.setattr(lab.environment.traffic, "_make_balancer", remember)
+    lab.environment.make_balancer = remember
     web.update({}, load_balancer=balancer_with(RULE))
     assert [rule.name for rule in made[-1]] == ["http", "admin"]
     assert lab.balancers[web.record.unique_id].members == {"web_0": True}

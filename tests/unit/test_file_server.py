@@ -149,7 +149,7 @@ def test_idle_clients_cost_few_descriptors_and_no_processor(server: FileServer) 
     before, threads = me.num_fds(), threading.active_count()
     with crowd(server, 300) as clients:
         assert me.num_fds() - before - len(clients) <= DESCRIPTORS
-        assert threading.active_count() <= threads
+        assert threading.active_count() <= threads  # those of earlier tests may end meanwhile
         used, since = time.process_time(), time.monotonic()
         time.sleep(1)
         assert (time.process_time() - used) / (time.monotonic() - since) < 0.2

@@ -290,19 +290,19 @@ def test_only_this_folders_own_haproxy_is_ended(tmp_path: Path, program: str) ->
     mentions.write_text("x")
     renamed = tmp_path / program
     renamed.symlink_to("/usr/bin/tail")
-    loop = subprocess.Popen([renamed, "-f", mentions], stdout=subprocess.DEVNULL)
+    impostor = subprocess.Popen([renamed, "-f", mentions], stdout=subprocess.DEVNULL)
     other = HAProxy(tmp_path / "b2", [Rule("http", ADDRESS, PORT, 80, PROBE)])
     try:
         other.ensure([])
-        (folder / "haproxy.pid").write_text(f"{loop.pid}\n")  # used again meanwhile
+        (folder / "haproxy.pid").write_text(f"{impostor.pid}\n")  # used again meanwhile
         made = HAProxy(folder, [Rule("http", ADDRESS, PORT + 1, 80, PROBE)])
         made.stop()
         assert not folder.exists()
-        assert loop.poll() is None
+        assert impostor.poll() is None
         assert other._process() is not None
     finally:
-        loop.kill()
-        loop.wait()
+        impostor.kill()
+        impostor.wait()
         other.stop()
 
 

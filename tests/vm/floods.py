@@ -90,18 +90,18 @@ def responsive() -> Iterator[Responsiveness]:
         seen._due = now + 0.5
         signal.setitimer(signal.ITIMER_REAL, 0.5)
 
-    loop = threading.Thread(target=look, daemon=True)
+    looker = threading.Thread(target=look, daemon=True)
     previous = signal.signal(signal.SIGALRM, interrupt)
     seen._due = time.monotonic() + 0.5
     signal.setitimer(signal.ITIMER_REAL, 0.5)
-    loop.start()
+    looker.start()
     try:
         yield seen
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
         end.set()
-        loop.join()
+        looker.join()
 
 
 #: Begins after whoever asked for it has gone: SSH, the way in, is flooded too.

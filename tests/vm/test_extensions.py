@@ -124,11 +124,11 @@ def arguments() -> Iterator[set[str]]:
                 with contextlib.suppress(psutil.Error):
                     seen.add(" ".join(process.cmdline()))
 
-    loop = threading.Thread(target=look, name="arguments", daemon=True)
-    loop.start()
+    looker = threading.Thread(target=look, name="arguments", daemon=True)
+    looker.start()
     yield seen
     ended.set()
-    loop.join()
+    looker.join()
 
 
 @pytest.fixture(scope="module")
