@@ -212,7 +212,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "an instance that failed is told to be well",
         "engine/work.py",
-        '            self.environment.store.amend(self.context.record, provisioning="Failed")\n',
+        '                provisioning="Failed",\n',
         "",
         _tests(f"{_UPGRADE}::test_started_by_hand_there_is_no_rollback", _UPGRADE),
     ),

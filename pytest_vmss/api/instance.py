@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,8 @@ class Instance:
 
     def __init__(self, environment: Environment, scale_set: str, instance_id: int) -> None:
         self._environment = environment
-        self._context = InstanceContext(environment, scale_set, instance_id)
+        known = InstanceContext(environment, scale_set, instance_id)
+        self._context = replace(known, uuid=known.record.uuid)
         self._guest: tuple[tuple[int, str], Guest] | None = None
 
     def __repr__(self) -> str:
@@ -45,6 +47,15 @@ class Instance:
     def record(self) -> InstanceRecord:
         """Its record in the store."""
         return self._context.record
+
+    def _own(self) -> InstanceContext:
+        """The instance that this handle was created for.
+
+        Raises:
+            NotFoundError: It is gone.
+        """
+        self._context.record  # noqa: B018 - it raises
+        return self._context
 
     @property
     def generation(self) -> GenerationRecord:
@@ -164,7 +175,7 @@ class Instance:
     @property
     def power_state(self) -> PowerState:
         """The state of its machine: running, stopped and so on."""
-        return self._environment.hypervisor.state(self._context.domain)
+        return self._environment.hypervisor.state(self._own().domain)
 
     def health(self) -> Health:
         """Its health now; queries each of its health sources."""
@@ -255,7 +266,7 @@ class Instance:
     @cached_property
     def faults(self) -> Faults:
         """Injects faults into the instance for a test, and repairs them afterwards."""
-        context, environment = self._context, self._environment
+        context, environment = self._own(), self._environment
         return Faults(
             context.name,
             context.domain,

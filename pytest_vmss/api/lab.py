@@ -72,6 +72,7 @@ from pytest_vmss.model.arguments import (
     check_name,
     check_ports,
     check_seconds,
+    check_text,
 )
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
@@ -350,6 +351,7 @@ class Lab:
 
     def gallery(self, name: str = "gallery") -> Gallery:
         """A gallery by name."""
+        check_text(name, "name")
         return self.images.gallery(name)
 
     # Scale sets.
@@ -427,7 +429,7 @@ class Lab:
         with engine.lock():
             operation = engine.open(kind)
             if health is not None and not isinstance(health, str):
-                self.environment.checks[model.name.lower()] = health
+                self.environment.checks[self.environment.set_record(model.name).unique_id] = health
             report = engine.run(operation)
         report.raise_for_status()
         self.wake()
@@ -439,6 +441,7 @@ class Lab:
         Raises:
             NotFoundError: There is no such set.
         """
+        check_text(name, "name")
         record = self.environment.set_record(name)
         known = self._sets.get(record.unique_id)
         if known is None:

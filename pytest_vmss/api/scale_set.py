@@ -44,6 +44,7 @@ from pytest_vmss.model.arguments import (
     check_health,
     check_instance_count,
     check_instance_ids,
+    check_seconds,
 )
 from pytest_vmss.operations import (
     Deallocate,
@@ -109,11 +110,13 @@ class ScaleSet:
         Raises:
             NotFoundError: It was deleted.
         """
+        self._engine.require_own()
         return self._environment.set_record(self.name)
 
     @property
     def _revision(self) -> Revision:
-        return self._environment.revisions.current(self.name)
+        record = self.record
+        return self._environment.revisions.get(record.unique_id, record.revision)
 
     @property
     def model(self) -> ScaleSetModel:
@@ -212,6 +215,7 @@ class ScaleSet:
 
     @property
     def _repairs(self) -> Repairs:
+        self._engine.require_own()
         return self._controller.repairs(self.name)
 
     def set_health_check(self, check: Check | None) -> None:
@@ -224,12 +228,12 @@ class ScaleSet:
         """
         check_health(check, "check")
         environment, command = self._environment, check if isinstance(check, str) else None
-        environment.store.amend(
+        record = environment.store.amend(
             self.record, health_command=command, health_function=callable(check)
         )
-        environment.checks.pop(self.name.lower(), None)
+        environment.checks.pop(record.unique_id, None)
         if check is not None and not isinstance(check, str):
-            environment.checks[self.name.lower()] = check
+            environment.checks[record.unique_id] = check
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """Runs a check repeatedly during a ``with`` block, throughout which it must hold.
@@ -244,6 +248,7 @@ class ScaleSet:
             the time, the instances' states and the operation's step of every violation.
         """
         check_function(check, "check")
+        check_seconds(every, "every", zero=True)
         return Always(self._environment.store, self.name, check, every=every)
 
     # Rolling upgrades.
@@ -260,9 +265,10 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
         """
+        check_flag(wait, "wait")
         self._engine.require_own()
         kind = OSUpgrade(self._controller.latest(self.name))
-        return self._taken(self._controller.run(self.name, kind, wait=wait))
+        return self._taken(self._controller.run(self._engine, kind, wait=wait))
 
     def upgrade_extensions(self, *, wait: bool = True) -> Operation:
         """Rolls newer versions of extension handlers through the set.
@@ -275,8 +281,9 @@ class ScaleSet:
         Raises:
             ConflictError: Another operation is in progress; nothing was changed.
         """
+        check_flag(wait, "wait")
         self._engine.require_own()
-        operation = self._controller.run(self.name, ExtensionUpgrade(), wait=wait)
+        operation = self._controller.run(self._engine, ExtensionUpgrade(), wait=wait)
         return Operation(self._environment, self.name, operation)
 
     def resume(self) -> Operation | None:
@@ -316,6 +323,7 @@ class ScaleSet:
             UpgradeError: None is due, or it could not be started; the message says why.
             WaitTimeoutError: It did not end in time.
         """
+        check_seconds(timeout, "timeout")
 
         def probe() -> Upgrade | None:
             idle = self._controller.is_idle(self.name)
@@ -371,6 +379,7 @@ class ScaleSet:
     @property
     def unfinished(self) -> Operation | None:
         """The operation that is in progress or was interrupted; None if there is none."""
+        self._engine.require_own()
         record = self._engine.journal.unfinished()
         return None if record is None else Operation(self._environment, self.name, record.id)
 
@@ -380,6 +389,9 @@ class ScaleSet:
         Args:
             limit: The most to return; None for all.
         """
+        if limit is not None:
+            check_instance_count(limit, "limit")
+        self._engine.require_own()
         upgrades = [
             entry for entry in self._engine.journal.operations() if entry.action == OSUpgrade.action
         ]
@@ -401,6 +413,7 @@ class ScaleSet:
         return history_info(self._environment, self.name, reports)
 
     def _reports(self, wanted: Callable[[OperationRecord], bool]) -> list[OperationReport]:
+        self._engine.require_own()
         store = self._environment.store
         return [
             OperationReport.of(store, entry)
@@ -445,6 +458,7 @@ class ScaleSet:
         custom_data = seal_text(check_custom_data(custom_data))
         check_flag(replace, "replace")
         part = read_part(change)
+        self._require_own_name(part)
         with self._engine.lock():
             self._engine.journal.ensure_idle()
             stored = self._revision.model.full()
@@ -462,6 +476,21 @@ class ScaleSet:
             self._scale(scaling_to(self._environment, self.name, capacity))
         self._controller.wake()
         return None if report is None else self._operation(report.record)
+
+    def _require_own_name(self, part: dict[str, Any]) -> None:
+        """Refuses a change of the name: in Azure it is the resource's.
+
+        Raises:
+            ModelError: Another name is given.
+        """
+        given = part.get("name", self.name)
+        if not isinstance(given, str) or given.lower() != self.name.lower():
+            problem = ModelProblem(
+                "$.name",
+                "PropertyChangeNotAllowed",
+                f"cannot be changed: it is {self.name!r}; leave it out, or create another set",
+            )
+            raise ModelError([problem], source="the change")
 
     def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> OperationReport | None:
         """Records a model and runs the operation that applies it, opened in one transaction."""
@@ -680,7 +709,7 @@ class ScaleSet:
         """
         self._engine.require_own()
         self.close()
-        self._controller.delete(self.name)
+        self._controller.delete(self._engine)
 
     def close(self) -> None:
         """Closes the connections to its instances."""

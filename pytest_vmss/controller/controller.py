@@ -59,11 +59,11 @@ class Controller:
         self._troubled: dict[str, str] = {}
         self.failures = Failures(environment)
 
-    def run(self, name: str, kind: Kind, *, wait: bool = True) -> str:
+    def run(self, engine: Engine, kind: Kind, *, wait: bool = True) -> str:
         """Opens an operation on a set and runs it.
 
         Args:
-            name: The set.
+            engine: The set's, whose very set it must still be.
             kind: The requested operation.
             wait: Return when it has ended; if false, return once it is open, and a thread runs
                 it. A later failure is kept and raised where the set's upgrade is awaited.
@@ -76,7 +76,6 @@ class Controller:
             VmssError: It cannot be planned; nothing was changed.
             InterruptedOperationError: The host cannot continue for now.
         """
-        engine = Engine(self._environment, name)
         if not wait:
             return self._in_background(engine, kind)
         with engine.lock():
@@ -108,7 +107,7 @@ class Controller:
         self._threads.append(thread)
         return opened.result()
 
-    def delete(self, name: str) -> None:
+    def delete(self, engine: Engine) -> None:
         """Stops this process's work on a set, and deletes it, its machines and all their disks.
 
         Raises:
@@ -117,7 +116,6 @@ class Controller:
             InterruptedOperationError: The host could not remove everything; call this again,
                 or resume.
         """
-        engine = Engine(self._environment, self._environment.set_record(name).name)
         with self._stopped(engine):
             engine.delete()
 

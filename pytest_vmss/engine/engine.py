@@ -259,7 +259,7 @@ class Engine:
                     self._store.delete(revision)
                 self._store.delete(record)
                 self._store.event(record.name, "deleted", "deleted")
-        self._environment.checks.pop(record.name.lower(), None)
+        self._environment.checks.pop(record.unique_id, None)
 
     def cancel(self) -> None:
         """Cancels the running upgrade; it ends after its current batch (D8).
@@ -268,6 +268,7 @@ class Engine:
             ConflictError: No upgrade is running.
         """
         with self._store.transaction():
+            self.require_own()
             operation = self.journal.unfinished()
             if operation is None or not operation.rolling:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
@@ -283,4 +284,7 @@ class Engine:
 
     def instances(self) -> list[InstanceRecord]:
         """The set's instances, by number."""
+        known = self._store.get(ScaleSetRecord, self.name.lower())
+        if known is not None:
+            self.require_own()
         return instances_of(self._store, self.name)

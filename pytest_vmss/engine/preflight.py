@@ -60,7 +60,7 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
     model = environment.revisions.get(operation.set_id, operation.revision).model
     environment.find_size(model.sku.name)
     record = environment.set_record(operation.scale_set)
-    if record.health_function and record.name.lower() not in environment.checks:
+    if record.health_function and record.unique_id not in environment.checks:
         environment.store.event(
             record.name,
             "warning",

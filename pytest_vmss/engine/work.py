@@ -94,10 +94,15 @@ class InstanceWork:
         """Records the instance's outcome."""
         self._journal.outcome(self.context, outcome)
 
-    def end_failed(self, outcome: Outcome) -> None:
+    def end_failed(self, outcome: Outcome, *, power: bool = False) -> None:
         """Records the instance's outcome, and that its provisioning failed."""
         with self.environment.store.transaction():
-            self.environment.store.amend(self.context.record, provisioning="Failed")
+            record = self.context.record
+            self.environment.store.amend(
+                record,
+                provisioning="Failed",
+                power_failed=power and (record.provisioning == "Succeeded" or record.power_failed),
+            )
             self._journal.outcome(self.context, outcome)
 
     def begin_rollback(self) -> None:

@@ -58,7 +58,7 @@ class Environment:
         reach: Returns what is wrong with a URI; empty if it can be reached (C8).
         guest_network: What guests may reach (M6).
         serve_files: Makes the lab's own files available to a set's guests (H5).
-        checks: The suite's health functions, by set (F4).
+        checks: The suite's health functions, by the set's unique id (F4).
         working: Events that stop the operations of this process, by set.
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
@@ -164,6 +164,8 @@ class InstanceContext:
     Attributes:
         deadline: Time on the lab's monotonic clock by which the instance must be done; no
             timeout extends beyond it.
+        uuid: Of the instance that is meant, where a later set may have one of that name; empty
+            for whichever there is.
     """
 
     environment: Environment
@@ -171,6 +173,7 @@ class InstanceContext:
     instance_id: int
     operation: str = ""
     deadline: float | None = None
+    uuid: str = ""
     _guests: dict[int, Guest] = field(default_factory=dict, compare=False, repr=False)
 
     def guest(self, generation: GenerationRecord) -> Guest:
@@ -186,7 +189,12 @@ class InstanceContext:
 
     def at(self, instance_id: int) -> InstanceContext:
         """Another instance in the same operation."""
-        return replace(self, instance_id=instance_id, _guests={})
+        return replace(
+            self,
+            instance_id=instance_id,
+            uuid=self.uuid if instance_id == self.instance_id else "",
+            _guests={},
+        )
 
     @cached_property
     def set_id(self) -> str:
@@ -226,6 +234,11 @@ class InstanceContext:
         record = self.environment.store.get(InstanceRecord, *self.key)
         if record is None:
             raise NotFoundError(f"there is no instance {self.scale_set}_{self.instance_id}")
+        if self.uuid and record.uuid != self.uuid:
+            raise NotFoundError(
+                f"the instance {self.name} that was meant is gone; another has its name: ask the "
+                "scale set for it"
+            )
         return record
 
     @property

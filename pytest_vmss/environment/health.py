@@ -61,12 +61,13 @@ class HealthSources:
             applied: The model that is applied to the instances in question, which decides on
                 the extension; the load balancer is that of the set's current model.
         """
+        record = environment.set_record(scale_set)
+        function = environment.checks.get(record.unique_id) if record.health_function else None
         return cls(
             environment.revisions.current(scale_set).probe,
             environment.traffic.balancer(scale_set),
             application_health(applied.model),
-            environment.checks.get(scale_set.lower())
-            or environment.set_record(scale_set).health_command,
+            function or record.health_command,
         )
 
     @property

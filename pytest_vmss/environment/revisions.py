@@ -55,7 +55,8 @@ class Revisions:
                 None if record.probe is None else Probe.model_validate(record.probe),
                 None if record.balancer is None else LoadBalancer.model_validate(record.balancer),
             )
-            self._revisions[set_id, number] = found
+            if not self._store.in_transaction:  # what is written there may be undone
+                self._revisions[set_id, number] = found
         return found
 
     def current(self, scale_set: str) -> Revision:

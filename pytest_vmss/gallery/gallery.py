@@ -221,7 +221,7 @@ class ImageStore:
     ) -> VersionRecord:
         """See :meth:`Gallery.publish`."""
         _check_name("image definition", definition)
-        if not _VERSION.fullmatch(version):
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
             raise ImageError(
                 f"{version!r} is no image version; expected Major.Minor.Patch, e.g. 1.0.0"
             )
@@ -424,7 +424,7 @@ class Gallery:
 
 
 def _check_name(what: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ImageError(
             f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"

@@ -26,6 +26,7 @@ from pytest_vmss.guest.check import Check, asked
 from pytest_vmss.guest.cloud_init import AGAIN, LOGS, WAIT, CloudInitResult, read_verdict
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import Target, broken_handler, find_handler, guarded, redact
+from pytest_vmss.guest.extensions.checked import checked_result, checked_words
 from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.hypervisor import PowerState
@@ -349,7 +350,9 @@ class LinuxGuest:
         handler = find_handler(extension.publisher, extension.type)
         self.shell()  # if the guest does not answer, fail early
         return guarded(
-            lambda: handler.run(self._target(timeout, self._with_files), extension, run=run),
+            lambda: checked_result(
+                handler.run(self._target(timeout, self._with_files), extension, run=run), extension
+            ),
             lambda failure: broken_handler(extension, failure),
         )
 
@@ -378,7 +381,7 @@ class LinuxGuest:
         """
         handler = find_handler(extension.publisher, extension.type)
         return guarded(
-            lambda: handler.remove(self._target(timeout), extension),
+            lambda: checked_words(handler.remove(self._target(timeout), extension), extension),
             lambda failure: redact(error_text(failure), extension),
         )
 
@@ -393,7 +396,12 @@ class LinuxGuest:
         if not handler.reports:
             return last
         target = self._target(self._login_limit, self._answering)
-        return guarded(lambda: handler.report(target, extension, last), lambda _: last)
+        return guarded(
+            lambda: checked_result(
+                handler.report(target, extension, last), extension, is_running=True
+            ),
+            lambda _: last,
+        )
 
     def sync(self) -> None:
         """Flushes the guest's file systems.

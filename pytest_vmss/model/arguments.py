@@ -29,6 +29,7 @@ __all__ = [
     "check_ports",
     "check_script",
     "check_seconds",
+    "check_text",
 ]
 
 #: The limit of Azure's Uniform sets.
@@ -138,13 +139,14 @@ def check_ports(value: Any, path: str = "ports") -> tuple[int, ...]:
     return tuple(dict.fromkeys(ports))
 
 
-def check_seconds(value: Any, path: str, *, none: bool = False) -> float | None:
+def check_seconds(value: Any, path: str, *, none: bool = False, zero: bool = False) -> float | None:
     """Validates a time in seconds, such as ``health_timeout`` or ``every``.
 
     Args:
         value: The seconds.
         path: The argument's name.
         none: Whether None is allowed, which is returned as it is.
+        zero: Whether 0 is allowed.
 
     Raises:
         ModelError: Not a finite number above 0, or more than a century.
@@ -152,8 +154,8 @@ def check_seconds(value: Any, path: str, *, none: bool = False) -> float | None:
     if value is None and none:
         return None
     seconds = _number(value)
-    if seconds is None or not 0 < seconds <= _LONGEST_S:
-        _refuse(path, "must be a finite number of seconds above 0", value)
+    if seconds is None or not 0 <= seconds <= _LONGEST_S or (seconds == 0 and not zero):
+        _refuse(path, f"must be a finite number of seconds{' above 0' * (not zero)}", value)
     return seconds
 
 
@@ -251,6 +253,17 @@ def check_flag(value: Any, path: str, *, none: bool = False) -> bool | None:
     if not isinstance(value, bool):
         _refuse(path, f"must be True or False{' or None' if none else ''}", value)
     return value
+
+
+def check_text(value: Any, path: str) -> str:
+    """Validates a text, such as the name of what is asked for.
+
+    Raises:
+        ModelError: Not a string, or one that no file could hold.
+    """
+    if not _is_text(value):
+        _refuse(path, "must be a text", value)
+    return str(value)
 
 
 def check_choice(value: Any, path: str, choices: Sequence[str]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pytest_vmss.model.scale_set import Extension
 
@@ -58,7 +58,7 @@ class ExtensionResult(BaseModel):
     substatuses: tuple[Substatus, ...] = ()
     handler: str = "Ready"
     handler_message: str = ""
-    seconds: float = 0.0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
     @classmethod
     def of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 __all__ = [
     "AdminName",
@@ -44,9 +44,10 @@ Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 RequestPath = Annotated[str, Field(pattern="^[!-~]*$", max_length=1024)]
 #: A text that is only displayed.
 PlainText = Annotated[str, Field(pattern=rf"^[^{_UNSEEN}]*$", max_length=260)]
-#: An SSH public key, as one line of ``authorized_keys``.
+#: An SSH public key, as one line of ``authorized_keys``; its fields may be parted by tabs.
 KeyData = Annotated[
     str,
+    BeforeValidator(lambda value: value.replace("\t", " ") if isinstance(value, str) else value),
     StringConstraints(strip_whitespace=True, max_length=16384, pattern=rf"^[^{_UNSEEN}]*$"),
 ]
 #: Name of an availability zone.

@@ -82,7 +82,10 @@ class AzureModel(BaseModel):
     @classmethod
     def _keep_masks(cls, given: Any, check: ValidatorFunctionWrapHandler) -> Any:
         """Keeps values masked through validation that were masked when read (M5)."""
-        return with_masks_of(given, check(given))
+        value = check(given)
+        if isinstance(given, bool) and not isinstance(value, bool):
+            raise ValueError("must be a number; given true or false")
+        return with_masks_of(given, value)
 
     @model_serializer(mode="wrap")
     def _serialize(

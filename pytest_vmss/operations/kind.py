@@ -99,7 +99,7 @@ class Work(Protocol):
     def end(self, outcome: Outcome) -> None:
         """Records the instance's outcome, with which the operation is done with it."""
 
-    def end_failed(self, outcome: Outcome) -> None:
+    def end_failed(self, outcome: Outcome, *, power: bool = False) -> None:
         """Records the instance's outcome, and that its provisioning failed."""
 
     def begin_rollback(self) -> None:

@@ -41,7 +41,7 @@ class PowerChange(OnInstances):
             else:
                 return
         undrain(work)
-        work.end_failed(Outcome.FAILED)
+        work.end_failed(Outcome.FAILED, power=True)
 
 
 class StartInstances(PowerChange):

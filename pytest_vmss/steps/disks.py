@@ -174,6 +174,7 @@ class Commit:
             revision=kept.revision,
             power="running",
             provisioning=self.provisioning,
+            power_failed=False,
         )
 
 

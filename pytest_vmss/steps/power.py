@@ -68,9 +68,11 @@ class Start:
         generation = context.existing(self.generation)
         # ProveBoot needs to know what was there before the start.
         log = machine.console.stat().st_size if machine.console.exists() else 0
-        context.environment.store.amend(
-            generation, boot_before=generation.boot_id, console_from=log, started=True
-        )
+        store = context.environment.store
+        with store.transaction():
+            store.amend(generation, boot_before=generation.boot_id, console_from=log, started=True)
+            if context.record.power != "running":
+                store.amend(context.record, power="running")
         hypervisor.start(machine)
 
 
@@ -111,7 +113,7 @@ class ProveBoot:
 
 @dataclass(frozen=True)
 class SetPower:
-    """Records the requested power state."""
+    """Records the requested power state; an earlier change of power that failed is forgotten."""
 
     name: ClassVar[str] = "power state"
     timed: ClassVar[bool] = False
@@ -119,4 +121,7 @@ class SetPower:
     power: Literal["running", "stopped", "deallocated"]
 
     def apply(self, context: InstanceContext) -> None:
-        context.environment.store.amend(context.record, power=self.power)
+        record, changes = context.record, dict[str, object]()
+        if record.power_failed:  # what had failed was of this kind, and now it is well
+            changes = {"provisioning": "Succeeded", "power_failed": False}
+        context.environment.store.amend(record, power=self.power, **changes)

@@ -188,6 +188,11 @@ class Store:
                 self._connection.close()
             self._connection = None
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether this thread is in a transaction, so that what it reads may be undone."""
+        return self._owner == threading.get_ident()
+
     def transaction(self) -> AbstractContextManager[None]:
         """Returns a context manager whose writes become durable together, or not at all.
 
@@ -195,7 +200,7 @@ class Store:
             LabError: The host's disk is full, or the file cannot be written.
         """
         self._require_own()
-        if self._owner == threading.get_ident():
+        if self.in_transaction:
             return nullcontext()  # part of the transaction that this thread is in
         return self._transaction()
 

@@ -25,6 +25,7 @@ class InstanceRecord(Record):
         revision: Revision of the model that is applied to it.
         power: The requested power state; only the hypervisor knows whether it is running.
         provisioning: Azure's provisioning state.
+        power_failed: It is Failed by nothing but a change of power, such as a restart.
         in_service: Whether the load balancer may send it traffic.
         changed: When an operation last finished with it.
         repairs: Number of automatic repairs since it was last healthy.
@@ -52,6 +53,7 @@ class InstanceRecord(Record):
     revision: int = 0
     power: Literal["running", "stopped", "deallocated"] = "running"
     provisioning: Literal["Creating", "Updating", "Succeeded", "Failed", "Deleting"] = "Creating"
+    power_failed: bool = False
     in_service: bool = False
     changed: datetime | None = None
     repairs: int = 0

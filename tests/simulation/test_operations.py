@@ -12,6 +12,7 @@ from pytest_vmss.errors import (
     CapacityError,
     ConflictError,
     ModelError,
+    NotFoundError,
     ProvisioningError,
     UpgradeError,
 )
@@ -358,6 +359,14 @@ def test_what_a_set_cannot_take_changes_nothing(lab: SimulatedLab) -> None:
         lambda: web.set_health_check(5),
         lambda: web.set_orchestration_service_state("Stop"),
         lambda: web.always("true"),
+        lambda: web.always(lambda: True, every="a"),
+        lambda: web.wait_for_upgrade(timeout=-1),
+        lambda: web.upgrade(wait="x"),
+        lambda: web.history(limit=-1),
+        lambda: web.update({"name": "other"}),
+        lambda: web.update({"name": 5}),
+        lambda: web.update({"sku": {"capacity": True}}),
+        lambda: lab.scale_set(None),  # type: ignore[arg-type]
         lambda: web[0].protect(from_scale_in="x"),
         lambda: web[0].address("http"),
         lambda: web[0].run_command(7),
@@ -368,3 +377,107 @@ def test_what_a_set_cannot_take_changes_nothing(lab: SimulatedLab) -> None:
             act()
     assert len(lab.store.events()) == before
     assert powers(web) == ["running"] * 2
+
+
+def test_what_was_not_opened_leaves_no_model_behind(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: a revision that was rolled back is forgotten; the next one has its number."""
+    web = lab.start_web(2, automatic=False)
+    web.update({"upgradePolicy": {"mode": "Automatic"}})
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.environment, "free_addresses", _no_room)
+        with pytest.raises(CapacityError):
+            web.scale(5)
+    assert web.model.sku.capacity == 2
+    done = web.update({"tags": {"owner": "us"}})
+    assert done is None
+    assert web.model.sku.capacity == 2
+    assert web.model.tags == {"owner": "us"}
+    profile = web.model.full()["virtualMachineProfile"]
+    extension: dict[str, Any] = {"name": "second", "publisher": "Microsoft.Azure.Extensions"}
+    extension |= {"type": "CustomScript", "typeHandlerVersion": "2.1"}
+    extension |= {"settings": {"commandToExecute": "true"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.environment, "free_addresses", _no_room)
+        with pytest.raises(CapacityError):
+            web.scale(4)
+    extensions = [*profile["extensionProfile"]["extensions"], extension]
+    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": extensions}}})
+    assert "second" in [entry.name for entry in web[0].extensions]
+    assert "second" in [entry.name for entry in web.model.extensions]
+
+
+def _no_room(_: int) -> list[str]:
+    raise CapacityError("no addresses are left")
+
+
+def test_a_handle_acts_on_no_later_set_of_its_name(lab: SimulatedLab) -> None:
+    """A4, M4: also where no lock is taken."""
+    old = lab.start_web(2)
+    first = old[0]
+    old.delete()
+    new = lab.start_web(2)
+    acts: list[Callable[[], object]] = [
+        old.cancel,
+        lambda: old.set_health_check("exit 1"),
+        lambda: old.set_orchestration_service_state("Suspend"),
+        lambda: first.protect(from_scale_in=True),
+        lambda: first.os_disk,
+        lambda: first.power_state,
+        lambda: first.faults,
+        first.health,
+        first.instance_view,
+        lambda: old.instances,
+        lambda: old.model,
+        lambda: old.record,
+        old.is_healthy,
+        old.history,
+        old.delete,
+        old.upgrade,
+        lambda: old.unfinished,
+    ]
+    before = len(lab.store.events())
+    for act in acts:
+        with pytest.raises(NotFoundError, match="that was meant is gone"):
+            act()
+    assert len(lab.store.events()) == before
+    assert new.is_healthy()
+    assert new.orchestration_services[0]["serviceState"] == "NotRunning"
+    assert not new[0].record.protect_from_scale_in
+    assert lab.scale_set("web") is new
+
+
+def test_a_health_function_is_its_sets_alone(lab: SimulatedLab) -> None:
+    """F4: not a later set's of that name, and no longer once another process has taken it away."""
+    lab.publish("1.0.0")
+    balancer = LOAD_BALANCER
+    well = [True]
+    web = lab.create(web_model(capacity=1), load_balancer=balancer, health=lambda _: well[0])
+    well[0] = False
+    assert not web.is_healthy()
+    lab.store.amend(web.record, health_function=False, health_command=None)  # as another would
+    assert web.is_healthy()
+    functions = dict(lab.environment.checks)
+    web.delete()
+    lab.environment.checks.update(functions)  # this process did not see the deletion
+    assert lab.create(web_model(capacity=1), load_balancer=balancer).is_healthy()
+
+
+def test_a_change_of_power_that_succeeds_makes_up_for_one_that_failed(lab: SimulatedLab) -> None:
+    """K1: and for nothing else: a failed update stays to be repeated."""
+    web = lab.start_web(2, automatic=False)
+    lab.sick.add("web_0")
+    web.stop([0])
+    with pytest.raises(ProvisioningError):
+        web.redeploy()
+    assert (states(web), powers(web)) == (["Failed", "Succeeded"], ["running"] * 2)
+    lab.sick.clear()
+    web.restart([0])
+    assert states(web) == ["Succeeded"] * 2
+    lab.publish("1.1.0", Behaviour.UNHEALTHY)
+    assert web.upgrade().faulted
+    (failed,) = [i.instance_id for i in web if i.record.provisioning == "Failed"]
+    lab.behaviours["1.1.0"] = Behaviour.GOOD
+    web.restart([failed])
+    assert [i.instance_id for i in web if i.record.provisioning == "Failed"] == [failed]
