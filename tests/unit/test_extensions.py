@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -26,10 +26,13 @@ from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import HostError, ModelProblem, NotFoundError
 from pytest_vmss.file_server.blobs import GUEST_VIEW, Blobs
 from pytest_vmss.guest.extensions import CustomScript, RunCommandLinux, find_handler, redact
-from pytest_vmss.guest.extensions.command import read_outcome
+from pytest_vmss.guest.extensions.checked import checked_result, checked_words
+from pytest_vmss.guest.extensions.command import broken_handler, read_outcome
+from pytest_vmss.guest.extensions.registry import guarded
 from pytest_vmss.guest.in_guest import download
 from pytest_vmss.health import probe_once
 from pytest_vmss.model import Extension, Probe, stages_of_extensions
+from pytest_vmss.model.extension_result import ExtensionResult, Substatus
 from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.store import Store
@@ -699,3 +702,68 @@ def test_a_server_that_drips_its_answer_lets_nobody_wait(monkeypatch: pytest.Mon
         ).healthy
         assert time.monotonic() - begun < 5
         ended.set()
+
+
+SECRETIVE = Extension(
+    name="mine",
+    publisher="Microsoft.Azure.Extensions",
+    type="CustomScript",
+    type_handler_version="2.1",
+    protected_settings={"password": "hunter2secret"},
+)
+
+
+async def _later() -> ExtensionResult:
+    return ExtensionResult.of(SECRETIVE)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda: None,
+        lambda: "success",
+        lambda: {"status": "success"},
+        _later,
+        lambda: (ExtensionResult.of(SECRETIVE) for _ in range(1)),
+        lambda: ExtensionResult.of(SECRETIVE).model_copy(update={"status": "hurray"}),
+        lambda: ExtensionResult.of(SECRETIVE).model_copy(update={"seconds": float("nan")}),
+        lambda: ExtensionResult.of(SECRETIVE).model_copy(update={"exit_code": "x"}),
+        lambda: ExtensionResult.of(SECRETIVE).model_copy(update={"status": "transitioning"}),
+        lambda: ExtensionResult.of(SECRETIVE).model_copy(update={"message": 5}),
+    ],
+)
+def test_what_is_no_result_is_the_handlers_failure(returned: Callable[[], Any]) -> None:
+    """Q3: a forgotten return, a coroutine, values that no record could hold."""
+    result = guarded(
+        lambda: checked_result(returned(), SECRETIVE),
+        lambda failure: broken_handler(SECRETIVE, failure),
+    )
+    assert (result.name, result.status) == ("mine", "error")
+    assert "its handler failed" in result.message
+    assert ExtensionResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_a_result_is_of_its_extension_short_clean_and_without_secrets() -> None:
+    """M5, R2."""
+    told = ExtensionResult(
+        name="OTHER",
+        type="Another.Type",
+        version="9",
+        status="error",
+        message="\ud800 login hunter2secret \x1b[31m" + "x" * 10**6,
+        handler_message="hunter2secret",
+        substatuses=tuple(
+            Substatus(name="a", status="error", message="hunter2secret" * 10**4)
+            for _ in range(1000)
+        ),
+    )
+    result = checked_result(told, SECRETIVE)
+    assert (result.name, result.type) == ("mine", SECRETIVE.handler_name)
+    assert result.version == find_handler(SECRETIVE.publisher, SECRETIVE.type).version
+    text = result.model_dump_json()
+    assert "hunter2secret" not in text
+    assert "\\u001b" not in text
+    assert len(text) < 10**6
+    assert checked_words("cannot remove hunter2secret", SECRETIVE) == "cannot remove ***"
+    with pytest.raises(TypeError, match="NoneType"):
+        checked_words(None, SECRETIVE)
