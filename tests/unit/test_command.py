@@ -172,8 +172,26 @@ def test_a_guest_that_cannot_be_reached_within_the_limit_is_an_error(folder: Pat
     assert not folder.exists()
 
 
-def test_what_takes_too_long_is_killed_and_told_so(folder: Path) -> None:
-    result = run(Here(), folder, timeout=1.0, text="echo $$ > ../child; sleep 600")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "echo $$ > ../child; sleep 600",
+        "set -m; sleep 600 & echo $! > ../child; wait",  # in a process group of its own
+    ],
+)
+def test_what_takes_too_long_is_killed_and_told_so(
+    folder: Path, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also in an image so small that it has no pkill."""
+    small = tmp_path / "bin"
+    small.mkdir()
+    for place in ("/usr/bin", "/bin"):
+        for program in Path(place).iterdir():
+            link = small / program.name
+            if program.name not in ("pkill", "pgrep", "killall") and not link.is_symlink():
+                link.symlink_to(program)
+    monkeypatch.setenv("PATH", str(small))
+    result = run(Here(), folder, timeout=1.0, text=text)
     assert (result.status, result.timed_out) == ("error", True)
     deadline = time.monotonic() + 10
     with contextlib.suppress(psutil.NoSuchProcess):  # init may not have collected it yet

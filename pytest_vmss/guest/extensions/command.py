@@ -104,14 +104,20 @@ _SECTION = """\
     chmod 0700 {name}"""
 _AGAIN = 75
 
-# If the command finished just now, its own status stays.
+# If the command finished just now, its own status stays. All of its session is killed, also
+# what is in process groups of its own; a small image has no pkill, and dash's kill knows no --
+# after -KILL.
 _KILL = """\
 cd {folder} || exit 0
 if [ ! -e status ]; then
     session="$(cat pid)"
     if [ -n "$session" ]; then
-        pkill -KILL -s "$session"
-        kill -KILL -- "-$session" 2> /dev/null
+        for entry in /proc/[0-9]*; do
+            read -r line 2> /dev/null < "$entry/stat" || continue
+            set -- ${{line##*) }}
+            [ "$4" = "$session" ] && kill -s KILL "${{entry#/proc/}}" 2> /dev/null
+        done
+        kill -s KILL -- "-$session" 2> /dev/null
     fi
     [ -e status ] || echo timeout > status
 fi
