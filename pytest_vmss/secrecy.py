@@ -7,8 +7,10 @@ as soon as they are read; in all other respects they remain ordinary values.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, SupportsIndex
 from urllib.parse import unquote, unquote_plus
@@ -100,7 +102,12 @@ _MARKS = re.compile(r"[=@?:#]|--|(?i:bearer|basic|sharedkey) ")
 _SHOWN_CHARS = 200
 #: Longer texts are not searched, but hidden as a whole.
 _SEARCHED_CHARS = 65536
+_LONG_MASK = re.compile(r"<a text of \d{1,12} characters>")
+#: A mask within a text, and a value that is masked wherever any is.
+_MASKED_PART = re.compile(r"(?<!\*)\*{3}(?!\*)")
+_PROBE = "zqj=zqjzqj"
 _NAME_CHARS = 256
+_PASSES = 4
 #: How deep values are searched for secrets.
 _DEPTH = 64
 
@@ -266,6 +273,14 @@ def mask(text: str) -> str:
         return text
     if len(text) > _SEARCHED_CHARS:
         return f"<a text of {len(text)} characters>"
+    for _ in range(_PASSES):  # so that what is masked is masked in the same way again
+        text, before = _masked(text), text
+        if text == before:
+            break
+    return text
+
+
+def _masked(text: str) -> str:
     masked = _USERINFO.sub(f"//{_HIDDEN}@", text)
     masked = _NO_PORT.sub(rf"//\1:{_HIDDEN}", masked)
     masked = _QUERY.sub(rf"\1?{_HIDDEN}", masked)
@@ -363,9 +378,10 @@ def _concealed(value: Any, *, secret: bool) -> Any:
 
 
 def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
-    """Returns a copy of a JSON value that is safe to show to anyone.
+    """Returns a copy of a JSON value that is safe to show to anyone: secrets are masked.
 
-    Properties that Azure never returns are omitted; other secrets are masked.
+    Nothing is omitted, so that :func:`unmasked` can restore it. (What Azure never returns of a
+    model, its fields exclude.)
 
     Args:
         value: The value.
@@ -377,7 +393,6 @@ def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
         return {
             key: published(item, others.get(key), secret=secret or names_secret(key, value))
             for key, item in value.items()
-            if not isinstance(key, str) or plain_name(key) not in WRITE_ONLY
         }
     if isinstance(value, (list, tuple)):
         same = isinstance(known, (list, tuple)) and len(known) == len(value)
@@ -419,39 +434,114 @@ def quote(value: object) -> str:
     return repr(str(masked) if len(masked) <= _SHOWN_CHARS else f"{masked[:_SHOWN_CHARS]}…")
 
 
-def unmasked(value: Any, stored: Any) -> Any:
+def unmasked(value: Any, stored: Any, left: list[tuple[str | int, ...]]) -> Any:
     """Restores the stored secrets in a JSON value that :func:`published` masked.
 
     Args:
         value: The value, possibly derived from a published one.
-        stored: The stored original; items of lists correspond by name if they have one, otherwise
-            by index.
+        stored: The stored original, as :func:`conceal` returns it.
+        left: The paths of masks are added to it for which nothing is stored.
     """
-    if isinstance(value, Mapping) and isinstance(stored, Mapping):
+    return _restored(
+        (value, published(value, value)), (stored, published(stored, stored)), (), left
+    )
+
+
+def _restored(
+    given: tuple[Any, Any],
+    stored: tuple[Any, Any],
+    path: tuple[str | int, ...],
+    left: list[tuple[str | int, ...]],
+) -> Any:
+    """Restores secrets, of pairs of a value and of how it is published."""
+    value, look = given
+    old, old_look = stored
+    if isinstance(value, Mapping):
+        olds, old_looks = stored if isinstance(old, Mapping) else ({}, {})
         return {
-            key: unmasked(item, stored[key]) if key in stored else item
+            key: _restored(
+                (item, look[key]), (olds.get(key), old_looks.get(key)), (*path, key), left
+            )
             for key, item in value.items()
         }
-    if isinstance(value, list) and isinstance(stored, (list, tuple)):
-        named = {_name_of(item): item for item in stored}
-        found: list[Any] = []
-        for index, item in enumerate(value):
-            if name := _name_of(item):
-                found.append(unmasked(item, named.get(name)))
-            else:
-                found.append(unmasked(item, stored[index] if index < len(stored) else None))
-        return found
-    masks = (MASK, getattr(stored, "shown", None))
-    shown = isinstance(value, str) and _HIDDEN in value
-    if not shown or isinstance(stored, (Mapping, list)) or stored is None:
+    if isinstance(value, list):
+        olds, old_looks = stored if isinstance(old, (list, tuple)) else ((), ())
+        return [
+            _restored(
+                (value[index], look[index]),
+                (None, None) if source is None else (olds[source], old_looks[source]),
+                (*path, index),
+                left,
+            )
+            for index, source in enumerate(_sources(look, old_looks))
+        ]
+    if not isinstance(value, str) or value == old:
         return value
-    return stored if value in masks or value == mask(str(stored)) else value
+    if old is not None and not isinstance(old, (Mapping, list, tuple)):
+        is_secret = old_look != old  # it is not shown as it is
+        if is_secret and value in (MASK, old_look, getattr(old, "shown", MASK)):
+            return old
+    if _holds_mask(value):
+        left.append(path)
+    return value
 
 
-def _name_of(item: Any) -> str:
-    """Returns an object's name, or an empty string."""
-    name = item.get("name") if isinstance(item, Mapping) else None
-    return str(name) if isinstance(name, str) else ""
+def _sources(looks: Sequence[Any], old_looks: Sequence[Any]) -> list[int | None]:
+    """Finds the stored item that each item of a list is derived from.
+
+    This is the one of the same name, if that is unique; otherwise the only one that looks the
+    same, or, if as many items look so as before, the one in the same order.
+
+    Args:
+        looks: The items, as they are published.
+        old_looks: The stored items, as they are published.
+
+    Returns:
+        For each item, the index of a stored one, or None.
+    """
+    names, old_names = ([_label(item) for item in items] for items in (looks, old_looks))
+    named = {name: index for index, name in enumerate(old_names)}
+    counts, old_counts = Counter(names), Counter(old_names)
+    forms = [json.dumps(item, sort_keys=True) for item in looks]
+    form_counts = Counter(forms)
+    alike: dict[str, list[int]] = {}
+    for index, item in enumerate(old_looks):
+        alike.setdefault(json.dumps(item, sort_keys=True), []).append(index)
+    passed: Counter[str] = Counter()
+    found: list[int | None] = []
+    for name, form in zip(names, forms, strict=True):
+        if name and counts[name] == old_counts[name] == 1:
+            found.append(named[name])
+            continue
+        same = alike.get(form, [])
+        if len(same) == form_counts[form]:
+            found.append(same[passed[form]])
+        else:
+            found.append(same[0] if len(same) == 1 else None)
+        passed[form] += 1
+    return found
+
+
+def _label(item: Any) -> str:
+    """Returns what an object in a list is called, in any case; an empty string if nothing."""
+    if not isinstance(item, Mapping):
+        return ""
+    for key in ("name", "key"):
+        name = item.get(key)
+        if isinstance(name, str) and not names_secret(key, item) and not _holds_mask(name):
+            return f"{key} {name.casefold()}"
+    return ""
+
+
+def _holds_mask(text: str) -> bool:
+    """Whether a text holds a mask where :func:`published` would have put one."""
+    if text == MASK or _LONG_MASK.fullmatch(text):
+        return True
+    if _HIDDEN not in text or len(text) > _SEARCHED_CHARS:
+        return False  # a longer one is not shown in part
+    # Asterisks elsewhere are the text's own.
+    tried = _MASKED_PART.sub(_PROBE, text)
+    return _masked(tried).count(_PROBE) < tried.count(_PROBE)
 
 
 def has_secret(value: object, depth: int = _DEPTH) -> bool:
