@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, SupportsIndex
 from urllib.parse import unquote, unquote_plus
@@ -22,6 +22,7 @@ __all__ = [
     "SecretBytes",
     "SecretText",
     "conceal",
+    "digits_of",
     "has_secret",
     "is_secret_name",
     "mask",
@@ -144,6 +145,10 @@ class SecretText(str):
     def __radd__(self, other: str) -> SecretText:
         return SecretText(str.__add__(other, self))
 
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> SecretBytes:
+        """Encodes it, masked too."""
+        return SecretBytes(super().encode(encoding, errors))
+
     def __reduce__(self) -> tuple[type[SecretText], tuple[str, str]]:
         return SecretText, (str(self), self.shown)
 
@@ -197,6 +202,12 @@ class _SecretFloat(float):
 
 
 _KINDS = (SecretText, SecretBytes, _SecretInt, _SecretFloat)
+
+
+def digits_of(number: float) -> str:
+    """Formats a number with its digits, even if its ``repr`` is masked."""
+    kind = int if isinstance(number, int) else float
+    return kind.__repr__(number)
 
 
 class SealedDocument:
@@ -545,15 +556,42 @@ def _holds_mask(text: str) -> bool:
 
 
 def has_secret(value: object, depth: int = _DEPTH) -> bool:
-    """Whether a value is a secret, or contains one in dictionaries, lists, tuples or sets."""
+    """Whether a value is a secret or contains one, also in fields of dataclasses and the like.
+
+    Visited are dictionaries, lists, tuples, sets, dataclasses, attrs' classes and pydantic's models.
+    """
+    return _has_secret(value, depth, set())
+
+
+def _has_secret(value: object, depth: int, visited: set[int]) -> bool:
+    """Whether a value contains a secret; objects with fields are visited once."""
     if isinstance(value, _KINDS):
         return True
     if not depth:
         return True  # err on the side of caution
+    parts: Iterable[object] = ()
     if isinstance(value, Mapping):
-        return any(
-            has_secret(key, depth - 1) or has_secret(item, depth - 1) for key, item in value.items()
-        )
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(has_secret(item, depth - 1) for item in value)
-    return False
+        parts = (part for item in value.items() for part in item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    elif id(value) not in visited and (names := _field_names(type(value))):
+        visited.add(id(value))  # it may well be part of its own parts
+        parts = (_field(value, name) for name in names)
+    return any(_has_secret(part, depth - 1, visited) for part in parts)
+
+
+def _field_names(kind: type) -> tuple[str, ...]:
+    """Returns the fields of a dataclass, a class of attrs or a model of pydantic."""
+    if isinstance(models := _field(kind, "__pydantic_fields__"), Mapping):
+        return (*models, "__pydantic_extra__")
+    if isinstance(attributes := _field(kind, "__attrs_attrs__"), tuple):
+        return tuple(str(field.name) for field in attributes)
+    declared = _field(kind, "__dataclass_fields__")
+    return tuple(declared) if isinstance(declared, Mapping) else ()
+
+
+def _field(value: object, name: str) -> object:
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - a foreign object's property; it is only explained less well
+        return None

@@ -7,12 +7,14 @@ import json
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from email.mime.multipart import MIMEMultipart
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_vmss.errors import ModelError
 from pytest_vmss.guest import seed
@@ -157,6 +159,48 @@ def test_secrets_are_found_in_containers() -> None:
     itself: list[Any] = []
     itself.append(itself)
     assert has_secret(itself), "rather too much than too little"
+
+
+class _Plain(NamedTuple):
+    text: object
+
+
+@dataclass
+class _Data:
+    text: object
+    parent: object = None
+    never_set: int = field(init=False)
+
+
+class _Slotted:
+    """As attrs makes them."""
+
+    __slots__ = ("text",)
+    __attrs_attrs__ = (SimpleNamespace(name="text"),)
+
+    def __init__(self, text: object) -> None:
+        self.text = text
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    text: Any
+
+
+@pytest.mark.parametrize(
+    "make", [_Plain, _Data, _Slotted, lambda x: _Model(text=x), lambda x: _Model(text="", more=x)]
+)
+def test_secrets_are_found_in_fields(make: Callable[[object], object]) -> None:
+    """M5: pytest explains how fields differ."""
+    assert has_secret([make({"a": SecretText("x")})])
+    assert has_secret([make(SecretText("x").encode())])
+    assert not has_secret([make({"a": "x"})])
+
+
+def test_what_knows_its_owner_is_no_secret() -> None:
+    owner = _Data([])
+    owner.text = [_Data("x", owner)]
+    assert not has_secret(owner)
 
 
 # Models.
