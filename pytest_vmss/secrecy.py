@@ -54,6 +54,11 @@ _SECURE = ("securestring", "secureobject")
 _ENDINGS = (
     "password", "passwd", "passphrase", "secret", "token", "accountkey", "accesskey",
     "apikey", "privatekey", "connectionstring",
+    # Written as one word, or in capitals, they have no words to be judged by.
+    "appkey", "authkey", "activationkey", "encryptionkey", "instrumentationkey", "licensekey",
+    "masterkey", "productkey", "sharedkey", "signingkey", "storagekey", "subscriptionkey",
+    "workspacekey", "sharedaccesssignature", "sasurl", "sasuri", "connstr", "adminpass", "dbpass",
+    "rootpass", "userpass", "adminpw", "dbpw", "rootpw", "userpw",
 )  # fmt: skip
 #: Words that make a name a secret's.
 _WORDS = frozenset({
@@ -69,10 +74,12 @@ _ABOUT = frozenset({
     "paths", "size", "source", "timeout", "type", "uri", "uris", "url", "urls", "vault",
     "version",
 })  # fmt: skip
-#: Words that make a key public: ``publicKeys``, ``keyData``, ``keyVault``.
-_OPEN_KEYS = frozenset(
-    {"authorized", "data", "known", "partition", "public", "sort", "ssh", "vault"}
-)
+#: Words that make a key public, or none: ``publicKeys``, ``keyData``, ``keyVault``, ``costKey``.
+_OPEN_KEYS = frozenset({
+    "authorized", "cost", "data", "known", "partition", "public", "sort", "space", "ssh", "vault",
+})  # fmt: skip
+#: First words that make tokens something that is counted: ``maxTokens``.
+_COUNTED = frozenset({"max", "min", "num", "total"})
 _NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 # The patterns below run in linear time: each starts at something rare, and is bounded.
@@ -90,16 +97,25 @@ _LOGIN = re.compile(
     r"(?<![\w.+/-])(?!mailto:)([\w.+-]{1,64}+):([^\s/@:\"']{3,256}+)@(?!sha\d)(?=[\w\[])"
 )
 #: What precedes a value: ``name=``, ``name: ``, ``"name":``, or a command's ``--name ``.
-_ASSIGNED = re.compile(r"(?<![\w./])([A-Za-z_][\w.-]{0,63}+)[\"']?[ \t]{0,2}+=[ \t]{0,2}+")
+_ASSIGNED = re.compile(
+    r"(?<![\w./])([A-Za-z_][\w.-]{0,63}+)[\"']?[ \t]{0,16}+[:?+]?={1,3}+>?[ \t]{0,16}+"
+)
 _TOLD = re.compile(r"(?<![\w./-])([A-Za-z_][\w.-]{0,63}+)(?:[\"'][ \t]{0,2}+:[ \t]*+|:[ \t]++)")
 _FLAG = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{1,63}+)[ \t]++(?!-)")
-_QUOTED = r"\"[^\"\n]{1,2000}+\"?|'[^'\n]{1,2000}+'?"
-_WORD_VALUE = re.compile(rf"{_QUOTED}|[^\s;&,\"'<>|)]{{1,2000}}+")
+#: In it, a quotation mark is escaped by a backslash, or doubled.
+_QUOTED = r"\"(?:[^\"\\\n]|\\.|\"\"){1,2000}+\"?|'(?:[^'\\\n]|\\.|''){1,2000}+'?"
+_WORD_VALUE = re.compile(rf"{_QUOTED}|(?:[^\s;&,\"'<>|)\\]|\\.|\\){{1,2000}}+")
 _LINE_VALUE = re.compile(rf"{_QUOTED}|[^\n\"']{{1,2000}}+")
+#: A text of several lines in YAML; and what precedes ``pass:`` if it is a verb.
+_BLOCK = re.compile(r"[|>][-+0-9]{0,2}[ \t]*+(?:#[^\n]*+)?(?:\n|\Z)")
+_VERB = re.compile(r"(?i)\b(?:tests?|checks?|all|they|must|should|will|to|not) \Z")
+_ELEMENT = re.compile(
+    r"(<([A-Za-z_][\w.:-]{0,63}+)(?:\s[^<>]{0,256}+)?>(?:\s{0,64}+<Value>)?)([^<]{1,2000}+)(?=</)"
+)
 _HEADER = re.compile(r"(?i)\b(bearer|basic|sharedkey)( ++)[\w.~+/=:-]{6,}+")
 _PEM = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).{0,8000}?(?=-----END|\Z)", re.DOTALL)
 #: A text that matches none of these contains no secret, and is not searched.
-_MARKS = re.compile(r"[=@?:#]|--|(?i:bearer|basic|sharedkey) ")
+_MARKS = re.compile(r"[=@?:#]|--|</|(?i:bearer|basic|sharedkey) ")
 _SHOWN_CHARS = 200
 #: Longer texts are not searched, but hidden as a whole.
 _SEARCHED_CHARS = 65536
@@ -268,6 +284,8 @@ def _is_secret_name(name: str) -> bool:
     found = _WORDS.intersection(words)
     if found and found <= {"key", "keys"}:
         return "private" in words or not _OPEN_KEYS.intersection(words)
+    if found <= {"token", "tokens"} and words[0] in _COUNTED:
+        return False
     return bool(found) or plain.endswith(_ENDINGS)
 
 
@@ -299,9 +317,14 @@ def _masked(text: str) -> str:
     masked = _LOGIN.sub(rf"\1:{_HIDDEN}@", masked)
     masked = _HEADER.sub(rf"\1\2{_HIDDEN}", masked)
     masked = _PEM.sub(rf"\1{_HIDDEN}", masked)
+    masked = _ELEMENT.sub(_without_content, masked)
     for heads, value in ((_ASSIGNED, _WORD_VALUE), (_FLAG, _WORD_VALUE), (_TOLD, _LINE_VALUE)):
         masked = _without_values(masked, heads, value)
     return masked
+
+
+def _without_content(element: re.Match[str]) -> str:
+    return f"{element[1]}{_HIDDEN}" if is_secret_name(element[2]) else element[0]
 
 
 def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -> str:
@@ -311,12 +334,37 @@ def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -
     for head in heads.finditer(text):
         if head.start() < at or not is_secret_name(head[1]):
             continue
+        if head[1] == "pass" and _VERB.search(text, max(0, head.start() - 16), head.start()):
+            continue  # "tests pass: all"
         found = value.match(text, head.end())
         if found:
             mark = found[0][0] if found[0][0] in "\"'" else ""
             parts += (text[at : head.end()], f"{mark}{_HIDDEN}{mark}")
-            at = found.end()
+            block = _BLOCK.match(text, head.end()) if heads is _TOLD else None
+            at = found.end() if block is None else _block_end(text, head.start(), block.end())
     return "".join((*parts, text[at:]))
+
+
+def _block_end(text: str, head: int, start: int) -> int:
+    """Finds the end of a YAML block: its lines are indented deeper than their property.
+
+    Args:
+        text: The text.
+        head: Where the property's name starts.
+        start: Where the block's first line starts.
+    """
+    before = text[text.rfind("\n", 0, head) + 1 : head]
+    is_item = not before.strip(" \t-\"'")  # also an item's first property
+    indent = len(before) - (0 if is_item else len(before.lstrip(" \t")))
+    end = start
+    while start < len(text):
+        after = text.find("\n", start) + 1 or len(text)
+        content = text[start:after].lstrip(" \t")
+        if content.strip() and after - start - len(content) <= indent:
+            break
+        start = after
+        end = after if content.strip() else end
+    return end - 1 if text[end - 1 : end] == "\n" else end
 
 
 def uri_secrets(text: str) -> Iterator[str]:
