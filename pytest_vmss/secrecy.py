@@ -7,8 +7,10 @@ as soon as they are read; in all other respects they remain ordinary values.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, SupportsIndex
 from urllib.parse import unquote, unquote_plus
@@ -20,6 +22,7 @@ __all__ = [
     "SecretBytes",
     "SecretText",
     "conceal",
+    "digits_of",
     "has_secret",
     "is_secret_name",
     "mask",
@@ -51,6 +54,11 @@ _SECURE = ("securestring", "secureobject")
 _ENDINGS = (
     "password", "passwd", "passphrase", "secret", "token", "accountkey", "accesskey",
     "apikey", "privatekey", "connectionstring",
+    # Written as one word, or in capitals, they have no words to be judged by.
+    "appkey", "authkey", "activationkey", "encryptionkey", "instrumentationkey", "licensekey",
+    "masterkey", "productkey", "sharedkey", "signingkey", "storagekey", "subscriptionkey",
+    "workspacekey", "sharedaccesssignature", "sasurl", "sasuri", "connstr", "adminpass", "dbpass",
+    "rootpass", "userpass", "adminpw", "dbpw", "rootpw", "userpw",
 )  # fmt: skip
 #: Words that make a name a secret's.
 _WORDS = frozenset({
@@ -66,10 +74,12 @@ _ABOUT = frozenset({
     "paths", "size", "source", "timeout", "type", "uri", "uris", "url", "urls", "vault",
     "version",
 })  # fmt: skip
-#: Words that make a key public: ``publicKeys``, ``keyData``, ``keyVault``.
-_OPEN_KEYS = frozenset(
-    {"authorized", "data", "known", "partition", "public", "sort", "ssh", "vault"}
-)
+#: Words that make a key public, or none: ``publicKeys``, ``keyData``, ``keyVault``, ``costKey``.
+_OPEN_KEYS = frozenset({
+    "authorized", "cost", "data", "known", "partition", "public", "sort", "space", "ssh", "vault",
+})  # fmt: skip
+#: First words that make tokens something that is counted: ``maxTokens``.
+_COUNTED = frozenset({"max", "min", "num", "total"})
 _NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 # The patterns below run in linear time: each starts at something rare, and is bounded.
@@ -87,20 +97,34 @@ _LOGIN = re.compile(
     r"(?<![\w.+/-])(?!mailto:)([\w.+-]{1,64}+):([^\s/@:\"']{3,256}+)@(?!sha\d)(?=[\w\[])"
 )
 #: What precedes a value: ``name=``, ``name: ``, ``"name":``, or a command's ``--name ``.
-_ASSIGNED = re.compile(r"(?<![\w./])([A-Za-z_][\w.-]{0,63}+)[\"']?[ \t]{0,2}+=[ \t]{0,2}+")
+_ASSIGNED = re.compile(
+    r"(?<![\w./])([A-Za-z_][\w.-]{0,63}+)[\"']?[ \t]{0,16}+[:?+]?={1,3}+>?[ \t]{0,16}+"
+)
 _TOLD = re.compile(r"(?<![\w./-])([A-Za-z_][\w.-]{0,63}+)(?:[\"'][ \t]{0,2}+:[ \t]*+|:[ \t]++)")
 _FLAG = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{1,63}+)[ \t]++(?!-)")
-_QUOTED = r"\"[^\"\n]{1,2000}+\"?|'[^'\n]{1,2000}+'?"
-_WORD_VALUE = re.compile(rf"{_QUOTED}|[^\s;&,\"'<>|)]{{1,2000}}+")
+#: In it, a quotation mark is escaped by a backslash, or doubled.
+_QUOTED = r"\"(?:[^\"\\\n]|\\.|\"\"){1,2000}+\"?|'(?:[^'\\\n]|\\.|''){1,2000}+'?"
+_WORD_VALUE = re.compile(rf"{_QUOTED}|(?:[^\s;&,\"'<>|)\\]|\\.|\\){{1,2000}}+")
 _LINE_VALUE = re.compile(rf"{_QUOTED}|[^\n\"']{{1,2000}}+")
+#: A text of several lines in YAML; and what precedes ``pass:`` if it is a verb.
+_BLOCK = re.compile(r"[|>][-+0-9]{0,2}[ \t]*+(?:#[^\n]*+)?(?:\n|\Z)")
+_VERB = re.compile(r"(?i)\b(?:tests?|checks?|all|they|must|should|will|to|not) \Z")
+_ELEMENT = re.compile(
+    r"(<([A-Za-z_][\w.:-]{0,63}+)(?:\s[^<>]{0,256}+)?>(?:\s{0,64}+<Value>)?)([^<]{1,2000}+)(?=</)"
+)
 _HEADER = re.compile(r"(?i)\b(bearer|basic|sharedkey)( ++)[\w.~+/=:-]{6,}+")
 _PEM = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).{0,8000}?(?=-----END|\Z)", re.DOTALL)
 #: A text that matches none of these contains no secret, and is not searched.
-_MARKS = re.compile(r"[=@?:#]|--|(?i:bearer|basic|sharedkey) ")
+_MARKS = re.compile(r"[=@?:#]|--|</|(?i:bearer|basic|sharedkey) ")
 _SHOWN_CHARS = 200
 #: Longer texts are not searched, but hidden as a whole.
 _SEARCHED_CHARS = 65536
+_LONG_MASK = re.compile(r"<a text of \d{1,12} characters>")
+#: A mask within a text, and a value that is masked wherever any is.
+_MASKED_PART = re.compile(r"(?<!\*)\*{3}(?!\*)")
+_PROBE = "zqj=zqjzqj"
 _NAME_CHARS = 256
+_PASSES = 4
 #: How deep values are searched for secrets.
 _DEPTH = 64
 
@@ -136,6 +160,10 @@ class SecretText(str):
 
     def __radd__(self, other: str) -> SecretText:
         return SecretText(str.__add__(other, self))
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> SecretBytes:
+        """Encodes it, masked too."""
+        return SecretBytes(super().encode(encoding, errors))
 
     def __reduce__(self) -> tuple[type[SecretText], tuple[str, str]]:
         return SecretText, (str(self), self.shown)
@@ -190,6 +218,12 @@ class _SecretFloat(float):
 
 
 _KINDS = (SecretText, SecretBytes, _SecretInt, _SecretFloat)
+
+
+def digits_of(number: float) -> str:
+    """Formats a number with its digits, even if its ``repr`` is masked."""
+    kind = int if isinstance(number, int) else float
+    return kind.__repr__(number)
 
 
 class SealedDocument:
@@ -250,6 +284,8 @@ def _is_secret_name(name: str) -> bool:
     found = _WORDS.intersection(words)
     if found and found <= {"key", "keys"}:
         return "private" in words or not _OPEN_KEYS.intersection(words)
+    if found <= {"token", "tokens"} and words[0] in _COUNTED:
+        return False
     return bool(found) or plain.endswith(_ENDINGS)
 
 
@@ -266,6 +302,14 @@ def mask(text: str) -> str:
         return text
     if len(text) > _SEARCHED_CHARS:
         return f"<a text of {len(text)} characters>"
+    for _ in range(_PASSES):  # so that what is masked is masked in the same way again
+        text, before = _masked(text), text
+        if text == before:
+            break
+    return text
+
+
+def _masked(text: str) -> str:
     masked = _USERINFO.sub(f"//{_HIDDEN}@", text)
     masked = _NO_PORT.sub(rf"//\1:{_HIDDEN}", masked)
     masked = _QUERY.sub(rf"\1?{_HIDDEN}", masked)
@@ -273,9 +317,14 @@ def mask(text: str) -> str:
     masked = _LOGIN.sub(rf"\1:{_HIDDEN}@", masked)
     masked = _HEADER.sub(rf"\1\2{_HIDDEN}", masked)
     masked = _PEM.sub(rf"\1{_HIDDEN}", masked)
+    masked = _ELEMENT.sub(_without_content, masked)
     for heads, value in ((_ASSIGNED, _WORD_VALUE), (_FLAG, _WORD_VALUE), (_TOLD, _LINE_VALUE)):
         masked = _without_values(masked, heads, value)
     return masked
+
+
+def _without_content(element: re.Match[str]) -> str:
+    return f"{element[1]}{_HIDDEN}" if is_secret_name(element[2]) else element[0]
 
 
 def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -> str:
@@ -285,12 +334,37 @@ def _without_values(text: str, heads: re.Pattern[str], value: re.Pattern[str]) -
     for head in heads.finditer(text):
         if head.start() < at or not is_secret_name(head[1]):
             continue
+        if head[1] == "pass" and _VERB.search(text, max(0, head.start() - 16), head.start()):
+            continue  # "tests pass: all"
         found = value.match(text, head.end())
         if found:
             mark = found[0][0] if found[0][0] in "\"'" else ""
             parts += (text[at : head.end()], f"{mark}{_HIDDEN}{mark}")
-            at = found.end()
+            block = _BLOCK.match(text, head.end()) if heads is _TOLD else None
+            at = found.end() if block is None else _block_end(text, head.start(), block.end())
     return "".join((*parts, text[at:]))
+
+
+def _block_end(text: str, head: int, start: int) -> int:
+    """Finds the end of a YAML block: its lines are indented deeper than their property.
+
+    Args:
+        text: The text.
+        head: Where the property's name starts.
+        start: Where the block's first line starts.
+    """
+    before = text[text.rfind("\n", 0, head) + 1 : head]
+    is_item = not before.strip(" \t-\"'")  # also an item's first property
+    indent = len(before) - (0 if is_item else len(before.lstrip(" \t")))
+    end = start
+    while start < len(text):
+        after = text.find("\n", start) + 1 or len(text)
+        content = text[start:after].lstrip(" \t")
+        if content.strip() and after - start - len(content) <= indent:
+            break
+        start = after
+        end = after if content.strip() else end
+    return end - 1 if text[end - 1 : end] == "\n" else end
 
 
 def uri_secrets(text: str) -> Iterator[str]:
@@ -363,9 +437,10 @@ def _concealed(value: Any, *, secret: bool) -> Any:
 
 
 def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
-    """Returns a copy of a JSON value that is safe to show to anyone.
+    """Returns a copy of a JSON value that is safe to show to anyone: secrets are masked.
 
-    Properties that Azure never returns are omitted; other secrets are masked.
+    Nothing is omitted, so that :func:`unmasked` can restore it. (What Azure never returns of a
+    model, its fields exclude.)
 
     Args:
         value: The value.
@@ -377,7 +452,6 @@ def published(value: Any, known: Any = None, *, secret: bool = False) -> Any:
         return {
             key: published(item, others.get(key), secret=secret or names_secret(key, value))
             for key, item in value.items()
-            if not isinstance(key, str) or plain_name(key) not in WRITE_ONLY
         }
     if isinstance(value, (list, tuple)):
         same = isinstance(known, (list, tuple)) and len(known) == len(value)
@@ -419,51 +493,153 @@ def quote(value: object) -> str:
     return repr(str(masked) if len(masked) <= _SHOWN_CHARS else f"{masked[:_SHOWN_CHARS]}…")
 
 
-def unmasked(value: Any, stored: Any) -> Any:
+def unmasked(value: Any, stored: Any, left: list[tuple[str | int, ...]]) -> Any:
     """Restores the stored secrets in a JSON value that :func:`published` masked.
 
     Args:
         value: The value, possibly derived from a published one.
-        stored: The stored original; items of lists correspond by name if they have one, otherwise
-            by index.
+        stored: The stored original, as :func:`conceal` returns it.
+        left: The paths of masks are added to it for which nothing is stored.
     """
-    if isinstance(value, Mapping) and isinstance(stored, Mapping):
+    return _restored(
+        (value, published(value, value)), (stored, published(stored, stored)), (), left
+    )
+
+
+def _restored(
+    given: tuple[Any, Any],
+    stored: tuple[Any, Any],
+    path: tuple[str | int, ...],
+    left: list[tuple[str | int, ...]],
+) -> Any:
+    """Restores secrets, of pairs of a value and of how it is published."""
+    value, look = given
+    old, old_look = stored
+    if isinstance(value, Mapping):
+        olds, old_looks = stored if isinstance(old, Mapping) else ({}, {})
         return {
-            key: unmasked(item, stored[key]) if key in stored else item
+            key: _restored(
+                (item, look[key]), (olds.get(key), old_looks.get(key)), (*path, key), left
+            )
             for key, item in value.items()
         }
-    if isinstance(value, list) and isinstance(stored, (list, tuple)):
-        named = {_name_of(item): item for item in stored}
-        found: list[Any] = []
-        for index, item in enumerate(value):
-            if name := _name_of(item):
-                found.append(unmasked(item, named.get(name)))
-            else:
-                found.append(unmasked(item, stored[index] if index < len(stored) else None))
-        return found
-    masks = (MASK, getattr(stored, "shown", None))
-    shown = isinstance(value, str) and _HIDDEN in value
-    if not shown or isinstance(stored, (Mapping, list)) or stored is None:
+    if isinstance(value, list):
+        olds, old_looks = stored if isinstance(old, (list, tuple)) else ((), ())
+        return [
+            _restored(
+                (value[index], look[index]),
+                (None, None) if source is None else (olds[source], old_looks[source]),
+                (*path, index),
+                left,
+            )
+            for index, source in enumerate(_sources(look, old_looks))
+        ]
+    if not isinstance(value, str) or value == old:
         return value
-    return stored if value in masks or value == mask(str(stored)) else value
+    if old is not None and not isinstance(old, (Mapping, list, tuple)):
+        is_secret = old_look != old  # it is not shown as it is
+        if is_secret and value in (MASK, old_look, getattr(old, "shown", MASK)):
+            return old
+    if _holds_mask(value):
+        left.append(path)
+    return value
 
 
-def _name_of(item: Any) -> str:
-    """Returns an object's name, or an empty string."""
-    name = item.get("name") if isinstance(item, Mapping) else None
-    return str(name) if isinstance(name, str) else ""
+def _sources(looks: Sequence[Any], old_looks: Sequence[Any]) -> list[int | None]:
+    """Finds the stored item that each item of a list is derived from.
+
+    This is the one of the same name, if that is unique; otherwise the only one that looks the
+    same, or, if as many items look so as before, the one in the same order.
+
+    Args:
+        looks: The items, as they are published.
+        old_looks: The stored items, as they are published.
+
+    Returns:
+        For each item, the index of a stored one, or None.
+    """
+    names, old_names = ([_label(item) for item in items] for items in (looks, old_looks))
+    named = {name: index for index, name in enumerate(old_names)}
+    counts, old_counts = Counter(names), Counter(old_names)
+    forms = [json.dumps(item, sort_keys=True) for item in looks]
+    form_counts = Counter(forms)
+    alike: dict[str, list[int]] = {}
+    for index, item in enumerate(old_looks):
+        alike.setdefault(json.dumps(item, sort_keys=True), []).append(index)
+    passed: Counter[str] = Counter()
+    found: list[int | None] = []
+    for name, form in zip(names, forms, strict=True):
+        if name and counts[name] == old_counts[name] == 1:
+            found.append(named[name])
+            continue
+        same = alike.get(form, [])
+        if len(same) == form_counts[form]:
+            found.append(same[passed[form]])
+        else:
+            found.append(same[0] if len(same) == 1 else None)
+        passed[form] += 1
+    return found
+
+
+def _label(item: Any) -> str:
+    """Returns what an object in a list is called, in any case; an empty string if nothing."""
+    if not isinstance(item, Mapping):
+        return ""
+    for key in ("name", "key"):
+        name = item.get(key)
+        if isinstance(name, str) and not names_secret(key, item) and not _holds_mask(name):
+            return f"{key} {name.casefold()}"
+    return ""
+
+
+def _holds_mask(text: str) -> bool:
+    """Whether a text holds a mask where :func:`published` would have put one."""
+    if text == MASK or _LONG_MASK.fullmatch(text):
+        return True
+    if _HIDDEN not in text or len(text) > _SEARCHED_CHARS:
+        return False  # a longer one is not shown in part
+    # Asterisks elsewhere are the text's own.
+    tried = _MASKED_PART.sub(_PROBE, text)
+    return _masked(tried).count(_PROBE) < tried.count(_PROBE)
 
 
 def has_secret(value: object, depth: int = _DEPTH) -> bool:
-    """Whether a value is a secret, or contains one in dictionaries, lists, tuples or sets."""
+    """Whether a value is a secret or contains one, also in fields of dataclasses and the like.
+
+    Visited are dictionaries, lists, tuples, sets, dataclasses, attrs' classes and pydantic's models.
+    """
+    return _has_secret(value, depth, set())
+
+
+def _has_secret(value: object, depth: int, visited: set[int]) -> bool:
+    """Whether a value contains a secret; objects with fields are visited once."""
     if isinstance(value, _KINDS):
         return True
     if not depth:
         return True  # err on the side of caution
+    parts: Iterable[object] = ()
     if isinstance(value, Mapping):
-        return any(
-            has_secret(key, depth - 1) or has_secret(item, depth - 1) for key, item in value.items()
-        )
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(has_secret(item, depth - 1) for item in value)
-    return False
+        parts = (part for item in value.items() for part in item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    elif id(value) not in visited and (names := _field_names(type(value))):
+        visited.add(id(value))  # it may well be part of its own parts
+        parts = (_field(value, name) for name in names)
+    return any(_has_secret(part, depth - 1, visited) for part in parts)
+
+
+def _field_names(kind: type) -> tuple[str, ...]:
+    """Returns the fields of a dataclass, a class of attrs or a model of pydantic."""
+    if isinstance(models := _field(kind, "__pydantic_fields__"), Mapping):
+        return (*models, "__pydantic_extra__")
+    if isinstance(attributes := _field(kind, "__attrs_attrs__"), tuple):
+        return tuple(str(field.name) for field in attributes)
+    declared = _field(kind, "__dataclass_fields__")
+    return tuple(declared) if isinstance(declared, Mapping) else ()
+
+
+def _field(value: object, name: str) -> object:
+    try:
+        return getattr(value, name, None)
+    except Exception:  # noqa: BLE001 - a foreign object's property; it is only explained less well
+        return None

@@ -8,6 +8,7 @@ import grp
 import os
 import pwd
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ __all__ = [
 
 _MAX_LINKS = 40  # the kernel's limit
 _UID_MAP = Path("/proc/self/uid_map")
+#: The kernel's form of an ACL: a version, then entries of a tag, permissions and a number.
+_ACL, _ACL_HEAD, _ACL_ENTRY = "system.posix_acl_access", 4, "<HHI"
+_ACL_USER, _ACL_GROUP, _ACL_WRITE = 0x02, 0x08, 0x02
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
@@ -185,14 +189,26 @@ def _refuse_writers(path: Path, about: os.stat_result, *, is_ancestor: bool = Fa
             f"the group {_group_name(about.st_gid)} may write {path} (mode {mode:04o}); "
             f"if nobody of it has: chmod g-w {path}"
         )
+    # The group's permission is also the mask of what an ACL grants others.
+    if mode & stat.S_IWGRP and (others := _writers_by_acl(path, about)):
+        raise PermissionError(
+            f"an access control list lets {', '.join(others)} write {path}; if nobody of them "
+            f"has: setfacl -b {path}"
+        )
 
 
 def _is_private_group(about: os.stat_result) -> bool:
     """Whether a file's group is its owner's private group, as on Debian, with no other member.
 
     With the umask 0002, which goes with such groups, the group may write all of its owner's files.
+    The group file does not list those whose primary group it is.
     """
     if _is_unmapped(about.st_uid):
+        return False
+    if any(
+        account.pw_gid == about.st_gid and account.pw_uid != about.st_uid
+        for account in pwd.getpwall()
+    ):
         return False
     try:
         group = grp.getgrgid(about.st_gid)
@@ -201,6 +217,26 @@ def _is_private_group(about: os.stat_result) -> bool:
     owner = account_name(about.st_uid)
     is_same = about.st_gid == about.st_uid or group.gr_name == owner
     return is_same and set(group.gr_mem) <= {owner}
+
+
+def _writers_by_acl(path: Path, about: os.stat_result) -> list[str]:
+    """Returns accounts and groups that a POSIX ACL names and allows to write, except the owner's.
+
+    Where there are no such lists, nobody is named.
+    """
+    try:
+        raw = os.getxattr(path, _ACL, follow_symlinks=False)
+    except OSError:
+        return []
+    writers = []
+    for tag, permissions, number in struct.iter_unpack(_ACL_ENTRY, raw[_ACL_HEAD:]):
+        if not permissions & _ACL_WRITE:
+            continue
+        if tag == _ACL_USER and number not in (about.st_uid, os.geteuid(), 0):
+            writers.append(account_name(number))
+        elif tag == _ACL_GROUP and number != about.st_gid:
+            writers.append(f"the group {_group_name(number)}")
+    return writers
 
 
 def _group_name(gid: int) -> str:

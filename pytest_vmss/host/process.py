@@ -48,12 +48,13 @@ _EXTRA_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 #: Variables passed to programs: paths, language, proxies, settings of builds, and what fakeroot,
 #: fakechroot and Python environments need to work in a child.
 _PASSED = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|XDG_\w+"
+    r"PATH|HOME|USER|LOGNAME|SHELL|TERM|TZ|LANG|LANGUAGE|LC_\w+|TMPDIR|TMP|TEMP|XDG_\w+"
     r"|(?i:https?_proxy|ftp_proxy|no_proxy|all_proxy)"
-    r"|SSL_CERT_(FILE|DIR)|SOURCE_DATE_EPOCH|DEBIAN_FRONTEND|DEBUG_\w*|GNUPGHOME"
+    r"|(NIX_)?SSL_CERT_(FILE|DIR)|CURL_CA_BUNDLE|SOURCE_DATE_EPOCH|DEBIAN_FRONTEND|DEBUG_\w*|GNUPGHOME"
     r"|(VMSS|LIBVIRT|LIBGUESTFS|APT|DPKG|MMDEBSTRAP|MTOOLS|MKE2FS|E2FSPROGS)_\w+"
-    r"|LD_PRELOAD|LD_LIBRARY_PATH|FAKE\w+|PYTHON(PATH|HOME|DONTWRITEBYTECODE|UTF8|IOENCODING)"
-    r"|VIRTUAL_ENV|COVERAGE_\w+"
+    r"|LD_PRELOAD|LD_LIBRARY_PATH|GCONV_PATH|LOCALE_ARCHIVE|QEMU_MODULE_DIR|MTOOLSRC|FAKE\w+"
+    r"|PYTHON(PATH|HOME|USERBASE|NOUSERSITE|SAFEPATH|PYCACHEPREFIX|DONTWRITEBYTECODE|UTF8"
+    r"|IOENCODING)|PERL5LIB|VIRTUAL_ENV|CONDA_PREFIX|COVERAGE_\w+"
 )
 _TICK_S, _SHORT_TICK_S = 0.05, 0.005
 _CHUNK = 65536
@@ -136,7 +137,8 @@ def run(
 ) -> bytes:
     """Runs a program of the host and returns its standard output.
 
-    However this call ends, the program has ended too, with everything in its session.
+    However this call ends, the program has ended too, with everything in its process group. What
+    it has put into a group or session of its own, as a shell with job control does, lives on.
 
     Args:
         argv: Program and arguments; the program is looked up by name.
@@ -174,17 +176,16 @@ def run(
             f"{what}: {command[0]} cannot be started: {error}",
             argv=command, returncode=None, stderr="",
         ) from error  # fmt: skip
+    lives_on = False
     with process:
         try:
             with contextlib.closing(_Talk(process, stdin or b"", output_mib * 1024**2)) as talk:
-                wrong = talk.until(time.monotonic() + timeout)
-        except BaseException:
-            _stop(process, grace)
-            raise
-        if wrong:
-            _stop(process, grace)
-        elif not daemon or _status(process) != 0:
-            _signal(process, signal.SIGKILL)  # kills what it has left running
+                wrong = _exchange(process, talk, time.monotonic() + timeout, grace)
+            lives_on = daemon and not wrong and _status(process) == 0
+        finally:  # also after a second Ctrl-C
+            if not lives_on:
+                _signal(process, signal.SIGKILL)  # with what it has left running
+                process.wait()
     stderr = bytes(talk.error).decode(errors="replace")[-_TOLD_CHARS:].strip()
     if wrong:
         limit = f"{timeout:.0f} s" if wrong is _TOO_LONG else f"{output_mib} MiB of output"
@@ -261,6 +262,19 @@ class _Talk:
             if not self._selector.get_map():
                 time.sleep(_SHORT_TICK_S)
 
+    def drain(self, end: float) -> None:
+        """Takes what a program still says, so that it can end; its output is dropped.
+
+        Args:
+            end: Time limit on the monotonic clock.
+        """
+        while _status(self._process) is None and time.monotonic() < end:
+            if self._selector.get_map():
+                self._turn(_TICK_S)
+                del self.output[self._limit :]
+            else:
+                time.sleep(_TICK_S)
+
     def _turn(self, patience: float) -> bool:
         """Transfers what can be transferred now; returns whether anything was."""
         ready = self._selector.select(patience)
@@ -292,23 +306,31 @@ class _Talk:
                 pipe.close()
 
 
-def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
-    """Ends a program with its whole session, giving it time to clean up before it is killed."""
-    if grace > 0:
-        _signal(process, signal.SIGTERM)  # the whole session, like a terminal's Ctrl-C
-        end = time.monotonic() + grace
-        while _status(process) is None and time.monotonic() < end:
-            time.sleep(_TICK_S)
-    _signal(process, signal.SIGKILL)
-    process.wait()
+def _exchange(process: subprocess.Popen[bytes], talk: _Talk, end: float, grace: float) -> str:
+    """Exchanges data with a program; if it is stopped, gives it time to clean up.
+
+    Returns:
+        Which limit it exceeded; empty if it has ended.
+    """
+    wrong = "interrupted"
+    try:
+        wrong = talk.until(end)
+    finally:
+        if wrong and grace > 0:
+            _signal(process, signal.SIGTERM)  # to the whole group, like a terminal's Ctrl-C
+            talk.drain(time.monotonic() + grace)
+    return wrong
 
 
 def _status(process: subprocess.Popen[bytes]) -> int | None:
     """Returns a program's exit status, or None while it runs.
 
-    The process is not reaped, so that its id, which is used to signal its session, is not reused.
+    The process is not reaped, so that its id, which is used to signal its group, is not reused.
     """
-    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    try:
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # where SIGCHLD is ignored, the kernel reaps it and drops its status
+        return 0
     return None if ended is None else int(ended.si_status)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pytest_vmss.errors import ModelProblem
+from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.scale_set import ScaleSetModel
-from pytest_vmss.secrecy import mask, quote, unmasked
+from pytest_vmss.secrecy import is_secret_name, mask, quote, unmasked
+from pytest_vmss.untrusted import one_line
 
 __all__ = ["check_update", "keep_secrets", "merge", "profile_of"]
 
@@ -23,6 +24,9 @@ def merge(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     Args:
         stored: The whole stored body, with its secrets.
         given: The new body or part of it, with ``properties`` flattened.
+
+    Raises:
+        ModelError: It holds a mask for which nothing is stored.
     """
     merged = _merge(stored, given)
     reference = _at(given, _REFERENCE)
@@ -38,9 +42,15 @@ def merge(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Restores secrets that a body lacks because a GET omits or masks them.
 
-    Extensions match by name.
+    Items of lists match by name, otherwise by what is not secret in them.
+
+    Raises:
+        ModelError: It holds a mask for which nothing is stored.
     """
-    result: dict[str, Any] = unmasked(_merge({}, given), stored)
+    left: list[tuple[str | int, ...]] = []
+    result: dict[str, Any] = unmasked(_merge({}, given), stored, left)
+    if left:
+        raise ModelError([_left_mask(path) for path in left], source="the change")
     old_os, new_os = (
         _at(body, ("virtualMachineProfile", "osProfile")) for body in (stored, result)
     )
@@ -62,6 +72,16 @@ def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
         if name in protected:
             entry.setdefault("protectedSettings", protected[name])
     return result
+
+
+def _left_mask(path: tuple[str | int, ...]) -> ModelProblem:
+    told = "$"
+    for part in path:
+        told += f"[{part}]" if isinstance(part, int) else f".{one_line(mask(part))}"
+        if isinstance(part, str) and is_secret_name(part):
+            break  # what is in a secret is not even named
+    message = "holds a mask; give the value, or leave the property out"
+    return ModelProblem(told, "InvalidParameter", message)
 
 
 def _extensions(profile: dict[str, Any]) -> list[dict[str, Any]]:

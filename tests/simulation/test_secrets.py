@@ -99,6 +99,8 @@ _COMPARISONS = {
     "format": "f\"{extension.protected_settings['commandToExecute']}\" == 'x'",
     "model": "extension == {}",
     "bytes": "SecretBytes(SECRET.encode()) == b'x'",
+    "dataclass": "Row('a', SecretText(SECRET)) == Row('a', SecretText(SECRET + 'x'))",
+    "encoded": "SecretText(SECRET).encode() == b'x'",
     "nested": "{'a': [extension.protected_settings]} == {'a': []}",
 }
 
@@ -108,12 +110,19 @@ def test_a_failed_assertion_shows_no_secret(pytester: pytest.Pytester, compared:
     """pytest takes what is compared apart to explain how it differs."""
     pytester.makepyfile(
         f"""
+        from dataclasses import dataclass
+
         import pytest
         from pytest_vmss.model import load_document
-        from pytest_vmss.secrecy import SecretBytes
+        from pytest_vmss.secrecy import SecretBytes, SecretText
         from tests.models import LOAD_BALANCER, web_model
 
         SECRET = "-".join(["{SECRET}"])
+
+        @dataclass
+        class Row:
+            name: str
+            secret: str
 
         @pytest.fixture
         def extension():

@@ -31,11 +31,12 @@ from pytest_vmss.guest.extensions.command import broken_handler, read_outcome
 from pytest_vmss.guest.extensions.registry import guarded
 from pytest_vmss.guest.in_guest import download
 from pytest_vmss.health import probe_once
-from pytest_vmss.model import Extension, Probe, stages_of_extensions
+from pytest_vmss.model import Extension, Probe, load_document, stages_of_extensions
 from pytest_vmss.model.extension_result import ExtensionResult, Substatus
 from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.store import Store
+from tests.models import LOAD_BALANCER, web_model
 
 
 def extension(name: str = "x", *after: str, **fields: Any) -> Extension:
@@ -229,6 +230,17 @@ def test_what_public_settings_name_a_secret_is_one() -> None:
     }
     said = "s3cr3tPass 0therSecret s3cr3tUser s3cr3tFragment an ordinary word"
     assert redact(said, extension(settings=settings)) == "*** *** *** *** an ordinary word"
+
+
+def test_numbers_are_secrets_by_their_digits() -> None:
+    """M5: the loaded model shows them as asterisks."""
+    body = web_model()
+    (entry,) = body["properties"]["virtualMachineProfile"]["extensionProfile"]["extensions"]
+    entry["properties"]["settings"] = {"apiKey": 87654321, "port": 808080}
+    entry["properties"]["protectedSettings"] = {"pin": 12345678, "f": 1234567.25}
+    (made,) = load_document(body, load_balancer=LOAD_BALANCER).model.extensions
+    said = "87654321 808080 12345678 1234567.25"
+    assert redact(said, made) == "*** 808080 *** ***"
 
 
 def test_the_labs_own_words_of_a_run_stay() -> None:

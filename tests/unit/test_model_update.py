@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from pytest_vmss.errors import ModelError
 from pytest_vmss.model import (
     ScaleSetModel,
     check_update,
@@ -122,6 +124,137 @@ def test_another_sku_of_the_same_offer_is_a_model_change() -> None:
 def test_what_instances_are_made_of() -> None:
     assert profile_of(model()) == profile_of(model(tags={"a": "b"}, sku={"capacity": 9}))
     assert profile_of(model()) != profile_of(model(sku={"name": "Standard_B2s"}))
+
+
+def with_settings(settings: dict[str, Any], name: str = "agent") -> dict[str, Any]:
+    """A stored body whose extension has settings, and protected ones."""
+    body = web_model()
+    (entry,) = body["properties"]["virtualMachineProfile"]["extensionProfile"]["extensions"]
+    entry["name"] = name
+    entry["properties"] |= {"settings": settings, "protectedSettings": {"pin": "s3cret"}}
+    return load_document(body, load_balancer=LOAD_BALANCER).model.full()
+
+
+def extension_of(body: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = body["virtualMachineProfile"]["extensionProfile"]["extensions"][0]
+    return entry
+
+
+def shown(body: dict[str, Any]) -> dict[str, Any]:
+    """The body as `vmss show --json` prints it, read again."""
+    wire = load_document(body, load_balancer=LOAD_BALANCER).model.wire()
+    return read_part(json.loads(json.dumps(wire)))
+
+
+def plain(body: Any) -> Any:
+    return json.loads(json.dumps(body))
+
+
+_URIS = ["https://x/a?sig=A", "https://x/b?sig=B"]
+_SAME_NAMES = [{"name": "p", "password": "1"}, {"name": "p", "password": "2"}]
+_PAIRS = [{"key": "DB_PASSWORD", "value": "db"}, {"key": "API_TOKEN", "value": "api"}]
+_HOSTS = [{"host": "a", "password": "pA"}, {"host": "b", "password": "pB"}]
+_WRITE_ONLY = {
+    "customData": "abc",
+    "nested": {"adminPassword": "pw", "protectedSettings": {"z": 1}},
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"note": "k: v\n" * 14_000},
+        {"notes": ["k: v\n" * 14_000, "l: v\n" * 14_000]},
+        _WRITE_ONLY,
+        {"l": [{"adminPassword": "pw"}, {"adminPassword": "pw2"}]},
+        {"l": _SAME_NAMES},
+        {"l": [{"name": "A", "token": "1"}, {"name": "a", "token": "2"}]},
+        {"fileUris": ["https://x/a?sig=1", "https://x/a?sig=2"]},
+        {"apiKey": 12345678, "ratio": {"key": 1.5}, "flag": {"password": True}},
+        {"commandToExecute": "echo *** --token abc", "keys": [["a", "b"], ["c"], None]},
+        {"text": "login --token ***", "stars": "**********"},
+        {"p": {"type": "securestring", "value": "abc"}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("put", [keep_secrets, merge])
+def test_what_is_shown_and_not_edited_is_what_was_stored(put: Any, settings: Any) -> None:
+    """M5."""
+    body = with_settings(settings)
+    body["tags"] = {"adminPassword": "s3cret", "costKey": "cc"}
+    body["virtualMachineProfile"]["osProfile"]["windows"] = {"adminPassword": "s3cret"}
+    assert plain(put(body, shown(body))) == plain(body)
+
+
+@pytest.mark.parametrize(
+    ("settings", "edit", "expected"),
+    [
+        ({"l": _PAIRS}, lambda s: s["l"].pop(0), {"l": _PAIRS[1:]}),
+        ({"l": _HOSTS}, lambda s: s["l"].pop(0), {"l": _HOSTS[1:]}),
+        ({"l": _HOSTS}, lambda s: s["l"].reverse(), {"l": _HOSTS[::-1]}),
+        ({"l": _URIS}, lambda s: s["l"].pop(0), {"l": _URIS[1:]}),
+        ({"l": _URIS}, lambda s: s["l"].insert(0, "x"), {"l": ["x", *_URIS]}),
+        ({"l": _PAIRS}, lambda s: s["l"][0].update(key="db_password"),
+         {"l": [{"key": "db_password", "value": "db"}, _PAIRS[1]]}),
+        ({"l": [{"host": "a", "token": "t", "pwd": "p"}]}, lambda s: s["l"][0].update(pwd="new"),
+         {"l": [{"host": "a", "token": "t", "pwd": "new"}]}),
+        ({"l": _URIS[:1]}, lambda s: s.update(l=["https://x/a?sig=NEW"]),
+         {"l": ["https://x/a?sig=NEW"]}),
+        ({"a": "b"}, lambda s: s.update(a="echo '*** done ***' # *** x; ls //a/***"),
+         {"a": "echo '*** done ***' # *** x; ls //a/***"}),
+        ({"a": "b"}, lambda s: s.update(a="k: *** \n" * 9_000), {"a": "k: *** \n" * 9_000}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("put", [keep_secrets, merge])
+def test_items_keep_their_own_secrets(put: Any, settings: Any, edit: Any, expected: Any) -> None:
+    """M5: whatever was removed, inserted, moved or changed beside them."""
+    body = with_settings(settings)
+    given = shown(body)
+    edit(extension_of(given)["settings"])
+    assert plain(extension_of(put(body, given))["settings"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "edit", "path"),
+    [
+        ({"c": "run --token abc"}, lambda s: s.update(c=s["c"] + " -q"), ".c"),
+        ({"c": "run --token abc"}, lambda s: s.update(d=s["c"]), ".d"),
+        ({"c": "k: v\n" * 14_000}, lambda s: s.update(d=s["c"]), ".d"),
+        ({"l": _SAME_NAMES}, lambda s: s["l"].pop(0), ".l[0].password"),
+        ({"l": _HOSTS}, lambda s: s["l"][1].update(host="c"), ".l[1].password"),
+        ({"l": ["https://x/a?sig=1", "https://x/a?sig=2"]}, lambda s: s["l"].pop(), ".l[0]"),
+        ({"l": _URIS}, lambda s: s["l"].append("https://x/c?***"), ".l[2]"),
+        ({"c": "u"}, lambda s: s.update(apiKey="**********"), ".apiKey"),
+        ({"secret": {"x": "y"}}, lambda s: s["secret"].update(z="**********"), ".secret"),
+        ({"c": "https://u:p@h/"}, lambda s: s.update(c="https://***@i/"), ".c"),
+        ({"c": "https://h/#a=b"}, lambda s: s.update(c="see https://h/i#***"), ".c"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("put", [keep_secrets, merge])
+def test_a_mask_is_never_stored(put: Any, settings: Any, edit: Any, path: str) -> None:
+    """M5: a mask that stands for nothing, or for nobody knows which, is refused."""
+    body = with_settings(settings)
+    given = shown(body)
+    edit(extension_of(given)["settings"])
+    with pytest.raises(ModelError, match="holds a mask; give the value, or leave") as refused:
+        put(body, given)
+    (problem,) = refused.value.problems
+    start = "$.virtualMachineProfile.extensionProfile.extensions[0].settings"
+    assert problem.path == start + path
+
+
+def test_an_extension_by_another_name_has_no_secrets_of_the_first() -> None:
+    """M5: names are compared without case, as in Azure."""
+    body = with_settings({"apiKey": "k"})
+    given = shown(body)
+    extension_of(given)["name"] = "AGENT"
+    kept = extension_of(keep_secrets(body, given))
+    assert (kept["settings"], kept["protectedSettings"]) == ({"apiKey": "k"}, {"pin": "s3cret"})
+    extension_of(given)["name"] = "other"
+    with pytest.raises(ModelError, match=r"\[0\]\.settings\.apiKey: holds a mask"):
+        keep_secrets(body, given)
+    extension_of(given)["settings"]["apiKey"] = "own"
+    assert "protectedSettings" not in extension_of(keep_secrets(body, given))
 
 
 _ODD: tuple[Any, ...] = (5, "x", {"a": 1}, [1], [[]], [{"name": []}], [{"name": {}}], None)

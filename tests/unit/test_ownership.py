@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import grp
 import os
+import pwd
 import shutil
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +192,61 @@ def test_a_group_of_ones_own_may_write(
     members.append("somebody else")
     with pytest.raises(PermissionError, match="the group me may write"):
         require_trusted(state)
+
+
+def test_whose_primary_group_it_is_is_a_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M5: the group file does not name them."""
+    monkeypatch.setattr(
+        grp, "getgrgid", lambda gid: SimpleNamespace(gr_gid=gid, gr_name="me", gr_mem=[])
+    )
+    about = tmp_path.stat()
+    me = SimpleNamespace(pw_name="me", pw_uid=about.st_uid, pw_gid=about.st_gid)
+    other = SimpleNamespace(pw_name="other", pw_uid=STRANGER, pw_gid=about.st_gid)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: me)
+    accounts = [me, SimpleNamespace(pw_name="third", pw_uid=STRANGER + 1, pw_gid=STRANGER + 1)]
+    monkeypatch.setattr(pwd, "getpwall", lambda: accounts)
+    tmp_path.chmod(0o770)
+    require_own(tmp_path)
+    accounts.append(other)
+    with pytest.raises(PermissionError, match="the group me may write"):
+        require_own(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "number", "permissions", "told"),
+    [
+        (0x02, STRANGER, 7, "lets uid 12345 write"),
+        (0x08, STRANGER, 6, "lets the group gid 12345 write"),
+        (0x02, STRANGER, 5, ""),
+        (0x08, STRANGER, 4, ""),
+        (0x02, os.geteuid(), 7, ""),
+    ],
+)
+@pytest.mark.parametrize("mode", [0o770, 0o750])
+def test_whom_an_acl_names_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tag: int, number: int, permissions: int, told: str, mode: int,
+) -> None:  # fmt: skip
+    """M5: the mode tells only that somebody may."""
+    monkeypatch.setattr(ownership, "_is_private_group", lambda _: True)
+    nobody = 0xFFFFFFFF
+    entries = [
+        (0x01, 7, nobody), *sorted([(0x04, 7, nobody), (tag, permissions, number)]),
+        (0x10, 7, nobody), (0x20, 0, nobody),
+    ]  # fmt: skip
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_access", packed)
+    except OSError:
+        pytest.skip("this file system has no ACLs")
+    tmp_path.chmod(mode)  # sets the mask
+    if not told or mode == 0o750:
+        require_own(tmp_path)
+        return
+    with pytest.raises(PermissionError, match=f"{told} .*setfacl -b"):
+        require_own(tmp_path)
 
 
 def test_folders_around_a_container_are_nobodys(

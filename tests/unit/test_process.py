@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -73,11 +76,17 @@ def test_a_daemon_runs_on() -> None:
 def test_a_program_gets_what_it_needs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """M5: and no secrets of others."""
     monkeypatch.setenv("MY_SECRET_TOKEN", "s3cr3t")
-    for name in ("https_proxy", "VMSS_DEBIAN_MIRROR", "LC_ALL", "FAKEROOTKEY", "XDG_RUNTIME_DIR"):
+    names = (
+        "https_proxy", "VMSS_DEBIAN_MIRROR", "LC_ALL", "FAKEROOTKEY", "XDG_RUNTIME_DIR",
+        "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX", "PYTHONSAFEPATH", "TMP",
+        "TEMP", "PERL5LIB", "MTOOLSRC", "LOCALE_ARCHIVE", "QEMU_MODULE_DIR", "NIX_SSL_CERT_FILE",
+        "GCONV_PATH", "CURL_CA_BUNDLE", "CONDA_PREFIX",
+    )  # fmt: skip
+    for name in names:
         monkeypatch.setenv(name, "kept")
     told = shell("env", env={"OWN": "given"}).decode()
     assert "s3cr3t" not in told
-    assert told.count("=kept\n") == 5
+    assert told.count("=kept\n") == len(names)
     assert "OWN=given\n" in told
 
 
@@ -85,6 +94,60 @@ def test_grace_is_for_cleaning_up(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="ran longer"):
         shell(f"trap 'touch {tmp_path}/clean; exit' TERM; sleep 60 & wait", timeout=0.5, grace=5)
     assert (tmp_path / "clean").exists()
+
+
+@pytest.mark.parametrize("where", ["", ">&2"])
+def test_what_is_said_while_cleaning_up_is_taken(tmp_path: Path, where: str) -> None:
+    """A broken pipe would end it half-way."""
+    clean = f"yes | head -c 300000 {where} && touch {tmp_path}/clean; exit 1"
+    with pytest.raises(ToolError, match="ran longer"):
+        shell(f"trap '{clean}' TERM; sleep 60 & wait", timeout=0.5, grace=5)
+    assert (tmp_path / "clean").exists()
+
+
+def test_a_second_interruption_still_kills(tmp_path: Path) -> None:
+    """Whoever is impatient leaves nothing behind either."""
+    mark = f"62.{os.getpid()}"
+    code = (
+        "import sys; from pytest_vmss.host.process import run\n"
+        "run(['bash', '-c', sys.argv[1]], what='it', grace=30)"
+    )
+    script = (
+        f"exec 2>/dev/null; trap 'touch {tmp_path}/term' TERM; touch {tmp_path}/up; "
+        f"while :; do sleep {mark}; done"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, script], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        for sign in ("up", "term"):
+            end_at = time.monotonic() + 20
+            while not (tmp_path / sign).exists() and time.monotonic() < end_at:
+                time.sleep(0.02)
+            time.sleep(0.3)  # it has started it, and waits for it
+            caller.send_signal(signal.SIGINT)
+        caller.wait(10)
+        end_at = time.monotonic() + 5
+        while alive(mark) and time.monotonic() < end_at:
+            time.sleep(0.02)
+        assert alive(mark) == []
+    finally:
+        caller.kill()
+        caller.wait()
+        for pid in alive(mark):
+            psutil.Process(psutil.Process(pid).ppid()).kill()
+            psutil.Process(pid).kill()
+
+
+def test_who_ignores_ended_children_can_run_programs() -> None:
+    """As after `nohup` in some services: the kernel keeps no status."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert shell("sleep 0.1; echo done") == b"done\n"
+        with pytest.raises(ToolError, match="ran longer"):
+            shell("sleep 60", timeout=0.2)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_what_cannot_be_started_is_told() -> None:

@@ -7,12 +7,14 @@ import json
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from email.mime.multipart import MIMEMultipart
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_vmss.errors import ModelError
 from pytest_vmss.guest import seed
@@ -46,7 +48,10 @@ SECRET = "S3cr3tXyz99"
         "sas", "SAS_URL", "credentials", "credential", "pat", "accessKey1", "privateKeyPem", "key",
         "sshPrivateKey", "pfx", "sig", "signature", "registrationToken", "refresh_token",
         "my-token", "cookie", "keys", "secrets", "passwords", "tokens", "licenseKey", "dsn",
-        "DB_PASSWORD", "adminpassword", "admin_password",
+        "DB_PASSWORD", "adminpassword", "admin_password", "workspacekey", "WORKSPACEKEY",
+        "sharedkey", "sharedaccesssignature", "encryptionkey", "masterkey", "instrumentationkey",
+        "AUTHKEY", "licensekey", "DBPASS", "userpass", "adminPw", "connStr", "conn_str", "sasurl",
+        "blobSASURL", "my_app.encryptionkey", "refreshTokens",
     ],
 )  # fmt: skip
 def test_names_of_secrets(name: str) -> None:
@@ -60,6 +65,7 @@ def test_names_of_secrets(name: str) -> None:
         "keyUrl", "secretUrl", "path", "passwordFile", "keyVault", "forceUpdateTag",
         "commandToExecute", "computerNamePrefix", "sourceVault", "author", "certificateUrl",
         "keyIncarnationId", "monkey", "keyboard", "patchMode", "tokenType", "authorizedKeys",
+        "costKey", "max_tokens", "maxTokens", "bypass", "hotkey", "KeySpace", "compass",
     ],
 )  # fmt: skip
 def test_names_of_what_may_be_seen(name: str) -> None:
@@ -84,6 +90,20 @@ def test_names_of_what_may_be_seen(name: str) -> None:
         ("password: SS SS", "password: ***"),
         ('{"password":"SS"}', '{"password":"***"}'),
         ("Authorization: Bearer SSSSSSSS", "Authorization: ***"),
+        (r'{"password":"a\"SS","b":1}', '{"password":"***","b":1}'),
+        ("password='it''SS' x", "password='***' x"),
+        (r"password=a\ SS b", "password=*** b"),
+        ("password    =   SS", "password    =   ***"),
+        ("password := SS, password => SS", "password := ***, password => ***"),
+        ("password: |\n  SS\n\n  SS\nuser: x", "password: ***\nuser: x"),
+        ("a:\n  - password: >-  # x\n      SS\n    user: x", "a:\n  - password: ***\n    user: x"),
+        ("password: |", "password: ***"),
+        ("<Password>SS</Password>", "<Password>***</Password>"),
+        (
+            '<AdminPassword a="b">\n<Value>SS</Value><PlainText>true</PlainText>',
+            '<AdminPassword a="b">\n<Value>***</Value><PlainText>true</PlainText>',
+        ),
+        ("pass: SS", "pass: ***"),
         ("-----BEGIN PRIVATE KEY-----\nSS\n-----END", "-----BEGIN PRIVATE KEY-----***-----END"),
     ],
 )
@@ -103,6 +123,8 @@ def test_forms_of_secrets(text: str, shown: str) -> None:
         "/subscriptions/0/resourceGroups/lab/providers/Microsoft.Compute/galleries/g",
         "apt-get install -y nginx && echo a=b",
         "mailto:somebody@example.org",
+        "tests pass: all",
+        "<Compass>x</Compass><b>y</b>",
     ],
 )
 def test_what_is_no_secret_is_shown(text: str) -> None:
@@ -111,7 +133,35 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["//a:b", "a", "a-", "=", "a=", "//", "?", "//a?", "#", "a:b", "--a ", "'=", "key='", "a:bbb@"],
+    [
+        "//a:b",
+        "a",
+        "a-",
+        "=",
+        "a=",
+        "//",
+        "?",
+        "//a?",
+        "#",
+        "a:b",
+        "--a ",
+        "'=",
+        "key='",
+        "a:bbb@",
+        "key: |\n ",
+        "key: |\n",
+        "<key>",
+        "<key ",
+        "<key>\n",
+        "key  ",
+        "key=\\",
+        "pass: ",
+        "- key: |\n\n",
+        "key='\\'",
+        'key=""',
+        "key: ",
+        "key:=",
+    ],
 )
 def test_masking_takes_time_in_proportion(part: str) -> None:
     """R3."""
@@ -157,6 +207,48 @@ def test_secrets_are_found_in_containers() -> None:
     itself: list[Any] = []
     itself.append(itself)
     assert has_secret(itself), "rather too much than too little"
+
+
+class _Plain(NamedTuple):
+    text: object
+
+
+@dataclass
+class _Data:
+    text: object
+    parent: object = None
+    never_set: int = field(init=False)
+
+
+class _Slotted:
+    """As attrs makes them."""
+
+    __slots__ = ("text",)
+    __attrs_attrs__ = (SimpleNamespace(name="text"),)
+
+    def __init__(self, text: object) -> None:
+        self.text = text
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    text: Any
+
+
+@pytest.mark.parametrize(
+    "make", [_Plain, _Data, _Slotted, lambda x: _Model(text=x), lambda x: _Model(text="", more=x)]
+)
+def test_secrets_are_found_in_fields(make: Callable[[object], object]) -> None:
+    """M5: pytest explains how fields differ."""
+    assert has_secret([make({"a": SecretText("x")})])
+    assert has_secret([make(SecretText("x").encode())])
+    assert not has_secret([make({"a": "x"})])
+
+
+def test_what_knows_its_owner_is_no_secret() -> None:
+    owner = _Data([])
+    owner.text = [_Data("x", owner)]
+    assert not has_secret(owner)
 
 
 # Models.

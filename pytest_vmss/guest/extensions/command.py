@@ -22,7 +22,7 @@ from pytest_vmss.guest.extensions.registry import find_handler, timed_out
 from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
-from pytest_vmss.secrecy import SecretBytes, SecretText, names_secret, uri_secrets
+from pytest_vmss.secrecy import SecretBytes, SecretText, digits_of, names_secret, uri_secrets
 from pytest_vmss.untrusted import UnreadableError, clean, read_whole, shown
 
 __all__ = [
@@ -339,5 +339,7 @@ def _leaves(value: Any) -> Iterator[str]:
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         for item in value:
             yield from _leaves(item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield digits_of(value)
     elif value is not None and not isinstance(value, bool):
         yield str(value)
