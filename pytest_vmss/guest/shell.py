@@ -16,7 +16,12 @@ import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from pytest_vmss.errors import GuestCommandError
-from pytest_vmss.guest.transport import ConnectionBrokenError, open_transport, transport_errors
+from pytest_vmss.guest.transport import (
+    ConnectionBrokenError,
+    GuestTransport,
+    open_transport,
+    transport_errors,
+)
 from pytest_vmss.guest.tunnel import Tunnel
 
 __all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"]
@@ -77,7 +82,7 @@ class Shell:
     Create it with :meth:`connect`.
     """
 
-    def __init__(self, transport: paramiko.Transport, name: str) -> None:
+    def __init__(self, transport: GuestTransport, name: str) -> None:
         self._transport = transport
         self._name = name
         self._tunnels: dict[int, Tunnel] = {}
@@ -212,7 +217,7 @@ class Shell:
 
     def _run(self, line: str, stdin: bytes, timeouts: _Limits, most: int) -> CommandResult:
         with self._watchdog(timeouts):
-            channel = self._transport.open_session(timeout=timeouts.rest())
+            channel = self._transport.open_command(timeouts.rest())
         try:
             with self._watchdog(timeouts):
                 channel.settimeout(timeouts.rest())
@@ -421,6 +426,10 @@ def _end(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) 
         transport.close()
     with contextlib.suppress(Exception):
         link.close()
+    # What its thread has read is freed before another connection is made.
+    with contextlib.suppress(RuntimeError):  # it is this thread, or was never started
+        transport.join(_CLOSE_S)
+    transport.packetizer.complete_handshake()  # ends another thread, which would time it
 
 
 def _close_quietly(channel: paramiko.Channel) -> None:
