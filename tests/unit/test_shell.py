@@ -67,6 +67,12 @@ class Guest(paramiko.ServerInterface):
         for transport in self.transports:
             transport.close()
 
+    @staticmethod
+    def _pause(goes_on: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not goes_on() and time.monotonic() < end:
+            time.sleep(0.05)
+
     # What paramiko asks.
 
     def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
@@ -76,13 +82,11 @@ class Guest(paramiko.ServerInterface):
         return paramiko.common.AUTH_SUCCESSFUL
 
     def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
-        if not self.opens:
-            time.sleep(20)
+        self._pause(lambda: self.opens)
         return paramiko.common.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        if not self.answers:
-            time.sleep(20)
+        self._pause(lambda: self.answers)
         threading.Thread(target=self.act, args=(channel, command), daemon=True).start()
         return True
 
@@ -180,6 +184,85 @@ def test_a_guest_that_reads_nothing_is_given_up(guest: Guest) -> None:
     with pytest.raises(GuestCommandError, match="did not end"):
         shell.run("cat", stdin=bytes(32 * 1024 * 1024), timeout=1)
     assert time.monotonic() - begun < 5
+    shell.close()
+
+
+def by_command(**acts: Act) -> Act:
+    """Does for each command what its last word names."""
+
+    def act(channel: paramiko.Channel, command: bytes) -> None:
+        acts[command.decode().rsplit(" ", 1)[-1].strip("'")](channel, command)
+
+    return act
+
+
+def stays(channel: paramiko.Channel, command: bytes) -> None:
+    time.sleep(2)
+    ends(0, b"stayed")(channel, command)
+
+
+@pytest.mark.parametrize("lacks", ["reader", "answers", "opens"])
+def test_a_command_that_is_given_up_leaves_its_neighbours_alone(guest: Guest, lacks: str) -> None:
+    """R4: they share the connection."""
+    shell = guest.connect()
+    guest.act = by_command(stays=stays, stalls=is_silent)
+    said: list[str] = []
+    neighbour = threading.Thread(target=lambda: said.append(shell.run("stays", timeout=20).stdout))
+    neighbour.start()
+    time.sleep(0.3)
+    if lacks != "reader":
+        setattr(guest, lacks, False)
+        threading.Timer(1.2, setattr, [guest, lacks, True]).start()
+    begun = time.monotonic()
+    with pytest.raises(GuestCommandError, match=r"did not end: the limit is 0\.5 s"):
+        shell.run("stalls", stdin=bytes(32 * 1024 * 1024), timeout=0.5)
+    assert time.monotonic() - begun < 3
+    neighbour.join()
+    assert said == ["stayed"]
+    assert shell.alive
+    shell.close()
+
+
+def test_a_guest_that_answers_nothing_is_connected_to_anew(guest: Guest) -> None:
+    """If no other command waits for it too."""
+    for attribute in ("opens", "answers"):
+        shell = guest.connect()
+        setattr(guest, attribute, False)
+        with pytest.raises(GuestCommandError):
+            shell.run("true", timeout=0.5)
+        setattr(guest, attribute, True)
+        assert has_ended(shell)
+
+
+@pytest.mark.parametrize("code", [None, 0])
+def test_a_command_whose_connection_breaks_has_no_result(guest: Guest, code: int | None) -> None:
+    """Q1: not even if it told its status, for some of its output may be lost."""
+
+    def act(channel: paramiko.Channel, _: bytes) -> None:
+        channel.sendall(b"half of i")
+        if code is not None:
+            channel.send_exit_status(code)
+        time.sleep(0.1)
+        guest.transports[-1].close()
+
+    shell = guest.connect()
+    guest.act = act
+    with pytest.raises(GuestCommandError, match="connection broke while a command ran") as failed:
+        shell.run("cat", timeout=10)
+    assert failed.value.exit_code == -1
+
+
+def test_a_command_that_a_signal_ended_has_a_result(guest: Guest) -> None:
+    """sshd then tells no status."""
+    shell = guest.connect()
+
+    def act(channel: paramiko.Channel, _: bytes) -> None:
+        time.sleep(0.1)
+        channel.close()
+
+    guest.act = act
+    assert shell.run("true", stdin=bytes(32 * 1024 * 1024), timeout=10).exit_code == -1
+    assert shell.alive
     shell.close()
 
 
