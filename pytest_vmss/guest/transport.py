@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import ClassVar
@@ -29,6 +30,8 @@ _PACKET_BYTES = 256 * 1024
 _BANNER_BYTES = 64 * 1024
 #: Number of closed channels of which late messages are still ignored.
 _SEEN = 4096
+#: Maximum number of answers that wait for the end of a key exchange.
+_ANSWERS = 1024
 #: Number of bytes that a guest may send on a channel it opens before they are read: a request.
 _WINDOW_BYTES = 64 * 1024
 
@@ -149,6 +152,26 @@ class GuestTransport(paramiko.Transport):
         self.default_window_size = _WINDOW_BYTES  # of channels that the guest opens
         self.channels_seen = _Recent()
         self._closed_by_guest: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
+        self._answers: list[paramiko.Message] = []
+
+    def _send_user_message(self, message: paramiko.Message) -> None:
+        """Sends a message after any key exchange, for which paramiko's own thread cannot wait.
+
+        It would wait for itself, e.g. to answer a close that crossed with its key exchange.
+        """
+        if threading.current_thread() is not self or self.clear_to_send.is_set():
+            super()._send_user_message(message)  # type: ignore[misc]  # has no stub
+        elif len(self._answers) < _ANSWERS:
+            self._answers.append(message)
+        else:
+            raise paramiko.SSHException("too many messages came during a key exchange")
+
+    def _parse_newkeys(self, message: paramiko.Message) -> None:
+        """Ends a key exchange."""
+        super()._parse_newkeys(message)  # type: ignore[misc]  # has no stub
+        answers, self._answers = self._answers, []
+        for answer in answers:
+            self._send_user_message(answer)
 
     def note_close(self, channel: paramiko.Channel) -> None:
         """Records that the guest has closed a channel."""
