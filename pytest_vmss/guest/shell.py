@@ -16,7 +16,12 @@ import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from pytest_vmss.errors import GuestCommandError
-from pytest_vmss.guest.transport import ConnectionBrokenError, open_transport, transport_errors
+from pytest_vmss.guest.transport import (
+    ConnectionBrokenError,
+    GuestTransport,
+    open_transport,
+    transport_errors,
+)
 from pytest_vmss.guest.tunnel import Tunnel
 
 __all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"]
@@ -41,7 +46,7 @@ class CommandResult:
     """The result of a command.
 
     Attributes:
-        exit_code: Its exit status; -1 if the connection broke.
+        exit_code: Its exit status; -1 if a signal ended it.
         stdout: Its standard output.
         stderr: Its standard error.
     """
@@ -77,10 +82,12 @@ class Shell:
     Create it with :meth:`connect`.
     """
 
-    def __init__(self, transport: paramiko.Transport, name: str) -> None:
+    def __init__(self, transport: GuestTransport, name: str) -> None:
         self._transport = transport
         self._name = name
         self._tunnels: dict[int, Tunnel] = {}
+        self._commands = 0
+        self._counting = threading.Lock()
 
     @classmethod
     def connect(
@@ -159,7 +166,7 @@ class Shell:
             Whether the guest's SSH server listens there for this connection.
         """
         timeouts = _Limits(_FORWARD_S, None)
-        with self._watchdog(timeouts):
+        with _watchdog(timeouts.rest(), self.close):
             dial = dial or (lambda: socket.create_connection(("127.0.0.1", port), _CONNECT_S))
             tunnel = Tunnel(self._transport, port, instance=self._name, dial=dial)
             return self._tunnels.setdefault(port, tunnel).open()
@@ -211,12 +218,15 @@ class Shell:
             return self._run(line, stdin, timeouts, most)
 
     def _run(self, line: str, stdin: bytes, timeouts: _Limits, most: int) -> CommandResult:
-        with self._watchdog(timeouts):
-            channel = self._transport.open_session(timeout=timeouts.rest())
-        try:
-            with self._watchdog(timeouts):
+        with self._using(timeouts) as use, contextlib.ExitStack() as opened:
+            # paramiko's own timeout comes first, unless it cannot even send.
+            with _watchdog(timeouts.rest() + _CLOSE_S, self.close):
+                channel = self._transport.open_command(timeouts.rest())
+            opened.callback(self._close, channel)
+            with _watchdog(timeouts.rest(), lambda: self._close(channel)):
                 channel.settimeout(timeouts.rest())
                 channel.exec_command(line)
+                use.is_answered = True
                 outputs = [
                     _Output(channel.recv, timeouts, most),
                     _Output(channel.recv_stderr, timeouts, most),
@@ -227,30 +237,42 @@ class Shell:
             # A command may close its outputs and keep running.
             if not channel.status_event.wait(timeouts.left()):
                 raise TimeoutError
-            return CommandResult(channel.recv_exit_status(), *(o.text() for o in outputs))
-        finally:
-            self._close(channel)
+            if not self._is_complete(channel):
+                raise self._transport.get_exception() or ConnectionResetError("it was closed")
+            return CommandResult(channel.exit_status, *(o.text() for o in outputs))
 
-    @staticmethod
-    def _send(channel: paramiko.Channel, stdin: bytes) -> None:
+    def _send(self, channel: paramiko.Channel, stdin: bytes) -> None:
         try:
             channel.sendall(stdin)
             channel.shutdown_write()
         except OSError:
-            if not channel.exit_status_ready():
+            if channel.exit_status == -1 and not self._transport.is_closed_by_guest(channel):
                 raise
             # It has finished without reading everything; its status says why.
 
+    def _is_complete(self, channel: paramiko.Channel) -> bool:
+        """Whether a channel has ended because the command did, not because the connection broke."""
+        if self._transport.is_closed_by_guest(channel):
+            return True  # without a status, a signal has ended it
+        return bool(channel.eof_received) and channel.exit_status != -1
+
     @contextlib.contextmanager
-    def _watchdog(self, timeouts: _Limits) -> Iterator[None]:
-        """Closes the connection on timeout, since paramiko would wait for the guest forever."""
-        watchdog = threading.Timer(timeouts.rest(), self.close)
-        watchdog.daemon = True
-        watchdog.start()
+    def _using(self, timeouts: _Limits) -> Iterator[_Use]:
+        """Closes the connection if its guest answered nothing in time, and no other command runs.
+
+        A new connection may be answered; other commands may only wait for a guest that is paused.
+        """
+        use = _Use()
+        with self._counting:
+            self._commands += 1
         try:
-            yield
+            yield use
         finally:
-            watchdog.cancel()
+            with self._counting:
+                self._commands -= 1
+                is_last = self._commands == 0
+            if is_last and not use.is_answered and timeouts.rest() <= 0:
+                self.close()
 
     def _close(self, channel: paramiko.Channel) -> None:
         """Closes a channel; closes the whole connection if that takes too long."""
@@ -330,6 +352,17 @@ class Lasting:
 
 class _TooMuchError(OSError):
     """A command wrote more output than allowed."""
+
+
+@dataclass
+class _Use:
+    """One command's use of a connection.
+
+    Attributes:
+        is_answered: Whether the guest has taken the command.
+    """
+
+    is_answered: bool = False
 
 
 class _Limits:
@@ -412,6 +445,18 @@ class _Output:
         return b"".join(self._parts).decode(errors="replace")
 
 
+@contextlib.contextmanager
+def _watchdog(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
+    """Gives up on timeout, since paramiko would wait for the guest forever."""
+    watchdog = threading.Timer(seconds, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
 def _end(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) -> None:
     """Closes the socket too: a server that drips bytes would keep paramiko's thread running."""
     with contextlib.suppress(OSError):
@@ -421,6 +466,10 @@ def _end(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) 
         transport.close()
     with contextlib.suppress(Exception):
         link.close()
+    # What its thread has read is freed before another connection is made.
+    with contextlib.suppress(RuntimeError):  # it is this thread, or was never started
+        transport.join(_CLOSE_S)
+    transport.packetizer.complete_handshake()  # ends another thread, which would time it
 
 
 def _close_quietly(channel: paramiko.Channel) -> None:

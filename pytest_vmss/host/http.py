@@ -86,14 +86,14 @@ def _left(end: float) -> float:
 
 
 def _connect(addresses: Sequence[str], port: int, end: float) -> socket.socket:
-    """Connects to the first address that accepts.
+    """Connects to the first address that accepts; each has an equal share of the time left.
 
     Raises:
         OSError: None does.
     """
-    for address in addresses[:-1]:
-        with contextlib.suppress(ConnectionError, TimeoutError, socket.gaierror):
-            return socket.create_connection((address, port), timeout=_left(end))
+    for waiting, address in zip(range(len(addresses), 1, -1), addresses, strict=False):
+        with contextlib.suppress(OSError):
+            return socket.create_connection((address, port), timeout=_left(end) / waiting)
     return socket.create_connection((addresses[-1], port), timeout=_left(end))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -30,6 +31,7 @@ from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import HEAD_BYTES, TAIL_BYTES, LogKeeper, LogReader, cap_log
 from pytest_vmss.guest.guest import BootFacts, parse_listening
 from pytest_vmss.health import parse_custom_metrics, probe_once
+from pytest_vmss.host.http import http_status
 from pytest_vmss.model import Probe
 from pytest_vmss.report import LiveView
 from pytest_vmss.store import Store
@@ -432,6 +434,28 @@ def test_an_answer_is_read_to_its_body_and_no_further() -> None:
     body = b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n"
     with _answering(_for_ever(body, b"x" * 65536, 0.0)) as port:
         assert probe_once(probe, "127.0.0.1", port, timeout=10.0).healthy
+
+
+@pytest.mark.parametrize("trouble", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT])
+def test_an_address_that_leads_nowhere_does_not_hide_the_next(
+    trouble: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C8: no IPv6 on a host is no ConnectionError; and no address uses up the others' time."""
+    given: list[float] = []
+    connect = socket.create_connection
+
+    def dial(address: tuple[str, int], timeout: float) -> socket.socket:
+        given.append(timeout)
+        if address[0] != "127.0.0.1":
+            raise OSError(trouble, os.strerror(trouble))
+        return connect(address, timeout)
+
+    monkeypatch.setattr(socket, "create_connection", dial)
+    with _answering(lambda link: link.sendall(b"HTTP/1.1 204 x\r\n\r\n")) as port:
+        addresses = ["2001:db8::1", "192.0.2.1", "127.0.0.1"]
+        status = http_status("GET", "x", port, "/", tls=None, timeout=9, addresses=addresses)
+    assert status == 204
+    assert given == [pytest.approx(shared, abs=1) for shared in (3.0, 4.5, 9.0)]
 
 
 # What is shown.

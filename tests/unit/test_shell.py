@@ -19,7 +19,12 @@ from pytest_vmss.errors import GuestCommandError
 from pytest_vmss.guest import testinfra_host as testinfra_module
 from pytest_vmss.guest.keys import generate
 from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
-from pytest_vmss.guest.transport import ConnectionBrokenError, transport_errors
+from pytest_vmss.guest.transport import (
+    ConnectionBrokenError,
+    GuestTransport,
+    open_transport,
+    transport_errors,
+)
 
 #: What a guest does with a command once it has taken it; False: it never answers.
 Act = Callable[[paramiko.Channel, bytes], None]
@@ -62,6 +67,12 @@ class Guest(paramiko.ServerInterface):
         for transport in self.transports:
             transport.close()
 
+    @staticmethod
+    def _pause(goes_on: Callable[[], bool]) -> None:
+        end = time.monotonic() + 20
+        while not goes_on() and time.monotonic() < end:
+            time.sleep(0.05)
+
     # What paramiko asks.
 
     def get_allowed_auths(self, username: str) -> str:  # noqa: ARG002
@@ -71,13 +82,11 @@ class Guest(paramiko.ServerInterface):
         return paramiko.common.AUTH_SUCCESSFUL
 
     def check_channel_request(self, kind: str, chanid: int) -> int:  # noqa: ARG002
-        if not self.opens:
-            time.sleep(20)
+        self._pause(lambda: self.opens)
         return paramiko.common.OPEN_SUCCEEDED
 
     def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
-        if not self.answers:
-            time.sleep(20)
+        self._pause(lambda: self.answers)
         threading.Thread(target=self.act, args=(channel, command), daemon=True).start()
         return True
 
@@ -178,6 +187,85 @@ def test_a_guest_that_reads_nothing_is_given_up(guest: Guest) -> None:
     shell.close()
 
 
+def by_command(**acts: Act) -> Act:
+    """Does for each command what its last word names."""
+
+    def act(channel: paramiko.Channel, command: bytes) -> None:
+        acts[command.decode().rsplit(" ", 1)[-1].strip("'")](channel, command)
+
+    return act
+
+
+def stays(channel: paramiko.Channel, command: bytes) -> None:
+    time.sleep(2)
+    ends(0, b"stayed")(channel, command)
+
+
+@pytest.mark.parametrize("lacks", ["reader", "answers", "opens"])
+def test_a_command_that_is_given_up_leaves_its_neighbours_alone(guest: Guest, lacks: str) -> None:
+    """R4: they share the connection."""
+    shell = guest.connect()
+    guest.act = by_command(stays=stays, stalls=is_silent)
+    said: list[str] = []
+    neighbour = threading.Thread(target=lambda: said.append(shell.run("stays", timeout=20).stdout))
+    neighbour.start()
+    time.sleep(0.3)
+    if lacks != "reader":
+        setattr(guest, lacks, False)
+        threading.Timer(1.2, setattr, [guest, lacks, True]).start()
+    begun = time.monotonic()
+    with pytest.raises(GuestCommandError, match=r"did not end: the limit is 0\.5 s"):
+        shell.run("stalls", stdin=bytes(32 * 1024 * 1024), timeout=0.5)
+    assert time.monotonic() - begun < 3
+    neighbour.join()
+    assert said == ["stayed"]
+    assert shell.alive
+    shell.close()
+
+
+def test_a_guest_that_answers_nothing_is_connected_to_anew(guest: Guest) -> None:
+    """If no other command waits for it too."""
+    for attribute in ("opens", "answers"):
+        shell = guest.connect()
+        setattr(guest, attribute, False)
+        with pytest.raises(GuestCommandError):
+            shell.run("true", timeout=0.5)
+        setattr(guest, attribute, True)
+        assert has_ended(shell)
+
+
+@pytest.mark.parametrize("code", [None, 0])
+def test_a_command_whose_connection_breaks_has_no_result(guest: Guest, code: int | None) -> None:
+    """Q1: not even if it told its status, for some of its output may be lost."""
+
+    def act(channel: paramiko.Channel, _: bytes) -> None:
+        channel.sendall(b"half of i")
+        if code is not None:
+            channel.send_exit_status(code)
+        time.sleep(0.1)
+        guest.transports[-1].close()
+
+    shell = guest.connect()
+    guest.act = act
+    with pytest.raises(GuestCommandError, match="connection broke while a command ran") as failed:
+        shell.run("cat", timeout=10)
+    assert failed.value.exit_code == -1
+
+
+def test_a_command_that_a_signal_ended_has_a_result(guest: Guest) -> None:
+    """sshd then tells no status."""
+    shell = guest.connect()
+
+    def act(channel: paramiko.Channel, _: bytes) -> None:
+        time.sleep(0.1)
+        channel.close()
+
+    guest.act = act
+    assert shell.run("true", stdin=bytes(32 * 1024 * 1024), timeout=10).exit_code == -1
+    assert shell.alive
+    shell.close()
+
+
 def test_a_link_that_is_stuck_is_given_up(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host's own buffers are full: sending itself would wait for ever."""
     shell = guest.connect()
@@ -257,6 +345,133 @@ def test_a_connection_that_broke_is_made_anew(guest: Guest) -> None:
     assert lasting.run("true").stdout == "again"
     assert len(made) == 2
     made[-1].close()
+
+
+FLOOD = 128 * 1024 * 1024
+
+
+def force(channel: paramiko.Channel, sent: list[int], most: int = FLOOD) -> None:
+    """Sends data on a channel, whatever its window; notes how much."""
+    transport: Any = channel.transport
+    while sum(sent) < most and transport.is_active():
+        message = paramiko.Message()
+        message.add_byte(paramiko.common.cMSG_CHANNEL_DATA)
+        message.add_int(channel.remote_chanid)
+        message.add_string(bytes(30_000))
+        transport._send_user_message(message)
+        sent.append(30_000)
+
+
+def has_ended(shell: Shell) -> bool:
+    deadline = time.monotonic() + 10
+    while shell.alive and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not shell.alive
+
+
+def test_data_after_its_end_is_not_kept(guest: Guest) -> None:
+    """R2: nobody reads it, so paramiko would keep all of it."""
+    sent: list[int] = []
+
+    def act(channel: paramiko.Channel, _: bytes) -> None:
+        time.sleep(0.1)
+        channel.shutdown_write()
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            force(channel, sent)
+
+    guest.act = act
+    shell = guest.connect()
+    with contextlib.suppress(GuestCommandError):
+        shell.run("true", timeout=20)
+    assert has_ended(shell)
+    assert sum(sent) < FLOOD // 4
+
+
+def test_a_guest_honours_a_commands_window(guest: Guest) -> None:
+    """R2: of a command of which nobody reads the output."""
+    sent: list[int] = []
+    guest.act = is_silent
+    shell = guest.connect()
+    channel = shell._transport.open_command(5)
+    channel.exec_command("true")
+    server: Any = guest.transports[-1]
+    (served,) = server._channels.values()
+    force(served, sent, channel.in_window_size // 2)
+    assert not sum(sent) > channel.in_window_size
+    assert shell.alive
+    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        force(served, sent)
+    assert has_ended(shell)
+    assert sum(sent) < FLOOD // 4
+    assert len(channel.in_buffer) <= channel.in_window_size + 30_000
+
+
+def test_what_comes_after_a_command_was_given_up_is_not_kept(guest: Guest) -> None:
+    """R2: it may be on its way rightly, so the connection stays."""
+    guest.act = is_silent
+    shell = guest.connect()
+    channel = shell._transport.open_command(5)
+    channel.exec_command("true")
+    server: Any = guest.transports[-1]
+    (served,) = server._channels.values()
+    deaf = {paramiko.common.MSG_CHANNEL_CLOSE: lambda *_: None}
+    server._channel_handler_table = server._channel_handler_table | deaf
+    channel.close()
+    force(served, [], 8 * 1024 * 1024)
+    guest.act = ends(0)
+    assert shell.run("true").exit_code == 0
+    assert len(channel.in_buffer) == 0
+    shell.close()
+
+
+def test_connections_are_rekeyed_with_much_output(guest: Guest) -> None:
+    """No limit is one for honest servers; and paramiko had waited for itself now and then."""
+    shell = guest.connect()
+    shell._transport.packetizer.REKEY_BYTES = 512 * 1024
+    key = shell._transport.session_id, shell._transport.H
+    size = 4 * 1024 * 1024
+    guest.act = ends(0, bytes(size))
+    for _ in range(10):
+        assert len(shell.run("cat", stdin=bytes(100_000), timeout=20).stdout) == size
+    assert key != (shell._transport.session_id, shell._transport.H)
+    shell.close()
+
+
+def test_a_packet_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    """R2: before it is known who sends it; nor does a thread of the attempt remain."""
+    key = generate("client")
+    (tmp_path / "key").write_text(key.private)
+    sent: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                link, _ = listener.accept()
+                with link:
+                    link.sendall(b"SSH-2.0-x\r\n" + b"\x1f\xff\xff\xfc")
+                    while sum(sent) < FLOOD:
+                        sent.append(link.send(bytes(1024 * 1024)))
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert Shell.connect(
+            "127.0.0.1", listener.getsockname()[1], user="u", key=tmp_path / "key",
+            host_key=key.public, name="web_0", timeout=2,
+        ) is None  # fmt: skip
+    assert not [one for one in threading.enumerate() if isinstance(one, GuestTransport)]
+    deadline = time.monotonic() + 5
+    while any(isinstance(one, threading.Timer) for one in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sum(sent) < FLOOD // 4
+
+
+def test_a_banner_without_end_is_not_read() -> None:
+    """R2."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, contextlib.closing(open_transport(ours)) as transport:
+        threading.Thread(target=theirs.sendall, args=[b"SSH-" * 20_000], daemon=True).start()
+        with pytest.raises(paramiko.SSHException, match="too long"):
+            transport.packetizer.readline(5)
 
 
 def packet(payload: bytes) -> bytes:

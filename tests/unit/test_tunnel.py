@@ -15,7 +15,7 @@ import pytest
 from pytest_vmss.errors import HostError
 from pytest_vmss.guest import tunnel as tunnel_module
 from pytest_vmss.guest.tunnel import through_tunnel
-from tests.unit.test_shell import Guest
+from tests.unit.test_shell import FLOOD, Guest, force, has_ended
 
 
 class Forwarding(Guest):
@@ -145,6 +145,19 @@ def test_a_silent_guest_is_not_waited_for(
     assert shell.lead_to(echo)
     assert read(guest.ask(echo)) == b""
     shell.close()
+
+
+def test_a_guest_honours_a_tunnels_window(guest: Forwarding) -> None:
+    """R2: also while the server takes nothing."""
+    sent: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        shell = guest.connect()
+        assert shell.lead_to(server.getsockname()[1])
+        channel = guest.ask(server.getsockname()[1])
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            force(channel, sent)
+        assert has_ended(shell)
+    assert sum(sent) < FLOOD // 4
 
 
 def test_which_uris_lead_through_the_tunnel() -> None:
