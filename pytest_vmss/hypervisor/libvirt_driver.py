@@ -15,7 +15,7 @@ import libvirt_qemu
 
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
-from pytest_vmss.host.accelerator import Choice, choose_accelerator
+from pytest_vmss.host.accelerator import Choice, choose_accelerator, describe_cpu
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.connection import Connection, open_connection
 from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
@@ -133,6 +133,19 @@ class LibvirtHypervisor:
     def slow_factor(self) -> float:
         """How many times slower guests are than under KVM."""
         return self._factor
+
+    @property
+    def fingerprint(self) -> str:
+        """Versions of QEMU and libvirt, the accelerator, and under KVM the CPU and the kernel.
+
+        Raises:
+            HostError: libvirt does not answer.
+        """
+        try:
+            versions = (self.connection.libvirt.getVersion(), libvirt.getVersion())
+        except libvirt.libvirtError as error:
+            raise _unanswered(error) from error
+        return f"{versions} {describe_cpu(self.choice.accelerator)}"
 
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Creates an empty data disk unless it exists."""

@@ -93,6 +93,10 @@ class Hypervisor(Protocol):
     def slow_factor(self) -> float:
         """How many times slower guests are than under KVM."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the host's CPU and the programs that can restore what was saved on it."""
+
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Creates an empty data disk unless it exists; never touches an existing one."""
 

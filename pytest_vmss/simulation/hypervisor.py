@@ -64,6 +64,7 @@ class SimulatedHypervisor:
 
     accelerator = "tcg"
     slow_factor = 10.0
+    fingerprint = "simulated"
 
     def __init__(self, clock: Clock, folder: Path) -> None:
         self._clock = clock
