@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from pytest_vmss.checkpoints import (
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.errors import HostError, error_text
-from pytest_vmss.host.files import sync
+from pytest_vmss.host.files import sync, write_durably
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations import MakeCheckpoint
 from pytest_vmss.store import Outcome, VersionRecord
@@ -88,20 +87,23 @@ class Checkpoints:
             yield self._look(key, making)
 
     def _look(self, key: str, making: contextlib.ExitStack) -> Sought:
+        name = self._new_name(key)  # of its own: what others break, it does not see
+        folder = self._environment.paths.checkpoint(name)
         try:
-            if self._take(key):
-                return Sought(key, key)
+            if self._cache.take(key, folder):
+                return Sought(key, name)
             wait = self._environment.timeouts.instance
             making.enter_context(self._cache.being_made(key, wait=wait))
-            if self._take(key):  # made while this process waited
+            if self._cache.take(key, folder):  # made while this process waited
                 making.close()
-                return Sought(key, key)
+                return Sought(key, name)
         except (OSError, HostError) as error:
             return Sought(obstacle=f"its checkpoint cannot be used: {error_text(error)}")
         return Sought(key)
 
-    def _take(self, key: str) -> bool:
-        return self._cache.take(key, self._environment.paths.checkpoint(key))
+    @staticmethod
+    def _new_name(key: str) -> str:
+        return f"{key}.{secrets.token_hex(4)}"
 
     def _lack_of_room(self, document: ScaleSetDocument) -> str:
         """Says if the disk has no room for the memory of a set's instances."""
@@ -143,14 +145,14 @@ class Checkpoints:
             ProvisioningError: An instance came up neither from its checkpoint nor by a boot.
             InterruptedOperationError: The host cannot continue for now.
         """
-        name = f"{sought.key}.{secrets.token_hex(4)}"
+        name = self._new_name(sought.key)
         report = engine.perform(MakeCheckpoint(name))
         report.raise_for_status()
         if any(outcome is not Outcome.SUCCEEDED for outcome in report.outcomes.values()):
             return
         files = CheckpointFiles(self._environment.paths.checkpoint(name))
         with self._reported(engine, "kept"):
-            os.link(self._environment.paths.key, files.ssh_key)
+            write_durably(files.ssh_key, self._environment.paths.key.read_bytes())
             for file in files.folder.iterdir():
                 sync(file)  # libvirt leaves that to the kernel
             files.write(self._manifest(engine, sought.key))

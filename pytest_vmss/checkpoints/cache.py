@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vmss.checkpoints.files import CheckpointFiles, Manifest
-from pytest_vmss.errors import ConflictError, HostError
+from pytest_vmss.errors import CheckpointError, ConflictError, HostError
 from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.host.ownership import require_trusted
@@ -83,7 +83,7 @@ class CheckpointCache:
 
         Args:
             key: Its key.
-            folder: The folder to create; nothing is done if it exists with its manifest.
+            folder: The folder to create.
 
         Returns:
             Whether there is such a checkpoint.
@@ -92,8 +92,6 @@ class CheckpointCache:
             OSError: It cannot be linked, e.g. since the lab is in another file system.
             HostError: The cache is not the user's own.
         """
-        if CheckpointFiles(folder).manifest.exists():
-            return True
         source = self._folder / key
         if not source.exists():
             return False
@@ -204,6 +202,8 @@ class _Released:
 def _link(source: Path, target: Path) -> None:
     """Links all files of a folder into a new one: all of them, or none."""
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in target.parent.glob(f"{target.name}-*{PART}"):
+        shutil.rmtree(left)  # its process was killed, as it would hold the cache's lock
     part = target.with_name(f"{target.name}-{secrets.token_hex(4)}{PART}")
     part.mkdir(mode=0o700)
     try:
@@ -223,7 +223,7 @@ def _link(source: Path, target: Path) -> None:
 def _entry(folder: Path) -> Entry:
     files = CheckpointFiles(folder)
     manifest = None
-    with contextlib.suppress(HostError):
+    with contextlib.suppress(CheckpointError):
         manifest = files.read()
     size = sum(file.stat().st_blocks * _BLOCK for file in folder.iterdir())
     used = files.manifest if files.manifest.exists() else folder

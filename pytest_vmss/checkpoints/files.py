@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pytest_vmss.errors import HostError
+from pytest_vmss.errors import CheckpointError, HostError
 from pytest_vmss.host.files import write_durably
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.untrusted import read_regular
@@ -132,12 +132,11 @@ class CheckpointFiles:
         """Reads the manifest.
 
         Raises:
-            HostError: It is missing or damaged.
+            CheckpointError: It is missing or damaged.
         """
         try:
             return Manifest.model_validate_json(read_regular(self.manifest, _MANIFEST_BYTES))
         except (OSError, ValidationError, ValueError) as error:
-            raise HostError(
-                f"the checkpoint {self.folder} cannot be used: its manifest is missing or damaged; "
-                "remove it with: vmss cache prune"
+            raise CheckpointError(
+                f"the checkpoint {self.folder} has no manifest, or a damaged one"
             ) from error

@@ -7,6 +7,7 @@ import json
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.model import ScaleSetModel, VmSize
@@ -53,7 +54,7 @@ def checkpoint_key(
     depends_on = {
         "format": _FORMAT,
         "package": _package_digest(),
-        "model": model.full(),
+        "model": _seen_by_guests(model),
         "handlers": [
             find_handler(extension.publisher, extension.type).fingerprint
             for extension in model.extensions
@@ -65,6 +66,22 @@ def checkpoint_key(
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _seen_by_guests(model: ScaleSetModel) -> dict[str, Any]:
+    """The parts of a model that guests can see; policies, for example, may differ.
+
+    The image counts by its digest, not by its name. The set's name is part of the machines'.
+    """
+    profile = dict(model.full()["virtualMachineProfile"])
+    profile.pop("networkProfile", None)
+    storage = dict(profile.get("storageProfile", {}))
+    storage.pop("imageReference", None)
+    return {
+        "name": model.name,
+        "capacity": model.sku.capacity,
+        "virtualMachineProfile": {**profile, "storageProfile": storage},
+    }
 
 
 @cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import error_summary, is_verdict
+from pytest_vmss.operations.disk_swap import undrain
 from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
 from pytest_vmss.steps import (
     AwaitHealth,
@@ -89,4 +90,5 @@ class MakeCheckpoint(Kind):
             work.run("boot again", boot_again_steps(generation), Outcome.SKIPPED)
         except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
             work.fail(error)
+            undrain(work)
             work.end_failed(Outcome.FAILED)

@@ -165,8 +165,10 @@ class SimulatedHypervisor:
         part.unlink(missing_ok=True)
         os.link(self._blank, part)
         self._half_done()
-        path.unlink(missing_ok=True)  # rename does nothing if both are the same file
-        part.rename(path)
+        if path.exists() and path.samefile(part):
+            part.unlink()  # rename does nothing if both are the same file
+        else:
+            part.replace(path)
 
     def _half_done(self) -> None:
         """Called when an effect is half done: a place for tests to simulate a kill."""

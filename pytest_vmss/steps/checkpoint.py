@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from pytest_vmss.checkpoints import CheckpointFiles, SavedInstance
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.errors import GuestCommandError, HostError
+from pytest_vmss.errors import CheckpointError, GuestCommandError
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.host.files import PART, settle
 from pytest_vmss.steps.step import Conclusion
@@ -86,6 +86,20 @@ class RestoreDisks:
         environment, number = context.environment, context.instance_id
         files = _files(context, self.checkpoint)
         saved = _saved(files, number)
+        disks = [
+            (
+                environment.paths.os_disk(context.scale_set, number, self.number),
+                files.os_disk(number),
+            )
+        ]
+        disks += [
+            (
+                environment.paths.data_disk(context.scale_set, number, lun),
+                files.data_disk(number, lun),
+            )
+            for lun in saved.luns
+        ]
+        _require(*(frozen for _, frozen in disks), files.seed(number), files.memory(number))
         version = environment.images.resolve(self.version)
         environment.images.path_of(version)
         place = (context.scale_set, number, self.number)
@@ -123,14 +137,6 @@ class RestoreDisks:
         )
         if environment.hypervisor.running_generation(context.domain) == self.number:
             return  # restored before a crash; its disks are in use
-        disks = [(environment.paths.os_disk(*place), files.os_disk(number))]
-        disks += [
-            (
-                environment.paths.data_disk(context.scale_set, number, lun),
-                files.data_disk(number, lun),
-            )
-            for lun in saved.luns
-        ]
         for path, frozen in disks:
             environment.hypervisor.create_layer(path, frozen)
         _link(files.seed(number), environment.paths.seed(*place))
@@ -206,12 +212,23 @@ def _saved(files: CheckpointFiles, instance_id: int) -> SavedInstance:
     """What a checkpoint's manifest says of an instance.
 
     Raises:
-        HostError: It cannot be read, or does not have the instance.
+        CheckpointError: It cannot be read, or does not have the instance.
     """
     for saved in files.read().instances:
         if saved.instance_id == instance_id:
             return saved
-    raise HostError(f"the checkpoint {files.folder} has no instance {instance_id}")
+    raise CheckpointError(f"the checkpoint {files.folder} has no instance {instance_id}")
+
+
+def _require(*paths: Path) -> None:
+    """Checks that a checkpoint's files are there.
+
+    Raises:
+        CheckpointError: One is not.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"the checkpoint lacks {path}")
 
 
 def _link(path: Path, other: Path) -> None:
@@ -226,7 +243,9 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _copy(path: Path, other: Path) -> None:
-    """Copies a log, replacing what is there."""
+    """Copies a log, if there is one, replacing what is there."""
+    if not path.exists():
+        return
     part = other.with_name(other.name + PART)
     shutil.copyfile(path, part)
     part.chmod(0o600)
