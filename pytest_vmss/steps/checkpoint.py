@@ -119,7 +119,6 @@ class RestoreDisks:
                     host_key=saved.host_key,
                     ssh_key=str(files.ssh_key),
                     created=environment.clock.now(),
-                    started=True,
                     boot_id=saved.boot_id,
                     kernel=saved.kernel,
                     found_version=saved.found_version,
@@ -154,6 +153,8 @@ class RestoreMemory:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
+        generation = context.existing(self.generation)
+        context.environment.store.amend(generation, started=True)
         context.environment.hypervisor.restore(
             context.machine(self.generation),
             _files(context, self.checkpoint).memory(context.instance_id),
@@ -193,7 +194,7 @@ class DropRestored:
     checkpoint: str
     generation: int
 
-    def apply(self, context: InstanceContext) -> None:
+    def apply(self, context: InstanceContext) -> Conclusion:
         paths, number = context.environment.paths, context.instance_id
         place = (context.scale_set, number, self.generation)
         for path in (
@@ -206,6 +207,13 @@ class DropRestored:
             ),
         ):
             path.unlink(missing_ok=True)
+
+        def conclude() -> None:
+            generation = context.generation(self.generation)
+            if generation is not None:
+                context.environment.store.delete(generation)
+
+        return conclude
 
 
 def _saved(files: CheckpointFiles, instance_id: int) -> SavedInstance:
