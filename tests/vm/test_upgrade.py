@@ -1,5 +1,7 @@
 """The main job on real VMs: one set, through a good version and three bad ones.
 
+The set is restored from a checkpoint, and passes what one that was booted passes (L1).
+
 The tests of this module share one set and run in the order of the file; each
 checks its own preconditions, so that one that failed shows itself only.
 """
@@ -8,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -31,7 +35,13 @@ SECRET = "correct-horse-battery-staple"
 
 
 @pytest.fixture(scope="module")
-def web(vmss: Lab, built: Callable[[str], Path]) -> Iterator[ScaleSet]:
+def drawn() -> list[str]:
+    """Random numbers of instances: of two that were saved, and of the same two restored."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def web(vmss: Lab, built: Callable[[str], Path], drawn: list[str]) -> Iterator[ScaleSet]:
     vmss.gallery("main-job").publish("web", "1.0.0", built("1.0.0"))
     model = web_model(capacity=2)
     profile = model["properties"]["virtualMachineProfile"]
@@ -48,9 +58,38 @@ def web(vmss: Lab, built: Callable[[str], Path]) -> Iterator[ScaleSet]:
             },
         }
     )
-    created = vmss.create(model, load_balancer=LOAD_BALANCER, health_timeout=15)
+    options: dict[str, Any] = {"load_balancer": LOAD_BALANCER, "health_timeout": 15}
+    saved = vmss.create(model, **options, pristine=True)
+    drawn.extend(random_numbers(saved))
+    saved.delete()
+    created = vmss.create(model, **options, pristine=True)
+    drawn.extend(random_numbers(created))
     yield created
     created.delete()
+
+
+def random_numbers(web: ScaleSet) -> list[str]:
+    """What each instance's kernel draws first after a restore."""
+    return [i.host.check_output("head -c 16 /dev/urandom | od -An -tx1") for i in web]
+
+
+def test_a_restored_set_is_current(web: ScaleSet, vmss: Lab, drawn: list[str]) -> None:
+    """L1: the same boot as was saved; clock, random numbers and connections of its own."""
+    operations = [record.action for record in web._engine.journal.operations()]
+    steps = {
+        step.phase
+        for record in web._engine.journal.operations()
+        for step in vmss.store.steps(record.id)
+    }
+    assert (operations, steps) == (["create"], {"restore"})
+    assert len(set(drawn)) == 4
+    for instance in web:
+        host = instance.host
+        assert host.check_output("cat /proc/sys/kernel/random/boot_id") == instance.boot_id
+        assert abs(int(host.check_output("date +%s")) - time.time()) < 5
+        assert host.check_output("systemctl is-system-running || true") in ("running", "degraded")
+        established = host.check_output("ss -Htn state established '( sport = :22 )'")
+        assert len(established.splitlines()) == 1  # none is left from before it was saved
 
 
 @pytest.fixture
