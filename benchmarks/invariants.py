@@ -44,7 +44,7 @@ def serving(lab: SimulatedLab, web: str = "web") -> set[str]:
         found |= {
             name
             for name, in_service in balancer.members.items()
-            if in_service and name.startswith(f"{web}_") and lab._probe(name).healthy
+            if in_service and name.startswith(f"{web}_") and lab.probe(name).healthy
         }
     return found
 

@@ -224,9 +224,7 @@ class Stage:
         return self._state
 
     def _open(self, seed: int) -> SimulatedLab:
-        lab = SimulatedLab.open(self._settings, _LAB)
-        lab.begin(seed)
-        return lab
+        return SimulatedLab.open(self._settings, _LAB, seed=seed)
 
     def lay(self) -> None:
         """Puts all files as they were at the beginning; no lab may be open."""

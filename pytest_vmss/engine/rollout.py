@@ -154,9 +154,8 @@ class Rollout:
         operation = report.record
         with self._store.transaction():
             if self._revision().model.rolling_policy.max_surge and kind_of(operation.action).surges:
-                size = self._environment.find_size(self._revision().model.sku.name)
                 try:
-                    self._environment.require_room(len(ids), size)
+                    self._environment.require_room(len(ids), self._revision().model)
                 except CapacityError as error:
                     reason += f"; in place, for there is no room for more: {error.message}"
                 else:

@@ -24,6 +24,7 @@ from pytest_vmss.model import (
     ApplicationHealthSettings,
     Extension,
     Probe,
+    ScaleSetModel,
     VmSize,
     find_size,
 )
@@ -66,7 +67,7 @@ class Environment:
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
         make_balancer: Creates the load balancer of a set, from its rules.
-        require_room: Raises CapacityError if so many instances of a size do not fit.
+        check_room: Raises CapacityError if so many instances of a size do not fit on the host.
     """
 
     lab_id: str
@@ -84,7 +85,7 @@ class Environment:
     serve_files: Callable[[str], None]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
-    require_room: Callable[[int, VmSize], None]
+    check_room: Callable[[int, VmSize, Hypervisor], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     degraded_is_fatal: bool = False
@@ -149,6 +150,15 @@ class Environment:
         if size is None:
             raise NotFoundError(f"the size {name!r} is not known here")
         return size
+
+    def require_room(self, count: int, model: ScaleSetModel) -> None:
+        """Checks that so many more instances of a model fit on the host.
+
+        Raises:
+            CapacityError: They do not.
+            NotFoundError: Their size is not known.
+        """
+        self.check_room(count, self.find_size(model.sku.name), self.hypervisor)
 
     def close(self) -> None:
         """Closes the connection to the hypervisor, if open; machines keep running."""

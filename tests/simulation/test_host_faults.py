@@ -827,7 +827,6 @@ def test_a_wait_for_what_nobody_goes_on_with_ends_at_once(lab: SimulatedLab) -> 
 def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: Settings) -> None:
     """Q1: its machines and data are still there."""
     lab = SimulatedLab.open(settings, "lasting")
-    lab.begin()
     lab.start_web(1)
     lab.close()
     (database,) = settings.state_dir.rglob("vmss.db")
@@ -838,7 +837,6 @@ def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: S
     for path in database.parent.glob("away-vmss.db*"):
         path.rename(path.with_name(path.name.removeprefix("away-")))
     again = SimulatedLab.open(settings, "lasting")
-    again.begin()
     assert len(again.scale_set("web")) == 1
     again.destroy()
 

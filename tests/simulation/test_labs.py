@@ -19,6 +19,7 @@ from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import ConflictError, LabError
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.identity import labs_folder, networks_folder, read_identity
+from pytest_vmss.labs.place import open_place
 from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 from tests.models import LOAD_BALANCER, custom_script, web_model
@@ -310,7 +311,7 @@ def test_a_lab_of_an_earlier_version_keeps_its_name(settings: Settings) -> None:
         found = Lab.open(settings, name)
         assert found.identity.id == made.identity.id
         found.close()
-    Lab._at(settings, labs_folder(settings) / "mine", "lasting").close()
+    open_place(settings, LabPaths(labs_folder(settings) / "mine"), "lasting", Lab).close()
     with pytest.raises(ConflictError, match="Mine, mine"):
         Lab.open(settings, "MINE")
 
@@ -356,7 +357,6 @@ def test_one_machine_that_stays_does_not_keep_the_rest(
 
 def test_a_session_whose_database_is_broken_is_removed(settings: Settings) -> None:
     lab = SimulatedLab.session(settings)
-    lab.begin()
     lab.start_web(1)
     lab.store.close()
     lab.paths.database.write_bytes(b"no database" * 1000)
@@ -390,7 +390,6 @@ def test_a_port_of_somebody_else_is_an_error_for_whoever_needs_it(
 ) -> None:
     """H5, Q1: a set that downloads nothing does not care."""
     lab = SimulatedLab.session(settings)
-    lab.begin()
     lab.blobs.put("a", "a")
     url = lab.blobs.url("a")
     port = lab.blobs.port
