@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.operations import MakeCheckpoint, Replace
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour

@@ -15,7 +15,6 @@ from pytest_vmss.clock import Clock, SystemClock
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import (
     ConflictError,
@@ -26,6 +25,7 @@ from pytest_vmss.gallery import Gallery, ImageStore
 from pytest_vmss.guest import Check
 from pytest_vmss.guest.keys import lab_key
 from pytest_vmss.hypervisor import Hypervisor
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.labs.identity import (
     LabNetworks,
     lab_paths,

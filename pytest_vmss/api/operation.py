@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import ConflictError, NotFoundError
 from pytest_vmss.host.locks import is_locked
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
 
 __all__ = ["Operation", "Upgrade", "stages_of"]

@@ -13,7 +13,6 @@ from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
@@ -27,6 +26,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import (
     ScaleSetDocument,
     ScaleSetModel,

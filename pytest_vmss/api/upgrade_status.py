@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.store import Outcome
 
 __all__ = ["history_info", "status_info"]

@@ -8,11 +8,11 @@ from typing import Any
 
 from pytest_vmss.controller.moments import Moments
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, NotFoundError
 from pytest_vmss.health import Observation
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import AutomaticRepairsPolicy, Health
 from pytest_vmss.operations import Kind, Reimage, Replace, Restart
 from pytest_vmss.store import InstanceRecord, ScaleSetRecord

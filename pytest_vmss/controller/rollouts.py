@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pytest_vmss.controller.moments import Moments
-from pytest_vmss.engine.journal import Journal
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.gallery.gallery import version_key
+from pytest_vmss.journal.journal import Journal
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
     GenerationRecord,

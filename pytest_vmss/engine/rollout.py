@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from pytest_vmss.clock import run_concurrently
 from pytest_vmss.engine import planner
-from pytest_vmss.engine.journal import Journal
 from pytest_vmss.engine.preflight import file_uris, unreachable
-from pytest_vmss.engine.report import ENDED, OperationReport
 from pytest_vmss.engine.work import Worker
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError
+from pytest_vmss.journal.journal import Journal
+from pytest_vmss.journal.report import ENDED, OperationReport
 from pytest_vmss.operations import kind_of
 from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.store import InstanceRecord, Outcome

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pytest_vmss.api.operation import stages_of
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.report.say import plain
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
 from pytest_vmss.untrusted import clean

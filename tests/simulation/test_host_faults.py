@@ -17,7 +17,6 @@ import pytest
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.engine import rollout
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.journal import Journal
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
@@ -32,6 +31,7 @@ from pytest_vmss.errors import (
     UpgradeError,
 )
 from pytest_vmss.health import Observation
+from pytest_vmss.journal.journal import Journal
 from pytest_vmss.model import Health
 from pytest_vmss.operations import Kind
 from pytest_vmss.settings import Settings
