@@ -21,6 +21,8 @@ __all__ = [
     "ImageLimits",
     "Settings",
     "Timeouts",
+    "check_factor",
+    "check_gib",
     "default_guest_network",
 ]
 
@@ -221,9 +223,8 @@ class Settings:
             _refuse("accelerator", "kvm or tcg", self.accelerator)
         if self.guest_network not in get_args(GuestNetwork):
             _refuse("guest_network", "isolated or outbound", self.guest_network)
-        factor = self.timeout_factor
-        if factor is not None and not (_is_number(factor) and 0 < factor <= _LARGEST_FACTOR):
-            _refuse("timeout_factor", f"a number above 0, up to {_LARGEST_FACTOR:.0f}", factor)
+        if self.timeout_factor is not None:
+            check_factor(self.timeout_factor)
         for entry in fields(Timeouts):
             _check_time(f"timeouts.{entry.name}", getattr(self.timeouts, entry.name))
         _check_time("first_rollout_delay", self.first_rollout_delay)
@@ -232,10 +233,29 @@ class Settings:
         _check_range("rollout_delay", self.rollout_delay)
         limits = {f"images.{name}": limit for name, limit in vars(self.images).items()}
         for name, limit in {**limits, "checkpoints_gib": self.checkpoints_gib}.items():
-            if not _is_whole(limit) or not 1 <= limit <= _MOST_GIB:
-                _refuse(name, f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
+            check_gib(limit, name)
         for name, size in self.sizes.items():
             _check_size(name, size)
+
+
+def check_factor(factor: object, name: str = "timeout_factor") -> None:
+    """Checks a multiplier of timeouts.
+
+    Raises:
+        LabError: It is not a number, or makes a wait endless.
+    """
+    if not _is_number(factor) or not 0 < cast("float", factor) <= _LARGEST_FACTOR:
+        _refuse(name, f"a number above 0, up to {_LARGEST_FACTOR:.0f}", factor)
+
+
+def check_gib(limit: object, name: str) -> None:
+    """Checks a number of GiB.
+
+    Raises:
+        LabError: It is not a whole number, or not above 0.
+    """
+    if not _is_whole(limit) or not 1 <= cast("int", limit) <= _MOST_GIB:
+        _refuse(name, f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
 
 
 def _refuse(name: str, expected: str, given: object) -> NoReturn:

@@ -10,7 +10,7 @@ from pytest_vmss.engine.preflight import reach
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import HypervisorError
 from pytest_vmss.file_server.blobs import Blobs, names_server
-from pytest_vmss.guest import Guest, LinuxGuest, SshAccess
+from pytest_vmss.guest import SSH_PORT, Guest, LinuxGuest, SshAccess
 from pytest_vmss.guest.agent import guest_time, read_file, within
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import LogKeeper
@@ -33,7 +33,6 @@ from pytest_vmss.store.queries import find_scale_set, instances_of
 
 __all__ = ["LocalBackends", "reported_metrics"]
 
-_SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
 #: Seconds to read a report of the Application Health extension over the guest agent.
 _REPORT_S = 10.0
@@ -96,7 +95,7 @@ class LocalBackends:
             context.name,
             access=SshAccess(
                 address=record.address,
-                port=record.forwards[_SSH_PORT],
+                port=record.forwards[SSH_PORT],
                 user=model.virtual_machine_profile.os_profile.admin_username,
                 key=context.ssh_key(generation),
                 host_key=generation.host_key,

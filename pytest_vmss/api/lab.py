@@ -21,7 +21,7 @@ from pytest_vmss.errors import (
     LabError,
 )
 from pytest_vmss.file_server.blobs import Blobs
-from pytest_vmss.gallery import Gallery, ImageStore
+from pytest_vmss.gallery import DEFAULT_GALLERY, Gallery, ImageStore
 from pytest_vmss.guest import Check
 from pytest_vmss.guest.keys import lab_key
 from pytest_vmss.hypervisor import Hypervisor
@@ -60,14 +60,6 @@ __all__ = ["DEFAULT_LAB", "Lab"]
 
 #: The lab that is used when none is named.
 DEFAULT_LAB = "default"
-_SSH_PORT = 22
-_PROBE_TIMEOUT = 5.0
-#: Seconds to read a report of the Application Health extension over the guest agent.
-_REPORT_S = 10.0
-#: Seconds to wait for another process that is creating, opening or removing the lab.
-_DOOR_LIMIT = 120.0
-#: Seconds to wait for other processes to close a lasting lab that is to be removed.
-_ALONE_LIMIT = 1.0
 
 
 class Lab:
@@ -194,7 +186,7 @@ class Lab:
 
     # Galleries.
 
-    def gallery(self, name: str = "gallery") -> Gallery:
+    def gallery(self, name: str = DEFAULT_GALLERY) -> Gallery:
         """A gallery by name."""
         check_text(name, "name")
         return self.images.gallery(name)

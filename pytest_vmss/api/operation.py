@@ -124,8 +124,7 @@ class Operation:
     @property
     def events(self) -> list[EventRecord]:
         """All its events, oldest first (J4)."""
-        events = self._environment.store.events(scale_set=self._scale_set)
-        return [event for event in events if event.operation == self.id]
+        return self._environment.store.events(scale_set=self._scale_set, operation=self.id)
 
     def explain(self) -> str:
         """Explains what happened and why, for an assertion's message."""

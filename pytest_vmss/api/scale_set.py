@@ -516,8 +516,7 @@ class ScaleSet:
             ConflictError: Another operation is in progress; nothing was changed.
             ProvisioningError: It failed on an instance.
         """
-        images = self._environment.images
-        version = images.resolve(images.address_of(self.model.image_reference))
+        version = self._environment.images.version_for(self.model.image_reference)
         return self._perform(
             ids,
             lambda chosen, skipped: UpdateInstances(chosen, skipped, version=version),

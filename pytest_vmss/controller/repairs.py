@@ -146,7 +146,6 @@ class Repairs:
         """The operation that repairs instances, by the policy and the host's capacity."""
         wanted = self.policy.repair_action
         if wanted == "Replace":
-            images = self._environment.images
             model = self._environment.revisions.current(self._engine.name).model
             try:
                 self._environment.require_room(len(ids), model)
@@ -155,7 +154,7 @@ class Repairs:
                     self._engine.name, "warning", f"Reimage, not Replace: {error.message}"
                 )
             else:
-                version = images.resolve(images.address_of(model.image_reference))
+                version = self._environment.images.version_for(model.image_reference)
                 return Replace(ids, version, started_by="Platform")
         kind = Restart if wanted == "Restart" else Reimage
         return kind(ids, started_by="Platform")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pytest_vmss.clock import run_concurrently
+from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.engine import planner
 from pytest_vmss.engine.preflight import file_uris, unreachable
 from pytest_vmss.engine.work import Worker
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
-from pytest_vmss.errors import CapacityError
+from pytest_vmss.errors import CapacityError, WaitTimeoutError
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import ENDED, OperationReport
 from pytest_vmss.operations import kind_of
@@ -177,11 +178,14 @@ class Rollout:
         )  # fmt: skip
         # After a resume only the time of day tells how much has passed; it may have been set back.
         passed = max((clock.now() - last).total_seconds(), 0.0)
-        end = clock.monotonic() + pause - passed
-        while (left := end - clock.monotonic()) > 0:
-            if self._journal.operation(report.record.id).cancel_requested is not None:
-                return
-            clock.sleep(min(left, 1.0))
+        with contextlib.suppress(WaitTimeoutError):
+            wait_for(
+                "a cancellation during the pause",
+                lambda: self._journal.operation(report.record.id).cancel_requested,
+                timeout=max(pause - passed, 0.0),
+                clock=clock,
+                interval=1.0,
+            )
 
     def _stop(self, report: OperationReport) -> None:
         """Ends an upgrade as Faulted; first rolls failed instances back if the policy says so."""

@@ -7,14 +7,13 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pytest_vmss.errors import ConflictError, HostError, LabError
 from pytest_vmss.host.addresses import addresses_in, claim_network, claims
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.host.locks import is_locked
 from pytest_vmss.host.ownership import require_own
 from pytest_vmss.host.paths import LabPaths, process_root
 from pytest_vmss.hypervisor import Hypervisor
@@ -97,7 +96,6 @@ class LabIdentity:
         connect: The libvirt connection that the user chose for its machines.
         embedded: Folder of libvirt's embedded driver, if that is used.
         ending: Whether its machines are gone and only its files are left to be removed.
-        in_use: See :class:`~pytest_vmss.host.paths.LabPaths`.
     """
 
     id: str
@@ -107,12 +105,6 @@ class LabIdentity:
     connect: str | None = None
     embedded: str = ""
     ending: bool = False
-    in_use: Path = field(default=Path(), compare=False)
-
-    @property
-    def owner_alive(self) -> bool:
-        """Whether a process has the lab open: decided by its lock, never by a process id (Q2)."""
-        return is_locked(self.in_use)
 
 
 def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
@@ -150,7 +142,7 @@ def read_identity(paths: LabPaths) -> LabIdentity:
         str(written.get("network"))
     ):
         raise ValueError(f"{paths.identity}: id and network are not those of a lab")
-    return LabIdentity(**{name: written[name] for name in kinds}, in_use=paths.in_use)
+    return LabIdentity(**{name: written[name] for name in kinds})
 
 
 def write_identity(
@@ -184,9 +176,7 @@ def write_ending(paths: LabPaths, identity: LabIdentity) -> None:
 
 
 def _write(paths: LabPaths, identity: LabIdentity) -> None:
-    written = asdict(identity)
-    del written["in_use"]
-    write_durably(paths.identity, json.dumps(written).encode())
+    write_durably(paths.identity, json.dumps(asdict(identity)).encode())
 
 
 class LabNetworks:

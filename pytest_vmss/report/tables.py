@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pytest_vmss.api.operation import stages_of
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.guest import SSH_PORT
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.report.say import plain
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
@@ -52,7 +53,7 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
             ]
         else:
             view += ["", "", "", ""]
-        address, port = instance.address(22)
+        address, port = instance.address(SSH_PORT)
         view.append(f"{address}:{port}")
         cells = [plain(entry) for entry in view]
         if health:

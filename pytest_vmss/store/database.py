@@ -440,16 +440,22 @@ class Store:
                 clean(message),
             )  # fmt: skip
 
-    def events(self, *, after: int = 0, scale_set: str | None = None) -> list[EventRecord]:
-        """Returns the events with higher ids, oldest first."""
+    def events(
+        self, *, after: int = 0, scale_set: str | None = None, operation: str | None = None
+    ) -> list[EventRecord]:
+        """Returns events, oldest first.
+
+        Args:
+            after: Only those with higher ids.
+            scale_set: Only those of this set.
+            operation: Only those of this operation.
+        """
         columns = "id, time, scale_set, instance_id, operation, kind, message"
         rows = self._read(
             f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "  # noqa: S608
-            "ORDER BY id",
-            after,
-            scale_set,
-            scale_set,
-        )
+            "AND (? IS NULL OR operation = ?) ORDER BY id",
+            after, scale_set, scale_set, operation, operation,
+        )  # fmt: skip
         names = columns.split(", ")
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 

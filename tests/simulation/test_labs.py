@@ -17,6 +17,7 @@ import pytest
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import ConflictError, LabError
+from pytest_vmss.host.locks import is_locked
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.identity import labs_folder, networks_folder, read_identity
 from pytest_vmss.labs.place import open_place
@@ -237,7 +238,7 @@ def test_a_forked_child_that_ends_takes_nothing_with_it(settings: Settings) -> N
                 refused += "fork" in error.message
         os._exit(10 + refused)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 13
-    assert lab.identity.owner_alive
+    assert is_locked(lab.paths.in_use)
     assert reap(settings) == []
     lab.store.event("", "still", "here")
     lab.destroy()
@@ -277,10 +278,10 @@ def test_after_the_clock_was_set(settings: Settings, monkeypatch: pytest.MonkeyP
     lab = Lab.session(settings)
     real = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: real(process) + 3600)
-    assert lab.identity.owner_alive
+    assert is_locked(lab.paths.in_use)
     assert reap(settings) == []
     lab.destroy()
-    assert not lab.identity.owner_alive
+    assert not is_locked(lab.paths.in_use)
 
 
 def test_a_lab_that_another_process_has_open_is_not_removed(settings: Settings) -> None:
