@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,11 +44,12 @@ from pytest_vmss.host.capacity import check_capacity
 from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.host.ownership import require_own, require_trusted
 from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
+from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import (
     LabIdentity,
     LabNetworks,
-    lab_paths,
+    find_lab,
     labs_folder,
     networks_folder,
     open_hypervisor,
@@ -154,7 +156,8 @@ class Lab:
             ConflictError: Another process is creating or removing it, and does not finish.
             CapacityError: All loopback networks of the host are claimed.
         """
-        return cls._at(settings, lab_paths(settings, name).folder, "lasting")
+        settings, paths = find_lab(settings, name)
+        return cls._at(settings, paths.folder, "lasting")
 
     @classmethod
     def session(cls, settings: Settings) -> Self:
@@ -196,10 +199,11 @@ class Lab:
         in_use = _use(paths)
         try:
             paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            paths.folder.chmod(0o700)
+            _close_to_others(paths.folder)
             for below in (paths.run, paths.sets, paths.locks):
                 below.mkdir(exist_ok=True, mode=0o700)
-            if not paths.identity.exists():
+            is_new = not paths.identity.exists()
+            if is_new:
                 write_identity(settings, paths, kind)
             elif not paths.database.exists() and any(paths.sets.iterdir()):
                 raise LabError(
@@ -208,7 +212,12 @@ class Lab:
                 )
             identity = read_identity(paths)
             lab_key(paths.key)
-            return cls(settings, paths.folder, identity, in_use=in_use)
+            lab = cls(settings, paths.folder, identity, in_use=in_use)
+            if is_new and (as_root := choose_account(settings.state_dir)).reason:
+                lab.store.event(
+                    "", "warning", f"QEMU runs as root, since {as_root.reason}: {as_root.mend}"
+                )
+            return lab
         except BaseException:
             in_use.release()
             with contextlib.suppress(OSError, LabError, ConflictError):  # else `vmss reap` does it
@@ -580,10 +589,25 @@ def _require_own(settings: Settings, paths: LabPaths) -> None:
     """
     shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
     require_trusted(settings.state_dir)
-    for folder in (settings.state_dir, *shared):
+    if not settings.state_dir.is_dir():
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _open_to_qemu(settings.state_dir)
+    for folder in shared:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     require_trusted(settings.state_dir)
     require_own(*shared, settings.state_dir / PROCESS_ROOTS)
+    _open_to_qemu(labs_folder(settings))
+
+
+def _open_to_qemu(folder: Path) -> None:
+    """Lets QEMU's account pass through a folder of root's; nobody else can list it (R4)."""
+    if os.geteuid() == 0:
+        folder.chmod(0o711)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Makes a lab's folder private, but for QEMU's group, which may enter it (R4)."""
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & 0o710 | 0o700)
 
 
 def _door(paths: LabPaths) -> Lock:

@@ -23,6 +23,7 @@ from pytest_vmss.host.files import write_durably
 from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.host.ownership import mend_ownership, obstacle, told_obstacle
 from pytest_vmss.host.paths import PROCESS_ROOTS
+from pytest_vmss.host.qemu_account import QemuAccount
 
 __all__ = ["Connection", "default_uri", "open_connection"]
 
@@ -80,13 +81,16 @@ def default_uri(folder: Path) -> str:
     return f"qemu:///embed?root={folder}"
 
 
-def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection:
+def open_connection(
+    uri: str | None, *, folder: Path, cache: Path, account: QemuAccount | None = None
+) -> Connection:
     """Opens a libvirt connection.
 
     Args:
         uri: The connection URI; None for the default.
         folder: Folder for the embedded driver's files.
         cache: Folder where what libvirt learns about QEMU is cached across labs.
+        account: What machines run as; None for the account of this process.
 
     Raises:
         HostError: libvirt or its QEMU driver is missing or does not respond.
@@ -98,14 +102,15 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
     uri = uri or default_uri(folder)
     if uri.startswith("qemu:///embed"):
         root = Path(uri.partition("root=")[2].partition("&")[0] or folder)
-        uri = _Embedded.claim(root, cache).uri
+        uri = _Embedded.claim(root, cache, account).uri
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
         raise _no_answer(uri, error) from error
-    # The system daemon's own user has no access to root's folders.
-    run_as = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
-    return Connection(connection, uri, run_as)
+    # The driver's default account has no access to the files of a lab that has none.
+    is_roots = os.geteuid() == 0 and uri.startswith(("qemu:///system", "qemu:///embed"))
+    own = "+0:+0" if is_roots else None
+    return Connection(connection, uri, own if account is None else account.label)
 
 
 def _no_answer(uri: str, refused: libvirt.libvirtError) -> HostError:
@@ -150,7 +155,7 @@ class _Embedded:
     _claimed: ClassVar[_Embedded | None] = None
     _claiming: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, root: Path, cache: Path) -> None:
+    def __init__(self, root: Path, cache: Path, account: QemuAccount | None) -> None:
         self.root = root
         self._process = os.getpid()
         try:
@@ -164,8 +169,11 @@ class _Embedded:
             try:
                 for folder in (root.parent, root):  # 0700 whatever the umask
                     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                (root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._write_configuration(cache)
+                for name in ("etc", "log", "run"):
+                    (root / name).mkdir(exist_ok=True, mode=0o700)
+                if account is not None:
+                    self._let_in()
+                self._write_configuration(cache, account)
                 self._link = _short_link(root)
             except BaseException:
                 self._lock.release()
@@ -179,7 +187,7 @@ class _Embedded:
         atexit.register(self._release)
 
     @classmethod
-    def claim(cls, root: Path, cache: Path) -> _Embedded:
+    def claim(cls, root: Path, cache: Path, account: QemuAccount | None) -> _Embedded:
         """Returns the process's driver for a folder, claiming the folder first if necessary.
 
         Raises:
@@ -188,7 +196,7 @@ class _Embedded:
         """
         with cls._claiming:
             if cls._claimed is None:
-                cls._claimed = cls(root, cache)
+                cls._claimed = cls(root, cache, account)
             if cls._claimed._process != os.getpid():
                 raise ConflictError(
                     "libvirt's embedded driver runs in the process of which this one is a fork, "
@@ -202,11 +210,19 @@ class _Embedded:
                 )
             return cls._claimed
 
-    def _write_configuration(self, cache: Path) -> None:
-        owner = f'user = "+{os.geteuid()}"\ngroup = "+{os.getegid()}"\n'
-        text = (owner if os.geteuid() == 0 else "") + (
-            'stdio_handler = "file"\nremember_owner = 0\n'
-        )
+    def _let_in(self) -> None:
+        """Lets QEMU's account reach the folders that libvirt makes for each machine (R4)."""
+        below = (self.root / "lib", self.root / "lib/qemu")
+        for folder in below:
+            folder.mkdir(exist_ok=True)
+        shared = (self.root.parent,) if self.root.parent.name == PROCESS_ROOTS else ()
+        for folder in (*shared, self.root, *below):
+            folder.chmod(0o711)
+
+    def _write_configuration(self, cache: Path, account: QemuAccount | None) -> None:
+        run_as = account or QemuAccount(os.geteuid(), os.getegid())
+        owner = f'user = "+{run_as.uid}"\ngroup = "+{run_as.gid}"\n' if os.geteuid() == 0 else ""
+        text = owner + 'stdio_handler = "file"\nremember_owner = 0\n'
         write_durably(self.root / "etc/qemu.conf", text.encode())
         shared = cache / "libvirt"
         shared.mkdir(parents=True, exist_ok=True, mode=0o700)

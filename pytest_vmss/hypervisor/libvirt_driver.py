@@ -17,6 +17,7 @@ from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
 from pytest_vmss.host.accelerator import Choice, choose_accelerator
 from pytest_vmss.hypervisor import disks
+from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.connection import Connection, open_connection
 from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
@@ -71,18 +72,24 @@ class LibvirtHypervisor:
     Args:
         settings: Which connection and accelerator to use.
         folder: Folder for the embedded driver's files.
+        access: What machines run as; None for the account of this process.
 
     Raises:
         HostError: libvirt does not respond; nothing was changed.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self.choice: Choice = choose_accelerator(settings.accelerator)
+    def __init__(self, settings: Settings, folder: Path, access: Access | None = None) -> None:
+        account = None if access is None else access.account
+        self.choice: Choice = choose_accelerator(settings.accelerator, account)
+        self._access = access
         self._factor = settings.timeout_factor or self.choice.slow_factor
         self._guest_network = settings.guest_network
         self._open = functools.partial(
-            open_connection, settings.connect, folder=folder, cache=settings.cache_dir
-        )
+            open_connection, settings.connect, folder=folder, cache=settings.cache_dir,
+            account=account,
+        )  # fmt: skip
+        if access is not None:
+            access.admit()
         self.connection: Connection = self._open()
         self._define_lock = threading.Lock()
         self._reconnecting = threading.Lock()
@@ -165,10 +172,12 @@ class LibvirtHypervisor:
         )
         machine.agent.unlink(missing_ok=True)
         try:
+            if self._access is not None:
+                self._access.grant(machine)
             with self._define_lock:
                 domain = self.connection.libvirt.defineXML(xml)
             domain.create()
-        except libvirt.libvirtError as error:
+        except (libvirt.libvirtError, OSError) as error:
             raise HypervisorError(f"{machine.name} cannot be started: {error}") from error
 
     @_through_restarts

@@ -1,0 +1,65 @@
+"""Lets QEMU's own account use a machine's files, and nothing else of the lab (R4).
+
+All files stay root's; a lab's group is given what its machines need. Consoles and sockets are
+opened by libvirt, which hands them to QEMU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from dataclasses import dataclass
+from os import chown
+from pathlib import Path
+
+from pytest_vmss.host.paths import LabPaths
+from pytest_vmss.host.qemu_account import QemuAccount
+from pytest_vmss.hypervisor.protocol import Machine
+
+__all__ = ["Access"]
+
+_ENTER, _READ, _WRITE = 0o710, 0o640, 0o660
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the machines of a lab run as, and where their files are.
+
+    Attributes:
+        account: The account.
+        lab: The lab's folder.
+    """
+
+    account: QemuAccount
+    lab: Path
+
+    def admit(self) -> None:
+        """Lets the account enter the lab's folder, where libvirt's embedded driver may be.
+
+        Raises:
+            OSError: Its mode or group cannot be changed.
+        """
+        self._give(self.lab, _ENTER)
+
+    def grant(self, machine: Machine) -> None:
+        """Gives the account a machine's files; repeating it changes nothing.
+
+        No file is opened. A missing one is left to libvirt, which names it.
+
+        Raises:
+            OSError: A mode or a group cannot be changed.
+        """
+        self._give(machine.seed, _READ)
+        for path in (machine.os_disk, *(disk.path for disk in machine.data_disks)):
+            self._give(path, _WRITE)
+        for folder in (*machine.os_disk.parents, LabPaths(self.lab).images):
+            if folder.is_relative_to(self.lab):
+                self._give(folder, _ENTER)
+
+    def _give(self, path: Path, mode: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            if about.st_gid != self.account.gid:
+                chown(path, -1, self.account.gid)
+            if stat.S_IMODE(about.st_mode) != mode:
+                path.chmod(mode)
