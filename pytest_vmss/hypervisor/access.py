@@ -33,14 +33,6 @@ class Access:
     account: QemuAccount
     lab: Path
 
-    def admit(self) -> None:
-        """Lets the account enter the lab's folder, where libvirt's embedded driver may be.
-
-        Raises:
-            OSError: Its mode or group cannot be changed.
-        """
-        self._give(self.lab, _ENTER)
-
     def grant(self, machine: Machine) -> None:
         """Gives the account a machine's files; repeating it changes nothing.
 

@@ -102,14 +102,16 @@ def open_connection(
     uri = uri or default_uri(folder)
     if uri.startswith("qemu:///embed"):
         root = Path(uri.partition("root=")[2].partition("&")[0] or folder)
-        uri = _Embedded.claim(root, cache, account).uri
+        embedded = _Embedded.claim(root, cache)
+        if account is not None:
+            embedded.let_in()
+        uri = embedded.uri
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
         raise _no_answer(uri, error) from error
-    # The driver's default account has no access to the files of a lab that has none.
-    is_roots = os.geteuid() == 0 and uri.startswith(("qemu:///system", "qemu:///embed"))
-    own = "+0:+0" if is_roots else None
+    # The system daemon's own user has no access to the files of a lab without an account.
+    own = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
     return Connection(connection, uri, own if account is None else account.label)
 
 
@@ -155,7 +157,7 @@ class _Embedded:
     _claimed: ClassVar[_Embedded | None] = None
     _claiming: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, root: Path, cache: Path, account: QemuAccount | None) -> None:
+    def __init__(self, root: Path, cache: Path) -> None:
         self.root = root
         self._process = os.getpid()
         try:
@@ -171,9 +173,7 @@ class _Embedded:
                     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 for name in ("etc", "log", "run"):
                     (root / name).mkdir(exist_ok=True, mode=0o700)
-                if account is not None:
-                    self._let_in()
-                self._write_configuration(cache, account)
+                self._write_configuration(cache)
                 self._link = _short_link(root)
             except BaseException:
                 self._lock.release()
@@ -187,7 +187,7 @@ class _Embedded:
         atexit.register(self._release)
 
     @classmethod
-    def claim(cls, root: Path, cache: Path, account: QemuAccount | None) -> _Embedded:
+    def claim(cls, root: Path, cache: Path) -> _Embedded:
         """Returns the process's driver for a folder, claiming the folder first if necessary.
 
         Raises:
@@ -196,7 +196,7 @@ class _Embedded:
         """
         with cls._claiming:
             if cls._claimed is None:
-                cls._claimed = cls(root, cache, account)
+                cls._claimed = cls(root, cache)
             if cls._claimed._process != os.getpid():
                 raise ConflictError(
                     "libvirt's embedded driver runs in the process of which this one is a fork, "
@@ -210,19 +210,30 @@ class _Embedded:
                 )
             return cls._claimed
 
-    def _let_in(self) -> None:
-        """Lets QEMU's account reach the folders that libvirt makes for each machine (R4)."""
-        below = (self.root / "lib", self.root / "lib/qemu")
-        for folder in below:
-            folder.mkdir(exist_ok=True)
-        shared = (self.root.parent,) if self.root.parent.name == PROCESS_ROOTS else ()
-        for folder in (*shared, self.root, *below):
-            folder.chmod(0o711)
+    def let_in(self) -> None:
+        """Lets QEMU's account reach the folders that libvirt makes for each machine (R4).
 
-    def _write_configuration(self, cache: Path, account: QemuAccount | None) -> None:
-        run_as = account or QemuAccount(os.geteuid(), os.getegid())
-        owner = f'user = "+{run_as.uid}"\ngroup = "+{run_as.gid}"\n' if os.geteuid() == 0 else ""
-        text = owner + 'stdio_handler = "file"\nremember_owner = 0\n'
+        The driver's own account stays root, which probes what QEMU can do: libvirt 9.0 does that
+        for each start anew if its account may not open a ``/dev/kvm`` that exists.
+
+        Raises:
+            HostError: It cannot be done.
+        """
+        below = (self.root / "lib", self.root / "lib/qemu")
+        shared = (self.root.parent,) if self.root.parent.name == PROCESS_ROOTS else ()
+        try:
+            for folder in below:
+                folder.mkdir(exist_ok=True)
+            for folder in (*shared, self.root, *below):
+                folder.chmod(0o711)
+        except OSError as error:
+            raise HostError(f"{self.root} cannot be opened to QEMU's account: {error}") from error
+
+    def _write_configuration(self, cache: Path) -> None:
+        owner = f'user = "+{os.geteuid()}"\ngroup = "+{os.getegid()}"\n'
+        text = (owner if os.geteuid() == 0 else "") + (
+            'stdio_handler = "file"\nremember_owner = 0\n'
+        )
         write_durably(self.root / "etc/qemu.conf", text.encode())
         shared = cache / "libvirt"
         shared.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -88,8 +88,6 @@ class LibvirtHypervisor:
             open_connection, settings.connect, folder=folder, cache=settings.cache_dir,
             account=account,
         )  # fmt: skip
-        if access is not None:
-            access.admit()
         self.connection: Connection = self._open()
         self._define_lock = threading.Lock()
         self._reconnecting = threading.Lock()

@@ -171,7 +171,6 @@ def test_a_machines_files_and_no_others_are_given(tmp_path: Path) -> None:
     data = machine.data_disks[0].path
     before = data.stat()
     access = Access(QEMU, paths.folder)
-    access.admit()
     access.grant(machine)
     access.grant(machine)
     given = {
