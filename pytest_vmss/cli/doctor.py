@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,11 @@ from platformdirs import user_cache_path, user_config_path
 from pytest_vmss.errors import HostError, VmssError
 from pytest_vmss.host.accelerator import choose_accelerator
 from pytest_vmss.host.ownership import account_name, mend_ownership, obstacle
+from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.host.process import PACKAGES, require
 from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.image_builder.bootstrap import choose_way
+from pytest_vmss.labs.identity import labs_folder, read_identity
 from pytest_vmss.settings import Settings, former_state_dir
 
 __all__ = ["Finding", "examine"]
@@ -185,13 +188,25 @@ def _confinement(settings: Settings) -> Iterator[Finding]:
             "breaks out of QEMU reaches the disks of root's other labs",
             "give the container more group numbers, or each lab a container",
         )
-    former = former_state_dir(settings.state_dir)
-    if former is not None and any((former / "labs").glob("*")):
+    made_so = [] if chosen.account is None else _labs_as_root(settings)
+    if made_so:
         yield Finding(
             "note",
-            f"labs of an earlier version lie in {former}, and their QEMU runs as root",
-            f"delete their scale sets and remove {former}; labs made now are confined",
+            f"QEMU runs as root for labs that were made so: {', '.join(map(str, made_so))}",
+            "delete their scale sets, then the folders; labs made now are confined",
         )
+
+
+def _labs_as_root(settings: Settings) -> list[Path]:
+    """The folders of root's labs that an earlier version made, or that lay out of QEMU's reach."""
+    former = former_state_dir(settings.state_dir)
+    places = [settings] if former is None else [settings, replace(settings, state_dir=former)]
+    found = []
+    for folder in (folder for place in places for folder in labs_folder(place).glob("*")):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # no lab, or nobody's to open
+            if not read_identity(LabPaths(folder)).account:
+                found.append(folder)
+    return found
 
 
 def _accelerator(settings: Settings) -> Iterator[Finding]:

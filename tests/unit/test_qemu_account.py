@@ -14,11 +14,12 @@ import pytest
 
 from pytest_vmss import settings as settings_module
 from pytest_vmss.api.lab import Lab
+from pytest_vmss.cli import doctor
 from pytest_vmss.errors import HostError
 from pytest_vmss.host import qemu_account
 from pytest_vmss.host.accelerator import choose_accelerator
 from pytest_vmss.host.paths import LabPaths
-from pytest_vmss.host.qemu_account import ACCOUNT, QemuAccount, choose_account
+from pytest_vmss.host.qemu_account import ACCOUNT, AccountChoice, QemuAccount, choose_account
 from pytest_vmss.hypervisor import Disk, Machine
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.labs.identity import find_lab, labs_folder, read_identity
@@ -245,6 +246,9 @@ def test_roots_labs_of_earlier_versions_are_found_and_reaped(
     lab = Lab.open(now, "mine")
     lab.close()
     assert lab.paths.folder == labs_folder(before) / "mine"
+    monkeypatch.setattr(doctor, "choose_account", lambda _: AccountChoice(QEMU))
+    told = list(doctor._confinement(now))[-1]
+    assert (told.level, str(lab.paths.folder) in told.what) == ("note", True)
     assert find_lab(now, "other") == (now, LabPaths(labs_folder(now) / "other"))
     assert reap(now) == [f"removed the folder {folder}, whose making was cut short"]
     # Of two by one name the new one counts.
