@@ -12,7 +12,7 @@ from pytest_vmss.host.ownership import account_name
 from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.settings import TCG_FACTOR, Accelerator
 
-__all__ = ["Choice", "choose_accelerator"]
+__all__ = ["Choice", "choose_accelerator", "describe_cpu"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,23 @@ def _usable(device: Path, account: QemuAccount | None) -> tuple[bool, str, str]:
         return usable, "add your user to the group kvm", f"adduser {account_name()} kvm"
     mend = f"chgrp kvm {device} && chmod g+rw {device}"
     return account.may_open(device), f"let {account.name} use it, as QEMU runs: {mend}", mend
+
+
+def describe_cpu(accelerator: Accelerator, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns what a running guest depends on besides QEMU: under KVM, the CPU and the kernel.
+
+    Args:
+        accelerator: The accelerator in use.
+        cpuinfo: File with the CPU's description.
+    """
+    if accelerator == "tcg":
+        return f"tcg {platform.machine()}"
+    told = dict.fromkeys(("model name", "microcode", "flags"), "")
+    try:
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if told.get(name.strip()) == "":
+                told[name.strip()] = value.strip()
+    except OSError:
+        pass
+    return f"kvm {platform.machine()} {platform.release()} {' '.join(told.values())}"

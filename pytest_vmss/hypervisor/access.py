@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from os import chown
 from pathlib import Path
@@ -19,6 +20,8 @@ from pytest_vmss.hypervisor.protocol import Machine
 __all__ = ["Access"]
 
 _ENTER, _READ, _WRITE = 0o710, 0o640, 0o660
+#: Of frozen disks, which are links that labs share: whoever may enter the folder reads them.
+_READ_BY_ALL = 0o444
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,29 @@ class Access:
         self._give(machine.seed, _READ)
         for path in (machine.os_disk, *(disk.path for disk in machine.data_disks)):
             self._give(path, _WRITE)
-        for folder in (*machine.os_disk.parents, LabPaths(self.lab).images):
+        for folder in (
+            *machine.os_disk.parents, LabPaths(self.lab).images, *self._checkpoints(),
+        ):  # fmt: skip
             if folder.is_relative_to(self.lab):
                 self._give(folder, _ENTER)
 
+    def _checkpoints(self) -> Iterator[Path]:
+        """Opens the frozen disks on which machines may be based; yields the folders on the way."""
+        top = LabPaths(self.lab).checkpoint("-").parent
+        yield top
+        for folder in top.glob("[!.]*/"):
+            yield folder
+            for disk in folder.glob("*.qcow2"):
+                self._set_mode(disk, _READ_BY_ALL)
+
     def _give(self, path: Path, mode: int) -> None:
         with contextlib.suppress(FileNotFoundError):
-            about = path.stat()
-            if about.st_gid != self.account.gid:
+            if path.stat().st_gid != self.account.gid:
                 chown(path, -1, self.account.gid)
-            if stat.S_IMODE(about.st_mode) != mode:
+            self._set_mode(path, mode)
+
+    @staticmethod
+    def _set_mode(path: Path, mode: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_IMODE(path.stat().st_mode) != mode:
                 path.chmod(mode)

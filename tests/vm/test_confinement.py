@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.api.lab import Lab
+from pytest_vmss.checkpoints import CheckpointFiles
 from pytest_vmss.host.qemu_account import ACCOUNT, QemuAccount, choose_account
 from pytest_vmss.hypervisor import Disk, Machine, PowerState, Seed
 from pytest_vmss.settings import Settings
@@ -154,3 +155,35 @@ def test_qemu_starts_again_on_the_same_disks(labs: tuple[Running, Running]) -> N
     hypervisor.start(running.machine)
     (running.pid,) = qemu_processes(running.machine.name)
     assert running.status("Uid")[0] == str(running.account.uid)
+
+
+def test_machines_of_two_labs_go_on_from_one_checkpoint(labs: tuple[Running, Running]) -> None:
+    """R4, L1: frozen disks are links that both labs have; each reads them by its own way."""
+    maker, other = labs
+    made, taken = (
+        CheckpointFiles(running.lab.paths.checkpoint(name))
+        for running, name in ((maker, "key.1"), (other, "key.2"))
+    )
+    hypervisor = maker.lab.hypervisor
+    for files in (made, taken):
+        files.folder.mkdir(parents=True, mode=0o700)
+    hypervisor.save(maker.machine.name, made.memory(0))
+    hypervisor.freeze_disk(maker.machine.os_disk, made.os_disk(0), made.image(maker.image.stem))
+    hypervisor.freeze_disk(maker.machine.data_disks[0].path, made.data_disk(0, 0), None)
+    for path in made.folder.iterdir():
+        (taken.folder / path.name).hardlink_to(path)
+    other.lab.hypervisor.power_off(other.machine.name)
+    for running, files in ((maker, made), (other, taken)):
+        hypervisor, machine = running.lab.hypervisor, running.machine
+        hypervisor.create_layer(machine.os_disk, files.os_disk(0))
+        hypervisor.create_layer(machine.data_disks[0].path, files.data_disk(0, 0))
+        hypervisor.restore(machine, files.memory(0))
+        (running.pid,) = qemu_processes(machine.name)
+        assert running.status("Uid")[0] == str(running.account.uid)
+        assert running.status("Gid")[0] == str(running.account.gid)
+    assert made.os_disk(0).samefile(taken.os_disk(0))
+    for mine, files, theirs in ((maker, made, taken), (other, taken, made)):
+        assert mine.may("-r", files.os_disk(0))
+        assert not mine.may("-w", files.os_disk(0))
+        assert not mine.may("-r", files.memory(0))
+        assert not mine.may("-r", theirs.os_disk(0))
