@@ -97,6 +97,7 @@ __all__ = ["DEFAULT_LAB", "Lab"]
 
 #: The lab that is used when none is named.
 DEFAULT_LAB = "default"
+_AS_ROOT = "QEMU runs as root"
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
 #: Seconds to read a report of the Application Health extension over the guest agent.
@@ -205,8 +206,7 @@ class Lab:
             _close_to_others(paths.folder)
             for below in (paths.run, paths.sets, paths.locks):
                 below.mkdir(exist_ok=True, mode=0o700)
-            is_new = not paths.identity.exists()
-            if is_new:
+            if not paths.identity.exists():
                 write_identity(settings, paths, kind)
             elif not paths.database.exists() and any(paths.sets.iterdir()):
                 raise LabError(
@@ -215,12 +215,7 @@ class Lab:
                 )
             identity = read_identity(paths)
             lab_key(paths.key)
-            lab = cls(settings, paths.folder, identity, in_use=in_use)
-            if is_new and (as_root := choose_account(settings.state_dir)).reason:
-                lab.store.event(
-                    "", "warning", f"QEMU runs as root, since {as_root.reason}: {as_root.mend}"
-                )
-            return lab
+            return cls(settings, paths.folder, identity, in_use=in_use)
         except BaseException:
             in_use.release()
             with contextlib.suppress(OSError, LabError, ConflictError):  # else `vmss reap` does it
@@ -326,7 +321,17 @@ class Lab:
     def _connect(self) -> Hypervisor:
         hypervisor = open_hypervisor(self.settings, self.identity)
         self._consoles.start()
+        if os.geteuid() == 0 and not self.identity.account:
+            self._tell_as_root()
         return hypervisor
+
+    def _tell_as_root(self) -> None:
+        """Records once that the lab's QEMU runs as root, and why (R4)."""
+        if any(event.message.startswith(_AS_ROOT) for event in self.store.events()):
+            return
+        chosen = choose_account(self.settings.state_dir)
+        why = f"{chosen.reason}: {chosen.mend}" if chosen.reason else "the lab was made so"
+        self.store.event("", "warning", f"{_AS_ROOT}, since {why}")
 
     def _require_room(self, count: int, size: VmSize) -> None:
         check_capacity(
