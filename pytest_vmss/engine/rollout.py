@@ -117,11 +117,14 @@ class Rollout:
             self._stop(report)
             return None
         # Whether anything is left does not depend on health, and observing health takes time.
-        decision = self._decide(report, _members(report, self._instances()))
+        records = self._instances()
+        members = _members(report, records)
+        decision = self._decide(report, members)
         if isinstance(decision, planner.Batch):
             self._pause(report)
-            records = self._instances()  # some may have been protected meanwhile
-            members = _members(report, records)
+            before, records = records, self._instances()
+            if records != before:  # such as one that was protected meanwhile
+                members = _members(report, records)
             if self._journal.operation(operation_id).cancel_requested is not None:
                 self._journal.end(
                     operation_id, "Cancelled", reason="cancelled after the current batch"
