@@ -506,7 +506,8 @@ class ScaleSet:
 
         A changed image replaces the OS disk; a changed size or changed data disks require a
         restart; changed extensions run again. Changed custom data reaches an instance with
-        its next OS disk, as in Azure.
+        its next OS disk, as in Azure. An instance that never came up on its OS disk, because it
+        did not boot or its custom data did not run to its end, gets a fresh one.
 
         Args:
             ids: Instance ids; None for all.
