@@ -21,7 +21,7 @@ from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import HostError, NotFoundError, VmssError, error_text
-from pytest_vmss.report import stage_table, upgrade_summary
+from pytest_vmss.report import LiveView, stage_table, upgrade_summary
 from pytest_vmss.settings import (
     OUTBOUND,
     Accelerator,
@@ -40,6 +40,7 @@ __all__ = [
     "open_lab",
     "read_custom_data",
     "read_script",
+    "run_due",
     "show_upgrade",
 ]
 
@@ -181,6 +182,23 @@ def show_upgrade(lab: Lab, upgrade: Operation) -> None:
     """Prints how an operation ended, and how long its stages took."""
     console.print(upgrade_summary(upgrade.report))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
+
+
+def run_due(lab: Lab) -> None:
+    """Runs the automatic upgrades that are due, and prints them; exits with status 1 if one failed."""
+    before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}
+    with LiveView(lab.store, console):
+        lab.run_due()
+    fresh = [
+        entry
+        for scale_set in lab.scale_sets()
+        for entry in scale_set.history(limit=None)
+        if entry.id not in before
+    ]
+    for entry in fresh:
+        show_upgrade(lab, entry)
+    if any(not entry.completed for entry in fresh):
+        sys.exit(1)
 
 
 def find_instance(scale_set: ScaleSet, instance_id: int) -> Instance:

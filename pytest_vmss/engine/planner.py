@@ -194,9 +194,7 @@ def _stopped_by_upgraded(
     if not bad or share <= limit:
         return None
     told = {"failed": progress.failed, "are unhealthy now": sick}
-    counts = " and ".join(
-        f"{len(ids)} {what} ({_names(ids)})" for what, ids in told.items() if ids
-    )
+    counts = " and ".join(f"{len(ids)} {what} ({_names(ids)})" for what, ids in told.items() if ids)
     return Stop(
         "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade",
         f"{_FAILED} after exceeding the MaxUnhealthyUpgradedInstancePercent value defined in the "

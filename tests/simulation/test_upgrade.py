@@ -123,7 +123,7 @@ def test_a_bad_version_is_stopped_and_undone(
 
 
 def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:
-    """C1: one automatic attempt; a higher version is another upgrade."""
+    """C1: nothing has changed; a higher version is another upgrade."""
     web = lab.start_web()
     lab.roll(web, "1.1.0", Behaviour.PANICS)
     lab.run_due()
