@@ -73,7 +73,6 @@ __all__ = ["Ids", "ScaleSet"]
 #: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
 Ids = Iterable[int | str] | None
 
-_UPGRADE_LIMIT = 3600.0
 _HTTPS = 443
 
 
@@ -311,11 +310,11 @@ class ScaleSet:
         """
         self._engine.cancel()
 
-    def wait_for_upgrade(self, *, timeout: float = _UPGRADE_LIMIT) -> Upgrade:
+    def wait_for_upgrade(self, *, timeout: float | None = None) -> Upgrade:
         """Waits for the automatic upgrade that a publication triggered.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds; None for the setting ``timeouts.wait``, a day.
 
         Returns:
             The oldest upgrade that no earlier call has returned, once it has ended.
@@ -325,7 +324,8 @@ class ScaleSet:
             UpgradeError: None is due, or it could not be started; the message says why.
             WaitTimeoutError: It did not end in time.
         """
-        check_seconds(timeout, "timeout")
+        timeout = check_seconds(timeout, "timeout", none=True)
+        limit = self._environment.base_timeouts.wait if timeout is None else timeout
 
         def probe() -> Upgrade | None:
             idle = self._controller.is_idle(self.name)
@@ -344,12 +344,12 @@ class ScaleSet:
             upgrade = wait_for(
                 f"the upgrade of {self.name} to end",
                 probe,
-                timeout=timeout,
+                timeout=limit,
                 clock=self._environment.clock,
             )
         except WaitTimeoutError as error:
             running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
-            raise WaitTimeoutError(error.what, timeout=timeout, last="\n".join(running)) from error
+            raise WaitTimeoutError(error.what, timeout=limit, last="\n".join(running)) from error
         return self._taken(upgrade.id)
 
     def _require_due(self) -> None:

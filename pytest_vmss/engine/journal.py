@@ -412,9 +412,7 @@ class Journal:
 
     def _check_deadline(self, context: InstanceContext, phase: str) -> None:
         if context.deadline is not None and self._environment.clock.monotonic() > context.deadline:
-            raise WaitTimeoutError(
-                f"the {phase} of {context.name} to end", timeout=context.base_timeouts.instance
-            )
+            raise WaitTimeoutError(f"the {phase} of {context.name} to end", timeout=context.limit)
 
     def add_batch(
         self, report: OperationReport, instance_ids: tuple[int, ...], reason: str

@@ -213,7 +213,7 @@ def _stopped_by_time(policy: Policy, progress: Progress, pending: int) -> Stop |
     return Stop(
         "RollingUpgradeTimeoutError",
         f"Rolling Upgrade did not end within {limit:.0f} s; {pending} instances are left as they "
-        "were. Raise the limit (Timeouts.upgrade), or start the upgrade again to go on.",
+        "were. Raise the limit (setting timeouts.upgrade), or start the upgrade again to go on.",
         f"{progress.elapsed:.0f} s are more than {limit:.0f} s",
     )
 

@@ -73,10 +73,7 @@ class HealthSources:
     @property
     def grace(self) -> float:
         """Seconds for which an application may be Initializing."""
-        settings = self.application
-        if settings is None or settings.grace_period is None:
-            return 0.0
-        return float(settings.grace_period + 2 * settings.interval_in_seconds)
+        return 0.0 if self.application is None else self.application.grace_seconds
 
 
 @dataclass(frozen=True)
