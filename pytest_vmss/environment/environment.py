@@ -114,6 +114,17 @@ class Environment:
         """The timeouts for guests on this host."""
         return self.base_timeouts.scaled(self.hypervisor.slow_factor)
 
+    def instance_limit(self, *models: ScaleSetModel, timeouts: Timeouts | None = None) -> float:
+        """Seconds for everything that an operation does to one instance of a model (G4).
+
+        Args:
+            models: The model, or several of which the most generous counts.
+            timeouts: The instance's timeouts; the lab's otherwise.
+        """
+        factor = self.hypervisor.slow_factor
+        budgets = max(_budgets(model, factor) for model in models)
+        return (timeouts or self.timeouts).limit_of_instance(budgets)
+
     @cached_property
     def revisions(self) -> Revisions:
         """The models of the lab's sets."""
@@ -226,9 +237,8 @@ class InstanceContext:
         The models that it goes from and to both count: a rollback has the same limit.
         """
         numbers = {self.record.revision, self.environment.set_record(self.scale_set).revision}
-        factor = self.environment.hypervisor.slow_factor
-        budgets = max(_budgets(self.revision(number).model, factor) for number in numbers)
-        return self.base_timeouts.limit_of_instance(budgets)
+        models = [self.revision(number).model for number in numbers]
+        return self.environment.instance_limit(*models, timeouts=self.base_timeouts)
 
     @property
     def timeouts(self) -> Timeouts:

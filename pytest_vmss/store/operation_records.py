@@ -58,6 +58,7 @@ class OperationRecord(Record):
         protections: The set's ``protections`` when it was opened.
         rollback: Whether to roll back an instance that does not recover.
         checkpoint: Key of the checkpoint from which it restores instances, or that it makes.
+        zone: The zone that it claims among the upgrades to the same version (D4); empty if none.
         metrics_read: Whether the applications' custom metrics are in the outcomes.
         elapsed: Seconds it had taken when its last batch ended.
         batch_ended: When that was.
@@ -85,6 +86,7 @@ class OperationRecord(Record):
     rollback: bool = False
     skip_shutdown: bool = False
     checkpoint: str = ""
+    zone: str = ""
     metrics_read: bool = False
     cancel_requested: datetime | None = None
     elapsed: float = 0.0
