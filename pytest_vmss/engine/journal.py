@@ -215,7 +215,7 @@ class Journal:
             self.update(
                 operation_id,
                 status=status,
-                ended=self._environment.clock.now(),
+                ended=max(self._environment.clock.now(), self.operation(operation_id).started),
                 error_code=code,
                 error_message=message,
                 reason=reason,

@@ -245,6 +245,30 @@ def test_a_pause_ends_when_the_upgrade_is_cancelled(lab: SimulatedLab) -> None:
     check_accounts(lab, web)
 
 
+def test_a_clock_set_back_turns_no_times_round(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J1, J2: nothing happens to an upgrade before it starts."""
+    web = start(lab, 3, pauseTimeBetweenBatches="PT1H")
+    sleep, now = lab.virtual.sleep, lab.virtual.now
+
+    def cancelling(seconds: float) -> None:
+        if any(event.kind == "pause" for event in lab.store.events()):
+            monkeypatch.setattr(lab.virtual, "now", lambda: now() - timedelta(days=1))
+            if web.unfinished and web.unfinished.record.cancel_requested is None:
+                web.cancel()
+        sleep(seconds)
+
+    monkeypatch.setattr(lab.virtual, "sleep", cancelling)
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.cancelled
+    running = web.rolling_upgrade_status()["properties"]["runningStatus"]
+    assert running["lastAction"] == "Cancel"
+    assert running["lastActionTime"] >= running["startTime"]
+    assert upgrade.record.ended is not None
+    assert upgrade.record.ended >= upgrade.record.started
+
+
 def test_surge_creates_before_it_removes(lab: SimulatedLab) -> None:
     """D9: new ids; never fewer than the capacity serve."""
     web = start(lab, 3, maxSurge=True)
