@@ -22,6 +22,7 @@ __all__ = [
     "Settings",
     "Timeouts",
     "default_guest_network",
+    "former_state_dir",
 ]
 
 Accelerator = Literal["kvm", "tcg"]
@@ -35,9 +36,30 @@ _DISKS_S = 600.0
 TCG_FACTOR = 10.0
 
 
+#: The folder of root's labs: QEMU's own account may enter it, unlike root's home (R4).
+_ROOTS_STATE_DIR = Path("/var/lib/pytest-vmss")
+
+
 def default_state_dir() -> Path:
-    """The folder of all labs: ``VMSS_STATE_DIR``, or else the user's state folder."""
-    return _absolute(Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")))
+    """The folder of all labs: ``VMSS_STATE_DIR``, or else the user's state folder.
+
+    Root's is ``/var/lib/pytest-vmss`` unless ``XDG_STATE_HOME`` is set.
+    """
+    given = os.environ.get("VMSS_STATE_DIR")
+    if not given and os.geteuid() == 0 and not os.environ.get("XDG_STATE_HOME"):
+        return _ROOTS_STATE_DIR
+    return _absolute(Path(given or user_state_path("pytest-vmss")))
+
+
+def former_state_dir(state_dir: Path) -> Path | None:
+    """The folder of root's labs of earlier versions, in root's home; None if there is none.
+
+    Args:
+        state_dir: The folder of all labs.
+    """
+    former = user_state_path("pytest-vmss")
+    is_default = os.geteuid() == 0 and state_dir == _ROOTS_STATE_DIR
+    return former if is_default and former != state_dir and former.is_dir() else None
 
 
 def default_cache_dir() -> Path:

@@ -158,8 +158,6 @@ class CheckpointCache:
             return self._shrink(limit)
 
     def _shrink(self, limit: int, *, spare: str = "") -> list[Entry]:
-        for part in self._folder.glob(f"*{PART}"):
-            shutil.rmtree(part)  # its process was killed, as it would hold the lock
         entries = self.entries()
         total = sum(entry.size for entry in entries)
         removed = []
@@ -202,7 +200,7 @@ class _Released:
 def _link(source: Path, target: Path) -> None:
     """Links all files of a folder into a new one: all of them, or none."""
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for left in target.parent.glob(f"{target.name}-*{PART}"):
+    for left in target.parent.glob(f"*{PART}"):
         shutil.rmtree(left)  # its process was killed, as it would hold the cache's lock
     part = target.with_name(f"{target.name}-{secrets.token_hex(4)}{PART}")
     part.mkdir(mode=0o700)

@@ -285,16 +285,17 @@ class Journal:
         Raises:
             NotFoundError: The operation does not include it.
         """
-        result = self._store.get(
-            OutcomeRecord, self._name.lower(), context.operation, context.instance_id
-        )
+        result = self._store.get(OutcomeRecord, *self._outcome_key(context))
         if result is None:
             raise NotFoundError(f"{context.name} has no part in the operation {context.operation}")
         return result
 
     def note(self, context: InstanceContext, **changes: object) -> OutcomeRecord:
         """Amends an instance's outcome record."""
-        return self._store.amend(self.result(context), **changes)
+        return self._store.change(OutcomeRecord, *self._outcome_key(context), **changes)
+
+    def _outcome_key(self, context: InstanceContext) -> tuple[str, str, int]:
+        return (self._name.lower(), context.operation, context.instance_id)
 
     def outcome(self, context: InstanceContext, outcome: Outcome) -> None:
         """Records an instance's outcome."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ class FreezeDisks:
         for path, frozen, base in disks:
             environment.hypervisor.freeze_disk(path, frozen, base)
             environment.hypervisor.create_layer(path, frozen)
-        _link(environment.paths.seed(*place), files.seed(number))
+        _copy(environment.paths.seed(*place), files.seed(number))
         _copy(environment.paths.console(*place), files.console(number))
 
 
@@ -119,7 +118,6 @@ class RestoreDisks:
                     host_key=saved.host_key,
                     ssh_key=str(files.ssh_key),
                     created=environment.clock.now(),
-                    started=True,
                     boot_id=saved.boot_id,
                     kernel=saved.kernel,
                     found_version=saved.found_version,
@@ -139,7 +137,7 @@ class RestoreDisks:
             return  # restored before a crash; its disks are in use
         for path, frozen in disks:
             environment.hypervisor.create_layer(path, frozen)
-        _link(files.seed(number), environment.paths.seed(*place))
+        _copy(files.seed(number), environment.paths.seed(*place))
         _copy(files.console(number), environment.paths.console(*place))
 
 
@@ -154,6 +152,8 @@ class RestoreMemory:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
+        generation = context.existing(self.generation)
+        context.environment.store.amend(generation, started=True)
         context.environment.hypervisor.restore(
             context.machine(self.generation),
             _files(context, self.checkpoint).memory(context.instance_id),
@@ -193,7 +193,7 @@ class DropRestored:
     checkpoint: str
     generation: int
 
-    def apply(self, context: InstanceContext) -> None:
+    def apply(self, context: InstanceContext) -> Conclusion:
         paths, number = context.environment.paths, context.instance_id
         place = (context.scale_set, number, self.generation)
         for path in (
@@ -206,6 +206,13 @@ class DropRestored:
             ),
         ):
             path.unlink(missing_ok=True)
+
+        def conclude() -> None:
+            generation = context.generation(self.generation)
+            if generation is not None:
+                context.environment.store.delete(generation)
+
+        return conclude
 
 
 def _saved(files: CheckpointFiles, instance_id: int) -> SavedInstance:
@@ -231,19 +238,11 @@ def _require(*paths: Path) -> None:
             raise CheckpointError(f"the checkpoint lacks {path}")
 
 
-def _link(path: Path, other: Path) -> None:
-    """Gives a file a second name, replacing what is there."""
-    part = other.with_name(other.name + PART)
-    part.unlink(missing_ok=True)
-    os.link(path, part)
-    if other.exists() and other.samefile(part):
-        part.unlink()  # rename does nothing if both are the same file
-    else:
-        part.replace(other)
-
-
 def _copy(path: Path, other: Path) -> None:
-    """Copies a log, if there is one, replacing what is there."""
+    """Copies a log or a seed, if there is one, replacing what is there.
+
+    A seed holds secrets, and a lab's group may read its own: it is no link that labs share.
+    """
     if not path.exists():
         return
     part = other.with_name(other.name + PART)

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles
-from pytest_vmss.errors import ModelError
+from pytest_vmss.errors import HypervisorError, ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
@@ -138,7 +138,9 @@ def test_what_guests_cannot_see_is_no_difference(lab: SimulatedLab) -> None:
     other = web_model(automatic=False, policy={"maxBatchInstancePercent": 50})
     web = create(lab, other)
     assert steps(lab, web) == {"restore"}
-    assert web.model.upgrade_policy.rolling_upgrade_policy.max_batch_instance_percent == 50
+    policy = web.model.upgrade_policy.rolling_upgrade_policy
+    assert policy is not None
+    assert policy.max_batch_instance_percent == 50
 
 
 @pytest.mark.parametrize("damage", ["memory", "os disk", "no memory"])
@@ -266,6 +268,39 @@ def test_the_cache_is_limited_and_can_be_emptied(
     (source,) = other.paths.checkpoint("any").parent.iterdir()
     small.keep(first.key, source)
     assert [entry.key for entry in small.entries()] == [first.key]  # the latest always stays
+
+
+def test_what_a_kill_left_half_linked_is_swept(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings
+) -> None:
+    create(lab)
+    for folder in (settings.cache_dir / "checkpoints", other.paths.checkpoint("any").parent):
+        (folder / "0-1.part").mkdir(parents=True)
+        (folder / "0-1.part/0-memory").touch()
+    create(other)
+    assert list(other.paths.folder.rglob("*.part")) == []
+    create(lab, web_model("api"))
+    assert list(settings.cache_dir.rglob("*.part")) == []
+
+
+def test_an_instance_that_neither_restores_nor_boots_is_kept_failed(
+    lab: SimulatedLab, other: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: what it says is true, and the next update mends it."""
+    create(lab)
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedHypervisor, "restore", refuse)
+        patch.setattr(SimulatedHypervisor, "create_data_disk", refuse)
+        with pytest.raises(ProvisioningError):
+            create(other)
+    web = other.scale_set("web")
+    assert {i.record.provisioning for i in web} == {"Failed"}
+    web.update_instances()
+    assert web.is_healthy()
 
 
 def test_a_damaged_manifest_is_none(
