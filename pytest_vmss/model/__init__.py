@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pytest_vmss.model.document import ScaleSetDocument, Source, load_document, read_part
+from pytest_vmss.model.document import (
+    Change,
+    ScaleSetDocument,
+    Source,
+    load_document,
+    read_change,
+    read_part,
+)
 from pytest_vmss.model.health import (
     ApplicationHealthSettings,
     Health,
@@ -34,6 +41,7 @@ __all__ = [
     "AutomaticOSUpgradePolicy",
     "AutomaticRepairsPolicy",
     "AzureModel",
+    "Change",
     "DataDisk",
     "Extension",
     "ExtensionStatus",
@@ -59,6 +67,7 @@ __all__ = [
     "merge",
     "model_warnings",
     "profile_of",
+    "read_change",
     "read_part",
     "read_status",
     "read_status_file",

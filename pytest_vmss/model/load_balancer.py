@@ -10,7 +10,7 @@ from pydantic import Field
 from pytest_vmss.model.names import PlainText, RequestPath, ResourceName
 from pytest_vmss.model.scale_set import AzureModel
 
-__all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name"]
+__all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name", "probe_names"]
 
 #: Azure's maximum for the probe interval and the number of probes.
 _MOST = 2_147_483_646
@@ -18,10 +18,18 @@ _MOST = 2_147_483_646
 _MOST_RULES = 1500
 
 
+_PROBE_ID = re.compile(r"(?i)(?:^|/)loadBalancers/([^/]+)/probes/([^/]+)/?$")
+
+
 def last_name(identifier: str) -> str:
-    """Returns the last name in a resource id, which may be a template expression."""
-    quoted = re.findall(r"'([^']+)'", identifier)
-    return (quoted[-1] if quoted else identifier).rstrip("/").rpartition("/")[2]
+    """Returns the last name in a resource id."""
+    return identifier.rstrip("/").rpartition("/")[2]
+
+
+def probe_names(identifier: str) -> tuple[str, str]:
+    """Returns the names of the load balancer, which may be empty, and of the probe in an id."""
+    found = _PROBE_ID.search(identifier)
+    return (found[1], found[2]) if found else ("", last_name(identifier))
 
 
 class Probe(AzureModel):
@@ -66,12 +74,38 @@ class LoadBalancerSku(AzureModel):
 class LoadBalancer(AzureModel):
     """A ``Microsoft.Network/loadBalancers`` resource."""
 
-    name: PlainText = "loadBalancer"
+    name: PlainText | None = None
+    id: str | None = None
     sku: LoadBalancerSku | None = None
     load_balancing_rules: list[LoadBalancingRule] = Field(
         default_factory=list, max_length=_MOST_RULES
     )
     probes: list[Probe] = Field(default_factory=list, max_length=_MOST_RULES)
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return self.name or "loadBalancer"
+
+    def probe_by_id(self, identifier: str) -> Probe | None:
+        """Returns the probe of an id, or None if it is another load balancer's.
+
+        Where a load balancer does not say what its own id or name is, only the rest counts.
+        """
+        balancer, wanted = probe_names(identifier)
+        whole = identifier.rstrip("/").lower()
+        is_whole = whole.startswith("/subscriptions/") and (self.id or "").lower().startswith(
+            "/subscriptions/"
+        )
+        for probe in self.probes:
+            if probe.name.lower() != wanted.lower():
+                continue
+            if is_whole and whole != f"{self.id}/probes/{probe.name}".lower():
+                continue
+            if balancer and self.name and balancer.lower() != self.name.lower():
+                continue
+            return probe
+        return None
 
     def probe_of(self, rule: LoadBalancingRule) -> Probe | None:
         """Returns the probe that a rule names, or None."""

@@ -18,7 +18,7 @@ from pytest_vmss.model.service_fabric import (
     durability,
     find_extension,
 )
-from pytest_vmss.model.sizes import SIZES, find_size
+from pytest_vmss.model.sizes import find_size, nearest_sizes
 from pytest_vmss.secrecy import mask, quote
 from pytest_vmss.untrusted import listed
 
@@ -75,13 +75,13 @@ def _check_size(
     model: ScaleSetModel, sizes: Mapping[str, tuple[int, int]]
 ) -> Iterator[ModelProblem]:
     if find_size(model.sku.name, sizes) is None:
-        # List them all: users can choose only from this host's own sizes.
-        known = ", ".join([*sizes, *(size.name for size in SIZES.values())])
+        near = listed(nearest_sizes(model.sku.name, sizes))
         yield ModelProblem(
             "$.sku.name",
             "InvalidParameter",
-            f"the size {quote(model.sku.name)} is not known here; known are: {known}; "
-            "add your own with the ini option vmss_sizes or Settings.sizes",
+            f"the size {quote(model.sku.name)} is not known here; the nearest are: {near}; add "
+            "your own with the ini option vmss_sizes (vmss --define-size), or run every set in "
+            "one size with --vmss-size (vmss --size)",
         )
 
 
@@ -92,13 +92,6 @@ def _check_image(model: ScaleSetModel) -> Iterator[ModelProblem]:
         if reference.version is not None:
             yield ModelProblem(
                 path, "InvalidParameter", "has both an id and a version; Azure takes one of them"
-            )
-        if "/galleries/" not in reference.id.lower():
-            yield ModelProblem(
-                f"{path}.id",
-                "InvalidParameter",
-                "must name an image of a gallery: "
-                "…/Microsoft.Compute/galleries/{gallery}/images/{definition}[/versions/{version}]",
             )
     elif not (reference.publisher and reference.offer and reference.sku and reference.version):
         yield ModelProblem(
@@ -199,13 +192,13 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
     several = model.single_placement_group is False or model.sku.capacity > _GROUP_SIZE
     if several and balancer.sku is not None and balancer.sku.name == "Basic":
         yield ModelProblem(
-            f"the load balancer {quote(balancer.name)}.sku.name",
+            f"the load balancer {quote(balancer.title)}.sku.name",
             "BadRequest",
             "a set of several placement groups needs a Standard load balancer; given Basic",
         )
     names = {probe.name.lower() for probe in balancer.probes}
     for rule in balancer.load_balancing_rules:
-        path = f"the load balancer {quote(balancer.name)}.loadBalancingRules[{rule.name!r}]"
+        path = f"the load balancer {quote(balancer.title)}.loadBalancingRules[{rule.name!r}]"
         if rule.probe is not None and last_name(rule.probe.id).lower() not in names:
             yield ModelProblem(
                 f"{path}.probe.id",
@@ -217,7 +210,7 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
 
 
 def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
-    path = f"the load balancer {quote(balancer.name)}.loadBalancingRules"
+    path = f"the load balancer {quote(balancer.title)}.loadBalancingRules"
     rules = balancer.load_balancing_rules
     for port, count in Counter(rule.frontend_port for rule in rules).items():
         if count > 1:
