@@ -11,7 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self
 
+from pytest_vmss.api.checkpoints import Checkpoints, Sought
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
@@ -67,6 +69,7 @@ from pytest_vmss.model import (
 )
 from pytest_vmss.model.arguments import (
     check_custom_data,
+    check_flag,
     check_health,
     check_instance_count,
     check_name,
@@ -77,7 +80,7 @@ from pytest_vmss.model.arguments import (
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
 from pytest_vmss.secrecy import seal, seal_text
-from pytest_vmss.settings import Settings
+from pytest_vmss.settings import GIB, Settings
 from pytest_vmss.store import (
     GenerationRecord,
     InstanceRecord,
@@ -296,6 +299,12 @@ class Lab:
         """Decides when sets upgrade automatically."""
         return Rollouts(self.environment, self.settings)
 
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        folder = self.settings.cache_dir / "checkpoints"
+        cache = CheckpointCache(folder, self.settings.checkpoints_gib * GIB)
+        return Checkpoints(self.environment, cache)
+
     @property
     def hypervisor(self) -> Hypervisor:
         """The connection to libvirt.
@@ -330,7 +339,7 @@ class Lab:
                 address=record.address,
                 port=record.forwards[_SSH_PORT],
                 user=model.virtual_machine_profile.os_profile.admin_username,
-                key=self.paths.key,
+                key=context.ssh_key(generation),
                 host_key=generation.host_key,
             ),
             console=Console(machine.console, generation.console_from),
@@ -341,6 +350,7 @@ class Lab:
             factor=hypervisor.slow_factor,
             files_port=lambda: self.blobs.port,
             dial_files=self._dial_files,
+            ask=partial(hypervisor.agent, context.domain),
         )
 
     def _dial_files(self) -> socket.socket:
@@ -367,6 +377,7 @@ class Lab:
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
         health: Check | None = None,
+        pristine: bool = False,
     ) -> ScaleSet:
         """Creates a scale set and waits until all its instances are healthy.
 
@@ -382,6 +393,9 @@ class Lab:
             health: A custom health source in addition to Azure's (F4): a command that is run
                 over SSH and judged by its exit status, or a function that takes a testinfra
                 host and asserts. A function applies in this process only.
+            pristine: Restore the instances from a checkpoint of the same set, as it was when it
+                was first created on this host; seconds instead of a boot. If there is none, the
+                set is booted and the checkpoint made. If there can be none, an event says why.
 
         Raises:
             ModelError: The model is not valid; nothing was created.
@@ -397,6 +411,7 @@ class Lab:
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)
         health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
+        pristine = bool(check_flag(pristine, "pristine"))
         document = load_document(
             source,
             load_balancer=load_balancer,
@@ -417,21 +432,34 @@ class Lab:
         self.environment.require_room(
             model.sku.capacity, self.environment.find_size(model.sku.name)
         )
-        kind = CreateScaleSet(
-            document,
-            version,
-            ports=ports,
-            health_timeout=health_timeout,
-            health_command=health if isinstance(health, str) else None,
-            health_function=callable(health),
-        )
-        engine = Engine(self.environment, model.name)
-        with engine.lock():
-            operation = engine.open(kind)
-            if health is not None and not isinstance(health, str):
-                self.environment.checks[self.environment.set_record(model.name).unique_id] = health
-            report = engine.run(operation)
-        report.raise_for_status()
+        with contextlib.ExitStack() as making:
+            sought = (
+                making.enter_context(self._checkpoints.sought(document, version))
+                if pristine
+                else Sought()
+            )
+            kind = CreateScaleSet(
+                document,
+                version,
+                ports=ports,
+                health_timeout=health_timeout,
+                health_command=health if isinstance(health, str) else None,
+                health_function=callable(health),
+                checkpoint=sought.name,
+            )
+            engine = Engine(self.environment, model.name)
+            with engine.lock():
+                operation = engine.open(kind)
+                if sought.obstacle:
+                    self.store.event(model.name, "warning", f"boots: {sought.obstacle}")
+                if health is not None and not isinstance(health, str):
+                    set_id = self.environment.set_record(model.name).unique_id
+                    self.environment.checks[set_id] = health
+                engine.run(operation).raise_for_status()
+                if sought.name:
+                    self._checkpoints.check(engine, sought)
+                elif sought.key:
+                    self._checkpoints.make(engine, sought)
         self.wake()
         return self.scale_set(model.name)
 
