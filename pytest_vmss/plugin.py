@@ -12,6 +12,7 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -85,6 +86,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="multiply the limits of waits for guests (1 with KVM and 10 without)",
     )
     group.addoption(
+        "--vmss-set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting, in TOML, such as timeouts.boot=120; again for another "
+        "(ini: vmss_settings; pyproject.toml: [tool.vmss])",
+    )
+    group.addoption(
         "--vmss-state-dir", type=Path, metavar="DIR", help="folder of all labs (VMSS_STATE_DIR)"
     )
     group.addoption(
@@ -119,6 +128,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )
     parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
+    parser.addini(
+        "vmss_settings",
+        "settings, a line each, in TOML: timeouts.boot = 120; see --vmss-set",
+        type="linelist",
+        default=[],
+    )
     parser.addini(
         "vmss_sizes",
         "VM sizes of your own, a line each: NAME = VCPUS, MEMORY_MIB",
@@ -183,14 +198,25 @@ def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def _image_limits(config: pytest.Config) -> ImageLimits:
-    from pytest_vmss.settings import ImageLimits
-
+def _image_limits(config: pytest.Config, limits: ImageLimits) -> ImageLimits:
     given = {
         "virtual_gib": config.getoption("--vmss-max-image-gib"),
         "stored_gib": config.getoption("--vmss-max-image-file-gib"),
     }
-    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+    return replace(limits, **{name: value for name, value in given.items() if value is not None})
+
+
+def _configured(config: pytest.Config) -> dict[str, Any]:
+    """The settings of ``[tool.vmss]``, over them the ini-file's, over them ``--vmss-set``'s."""
+    from pytest_vmss.configuration import configured, overlay, read_assignments, read_project
+
+    table = read_project(config.rootpath / "pyproject.toml")
+    for lines, source in (
+        (config.getini("vmss_settings"), "the ini-file's vmss_settings"),
+        (config.getoption("--vmss-set"), "--vmss-set"),
+    ):
+        table = overlay(table, read_assignments(lines, source))
+    return configured(table)
 
 
 def _guest_network(config: pytest.Config) -> str | None:
@@ -207,7 +233,7 @@ def _guest_network(config: pytest.Config) -> str | None:
 
 def _settings(config: pytest.Config) -> Settings:
     from pytest_vmss.errors import LabError
-    from pytest_vmss.settings import Settings
+    from pytest_vmss.settings import ImageLimits, Settings
 
     given: dict[str, Any] = {
         "connect": config.getoption("--vmss-connect"),
@@ -221,12 +247,11 @@ def _settings(config: pytest.Config) -> Settings:
         if given[name] is not None:
             given[name] = given[name].absolute()
     try:
-        settings = Settings(
-            **{name: value for name, value in given.items() if value is not None},
-            sizes=_sizes(config),
-            images=_image_limits(config),
-            keep=bool(config.getoption("--vmss-keep")),
-        )
+        arguments = _configured(config)
+        arguments.update((name, value) for name, value in given.items() if value is not None)
+        arguments["sizes"] = arguments.get("sizes", {}) | _sizes(config)
+        arguments["images"] = _image_limits(config, arguments.get("images") or ImageLimits())
+        settings = Settings(**arguments, keep=bool(config.getoption("--vmss-keep")))
     except LabError as error:
         raise pytest.UsageError(str(error)) from error
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)

@@ -17,6 +17,7 @@ from pytest_vmss.cli.base import (
     main,
     open_lab,
     read_custom_data,
+    run_due,
 )
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
@@ -38,6 +39,7 @@ __all__: list[str] = []
 @click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
 @click.option("--health-command", help="Run over SSH; its exit status is a health source too.")
+@click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def create(
     model: Path,
     name: str | None,
@@ -47,8 +49,12 @@ def create(
     ports: tuple[int, ...],
     health_timeout: float | None,
     health_command: str | None,
+    upgrade: bool,
 ) -> None:
-    """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
+    """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy.
+
+    Automatic upgrades that are due then are run.
+    """
     encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         with LiveView(lab.store, console):
@@ -66,6 +72,8 @@ def create(
         _show_frontend(scale_set)
         for path in scale_set.model.not_modelled():
             say(console, f"not modelled here: {path}", style="dim")
+        if upgrade:
+            run_due(lab)
 
 
 @main.command("list")

@@ -116,18 +116,23 @@ class Rollout:
         if report.record.error_code is not None:  # decided before a crash
             self._stop(report)
             return None
-        # Whether anything is left does not depend on health, and observing health takes time.
-        decision = self._decide(report, _members(report, self._instances()))
+        records = self._instances()
+        members = _members(report, records)
+        if report.batch_records:
+            # Also after the last batch: what was upgraded may have sickened meanwhile (D7).
+            members = self._observe(members, records)
+        decision = self._decide(report, members)
         if isinstance(decision, planner.Batch):
-            self._pause(report)
-            records = self._instances()  # some may have been protected meanwhile
-            members = _members(report, records)
+            paused = self._pause(report)
             if self._journal.operation(operation_id).cancel_requested is not None:
                 self._journal.end(
                     operation_id, "Cancelled", reason="cancelled after the current batch"
                 )
                 return None
-            decision = self._decide(report, self._observe(members, records))
+            if paused or not report.batch_records:
+                records = self._instances()  # some may have been protected meanwhile
+                members = self._observe(_members(report, records), records)
+                decision = self._decide(report, members)
         match decision:
             case planner.Complete(reason=reason, skipped=skipped):
                 with self._store.transaction():
@@ -162,12 +167,16 @@ class Rollout:
                     return
             self._journal.add_batch(report, ids, reason)
 
-    def _pause(self, report: OperationReport) -> None:
-        """Waits between two batches (D8); a cancellation ends the wait."""
+    def _pause(self, report: OperationReport) -> bool:
+        """Waits between two batches (D8); a cancellation ends the wait.
+
+        Returns:
+            Whether there is a pause in the policy.
+        """
         pause = self._revision().model.rolling_policy.pause_time_between_batches.total_seconds()
         last = report.record.batch_ended
         if not report.batch_records or last is None or pause <= 0:
-            return
+            return False
         clock = self._environment.clock
         self._store.event(
             self._scale_set, "pause", f"pause of {pause:.0f} s between batches",
@@ -178,8 +187,9 @@ class Rollout:
         end = clock.monotonic() + pause - passed
         while (left := end - clock.monotonic()) > 0:
             if self._journal.operation(report.record.id).cancel_requested is not None:
-                return
+                return True
             clock.sleep(min(left, 1.0))
+        return True
 
     def _stop(self, report: OperationReport) -> None:
         """Ends an upgrade as Faulted; first rolls failed instances back if the policy says so."""
@@ -209,7 +219,15 @@ class Rollout:
         failed = {n for n in attempted if outcomes[n] is not Outcome.SUCCEEDED}
         skipped = {n for n, outcome in outcomes.items() if outcome is Outcome.SKIPPED}
         progress = planner.Progress(
-            frozenset(attempted), frozenset(failed), frozenset(skipped), report.record.elapsed
+            attempted=frozenset(attempted),
+            failed=frozenset(failed),
+            replaced={
+                number: result.replacement
+                for number, result in report.results.items()
+                if result.replacement is not None
+            },
+            skipped=frozenset(skipped),
+            elapsed=report.record.elapsed,
         )
         return planner.next_batch(members, self._policy(), progress)
 

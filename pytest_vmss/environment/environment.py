@@ -24,7 +24,9 @@ from pytest_vmss.model import (
     ApplicationHealthSettings,
     Extension,
     Probe,
+    ScaleSetModel,
     VmSize,
+    application_health,
     find_size,
 )
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -217,6 +219,17 @@ class InstanceContext:
         overrides = self.environment.set_record(self.scale_set).overrides
         return replace(self.environment.timeouts, **overrides)
 
+    @cached_property
+    def limit(self) -> float:
+        """Seconds for everything that the operation does to the instance (G4).
+
+        The models that it goes from and to both count: a rollback has the same limit.
+        """
+        numbers = {self.record.revision, self.environment.set_record(self.scale_set).revision}
+        factor = self.environment.hypervisor.slow_factor
+        budgets = max(_budgets(self.revision(number).model, factor) for number in numbers)
+        return self.base_timeouts.limit_of_instance(budgets)
+
     @property
     def timeouts(self) -> Timeouts:
         """The timeouts for this instance, cut off at the deadline."""
@@ -309,3 +322,10 @@ class InstanceContext:
         self.environment.store.event(
             self.scale_set, kind, message, instance_id=self.instance_id, operation=self.operation
         )
+
+
+def _budgets(model: ScaleSetModel, factor: float) -> float:
+    """Seconds that a model gives its instances: for extensions, and as grace period."""
+    application = application_health(model)
+    grace = 0.0 if application is None else application.grace_seconds
+    return factor * model.extensions_time_budget.total_seconds() + grace

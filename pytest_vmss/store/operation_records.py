@@ -55,6 +55,7 @@ class OperationRecord(Record):
         rolling: Whether it goes batch by batch, by the policy, or does all instances at once.
         target: Image version that an upgrade installs.
         revision: Revision of the model that it applies.
+        protections: The set's ``protections`` when it was opened.
         rollback: Whether to roll back an instance that does not recover.
         checkpoint: Key of the checkpoint from which it restores instances, or that it makes.
         metrics_read: Whether the applications' custom metrics are in the outcomes.
@@ -80,6 +81,7 @@ class OperationRecord(Record):
     target: str = ""
     digest: str = ""
     revision: int = 0
+    protections: int = 0
     rollback: bool = False
     skip_shutdown: bool = False
     checkpoint: str = ""

@@ -106,15 +106,15 @@ def test_a_set_that_is_deleted_while_the_watcher_looks_is_no_error(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = start(lab, "aaa"), start(lab, "bbb")
-    real, deleted = Rollouts.look, threading.Event()
+    real, deleted = Rollouts._look, threading.Event()
 
-    def look(self: Rollouts, name: str) -> object:
+    def look(self: Rollouts, name: str, unmet: Callable[..., str]) -> object:
         if name == "aaa" and not deleted.is_set():
             deleted.set()
             other.delete()
-        return real(self, name)
+        return real(self, name, unmet)
 
-    monkeypatch.setattr(Rollouts, "look", look)
+    monkeypatch.setattr(Rollouts, "_look", look)
     lab.watch()
     until(lambda: deleted.is_set() and lab.controller.idle)
     lab.publish("1.1.0")
@@ -125,15 +125,15 @@ def test_a_set_that_cannot_be_looked_at_keeps_no_other_from_its_upgrade(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = start(lab, "aaa"), start(lab, "bbb")
-    real, broken = Rollouts.look, [1]
+    real, broken = Rollouts._look, [1]
 
-    def look(self: Rollouts, name: str) -> object:
+    def look(self: Rollouts, name: str, unmet: Callable[..., str]) -> object:
         if name == "aaa" and broken:
             raise ValueError("a record that nobody understands")
-        return real(self, name)
+        return real(self, name, unmet)
 
     monkeypatch.setattr(loop, "_EVERY_S", 0.2)
-    monkeypatch.setattr(Rollouts, "look", look)
+    monkeypatch.setattr(Rollouts, "_look", look)
     lab.watch()
     lab.publish("1.1.0")
     assert other.wait_for_upgrade(timeout=1e6).completed
