@@ -36,7 +36,7 @@ _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 
 _MARKER = (
-    "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout, pristine): "
+    "vmss(model, *, name, capacity, parameters, load_balancer, custom_data, ports, health_timeout, pristine): "
     "the scale set that the fixture scale_set creates for the test"
 )
 
@@ -110,6 +110,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="boot the set of every test, rather than restore it as it was when it first booted",
     )
     group.addoption(
+        "--vmss-size",
+        metavar="NAME",
+        help="make every set in this VM size, whatever its model says (ini: vmss_size)",
+    )
+    group.addoption(
+        "--vmss-unknown-extensions",
+        choices=["refuse", "skip"],
+        help="extensions that nobody registered: refuse the model (the default), or leave them "
+        "out (ini: vmss_unknown_extensions)",
+    )
+    group.addoption(
         "--vmss-live",
         choices=["auto", "on", "off"],
         default="auto",
@@ -127,6 +138,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="GIB",
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )
+    parser.addini("vmss_size", "a VM size for every set; see --vmss-size")
+    parser.addini("vmss_unknown_extensions", "refuse or skip; see --vmss-unknown-extensions")
     parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
     parser.addini(
         "vmss_settings",
@@ -242,6 +255,10 @@ def _settings(config: pytest.Config) -> Settings:
         "state_dir": config.getoption("--vmss-state-dir"),
         "cache_dir": config.getoption("--vmss-cache-dir"),
         "guest_network": _guest_network(config),
+        "size": config.getoption("--vmss-size") or config.getini("vmss_size") or None,
+        "unknown_extensions": config.getoption("--vmss-unknown-extensions")
+        or config.getini("vmss_unknown_extensions")
+        or None,
     }
     for name in ("state_dir", "cache_dir"):
         if given[name] is not None:
@@ -393,12 +410,23 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
     for name in ("model", "load_balancer"):
-        value = arguments.get(name)
-        if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
-            beside = request.path.parent / value
-            if beside.exists():  # relative to the test's file, wherever pytest was started
-                arguments[name] = beside
+        if name in arguments:
+            arguments[name] = _beside(request, arguments[name])
+    given = arguments.get("parameters")
+    if isinstance(given, (list, tuple)):
+        arguments["parameters"] = [_beside(request, seal(entry)) for entry in given]
+    elif given is not None:
+        arguments["parameters"] = _beside(request, given)
     return arguments.pop("model"), arguments
+
+
+def _beside(request: pytest.FixtureRequest, value: Any) -> Any:
+    """A file relative to the test's file, wherever pytest was started; other values as they are."""
+    if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
+        beside = request.path.parent / value
+        if beside.exists():
+            return beside
+    return value
 
 
 def _records(lab: Lab) -> list[ScaleSetRecord]:

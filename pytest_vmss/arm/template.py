@@ -180,6 +180,9 @@ class Template:
         supplied = self._supply(parameter)
         if supplied is not None:
             return parsed(parameter, supplied)
+        if parameter.is_secure:
+            reason = f"the secure parameter {one_line(parameter.name)} has no value"
+            return Unevaluated(reason, is_kept=True)
         if parameter.has_default or isinstance(found, Unevaluated):
             return found
         raise TemplateError(

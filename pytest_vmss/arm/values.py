@@ -27,9 +27,11 @@ class Unevaluated:
 
     Attributes:
         reason: Which function has no value, and why.
+        is_kept: Whether it stands for a value that is stored already, and stays.
     """
 
     reason: str
+    is_kept: bool = False
 
 
 def kind_of(value: object) -> str:

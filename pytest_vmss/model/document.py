@@ -29,6 +29,7 @@ from pytest_vmss.model.templates import (
     Supply,
     expand_template,
     is_template,
+    seal_parameters,
 )
 from pytest_vmss.secrecy import (
     SealedDocument,
@@ -85,11 +86,13 @@ class Change:
         body: The part, flattened and in Azure's spelling.
         unevaluated: As in :class:`ScaleSetDocument`.
         unread_settings: As in :class:`ScaleSetDocument`.
+        clusters: The Service Fabric clusters in the same template.
     """
 
     body: dict[str, Any] = field(repr=False)
     unevaluated: tuple[ModelProblem, ...] = ()
     unread_settings: tuple[ModelProblem, ...] = ()
+    clusters: tuple[Cluster, ...] = ()
 
 
 def load_document(
@@ -100,6 +103,7 @@ def load_document(
     capacity: int | None = None,
     custom_data: str | None = None,
     known_balancer: LoadBalancer | None = None,
+    known_clusters: tuple[Cluster, ...] = (),
     parameters: Parameters | None = None,
     supply: Supply | None = None,
     is_stored: bool = False,
@@ -114,6 +118,7 @@ def load_document(
         capacity: Replaces ``sku.capacity``.
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure never returns.
         known_balancer: On an update, the load balancer that the set has had so far.
+        known_clusters: On an update, the Service Fabric clusters given with it so far (C7).
         parameters: Values for a template's parameters: a parameters file, ``name=value``, an
             object, or a list of these.
         supply: Asks for the value of a secure parameter that has none.
@@ -125,7 +130,7 @@ def load_document(
     """
     # Before anything else, so that no traceback shows the secrets in them.
     source, load_balancer = seal(source), seal(load_balancer)
-    custom_data, parameters = seal_text(custom_data), seal(parameters)
+    custom_data, parameters = seal_text(custom_data), seal_parameters(parameters)
     label = label_of(source, "the model")
     raw = read(source, label)
     made = _expanded(raw, source, label, parameters, supply)
@@ -154,10 +159,7 @@ def load_document(
 
     given = None if load_balancer is None else _flatten(read(load_balancer, "the load balancer"))
     probe, balancer = _find_probe(model, given, made, known_balancer, label)
-    clusters = tuple(
-        validate(Cluster, *_spelled(Cluster, found.body, label), label)
-        for found in (made.of(CLUSTER) if made else ())
-    )
+    clusters = _clusters(made, label) or known_clusters
     return ScaleSetDocument(
         model,
         probe,
@@ -170,6 +172,13 @@ def load_document(
     )
 
 
+def _clusters(made: Expansion | None, label: str) -> tuple[Cluster, ...]:
+    return tuple(
+        validate(Cluster, *_spelled(Cluster, found.body, label), label)
+        for found in (made.of(CLUSTER) if made else ())
+    )
+
+
 def read_part(source: Source) -> dict[str, Any]:
     """Reads part of a scale set's body, with ``properties`` flattened and nulls dropped.
 
@@ -179,25 +188,33 @@ def read_part(source: Source) -> dict[str, Any]:
     return read_change(source).body
 
 
-def read_change(source: Source, parameters: Parameters | None = None) -> Change:
+def read_change(
+    source: Source, parameters: Parameters | None = None, name: str | None = None
+) -> Change:
     """Reads part of a scale set's body, with ``properties`` flattened and nulls dropped.
 
     Args:
         source: The path of a JSON or YAML file, or the document itself.
         parameters: Values for a template's parameters.
+        name: In a template with several sets, chooses one.
 
     Raises:
         ModelError: It cannot be read.
     """
-    source, parameters = seal(source), seal(parameters)
+    source, parameters = seal(source), seal_parameters(parameters)
     label = label_of(source, "the change")
     raw = read(source, label)
-    made = _expanded(raw, source, label, parameters, None)
-    flat = _flatten(raw if made is None else copied(made.scale_set(None, label), label))
+    made = _expanded(raw, source, label, parameters, None, is_change=True)
+    flat = _flatten(raw if made is None else copied(made.scale_set(name, label), label))
     spelled = spell(ScaleSetModel, flat, in_template=made is not None)
     if spelled.problems:
         raise ModelError(spelled.problems, source=label)
-    return Change(spelled.body, tuple(spelled.unevaluated), tuple(spelled.extension_settings))
+    return Change(
+        spelled.body,
+        tuple(spelled.unevaluated),
+        tuple(spelled.extension_settings),
+        _clusters(made, label),
+    )
 
 
 def _expanded(
@@ -206,6 +223,8 @@ def _expanded(
     label: str,
     parameters: Parameters | None,
     supply: Supply | None,
+    *,
+    is_change: bool = False,
 ) -> Expansion | None:
     """Evaluates a document that is a template; None if it is a plain body.
 
@@ -214,7 +233,14 @@ def _expanded(
     """
     if is_template(raw):
         folder = Path(source).parent if isinstance(source, (str, Path)) else None
-        return expand_template(raw, label, folder=folder, parameters=parameters, supply=supply)
+        return expand_template(
+            raw,
+            label,
+            folder=folder,
+            parameters=parameters,
+            supply=supply,
+            is_change=is_change,
+        )
     if parameters is None or (isinstance(parameters, (list, tuple)) and not parameters):
         return None
     message = "is a resource's body, which has no parameters; give none, or the whole template"

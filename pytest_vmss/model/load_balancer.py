@@ -10,7 +10,15 @@ from pydantic import Field
 from pytest_vmss.model.names import PlainText, RequestPath, ResourceName
 from pytest_vmss.model.scale_set import AzureModel
 
-__all__ = ["LoadBalancer", "LoadBalancingRule", "Probe", "last_name", "probe_names"]
+__all__ = [
+    "LoadBalancer",
+    "LoadBalancingRule",
+    "Probe",
+    "last_name",
+    "probe_names",
+    "served_rules",
+    "unserved_rules",
+]
 
 #: Azure's maximum for the probe interval and the number of probes.
 _MOST = 2_147_483_646
@@ -60,9 +68,23 @@ class LoadBalancingRule(AzureModel):
 
     name: ResourceName
     protocol: Literal["Tcp", "Udp", "All"] = "Tcp"
-    frontend_port: Annotated[int, Field(ge=1, le=65534)]
-    backend_port: Annotated[int, Field(ge=1, le=65535)]
+    frontend_port: Annotated[int, Field(ge=0, le=65534)]
+    backend_port: Annotated[int, Field(ge=0, le=65535)]
+    frontend_ip_configuration: SubResource | None = Field(
+        default=None, alias="frontendIPConfiguration"
+    )
     probe: SubResource | None = None
+
+    @property
+    def is_ha_ports(self) -> bool:
+        """Whether it forwards all ports: Azure's HA ports, which have the number 0."""
+        return self.frontend_port == 0
+
+    @property
+    def frontend(self) -> str:
+        """The id of its frontend in lower case; empty if it names none."""
+        found = self.frontend_ip_configuration
+        return "" if found is None else found.id.lower()
 
 
 class LoadBalancerSku(AzureModel):
@@ -113,3 +135,39 @@ class LoadBalancer(AzureModel):
             return None
         wanted = last_name(rule.probe.id).lower()
         return next((probe for probe in self.probes if probe.name.lower() == wanted), None)
+
+
+def served_rules(balancer: LoadBalancer) -> list[LoadBalancingRule]:
+    """Returns the rules that the lab's load balancer serves, at most one for each port.
+
+    It has one address for all frontends, and forwards TCP. An HA ports rule serves the port of
+    its probe.
+    """
+    served: dict[int, LoadBalancingRule] = {}
+    for rule in balancer.load_balancing_rules:
+        if rule.protocol == "Udp":
+            continue
+        if rule.is_ha_ports:
+            probe = balancer.probe_of(rule)
+            if probe is None:
+                continue
+            ports = {"frontend_port": probe.port, "backend_port": probe.port}
+            served.setdefault(probe.port, rule.model_copy(update=ports))
+        else:
+            served.setdefault(rule.frontend_port, rule)
+    return list(served.values())
+
+
+def unserved_rules(balancer: LoadBalancer) -> list[str]:
+    """Says of each rule what of it the lab's load balancer does not serve."""
+    served = {rule.name: rule for rule in served_rules(balancer)}
+    told = []
+    for rule in balancer.load_balancing_rules:
+        path = f"loadBalancingRules[{rule.name!r}]"
+        if rule.protocol == "Udp":
+            told.append(f"{path}: UDP is not served")
+        elif rule.name not in served:
+            told.append(f"{path}: another rule serves its port, or it is for all ports")
+        elif rule.is_ha_ports:
+            told.append(f"{path}: of all ports, {served[rule.name].frontend_port} is served")
+    return told

@@ -161,7 +161,7 @@ class _Speller:
         return self._needed(item, path)
 
     def _needed(self, item: Any, path: str) -> Any:
-        if isinstance(item, Unevaluated):
+        if isinstance(item, Unevaluated) and not item.is_kept:
             self._found.problems.append(
                 ModelProblem(
                     path,
@@ -178,6 +178,8 @@ class _Speller:
 
     def _opaque(self, item: Any, path: str, left_out: list[ModelProblem]) -> Any:
         if isinstance(item, Unevaluated):
+            if item.is_kept:
+                return None
             left_out.append(
                 ModelProblem(path, "InvalidTemplate", f"has no value here: {item.reason}")
             )

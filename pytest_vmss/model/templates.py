@@ -23,6 +23,7 @@ __all__ = [
     "Supply",
     "expand_template",
     "is_template",
+    "seal_parameters",
 ]
 
 SCALE_SET = "microsoft.compute/virtualmachinescalesets"
@@ -99,6 +100,7 @@ def expand_template(
     folder: Path | None = None,
     parameters: Parameters | None = None,
     supply: Supply | None = None,
+    is_change: bool = False,
 ) -> Expansion:
     """Evaluates a template.
 
@@ -108,6 +110,7 @@ def expand_template(
         folder: Where it lies; linked templates are looked for there and below.
         parameters: The values of its parameters.
         supply: Asks for the value of a secure parameter that has none.
+        is_change: Whether it changes an existing set, which keeps its own secrets.
 
     Raises:
         ModelError: The template or a parameter is wrong.
@@ -116,7 +119,7 @@ def expand_template(
     given = _given(parameters)
 
     def supplied(parameter: Parameter) -> str | None:
-        if not parameter.is_secure:
+        if not parameter.is_secure or is_change:
             return None
         value = supply(parameter.name) if supply is not None else None
         if value:
@@ -135,6 +138,15 @@ def expand_template(
     except RecursionError:
         problem = ModelProblem("$", "InvalidTemplate", "refers to itself, or is nested too deep")
     raise ModelError([problem], source=label)  # here: tracebacks would show the template
+
+
+def seal_parameters(parameters: Any) -> Any:
+    """Hides the values of parameters from ``repr``; what they are is checked where they are read."""
+    if isinstance(parameters, (list, tuple)):
+        return [seal_parameters(entry) for entry in parameters]
+    if isinstance(parameters, str) and "=" in parameters:
+        return SecretText(parameters, "<a parameter>")
+    return seal(parameters)
 
 
 def _given(parameters: Parameters | None) -> Given:
