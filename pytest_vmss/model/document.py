@@ -65,7 +65,7 @@ class ScaleSetDocument:
         unevaluated: Values of a template that were left out: they have no value here, and nothing
             modelled reads them.
         unread_settings: The same in extensions' settings, where it depends on the handler.
-        generated: Secure parameters of the template that had no value, and got one.
+        generated: Parameters of the template that had no value of their own, and got one.
     """
 
     model: ScaleSetModel
@@ -266,9 +266,7 @@ def _flatten(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     flat: dict[str, Any] = {}
-    outer = _key(value, "properties")
-    inner = value.get(outer)
-    if isinstance(inner, dict):
+    while isinstance(inner := value.get(outer := _key(value, "properties")), dict):
         names = {key.lower() for key in inner}
         value = {
             **{k: v for k, v in value.items() if k != outer and k.lower() not in names},

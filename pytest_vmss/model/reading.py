@@ -44,6 +44,8 @@ _YAML_TEXTS = frozenset({"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"}
 
 #: Properties whose content is user-defined and taken as it is.
 OPAQUE = frozenset({"settings", "protectedSettings", "protectedSettingsFromKeyVault", "tags"})
+#: The property whose content is flattened.
+_INNER = "properties"
 _OPAQUE = {name.lower(): name for name in OPAQUE}
 
 _COMPILERS = {".bicep": "`az bicep build`", ".bicepparam": "`az bicep build-params`"}
@@ -339,7 +341,8 @@ def _name(key: object, path: str, others: Mapping[str, Any], *, opaque: bool) ->
     _scalar(name, path)
     if not opaque:
         name = WRITE_ONLY.get(plain_name(name)) or _OPAQUE.get(name.lower(), name)
-        if name in others and is_secret_name(name):
+        twice = name in others and is_secret_name(name)
+        if twice or (name.lower() == _INNER and any(key.lower() == _INNER for key in others)):
             raise _RefusedError(f"{path}.{name}", "is given twice, in different spellings")
     return name
 

@@ -72,7 +72,7 @@ def review(
         if document.model.extensions[setting_of(problem)[0]].name.lower() not in left_out:
             found.left_out.append(f"{problem.path} {problem.message}")
     found.notes.extend(
-        f"the secure parameter {mask(name)} had no value, and got a generated one"
+        f"the parameter {mask(name)} had no value of its own, and got a generated one"
         for name in document.generated
     )
     if own_size is not None:

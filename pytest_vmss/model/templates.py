@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import secrets
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -30,6 +34,8 @@ SCALE_SET = "microsoft.compute/virtualmachinescalesets"
 EXTENSION = f"{SCALE_SET}/extensions"
 LOAD_BALANCER = "microsoft.network/loadbalancers"
 CLUSTER = "microsoft.servicefabric/clusters"
+#: What stands in the parameters files of Azure's quickstart templates for a value of one's own.
+_PLACEHOLDER = re.compile(r"GEN-(PASSWORD|GUID|UNIQUE)(?:-(\d{1,2}))?")
 _WANTED = frozenset({SCALE_SET, EXTENSION, LOAD_BALANCER, CLUSTER})
 
 #: A parameters file, ``name=value``, or an object of either form; or several of these.
@@ -44,7 +50,7 @@ class Expansion:
 
     Attributes:
         resources: Those of the types that matter here.
-        generated: The secure parameters that had no value, and got one.
+        generated: The parameters that had no value of their own, and got one.
     """
 
     resources: list[Resource] = field(default_factory=list)
@@ -115,8 +121,8 @@ def expand_template(
     Raises:
         ModelError: The template or a parameter is wrong.
     """
-    made = Expansion()
-    given = _given(parameters)
+    given, generated = _filled(_given(parameters))
+    made = Expansion(generated=generated)
 
     def supplied(parameter: Parameter) -> str | None:
         if not parameter.is_secure or is_change:
@@ -125,8 +131,7 @@ def expand_template(
         if value:
             return SecretText(value)
         made.generated.append(parameter.name)
-        # Of every kind of character, as Azure wants passwords.
-        return SecretText("{}" if parameter.kind == "secureobject" else "Generated-1-by-the-lab")
+        return SecretText("{}") if parameter.kind == "secureobject" else _password()
 
     try:
         made.resources = expand(
@@ -176,6 +181,35 @@ def _given(parameters: Parameters | None) -> Given:
             continue
         raise ModelError([problem], source=label)
     return Given(values, texts)
+
+
+def _filled(given: Given) -> tuple[Given, list[str]]:
+    """Replaces the placeholders of Azure's quickstart templates, as their tests do.
+
+    Returns:
+        The values, and the names of those that were generated.
+    """
+    made = {
+        name: _generated(name, found)
+        for name, value in given.values.items()
+        if isinstance(value, str) and (found := _PLACEHOLDER.fullmatch(value))
+    }
+    return Given({**given.values, **made}, given.texts), list(made)
+
+
+def _generated(name: str, placeholder: re.Match[str]) -> str:
+    """Returns a value for a placeholder; the same for the same parameter, except a password."""
+    digest = hashlib.sha256(name.lower().encode()).hexdigest()
+    if placeholder[1] == "PASSWORD":
+        return _password()
+    if placeholder[1] == "GUID":
+        return str(uuid.UUID(digest[:32]))
+    return f"u{digest}"[: int(placeholder[2] or 13)]
+
+
+def _password() -> SecretText:
+    """Returns a secret with every kind of character, as Azure wants passwords."""
+    return SecretText(f"{secrets.token_urlsafe(18)}-aA1")
 
 
 def _entries(parameters: Parameters) -> Iterable[Any]:

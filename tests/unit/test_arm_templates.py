@@ -113,6 +113,19 @@ def test_a_secure_parameter_is_asked_for_or_generated_and_shown_nowhere() -> Non
     assert found.generated == ("word",)
 
 
+def test_placeholders_of_quickstart_templates_are_filled() -> None:
+    """P1: as their own tests do."""
+    document = template(
+        scale_set(name="[concat(parameters('n'), '-', parameters('plain'))]"),
+        parameters={"n": {"type": "string", "maxLength": 9}, "plain": STRING},
+    )
+    found = load_document(document, parameters={"n": "GEN-UNIQUE-9", "plain": "GEN-UNIQUELY"})
+    assert len(found.model.name) == len("-GEN-UNIQUELY") + 9
+    assert found.generated == ("n",)
+    again = load_document(document, parameters={"n": "GEN-UNIQUE-9", "plain": "GEN-UNIQUELY"})
+    assert again.model == found.model
+
+
 def test_copy_loops_of_resources_properties_and_variables() -> None:
     """P1."""
     disks = {

@@ -90,6 +90,8 @@ def test_old_names_of_tools_are_known() -> None:
 
 
 def test_a_name_given_twice_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"\$\.Properties: is given twice"):
+        loaded({**web_model(), "Properties": {}})
     body = {**web_model(), "SKU": {"name": "Standard_B1s"}}
     with pytest.raises(ModelError, match=r"\$\.sku: is given twice, in different spellings"):
         loaded(body)
