@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
@@ -30,13 +32,15 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.model import (
+    Parameters,
     ScaleSetDocument,
     ScaleSetModel,
     Source,
     keep_secrets,
     load_document,
     merge,
-    read_part,
+    read_change,
+    seal_parameters,
 )
 from pytest_vmss.model.arguments import (
     check_choice,
@@ -444,6 +448,7 @@ class ScaleSet:
         change: Source,
         *,
         replace: bool = False,
+        parameters: Parameters | None = None,
         load_balancer: Source | None = None,
         custom_data: str | None = None,
     ) -> Operation | None:
@@ -461,6 +466,8 @@ class ScaleSet:
             change: The model or a part of it, which is merged into the set's current model.
             replace: Take ``change`` as the whole model, and drop what it lacks, except
                 write-only values.
+            parameters: Values for a template's parameters: a parameters file, ``name=value``, an
+                object, or a list of these (P1).
             load_balancer: Azure's JSON of the load balancer, if the probe changes.
             custom_data: Replaces the custom data (base64).
 
@@ -477,16 +484,20 @@ class ScaleSet:
         change, load_balancer = seal(change), seal(load_balancer)
         custom_data = seal_text(check_custom_data(custom_data))
         check_flag(replace, "replace")
-        part = read_part(change)
+        found = read_change(change, seal_parameters(parameters), self.name)
+        part = found.body
         self._require_own_name(part)
 
         def changed(current: Revision) -> ScaleSetDocument:
             stored = current.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
-            return load_document(
+            document = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
-                known_balancer=current.balancer,
+                known_balancer=current.balancer, known_clusters=found.clusters, is_stored=True,
             )  # fmt: skip
+            return dataclasses.replace(
+                document, unevaluated=found.unevaluated, unread_settings=found.unread_settings
+            )
 
         with contextlib.ExitStack() as locked:
             try:
@@ -499,6 +510,7 @@ class ScaleSet:
                 return None
             wanted = changed(self._revision)
             version = check_document(self._environment, wanted, current=self._revision)
+            announce(self._environment, wanted, self._revision)
             capacity = wanted.model.sku.capacity
             check_capacity_change(self._environment, self.name, capacity)
             report = self._bring(wanted, version)

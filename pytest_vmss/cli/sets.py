@@ -12,10 +12,13 @@ import click
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
+    announced,
+    ask_for_secret,
     console,
     find_instance,
     main,
     open_lab,
+    parameters_option,
     read_custom_data,
     run_due,
 )
@@ -28,8 +31,9 @@ __all__: list[str] = []
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--name", help="Replaces the model's name.")
+@click.option("--name", help="Replaces the model's name, or chooses among a template's sets.")
 @click.option("--capacity", type=int, help="Replaces the model's capacity.")
+@parameters_option
 @click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
 @click.option(
     "--custom-data",
@@ -44,6 +48,7 @@ def create(
     model: Path,
     name: str | None,
     capacity: int | None,
+    parameters: tuple[str, ...],
     load_balancer: Path | None,
     custom_data: Path | None,
     ports: tuple[int, ...],
@@ -57,11 +62,13 @@ def create(
     """
     encoded = read_custom_data(custom_data)
     with open_lab() as lab:
-        with LiveView(lab.store, console):
+        with announced(), LiveView(lab.store, console):
             scale_set = lab.create(
                 model,
                 name=name,
                 capacity=capacity,
+                parameters=parameters or None,
+                supply=ask_for_secret,
                 load_balancer=load_balancer,
                 custom_data=encoded,
                 ports=ports,
@@ -70,8 +77,6 @@ def create(
             )
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)
-        for path in scale_set.model.not_modelled():
-            say(console, f"not modelled here: {path}", style="dim")
         if upgrade:
             run_due(lab)
 

@@ -161,7 +161,7 @@ class Rollout:
         operation = report.record
         with self._store.transaction():
             if self._revision().model.rolling_policy.max_surge and kind_of(operation.action).surges:
-                size = self._environment.find_size(self._revision().model.sku.name)
+                size = self._environment.size_of(self._revision().model)
                 try:
                     self._environment.require_room(len(ids), size)
                 except CapacityError as error:

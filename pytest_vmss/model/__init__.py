@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pytest_vmss.model.document import ScaleSetDocument, Source, load_document, read_part
+from pytest_vmss.model.document import (
+    Change,
+    ScaleSetDocument,
+    Source,
+    load_document,
+    read_change,
+    read_part,
+)
 from pytest_vmss.model.health import (
     ApplicationHealthSettings,
     Health,
@@ -11,6 +18,7 @@ from pytest_vmss.model.health import (
 )
 from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
 from pytest_vmss.model.ports import LAST_PORT, host_port, host_ports
+from pytest_vmss.model.review import Review, review
 from pytest_vmss.model.rules import check_model, model_warnings
 from pytest_vmss.model.scale_set import (
     AutomaticOSUpgradePolicy,
@@ -23,8 +31,9 @@ from pytest_vmss.model.scale_set import (
     ScaleSetModel,
 )
 from pytest_vmss.model.sequencing import stages_of_extensions
-from pytest_vmss.model.sizes import SIZES, VmSize, find_size
+from pytest_vmss.model.sizes import SIZES, VmSize, find_size, nearest_sizes
 from pytest_vmss.model.status import ExtensionStatus, read_status, read_status_file
+from pytest_vmss.model.templates import Parameters, Supply, seal_parameters
 from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_of
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "AutomaticOSUpgradePolicy",
     "AutomaticRepairsPolicy",
     "AzureModel",
+    "Change",
     "DataDisk",
     "Extension",
     "ExtensionStatus",
@@ -41,11 +51,14 @@ __all__ = [
     "ImageReference",
     "LoadBalancer",
     "LoadBalancingRule",
+    "Parameters",
     "Probe",
+    "Review",
     "RollingUpgradePolicy",
     "ScaleSetDocument",
     "ScaleSetModel",
     "Source",
+    "Supply",
     "VmSize",
     "application_health",
     "check_model",
@@ -58,9 +71,13 @@ __all__ = [
     "load_document",
     "merge",
     "model_warnings",
+    "nearest_sizes",
     "profile_of",
+    "read_change",
     "read_part",
     "read_status",
     "read_status_file",
+    "review",
+    "seal_parameters",
     "stages_of_extensions",
 ]

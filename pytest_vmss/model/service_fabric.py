@@ -11,7 +11,7 @@ from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 from pytest_vmss.secrecy import mask, quote
 
-__all__ = ["Cluster", "check_service_fabric", "durability", "find_extension"]
+__all__ = ["Cluster", "check_service_fabric", "durability", "find_extension", "reads_setting"]
 
 _PUBLISHER = "microsoft.azure.servicefabric"
 _TYPES = ("servicefabricnode", "servicefabriclinuxnode")
@@ -44,6 +44,19 @@ def find_extension(model: ScaleSetModel) -> tuple[int, Extension] | None:
 def durability(extension: Extension) -> str:
     """Returns a Service Fabric extension's ``durabilityLevel`` in lower case; Bronze by default."""
     return str((extension.settings or {}).get("durabilityLevel", "Bronze")).lower()
+
+
+def reads_setting(extension: Extension, name: str) -> bool:
+    """Whether a setting of an extension counts here; of a Service Fabric node, few do.
+
+    Args:
+        extension: The extension.
+        name: The setting's name.
+    """
+    is_node = (extension.publisher.lower(), extension.type.lower()) in {
+        (_PUBLISHER, kind) for kind in _TYPES
+    }
+    return not is_node or name.lower() in ("durabilitylevel", "nodetyperef")
 
 
 def check_service_fabric(model: ScaleSetModel, clusters: list[Cluster]) -> Iterator[ModelProblem]:
