@@ -100,9 +100,15 @@ def _state_of_set(lab: SimulatedLab, web: ScaleSet) -> dict[str, Any]:
     return {
         "state": web.record.state,
         "capacity": web.model.sku.capacity,
-        "in service": lab.balancers[web.record.unique_id].members,
+        "in service": _members(lab, web),
         "instances": [_state_of_instance(lab, instance) for instance in web],
     }
+
+
+def _members(lab: SimulatedLab, web: ScaleSet) -> dict[str, bool]:
+    """Which instances get traffic; none where no load balancer stands before the set."""
+    balancer = lab.balancers.get(web.record.unique_id)
+    return {} if balancer is None else balancer.members
 
 
 def _state_of_instance(lab: SimulatedLab, instance: Instance) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.store import OperationRecord
-from tests.models import LOAD_BALANCER, custom_script, web_model
+from tests.models import LOAD_BALANCER, custom_script, node_type, web_model
 
 __all__ = ["SCENARIOS", "Scenario", "Stage"]
 
@@ -39,6 +39,7 @@ class Scenario:
         automatic: Whether upgrades start by themselves.
         behaviour: How the instances of version 1.1.0 fare, which is published before.
         rolling: No more instances may be out than the policy's batch holds (M2).
+        model: Makes the set's body.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Scenario:
     automatic: bool = True
     behaviour: Behaviour | None = None
     rolling: bool = False
+    model: Callable[..., dict[str, Any]] = web_model
 
     @property
     def most_out(self) -> int:
@@ -133,6 +135,12 @@ SCENARIOS: Mapping[str, Scenario] = {
             behaviour=Behaviour.PANICS,
             rolling=True,
         ),
+        Scenario(
+            "upgrade of a Service Fabric node type",
+            _run_due,
+            behaviour=Behaviour.GOOD,
+            model=node_type,
+        ),
         Scenario("create", _create, 1),
         Scenario("scale out", lambda lab: _web(lab).scale(6)),
         Scenario("scale in", lambda lab: _web(lab).scale(1)),
@@ -173,7 +181,7 @@ class Stage:
         self._state, self._template = folder / "state", folder / "template"
         self._settings = Settings(state_dir=self._state, cache_dir=folder / "cache")
         lab = self._open(0)
-        body = web_model(
+        body = scenario.model(
             capacity=7 if scenario.capacity == 4 else scenario.capacity,
             policy={"maxBatchInstancePercent": 50, **scenario.policy},
             automatic=scenario.automatic,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from pytest_vmss.image_builder import ImageBuilder
     from pytest_vmss.model.extension_result import ExtensionResult
+    from pytest_vmss.model.repair_task import RepairTask
     from pytest_vmss.settings import Settings
     from pytest_vmss.simulation.guest import Behaviour
     from pytest_vmss.simulation.lab import SimulatedLab
@@ -42,6 +43,7 @@ _PUBLIC = {
     "Instance": "pytest_vmss.api.instance",
     "Lab": "pytest_vmss.api.lab",
     "Operation": "pytest_vmss.api.operation",
+    "RepairTask": "pytest_vmss.model.repair_task",
     "ScaleSet": "pytest_vmss.api.scale_set",
     "Settings": "pytest_vmss.settings",
     "SimulatedLab": "pytest_vmss.simulation.lab",
@@ -62,6 +64,7 @@ __all__ = [
     "Instance",
     "Lab",
     "Operation",
+    "RepairTask",
     "ScaleSet",
     "Settings",
     "SimulatedLab",

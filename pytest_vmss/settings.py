@@ -116,7 +116,7 @@ class ImageLimits:
 class Timeouts:
     """Timeouts for one instance and for an upgrade, in seconds, for a host with KVM.
 
-    Without KVM, all but ``drain``, ``health`` and ``upgrade`` are multiplied; ``health`` is
+    Without KVM, all but ``drain``, ``health``, ``approval`` and ``upgrade`` are multiplied; ``health`` is
     Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
@@ -128,6 +128,7 @@ class Timeouts:
         health: For the application to become healthy after all that.
         instance: For everything that an operation does to one instance; a rollback gets the same
             again.
+        approval: For a Service Fabric cluster to approve an update domain; then the upgrade stops.
         upgrade: For a whole upgrade; one that times out stops between two batches (G4).
     """
 
@@ -138,6 +139,7 @@ class Timeouts:
     extension: float = 90.0
     health: float = 300.0
     instance: float = 900.0
+    approval: float = 3600.0
     upgrade: float = 86_400.0
 
     def scaled(self, factor: float) -> Self:

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self
 
-from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.api.scale_set import ScaleSet, require_durable
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
@@ -58,6 +58,7 @@ from pytest_vmss.labs.removal import remove_files, remove_machines, remove_unfin
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
 from pytest_vmss.model import (
     ApplicationHealthSettings,
+    Approver,
     Health,
     Probe,
     Source,
@@ -66,6 +67,7 @@ from pytest_vmss.model import (
     load_document,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_custom_data,
     check_health,
     check_instance_count,
@@ -367,6 +369,7 @@ class Lab:
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
         health: Check | None = None,
+        approver: Approver | None = None,
     ) -> ScaleSet:
         """Creates a scale set and waits until all its instances are healthy.
 
@@ -382,6 +385,8 @@ class Lab:
             health: A custom health source in addition to Azure's (F4): a command that is run
                 over SSH and judged by its exit status, or a function that takes a testinfra
                 host and asserts. A function applies in this process only.
+            approver: Who approves each update domain of a Service Fabric node type of durability
+                Silver or Gold, see :meth:`ScaleSet.set_approver`.
 
         Raises:
             ModelError: The model is not valid; nothing was created.
@@ -396,6 +401,7 @@ class Lab:
         custom_data = seal_text(check_custom_data(custom_data))
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)
+        approver = check_approver(approver)
         health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
         document = load_document(
             source,
@@ -411,6 +417,7 @@ class Lab:
                 "name",
                 code="Conflict",
             )
+        require_durable(model, approver)
         version = check_document(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
             self._require_balancer()
@@ -424,12 +431,17 @@ class Lab:
             health_timeout=health_timeout,
             health_command=health if isinstance(health, str) else None,
             health_function=callable(health),
+            approver_url=approver if isinstance(approver, str) else None,
+            approver_function=callable(approver),
         )
         engine = Engine(self.environment, model.name)
         with engine.lock():
             operation = engine.open(kind)
+            unique_id = self.environment.set_record(model.name).unique_id
             if health is not None and not isinstance(health, str):
-                self.environment.checks[self.environment.set_record(model.name).unique_id] = health
+                self.environment.checks[unique_id] = health
+            if approver is not None and not isinstance(approver, str):
+                self.environment.approvers[unique_id] = approver
             report = engine.run(operation)
         report.raise_for_status()
         self.wake()

@@ -28,15 +28,19 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.model import (
+    Approver,
     ScaleSetDocument,
     ScaleSetModel,
     Source,
+    is_durable,
     keep_secrets,
     load_document,
     merge,
+    read_clusters,
     read_part,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_choice,
     check_custom_data,
     check_flag,
@@ -66,7 +70,7 @@ from pytest_vmss.operations.scale import check_capacity_change, removal_of, scal
 from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
 
-__all__ = ["Ids", "ScaleSet"]
+__all__ = ["Ids", "ScaleSet", "require_durable"]
 
 #: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
 Ids = Iterable[int | str] | None
@@ -234,6 +238,33 @@ class ScaleSet:
         environment.checks.pop(record.unique_id, None)
         if check is not None and not isinstance(check, str):
             environment.checks[record.unique_id] = check
+
+    def set_approver(self, approver: Approver | None) -> None:
+        """Sets who approves each update domain before a rolling operation changes it (I3).
+
+        That is for Service Fabric node types of durability Silver or Gold, whose cluster does so
+        in Azure.
+
+        Args:
+            approver: A function that takes a :class:`~pytest_vmss.RepairTask` and returns True to
+                approve; with anything else it is asked again, once a second, and what it raises
+                stops the upgrade. Or the URL of an endpoint on loopback that is sent the task as
+                JSON and replies ``{"State": "Approved"}``. Both are told of the result too, with
+                the state ``Completed``. None approves everything. A function applies in this
+                process only.
+
+        Raises:
+            ModelError: It is neither; or nobody would ask it. Nothing was changed.
+        """
+        check_approver(approver)
+        require_durable(self.model, approver)
+        environment, url = self._environment, approver if isinstance(approver, str) else None
+        record = environment.store.amend(
+            self.record, approver_url=url, approver_function=callable(approver)
+        )
+        environment.approvers.pop(record.unique_id, None)
+        if approver is not None and not isinstance(approver, str):
+            environment.approvers[record.unique_id] = approver
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """Runs a check repeatedly during a ``with`` block, throughout which it must hold.
@@ -457,7 +488,7 @@ class ScaleSet:
         change, load_balancer = seal(change), seal(load_balancer)
         custom_data = seal_text(check_custom_data(custom_data))
         check_flag(replace, "replace")
-        part = read_part(change)
+        part, clusters = read_part(change), read_clusters(change)
         self._require_own_name(part)
         with self._engine.lock():
             self._engine.journal.ensure_idle()
@@ -466,6 +497,7 @@ class ScaleSet:
             wanted = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
                 known_balancer=self._revision.balancer,
+                known_clusters=clusters or self._revision.clusters,
             )  # fmt: skip
             version = check_document(self._environment, wanted, current=self._revision)
             capacity = wanted.model.sku.capacity
@@ -715,3 +747,19 @@ class ScaleSet:
         """Closes the connections to its instances."""
         while self._instances:
             self._instances.popitem()[1].close()
+
+
+def require_durable(model: ScaleSetModel, approver: Approver | None) -> None:
+    """Checks that an approver, if one is given, would be asked.
+
+    Raises:
+        ModelError: The model is no Service Fabric node type of durability Silver or Gold.
+    """
+    if approver is not None and not is_durable(model):
+        problem = ModelProblem(
+            "approver",
+            "InvalidParameter",
+            "would never be asked: the model has no Service Fabric extension "
+            "(Microsoft.Azure.ServiceFabric) of durabilityLevel Silver or Gold",
+        )
+        raise ModelError([problem], source="what was asked for")

@@ -38,6 +38,7 @@ __all__: list[str] = []
 @click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
 @click.option("--health-command", help="Run over SSH; its exit status is a health source too.")
+@click.option("--approver", help="URL on loopback that approves update domains (Service Fabric).")
 def create(
     model: Path,
     name: str | None,
@@ -47,6 +48,7 @@ def create(
     ports: tuple[int, ...],
     health_timeout: float | None,
     health_command: str | None,
+    approver: str | None,
 ) -> None:
     """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
     encoded = read_custom_data(custom_data)
@@ -61,11 +63,24 @@ def create(
                 ports=ports,
                 health_timeout=health_timeout,
                 health=health_command,
+                approver=approver,
             )
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)
         for path in scale_set.model.not_modelled():
             say(console, f"not modelled here: {path}", style="dim")
+
+
+@main.command("set-approver")
+@click.argument("name")
+@click.argument("url", required=False)
+def set_approver(name: str, url: str | None) -> None:
+    """Let the endpoint URL approve update domains of a Service Fabric node type.
+
+    Without URL nobody is asked, and every update domain is approved.
+    """
+    with open_lab() as lab:
+        lab.scale_set(name).set_approver(url)
 
 
 @main.command("list")

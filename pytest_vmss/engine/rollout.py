@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pytest_vmss.clock import run_concurrently
 from pytest_vmss.engine import planner
+from pytest_vmss.engine.approval import Approvals
 from pytest_vmss.engine.journal import Journal
 from pytest_vmss.engine.preflight import file_uris, unreachable
 from pytest_vmss.engine.report import ENDED, OperationReport
@@ -41,6 +42,7 @@ class Rollout:
         self._journal = journal
         self._worker = worker
         self._scale_set = scale_set
+        self.approvals = Approvals(environment, journal, scale_set)
 
     def run(self, operation_id: str) -> None:
         """Runs an operation batch by batch to its end, from wherever it stands.
@@ -106,8 +108,12 @@ class Rollout:
         run_concurrently(report.results, read, clock=self._environment.clock)
         self._journal.update(operation_id, metrics_read=True)
 
-    def _next(self, operation_id: str) -> Sequence[int] | None:
+    def _next(self, operation_id: str, *, paused: bool = False) -> Sequence[int] | None:
         """Makes one decision and acts on it.
+
+        Args:
+            operation_id: The operation.
+            paused: Whether the pause before the next batch is over.
 
         Returns:
             The instances of the next batch; None if the upgrade has ended.
@@ -119,10 +125,12 @@ class Rollout:
         # Whether anything is left does not depend on health, and observing health takes time.
         decision = self._decide(report, _members(report, self._instances()))
         if isinstance(decision, planner.Batch):
-            self._pause(report)
+            if not paused:
+                self._pause(report)
             records = self._instances()  # some may have been protected meanwhile
             members = _members(report, records)
             if self._journal.operation(operation_id).cancel_requested is not None:
+                self.approvals.close(operation_id)
                 self._journal.end(
                     operation_id, "Cancelled", reason="cancelled after the current batch"
                 )
@@ -130,21 +138,36 @@ class Rollout:
             decision = self._decide(report, self._observe(members, records))
         match decision:
             case planner.Complete(reason=reason, skipped=skipped):
+                self.approvals.close(operation_id)
                 with self._store.transaction():
                     for number in skipped:
                         self._journal.note(
                             self._context(operation_id, number), outcome=Outcome.SKIPPED
                         )
                     self._journal.end(operation_id, "Completed", reason=reason)
-            case planner.Stop(code=code, message=message, reason=reason):
-                self._journal.update(
-                    operation_id, error_code=code, error_message=message, reason=reason
-                )
-                self._stop(self._journal.report(operation_id))
-            case planner.Batch(instance_ids=ids, reason=reason):
-                self._take(report, ids, reason)
-                return ids
+            case planner.Stop():
+                self._halt(operation_id, decision)
+            case planner.Batch():
+                return self._begin(report, decision)
         return None
+
+    def _begin(self, report: OperationReport, batch: planner.Batch) -> Sequence[int] | None:
+        """Takes a batch once its update domain is approved; returns what :meth:`_next` does."""
+        approval = self.approvals.obtain(report, batch.instance_ids)
+        if isinstance(approval, planner.Stop):
+            self._halt(report.record.id, approval)
+            return None
+        if not approval:  # asked for and approved only now: health may have changed meanwhile
+            return self._next(report.record.id, paused=True)
+        self._take(report, batch.instance_ids, batch.reason)
+        return batch.instance_ids
+
+    def _halt(self, operation_id: str, stop: planner.Stop) -> None:
+        """Records why an upgrade stops, and then stops it."""
+        self._journal.update(
+            operation_id, error_code=stop.code, error_message=stop.message, reason=stop.reason
+        )
+        self._stop(self._journal.report(operation_id))
 
     def _take(self, report: OperationReport, ids: tuple[int, ...], reason: str) -> None:
         """Records a batch, with its replacements if the upgrade surges (D9)."""
@@ -196,6 +219,7 @@ class Rollout:
             )
             for start in range(0, len(failed), at_once):
                 self._worker.roll_back(record, failed[start : start + at_once])
+        self.approvals.close(record.id)
         self._journal.end(
             record.id, "Faulted", code=record.error_code, message=record.error_message,
             reason=record.reason,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pytest_vmss.model.document import ScaleSetDocument, Source, load_document, read_part
+from pytest_vmss.model.document import (
+    ScaleSetDocument,
+    Source,
+    load_document,
+    read_clusters,
+    read_part,
+)
 from pytest_vmss.model.health import (
     ApplicationHealthSettings,
     Health,
@@ -11,6 +17,7 @@ from pytest_vmss.model.health import (
 )
 from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
 from pytest_vmss.model.ports import LAST_PORT, host_port, host_ports
+from pytest_vmss.model.repair_task import Approver, RepairTask
 from pytest_vmss.model.rules import check_model, model_warnings
 from pytest_vmss.model.scale_set import (
     AutomaticOSUpgradePolicy,
@@ -23,6 +30,7 @@ from pytest_vmss.model.scale_set import (
     ScaleSetModel,
 )
 from pytest_vmss.model.sequencing import stages_of_extensions
+from pytest_vmss.model.service_fabric import Cluster, is_durable
 from pytest_vmss.model.sizes import SIZES, VmSize, find_size
 from pytest_vmss.model.status import ExtensionStatus, read_status, read_status_file
 from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_of
@@ -31,9 +39,11 @@ __all__ = [
     "LAST_PORT",
     "SIZES",
     "ApplicationHealthSettings",
+    "Approver",
     "AutomaticOSUpgradePolicy",
     "AutomaticRepairsPolicy",
     "AzureModel",
+    "Cluster",
     "DataDisk",
     "Extension",
     "ExtensionStatus",
@@ -42,6 +52,7 @@ __all__ = [
     "LoadBalancer",
     "LoadBalancingRule",
     "Probe",
+    "RepairTask",
     "RollingUpgradePolicy",
     "ScaleSetDocument",
     "ScaleSetModel",
@@ -54,11 +65,13 @@ __all__ = [
     "host_port",
     "host_ports",
     "is_application_health",
+    "is_durable",
     "keep_secrets",
     "load_document",
     "merge",
     "model_warnings",
     "profile_of",
+    "read_clusters",
     "read_part",
     "read_status",
     "read_status_file",

@@ -32,7 +32,7 @@ from pytest_vmss.secrecy import (
 )
 from pytest_vmss.untrusted import listed
 
-__all__ = ["ScaleSetDocument", "Source", "load_document", "read_part"]
+__all__ = ["ScaleSetDocument", "Source", "load_document", "read_clusters", "read_part"]
 
 #: The path of a file, or the document itself.
 Source = str | Path | Mapping[str, Any] | SealedDocument
@@ -72,6 +72,7 @@ def load_document(
     capacity: int | None = None,
     custom_data: str | None = None,
     known_balancer: LoadBalancer | None = None,
+    known_clusters: tuple[Cluster, ...] = (),
 ) -> ScaleSetDocument:
     """Loads and validates a scale set.
 
@@ -83,6 +84,7 @@ def load_document(
         capacity: Replaces ``sku.capacity``.
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure never returns.
         known_balancer: On an update, the load balancer that the set has had so far.
+        known_clusters: On an update, the Service Fabric clusters given with it so far (C7).
 
     Raises:
         ModelError: The document cannot be read or is invalid; every problem has its JSON path and
@@ -115,12 +117,27 @@ def load_document(
         validate(LoadBalancer, _flatten(entry), "the load balancer") for entry in balancers
     ] or [entry for entry in [known_balancer] if entry is not None]
     probe, balancer = _find_probe(model, parsed, label)
-    clusters = tuple(
+    clusters = _clusters(resources, label) or known_clusters
+    return ScaleSetDocument(model, probe, label, clusters, balancer)
+
+
+def _clusters(resources: list[dict[str, Any]] | None, label: str) -> tuple[Cluster, ...]:
+    return tuple(
         validate(Cluster, _flatten(entry), label)
         for entry in resources or []
         if _type(entry) == _CLUSTER
     )
-    return ScaleSetDocument(model, probe, label, clusters, balancer)
+
+
+def read_clusters(source: Source) -> tuple[Cluster, ...]:
+    """Reads the Service Fabric clusters in a template; none in a plain body.
+
+    Raises:
+        ModelError: It cannot be read, or a cluster in it is invalid.
+    """
+    source = seal(source)
+    label = label_of(source, "the change")
+    return _clusters(_resources(read(source, label), label), label)
 
 
 def read_part(source: Source) -> dict[str, Any]:

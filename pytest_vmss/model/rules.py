@@ -12,12 +12,7 @@ from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
 from pytest_vmss.model.ports import host_port
 from pytest_vmss.model.scale_set import Extension, ImageReference, PatchSettings, ScaleSetModel
 from pytest_vmss.model.sequencing import check_sequence
-from pytest_vmss.model.service_fabric import (
-    Cluster,
-    check_service_fabric,
-    durability,
-    find_extension,
-)
+from pytest_vmss.model.service_fabric import Cluster, check_service_fabric, is_durable
 from pytest_vmss.model.sizes import SIZES, find_size
 from pytest_vmss.secrecy import mask, quote
 from pytest_vmss.untrusted import listed
@@ -326,10 +321,17 @@ def _check_api_version(model: ScaleSetModel) -> Iterator[ModelProblem]:
 
 def _check_health_source(model: ScaleSetModel) -> Iterator[ModelProblem]:
     has_probe, has_extension = _health_sources(model)
-    service_fabric = find_extension(model)
-    if service_fabric is not None and durability(service_fabric[1]) in ("silver", "gold"):
-        return  # Service Fabric takes care of its health
     feature = "Automatic OS Upgrade is not supported for this Virtual Machine Scale Set because"
+    if is_durable(model):  # Service Fabric takes care of its health
+        if has_probe:
+            yield ModelProblem(
+                f"{_PROFILE}.networkProfile.healthProbe",
+                "BadRequest",
+                f"{feature} a health probe was provided beside the Service Fabric extension, "
+                "whose durability Silver or Gold already decides on health. Remove the health "
+                "probe prior to enabling automatic OS upgrade.",
+            )
+        return
     if not has_probe and not has_extension:
         yield ModelProblem(
             _AUTOMATIC,

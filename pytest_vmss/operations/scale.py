@@ -78,7 +78,7 @@ def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetD
     """
     now = environment.revisions.current(scale_set)
     sized = load_document(now.model.full(), capacity=capacity, known_balancer=now.balancer)
-    document = ScaleSetDocument(now.model, now.probe, scale_set, (), now.balancer)
+    document = ScaleSetDocument(now.model, now.probe, scale_set, now.clusters, now.balancer)
     return replace(document, model=sized.model)
 
 

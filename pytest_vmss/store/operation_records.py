@@ -17,6 +17,7 @@ __all__ = [
     "OperationRecord",
     "Outcome",
     "OutcomeRecord",
+    "RepairTaskRecord",
     "StepRecord",
 ]
 
@@ -144,6 +145,50 @@ class OutcomeRecord(Record):
     def key(self) -> tuple[str | int, ...]:
         """The operation and the instance's id."""
         return (self.scale_set.lower(), self.operation, self.instance_id)
+
+
+class RepairTaskRecord(Record):
+    """An update domain of an upgrade that a Service Fabric cluster approves (I3).
+
+    Attributes:
+        number: Counts the tasks of the operation.
+        zone: Its availability zone; empty where zones are upgraded together.
+        group: Its placement group.
+        domain: The update domain.
+        instance_ids: The instances of it that were left to upgrade when it was asked for.
+        state: Preparing until it is approved, Executing until its last batch has ended,
+            Restoring until that is reported, then Completed.
+    """
+
+    kind: ClassVar[str] = "repair-task"
+
+    scale_set: str
+    operation: str
+    number: int
+    zone: str
+    group: int
+    domain: int
+    instance_ids: tuple[int, ...]
+    state: Literal["Preparing", "Executing", "Restoring", "Completed"] = "Preparing"
+    result: Literal["Pending", "Succeeded", "Failed", "Cancelled"] = "Pending"
+    asked: datetime
+    approved: datetime | None = None
+    completed: datetime | None = None
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """The operation and the task's number."""
+        return (self.scale_set.lower(), self.operation, self.number)
+
+    @property
+    def task_id(self) -> str:
+        """The task's id, as the cluster is told."""
+        return f"{self.operation}/{self.number}"
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Zone, placement group and update domain."""
+        return (self.zone, self.group, self.domain)
 
 
 class StepRecord(BaseModel):

@@ -28,6 +28,8 @@ class ScaleSetRecord(Record):
         overrides: Timeouts that replace the lab's, in seconds.
         health_command: A command run in the guest whose exit status is a health source (F4).
         health_function: Whether a function of the suite is one, in the process that defines it.
+        approver_url: The endpoint that approves update domains of a Service Fabric set (I3).
+        approver_function: Whether a function of the suite does, in the process that defines it.
         repairs_suspended: When automatic repairs were suspended; None while they are not.
         repairs_changed: When that last changed, or an instance was last repaired.
     """
@@ -47,6 +49,8 @@ class ScaleSetRecord(Record):
     overrides: dict[str, float] = Field(default_factory=dict)
     health_command: str | None = None
     health_function: bool = False
+    approver_url: str | None = Field(default=None, repr=False)
+    approver_function: bool = False
     repairs_suspended: datetime | None = None
     repairs_changed: datetime | None = None
 
@@ -64,6 +68,7 @@ class ModelRecord(Record):
         model: The whole model, with secrets.
         probe: The load-balancer probe that it names.
         balancer: That load balancer.
+        clusters: The Service Fabric clusters that were given with it (C7).
     """
 
     kind: ClassVar[str] = "model"
@@ -74,6 +79,7 @@ class ModelRecord(Record):
     model: dict[str, Any] = Field(repr=False)
     probe: dict[str, Any] | None
     balancer: dict[str, Any] | None = None
+    clusters: list[dict[str, Any]] = Field(default_factory=list)
 
     @property
     def key(self) -> tuple[str | int, ...]:

@@ -11,7 +11,7 @@ import pytest
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.guest.extensions import known_types
 from pytest_vmss.model import check_model, load_document, model_warnings
-from tests.models import LOAD_BALANCER, web_model
+from tests.models import LOAD_BALANCER, service_fabric, web_model
 
 PROFILE = "$.virtualMachineProfile"
 AUTOMATIC = "$.upgradePolicy.automaticOSUpgradePolicy.enableAutomaticOSUpgrade"
@@ -22,10 +22,6 @@ HEALTH = {
     "typeHandlerVersion": "1.0",
     "settings": {"protocol": "http", "port": 80, "requestPath": "/"},
 }
-KNOWN = known_types() | {
-    ("microsoft.managedservices", "applicationhealthlinux"),
-    ("microsoft.azure.servicefabric", "servicefabricnode"),
-}
 
 
 def problems(body: dict[str, Any]) -> list[ModelProblem]:
@@ -34,7 +30,7 @@ def problems(body: dict[str, Any]) -> list[ModelProblem]:
         document.model,
         probe=document.probe,
         sizes={},
-        extension_types=KNOWN,
+        extension_types=known_types(),
         clusters=list(document.clusters),
     )
 
@@ -54,16 +50,6 @@ def add(*extensions: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 
 def windows(**configuration: Any) -> Callable[[dict[str, Any]], None]:
     return lambda body: profile(body)["osProfile"].update(windowsConfiguration=configuration)
-
-
-def service_fabric(level: str, version: str = "1.1", node: str = "nt0") -> dict[str, Any]:
-    return {
-        "name": "fabric",
-        "publisher": "Microsoft.Azure.ServiceFabric",
-        "type": "ServiceFabricNode",
-        "typeHandlerVersion": version,
-        "settings": {"durabilityLevel": level, "nodeTypeRef": node},
-    }
 
 
 def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
@@ -114,12 +100,17 @@ def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             "must not be AutomaticByPlatform",
         ),
         (
+            add(service_fabric("Gold")),
+            f"{PROFILE}.networkProfile.healthProbe",
+            "a health probe was provided beside the Service Fabric extension",
+        ),
+        (
             add(service_fabric("Bronze")),
             f"{PROFILE}.extensionProfile.extensions[1].settings.durabilityLevel",
             "needs the durability level Silver or Gold",
         ),
         (
-            add(service_fabric("Silver", "1.0")),
+            both(no_probe, add(service_fabric("Silver", "1.0"))),
             f"{PROFILE}.extensionProfile.extensions[1].typeHandlerVersion",
             "version 1.1 or later",
         ),
@@ -154,7 +145,7 @@ def test_what_keeps_a_set_from_automatic_upgrades(
         lambda b: b.update(apiVersion="2024-11-01"),
         both(no_probe, add(service_fabric("Silver"))),
         both(no_probe, add(service_fabric("Gold", "1.10"))),
-        add(service_fabric("Gold")),
+        both(no_probe, add(service_fabric("gold", type="Node"))),
     ],
 )
 def test_what_does_not(change: Callable[[dict[str, Any]], None]) -> None:
@@ -178,7 +169,7 @@ def template(body: dict[str, Any], **node_type: Any) -> dict[str, Any]:
 def test_the_cluster_and_the_extension_say_the_same() -> None:
     """C7; Bronze is enough for a stateless-only node type."""
     body = web_model()
-    add(service_fabric("Silver"))(body)
+    both(no_probe, add(service_fabric("Silver")))(body)
     assert problems(template(body, durabilityLevel="Silver")) == []
     (problem,) = problems(template(body, durabilityLevel="Gold"))
     assert "must be the same in the extension and in the cluster" in problem.message
@@ -221,7 +212,7 @@ def with_balancer(body: dict[str, Any], **changes: Any) -> list[ModelProblem]:
         document.model,
         probe=document.probe,
         sizes={},
-        extension_types=KNOWN,
+        extension_types=known_types(),
         balancer=document.balancer,
     )
 
