@@ -283,8 +283,15 @@ def _untrue(
 
 
 def _is_member(lab: SimulatedLab, instance: Instance) -> bool:
+    if instance.record.power != "running" or not _is_balanced(lab, instance):
+        return True
     members = [balancer.members for balancer in lab.balancers.values()]
-    return instance.record.power != "running" or any(each.get(instance.name) for each in members)
+    return any(each.get(instance.name) for each in members)
+
+
+def _is_balanced(lab: SimulatedLab, instance: Instance) -> bool:
+    """Whether a load balancer stands before its set."""
+    return lab.scale_set(instance.record.scale_set).record.unique_id in lab.balancers
 
 
 def _inode(path: Path) -> int | None:
@@ -314,7 +321,9 @@ def _not_well(
     running = lab.simulated.running_generation(domain_of(lab, instance.name))
     if running != (None if stopped else instance.record.generation):
         yield f"it runs on OS disk {running} instead of {instance.record.generation}"
-    elif not stopped and instance.name not in serving(lab, instance.record.scale_set):
+    elif stopped or not _is_balanced(lab, instance):
+        pass
+    elif instance.name not in serving(lab, instance.record.scale_set):
         yield "it does not serve"
     if instance.record.provisioning != "Succeeded":
         yield f"its provisioning state is {instance.record.provisioning}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -266,9 +267,9 @@ def test_an_endpoint_that_is_gone_is_a_warning_after_the_work(short: SimulatedLa
     web = start(short, f"http://localhost:{server.port}/", capacity=1)
     create = short.simulated.create_os_disk
 
-    def closing(*arguments: Any) -> None:
+    def closing(path: Path, image: Path, size_gib: int | None) -> None:
         server.close()
-        create(*arguments)
+        create(path, image, size_gib)
 
     short.simulated.create_os_disk = closing  # type: ignore[method-assign]
     upgrade = short.roll(web, "1.1.0")
