@@ -264,6 +264,11 @@ def _untrue(
 ) -> Iterator[str]:
     """What is not true of an instance's outcome."""
     outcome = result.outcome
+    stopped = result.stopped or (
+        outcome is Outcome.NOT_STARTED
+        and instance is not None
+        and instance.record.power != "running"
+    )
     if _committed(lab, report, result.instance_id) and outcome is not Outcome.SUCCEEDED:
         yield "it was committed"
     match outcome:
@@ -272,7 +277,7 @@ def _untrue(
         case Outcome.SUCCEEDED:
             yield from _not_done(lab, report, result, instance)
         case Outcome.ROLLED_BACK | Outcome.NOT_STARTED:
-            yield from _not_well(lab, instance)
+            yield from _not_well(lab, instance, stopped=stopped)
             if instance and os_disks.get(str(instance.os_disk)) != _inode(instance.os_disk):
                 yield f"its OS disk {instance.os_disk.name} is not the one that it had"
         case Outcome.FAILED | Outcome.ROLLBACK_FAILED:
@@ -307,7 +312,7 @@ def _not_done(
         if instance is not None:
             yield "it is still there"
         return
-    yield from _not_well(lab, instance, stopped=action in ("stop", "deallocate"))
+    yield from _not_well(lab, instance, stopped=result.stopped or action in ("stop", "deallocate"))
     if instance and target not in ("", instance.image_version):
         yield f"it is on {instance.image_version}"
 

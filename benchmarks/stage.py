@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Scenario:
         behaviour: How the instances of version 1.1.0 fare, which is published before.
         rolling: No more instances may be out than the policy's batch holds (M2).
         model: Makes the set's body.
+        stopped: Instances that are stopped before.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Scenario:
     behaviour: Behaviour | None = None
     rolling: bool = False
     model: Callable[..., dict[str, Any]] = web_model
+    stopped: Sequence[int] = ()
 
     @property
     def most_out(self) -> int:
@@ -82,6 +84,11 @@ _LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "ca
 
 def _run_due(lab: SimulatedLab) -> None:
     lab.run_due()
+
+
+def _upgrade_and_start(lab: SimulatedLab) -> None:
+    lab.run_due()
+    _web(lab).start()
 
 
 def _update(change: dict[str, Any]) -> Callable[[SimulatedLab], None]:
@@ -141,6 +148,12 @@ SCENARIOS: Mapping[str, Scenario] = {
             behaviour=Behaviour.GOOD,
             model=node_type,
         ),
+        Scenario(
+            "upgrade of stopped instances and their start",
+            _upgrade_and_start,
+            behaviour=Behaviour.GOOD,
+            stopped=(1, 5),
+        ),
         Scenario("create", _create, 1),
         Scenario("scale out", lambda lab: _web(lab).scale(6)),
         Scenario("scale in", lambda lab: _web(lab).scale(1)),
@@ -189,6 +202,8 @@ class Stage:
         web = lab.start(body, LOAD_BALANCER)
         if scenario.capacity == 4:  # two each in two update domains, so that a batch is of two
             web.delete_instances([2, 3, 4])
+        if scenario.stopped:
+            web.stop(scenario.stopped)
         if scenario.behaviour is not None:
             lab.publish("1.1.0", scenario.behaviour)
         lab.runs.clear()

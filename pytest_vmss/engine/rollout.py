@@ -99,6 +99,8 @@ class Rollout:
 
         def read(number: int) -> None:
             context = self._context(operation_id, number)
+            if context.record.power != "running":
+                return
             metrics = self._environment.metrics(context)
             if metrics.skip:
                 self._journal.note(context, outcome=Outcome.SKIPPED)
@@ -172,16 +174,19 @@ class Rollout:
     def _take(self, report: OperationReport, ids: tuple[int, ...], reason: str) -> None:
         """Records a batch, with its replacements if the upgrade surges (D9)."""
         operation = report.record
+        surges = self._revision().model.rolling_policy.max_surge
         with self._store.transaction():
-            if self._revision().model.rolling_policy.max_surge and kind_of(operation.action).surges:
+            running = [r.instance_id for r in self._instances() if r.power == "running"]
+            replaced = [number for number in ids if number in running]
+            if surges and kind_of(operation.action).surges and replaced:
                 size = self._environment.find_size(self._revision().model.sku.name)
                 try:
-                    self._environment.require_room(len(ids), size)
+                    self._environment.require_room(len(replaced), size)
                 except CapacityError as error:
                     reason += f"; in place, for there is no room for more: {error.message}"
                 else:
                     self._journal.add_batch(report, ids, reason)
-                    allocate_replacements(self._environment, self._journal, operation.id, ids)
+                    allocate_replacements(self._environment, self._journal, operation.id, replaced)
                     return
             self._journal.add_batch(report, ids, reason)
 
@@ -240,10 +245,11 @@ class Rollout:
     def _observe(
         self, members: Sequence[planner.Member], records: Sequence[InstanceRecord]
     ) -> list[planner.Member]:
-        seen = observe_instances(self._environment, self._scale_set, records)
+        running = [record for record in records if record.power == "running"]
+        seen = observe_instances(self._environment, self._scale_set, running)
         return [
             member
-            if seen[member.instance_id].healthy
+            if member.stopped or seen[member.instance_id].healthy
             else replace(member, health=seen[member.instance_id].health)
             for member in members
         ]
@@ -303,6 +309,7 @@ def _members(report: OperationReport, records: Sequence[InstanceRecord]) -> list
                 zone=record.zone,
                 phase=None if result is None else result.phase,
                 protected=record.protected,
+                stopped=record.power != "running",
             )
         )
     return members

@@ -125,6 +125,7 @@ class OutcomeRecord(Record):
         phase: ``PhaseOrderingNumber``, read when the upgrade started.
         error: The error, if it failed.
         going_back: Whether it is being rolled back.
+        stopped: Whether it was stopped and stays so, so that nothing is proved about it.
     """
 
     kind: ClassVar[str] = "outcome"
@@ -140,6 +141,7 @@ class OutcomeRecord(Record):
     phase: int | None = None
     error: ErrorRecord | None = None
     going_back: bool = False
+    stopped: bool = False
 
     @property
     def key(self) -> tuple[str | int, ...]:
