@@ -264,11 +264,8 @@ def _untrue(
 ) -> Iterator[str]:
     """What is not true of an instance's outcome."""
     outcome = result.outcome
-    stopped = result.stopped or (
-        outcome is Outcome.NOT_STARTED
-        and instance is not None
-        and instance.record.power != "running"
-    )
+    stopped = instance is not None and instance.record.power != "running"
+    stopped = stopped and (result.stopped or outcome is Outcome.NOT_STARTED)
     if _committed(lab, report, result.instance_id) and outcome is not Outcome.SUCCEEDED:
         yield "it was committed"
     match outcome:
@@ -308,11 +305,12 @@ def _not_done(
 ) -> Iterator[str]:
     """What an instance lacks for which the operation is told to have succeeded."""
     action, target = report.record.action, report.record.target
+    stopped = result.stopped and instance is not None and instance.record.power != "running"
     if action == "delete" or result.replacement:
         if instance is not None:
             yield "it is still there"
         return
-    yield from _not_well(lab, instance, stopped=result.stopped or action in ("stop", "deallocate"))
+    yield from _not_well(lab, instance, stopped=stopped or action in ("stop", "deallocate"))
     if instance and target not in ("", instance.image_version):
         yield f"it is on {instance.image_version}"
 

@@ -28,6 +28,10 @@ def versions(web: ScaleSet) -> list[str | None]:
     return [instance.image_version for instance in web]
 
 
+def extensions(web: ScaleSet) -> list[str]:
+    return [result.name for result in web[1].extensions]
+
+
 def unproven(web: ScaleSet) -> list[bool]:
     return [instance.record.unproven for instance in web]
 
@@ -75,11 +79,11 @@ def test_the_next_start_proves_the_new_disk(lab: SimulatedLab) -> None:
     web.stop([1])
     lab.roll(web, "1.1.0")
     assert unproven(web) == [False, True]
-    assert len(web[1].extensions) == 0
+    assert extensions(web) == []
     web.start([1])
     assert web.is_healthy()
     assert unproven(web) == [False, False]
-    assert [result.name for result in web[1].extensions] == ["register"]
+    assert extensions(web) == ["register"]
     assert lab.executions["web_1", 2, "custom data"] == 1
     assert lab.executions["web_1", 2, "register"] == 1
     assert web[1].record.in_service

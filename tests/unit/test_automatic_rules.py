@@ -24,7 +24,7 @@ HEALTH = {
 }
 
 
-def problems(body: dict[str, Any]) -> list[ModelProblem]:
+def all_problems(body: dict[str, Any]) -> list[ModelProblem]:
     document = load_document(body, load_balancer=LOAD_BALANCER)
     return check_model(
         document.model,
@@ -33,6 +33,11 @@ def problems(body: dict[str, Any]) -> list[ModelProblem]:
         extension_types=known_types(),
         clusters=list(document.clusters),
     )
+
+
+def problems(body: dict[str, Any]) -> list[ModelProblem]:
+    """Without the one of Windows guests, which hides no other."""
+    return [problem for problem in all_problems(body) if problem.code != "OSTypeNotSupported"]
 
 
 def profile(body: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +93,11 @@ def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             "must be false",
         ),
         (
+            windows(),
+            f"{PROFILE}.osProfile.windowsConfiguration.enableAutomaticUpdates",
+            "absent means true",
+        ),
+        (
             windows(enableAutomaticUpdates=False, patchSettings={"patchMode": "AutomaticByPlatform"}),
             f"{PROFILE}.osProfile.windowsConfiguration.patchSettings.patchMode",
             "must not be AutomaticByPlatform",
@@ -140,7 +150,6 @@ def test_what_keeps_a_set_from_automatic_upgrades(
     [
         both(no_probe, add(HEALTH)),
         windows(enableAutomaticUpdates=False),
-        windows(),
         both(windows(enableAutomaticUpdates=True), lambda b: b.update(apiVersion="2018-10-01")),
         lambda b: b.update(apiVersion="2024-11-01"),
         both(no_probe, add(service_fabric("Silver"))),
@@ -179,6 +188,55 @@ def test_the_cluster_and_the_extension_say_the_same() -> None:
     assert problems(template(body, durabilityLevel="Bronze", isStateless=True)) == []
     (problem,) = problems(template(body, durabilityLevel="Bronze"))
     assert "stateless-only" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (windows(enableAutomaticUpdates=False), "osProfile.windowsConfiguration"),
+        (
+            lambda b: profile(b)["storageProfile"]["osDisk"].update(osType="Windows"),
+            "storageProfile.osDisk.osType",
+        ),
+        (
+            lambda b: profile(b)["storageProfile"].update(
+                imageReference={
+                    "publisher": "MicrosoftWindowsServer", "offer": "WindowsServer",
+                    "sku": "2022-datacenter", "version": "latest",
+                }
+            ),
+            "storageProfile.imageReference.publisher",
+        ),
+        (
+            both(
+                windows(enableAutomaticUpdates=False),
+                lambda b: profile(b)["storageProfile"]["osDisk"].update(osType="Windows"),
+            ),
+            "storageProfile.osDisk.osType",
+        ),
+    ],
+)  # fmt: skip
+def test_windows_guests_are_refused_with_the_reason(
+    change: Callable[[dict[str, Any]], None], path: str
+) -> None:
+    """A8: once, whatever tells of them, and whether upgrades are automatic or not."""
+    for automatic in (True, False):
+        body = web_model(automatic=automatic)
+        change(body)
+        (problem,) = all_problems(body)
+        assert (problem.path, problem.code) == (f"{PROFILE}.{path}", "OSTypeNotSupported")
+        assert "only Linux guests can be run here" in problem.message
+
+
+def test_application_health_for_windows_is_refused_by_name() -> None:
+    """A8, F3: not as an extension that nobody knows."""
+    body = web_model()
+    no_probe(body)
+    add({**HEALTH, "type": "ApplicationHealthWindows"})(body)
+    (problem,) = all_problems(body)
+    assert problem.path == f"{PROFILE}.extensionProfile.extensions[1].type"
+    assert problem.message.startswith("ApplicationHealthWindows is for Windows guests")
+    assert "use ApplicationHealthLinux" in problem.message
 
 
 def test_rolling_mode_needs_health() -> None:
