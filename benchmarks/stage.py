@@ -41,6 +41,7 @@ class Scenario:
         rolling: No more instances may be out than the policy's batch holds (M2).
         model: Makes the set's body.
         stopped: Instances that are stopped before.
+        upgraded: Whether the upgrade has been run before.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Scenario:
     rolling: bool = False
     model: Callable[..., dict[str, Any]] = web_model
     stopped: Sequence[int] = ()
+    upgraded: bool = False
 
     @property
     def most_out(self) -> int:
@@ -84,11 +86,6 @@ _LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "ca
 
 def _run_due(lab: SimulatedLab) -> None:
     lab.run_due()
-
-
-def _upgrade_and_start(lab: SimulatedLab) -> None:
-    lab.run_due()
-    _web(lab).start()
 
 
 def _update(change: dict[str, Any]) -> Callable[[SimulatedLab], None]:
@@ -149,10 +146,14 @@ SCENARIOS: Mapping[str, Scenario] = {
             model=node_type,
         ),
         Scenario(
-            "upgrade of stopped instances and their start",
-            _upgrade_and_start,
+            "upgrade of stopped instances", _run_due, behaviour=Behaviour.GOOD, stopped=(1, 5)
+        ),
+        Scenario(
+            "start of instances that were upgraded while stopped",
+            lambda lab: _web(lab).start(),
             behaviour=Behaviour.GOOD,
             stopped=(1, 5),
+            upgraded=True,
         ),
         Scenario("create", _create, 1),
         Scenario("scale out", lambda lab: _web(lab).scale(6)),
@@ -206,6 +207,8 @@ class Stage:
             web.stop(scenario.stopped)
         if scenario.behaviour is not None:
             lab.publish("1.1.0", scenario.behaviour)
+        if scenario.upgraded:
+            lab.run_due()
         lab.runs.clear()
         self.initial = lab.snapshot()
         self.data_disks: dict[str, int] = {}

@@ -54,6 +54,11 @@ class Operation:
         return self.record.status
 
     @property
+    def rolling_back(self) -> bool:
+        """Whether any of its instances is being rolled back; Azure has no status for that."""
+        return bool(self.report.going_back)
+
+    @property
     def action(self) -> str:
         """Its kind: ``upgrade``, ``create``, ``restart`` and so on."""
         return self.record.action

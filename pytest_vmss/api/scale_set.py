@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
-from pytest_vmss.api.upgrade_status import history_info, status_info
+from pytest_vmss.api.upgrade_status import history_info, is_recent, status_info
 from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
@@ -50,6 +51,7 @@ from pytest_vmss.model.arguments import (
     check_instance_ids,
     check_seconds,
 )
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.operations import (
     Deallocate,
     ExtensionUpgrade,
@@ -175,16 +177,27 @@ class ScaleSet:
         scheme = "https" if port == _HTTPS else "http"
         return f"{scheme}://{record.frontend}:{host_port(port)}"
 
-    def instance_view(self) -> list[dict[str, Any]]:
-        """Azure's instance view of each instance (H4, J3)."""
-        views: dict[str, dict[str, Any]] = {}
+    def instance_view(self) -> dict[str, Any]:
+        """Azure's instance view of the set: how many instances are in which state (J3)."""
+        extensions: dict[str, list[ExtensionResult]] = {}
+        for instance in self.instances:
+            if instance.record.generation:
+                for result in instance.extensions:
+                    extensions.setdefault(result.name, []).append(result)
+        return set_instance_view(
+            self.record, self._records(), extensions, self.orchestration_services
+        )
+
+    def virtual_machines(self) -> list[dict[str, Any]]:
+        """Azure's ``VirtualMachineScaleSetVM`` of each instance, with its instance view (J3)."""
+        found: dict[str, dict[str, Any]] = {}
 
         def look(instance: Instance) -> None:
-            views[instance.instance_id] = instance.instance_view()
+            found[instance.instance_id] = instance.resource()
 
         instances = self.instances
         run_concurrently(instances, look, clock=self._environment.clock)
-        return [views[instance.instance_id] for instance in instances]
+        return [found[instance.instance_id] for instance in instances]
 
     def repair(self) -> Operation | None:
         """Checks all instances once, and repairs those that are due for automatic repair (K1).
@@ -415,16 +428,19 @@ class ScaleSet:
         return None if record is None else Operation(self._environment, self.name, record.id)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
-        """The set's OS upgrades, newest first; Azure keeps five (J2).
+        """The set's OS upgrades, newest first; Azure keeps five, for two months (J2).
 
         Args:
-            limit: The most to return; None for all.
+            limit: The most to return; None for all, however old.
         """
         if limit is not None:
             check_instance_count(limit, "limit")
         self._engine.require_own()
+        now = self._environment.clock.now()
         upgrades = [
-            entry for entry in self._engine.journal.operations() if entry.action == OSUpgrade.action
+            entry
+            for entry in self._engine.journal.operations()
+            if entry.action == OSUpgrade.action and (limit is None or is_recent(entry, now))
         ]
         return [Upgrade(self._environment, self.name, entry.id) for entry in reversed(upgrades)][
             :limit

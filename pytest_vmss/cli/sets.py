@@ -109,14 +109,20 @@ def _unfinished(scale_set: ScaleSet) -> str:
 
 @main.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Azure's model and the instance view.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Azure's model, instance view and virtual machines."
+)
 @click.option("--health", is_flag=True, help="Ask each instance for its health.")
 def show(name: str, as_json: bool, health: bool) -> None:
     """Show a scale set and its instances."""
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         if as_json:
-            body = {**scale_set.model.wire(), "instances": scale_set.instance_view()}
+            body = {
+                **scale_set.model.wire(),
+                "instanceView": scale_set.instance_view(),
+                "virtualMachines": scale_set.virtual_machines(),
+            }
             click.echo(json.dumps(body, indent=2))
             return
         console.print(instance_table(scale_set, health=health))

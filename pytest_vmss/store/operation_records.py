@@ -69,7 +69,7 @@ class OperationRecord(Record):
     scale_set: str
     set_id: str
     action: str
-    status: Literal["RollingForward", "RollingBack", "Cancelled", "Completed", "Faulted"]
+    status: Literal["RollingForward", "Cancelled", "Completed", "Faulted"]
     started_by: Literal["Unknown", "User", "Platform"] = "User"
     started: datetime
     ended: datetime | None = None
