@@ -215,7 +215,7 @@ def _judge(
     tally: Tally, ground: Ground, lab: SimulatedLab, watches: Sequence[OutageMonitor], what: str
 ) -> None:
     tally.points += 1
-    replaced = ground.stage.scenario.name == "reimageall"
+    replaced = ground.stage.scenario.replaces_data_disks
     meanwhile = lost(  # whoever looks after a kill finds every disk, too
         lab, None if replaced else ground.stage.data_disks, going=being_removed(lab)
     )

@@ -60,14 +60,16 @@ _METHODS: dict[type[Any], tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
     SimulatedHypervisor: (
         "hypervisor",
         (
-            "create_data_disk", "create_os_disk", "write_seed", "start", "request_stop",
-            "power_off", "remove",
+            "create_data_disk", "create_os_disk", "freeze_disk", "create_layer", "write_seed",
+            "start", "save", "restore", "request_stop", "power_off", "remove",
         ),
         ("state", "running_generation", "agent"),
     ),
     SimulatedGuest: (
         "guest",
-        ("wait_boot", "wait_cloud_init", "run_extension", "remove_extension", "sync"),
+        (
+            "wait_boot", "wake", "wait_cloud_init", "run_extension", "remove_extension", "sync",
+        ),
         ("report_extension", "check", "listening"),
     ),
     SimulatedBalancer: (

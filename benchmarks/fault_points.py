@@ -308,7 +308,7 @@ def _q1(lab: SimulatedLab, ground: Ground) -> list[str]:
 
 def _before(ground: Ground, replaced: dict[str, int] | None) -> dict[str, int] | None:
     """The data disks that must be there; ``replaced`` where the play replaces them."""
-    return replaced if ground.play.scenario.name == "reimageall" else ground.stage.data_disks
+    return replaced if ground.play.scenario.replaces_data_disks else ground.stage.data_disks
 
 
 def _after_the_cure(lab: SimulatedLab, ground: Ground, *, noted: bool) -> list[str]:

@@ -185,6 +185,8 @@ def orphans(lab: SimulatedLab) -> list[str]:
     for instance in _instances(lab):
         found += _unknown_files(lab, instance)
     parts = [path for path in lab.paths.folder.rglob("*") if ".part" in path.name]
+    swept = lab.paths.checkpoint("any").parent  # by whoever takes the next checkpoint
+    parts = [path for path in parts if swept not in path.parents]
     return found + [str(path.relative_to(lab.paths.folder)) for path in parts]
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.engine.report import OperationReport
-from pytest_vmss.operations import Replace
+from pytest_vmss.operations import MakeCheckpoint, Replace
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.lab import SimulatedLab
@@ -38,10 +38,10 @@ class Scenario:
         policy: The set's rolling upgrade policy.
         automatic: Whether upgrades start by themselves.
         behaviour: How the instances of version 1.1.0 fare, which is published before.
+        prepare: Done to the lab before the beginning.
+        replaces_data_disks: Whether it puts other files in the place of data disks.
         rolling: No more instances may be out than the policy's batch holds (M2).
         model: Makes the set's body.
-        stopped: Instances that are stopped before.
-        upgraded: Whether the upgrade has been run before.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Scenario:
     policy: Mapping[str, Any] = field(default_factory=dict)
     automatic: bool = True
     behaviour: Behaviour | None = None
+    prepare: Callable[[SimulatedLab], object] = lambda _: None
+    replaces_data_disks: bool = False
     rolling: bool = False
     model: Callable[..., dict[str, Any]] = web_model
-    stopped: Sequence[int] = ()
-    upgraded: bool = False
 
     @property
     def most_out(self) -> int:
@@ -78,6 +78,23 @@ def _create(lab: SimulatedLab) -> None:
     lab.create(web_model("api", capacity=3), load_balancer=LOAD_BALANCER)
 
 
+def _create_pristine(lab: SimulatedLab) -> None:
+    """The same from a checkpoint, which is made if there is none."""
+    lab.create(web_model("api", capacity=3), load_balancer=LOAD_BALANCER, pristine=True)
+
+
+def _cache_checkpoint(lab: SimulatedLab) -> None:
+    _create_pristine(lab)
+    lab.scale_set("api").delete()
+
+
+def _make_checkpoint(lab: SimulatedLab) -> None:
+    """What follows the creation of a set of which there is no checkpoint."""
+    web = _web(lab)
+    with web._engine.lock():
+        web._engine.perform(MakeCheckpoint("0.1"))
+
+
 _OTHER = custom_script("other", settings={"commandToExecute": "true"})
 _OTHER_EXTENSION = {"virtualMachineProfile": {"extensionProfile": {"extensions": [_OTHER]}}}
 _NEW_SIZE = {"sku": {"name": "Standard_B1s"}}
@@ -85,6 +102,15 @@ _LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "ca
 
 
 def _run_due(lab: SimulatedLab) -> None:
+    lab.run_due()
+
+
+def _stop(lab: SimulatedLab) -> None:
+    _web(lab).stop([1, 5])
+
+
+def _stop_and_upgrade(lab: SimulatedLab) -> None:
+    _stop(lab)
     lab.run_due()
 
 
@@ -145,21 +171,20 @@ SCENARIOS: Mapping[str, Scenario] = {
             behaviour=Behaviour.GOOD,
             model=node_type,
         ),
-        Scenario(
-            "upgrade of stopped instances", _run_due, behaviour=Behaviour.GOOD, stopped=(1, 5)
-        ),
+        Scenario("upgrade of stopped instances", _run_due, behaviour=Behaviour.GOOD, prepare=_stop),
         Scenario(
             "start of instances that were upgraded while stopped",
             lambda lab: _web(lab).start(),
             behaviour=Behaviour.GOOD,
-            stopped=(1, 5),
-            upgraded=True,
+            prepare=_stop_and_upgrade,
         ),
         Scenario("create", _create, 1),
+        Scenario("make a checkpoint", _make_checkpoint, 2, replaces_data_disks=True),
+        Scenario("create from a checkpoint", _create_pristine, 1, prepare=_cache_checkpoint),
         Scenario("scale out", lambda lab: _web(lab).scale(6)),
         Scenario("scale in", lambda lab: _web(lab).scale(1)),
         Scenario("reimage", lambda lab: _web(lab).reimage()),
-        Scenario("reimageall", lambda lab: _web(lab).reimage_all(), 2),
+        Scenario("reimageall", lambda lab: _web(lab).reimage_all(), 2, replaces_data_disks=True),
         Scenario("replace", _replace),
         Scenario("restart", lambda lab: _web(lab).restart()),
         Scenario("another size", _update(_NEW_SIZE), automatic=False),
@@ -193,7 +218,8 @@ class Stage:
     def __init__(self, scenario: Scenario, folder: Path) -> None:
         self.scenario = scenario
         self._state, self._template = folder / "state", folder / "template"
-        self._settings = Settings(state_dir=self._state, cache_dir=folder / "cache")
+        self._cache, self._cached = folder / "cache", folder / "cached"
+        self._settings = Settings(state_dir=self._state, cache_dir=self._cache)
         lab = self._open(0)
         body = scenario.model(
             capacity=7 if scenario.capacity == 4 else scenario.capacity,
@@ -203,19 +229,18 @@ class Stage:
         web = lab.start(body, LOAD_BALANCER)
         if scenario.capacity == 4:  # two each in two update domains, so that a batch is of two
             web.delete_instances([2, 3, 4])
-        if scenario.stopped:
-            web.stop(scenario.stopped)
         if scenario.behaviour is not None:
             lab.publish("1.1.0", scenario.behaviour)
-        if scenario.upgraded:
-            lab.run_due()
+        scenario.prepare(lab)
         lab.runs.clear()
         self.initial = lab.snapshot()
         self.data_disks: dict[str, int] = {}
         self.os_disks: dict[str, int] = {}
         self._known = {record.id for record in lab.store.select(OperationRecord)}
         lab.close()
+        self._cache.mkdir(exist_ok=True)
         self._state.rename(self._template)
+        self._cache.rename(self._cached)
 
     @property
     def folder(self) -> Path:
@@ -229,9 +254,10 @@ class Stage:
 
     def lay(self) -> None:
         """Puts all files as they were at the beginning; no lab may be open."""
-        if self._state.exists():
-            shutil.rmtree(self._state)
-        shutil.copytree(self._template, self._state)
+        for path, template in ((self._state, self._template), (self._cache, self._cached)):
+            if path.exists():
+                shutil.rmtree(path)
+            shutil.copytree(template, path)
         disks = {str(path): path.stat().st_ino for path in self._state.rglob("*.qcow2")}
         self.data_disks = {path: inode for path, inode in disks.items() if "/lun" in path}
         self.os_disks = {path: inode for path, inode in disks.items() if "/os-" in path}

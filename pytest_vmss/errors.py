@@ -17,6 +17,7 @@ __all__ = [
     "BalancerError",
     "BootError",
     "CapacityError",
+    "CheckpointError",
     "CloudInitError",
     "ConflictError",
     "ExtensionError",
@@ -129,6 +130,10 @@ class HypervisorError(VmssError):
     """libvirt refused or failed an operation."""
 
     code = "HypervisorFailed"
+
+
+class CheckpointError(HypervisorError):
+    """A checkpoint cannot be used; what was to be restored from it boots instead."""
 
 
 class BalancerError(VmssError):

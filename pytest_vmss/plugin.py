@@ -35,8 +35,8 @@ _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 
 _MARKER = (
-    "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout): the scale "
-    "set that the fixture scale_set creates for the test"
+    "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout, pristine): "
+    "the scale set that the fixture scale_set creates for the test"
 )
 
 
@@ -94,6 +94,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vmss-keep",
         action="store_true",
         help="keep the VMs after the session; `vmss --lab NAME ssh …` gets at them",
+    )
+    group.addoption(
+        "--vmss-no-checkpoints",
+        action="store_true",
+        help="boot the set of every test, rather than restore it as it was when it first booted",
     )
     group.addoption(
         "--vmss-live",
@@ -315,9 +320,13 @@ def gallery(vmss: Lab) -> Gallery:
 def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     """The scale set that the test's marker ``vmss`` describes; deleted after the test.
 
+    The first one on this host is booted, and the same set of any later test is restored as that
+    was when it had come up, in seconds (``--vmss-no-checkpoints`` boots each).
+
     It is deleted even if an operation on it is running, so that the next test can use its name.
     """
     source, arguments = _arguments(request)
+    arguments.setdefault("pristine", not request.config.getoption("--vmss-no-checkpoints"))
     leftovers = request.config.stash.setdefault(_LEFTOVERS, {})
     if not vmss.settings.keep:
         _clear(vmss, leftovers)

@@ -181,6 +181,8 @@ class Settings:
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
         images: The largest image that may be published.
         keep: Whether to keep a session's VMs for inspection.
+        checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
+            are removed: ``VMSS_MAX_CHECKPOINTS_GIB``, or else 20.
         first_rollout_delay: Seconds from enabling automatic OS upgrades until the first one may
             start; Azure takes up to 3 hours (C2).
         repair_grace: Seconds that replace each ``automaticRepairsPolicy.gracePeriod``, which is at
@@ -206,6 +208,9 @@ class Settings:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False
+    checkpoints_gib: int = field(
+        default_factory=lambda: _from_environment("VMSS_MAX_CHECKPOINTS_GIB", 20)
+    )
     first_rollout_delay: float = 0.0
     rollout_delay: tuple[float, float] = (0.0, 0.0)
     repair_grace: float | None = None
@@ -227,9 +232,10 @@ class Settings:
         if self.repair_grace is not None:
             _check_time("repair_grace", self.repair_grace)
         _check_range("rollout_delay", self.rollout_delay)
-        for name, limit in vars(self.images).items():
+        limits = {f"images.{name}": limit for name, limit in vars(self.images).items()}
+        for name, limit in {**limits, "checkpoints_gib": self.checkpoints_gib}.items():
             if not _is_whole(limit) or not 1 <= limit <= _MOST_GIB:
-                _refuse(f"images.{name}", f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
+                _refuse(name, f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
         for name, size in self.sizes.items():
             _check_size(name, size)
 

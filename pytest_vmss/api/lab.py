@@ -11,7 +11,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal, Self
 
+from pytest_vmss.api.checkpoints import Checkpoints, Sought
 from pytest_vmss.api.scale_set import ScaleSet, require_durable
+from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
@@ -69,6 +71,7 @@ from pytest_vmss.model import (
 from pytest_vmss.model.arguments import (
     check_approver,
     check_custom_data,
+    check_flag,
     check_health,
     check_instance_count,
     check_name,
@@ -79,7 +82,7 @@ from pytest_vmss.model.arguments import (
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
 from pytest_vmss.secrecy import seal, seal_text
-from pytest_vmss.settings import Settings
+from pytest_vmss.settings import GIB, Settings
 from pytest_vmss.store import (
     GenerationRecord,
     InstanceRecord,
@@ -298,6 +301,12 @@ class Lab:
         """Decides when sets upgrade automatically."""
         return Rollouts(self.environment, self.settings)
 
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        folder = self.settings.cache_dir / "checkpoints"
+        cache = CheckpointCache(folder, self.settings.checkpoints_gib * GIB)
+        return Checkpoints(self.environment, cache)
+
     @property
     def hypervisor(self) -> Hypervisor:
         """The connection to libvirt.
@@ -332,7 +341,7 @@ class Lab:
                 address=record.address,
                 port=record.forwards[_SSH_PORT],
                 user=model.virtual_machine_profile.os_profile.admin_username,
-                key=self.paths.key,
+                key=context.ssh_key(generation),
                 host_key=generation.host_key,
             ),
             console=Console(machine.console, generation.console_from),
@@ -343,6 +352,7 @@ class Lab:
             factor=hypervisor.slow_factor,
             files_port=lambda: self.blobs.port,
             dial_files=self._dial_files,
+            ask=partial(hypervisor.agent, context.domain),
         )
 
     def _dial_files(self) -> socket.socket:
@@ -370,6 +380,7 @@ class Lab:
         health_timeout: float | None = None,
         health: Check | None = None,
         approver: Approver | None = None,
+        pristine: bool = False,
     ) -> ScaleSet:
         """Creates a scale set and waits until all its instances are healthy.
 
@@ -387,6 +398,9 @@ class Lab:
                 host and asserts. A function applies in this process only.
             approver: Who approves each update domain of a Service Fabric node type of durability
                 Silver or Gold, see :meth:`ScaleSet.set_approver`.
+            pristine: Restore the instances from a checkpoint of the same set, as it was when it
+                was first created on this host; seconds instead of a boot. If there is none, the
+                set is booted and the checkpoint made. If there can be none, an event says why.
 
         Raises:
             ModelError: The model is not valid; nothing was created.
@@ -403,6 +417,7 @@ class Lab:
         ports, health = check_ports(ports), check_health(health)
         approver = check_approver(approver)
         health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
+        pristine = bool(check_flag(pristine, "pristine"))
         document = load_document(
             source,
             load_balancer=load_balancer,
@@ -424,26 +439,38 @@ class Lab:
         self.environment.require_room(
             model.sku.capacity, self.environment.find_size(model.sku.name)
         )
-        kind = CreateScaleSet(
-            document,
-            version,
-            ports=ports,
-            health_timeout=health_timeout,
-            health_command=health if isinstance(health, str) else None,
-            health_function=callable(health),
-            approver_url=approver if isinstance(approver, str) else None,
-            approver_function=callable(approver),
-        )
-        engine = Engine(self.environment, model.name)
-        with engine.lock():
-            operation = engine.open(kind)
-            unique_id = self.environment.set_record(model.name).unique_id
-            if health is not None and not isinstance(health, str):
-                self.environment.checks[unique_id] = health
-            if approver is not None and not isinstance(approver, str):
-                self.environment.approvers[unique_id] = approver
-            report = engine.run(operation)
-        report.raise_for_status()
+        with contextlib.ExitStack() as making:
+            sought = (
+                making.enter_context(self._checkpoints.sought(document, version))
+                if pristine
+                else Sought()
+            )
+            kind = CreateScaleSet(
+                document,
+                version,
+                ports=ports,
+                health_timeout=health_timeout,
+                health_command=health if isinstance(health, str) else None,
+                health_function=callable(health),
+                approver_url=approver if isinstance(approver, str) else None,
+                approver_function=callable(approver),
+                checkpoint=sought.name,
+            )
+            engine = Engine(self.environment, model.name)
+            with engine.lock():
+                operation = engine.open(kind)
+                if sought.obstacle:
+                    self.store.event(model.name, "warning", f"boots: {sought.obstacle}")
+                set_id = self.environment.set_record(model.name).unique_id
+                if health is not None and not isinstance(health, str):
+                    self.environment.checks[set_id] = health
+                if approver is not None and not isinstance(approver, str):
+                    self.environment.approvers[set_id] = approver
+                engine.run(operation).raise_for_status()
+                if sought.name:
+                    self._checkpoints.check(engine, sought)
+                elif sought.key:
+                    self._checkpoints.make(engine, sought)
         self.wake()
         return self.scale_set(model.name)
 

@@ -151,7 +151,7 @@ def ssh(name: str, instance_id: int, command: tuple[str, ...]) -> None:
         user = scale_set.model.virtual_machine_profile.os_profile.admin_username
         argv = [
             require("ssh"),
-            "-i", str(lab.paths.key),
+            "-i", instance.generation.ssh_key or str(lab.paths.key),
             "-o", "IdentitiesOnly=yes",
             "-o", "StrictHostKeyChecking=yes",
             "-o", f"UserKnownHostsFile={known}",

@@ -28,7 +28,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.operations import DeleteScaleSet, Kind
 from pytest_vmss.operations.scale import scaling_to
-from pytest_vmss.store import InstanceRecord, ModelRecord, ScaleSetRecord
+from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, ModelRecord, ScaleSetRecord
 from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Engine"]
@@ -251,8 +251,9 @@ class Engine:
         """Removes what is left of a set whose instances are gone."""
         folder = self._environment.paths.scale_set(record.name)
         with self.journal.outside("deletion"):
-            if folder.exists():
-                shutil.rmtree(folder)
+            for gone in (folder, *self._checkpoints(record)):
+                if gone.exists():
+                    shutil.rmtree(gone)
             self._environment.traffic.stop(record)
             with self._store.transaction():
                 for revision in self._store.select(ModelRecord, record.unique_id):
@@ -261,6 +262,14 @@ class Engine:
                 self._store.event(record.name, "deleted", "deleted")
         self._environment.checks.pop(record.unique_id, None)
         self._environment.approvers.pop(record.unique_id, None)
+
+    def _checkpoints(self, record: ScaleSetRecord) -> list[Path]:
+        """The folders of a set's checkpoints, unless data disks that outlive it are based on them."""
+        detached = {disk.scale_set.lower() for disk in self._store.select(DetachedDiskRecord)}
+        if record.name.lower() in detached:
+            return []
+        names = {entry.checkpoint for entry in self.journal.operations() if entry.checkpoint}
+        return [self._environment.paths.checkpoint(name) for name in sorted(names)]
 
     def cancel(self) -> None:
         """Cancels the running upgrade; it ends after its current batch (D8).

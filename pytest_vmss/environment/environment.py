@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 from pytest_vmss.clock import Clock
@@ -272,6 +273,10 @@ class InstanceContext:
         if generation is None:
             raise NotFoundError(f"{self.name} has no OS disk number {number}")
         return generation
+
+    def ssh_key(self, generation: GenerationRecord) -> Path:
+        """The private SSH key that the guest of a generation accepts."""
+        return Path(generation.ssh_key or self.environment.paths.key)
 
     def machine(self, number: int) -> Machine:
         """The machine on the n-th OS disk, by the model that is applied to it.

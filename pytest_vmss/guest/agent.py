@@ -6,13 +6,14 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import HypervisorError
 from pytest_vmss.untrusted import UnreadableError, read_json, read_whole
 
-__all__ = ["guest_time", "read_file", "within"]
+__all__ = ["Ask", "guest_time", "read_file", "run_program", "within"]
 
 _BYTES = 256 * 1024
 
@@ -77,6 +78,53 @@ def guest_time(ask: Ask) -> int:
         HypervisorError: The agent does not respond.
     """
     return _whole(_call(ask, "guest-get-time"), "the time")
+
+
+def run_program(
+    ask: Ask, arguments: Sequence[str], stdin: bytes, *, timeout: float, clock: Clock
+) -> str:
+    """Runs a program as root, and waits for it to end.
+
+    Args:
+        ask: Sends a command to the agent.
+        arguments: The program's path and its arguments.
+        stdin: Its standard input.
+        timeout: Seconds that it may take.
+        clock: The clock for waiting.
+
+    Returns:
+        Its standard output.
+
+    Raises:
+        HypervisorError: The agent does not respond or refuses, or the program failed.
+        WaitTimeoutError: It did not end in time.
+    """
+    path, *rest = arguments
+    told = _call(
+        ask,
+        "guest-exec",
+        **{"path": path, "arg": rest, "capture-output": True},
+        **{"input-data": base64.b64encode(stdin).decode()},
+    )
+    try:
+        pid = read_whole(told["pid"], "the process's id")
+    except (UnreadableError, KeyError, TypeError) as error:
+        raise HypervisorError("the guest agent told no process's id") from error
+
+    def ended() -> dict[str, Any] | None:
+        status = _call(ask, "guest-exec-status", pid=pid)
+        if not isinstance(status, dict):
+            raise HypervisorError(f"the guest agent told no status of {path}")
+        return status if status.get("exited") is True else None
+
+    status = wait_for(f"{path} in the guest", ended, timeout=timeout, clock=clock, interval=0.02)
+    if status.get("exitcode") != 0:
+        code = str(status.get("exitcode", "a signal"))[:20]
+        raise HypervisorError(f"{path} failed in the guest: it ended with {code}")
+    try:
+        return base64.b64decode(status.get("out-data", ""))[:_BYTES].decode(errors="replace")
+    except (ValueError, TypeError) as error:
+        raise HypervisorError(f"the guest agent sent no output of {path}") from error
 
 
 def _whole(told: object, what: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pytest_vmss.errors import HostError
 from pytest_vmss.settings import TCG_FACTOR, Accelerator
 
-__all__ = ["Choice", "choose_accelerator"]
+__all__ = ["Choice", "choose_accelerator", "describe_cpu"]
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,23 @@ def choose_accelerator(
     if not usable:
         return Choice("tcg", f"{device} cannot be written; add your user to the group kvm")
     return Choice("kvm", f"the CPU offers hardware virtualization and {device} can be written")
+
+
+def describe_cpu(accelerator: Accelerator, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns what a running guest depends on besides QEMU: under KVM, the CPU and the kernel.
+
+    Args:
+        accelerator: The accelerator in use.
+        cpuinfo: File with the CPU's description.
+    """
+    if accelerator == "tcg":
+        return f"tcg {platform.machine()}"
+    told = dict.fromkeys(("model name", "microcode", "flags"), "")
+    try:
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if told.get(name.strip()) == "":
+                told[name.strip()] = value.strip()
+    except OSError:
+        pass
+    return f"kvm {platform.machine()} {platform.release()} {' '.join(told.values())}"

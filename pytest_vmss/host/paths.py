@@ -72,6 +72,10 @@ class LabPaths:
         """The folder of published image versions, by digest."""
         return self.folder / "images"
 
+    def checkpoint(self, key: str) -> Path:
+        """The folder of a checkpoint's files, beside the images on which its disks are based."""
+        return self.folder / "checkpoints" / key
+
     @property
     def blobs(self) -> Path:
         """The folder of files that guests download."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import pycdlib
@@ -12,7 +13,7 @@ from pytest_vmss.host.files import settle, write_durably
 from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor.protocol import Seed
 
-__all__ = ["create_data_disk", "create_os_disk", "write_seed"]
+__all__ = ["create_data_disk", "create_layer", "create_os_disk", "freeze_disk", "write_seed"]
 
 
 def create_data_disk(path: Path, size_gib: int) -> None:
@@ -50,6 +51,40 @@ def create_os_disk(path: Path, image: Path, size_gib: int | None) -> None:
     )
     part.chmod(0o600)
     settle(part, path)
+
+
+def freeze_disk(path: Path, frozen: Path, image: str | None) -> None:
+    """Gives a disk a second, read-only name, under which it can be moved with its image.
+
+    Only the header is changed, and only if the disk is based on an image.
+
+    Args:
+        path: The disk; no VM may be using it, and a layer must replace it.
+        frozen: Its second name, a hard link.
+        image: Path of its image relative to the folder of ``frozen``; None if it has none.
+
+    Raises:
+        HostError: It cannot be linked.
+    """
+    if not frozen.exists():
+        part = frozen.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        try:
+            os.link(path, part)
+        except OSError as error:
+            raise HostError(f"{path} cannot be linked to {frozen}: {error.strerror}") from error
+        if image is not None:
+            run(
+                ["qemu-img", "rebase", "-q", "-u", "-F", "qcow2", "-b", image, part],
+                what=f"freezing the disk {path}",
+            )
+        part.chmod(0o400)
+        settle(part, frozen)
+
+
+def create_layer(path: Path, frozen: Path) -> None:
+    """Creates a new copy-on-write disk on a frozen one; an older file is replaced."""
+    create_os_disk(path, frozen, None)
 
 
 def write_seed(path: Path, seed: Seed) -> None:

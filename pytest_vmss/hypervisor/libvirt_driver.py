@@ -15,11 +15,12 @@ import libvirt_qemu
 
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
-from pytest_vmss.host.accelerator import Choice, choose_accelerator
+from pytest_vmss.host.accelerator import Choice, choose_accelerator, describe_cpu
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.connection import Connection, open_connection
 from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
+from pytest_vmss.hypervisor.saved import copy_for
 from pytest_vmss.settings import Settings
 
 __all__ = ["LibvirtHypervisor"]
@@ -133,6 +134,19 @@ class LibvirtHypervisor:
         """How many times slower guests are than under KVM."""
         return self._factor
 
+    @property
+    def fingerprint(self) -> str:
+        """Versions of QEMU and libvirt, the accelerator, and under KVM the CPU and the kernel.
+
+        Raises:
+            HostError: libvirt does not answer.
+        """
+        try:
+            versions = (self.connection.libvirt.getVersion(), libvirt.getVersion())
+        except libvirt.libvirtError as error:
+            raise _unanswered(error) from error
+        return f"{versions} {describe_cpu(self.choice.accelerator)}"
+
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Creates an empty data disk unless it exists."""
         disks.create_data_disk(path, size_gib)
@@ -140,6 +154,14 @@ class LibvirtHypervisor:
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
         """Creates a new copy-on-write disk on an image."""
         disks.create_os_disk(path, image, size_gib)
+
+    def freeze_disk(self, path: Path, frozen: Path, image: str | None) -> None:
+        """Gives a disk that no VM uses a second, read-only name."""
+        disks.freeze_disk(path, frozen, image)
+
+    def create_layer(self, path: Path, frozen: Path) -> None:
+        """Creates a new copy-on-write disk on a frozen one."""
+        disks.create_layer(path, frozen)
 
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes a NoCloud disk with mode 0600."""
@@ -157,19 +179,67 @@ class LibvirtHypervisor:
             return
         if running is not None:
             self.power_off(machine.name)
-        xml = domain_xml(
+        machine.agent.unlink(missing_ok=True)
+        try:
+            self._define(self._xml(machine)).create()
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"{machine.name} cannot be started: {error}") from error
+
+    def _xml(self, machine: Machine) -> str:
+        return domain_xml(
             machine,
             accelerator=self.choice.accelerator,
             run_as=self.connection.run_as,
             guest_network=self._guest_network,
         )
-        machine.agent.unlink(missing_ok=True)
+
+    def _define(self, xml: str) -> libvirt.virDomain:
+        with self._define_lock:
+            return self.connection.libvirt.defineXML(xml)
+
+    @_through_restarts
+    def save(self, name: str, memory: Path) -> None:
+        """Saves a running VM's memory and devices into a file, and powers it off.
+
+        Raises:
+            HypervisorError: It is not running, or libvirt refused; it keeps running then.
+        """
+        domain = self._existing(name)
+        if not self._is_active(domain):
+            if memory.exists():
+                return
+            raise HypervisorError(f"{name} cannot be saved: it does not run")
+        part = memory.with_suffix(".part")
         try:
-            with self._define_lock:
-                domain = self.connection.libvirt.defineXML(xml)
-            domain.create()
+            domain.save(str(part))
         except libvirt.libvirtError as error:
-            raise HypervisorError(f"{machine.name} cannot be started: {error}") from error
+            part.unlink(missing_ok=True)
+            raise HypervisorError(f"{name} cannot be saved: {error}") from error
+        part.replace(memory)
+
+    @_through_restarts
+    def restore(self, machine: Machine, memory: Path) -> None:
+        """Defines the domain anew and starts it from saved memory.
+
+        Raises:
+            HypervisorError: libvirt refused; the message is its own.
+        """
+        if self.running_generation(machine.name) == machine.generation:
+            return
+        self.power_off(machine.name)
+        machine.agent.unlink(missing_ok=True)
+        copy = machine.os_disk.with_name("memory.part")
+        try:
+            copy_for(machine.name, machine.uuid, memory, copy)
+            xml = self._xml(machine)
+            self._define(xml)
+            self.connection.libvirt.restoreFlags(str(copy), xml, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+        except OSError as error:
+            raise HostError(f"{memory} cannot be copied to {copy}: {error.strerror}") from error
+        except libvirt.libvirtError as error:
+            raise HypervisorError(f"{machine.name} cannot be restored: {error}") from error
+        finally:
+            copy.unlink(missing_ok=True)
 
     @_through_restarts
     def state(self, name: str) -> PowerState:

@@ -93,17 +93,53 @@ class Hypervisor(Protocol):
     def slow_factor(self) -> float:
         """How many times slower guests are than under KVM."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the host's CPU and the programs that can restore what was saved on it."""
+
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Creates an empty data disk unless it exists; never touches an existing one."""
 
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
         """Creates a new copy-on-write disk on an image, replacing an older file."""
 
+    def freeze_disk(self, path: Path, frozen: Path, image: str | None) -> None:
+        """Gives a disk that no VM uses a second, read-only name; for :meth:`create_layer`.
+
+        Args:
+            path: The disk; to be replaced by a layer on the frozen one.
+            frozen: Its second name, in the same file system.
+            image: Path of the image that it is based on, relative to the folder of ``frozen``;
+                None if it has none.
+        """
+
+    def create_layer(self, path: Path, frozen: Path) -> None:
+        """Creates a new copy-on-write disk on a frozen one, replacing an older file."""
+
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes a NoCloud disk with mode 0600."""
 
     def start(self, machine: Machine) -> None:
         """Starts a VM; does nothing if it is already running on that generation."""
+
+    def save(self, name: str, memory: Path) -> None:
+        """Saves a running VM's memory and devices into a file, and powers it off.
+
+        Does nothing if the VM is not running and the file exists.
+
+        Raises:
+            HypervisorError: The VM is not running, or cannot be saved; it keeps running then.
+        """
+
+    def restore(self, machine: Machine, memory: Path) -> None:
+        """Starts a VM from saved memory; does nothing if it is running on that generation.
+
+        The VM may have another name, UUID, and paths and forwards than the saved one; all else
+        must be the same, its disks' content too.
+
+        Raises:
+            HypervisorError: It cannot be restored here; the VM does not run.
+        """
 
     def state(self, name: str) -> PowerState:
         """Returns the power state of a VM."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_vmss.errors import LabError
+from pytest_vmss.operations.checkpoint import MakeCheckpoint
 from pytest_vmss.operations.create import Create, CreateScaleSet, ScaleOut
 from pytest_vmss.operations.delete import Delete, DeleteScaleSet, ScaleIn
 from pytest_vmss.operations.extension_upgrade import ExtensionUpgrade
@@ -21,6 +22,7 @@ __all__ = [
     "DeleteScaleSet",
     "ExtensionUpgrade",
     "Kind",
+    "MakeCheckpoint",
     "ModelUpdate",
     "OSUpgrade",
     "Plan",
@@ -48,6 +50,7 @@ KINDS: dict[str, type[Kind]] = {
         Deallocate,
         Delete,
         ExtensionUpgrade,
+        MakeCheckpoint,
         OSUpgrade,
         Redeploy,
         Reimage,

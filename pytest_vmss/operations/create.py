@@ -6,13 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.errors import error_summary, is_verdict
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.operations.disk_swap import bring_up_steps, keep_failed_steps, target_of
 from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
 from pytest_vmss.operations.revisions import add_revision, register_scale_set
-from pytest_vmss.steps import Commit, CreateDataDisks, PrepareDisk, Step, Sync, Undrain
+from pytest_vmss.steps import (
+    AwaitHealth,
+    Commit,
+    CreateDataDisks,
+    DropRestored,
+    PrepareDisk,
+    RestoreDisks,
+    RestoreMemory,
+    Step,
+    Stop,
+    Sync,
+    Undrain,
+    Wake,
+)
 from pytest_vmss.store import Outcome, VersionRecord
 
 __all__ = ["Create", "CreateScaleSet", "ScaleOut", "create_steps"]
@@ -30,8 +44,23 @@ def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
     ]
 
 
+def restore_steps(checkpoint: str, version: ImageAddress, revision: int) -> Sequence[Step]:
+    """Steps that restore a new instance from a checkpoint, and wait until it is healthy."""
+    return [
+        RestoreDisks(checkpoint, 1, version, revision),
+        RestoreMemory(checkpoint, 1),
+        Wake(1),
+        AwaitHealth(1),
+        Undrain(),
+        Commit(1),
+    ]
+
+
 class Create(Kind):
-    """Creates instances; one that fails is kept for inspection."""
+    """Creates instances, or restores them from a checkpoint; one that fails is kept for inspection.
+
+    One that cannot be restored is created.
+    """
 
     action = "create"
 
@@ -45,7 +74,8 @@ class Create(Kind):
         """See the class."""
         if work.result.error is None:
             try:
-                work.run("create", create_steps(target_of(work), work.operation.revision))
+                if not cls._restore(work):
+                    work.run("create", create_steps(target_of(work), work.operation.revision))
             except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
                 work.fail(error)
             else:
@@ -55,6 +85,30 @@ class Create(Kind):
         stays = 1 if first is not None and first.started else 0
         work.run_untimed("keep failed", keep_failed_steps(stays, 0))
         work.end_failed(Outcome.FAILED)
+
+    @classmethod
+    def _restore(cls, work: Work) -> bool:
+        """Restores an instance from the operation's checkpoint; returns whether it succeeded.
+
+        Raises:
+            Exception: The host could not continue.
+        """
+        checkpoint = work.operation.checkpoint
+        if not checkpoint:
+            return False
+        if not work.has_begun("boot instead"):
+            steps = restore_steps(checkpoint, target_of(work), work.operation.revision)
+            try:
+                work.run("restore", steps)
+            except Exception as error:
+                if not is_verdict(error):
+                    raise
+                told = error_summary(error)[1]
+                work.context.event("warning", f"cannot be restored, and boots instead: {told}")
+            else:
+                return True
+        work.run_untimed("boot instead", [Stop(1, abrupt=True), DropRestored(checkpoint, 1)])
+        return False
 
 
 @dataclass(frozen=True)
@@ -70,6 +124,7 @@ class CreateScaleSet(Create):
         health_function: Whether this process has a function as custom health source.
         approver_url: The endpoint that approves update domains (I3).
         approver_function: Whether a function of this process does.
+        checkpoint: Name of the checkpoint in the lab to restore from; empty to boot.
     """
 
     document: ScaleSetDocument
@@ -80,6 +135,7 @@ class CreateScaleSet(Create):
     health_function: bool = False
     approver_url: str | None = None
     approver_function: bool = False
+    checkpoint: str = ""
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Registers the set, and allocates its instances."""
@@ -89,7 +145,8 @@ class CreateScaleSet(Create):
             approver_url=self.approver_url, approver_function=self.approver_function,
         )  # fmt: skip
         capacity = self.document.model.sku.capacity
-        return Plan(at_once(allocate_instances(environment, scale_set, capacity)), self.version)
+        ids = allocate_instances(environment, scale_set, capacity)
+        return Plan(at_once(ids), self.version, details={"checkpoint": self.checkpoint})
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ _BOOT_S = 30.0
 _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
 _SYNC_S = 0.1
+_WAKE_S = 0.5
 #: Seconds of real time after which a health function counts as hanging.
 _CHECK_S = 60.0
 
@@ -122,6 +123,13 @@ class SimulatedGuest:
         if boot_id == previous_boot_id:
             raise NoBootError("it is still the boot before", instance=self.name)
         return BootFacts(boot_id, f"kernel-{self._version}", self._version)
+
+    def wake(self) -> str:
+        """Only takes time; returns the id of its boot."""
+        self._alive()
+        self._clock.sleep(_WAKE_S)
+        self._alive()
+        return f"boot-{self._hypervisor.boots[self._domain]}"
 
     def wait_cloud_init(self) -> CloudInitResult:
         """Runs the custom data, once for the OS disk."""

@@ -64,6 +64,7 @@ class SimulatedHypervisor:
 
     accelerator = "tcg"
     slow_factor = 10.0
+    fingerprint = "simulated"
 
     def __init__(self, clock: Clock, folder: Path) -> None:
         self._clock = clock
@@ -88,7 +89,7 @@ class SimulatedHypervisor:
         """Pickles everything that outlives the process of a lab."""
         return pickle.dumps({name: getattr(self, name) for name in _LASTING})
 
-    def restore(self, snapshot: bytes) -> None:
+    def load(self, snapshot: bytes) -> None:
         """Restores what an earlier process left."""
         for name, value in pickle.loads(snapshot).items():  # noqa: S301 - made by this class
             setattr(self, name, value)
@@ -128,6 +129,32 @@ class SimulatedHypervisor:
         self._place(path)
         self.disks[str(path)] = SimulatedDisk(self.images.get(image.stem, ""))
 
+    def freeze_disk(self, path: Path, frozen: Path, image: str | None) -> None:  # noqa: ARG002
+        """Writes a disk's content into a file of its own."""
+        preempt(self._clock)
+        if frozen.exists():
+            return
+        disk = self.disks.get(str(path))
+        content = None if disk is None else {"image": disk.image, "ran": sorted(disk.ran)}
+        frozen.write_text(json.dumps(content))
+
+    def create_layer(self, path: Path, frozen: Path) -> None:
+        """Creates a disk with the content of a frozen one."""
+        preempt(self._clock)
+        try:
+            content = json.loads(frozen.read_text())
+        except FileNotFoundError as error:
+            raise ToolError(
+                f"making the disk {path}: qemu-img failed with status 1: {frozen} is not there",
+                argv=("qemu-img", "create"),
+                returncode=1,
+                stderr="No such file or directory",
+            ) from error
+        self._place(path)
+        if content is not None:
+            ran = {(what, run) for what, run in content["ran"]}
+            self.disks[str(path)] = SimulatedDisk(content["image"], ran)
+
     def write_seed(self, path: Path, seed: Seed) -> None:  # noqa: ARG002 - the protocol's
         """Creates the seed's file."""
         preempt(self._clock)
@@ -138,8 +165,10 @@ class SimulatedHypervisor:
         part.unlink(missing_ok=True)
         os.link(self._blank, part)
         self._half_done()
-        path.unlink(missing_ok=True)  # rename does nothing if both are the same file
-        part.rename(path)
+        if path.exists() and path.samefile(part):
+            part.unlink()  # rename does nothing if both are the same file
+        else:
+            part.replace(path)
 
     def _half_done(self) -> None:
         """Called when an effect is half done: a place for tests to simulate a kill."""
@@ -161,6 +190,34 @@ class SimulatedHypervisor:
         self.agents_hang.discard(machine.name)
         self.starts.append((machine.name, machine.generation))
         self.boots[machine.name] = self.boots.get(machine.name, 0) + 1
+
+    def save(self, name: str, memory: Path) -> None:
+        """Saves a running machine's memory into a file, and powers it off."""
+        preempt(self._clock)
+        if name not in self.running:
+            if memory.exists():
+                return
+            raise HypervisorError(f"{name} cannot be saved: it does not run")
+        self._clock.sleep(0.5)
+        memory.write_text(json.dumps({"boots": self.boots[name]}))
+        self._half_done()
+        self.running.discard(name)
+
+    def restore(self, machine: Machine, memory: Path) -> None:
+        """Starts a machine from saved memory; its disks must exist."""
+        preempt(self._clock)
+        if self.running_generation(machine.name) == machine.generation:
+            return
+        for file in (memory, machine.os_disk, *(disk.path for disk in machine.data_disks)):
+            if not file.exists():
+                raise HypervisorError(f"{machine.name} cannot be restored: {file} is not there")
+        self._clock.sleep(0.5)
+        self.defined[machine.name] = machine
+        self._half_done()
+        self.running.add(machine.name)
+        for names in (self.paused, self.cut, self.agents_hang):
+            names.discard(machine.name)
+        self.boots[machine.name] = json.loads(memory.read_text())["boots"]
 
     def state(self, name: str) -> PowerState:
         """The power state of a machine."""

@@ -146,7 +146,7 @@ class SimulatedLab(Lab):
     def restore(self, snapshot: bytes) -> None:
         """Restores what another process of the lab left; call :meth:`begin` first."""
         told = pickle.loads(snapshot)  # noqa: S301 - made by this class
-        self.simulated.restore(told["machines"])
+        self.simulated.load(told["machines"])
         for key, (running, members, busy) in told["balancers"].items():
             balancer = self._new_balancer()
             balancer.running, balancer.members, balancer.busy = running, members, busy

@@ -6,6 +6,14 @@ which are done (M1). The modules of :mod:`pytest_vmss.operations` combine them i
 
 from __future__ import annotations
 
+from pytest_vmss.steps.checkpoint import (
+    DropRestored,
+    FreezeDisks,
+    RestoreDisks,
+    RestoreMemory,
+    SaveMemory,
+    Wake,
+)
 from pytest_vmss.steps.disks import (
     Commit,
     CreateDataDisks,
@@ -30,19 +38,25 @@ __all__ = [
     "CreateDataDisks",
     "Discard",
     "Drain",
+    "DropRestored",
     "FinishCloudInit",
     "Forget",
+    "FreezeDisks",
     "LeaveBalancer",
     "PrepareDisk",
     "ProveBoot",
     "RemoveFiles",
     "RemoveMachine",
     "ReplaceDataDisks",
+    "RestoreDisks",
+    "RestoreMemory",
     "RunExtensions",
+    "SaveMemory",
     "SetPower",
     "Start",
     "Step",
     "Stop",
     "Sync",
     "Undrain",
+    "Wake",
 ]

@@ -84,6 +84,7 @@ class GenerationRecord(Record):
         revision: Revision of the model that it was created from, or that was applied since.
         cloud_instance_id: ``instance-id`` of its seed.
         host_key: The guest's public SSH host key, which is pinned.
+        ssh_key: Path of the private SSH key that the guest accepts; empty for the lab's.
         state: Its place in the life cycle, from preparing to discarded.
         started: Whether a VM was ever started on it.
         found_version: ``IMAGE_VERSION`` that was read inside the guest (E2).
@@ -104,6 +105,7 @@ class GenerationRecord(Record):
     revision: int
     cloud_instance_id: str
     host_key: str
+    ssh_key: str = ""
     created: datetime
     state: Literal["preparing", "current", "previous", "discarded"] = "preparing"
     started: bool = False

@@ -57,6 +57,7 @@ class OperationRecord(Record):
         target: Image version that an upgrade installs.
         revision: Revision of the model that it applies.
         rollback: Whether to roll back an instance that does not recover.
+        checkpoint: Key of the checkpoint from which it restores instances, or that it makes.
         metrics_read: Whether the applications' custom metrics are in the outcomes.
         elapsed: Seconds it had taken when its last batch ended.
         batch_ended: When that was.
@@ -82,6 +83,7 @@ class OperationRecord(Record):
     revision: int = 0
     rollback: bool = False
     skip_shutdown: bool = False
+    checkpoint: str = ""
     metrics_read: bool = False
     cancel_requested: datetime | None = None
     elapsed: float = 0.0

@@ -12,16 +12,18 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.clock import SystemClock, wait_for
-from pytest_vmss.errors import HypervisorError
+from pytest_vmss.errors import HypervisorError, ToolError
 from pytest_vmss.guest.console import Console
 from pytest_vmss.host.paths import process_root
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine, PowerState, Seed
 from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
+from pytest_vmss.hypervisor.saved import copy_for
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
 
 NAME = "vmss-contract-web_0"
+OTHER = "vmss-another1-web_0"
 
 
 @pytest.fixture(params=["simulated", "libvirt"])
@@ -35,6 +37,7 @@ def hypervisor(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Hyper
         yield real
     finally:
         real.remove(NAME)
+        real.remove(OTHER)
         real.close()
 
 
@@ -93,6 +96,63 @@ def test_a_machines_life(hypervisor: Hypervisor, machine: Machine) -> None:
     hypervisor.remove(NAME)
     assert hypervisor.state(NAME) is PowerState.ABSENT
     hypervisor.remove(NAME)  # is gone already
+
+
+def test_a_saved_machine_is_restored_under_another_name(
+    hypervisor: Hypervisor, machine: Machine, tmp_path: Path
+) -> None:
+    """L1: as often as asked, on disks of its own, and not under a name of another length."""
+    memory = tmp_path / "memory"
+    with pytest.raises(HypervisorError):  # it does not run
+        hypervisor.save(NAME, memory)
+    hypervisor.start(machine)
+    hypervisor.save(NAME, memory)
+    assert hypervisor.state(NAME) is PowerState.STOPPED
+    hypervisor.save(NAME, memory)  # is saved already
+    frozen = {}
+    for disk, image in ((machine.os_disk, "image.qcow2"), (machine.data_disks[0].path, None)):
+        frozen[disk.name] = tmp_path / f"frozen-{disk.name}"
+        for _ in range(2):
+            hypervisor.freeze_disk(disk, frozen[disk.name], image)
+    before = {path: path.read_bytes() for path in frozen.values()}
+    for number, other in enumerate((OTHER, NAME)):
+        folder = tmp_path / f"restored-{number}"
+        folder.mkdir()
+        restored = replace(
+            machine,
+            name=other,
+            uuid=f"{number}06a9d04-57d7-48fb-9e7b-f19fe24fd39e",
+            forwards=(Forward("127.62.0.2", 10022, 22),),
+            os_disk=folder / "os-1.qcow2",
+            agent=folder / "ga",
+            console=folder / "console.log",
+            data_disks=(Disk(0, folder / "lun0.qcow2"),),
+        )
+        with pytest.raises((HypervisorError, ToolError)):
+            hypervisor.restore(restored, memory)  # its disks are not there
+        for disk in (restored.os_disk, restored.data_disks[0].path):
+            hypervisor.create_layer(disk, frozen[disk.name])
+        if other == NAME:
+            hypervisor.remove(NAME)
+        hypervisor.restore(restored, memory)
+        hypervisor.restore(restored, memory)  # runs already
+        assert hypervisor.running_generation(other) == 1
+        assert list(folder.glob("*.part")) == []
+        hypervisor.remove(OTHER)
+    assert {path: path.read_bytes() for path in frozen.values()} == before
+
+
+def test_memory_is_not_restored_under_a_name_of_another_length(tmp_path: Path) -> None:
+    memory, copy = tmp_path / "memory", tmp_path / "copy"
+    memory.write_bytes(b"LibvirtQemudSave<name>vmss-a-web_0</name><uuid>1</uuid>rest")
+    copy_for("vmss-b-web_0", "2", memory, copy)
+    assert copy.read_bytes() == b"LibvirtQemudSave<name>vmss-b-web_0</name><uuid>2</uuid>rest"
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(HypervisorError, match=r"vmss-b-web_10: it was saved from vmss-a-web_0"):
+        copy_for("vmss-b-web_10", "2", memory, copy)
+    memory.write_bytes(b"something else")
+    with pytest.raises(HypervisorError, match="was not saved by libvirt"):
+        copy_for("vmss-b-web_0", "2", memory, copy)
 
 
 def test_another_generation_takes_the_place_of_a_running_one(

@@ -91,6 +91,15 @@ class Handler(ABC):
     version: str
     reports: bool = False
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Identifies what it runs in guests, for checkpoints of booted sets.
+
+        None if that may change unnoticed, as for handlers of a suite; sets with its extensions
+        are then booted every time.
+        """
+        return self.version if type(self).__module__.startswith("pytest_vmss.") else None
+
     def check(self, extension: Extension) -> list[str]:  # noqa: ARG002
         """Validates an extension's settings before anything is created; returns the problems."""
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import hashlib
 import io
 import json
 import re
@@ -63,6 +64,11 @@ class PackagedHandler(Handler):
         self.version = version
         self._package = _zipped(package)
         self._check_manifest(package)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The digest of its package."""
+        return hashlib.sha256(self._package).hexdigest()
 
     def _check_manifest(self, source: Path) -> None:
         try:

@@ -1,0 +1,189 @@
+"""Creates scale sets from checkpoints, and makes the checkpoints (L1)."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_vmss.checkpoints import (
+    CheckpointCache,
+    CheckpointFiles,
+    Manifest,
+    SavedInstance,
+    checkpoint_key,
+    obstacle_to,
+)
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.errors import HostError, error_text
+from pytest_vmss.host.files import sync, write_durably
+from pytest_vmss.model import ScaleSetDocument
+from pytest_vmss.operations import MakeCheckpoint
+from pytest_vmss.store import Outcome, VersionRecord
+
+__all__ = ["Checkpoints", "Sought"]
+
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What was found when a checkpoint was sought for a new set.
+
+    Attributes:
+        key: The key of the set's checkpoint; empty if it can have none.
+        name: Name of the checkpoint's folder in the lab; empty if there is none yet.
+        obstacle: Why the set must be booted, and no checkpoint of it be made; empty if it can.
+    """
+
+    key: str = ""
+    name: str = ""
+    obstacle: str = ""
+
+
+class Checkpoints:
+    """The checkpoints of a lab.
+
+    Args:
+        environment: The lab's environment.
+        cache: The cache that all labs share.
+    """
+
+    def __init__(self, environment: Environment, cache: CheckpointCache) -> None:
+        self._environment = environment
+        self._cache = cache
+
+    @contextlib.contextmanager
+    def sought(self, document: ScaleSetDocument, version: VersionRecord) -> Iterator[Sought]:
+        """Looks for the checkpoint of a set that is to be created.
+
+        If there is none, other processes that need it wait while this context is open.
+
+        Args:
+            document: The set's model, validated.
+            version: The image version that the model refers to.
+
+        Yields:
+            What was found. An obstacle never prevents the set's creation.
+        """
+        model, environment = document.model, self._environment
+        if not model.sku.capacity:
+            yield Sought()
+            return
+        if obstacle := obstacle_to(model) or self._lack_of_room(document):
+            yield Sought(obstacle=obstacle)
+            return
+        key = checkpoint_key(
+            model,
+            digest=version.digest,
+            size=environment.find_size(model.sku.name),
+            hypervisor=environment.hypervisor.fingerprint,
+            guest_network=environment.guest_network,
+        )
+        with contextlib.ExitStack() as making:
+            yield self._look(key, making)
+
+    def _look(self, key: str, making: contextlib.ExitStack) -> Sought:
+        name = self._new_name(key)  # of its own: what others break, it does not see
+        folder = self._environment.paths.checkpoint(name)
+        try:
+            if self._cache.take(key, folder):
+                return Sought(key, name)
+            wait = self._environment.timeouts.instance
+            making.enter_context(self._cache.being_made(key, wait=wait))
+            if self._cache.take(key, folder):  # made while this process waited
+                making.close()
+                return Sought(key, name)
+        except (OSError, HostError) as error:
+            return Sought(obstacle=f"its checkpoint cannot be used: {error_text(error)}")
+        return Sought(key)
+
+    @staticmethod
+    def _new_name(key: str) -> str:
+        return f"{key}.{secrets.token_hex(4)}"
+
+    def _lack_of_room(self, document: ScaleSetDocument) -> str:
+        """Says if the disk has no room for the memory of a set's instances."""
+        size = self._environment.find_size(document.model.sku.name)
+        needed = 2 * size.memory_mib * _MIB * document.model.sku.capacity
+        free = shutil.disk_usage(self._environment.paths.folder).free
+        if free >= needed:
+            return ""
+        return f"a checkpoint needs {needed // _MIB} MiB of disk, and {free // _MIB} MiB are free"
+
+    def check(self, engine: Engine, sought: Sought) -> None:
+        """Drops a checkpoint from which a new set's instances could not all be restored."""
+        contexts = (
+            InstanceContext(self._environment, engine.name, record.instance_id)
+            for record in engine.instances()
+        )
+        if all(context.existing(1).ssh_key for context in contexts):
+            return
+        with self._reported(engine, "dropped"):
+            self._cache.discard(sought.key)
+
+    @contextlib.contextmanager
+    def _reported(self, engine: Engine, what: str) -> Iterator[None]:
+        """Turns errors of the cache, which harm no set, into events."""
+        try:
+            yield
+        except (OSError, HostError) as error:
+            self._environment.store.event(
+                engine.name, "warning", f"its checkpoint cannot be {what}: {error_text(error)}"
+            )
+
+    def make(self, engine: Engine, sought: Sought) -> None:
+        """Makes the checkpoint of a set that was just created; the set must be locked.
+
+        Its instances then continue from it, as restored ones do. One that cannot be saved is
+        booted again; there is no checkpoint then, and an event says why.
+
+        Raises:
+            ProvisioningError: An instance came up neither from its checkpoint nor by a boot.
+            InterruptedOperationError: The host cannot continue for now.
+        """
+        name = self._new_name(sought.key)
+        report = engine.perform(MakeCheckpoint(name))
+        report.raise_for_status()
+        if any(outcome is not Outcome.SUCCEEDED for outcome in report.outcomes.values()):
+            return
+        files = CheckpointFiles(self._environment.paths.checkpoint(name))
+        with self._reported(engine, "kept"):
+            write_durably(files.ssh_key, self._environment.paths.key.read_bytes())
+            for file in files.folder.iterdir():
+                sync(file)  # libvirt leaves that to the kernel
+            files.write(self._manifest(engine, sought.key))
+            self._cache.keep(sought.key, files.folder)
+
+    def _manifest(self, engine: Engine, key: str) -> Manifest:
+        saved, digest = [], ""
+        for record in engine.instances():
+            context = InstanceContext(self._environment, engine.name, record.instance_id)
+            generation = context.existing(record.generation)
+            digest = generation.digest
+            saved.append(
+                SavedInstance(
+                    instance_id=record.instance_id,
+                    mac=record.mac,
+                    host_key=generation.host_key,
+                    cloud_instance_id=generation.cloud_instance_id,
+                    boot_id=generation.boot_id or "",
+                    kernel=generation.kernel,
+                    found_version=generation.found_version,
+                    cloud_init=generation.cloud_init,
+                    extensions=generation.extensions,
+                    luns=tuple(
+                        disk.lun for disk in context.revision(generation.revision).model.data_disks
+                    ),
+                )
+            )
+        return Manifest(
+            key=key,
+            scale_set=engine.name,
+            digest=digest,
+            created=self._environment.clock.now(),
+            instances=tuple(saved),
+        )

@@ -1,0 +1,228 @@
+"""The cache of checkpoints, shared by all labs of a user; limited in size."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_vmss.checkpoints.files import CheckpointFiles, Manifest
+from pytest_vmss.errors import CheckpointError, ConflictError, HostError
+from pytest_vmss.host.files import PART, sync_folder
+from pytest_vmss.host.locks import Lock, wait_for_lock
+from pytest_vmss.host.ownership import require_trusted
+
+__all__ = ["CheckpointCache", "Entry"]
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+#: Seconds to wait for processes that link or remove files, which takes moments.
+_LOCK_S = 60.0
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint in the cache.
+
+    Attributes:
+        manifest: What it holds; None if that cannot be read.
+        key: Its key.
+        size: Bytes that it takes up on disk.
+        used: When it was last used, in seconds since the epoch.
+    """
+
+    manifest: Manifest | None
+    key: str
+    size: int
+    used: float
+
+
+class CheckpointCache:
+    """Checkpoints by key.
+
+    A lab links the files of a checkpoint into its own folder, so it keeps what it uses, whatever
+    is removed from the cache.
+
+    Args:
+        folder: The folder, in the file system of the labs.
+        limit: Size in bytes above which the least recently used ones are removed.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+
+    @contextlib.contextmanager
+    def being_made(self, key: str, *, wait: float) -> Iterator[None]:
+        """Makes other processes that need the same checkpoint wait until it is made.
+
+        After ``wait`` seconds a process goes on without waiting any longer: both then boot.
+
+        Raises:
+            OSError: The lock cannot be created.
+        """
+        self._require_own()
+        lock: Lock | None = None
+        with contextlib.suppress(ConflictError):
+            lock = wait_for_lock(
+                self._folder / f".{key}.lock", what=f"makes the checkpoint {key}", timeout=wait
+            )
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.remove()
+
+    def take(self, key: str, folder: Path) -> bool:
+        """Links a checkpoint into a lab.
+
+        Args:
+            key: Its key.
+            folder: The folder to create.
+
+        Returns:
+            Whether there is such a checkpoint.
+
+        Raises:
+            OSError: It cannot be linked, e.g. since the lab is in another file system.
+            HostError: The cache is not the user's own.
+        """
+        source = self._folder / key
+        if not source.exists():
+            return False
+        with self._locked():
+            if not CheckpointFiles(source).manifest.exists():
+                return False
+            _link(source, folder)
+            os.utime(CheckpointFiles(source).manifest)
+        return True
+
+    def keep(self, key: str, folder: Path) -> None:
+        """Adds a lab's checkpoint, and removes the least recently used ones above the limit.
+
+        Args:
+            key: Its key; another of the same key stays as it is.
+            folder: The lab's folder of it.
+
+        Raises:
+            OSError: It cannot be linked, e.g. since the lab is in another file system.
+            HostError: The cache is not the user's own.
+        """
+        with self._locked():
+            target = self._folder / key
+            if not CheckpointFiles(target).manifest.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                _link(folder, target)
+            self._shrink(self._limit, spare=key)
+
+    def discard(self, key: str) -> None:
+        """Removes a checkpoint that cannot be restored, so that it is made anew.
+
+        Raises:
+            OSError: It cannot be removed.
+            HostError: The cache is not the user's own.
+        """
+        with self._locked():
+            self._remove(key)
+
+    def entries(self) -> list[Entry]:
+        """The checkpoints, the least recently used first."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for folder in self._folder.iterdir():
+                if _KEY.fullmatch(folder.name) and folder.is_dir():
+                    with contextlib.suppress(FileNotFoundError):  # removed just now
+                        found.append(_entry(folder))
+        return sorted(found, key=lambda entry: (entry.used, entry.key))
+
+    def prune(self, limit: int = 0) -> list[Entry]:
+        """Removes the least recently used checkpoints until the rest is within a limit.
+
+        Args:
+            limit: In bytes; 0 removes all.
+
+        Returns:
+            Those removed.
+
+        Raises:
+            OSError: One cannot be removed.
+        """
+        if not self._folder.exists():
+            return []
+        with self._locked():
+            return self._shrink(limit)
+
+    def _shrink(self, limit: int, *, spare: str = "") -> list[Entry]:
+        entries = self.entries()
+        total = sum(entry.size for entry in entries)
+        removed = []
+        for entry in entries:
+            if total <= limit or entry.key == spare:
+                continue
+            self._remove(entry.key)
+            total -= entry.size
+            removed.append(entry)
+        return removed
+
+    def _remove(self, key: str) -> None:
+        folder = self._folder / key
+        # Without its manifest it is none; a kill here leaves no half of one.
+        CheckpointFiles(folder).manifest.unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._require_own()
+        with contextlib.closing(_Released(self._folder / ".lock")):
+            yield
+
+    def _require_own(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        require_trusted(self._folder)
+
+
+class _Released:
+    """The cache's lock, whose file stays."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = wait_for_lock(path, what="changes the cache of checkpoints", timeout=_LOCK_S)
+
+    def close(self) -> None:
+        self._lock.release()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Links all files of a folder into a new one: all of them, or none."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in target.parent.glob(f"*{PART}"):
+        shutil.rmtree(left)  # its process was killed, as it would hold the cache's lock
+    part = target.with_name(f"{target.name}-{secrets.token_hex(4)}{PART}")
+    part.mkdir(mode=0o700)
+    try:
+        for file in source.iterdir():
+            if not file.name.endswith(PART):
+                os.link(file, part / file.name)
+        sync_folder(part)
+        if target.exists():
+            raise HostError(f"{target} is in the way of a checkpoint; remove it")
+        part.rename(target)
+        sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _entry(folder: Path) -> Entry:
+    files = CheckpointFiles(folder)
+    manifest = None
+    with contextlib.suppress(CheckpointError):
+        manifest = files.read()
+    size = sum(file.stat().st_blocks * _BLOCK for file in folder.iterdir())
+    used = files.manifest if files.manifest.exists() else folder
+    return Entry(manifest, folder.name, size, used.stat().st_mtime)

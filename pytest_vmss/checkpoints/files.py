@@ -1,0 +1,142 @@
+"""The files of a checkpoint: for each instance its disks, seed, console log and memory.
+
+The frozen OS disks name their image by a path relative to the checkpoint's folder, which is the
+same in every lab. So the files of one checkpoint can be hard links in the cache and in any
+number of labs, and none of them is ever written to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pytest_vmss.errors import CheckpointError, HostError
+from pytest_vmss.host.files import write_durably
+from pytest_vmss.model.extension_result import ExtensionResult
+from pytest_vmss.untrusted import read_regular
+
+__all__ = ["CheckpointFiles", "Manifest", "SavedInstance"]
+
+_MANIFEST_BYTES = 16 * 1024**2
+
+
+class SavedInstance(BaseModel):
+    """What is recorded about a saved instance: what its guest knows, and what it reported.
+
+    Attributes:
+        instance_id: Number of the instance.
+        mac: MAC address of its network card.
+        host_key: Its public SSH host key.
+        cloud_instance_id: ``instance-id`` of its seed.
+        boot_id: Id of the boot in which it was saved.
+        kernel: Release of its kernel.
+        found_version: ``IMAGE_VERSION`` that was read inside it.
+        cloud_init: How cloud-init ended.
+        extensions: The results of its extensions.
+        luns: The LUNs of its data disks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    instance_id: int
+    mac: str
+    host_key: str
+    cloud_instance_id: str
+    boot_id: str
+    kernel: str | None
+    found_version: str | None
+    cloud_init: str | None
+    extensions: tuple[ExtensionResult, ...]
+    luns: tuple[int, ...]
+
+
+class Manifest(BaseModel):
+    """What a checkpoint holds.
+
+    Attributes:
+        key: The digest of what it depends on.
+        scale_set: Name of the set that was saved.
+        digest: Digest of the image version.
+        created: When it was made.
+        instances: The saved instances.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    key: str
+    scale_set: str
+    digest: str
+    created: datetime
+    instances: tuple[SavedInstance, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """The paths of a checkpoint's files.
+
+    Attributes:
+        folder: Its folder, named by its key.
+    """
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest; written last."""
+        return self.folder / "checkpoint.json"
+
+    @property
+    def ssh_key(self) -> Path:
+        """The private SSH key that its guests accept, with mode 0600."""
+        return self.folder / "id_ed25519"
+
+    def os_disk(self, instance_id: int) -> Path:
+        """The frozen OS disk of an instance."""
+        return self.folder / f"{instance_id}-os.qcow2"
+
+    def data_disk(self, instance_id: int, lun: int) -> Path:
+        """A frozen data disk of an instance."""
+        return self.folder / f"{instance_id}-lun{lun}.qcow2"
+
+    def seed(self, instance_id: int) -> Path:
+        """The NoCloud disk of an instance."""
+        return self.folder / f"{instance_id}-seed.iso"
+
+    def console(self, instance_id: int) -> Path:
+        """The console log of an instance up to the checkpoint."""
+        return self.folder / f"{instance_id}-console.log"
+
+    def memory(self, instance_id: int) -> Path:
+        """The saved memory of an instance."""
+        return self.folder / f"{instance_id}-memory"
+
+    def image(self, digest: str) -> str:
+        """The path of an image in the lab, relative to the folder, for frozen disks."""
+        return f"../../images/{digest}.qcow2"
+
+    def write(self, manifest: Manifest) -> None:
+        """Writes the manifest durably, with mode 0600.
+
+        Raises:
+            HostError: It cannot be written.
+        """
+        try:
+            write_durably(self.manifest, manifest.model_dump_json().encode())
+        except OSError as error:
+            raise HostError(f"{self.manifest} cannot be written: {error}") from error
+
+    def read(self) -> Manifest:
+        """Reads the manifest.
+
+        Raises:
+            CheckpointError: It is missing or damaged.
+        """
+        try:
+            return Manifest.model_validate_json(read_regular(self.manifest, _MANIFEST_BYTES))
+        except (OSError, ValidationError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint {self.folder} has no manifest, or a damaged one"
+            ) from error

@@ -1,0 +1,102 @@
+"""The key of a checkpoint: a digest of everything that a booted set depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from pytest_vmss.guest.extensions import find_handler
+from pytest_vmss.model import ScaleSetModel, VmSize
+from pytest_vmss.settings import GuestNetwork
+
+__all__ = ["checkpoint_key", "obstacle_to"]
+
+_FORMAT = 1
+
+
+def obstacle_to(model: ScaleSetModel) -> str:
+    """Returns why sets of a model must be booted each time; empty if they can be restored.
+
+    They must if something runs in their guests that the key cannot cover.
+    """
+    for extension in model.extensions:
+        if find_handler(extension.publisher, extension.type).fingerprint is None:
+            return f"the extension {extension.name} is run by a handler of the suite's own"
+        uris = (extension.settings or {}).get("fileUris") or (
+            (extension.protected_settings or {}).get("fileUris")
+        )
+        if uris:
+            return f"the extension {extension.name} downloads files, which may change"
+    return ""
+
+
+def checkpoint_key(
+    model: ScaleSetModel,
+    *,
+    digest: str,
+    size: VmSize,
+    hypervisor: str,
+    guest_network: GuestNetwork,
+) -> str:
+    """Returns the key of a model's checkpoint on this host.
+
+    Args:
+        model: The model, with its secrets.
+        digest: Digest of the image version.
+        size: The size of its instances.
+        hypervisor: See :attr:`~pytest_vmss.hypervisor.Hypervisor.fingerprint`.
+        guest_network: What guests can reach.
+    """
+    depends_on = {
+        "format": _FORMAT,
+        "package": _package_digest(),
+        "model": _seen_by_guests(model),
+        "handlers": [
+            find_handler(extension.publisher, extension.type).fingerprint
+            for extension in model.extensions
+        ],
+        "image": digest,
+        "size": [size.vcpus, size.memory_mib],
+        "hypervisor": hypervisor,
+        "guest network": guest_network,
+    }
+    text = json.dumps(depends_on, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _seen_by_guests(model: ScaleSetModel) -> dict[str, Any]:
+    """The parts of a model that guests can see; policies, for example, may differ.
+
+    The image counts by its digest, not by its name. The set's name is part of the machines'.
+    """
+    profile = dict(model.full()["virtualMachineProfile"])
+    profile.pop("networkProfile", None)
+    storage = dict(profile.get("storageProfile", {}))
+    storage.pop("imageReference", None)
+    return {
+        "name": model.name,
+        "capacity": model.sku.capacity,
+        "virtualMachineProfile": {**profile, "storageProfile": storage},
+    }
+
+
+@cache
+def _package_digest() -> str:
+    """The digest of this package's code: it writes the seeds, and much of it runs in guests."""
+    digest = hashlib.sha256()
+
+    def add(folder: Traversable, path: str) -> None:
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            below = f"{path}/{entry.name}"
+            if entry.is_dir():
+                add(entry, below)
+            elif entry.name.endswith(".py"):
+                content = entry.read_bytes()
+                digest.update(f"{below} {len(content)}\n".encode() + content)
+
+    add(files("pytest_vmss"), "")
+    return digest.hexdigest()

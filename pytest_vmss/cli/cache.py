@@ -1,0 +1,67 @@
+"""``vmss cache``: the checkpoints from which sets are restored."""
+
+from __future__ import annotations
+
+import datetime
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from pytest_vmss.checkpoints import CheckpointCache, Entry
+from pytest_vmss.cli.base import console, context, main
+from pytest_vmss.report import plain
+from pytest_vmss.settings import GIB
+
+__all__: list[str] = []
+
+_MIB = 1024**2
+
+
+def _cache() -> CheckpointCache:
+    settings, _ = context()
+    return CheckpointCache(settings.cache_dir / "checkpoints", settings.checkpoints_gib * GIB)
+
+
+@main.group()
+def cache() -> None:
+    """List and remove checkpoints of booted scale sets."""
+
+
+@cache.command("list")
+def cache_list() -> None:
+    """List the checkpoints, the least recently used first."""
+    table = Table("key", "scale set", "instances", "MiB", "made", "last used", box=None)
+    for entry in _cache().entries():
+        table.add_row(
+            plain(entry.key),
+            *_told(entry),
+            f"{entry.size // _MIB}",
+            plain("" if entry.manifest is None else f"{entry.manifest.created:%Y-%m-%d %H:%M}"),
+            plain(f"{datetime.datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"),
+        )
+    console.print(table)
+
+
+def _told(entry: Entry) -> tuple[str | Text, str]:
+    if entry.manifest is None:
+        return ("damaged", "")
+    return (plain(entry.manifest.scale_set), str(len(entry.manifest.instances)))
+
+
+@cache.command("prune")
+@click.option(
+    "--to-gib",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Keep the most recently used ones, up to this size in all.",
+)
+def cache_prune(to_gib: int) -> None:
+    """Remove checkpoints, the least recently used first.
+
+    Sets that were restored from them keep running.
+    """
+    removed = _cache().prune(to_gib * GIB)
+    size = sum(entry.size for entry in removed)
+    click.echo(f"{len(removed)} removed, {size // _MIB} MiB")

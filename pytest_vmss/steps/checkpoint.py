@@ -1,0 +1,260 @@
+"""Steps that save an instance into a checkpoint, and restore it or another from one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pytest_vmss.checkpoints import CheckpointFiles, SavedInstance
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.errors import CheckpointError, GuestCommandError
+from pytest_vmss.gallery import ImageAddress
+from pytest_vmss.host.files import PART, settle
+from pytest_vmss.steps.step import Conclusion
+from pytest_vmss.store import GenerationRecord
+
+__all__ = ["DropRestored", "FreezeDisks", "RestoreDisks", "RestoreMemory", "SaveMemory", "Wake"]
+
+
+def _files(context: InstanceContext, checkpoint: str) -> CheckpointFiles:
+    return CheckpointFiles(context.environment.paths.checkpoint(checkpoint))
+
+
+@dataclass(frozen=True)
+class SaveMemory:
+    """Saves the memory of the running machine, which is then off."""
+
+    name: ClassVar[str] = "save memory"
+    timed: ClassVar[bool] = True
+
+    checkpoint: str
+
+    def apply(self, context: InstanceContext) -> None:
+        context.leave()  # no connection survives
+        files = _files(context, self.checkpoint)
+        files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        context.environment.hypervisor.save(context.domain, files.memory(context.instance_id))
+
+
+@dataclass(frozen=True)
+class FreezeDisks:
+    """Freezes the disks of the saved machine, and puts layers on them in their place."""
+
+    name: ClassVar[str] = "freeze disks"
+    timed: ClassVar[bool] = False
+
+    checkpoint: str
+    generation: int
+
+    def apply(self, context: InstanceContext) -> None:
+        environment, number = context.environment, context.instance_id
+        files, generation = _files(context, self.checkpoint), context.existing(self.generation)
+        place = (context.scale_set, number, self.generation)
+        disks: list[tuple[Path, Path, str | None]] = [
+            (disk.path, files.data_disk(number, disk.lun), None)
+            for disk in context.machine(self.generation).data_disks
+        ]
+        image = files.image(generation.digest)
+        disks.append((environment.paths.os_disk(*place), files.os_disk(number), image))
+        for path, frozen, base in disks:
+            environment.hypervisor.freeze_disk(path, frozen, base)
+            environment.hypervisor.create_layer(path, frozen)
+        _link(environment.paths.seed(*place), files.seed(number))
+        _copy(environment.paths.console(*place), files.console(number))
+
+
+@dataclass(frozen=True)
+class RestoreDisks:
+    """Puts layers on a checkpoint's frozen disks in place of new disks (L1).
+
+    The instance takes over what the guest in the checkpoint knows: its MAC address, SSH host
+    key, and the results of its boot.
+    """
+
+    name: ClassVar[str] = "restore disks"
+    timed: ClassVar[bool] = True
+
+    checkpoint: str
+    number: int
+    version: ImageAddress
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        environment, number = context.environment, context.instance_id
+        files = _files(context, self.checkpoint)
+        saved = _saved(files, number)
+        disks = [
+            (
+                environment.paths.os_disk(context.scale_set, number, self.number),
+                files.os_disk(number),
+            )
+        ]
+        disks += [
+            (
+                environment.paths.data_disk(context.scale_set, number, lun),
+                files.data_disk(number, lun),
+            )
+            for lun in saved.luns
+        ]
+        _require(*(frozen for _, frozen in disks), files.seed(number), files.memory(number))
+        version = environment.images.resolve(self.version)
+        environment.images.path_of(version)
+        place = (context.scale_set, number, self.number)
+        with environment.store.transaction():  # before its files exist
+            environment.store.amend(context.record, mac=saved.mac)
+            environment.store.put(
+                GenerationRecord(
+                    scale_set=context.scale_set,
+                    instance_id=number,
+                    number=self.number,
+                    gallery=version.gallery,
+                    definition=version.definition,
+                    version=version.version,
+                    digest=version.digest,
+                    revision=self.revision,
+                    cloud_instance_id=saved.cloud_instance_id,
+                    host_key=saved.host_key,
+                    ssh_key=str(files.ssh_key),
+                    created=environment.clock.now(),
+                    boot_id=saved.boot_id,
+                    kernel=saved.kernel,
+                    found_version=saved.found_version,
+                    cloud_init=saved.cloud_init,
+                    extensions=tuple(
+                        result.model_copy(
+                            update={"revision": self.revision, "operation": context.operation}
+                        )
+                        for result in saved.extensions
+                    ),
+                )
+            )
+        environment.paths.instance(context.scale_set, number).mkdir(
+            parents=True, exist_ok=True, mode=0o700
+        )
+        if environment.hypervisor.running_generation(context.domain) == self.number:
+            return  # restored before a crash; its disks are in use
+        for path, frozen in disks:
+            environment.hypervisor.create_layer(path, frozen)
+        _link(files.seed(number), environment.paths.seed(*place))
+        _copy(files.console(number), environment.paths.console(*place))
+
+
+@dataclass(frozen=True)
+class RestoreMemory:
+    """Starts the machine from the checkpoint's memory."""
+
+    name: ClassVar[str] = "restore memory"
+    timed: ClassVar[bool] = True
+
+    checkpoint: str
+    generation: int
+
+    def apply(self, context: InstanceContext) -> None:
+        generation = context.existing(self.generation)
+        context.environment.store.amend(generation, started=True)
+        context.environment.hypervisor.restore(
+            context.machine(self.generation),
+            _files(context, self.checkpoint).memory(context.instance_id),
+        )
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Makes the restored guest current, and checks that it continues the saved boot."""
+
+    name: ClassVar[str] = "wake"
+    timed: ClassVar[bool] = True
+
+    generation: int
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        generation = context.existing(self.generation)
+        boot_id = context.guest(generation).wake()
+        if boot_id != generation.boot_id:
+            raise GuestCommandError(
+                f"runs boot {boot_id} after its restore, not {generation.boot_id}",
+                instance=context.name, exit_code=0, stderr="",
+            )  # fmt: skip
+        return lambda: context.event("restored", f"restored: goes on with boot {boot_id}")
+
+
+@dataclass(frozen=True)
+class DropRestored:
+    """Removes the disks of an instance that could not be restored, so that it can be created.
+
+    They hold nothing but the checkpoint's content: the instance never was in service.
+    """
+
+    name: ClassVar[str] = "drop restored disks"
+    timed: ClassVar[bool] = False
+
+    checkpoint: str
+    generation: int
+
+    def apply(self, context: InstanceContext) -> Conclusion:
+        paths, number = context.environment.paths, context.instance_id
+        place = (context.scale_set, number, self.generation)
+        for path in (
+            paths.os_disk(*place),
+            paths.seed(*place),
+            paths.console(*place),
+            *(
+                paths.data_disk(context.scale_set, number, disk.lun)
+                for disk in context.revision(context.record.revision).model.data_disks
+            ),
+        ):
+            path.unlink(missing_ok=True)
+
+        def conclude() -> None:
+            generation = context.generation(self.generation)
+            if generation is not None:
+                context.environment.store.delete(generation)
+
+        return conclude
+
+
+def _saved(files: CheckpointFiles, instance_id: int) -> SavedInstance:
+    """What a checkpoint's manifest says of an instance.
+
+    Raises:
+        CheckpointError: It cannot be read, or does not have the instance.
+    """
+    for saved in files.read().instances:
+        if saved.instance_id == instance_id:
+            return saved
+    raise CheckpointError(f"the checkpoint {files.folder} has no instance {instance_id}")
+
+
+def _require(*paths: Path) -> None:
+    """Checks that a checkpoint's files are there.
+
+    Raises:
+        CheckpointError: One is not.
+    """
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"the checkpoint lacks {path}")
+
+
+def _link(path: Path, other: Path) -> None:
+    """Gives a file a second name, replacing what is there."""
+    part = other.with_name(other.name + PART)
+    part.unlink(missing_ok=True)
+    os.link(path, part)
+    if other.exists() and other.samefile(part):
+        part.unlink()  # rename does nothing if both are the same file
+    else:
+        part.replace(other)
+
+
+def _copy(path: Path, other: Path) -> None:
+    """Copies a log, if there is one, replacing what is there."""
+    if not path.exists():
+        return
+    part = other.with_name(other.name + PART)
+    shutil.copyfile(path, part)
+    part.chmod(0o600)
+    settle(part, other)

@@ -1,0 +1,335 @@
+"""L1: sets restored from checkpoints are as good as sets that were booted, and nothing hangs on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles
+from pytest_vmss.errors import HypervisorError, ModelError, ProvisioningError
+from pytest_vmss.guest.extensions import CustomScript, find_handler, register
+from pytest_vmss.settings import Settings
+from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
+from tests.models import LOAD_BALANCER, custom_script, web_model
+from tests.simulation.conftest import SimulatedLab
+
+
+@pytest.fixture
+def cache(settings: Settings) -> CheckpointCache:
+    return CheckpointCache(settings.cache_dir / "checkpoints", 2**30)
+
+
+@pytest.fixture
+def other(settings: Settings) -> Iterator[SimulatedLab]:
+    """Another session's lab."""
+    simulated = SimulatedLab.session(settings)
+    simulated.begin()
+    simulated.publish("1.0.0")
+    yield simulated
+    simulated.destroy()
+
+
+@pytest.fixture(autouse=True)
+def published(lab: SimulatedLab) -> None:
+    lab.publish("1.0.0")
+
+
+def create(lab: SimulatedLab, model: dict[str, Any] | None = None, **options: Any) -> ScaleSet:
+    options.setdefault("pristine", True)
+    return lab.create(model or web_model(), load_balancer=LOAD_BALANCER, **options)
+
+
+def steps(lab: SimulatedLab, web: ScaleSet) -> set[str]:
+    """The phases of all operations on a set."""
+    operations = web._engine.journal.operations()
+    return {step.phase for record in operations for step in lab.store.steps(record.id)}
+
+
+def events(lab: SimulatedLab, kind: str) -> list[str]:
+    return [event.message for event in lab.store.events() if event.kind == kind]
+
+
+def test_the_first_set_is_booted_and_the_next_are_restored(
+    lab: SimulatedLab, other: SimulatedLab
+) -> None:
+    """In another lab too, with the same boot, host key and results, and nothing run again."""
+    first = create(lab)
+    assert steps(lab, first) == {"create", "checkpoint"}
+    assert first.is_healthy()
+    ran = dict(lab.executions)
+    known = [(i.generation.boot_id, i.generation.host_key, i.record.mac) for i in first]
+    first.delete()
+    second = create(lab)
+    for where, web in ((lab, second), (other, create(other))):
+        assert steps(where, web) == {"restore"}
+        assert web.is_healthy()
+        assert len(web) == 3
+        assert [i.image_version for i in web] == ["1.0.0"] * 3
+        assert [(i.generation.boot_id, i.generation.host_key, i.record.mac) for i in web] == known
+        assert all(i.extensions[0].status == "success" for i in web)
+        assert all(i.latest_model_applied for i in web)
+        assert all(Path(i.generation.ssh_key).is_file() for i in web)
+    assert lab.executions == ran
+    assert other.executions == {}
+    assert {i.record.uuid for i in second} & {
+        i.record.uuid for i in other.scale_set("web")
+    } == set()
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour.GOOD, Behaviour.UNHEALTHY])
+def test_a_restored_set_is_upgraded_and_rolled_back(
+    lab: SimulatedLab, other: SimulatedLab, behaviour: Behaviour
+) -> None:
+    create(lab)
+    web = create(other)
+    data = {path: path.read_bytes() for i in web for path in i.data_disks.values()}
+    upgrade = other.roll(web, "1.1.0", behaviour)
+    good = behaviour is Behaviour.GOOD
+    assert upgrade.completed is good
+    assert {i.image_version for i in web} == ({"1.1.0"} if good else {"1.0.0"})
+    assert web.is_healthy()
+    assert {path: path.read_bytes() for path in data} == data
+    assert all((i.generation.ssh_key == "") is good for i in web)
+    web.restart()
+    assert web.is_healthy()
+
+
+def test_what_an_extension_update_sees_of_a_restored_set(
+    lab: SimulatedLab, other: SimulatedLab
+) -> None:
+    """H3: an extension that ran before the checkpoint is not due again."""
+    create(lab)
+    web = create(other)
+    model = web_model()["properties"]["virtualMachineProfile"]["extensionProfile"]["extensions"]
+    change = [*model, custom_script("more", settings={"commandToExecute": "true"})]
+    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": change}}})
+    web.update_instances()
+    assert {what for _, _, what in other.executions} == {"more"}
+
+
+def test_any_difference_that_guests_can_see_is_another_checkpoint(
+    lab: SimulatedLab, cache: CheckpointCache
+) -> None:
+    create(lab).delete()
+    assert len(cache.entries()) == 1
+    models = [web_model(capacity=2), web_model("api"), web_model(), web_model()]
+    models[2]["sku"]["name"] = "Standard_B1s"
+    profile = models[3]["properties"]["virtualMachineProfile"]
+    profile["extensionProfile"]["extensions"][0]["properties"]["settings"] = {
+        "commandToExecute": "true"
+    }
+    for count, model in enumerate(models, 2):
+        web = create(lab, model)
+        assert "create" in steps(lab, web)
+        assert len(cache.entries()) == count
+        web.delete()
+    lab.publish("1.0.1")
+    assert "create" in steps(lab, create(lab))
+
+
+def test_what_guests_cannot_see_is_no_difference(lab: SimulatedLab) -> None:
+    create(lab).delete()
+    other = web_model(automatic=False, policy={"maxBatchInstancePercent": 50})
+    web = create(lab, other)
+    assert steps(lab, web) == {"restore"}
+    policy = web.model.upgrade_policy.rolling_upgrade_policy
+    assert policy is not None
+    assert policy.max_batch_instance_percent == 50
+
+
+@pytest.mark.parametrize("damage", ["memory", "os disk", "no memory"])
+def test_what_cannot_be_restored_boots_and_is_made_anew(
+    lab: SimulatedLab,
+    other: SimulatedLab,
+    cache: CheckpointCache,
+    damage: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create(lab)
+    (entry,) = cache.entries()
+    real = SimulatedHypervisor.restore
+    if damage == "no memory":
+        files = CheckpointFiles(lab.settings.cache_dir / "checkpoints" / entry.key)
+        files.memory(1).unlink()
+    else:
+
+        def restore(self: SimulatedHypervisor, machine: Any, memory: Path) -> None:
+            if machine.name.endswith("_1"):
+                memory = memory.with_name("gone") if damage == "memory" else memory
+                if damage == "os disk":
+                    machine.os_disk.unlink()
+            real(self, machine, memory)
+
+        monkeypatch.setattr(SimulatedHypervisor, "restore", restore)
+    web = create(other)
+    assert web.is_healthy()
+    assert [bool(i.generation.ssh_key) for i in web] == [True, False, True]
+    told = [e.instance_id for e in other.store.events() if "boots instead" in e.message]
+    assert told == [1]
+    assert cache.entries() == []
+    monkeypatch.undo()
+    assert "create" in steps(other, create(other, web_model("web2")))
+
+
+def test_an_instance_that_cannot_be_saved_is_booted_again(
+    lab: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loses nothing, and there is no checkpoint."""
+    real = SimulatedHypervisor.restore
+    monkeypatch.setattr(
+        SimulatedHypervisor,
+        "restore",
+        lambda self, machine, memory: real(self, machine, memory.with_name("gone")),
+    )
+    web = create(lab)
+    assert web.is_healthy()
+    assert steps(lab, web) == {"create", "checkpoint", "boot again"}
+    assert cache.entries() == []
+    assert sum("boots again" in message for message in events(lab, "warning")) == 3
+    assert {what: times for (_, _, what), times in lab.executions.items()} == {
+        "custom data": 1, "register": 1,
+    }  # fmt: skip
+
+
+class Own(CustomScript):
+    """A handler of the suite's own."""
+
+
+def test_what_a_key_cannot_cover_is_booted_and_says_why(
+    lab: SimulatedLab, cache: CheckpointCache
+) -> None:
+    model = web_model()
+    extension = model["properties"]["virtualMachineProfile"]["extensionProfile"]["extensions"][0]
+    extension["properties"]["settings"]["fileUris"] = ["http://example.org/x.sh"]
+    create(lab, model).delete()
+    assert events(lab, "warning") == [
+        "boots: the extension register downloads files, which may change"
+    ]
+    shipped = find_handler("Microsoft.Azure.Extensions", "CustomScript")
+    try:
+        register(Own())
+        create(lab).delete()
+    finally:
+        register(shipped)
+    assert "handler of the suite's own" in events(lab, "warning")[1]
+    assert cache.entries() == []
+
+
+def test_a_set_without_instances_has_no_checkpoint(
+    lab: SimulatedLab, cache: CheckpointCache
+) -> None:
+    assert len(create(lab, web_model(capacity=0))) == 0
+    assert cache.entries() == []
+    assert events(lab, "warning") == []
+
+
+def test_a_detached_data_disk_keeps_what_it_is_based_on(
+    lab: SimulatedLab, other: SimulatedLab
+) -> None:
+    """A2, A5."""
+    model = web_model()
+    disk = model["properties"]["virtualMachineProfile"]["storageProfile"]["dataDisks"][0]
+    disk["deleteOption"] = "Detach"
+    create(lab, model)
+    create(other, model).delete()
+    (folder,) = other.paths.checkpoint("any").parent.iterdir()
+    assert CheckpointFiles(folder).data_disk(2, 0).is_file()
+
+
+def test_only_who_asks_for_it_is_restored(lab: SimulatedLab, cache: CheckpointCache) -> None:
+    create(lab, pristine=False).delete()
+    assert cache.entries() == []
+    with pytest.raises(ModelError, match="pristine"):
+        create(lab, pristine="yes")
+
+
+def test_the_cache_is_limited_and_can_be_emptied(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache
+) -> None:
+    """The least recently used goes first; labs that use it keep their own files."""
+    for name in ("a", "b"):
+        create(lab, web_model(name)).delete()
+    first, second = cache.entries()
+    assert [entry.manifest.scale_set for entry in (first, second) if entry.manifest] == ["a", "b"]
+    web = create(other, web_model("a"))  # uses the first again
+    assert [entry.key for entry in cache.entries()] == [second.key, first.key]
+    assert [entry.key for entry in cache.prune(first.size)] == [second.key]
+    assert [entry.key for entry in cache.prune()] == [first.key]
+    assert cache.prune() == []
+    web.restart()
+    assert web.is_healthy()
+    small = CheckpointCache(settings.cache_dir / "small", 1)
+    (source,) = other.paths.checkpoint("any").parent.iterdir()
+    small.keep(first.key, source)
+    assert [entry.key for entry in small.entries()] == [first.key]  # the latest always stays
+
+
+def test_what_a_kill_left_half_linked_is_swept(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings
+) -> None:
+    create(lab)
+    for folder in (settings.cache_dir / "checkpoints", other.paths.checkpoint("any").parent):
+        (folder / "0-1.part").mkdir(parents=True)
+        (folder / "0-1.part/0-memory").touch()
+    create(other)
+    assert list(other.paths.folder.rglob("*.part")) == []
+    create(lab, web_model("api"))
+    assert list(settings.cache_dir.rglob("*.part")) == []
+
+
+def test_an_instance_that_neither_restores_nor_boots_is_kept_failed(
+    lab: SimulatedLab, other: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: what it says is true, and the next update mends it."""
+    create(lab)
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimulatedHypervisor, "restore", refuse)
+        patch.setattr(SimulatedHypervisor, "create_data_disk", refuse)
+        with pytest.raises(ProvisioningError):
+            create(other)
+    web = other.scale_set("web")
+    assert {i.record.provisioning for i in web} == {"Failed"}
+    web.update_instances()
+    assert web.is_healthy()
+
+
+def test_a_damaged_manifest_is_none(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache
+) -> None:
+    """Nothing hangs on the cache: the set is booted, or the error says what to do."""
+    create(lab)
+    (entry,) = cache.entries()
+    manifest = CheckpointFiles(settings.cache_dir / "checkpoints" / entry.key).manifest
+    told = json.loads(manifest.read_text())
+    fewer = {**told, "instances": told["instances"][:1]}
+    for text in ("{", json.dumps(fewer), json.dumps({**told, "more": 1})):
+        manifest.write_text(text)
+        web = create(other)
+        assert web.is_healthy()
+        assert cache.entries() == []
+        web.delete()
+        create(other).delete()
+        assert steps(other, create(other)) == {"restore"}
+        other.delete("web")
+        assert list(other.paths.checkpoint("any").parent.iterdir()) == []
+
+
+def test_files_are_the_owners_alone(lab: SimulatedLab, settings: Settings) -> None:
+    """M5: seeds, memory and keys hold secrets."""
+    create(lab)
+    folder = settings.cache_dir / "checkpoints"
+    assert folder.stat().st_mode & 0o077 == 0
+    (entry,) = (path for path in folder.iterdir() if path.is_dir())
+    assert entry.stat().st_mode & 0o077 == 0
+    assert (entry / "id_ed25519").stat().st_mode & 0o777 == 0o600
+    assert (entry / "checkpoint.json").stat().st_mode & 0o777 == 0o600
