@@ -20,6 +20,7 @@ from pytest_vmss.cli.base import (
 )
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
+from pytest_vmss.model import why_not_modelled
 from pytest_vmss.report import LiveView, instance_table, say
 
 __all__: list[str] = []
@@ -68,7 +69,9 @@ def create(
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)
         for path in scale_set.model.not_modelled():
-            say(console, f"not modelled here: {path}", style="dim")
+            reason = why_not_modelled(path)
+            told = f"not modelled here: {path}" + (f" ({reason})" if reason else "")
+            say(console, told, style="dim")
 
 
 @main.command("set-approver")

@@ -16,6 +16,7 @@ from pytest_vmss.model.health import (
     is_application_health,
 )
 from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
+from pytest_vmss.model.not_modelled import why_not_modelled
 from pytest_vmss.model.ports import LAST_PORT, host_port, host_ports
 from pytest_vmss.model.repair_task import Approver, RepairTask
 from pytest_vmss.model.rules import check_model, model_warnings
@@ -76,4 +77,5 @@ __all__ = [
     "read_status",
     "read_status_file",
     "stages_of_extensions",
+    "why_not_modelled",
 ]

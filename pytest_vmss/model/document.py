@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
+from pytest_vmss.model.not_modelled import STANDBY_POOL
 from pytest_vmss.model.reading import OPAQUE, Meter, label_of, read, refusals
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
 from pytest_vmss.model.service_fabric import Cluster
@@ -55,6 +56,7 @@ class ScaleSetDocument:
         source: Where it was read from, for messages.
         clusters: The Service Fabric clusters in the same template.
         balancer: The load balancer that has this probe.
+        standby_pools: Names of the standby pools in the same template.
     """
 
     model: ScaleSetModel
@@ -62,6 +64,14 @@ class ScaleSetDocument:
     source: str
     clusters: tuple[Cluster, ...] = ()
     balancer: LoadBalancer | None = None
+    standby_pools: tuple[str, ...] = ()
+
+    def not_modelled(self) -> list[str]:
+        """What is accepted and has no effect here: properties by JSON path, and resources."""
+        pools = [
+            f"Microsoft.StandbyPool/standbyVirtualMachinePools[{n}]" for n in self.standby_pools
+        ]
+        return [*self.model.not_modelled(), *pools]
 
 
 def load_document(
@@ -118,7 +128,12 @@ def load_document(
     ] or [entry for entry in [known_balancer] if entry is not None]
     probe, balancer = _find_probe(model, parsed, label)
     clusters = _clusters(resources, label) or known_clusters
-    return ScaleSetDocument(model, probe, label, clusters, balancer)
+    pools = tuple(
+        mask(str(entry.get("name", "")))[:_NAME_CHARS]
+        for entry in resources or []
+        if _type(entry) == STANDBY_POOL
+    )
+    return ScaleSetDocument(model, probe, label, clusters, balancer, pools)
 
 
 def _clusters(resources: list[dict[str, Any]] | None, label: str) -> tuple[Cluster, ...]:
