@@ -161,6 +161,9 @@ class Instance:
         store = self._environment.store
         with store.transaction():
             store.amend(record, protected=actions, protect_from_scale_in=scale_in or actions)
+            if actions != record.protected:  # an upgrade that left it out may be due again (C1)
+                of = self._environment.set_record(record.scale_set)
+                store.amend(of, protections=of.protections + 1)
             self._context.event(
                 "protection",
                 f"protectFromScaleIn {str(scale_in or actions).lower()}, "

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -45,11 +46,12 @@ from pytest_vmss.host.capacity import check_capacity
 from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.host.ownership import require_own, require_trusted
 from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
+from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import (
     LabIdentity,
     LabNetworks,
-    lab_paths,
+    find_lab,
     labs_folder,
     networks_folder,
     open_hypervisor,
@@ -97,6 +99,7 @@ __all__ = ["DEFAULT_LAB", "Lab"]
 
 #: The lab that is used when none is named.
 DEFAULT_LAB = "default"
+_AS_ROOT = "QEMU runs as root"
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
 #: Seconds to read a report of the Application Health extension over the guest agent.
@@ -159,7 +162,8 @@ class Lab:
             ConflictError: Another process is creating or removing it, and does not finish.
             CapacityError: All loopback networks of the host are claimed.
         """
-        return cls._at(settings, lab_paths(settings, name).folder, "lasting")
+        settings, paths = find_lab(settings, name)
+        return cls._at(settings, paths.folder, "lasting")
 
     @classmethod
     def session(cls, settings: Settings) -> Self:
@@ -201,7 +205,7 @@ class Lab:
         in_use = _use(paths)
         try:
             paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            paths.folder.chmod(0o700)
+            _close_to_others(paths.folder)
             for below in (paths.run, paths.sets, paths.locks):
                 below.mkdir(exist_ok=True, mode=0o700)
             if not paths.identity.exists():
@@ -319,7 +323,17 @@ class Lab:
     def _connect(self) -> Hypervisor:
         hypervisor = open_hypervisor(self.settings, self.identity)
         self._consoles.start()
+        if os.geteuid() == 0 and not self.identity.account:
+            self._tell_as_root()
         return hypervisor
+
+    def _tell_as_root(self) -> None:
+        """Records once that the lab's QEMU runs as root, and why (R4)."""
+        if any(event.message.startswith(_AS_ROOT) for event in self.store.events()):
+            return
+        chosen = choose_account(self.settings.state_dir)
+        why = f"{chosen.reason}: {chosen.mend}" if chosen.reason else "the lab was made so"
+        self.store.event("", "warning", f"{_AS_ROOT}, since {why}")
 
     def _require_room(self, count: int, size: VmSize) -> None:
         check_capacity(
@@ -619,10 +633,25 @@ def _require_own(settings: Settings, paths: LabPaths) -> None:
     """
     shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
     require_trusted(settings.state_dir)
-    for folder in (settings.state_dir, *shared):
+    if not settings.state_dir.is_dir():
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _open_to_qemu(settings.state_dir)
+    for folder in shared:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     require_trusted(settings.state_dir)
     require_own(*shared, settings.state_dir / PROCESS_ROOTS)
+    _open_to_qemu(labs_folder(settings))
+
+
+def _open_to_qemu(folder: Path) -> None:
+    """Lets QEMU's account pass through a folder of root's; nobody else can list it (R4)."""
+    if os.geteuid() == 0:
+        folder.chmod(0o711)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Makes a lab's folder private, but for QEMU's group, which may enter it (R4)."""
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & 0o710 | 0o700)
 
 
 def _door(paths: LabPaths) -> Lock:

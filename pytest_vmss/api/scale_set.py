@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
+    ConflictError,
     InterruptedOperationError,
     ModelError,
     ModelProblem,
@@ -77,7 +79,6 @@ __all__ = ["Ids", "ScaleSet", "require_durable"]
 #: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
 Ids = Iterable[int | str] | None
 
-_UPGRADE_LIMIT = 3600.0
 _HTTPS = 443
 
 
@@ -353,11 +354,11 @@ class ScaleSet:
         """
         self._engine.cancel()
 
-    def wait_for_upgrade(self, *, timeout: float = _UPGRADE_LIMIT) -> Upgrade:
+    def wait_for_upgrade(self, *, timeout: float | None = None) -> Upgrade:
         """Waits for the automatic upgrade that a publication triggered.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds; None for the setting ``timeouts.wait``, a day.
 
         Returns:
             The oldest upgrade that no earlier call has returned, once it has ended.
@@ -367,7 +368,8 @@ class ScaleSet:
             UpgradeError: None is due, or it could not be started; the message says why.
             WaitTimeoutError: It did not end in time.
         """
-        check_seconds(timeout, "timeout")
+        timeout = check_seconds(timeout, "timeout", none=True)
+        limit = self._environment.base_timeouts.wait if timeout is None else timeout
 
         def probe() -> Upgrade | None:
             idle = self._controller.is_idle(self.name)
@@ -379,22 +381,36 @@ class ScaleSet:
                 self._require_going_on(fresh[-1], idle=idle)
                 return None
             if idle:
-                raise UpgradeError(
-                    f"no upgrade of {self.name!r} is due: {self._controller.rollouts.why_not(self.name)}"
-                )
+                self._require_due()
             return None
 
         try:
             upgrade = wait_for(
                 f"the upgrade of {self.name} to end",
                 probe,
-                timeout=timeout,
+                timeout=limit,
                 clock=self._environment.clock,
             )
         except WaitTimeoutError as error:
             running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
-            raise WaitTimeoutError(error.what, timeout=timeout, last="\n".join(running)) from error
+            raise WaitTimeoutError(error.what, timeout=limit, last="\n".join(running)) from error
         return self._taken(upgrade.id)
+
+    def _require_due(self) -> None:
+        """Checks that an automatic upgrade is due, and wakes the control loop, which missed it.
+
+        Raises:
+            UpgradeError: None is due, or nobody would run it.
+        """
+        reason = self._controller.rollouts.why_not(self.name)
+        if reason:
+            raise UpgradeError(f"no upgrade of {self.name!r} is due: {reason}")
+        if not self._controller.watching:
+            raise UpgradeError(
+                f"an upgrade of {self.name!r} is due, but nobody runs it in this process; call "
+                "run_due() or watch() of the lab"
+            )
+        self._controller.wake()
 
     def _require_going_on(self, upgrade: Upgrade, *, idle: bool) -> None:
         """Checks that an upgrade is being run, by this or another process.
@@ -484,6 +500,10 @@ class ScaleSet:
         rollback unless ``rollbackFailedInstancesOnPolicyBreach``. Automatic: to all at once.
         A changed capacity scales the set.
 
+        While another operation is in progress, or was interrupted, a change of nothing but
+        ``automaticOSUpgradePolicy`` is still taken: what runs ends as it began, and no new
+        automatic upgrade begins once it is off (C1).
+
         Args:
             change: The model or a part of it, which is merged into the set's current model.
             replace: Take ``change`` as the whole model, and drop what it lacks, except
@@ -506,15 +526,26 @@ class ScaleSet:
         check_flag(replace, "replace")
         part, clusters = read_part(change), read_clusters(change)
         self._require_own_name(part)
-        with self._engine.lock():
-            self._engine.journal.ensure_idle()
-            stored = self._revision.model.full()
+
+        def changed(current: Revision) -> ScaleSetDocument:
+            stored = current.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
-            wanted = load_document(
+            return load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
-                known_balancer=self._revision.balancer,
-                known_clusters=clusters or self._revision.clusters,
+                known_balancer=current.balancer,
+                known_clusters=clusters or current.clusters,
             )  # fmt: skip
+
+        with contextlib.ExitStack() as locked:
+            try:
+                locked.enter_context(self._engine.lock())
+                self._engine.journal.ensure_idle()
+            except (ConflictError, UpgradeError):
+                if not self._set_automatic_policy(changed):
+                    raise
+                self._controller.wake()
+                return None
+            wanted = changed(self._revision)
             version = check_document(self._environment, wanted, current=self._revision)
             capacity = wanted.model.sku.capacity
             check_capacity_change(self._environment, self.name, capacity)
@@ -524,6 +555,34 @@ class ScaleSet:
             self._scale(scaling_to(self._environment, self.name, capacity))
         self._controller.wake()
         return None if report is None else self._operation(report.record)
+
+    def _set_automatic_policy(self, changed: Callable[[Revision], ScaleSetDocument]) -> bool:
+        """Records a change of nothing but ``automaticOSUpgradePolicy`` beside a running operation.
+
+        Returns:
+            False if something else changes too, or has just been changed.
+        """
+        current = self._revision
+        wanted = changed(current)
+        if wanted.model.automatic_os_upgrade == current.model.automatic_os_upgrade:
+            return False
+        policy = {"upgrade_policy": current.model.upgrade_policy.model_copy(
+            update={
+                "automatic_os_upgrade_policy": wanted.model.upgrade_policy.automatic_os_upgrade_policy
+            }
+        )}  # fmt: skip
+        same = current.model.model_copy(update=policy)
+        if (same.full(), current.probe, current.balancer) != (
+            wanted.model.full(), wanted.probe, wanted.balancer
+        ):  # fmt: skip
+            return False
+        check_document(self._environment, wanted, current=current)
+        with self._environment.store.transaction():
+            record = self.record
+            if record.revision != current.number or record.state == "Deleting":
+                return False
+            add_revision(self._environment, wanted)
+        return True
 
     def _require_own_name(self, part: dict[str, Any]) -> None:
         """Refuses a change of the name: in Azure it is the resource's.
@@ -554,7 +613,8 @@ class ScaleSet:
 
         A changed image replaces the OS disk; a changed size or changed data disks require a
         restart; changed extensions run again. Changed custom data reaches an instance with
-        its next OS disk, as in Azure.
+        its next OS disk, as in Azure. An instance that never came up on its OS disk, because it
+        did not boot or its custom data did not run to its end, gets a fresh one.
 
         Args:
             ids: Instance ids; None for all.

@@ -20,15 +20,16 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import HostError, NotFoundError, VmssError, error_text
-from pytest_vmss.report import stage_table, upgrade_summary
-from pytest_vmss.settings import (
-    OUTBOUND,
-    Accelerator,
-    GuestNetwork,
-    Settings,
-    default_guest_network,
+from pytest_vmss.configuration import (
+    configured,
+    find_project,
+    overlay,
+    read_assignments,
+    read_project,
 )
+from pytest_vmss.errors import HostError, NotFoundError, VmssError, error_text
+from pytest_vmss.report import LiveView, stage_table, upgrade_summary
+from pytest_vmss.settings import OUTBOUND, Settings
 from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "open_lab",
     "read_custom_data",
     "read_script",
+    "run_due",
     "show_upgrade",
 ]
 
@@ -107,6 +109,14 @@ def _forget_output() -> None:
     help="What guests reach from their next start on: nothing, or whatever this host can, "
     "its own loopback among it. (VMSS_GUEST_NETWORK; isolated otherwise)",
 )
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other setting, in TOML, such as timeouts.boot=120; again for another. "
+    "([tool.vmss] of the nearest pyproject.toml otherwise)",
+)
 @click.pass_context
 def main(
     ctx: click.Context,
@@ -114,16 +124,25 @@ def main(
     connect: str | None,
     accel: str | None,
     guest_network: str | None,
+    assignments: tuple[str, ...],
 ) -> None:
     """Azure's automatic OS image upgrade for VM Scale Sets, rehearsed on a laptop."""
-    settings = Settings(
-        connect=connect or os.environ.get("VMSS_CONNECT") or None,
-        accelerator=cast("Accelerator | None", accel),
-        guest_network=cast("GuestNetwork", guest_network or default_guest_network()),
-    )
+    table = overlay(read_project(_project()), read_assignments(assignments, "--set"))
+    given = {"connect": connect, "accelerator": accel, "guest_network": guest_network}
+    arguments = configured(table)
+    arguments.update((name, value) for name, value in given.items() if value is not None)
+    settings = Settings(**arguments)
     if settings.guest_network == "outbound":
         click.echo(OUTBOUND, err=True)
     ctx.obj = (settings, lab)
+
+
+def _project() -> Path | None:
+    """The ``pyproject.toml`` that counts where the command was started."""
+    try:
+        return find_project(Path.cwd())
+    except OSError:  # the working directory is gone
+        return None
 
 
 @contextmanager
@@ -181,6 +200,23 @@ def show_upgrade(lab: Lab, upgrade: Operation) -> None:
     """Prints how an operation ended, and how long its stages took."""
     console.print(upgrade_summary(upgrade.report))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
+
+
+def run_due(lab: Lab) -> None:
+    """Runs the automatic upgrades that are due, and prints them; exits with status 1 if one failed."""
+    before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}
+    with LiveView(lab.store, console):
+        lab.run_due()
+    fresh = [
+        entry
+        for scale_set in lab.scale_sets()
+        for entry in scale_set.history(limit=None)
+        if entry.id not in before
+    ]
+    for entry in fresh:
+        show_upgrade(lab, entry)
+    if any(not entry.completed for entry in fresh):
+        sys.exit(1)
 
 
 def find_instance(scale_set: ScaleSet, instance_id: int) -> Instance:

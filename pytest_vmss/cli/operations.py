@@ -19,6 +19,7 @@ from pytest_vmss.cli.base import (
     open_lab,
     read_custom_data,
     read_script,
+    run_due,
 )
 from pytest_vmss.report import LiveView, instance_table
 
@@ -35,14 +36,19 @@ __all__: list[str] = []
     type=click.Path(path_type=Path),
     help="File with the custom data, not encoded.",
 )
+@click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def update(
     name: str,
     change: Path,
     replace: bool,
     load_balancer: Path | None,
     custom_data: Path | None,
+    upgrade: bool,
 ) -> None:
-    """Merge CHANGE (JSON or YAML) into the model; upgradePolicy.mode says how it is applied."""
+    """Merge CHANGE (JSON or YAML) into the model; upgradePolicy.mode says how it is applied.
+
+    Automatic upgrades that become due with it are run.
+    """
     encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
@@ -58,6 +64,8 @@ def update(
                 f"not on the latest model: {', '.join(behind)}; bring it to them with: "
                 f"vmss update-instances {name}"
             )
+        if upgrade:
+            run_due(lab)
 
 
 @main.command()

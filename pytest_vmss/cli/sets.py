@@ -17,6 +17,7 @@ from pytest_vmss.cli.base import (
     main,
     open_lab,
     read_custom_data,
+    run_due,
 )
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
@@ -40,6 +41,7 @@ __all__: list[str] = []
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
 @click.option("--health-command", help="Run over SSH; its exit status is a health source too.")
 @click.option("--approver", help="URL on loopback that approves update domains (Service Fabric).")
+@click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def create(
     model: Path,
     name: str | None,
@@ -50,8 +52,12 @@ def create(
     health_timeout: float | None,
     health_command: str | None,
     approver: str | None,
+    upgrade: bool,
 ) -> None:
-    """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
+    """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy.
+
+    Automatic upgrades that are due then are run.
+    """
     encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         with LiveView(lab.store, console):
@@ -72,6 +78,8 @@ def create(
             reason = why_not_modelled(path)
             told = f"not modelled here: {path}" + (f" ({reason})" if reason else "")
             say(console, told, style="dim")
+        if upgrade:
+            run_due(lab)
 
 
 @main.command("set-approver")

@@ -282,7 +282,9 @@ class Engine:
             operation = self.journal.unfinished()
             if operation is None or not operation.rolling:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
-            self.journal.update(operation.id, cancel_requested=self._environment.clock.now())
+            # A clock that was set back does not put it before the start.
+            moment = max(self._environment.clock.now(), operation.started)
+            self.journal.update(operation.id, cancel_requested=moment)
         with contextlib.suppress(ConflictError), self.lock():
             # No process runs it: it was interrupted. Between two batches it can end at once.
             report = self.journal.report(operation.id)

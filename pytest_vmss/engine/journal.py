@@ -142,6 +142,7 @@ class Journal:
                 "status": "RollingForward",
                 "started": now,
                 "revision": set_record.revision,
+                "protections": set_record.protections,
                 "source_versions": self._versions(),
                 **image,
                 **details,
@@ -188,7 +189,9 @@ class Journal:
         code: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Ends an operation; a set's creation also decides the set's provisioning state.
+        """Ends an operation, and with it decides the set's provisioning state.
+
+        A set whose creation failed is Succeeded as soon as all its instances are.
 
         Raises:
             LabError: An instance is still in progress, and would never be finished.
@@ -205,10 +208,14 @@ class Journal:
                     "Succeeded" if status == "Completed" else "Failed"
                 )
                 self._store.amend(record, state=done)
+            elif record.state == "Failed" and all(
+                entry.provisioning == "Succeeded" for entry in instances_of(self._store, self._name)
+            ):
+                self._store.amend(record, state="Succeeded")
             self.update(
                 operation_id,
                 status=status,
-                ended=self._environment.clock.now(),
+                ended=max(self._environment.clock.now(), self.operation(operation_id).started),
                 error_code=code,
                 error_message=message,
                 reason=reason,
@@ -278,16 +285,17 @@ class Journal:
         Raises:
             NotFoundError: The operation does not include it.
         """
-        result = self._store.get(
-            OutcomeRecord, self._name.lower(), context.operation, context.instance_id
-        )
+        result = self._store.get(OutcomeRecord, *self._outcome_key(context))
         if result is None:
             raise NotFoundError(f"{context.name} has no part in the operation {context.operation}")
         return result
 
     def note(self, context: InstanceContext, **changes: object) -> OutcomeRecord:
         """Amends an instance's outcome record."""
-        return self._store.amend(self.result(context), **changes)
+        return self._store.change(OutcomeRecord, *self._outcome_key(context), **changes)
+
+    def _outcome_key(self, context: InstanceContext) -> tuple[str, str, int]:
+        return (self._name.lower(), context.operation, context.instance_id)
 
     def outcome(self, context: InstanceContext, outcome: Outcome) -> None:
         """Records an instance's outcome."""
@@ -397,9 +405,7 @@ class Journal:
 
     def _check_deadline(self, context: InstanceContext, phase: str) -> None:
         if context.deadline is not None and self._environment.clock.monotonic() > context.deadline:
-            raise WaitTimeoutError(
-                f"the {phase} of {context.name} to end", timeout=context.base_timeouts.instance
-            )
+            raise WaitTimeoutError(f"the {phase} of {context.name} to end", timeout=context.limit)
 
     def add_batch(
         self, report: OperationReport, instance_ids: tuple[int, ...], reason: str

@@ -1,4 +1,4 @@
-"""Checks before the first instance is touched (C8)."""
+"""Checks before the first instance is touched (C8, D1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from pytest_vmss.concurrency import bounded
+from pytest_vmss.engine.planner import Member, Policy, Progress, Stop, next_batch
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
 from pytest_vmss.guest.extensions import is_known
@@ -22,8 +24,9 @@ from pytest_vmss.host.http import http_status
 from pytest_vmss.model import ScaleSetModel
 from pytest_vmss.secrecy import mask
 from pytest_vmss.store import OperationRecord
+from pytest_vmss.store.queries import instances_of
 
-__all__ = ["file_uris", "reach", "require_known", "unreachable"]
+__all__ = ["file_uris", "reach", "require_known", "too_unhealthy", "unreachable"]
 
 #: Seconds for checking all URIs of a model, and how many problems are reported.
 _REACH_S = 120.0
@@ -74,6 +77,20 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
                 f"the extension {extension.name!r} ({extension.handler_name}) is not registered "
                 "in this process; register its handler, as the process did that began"
             )
+
+
+def too_unhealthy(environment: Environment, scale_set: str) -> str:
+    """Why the set's health would stop an upgrade before its first batch now; empty if not (D1)."""
+    records = instances_of(environment.store, scale_set)
+    seen = observe_instances(environment, scale_set, records)
+    members = [
+        Member(record.instance_id, seen[record.instance_id].health, on_target=False)
+        for record in records
+    ]
+    policy = environment.revisions.current(scale_set).model.rolling_policy
+    percent = policy.max_unhealthy_instance_percent
+    first = next_batch(members, Policy(max_unhealthy_instance_percent=percent), Progress())
+    return first.reason if isinstance(first, Stop) else ""
 
 
 def unreachable(environment: Environment, model: ScaleSetModel) -> list[str]:

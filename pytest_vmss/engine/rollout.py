@@ -12,16 +12,21 @@ from pytest_vmss.engine.journal import Journal
 from pytest_vmss.engine.preflight import file_uris, unreachable
 from pytest_vmss.engine.report import ENDED, OperationReport
 from pytest_vmss.engine.work import Worker
+from pytest_vmss.engine.zones import claim_zone
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.operations import kind_of
 from pytest_vmss.operations.allocate import allocate_instances
+from pytest_vmss.operations.placement import Spot
 from pytest_vmss.store import InstanceRecord, Outcome
 from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Rollout", "allocate_replacements"]
+
+#: Seconds between two looks whether a zone may be begun.
+_ZONE_LOOK_S = 1.0
 
 
 class Rollout:
@@ -110,12 +115,8 @@ class Rollout:
         run_concurrently(report.results, read, clock=self._environment.clock)
         self._journal.update(operation_id, metrics_read=True)
 
-    def _next(self, operation_id: str, *, paused: bool = False) -> Sequence[int] | None:
+    def _next(self, operation_id: str) -> Sequence[int] | None:
         """Makes one decision and acts on it.
-
-        Args:
-            operation_id: The operation.
-            paused: Whether the pause before the next batch is over.
 
         Returns:
             The instances of the next batch; None if the upgrade has ended.
@@ -124,21 +125,13 @@ class Rollout:
         if report.record.error_code is not None:  # decided before a crash
             self._stop(report)
             return None
-        # Whether anything is left does not depend on health, and observing health takes time.
-        decision = self._decide(report, _members(report, self._instances()))
-        if isinstance(decision, planner.Batch):
-            if not paused:
-                self._pause(report)
-            records = self._instances()  # some may have been protected meanwhile
-            members = _members(report, records)
-            if self._journal.operation(operation_id).cancel_requested is not None:
+        decision = self._settled(report)
+        match decision:
+            case None:
                 self.approvals.close(operation_id)
                 self._journal.end(
                     operation_id, "Cancelled", reason="cancelled after the current batch"
                 )
-                return None
-            decision = self._decide(report, self._observe(members, records))
-        match decision:
             case planner.Complete(reason=reason, skipped=skipped):
                 self.approvals.close(operation_id)
                 with self._store.transaction():
@@ -149,20 +142,42 @@ class Rollout:
                     self._journal.end(operation_id, "Completed", reason=reason)
             case planner.Stop():
                 self._halt(operation_id, decision)
-            case planner.Batch():
-                return self._begin(report, decision)
+            case planner.Batch(instance_ids=ids, reason=reason):
+                self._take(report, ids, reason)
+                return ids
         return None
 
-    def _begin(self, report: OperationReport, batch: planner.Batch) -> Sequence[int] | None:
-        """Takes a batch once its update domain is approved; returns what :meth:`_next` does."""
-        approval = self.approvals.obtain(report, batch.instance_ids)
-        if isinstance(approval, planner.Stop):
-            self._halt(report.record.id, approval)
-            return None
-        if not approval:  # asked for and approved only now: health may have changed meanwhile
-            return self._next(report.record.id, paused=True)
-        self._take(report, batch.instance_ids, batch.reason)
-        return batch.instance_ids
+    def _settled(self, report: OperationReport) -> planner.Decision | None:
+        """Decides, and waits until a batch may begin; None if the upgrade was cancelled."""
+        # Before the first batch, whether anything is left to do needs no look at their health. After
+        # the last one it does: what was upgraded may have sickened meanwhile (D7).
+        seen = bool(report.batch_records)
+        decision = self._decide(report, self._members(report, observed=seen))
+        if isinstance(decision, planner.Batch) and self._pause(report):
+            seen = False
+        while isinstance(decision, planner.Batch):
+            if self._is_cancelled(report.record.id):
+                return None
+            clear = self._is_clear(report, decision) if seen else False
+            if isinstance(clear, planner.Stop):
+                return clear
+            if clear:
+                break
+            # Some may have been protected meanwhile, or have sickened.
+            decision = self._decide(report, self._members(report, observed=True))
+            seen = True
+        return decision
+
+    def _is_clear(self, report: OperationReport, batch: planner.Batch) -> bool | planner.Stop:
+        """Waits until a batch may begin: for its zone (D4), and for its cluster's approval (I3).
+
+        Returns:
+            True if it may begin at once; False if it had to wait, so that the decision is to be
+            made again; a stop if it may not begin.
+        """
+        if self._wait_for_zone(report, batch):
+            return False
+        return self.approvals.obtain(report, batch.instance_ids)
 
     def _halt(self, operation_id: str, stop: planner.Stop) -> None:
         """Records why an upgrade stops, and then stops it."""
@@ -190,12 +205,16 @@ class Rollout:
                     return
             self._journal.add_batch(report, ids, reason)
 
-    def _pause(self, report: OperationReport) -> None:
-        """Waits between two batches (D8); a cancellation ends the wait."""
+    def _pause(self, report: OperationReport) -> bool:
+        """Waits between two batches (D8); a cancellation ends the wait.
+
+        Returns:
+            Whether there is a pause in the policy.
+        """
         pause = self._revision().model.rolling_policy.pause_time_between_batches.total_seconds()
         last = report.record.batch_ended
         if not report.batch_records or last is None or pause <= 0:
-            return
+            return False
         clock = self._environment.clock
         self._store.event(
             self._scale_set, "pause", f"pause of {pause:.0f} s between batches",
@@ -205,9 +224,10 @@ class Rollout:
         passed = max((clock.now() - last).total_seconds(), 0.0)
         end = clock.monotonic() + pause - passed
         while (left := end - clock.monotonic()) > 0:
-            if self._journal.operation(report.record.id).cancel_requested is not None:
-                return
+            if self._is_cancelled(report.record.id):
+                return True
             clock.sleep(min(left, 1.0))
+        return True
 
     def _stop(self, report: OperationReport) -> None:
         """Ends an upgrade as Faulted; first rolls failed instances back if the policy says so."""
@@ -238,13 +258,29 @@ class Rollout:
         failed = {n for n in attempted if outcomes[n] is not Outcome.SUCCEEDED}
         skipped = {n for n, outcome in outcomes.items() if outcome is Outcome.SKIPPED}
         progress = planner.Progress(
-            frozenset(attempted), frozenset(failed), frozenset(skipped), report.record.elapsed
+            attempted=frozenset(attempted),
+            failed=frozenset(failed),
+            replaced={
+                number: result.replacement
+                for number, result in report.results.items()
+                if result.replacement is not None
+            },
+            skipped=frozenset(skipped),
+            elapsed=report.record.elapsed,
         )
         return planner.next_batch(members, self._policy(), progress)
 
-    def _observe(
-        self, members: Sequence[planner.Member], records: Sequence[InstanceRecord]
-    ) -> list[planner.Member]:
+    def _members(self, report: OperationReport, *, observed: bool) -> list[planner.Member]:
+        """The set's instances for the planner.
+
+        Args:
+            report: The operation.
+            observed: Observe the health of those that run now; else they are assumed to be healthy.
+        """
+        records = self._instances()
+        members = _members(report, records)
+        if not observed:
+            return members
         running = [record for record in records if record.power == "running"]
         seen = observe_instances(self._environment, self._scale_set, running)
         return [
@@ -253,6 +289,36 @@ class Rollout:
             else replace(member, health=seen[member.instance_id].health)
             for member in members
         ]
+
+    def _is_cancelled(self, operation_id: str) -> bool:
+        return self._journal.operation(operation_id).cancel_requested is not None
+
+    def _wait_for_zone(self, report: OperationReport, batch: planner.Batch) -> bool:
+        """Waits until no other set rolls the same version through another zone (D4).
+
+        It is bounded, because the other upgrade is: one that was interrupted is not waited for. A
+        cancellation ends the wait.
+
+        Returns:
+            Whether it had to wait; then the decision is to be made again.
+        """
+        operation = report.record
+        zones = {r.zone for r in self._instances() if r.instance_id in batch.instance_ids}
+        if not kind_of(operation.action).by_zones or len(zones) != 1 or zones == {""}:
+            return False
+        (zone,) = zones
+        if self._policy().enable_cross_zone_upgrade:
+            return False
+        in_the_way = claim_zone(self._environment, operation, zone)
+        if not in_the_way:
+            return False
+        self._store.event(
+            self._scale_set, "zone", f"zone {zone} waits for {in_the_way}", operation=operation.id
+        )
+        while in_the_way and not self._is_cancelled(operation.id):
+            self._environment.clock.sleep(_ZONE_LOOK_S)
+            in_the_way = claim_zone(self._environment, operation, zone)
+        return True
 
     def _policy(self) -> planner.Policy:
         policy = self._revision().model.rolling_policy
@@ -279,9 +345,14 @@ class Rollout:
 def allocate_replacements(
     environment: Environment, journal: Journal, operation_id: str, instance_ids: Sequence[int]
 ) -> None:
-    """Allocates a new instance for each given instance that an operation replaces."""
+    """Allocates a new instance for each given instance that an operation replaces, in its place.
+
+    The new one has the same zone, placement group and update domain (D9).
+    """
     scale_set = journal.operation(operation_id).scale_set
-    new = allocate_instances(environment, scale_set, len(instance_ids))
+    old = [InstanceContext(environment, scale_set, number).record for number in instance_ids]
+    spots = [Spot(r.zone, r.placement_group, r.update_domain) for r in old]
+    new = allocate_instances(environment, scale_set, len(instance_ids), spots)
     for number, replacement in zip(instance_ids, new, strict=True):
         context = InstanceContext(environment, scale_set, number, operation_id)
         record = context.record

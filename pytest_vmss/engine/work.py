@@ -112,8 +112,7 @@ class InstanceWork:
 
     def _timed(self, context: InstanceContext) -> InstanceContext:
         """An instance's context with a deadline, whose time starts now (G4)."""
-        timeout = context.base_timeouts.instance
-        return replace(context, deadline=self.environment.clock.monotonic() + timeout)
+        return replace(context, deadline=self.environment.clock.monotonic() + context.limit)
 
 
 class Worker:

@@ -25,7 +25,9 @@ from pytest_vmss.model import (
     Extension,
     Probe,
     RepairTask,
+    ScaleSetModel,
     VmSize,
+    application_health,
     find_size,
 )
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -114,6 +116,17 @@ class Environment:
     def timeouts(self) -> Timeouts:
         """The timeouts for guests on this host."""
         return self.base_timeouts.scaled(self.hypervisor.slow_factor)
+
+    def instance_limit(self, *models: ScaleSetModel, timeouts: Timeouts | None = None) -> float:
+        """Seconds for everything that an operation does to one instance of a model (G4).
+
+        Args:
+            models: The model, or several of which the most generous counts.
+            timeouts: The instance's timeouts; the lab's otherwise.
+        """
+        factor = self.hypervisor.slow_factor
+        budgets = max(_budgets(model, factor) for model in models)
+        return (timeouts or self.timeouts).limit_of_instance(budgets)
 
     @cached_property
     def revisions(self) -> Revisions:
@@ -220,6 +233,16 @@ class InstanceContext:
         overrides = self.environment.set_record(self.scale_set).overrides
         return replace(self.environment.timeouts, **overrides)
 
+    @cached_property
+    def limit(self) -> float:
+        """Seconds for everything that the operation does to the instance (G4).
+
+        The models that it goes from and to both count: a rollback has the same limit.
+        """
+        numbers = {self.record.revision, self.environment.set_record(self.scale_set).revision}
+        models = [self.revision(number).model for number in numbers]
+        return self.environment.instance_limit(*models, timeouts=self.base_timeouts)
+
     @property
     def timeouts(self) -> Timeouts:
         """The timeouts for this instance, cut off at the deadline."""
@@ -312,3 +335,10 @@ class InstanceContext:
         self.environment.store.event(
             self.scale_set, kind, message, instance_id=self.instance_id, operation=self.operation
         )
+
+
+def _budgets(model: ScaleSetModel, factor: float) -> float:
+    """Seconds that a model gives its instances: for extensions, and as grace period."""
+    application = application_health(model)
+    grace = 0.0 if application is None else application.grace_seconds
+    return factor * model.extensions_time_budget.total_seconds() + grace

@@ -73,10 +73,7 @@ class HealthSources:
     @property
     def grace(self) -> float:
         """Seconds for which an application may be Initializing."""
-        settings = self.application
-        if settings is None or settings.grace_period is None:
-            return 0.0
-        return float(settings.grace_period + 2 * settings.interval_in_seconds)
+        return 0.0 if self.application is None else self.application.grace_seconds
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,11 @@ class HealthMonitor:
     Args:
         context: The instance.
         health_sources: How its health is measured.
-        now: Use the load balancer's verdict, if it has one, instead of probing again.
     """
 
-    def __init__(
-        self, context: InstanceContext, health_sources: HealthSources, *, now: bool = False
-    ) -> None:
+    def __init__(self, context: InstanceContext, health_sources: HealthSources) -> None:
         self._context = context
-        self._sources = _sources(context, health_sources, now=now)
+        self._sources = _sources(context, health_sources, now=False)
         self._trackers = {n: Tracker(source.threshold) for n, source in self._sources.items()}
         self._next = dict.fromkeys(self._sources, 0.0)
         self.last: dict[str, Observation] = {}
@@ -126,8 +120,9 @@ class HealthMonitor:
             return trouble
         clock = self._context.environment.clock
         for name, source in self._sources.items():
-            if clock.monotonic() >= self._next[name]:
-                self._next[name] = clock.monotonic() + source.every
+            now = clock.monotonic()
+            if now >= self._next[name]:
+                self._next[name] = now + source.every
                 self._trackers[name].observe(source.look())
         self.last = {name: tracker.seen for name, tracker in self._trackers.items()}
         if any(tracker.state is None for tracker in self._trackers.values()):
@@ -138,6 +133,13 @@ class HealthMonitor:
 def _sources(
     context: InstanceContext, health_sources: HealthSources, *, now: bool
 ) -> dict[str, _Source]:
+    """An instance's sources of health, by name.
+
+    Args:
+        context: The instance.
+        health_sources: How its health is measured.
+        now: Use the load balancer's verdict, if it has one, instead of probing again.
+    """
     sources = {}
     probe, application, check = (
         health_sources.probe,
@@ -158,7 +160,7 @@ def _sources(
             partial(context.environment.health_report, context, application)
         )
     if not sources:
-        sources[_STATE] = _Source(partial(_extensions, context), every=HEALTH_INTERVAL)
+        sources[_STATE] = _Source(partial(_own_state, context), every=HEALTH_INTERVAL)
     if check is not None:
         sources[_OWN] = _Source(partial(_check, context, check))
     return sources
@@ -207,17 +209,23 @@ def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -
     )
 
 
-def _extensions(context: InstanceContext) -> Observation:
-    """F1: without a probe or health extension, healthy means that all extensions succeeded."""
+def _own_state(context: InstanceContext) -> Observation:
+    """F1: without a probe or health extension, it came up, and all extensions succeeded."""
     generation = _running(context)
     if generation is None:
         return Observation(Health.UNHEALTHY, "it does not run")
+    if reason := generation.never_came_up:
+        return Observation(Health.UNHEALTHY, reason)
+    if generation.boot_id == generation.boot_before:
+        return Observation(Health.UNHEALTHY, "it has not come up since its last start")
     model = context.revision(generation.revision).model
-    suppressed = {entry.name for entry in model.extensions if entry.suppress_failures}
-    for extension in generation.extensions:
-        if extension.status == "error" and extension.name not in suppressed:
-            return Observation(Health.UNHEALTHY, f"the extension {extension.name} failed")
-    return Observation(Health.HEALTHY, "running, and every extension succeeded")
+    results = {entry.name.lower(): entry.status for entry in generation.extensions}
+    for extension in model.extensions:
+        status = results.get(extension.name.lower())
+        if status in (None, "error") and not extension.suppress_failures:
+            how = "failed" if status else "has not run"
+            return Observation(Health.UNHEALTHY, f"the extension {extension.name} {how}")
+    return Observation(Health.HEALTHY, "it came up, and every extension succeeded")
 
 
 def _check(context: InstanceContext, check: Check) -> Observation:
@@ -238,19 +246,25 @@ def observe_health(
 
     It waits no longer than until the end of the grace period.
     """
-    monitor = HealthMonitor(context, health_sources, now=True)
+    sources = _sources(context, health_sources, now=True)
+    seen: dict[str, Observation] = {}
 
-    def settled() -> bool:
-        seen = monitor.look()
-        return seen is not None and seen.health is not Health.INITIALIZING
+    def settled() -> bool | None:
+        nonlocal seen
+        trouble = _not_running(context)
+        seen = (
+            {name: source.look() for name, source in sources.items()}
+            if trouble is None
+            else {_STATE: trouble}
+        )
+        return worst(seen).health is not Health.INITIALIZING or None
 
-    if not settled():
-        with contextlib.suppress(WaitTimeoutError):
-            wait_for(
-                f"{context.name} to be healthy or not",
-                lambda: settled() or None,
-                timeout=health_sources.grace + _COSTLY_INTERVAL,
-                clock=context.environment.clock,
-                interval=HEALTH_INTERVAL,
-            )
-    return monitor.last
+    with contextlib.suppress(WaitTimeoutError):
+        wait_for(
+            f"{context.name} to be healthy or not",
+            settled,
+            timeout=health_sources.grace + _COSTLY_INTERVAL,
+            clock=context.environment.clock,
+            interval=_COSTLY_INTERVAL,
+        )
+    return seen

@@ -64,6 +64,13 @@ class ApplicationHealthSettings(AzureModel):
             raise ValueError(f"the protocol {self.protocol} needs a requestPath")
         return self
 
+    @property
+    def grace_seconds(self) -> float:
+        """For how long an application may be Initializing, and the extension may tell it late."""
+        if self.grace_period is None:
+            return 0.0
+        return float(self.grace_period + 2 * self.interval_in_seconds)
+
     @classmethod
     def of(cls, extension: Extension) -> Self:
         """Reads an extension's settings, and fills in defaults that depend on other settings.

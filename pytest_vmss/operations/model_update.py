@@ -48,6 +48,8 @@ class _Update(Kind):
         context, revision = work.context, work.operation.revision
 
         def new_disk() -> bool:
+            if context.existing(context.record.generation).never_came_up:
+                return True
             before = context.revision(context.record.revision).model.image_reference
             return before != context.revision(revision).model.image_reference
 

@@ -36,6 +36,7 @@ class OSUpgrade(Kind):
     rollback: bool = False
     action = "upgrade"
     surges = True
+    by_zones = True
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Plans every instance that is not on the target."""

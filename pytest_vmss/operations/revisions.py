@@ -227,9 +227,9 @@ def _frontend(
 def _automatic_since(
     model: ScaleSetModel, before: datetime | None, now: datetime
 ) -> datetime | None:
-    if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
-        return None
-    return before or now
+    """When automatic OS upgrades were first enabled: opting out and in again is no first time."""
+    enabled = model.automatic_os_upgrade.enable_automatic_os_upgrade
+    return before or (now if enabled else None)
 
 
 def has_latest_model(environment: Environment, record: InstanceRecord) -> bool:

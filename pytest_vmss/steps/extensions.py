@@ -60,7 +60,7 @@ class RunExtensions:
             if broken:
                 self._keep(context, extensions, _skipped(extension, broken[0]))
                 return
-            timeout = min(context.timeouts.extension, max(end - clock.monotonic(), 0.0))
+            timeout = _limit(context, end)
             first = "1" if earlier is None else f"{context.operation}-{generation.revision}"
             self._keep(context, extensions, guest.run_extension(extension, first, timeout))
 
@@ -120,11 +120,10 @@ class RunExtensions:
         self._forget(context, gone)
 
     def _remove(self, context: InstanceContext, extension: Extension, end: float) -> None:
-        left = max(end - context.environment.clock.monotonic(), 0.0)
         guest = context.guest(context.existing(self.generation))
         wrong = "its handler is not known here"
         if is_known(extension):
-            wrong = guest.remove_extension(extension, min(context.timeouts.extension, left))
+            wrong = guest.remove_extension(extension, _limit(context, end))
         if wrong:
             context.event("warning", f"{extension.name} was not removed cleanly: {wrong}")
         context.event("extension", f"{extension.name}: removed")
@@ -163,6 +162,13 @@ class RunExtensions:
             log=console.path,
             code="VMExtensionProvisioningTimeout" if result.timed_out else None,
         )
+
+
+def _limit(context: InstanceContext, end: float) -> float:
+    """Seconds for one extension: its own limit, if there is one, and what all have left (H3)."""
+    left = max(end - context.environment.clock.monotonic(), 0.0)
+    own = context.timeouts.extension
+    return left if own is None else min(own, left)
 
 
 def _skipped(extension: Extension, failed: str) -> ExtensionResult:

@@ -122,6 +122,19 @@ class GenerationRecord(Record):
         """The set's name, the instance's id and the generation's number."""
         return (self.scale_set.lower(), self.instance_id, self.number)
 
+    @property
+    def never_came_up(self) -> str:
+        """Why it counts as never come up on this OS disk (F1); empty if it came up.
+
+        A failed boot and custom data that did not run to its end are never repeated on the same
+        disk: only a fresh one mends them (H5).
+        """
+        if self.boot_id is None:
+            return "it never booted on its OS disk"
+        if self.cloud_init is None:
+            return "cloud-init did not run to its end on its OS disk"
+        return ""
+
     def is_of(self, version: VersionRecord) -> bool:
         """Whether it was created from an image version, of the same gallery and definition (C3)."""
         own = (self.gallery.lower(), self.definition.lower(), self.version)

@@ -56,8 +56,10 @@ class OperationRecord(Record):
         rolling: Whether it goes batch by batch, by the policy, or does all instances at once.
         target: Image version that an upgrade installs.
         revision: Revision of the model that it applies.
+        protections: The set's ``protections`` when it was opened.
         rollback: Whether to roll back an instance that does not recover.
         checkpoint: Key of the checkpoint from which it restores instances, or that it makes.
+        zone: The zone that it claims among the upgrades to the same version (D4); empty if none.
         metrics_read: Whether the applications' custom metrics are in the outcomes.
         elapsed: Seconds it had taken when its last batch ended.
         batch_ended: When that was.
@@ -81,9 +83,11 @@ class OperationRecord(Record):
     target: str = ""
     digest: str = ""
     revision: int = 0
+    protections: int = 0
     rollback: bool = False
     skip_shutdown: bool = False
     checkpoint: str = ""
+    zone: str = ""
     metrics_read: bool = False
     cancel_requested: datetime | None = None
     elapsed: float = 0.0

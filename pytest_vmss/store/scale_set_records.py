@@ -20,7 +20,8 @@ class ScaleSetRecord(Record):
         revision: The current revision of its model.
         profile_revision: The first revision with the current profile: instances on it or a later
             one have the latest model applied.
-        automatic_since: When automatic OS upgrades were enabled; None while they are not.
+        automatic_since: When automatic OS upgrades were first enabled; None if they never were.
+        protections: How often the protection of an instance was changed.
         state: Azure's provisioning state.
         next_instance_id: Id of the next new instance.
         ports: Guest ports that are forwarded.
@@ -42,6 +43,7 @@ class ScaleSetRecord(Record):
     profile_revision: int = 1
     created: datetime
     automatic_since: datetime | None = None
+    protections: int = 0
     state: Literal["Creating", "Succeeded", "Failed", "Deleting"] = "Creating"
     next_instance_id: int = 0
     ports: tuple[int, ...] = ()

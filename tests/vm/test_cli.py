@@ -15,8 +15,8 @@ from tests.vm.conftest import qemu_processes
 
 
 @pytest.fixture(scope="module")
-def vmss_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp("state"))
+def vmss_command(place: Path) -> Iterator[Command]:
+    command = Command(place / "cli")
     yield command
     command("delete", "--yes", "shop", ok=False)
 

@@ -28,8 +28,10 @@ IN_TWOS = {
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, built: Callable[[str], Path]) -> Iterator[Shop]:
-    command = Command(tmp_path_factory.mktemp("state"))
+def shop(
+    place: Path, tmp_path_factory: pytest.TempPathFactory, built: Callable[[str], Path]
+) -> Iterator[Shop]:
+    command = Command(place / "crashes")
     try:
         create(command, tmp_path_factory.mktemp("model"), built("1.0.0"), capacity=4, **IN_TWOS)
         yield Shop(command, 4)
