@@ -147,8 +147,8 @@ class Timeouts:
     ``extensionsTimeBudget`` (PT1H30M by default), an application has its ``gracePeriod`` (H3, F6).
     What is set here may undercut them.
 
-    Without KVM, all but ``drain``, ``health``, ``upgrade`` and ``wait`` are multiplied; ``health``
-    is Azure's five minutes (F6), which is ample under TCG too.
+    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade`` and ``wait`` are
+    multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
         drain: For an instance's connections to close before it is stopped.
@@ -159,6 +159,7 @@ class Timeouts:
         health: For the application to become healthy after all that.
         instance: For everything that an operation does to one instance; a rollback gets the same
             again. None for the sum of the others and of Azure's budgets.
+        approval: For a Service Fabric cluster to approve an update domain; then the upgrade stops.
         upgrade: For a whole upgrade; one that times out stops between two batches (G4). None for
             no limit but those of its instances.
         wait: For ``wait_for_upgrade``, unless a call has its own.
@@ -171,6 +172,7 @@ class Timeouts:
     extension: float | None = None
     health: float = 300.0
     instance: float | None = None
+    approval: float = 3600.0
     upgrade: float | None = None
     wait: float = 86_400.0
 

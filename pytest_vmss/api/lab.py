@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
-from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.api.scale_set import ScaleSet, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.controller.controller import Controller
@@ -63,6 +63,7 @@ from pytest_vmss.labs.removal import remove_files, remove_machines, remove_unfin
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
 from pytest_vmss.model import (
     ApplicationHealthSettings,
+    Approver,
     Health,
     Parameters,
     Probe,
@@ -76,6 +77,7 @@ from pytest_vmss.model import (
     seal_parameters,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_custom_data,
     check_flag,
     check_health,
@@ -403,6 +405,7 @@ class Lab:
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
         health: Check | None = None,
+        approver: Approver | None = None,
         pristine: bool = False,
     ) -> ScaleSet:
         """Creates a scale set and waits until all its instances are healthy.
@@ -423,6 +426,8 @@ class Lab:
             health: A custom health source in addition to Azure's (F4): a command that is run
                 over SSH and judged by its exit status, or a function that takes a testinfra
                 host and asserts. A function applies in this process only.
+            approver: Who approves each update domain of a Service Fabric node type of durability
+                Silver or Gold, see :meth:`ScaleSet.set_approver`.
             pristine: Restore the instances from a checkpoint of the same set, as it was when it
                 was first created on this host; seconds instead of a boot. If there is none, the
                 set is booted and the checkpoint made. If there can be none, an event says why.
@@ -441,6 +446,7 @@ class Lab:
         custom_data = seal_text(check_custom_data(custom_data))
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)
+        approver = check_approver(approver)
         health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
         pristine = bool(check_flag(pristine, "pristine"))
         document = load_document(
@@ -459,6 +465,7 @@ class Lab:
                 "name",
                 code="Conflict",
             )
+        require_durable(model, approver)
         version = check_document(self.environment, document)
         announce(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
@@ -477,6 +484,8 @@ class Lab:
                 health_timeout=health_timeout,
                 health_command=health if isinstance(health, str) else None,
                 health_function=callable(health),
+                approver_url=approver if isinstance(approver, str) else None,
+                approver_function=callable(approver),
                 checkpoint=sought.name,
             )
             engine = Engine(self.environment, model.name)
@@ -484,9 +493,11 @@ class Lab:
                 operation = engine.open(kind)
                 if sought.obstacle:
                     self.store.event(model.name, "warning", f"boots: {sought.obstacle}")
+                set_id = self.environment.set_record(model.name).unique_id
                 if health is not None and not isinstance(health, str):
-                    set_id = self.environment.set_record(model.name).unique_id
                     self.environment.checks[set_id] = health
+                if approver is not None and not isinstance(approver, str):
+                    self.environment.approvers[set_id] = approver
                 engine.run(operation).raise_for_status()
                 if sought.name:
                     self._checkpoints.check(engine, sought)

@@ -24,6 +24,7 @@ from pytest_vmss.model import (
     ApplicationHealthSettings,
     Extension,
     Probe,
+    RepairTask,
     ScaleSetModel,
     VmSize,
     application_health,
@@ -62,6 +63,7 @@ class Environment:
         guest_network: What guests may reach (M6).
         serve_files: Makes the lab's own files available to a set's guests (H5).
         checks: The suite's health functions, by the set's unique id (F4).
+        approvers: The suite's functions that approve update domains, likewise (I3).
         working: Events that stop the operations of this process, by set.
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
@@ -96,6 +98,7 @@ class Environment:
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = "isolated"
     checks: dict[str, Check] = field(default_factory=dict)
+    approvers: dict[str, Callable[[RepairTask], object]] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
     program: str = "vmss"
     _opened: Hypervisor | None = None
