@@ -164,6 +164,8 @@ def test_an_approver_that_fails_stops_the_upgrade_at_once(
     assert upgrade.error.code == "UpdateDomainNotApproved"
     assert words in upgrade.error.message
     assert any("was not told" in event.message for event in upgrade.events)
+    lab.run_due()
+    assert len(web.history()) == 1  # C1: it is not asked again and again
 
 
 def test_a_bad_version_is_reported_as_failed(lab: SimulatedLab) -> None:
