@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.api.operation import Operation, Upgrade
     from pytest_vmss.api.scale_set import ScaleSet
-    from pytest_vmss.errors import VmssError
+    from pytest_vmss.errors import NotModelledWarning, VmssError
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.guest.extensions import (
         Command,
@@ -42,6 +42,7 @@ _PUBLIC = {
     "ImageBuilder": "pytest_vmss.image_builder",
     "Instance": "pytest_vmss.api.instance",
     "Lab": "pytest_vmss.api.lab",
+    "NotModelledWarning": "pytest_vmss.errors",
     "Operation": "pytest_vmss.api.operation",
     "RepairTask": "pytest_vmss.model.repair_task",
     "ScaleSet": "pytest_vmss.api.scale_set",
@@ -63,6 +64,7 @@ __all__ = [
     "ImageBuilder",
     "Instance",
     "Lab",
+    "NotModelledWarning",
     "Operation",
     "RepairTask",
     "ScaleSet",

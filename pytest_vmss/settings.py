@@ -21,12 +21,15 @@ __all__ = [
     "ImageLimits",
     "Settings",
     "Timeouts",
+    "UnknownExtensions",
     "default_guest_network",
     "former_state_dir",
 ]
 
 Accelerator = Literal["kvm", "tcg"]
 GuestNetwork = Literal["isolated", "outbound"]
+#: What becomes of extensions that nobody registered: an error, or they are left out.
+UnknownExtensions = Literal["refuse", "skip"]
 
 GIB = 1024**3
 
@@ -222,6 +225,10 @@ class Settings:
         timeout_factor: Multiplier of the guest-side timeouts; None means 1 with KVM and 10 without.
         timeouts: The timeouts before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
+        size: The name of a size for every set that is made, whatever its model says, so that a set
+            of large machines can be rehearsed on a small host; None for the model's own (A3).
+        unknown_extensions: What becomes of extensions that nobody registered. ``refuse``: the model
+            is refused. ``skip``: they are left out, and the report says so (P4).
         images: The largest image that may be published.
         keep: Whether to keep a session's VMs for inspection.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
@@ -249,6 +256,8 @@ class Settings:
     timeout_factor: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    size: str | None = None
+    unknown_extensions: UnknownExtensions = "refuse"
     images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False
     checkpoints_gib: int = field(
@@ -262,10 +271,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Rejects values that would make a wait endless or a machine impossible."""
-        if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
-            _refuse("accelerator", "kvm or tcg", self.accelerator)
-        if self.guest_network not in get_args(GuestNetwork):
-            _refuse("guest_network", "isolated or outbound", self.guest_network)
+        self._check_choices()
         factor = self.timeout_factor
         if factor is not None and not (_is_number(factor) and 0 < factor <= _LARGEST_FACTOR):
             _refuse("timeout_factor", f"a number above 0, up to {_LARGEST_FACTOR:.0f}", factor)
@@ -282,6 +288,16 @@ class Settings:
                 _refuse(name, f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
         for name, size in self.sizes.items():
             _check_size(name, size)
+
+    def _check_choices(self) -> None:
+        if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
+            _refuse("accelerator", "kvm or tcg", self.accelerator)
+        if self.guest_network not in get_args(GuestNetwork):
+            _refuse("guest_network", "isolated or outbound", self.guest_network)
+        if self.unknown_extensions not in get_args(UnknownExtensions):
+            _refuse("unknown_extensions", "refuse or skip", self.unknown_extensions)
+        if self.size is not None and not isinstance(self.size, str):
+            _refuse("size", "the name of a VM size", self.size)
 
 
 def _refuse(name: str, expected: str, given: object) -> NoReturn:

@@ -145,6 +145,9 @@ class Operation:
             lines.append(f"  {record.error_code}: {record.error_message}")
         if self.interruption:
             lines.append(f"  {self.interruption}; go on with: {self.go_on}")
+        if report.left_out:
+            names = ", ".join(report.left_out)
+            lines.append(f"  extensions left out, for nobody registered their handlers: {names}")
         for batch in report.batch_records:
             ids = ", ".join(str(number) for number in batch.instance_ids)
             lines.append(f"  batch {batch.number}: {ids} — {batch.reason}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
@@ -32,6 +34,7 @@ from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.model import (
     Approver,
+    Parameters,
     ScaleSetDocument,
     ScaleSetModel,
     Source,
@@ -39,8 +42,8 @@ from pytest_vmss.model import (
     keep_secrets,
     load_document,
     merge,
-    read_clusters,
-    read_part,
+    read_change,
+    seal_parameters,
 )
 from pytest_vmss.model.arguments import (
     check_approver,
@@ -491,6 +494,7 @@ class ScaleSet:
         change: Source,
         *,
         replace: bool = False,
+        parameters: Parameters | None = None,
         load_balancer: Source | None = None,
         custom_data: str | None = None,
     ) -> Operation | None:
@@ -508,6 +512,8 @@ class ScaleSet:
             change: The model or a part of it, which is merged into the set's current model.
             replace: Take ``change`` as the whole model, and drop what it lacks, except
                 write-only values.
+            parameters: Values for a template's parameters: a parameters file, ``name=value``, an
+                object, or a list of these (P1).
             load_balancer: Azure's JSON of the load balancer, if the probe changes.
             custom_data: Replaces the custom data (base64).
 
@@ -524,17 +530,22 @@ class ScaleSet:
         change, load_balancer = seal(change), seal(load_balancer)
         custom_data = seal_text(check_custom_data(custom_data))
         check_flag(replace, "replace")
-        part, clusters = read_part(change), read_clusters(change)
+        found = read_change(change, seal_parameters(parameters), self.name)
+        part = found.body
         self._require_own_name(part)
 
         def changed(current: Revision) -> ScaleSetDocument:
             stored = current.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
-            return load_document(
+            document = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
                 known_balancer=current.balancer,
-                known_clusters=clusters or current.clusters,
+                known_clusters=found.clusters or current.clusters,
+                is_stored=True,
             )  # fmt: skip
+            return dataclasses.replace(
+                document, unevaluated=found.unevaluated, unread_settings=found.unread_settings
+            )
 
         with contextlib.ExitStack() as locked:
             try:
@@ -547,6 +558,7 @@ class ScaleSet:
                 return None
             wanted = changed(self._revision)
             version = check_document(self._environment, wanted, current=self._revision)
+            announce(self._environment, wanted, self._revision)
             capacity = wanted.model.sku.capacity
             check_capacity_change(self._environment, self.name, capacity)
             report = self._bring(wanted, version)

@@ -9,7 +9,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from pytest_vmss.guest.extensions import find_handler
+from pytest_vmss.guest.extensions import find_handler, is_known
 from pytest_vmss.model import ScaleSetModel, VmSize
 from pytest_vmss.settings import GuestNetwork
 
@@ -23,7 +23,7 @@ def obstacle_to(model: ScaleSetModel) -> str:
 
     They must if something runs in their guests that the key cannot cover.
     """
-    for extension in model.extensions:
+    for extension in filter(is_known, model.extensions):
         if find_handler(extension.publisher, extension.type).fingerprint is None:
             return f"the extension {extension.name} is run by a handler of the suite's own"
         uris = (extension.settings or {}).get("fileUris") or (
@@ -57,7 +57,7 @@ def checkpoint_key(
         "model": _seen_by_guests(model),
         "handlers": [
             find_handler(extension.publisher, extension.type).fingerprint
-            for extension in model.extensions
+            for extension in filter(is_known, model.extensions)
         ],
         "image": digest,
         "size": [size.vcpus, size.memory_mib],

@@ -12,16 +12,18 @@ import click
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
+    announced,
+    ask_for_secret,
     console,
     find_instance,
     main,
     open_lab,
+    parameters_option,
     read_custom_data,
     run_due,
 )
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
-from pytest_vmss.model import why_not_modelled
 from pytest_vmss.report import LiveView, instance_table, say
 
 __all__: list[str] = []
@@ -29,8 +31,9 @@ __all__: list[str] = []
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--name", help="Replaces the model's name.")
+@click.option("--name", help="Replaces the model's name, or chooses among a template's sets.")
 @click.option("--capacity", type=int, help="Replaces the model's capacity.")
+@parameters_option
 @click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
 @click.option(
     "--custom-data",
@@ -46,6 +49,7 @@ def create(
     model: Path,
     name: str | None,
     capacity: int | None,
+    parameters: tuple[str, ...],
     load_balancer: Path | None,
     custom_data: Path | None,
     ports: tuple[int, ...],
@@ -60,11 +64,13 @@ def create(
     """
     encoded = read_custom_data(custom_data)
     with open_lab() as lab:
-        with LiveView(lab.store, console):
+        with announced(), LiveView(lab.store, console):
             scale_set = lab.create(
                 model,
                 name=name,
                 capacity=capacity,
+                parameters=parameters or None,
+                supply=ask_for_secret,
                 load_balancer=load_balancer,
                 custom_data=encoded,
                 ports=ports,
@@ -74,10 +80,6 @@ def create(
             )
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)
-        for path in scale_set.model.not_modelled():
-            reason = why_not_modelled(path)
-            told = f"not modelled here: {path}" + (f" ({reason})" if reason else "")
-            say(console, told, style="dim")
         if upgrade:
             run_due(lab)
 

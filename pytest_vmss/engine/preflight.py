@@ -61,7 +61,7 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
         NotFoundError: The size, an extension or the health function is not known here.
     """
     model = environment.revisions.get(operation.set_id, operation.revision).model
-    environment.find_size(model.sku.name)
+    environment.size_of(model)
     record = environment.set_record(operation.scale_set)
     if record.health_function and record.unique_id not in environment.checks:
         environment.store.event(
@@ -72,7 +72,7 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
             operation=operation.id,
         )
     for extension in model.extensions:
-        if not is_known(extension):
+        if not is_known(extension) and extension.name.lower() not in record.left_out:
             raise NotFoundError(
                 f"the extension {extension.name!r} ({extension.handler_name}) is not registered "
                 "in this process; register its handler, as the process did that began"

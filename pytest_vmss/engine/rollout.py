@@ -194,7 +194,7 @@ class Rollout:
             running = [r.instance_id for r in self._instances() if r.power == "running"]
             replaced = [number for number in ids if number in running]
             if surges and kind_of(operation.action).surges and replaced:
-                size = self._environment.find_size(self._revision().model.sku.name)
+                size = self._environment.size_of(self._revision().model)
                 try:
                     self._environment.require_room(len(replaced), size)
                 except CapacityError as error:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["STANDBY_POOL", "is_as_here", "why_not_modelled"]
-
-#: The type of a resource that belongs to a scale set and is not modelled.
-STANDBY_POOL = "microsoft.standbypool/standbyvirtualmachinepools"
+__all__ = ["is_as_here", "why_not_modelled"]
 
 _SPOT = "instances are never evicted: each is an ordinary one"
 _DEFERRED = "upgrades wait for no instance's approval (approveRollingUpgrade)"

@@ -15,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -35,6 +34,7 @@ from pytest_vmss.model.names import (
     Prefix,
     ResourceName,
     SetName,
+    TagValue,
     Version,
     Zone,
 )
@@ -247,7 +247,7 @@ class WindowsConfiguration(AzureModel):
 class OSProfile(AzureModel):
     """Settings that the guest receives at its first boot."""
 
-    computer_name_prefix: Prefix
+    computer_name_prefix: Prefix | None = None
     admin_username: AdminName = "azureuser"
     admin_password: SecretStr | None = Field(default=None, exclude=True)
     custom_data: Base64Secret | None = Field(default=None, exclude=True)
@@ -296,19 +296,12 @@ class OSDisk(AzureModel):
     NOT_READ = {"create_option": "FromImage", "caching": None}
 
 
-def _capitalised(value: object) -> object:
-    # az vmss create sends "empty" (azure-arm.md Q5).
-    return value[:1].upper() + value[1:] if isinstance(value, str) else value
-
-
 class DataDisk(AzureModel):
     """A data disk of each instance."""
 
     lun: Annotated[int, Field(ge=0, le=63)]
     name: str | None = None
-    create_option: Annotated[
-        Literal["Empty", "FromImage", "Attach", "Copy", "Restore"], BeforeValidator(_capitalised)
-    ]
+    create_option: Literal["Empty", "FromImage", "Attach", "Copy", "Restore"]
     disk_size_gb: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         default=None, alias="diskSizeGB"
     )
@@ -404,7 +397,7 @@ class ScaleSetModel(AzureModel):
     name: SetName
     api_version: str | None = None
     location: str = "local"
-    tags: Annotated[dict[str, str], Field(max_length=50)] = {}
+    tags: Annotated[dict[str, TagValue], Field(max_length=50)] = {}
     zones: Annotated[list[Zone], Field(max_length=100)] = []
     sku: Sku
     upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
@@ -423,6 +416,15 @@ class ScaleSetModel(AzureModel):
     def not_modelled(self) -> list[str]:
         """Returns the JSON paths of properties that are kept but have no effect here."""
         return sorted(self.unknown("$"))
+
+    @property
+    def computer_name_prefix(self) -> str:
+        """The prefix of computer names; without one, what ``az vmss create`` makes of the name."""
+        given = self.virtual_machine_profile.os_profile.computer_name_prefix
+        if given is not None:
+            return given
+        letters = "".join(part for part in self.name if part.isalnum() and part.isascii())
+        return letters[:9].lower() or "vmss"
 
     @property
     def automatic_os_upgrade(self) -> AutomaticOSUpgradePolicy:

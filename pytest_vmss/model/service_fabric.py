@@ -17,6 +17,7 @@ __all__ = [
     "durability",
     "find_extension",
     "is_durable",
+    "reads_setting",
 ]
 
 _PUBLISHER = "microsoft.azure.servicefabric"
@@ -52,6 +53,19 @@ def find_extension(model: ScaleSetModel) -> tuple[int, Extension] | None:
 def durability(extension: Extension) -> str:
     """Returns a Service Fabric extension's ``durabilityLevel`` in lower case; Bronze by default."""
     return str((extension.settings or {}).get("durabilityLevel", "Bronze")).lower()
+
+
+def reads_setting(extension: Extension, name: str) -> bool:
+    """Whether a setting of an extension counts here; of a Service Fabric node, few do.
+
+    Args:
+        extension: The extension.
+        name: The setting's name.
+    """
+    is_node = (extension.publisher.lower(), extension.type.lower()) in {
+        (_PUBLISHER, kind) for kind in _TYPES
+    }
+    return not is_node or name.lower() in ("durabilitylevel", "nodetyperef")
 
 
 def is_durable(model: ScaleSetModel) -> bool:

@@ -93,11 +93,16 @@ def _extensions(profile: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _merge(old: Any, new: Any) -> Any:
+    """Merges two values; what is stored keeps its spelling, since names count in any case."""
     if isinstance(old, dict) and isinstance(new, dict):
+        stored = {key.lower(): key for key in old}
+        given = {
+            key if key in old else stored.get(key.lower(), key): value for key, value in new.items()
+        }
         return {
             **{key: _merge(value, {}) if isinstance(value, dict) else value
-               for key, value in old.items() if key not in new},
-            **{key: _merge(old.get(key), value) for key, value in new.items()},
+               for key, value in old.items() if key not in given},
+            **{key: _merge(old.get(key), value) for key, value in given.items()},
         }  # fmt: skip
     if isinstance(new, dict):
         return {key: _merge(None, value) for key, value in new.items()}
@@ -132,11 +137,10 @@ def check_update(old: ScaleSetModel, new: ScaleSetModel) -> list[ModelProblem]:
 def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:
     fixed = {
         "name": (old.name.lower(), new.name.lower()),
-        "location": (old.location.lower(), new.location.lower()),
+        "location": (_place(old.location), _place(new.location)),
         "orchestrationMode": (old.orchestration_mode, new.orchestration_mode),
         "virtualMachineProfile.osProfile.computerNamePrefix": (
-            old.virtual_machine_profile.os_profile.computer_name_prefix,
-            new.virtual_machine_profile.os_profile.computer_name_prefix,
+            old.computer_name_prefix.lower(), new.computer_name_prefix.lower(),
         ),
         "virtualMachineProfile.osProfile.adminUsername": (
             old.virtual_machine_profile.os_profile.admin_username,
@@ -170,10 +174,20 @@ def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProble
         )
 
 
+def _place(location: str) -> str:
+    """A location as Azure compares it: "West Europe" is "westeurope"."""
+    return "".join(location.split()).lower()
+
+
 def _storage_type(model: ScaleSetModel) -> object:
     extra = model.virtual_machine_profile.storage_profile.os_disk.model_extra or {}
-    managed = extra.get("managedDisk")
-    return managed.get("storageAccountType") if isinstance(managed, dict) else None
+    managed = _in_any_case(extra, "managedDisk")
+    kind = _in_any_case(managed, "storageAccountType") if isinstance(managed, dict) else None
+    return kind.lower() if isinstance(kind, str) else kind
+
+
+def _in_any_case(body: dict[str, Any], name: str) -> Any:
+    return next((item for key, item in body.items() if key.lower() == name.lower()), None)
 
 
 def _check_zones(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:

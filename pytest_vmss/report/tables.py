@@ -72,6 +72,8 @@ def upgrade_summary(report: OperationReport) -> Text:
     )
     if record.error_code:
         text.append(f"\n{record.error_code}", style="red")
+    if report.left_out:
+        text.append(clean(f"\n  extensions left out: {', '.join(report.left_out)}"), style="dim")
     for number, outcome in sorted(report.outcomes.items()):
         text.append(f"\n  {record.scale_set}_{number}: ")
         text.append(str(outcome), style=_STYLES.get(outcome, ""))
