@@ -96,7 +96,7 @@ class Approvals:
         records = {entry.instance_id: entry for entry in instances_of(self._store, self._scale_set)}
         place = _place(records[instance_ids[0]], model)
         task = self._task(operation.id)
-        if task is not None and task.place != place:
+        if task is not None and (task.place != place or task.state == "Restoring"):
             self.close(operation.id)
             task = None
         if task is None:
