@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from pytest_vmss.image_builder import ImageBuilder
     from pytest_vmss.model.extension_result import ExtensionResult
+    from pytest_vmss.model.repair_task import RepairTask
     from pytest_vmss.settings import Settings
     from pytest_vmss.simulation.guest import Behaviour
     from pytest_vmss.simulation.lab import SimulatedLab
@@ -43,6 +44,7 @@ _PUBLIC = {
     "Lab": "pytest_vmss.api.lab",
     "NotModelledWarning": "pytest_vmss.errors",
     "Operation": "pytest_vmss.api.operation",
+    "RepairTask": "pytest_vmss.model.repair_task",
     "ScaleSet": "pytest_vmss.api.scale_set",
     "Settings": "pytest_vmss.settings",
     "SimulatedLab": "pytest_vmss.simulation.lab",
@@ -64,6 +66,7 @@ __all__ = [
     "Lab",
     "NotModelledWarning",
     "Operation",
+    "RepairTask",
     "ScaleSet",
     "Settings",
     "SimulatedLab",

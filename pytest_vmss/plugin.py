@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pytest_vmss.api.lab import Lab
+    from pytest_vmss.api.publications import StartImages
     from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
@@ -34,10 +35,13 @@ _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: Sets that could not be deleted, and why.
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
+#: What markers have published.
+_START_IMAGES: pytest.StashKey[StartImages] = pytest.StashKey()
 
 _MARKER = (
-    "vmss(model, *, name, capacity, parameters, load_balancer, custom_data, ports, health_timeout, pristine): "
-    "the scale set that the fixture scale_set creates for the test"
+    "vmss(model, *, images, name, capacity, parameters, load_balancer, custom_data, ports, "
+    "health_timeout, health, pristine): the scale set that the fixture scale_set creates for the "
+    "test, and the versions of its image that there are when it does"
 )
 
 
@@ -353,9 +357,16 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture
-def gallery(vmss: Lab) -> Gallery:
-    """The lab's default gallery; for others call ``vmss.gallery(name)``."""
-    return vmss.gallery()
+def gallery(vmss: Lab) -> Iterator[Gallery]:
+    """The lab's default gallery; versions that the test publishes with it are deleted afterwards.
+
+    For publications that outlive the test, and for other galleries, call ``vmss.gallery(name)``.
+    """
+    from pytest_vmss.api.publications import OwnGallery
+
+    own = OwnGallery(vmss)
+    yield own
+    own.delete_published()
 
 
 @pytest.fixture
@@ -368,12 +379,15 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     It is deleted even if an operation on it is running, so that the next test can use its name.
     """
     source, arguments = _arguments(request)
+    images = arguments.pop("images", None)
     arguments.setdefault("pristine", not request.config.getoption("--vmss-no-checkpoints"))
     leftovers = request.config.stash.setdefault(_LEFTOVERS, {})
     if not vmss.settings.keep:
         _clear(vmss, leftovers)
     before = {record.unique_id for record in _records(vmss)}
     try:
+        if images is not None:
+            _publish_images(vmss, request, images, source, arguments)
         created = vmss.create(source, **arguments)
     except (KeyboardInterrupt, SystemExit):
         raise  # the session ends, and the lab with it
@@ -390,6 +404,23 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
         _delete(vmss, created.name, request)
 
 
+def _publish_images(
+    lab: Lab, request: pytest.FixtureRequest, images: Any, source: Any, arguments: dict[str, Any]
+) -> None:
+    """Publishes the versions that a test's marker names, of the image in its model."""
+    from pytest_vmss.api.publications import StartImages
+    from pytest_vmss.model import load_document
+
+    of_document = {
+        name: value
+        for name, value in arguments.items()
+        if name in ("name", "capacity", "parameters", "load_balancer", "custom_data")
+    }
+    model = load_document(source, **of_document).model
+    known = request.config.stash.setdefault(_START_IMAGES, StartImages(lab))
+    known.publish(model.image_reference, images)
+
+
 def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     """The model and the other arguments of the test's marker.
 
@@ -400,7 +431,9 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
 
     marker = request.node.get_closest_marker("vmss")
     # Sealed here already, so that no error message shows secrets (M5).
-    arguments = {name: seal(value) for name, value in marker.kwargs.items()} if marker else {}
+    named = dict(marker.kwargs) if marker else {}
+    images = {"images": named.pop("images")} if "images" in named else {}
+    arguments = {name: seal(value) for name, value in named.items()} | images
     if marker and marker.args:
         arguments["model"] = seal(marker.args[0])
     if isinstance(arguments.get("custom_data"), str):
@@ -417,6 +450,10 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         arguments["parameters"] = [_beside(request, seal(entry)) for entry in given]
     elif given is not None:
         arguments["parameters"] = _beside(request, given)
+    if isinstance(arguments.get("images"), dict):
+        arguments["images"] = {
+            version: _beside(request, path) for version, path in arguments["images"].items()
+        }
     return arguments.pop("model"), arguments
 
 

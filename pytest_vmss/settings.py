@@ -23,6 +23,7 @@ __all__ = [
     "Timeouts",
     "UnknownExtensions",
     "default_guest_network",
+    "former_state_dir",
 ]
 
 Accelerator = Literal["kvm", "tcg"]
@@ -38,9 +39,30 @@ _DISKS_S = 600.0
 TCG_FACTOR = 10.0
 
 
+#: The folder of root's labs: QEMU's own account may enter it, unlike root's home (R4).
+_ROOTS_STATE_DIR = Path("/var/lib/pytest-vmss")
+
+
 def default_state_dir() -> Path:
-    """The folder of all labs: ``VMSS_STATE_DIR``, or else the user's state folder."""
-    return _absolute(Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")))
+    """The folder of all labs: ``VMSS_STATE_DIR``, or else the user's state folder.
+
+    Root's is ``/var/lib/pytest-vmss`` unless ``XDG_STATE_HOME`` is set.
+    """
+    given = os.environ.get("VMSS_STATE_DIR")
+    if not given and os.geteuid() == 0 and not os.environ.get("XDG_STATE_HOME"):
+        return _ROOTS_STATE_DIR
+    return _absolute(Path(given or user_state_path("pytest-vmss")))
+
+
+def former_state_dir(state_dir: Path) -> Path | None:
+    """The folder of root's labs of earlier versions, in root's home; None if there is none.
+
+    Args:
+        state_dir: The folder of all labs.
+    """
+    former = user_state_path("pytest-vmss")
+    is_default = os.geteuid() == 0 and state_dir == _ROOTS_STATE_DIR
+    return former if is_default and former != state_dir and former.is_dir() else None
 
 
 def default_cache_dir() -> Path:
@@ -125,8 +147,8 @@ class Timeouts:
     ``extensionsTimeBudget`` (PT1H30M by default), an application has its ``gracePeriod`` (H3, F6).
     What is set here may undercut them.
 
-    Without KVM, all but ``drain``, ``health``, ``upgrade`` and ``wait`` are multiplied; ``health``
-    is Azure's five minutes (F6), which is ample under TCG too.
+    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade`` and ``wait`` are
+    multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
         drain: For an instance's connections to close before it is stopped.
@@ -137,6 +159,7 @@ class Timeouts:
         health: For the application to become healthy after all that.
         instance: For everything that an operation does to one instance; a rollback gets the same
             again. None for the sum of the others and of Azure's budgets.
+        approval: For a Service Fabric cluster to approve an update domain; then the upgrade stops.
         upgrade: For a whole upgrade; one that times out stops between two batches (G4). None for
             no limit but those of its instances.
         wait: For ``wait_for_upgrade``, unless a call has its own.
@@ -149,6 +172,7 @@ class Timeouts:
     extension: float | None = None
     health: float = 300.0
     instance: float | None = None
+    approval: float = 3600.0
     upgrade: float | None = None
     wait: float = 86_400.0
 

@@ -111,6 +111,8 @@ def shown(text: str | bytes, limit: int = _SHOWN_CHARS) -> str:
         text: Text from a guest; bytes need not be valid UTF-8.
         limit: Maximum length of the result, in characters.
     """
+    if isinstance(text, str) and len(text) <= limit and text.isascii() and text.isprintable():
+        return text
     part = text[: 4 * limit + 1]  # escape sequences may fill much of it
     if isinstance(part, bytes):
         part = part.decode(errors="replace")

@@ -43,10 +43,11 @@ def announce(
         document: The document, validated.
         current: The current revision of the set that it changes, if it exists.
     """
-    lines = list(review_of(environment, document, current).lines())
+    found = review_of(environment, document, current)
     if current is not None:
         before = set(current.model.not_modelled())
-        lines = [line for line in lines if line.partition(": ")[2] not in before]
+        found.not_modelled[:] = [path for path in found.not_modelled if path not in before]
+    lines = list(found.lines())
     if lines:
         told = "".join(f"\n  {line}" for line in lines)
         warnings.warn(NotModelledWarning(f"{document.source}:{told}"), stacklevel=4)

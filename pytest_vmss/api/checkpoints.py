@@ -84,15 +84,14 @@ class Checkpoints:
             guest_network=environment.guest_network,
         )
         with contextlib.ExitStack() as making:
-            yield self._look(key, making)
+            yield self._look(key, making, wait=environment.instance_limit(model))
 
-    def _look(self, key: str, making: contextlib.ExitStack) -> Sought:
+    def _look(self, key: str, making: contextlib.ExitStack, *, wait: float) -> Sought:
         name = self._new_name(key)  # of its own: what others break, it does not see
         folder = self._environment.paths.checkpoint(name)
         try:
             if self._cache.take(key, folder):
                 return Sought(key, name)
-            wait = self._environment.timeouts.instance
             making.enter_context(self._cache.being_made(key, wait=wait))
             if self._cache.take(key, folder):  # made while this process waited
                 making.close()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal, Self
 
 from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
-from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.api.scale_set import ScaleSet, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.controller.controller import Controller
@@ -46,11 +47,12 @@ from pytest_vmss.host.capacity import check_capacity
 from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.host.ownership import require_own, require_trusted
 from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
+from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import (
     LabIdentity,
     LabNetworks,
-    lab_paths,
+    find_lab,
     labs_folder,
     networks_folder,
     open_hypervisor,
@@ -61,6 +63,7 @@ from pytest_vmss.labs.removal import remove_files, remove_machines, remove_unfin
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
 from pytest_vmss.model import (
     ApplicationHealthSettings,
+    Approver,
     Health,
     Parameters,
     Probe,
@@ -74,6 +77,7 @@ from pytest_vmss.model import (
     seal_parameters,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_custom_data,
     check_flag,
     check_health,
@@ -102,6 +106,7 @@ __all__ = ["DEFAULT_LAB", "Lab", "own_size"]
 
 #: The lab that is used when none is named.
 DEFAULT_LAB = "default"
+_AS_ROOT = "QEMU runs as root"
 _SSH_PORT = 22
 _PROBE_TIMEOUT = 5.0
 #: Seconds to read a report of the Application Health extension over the guest agent.
@@ -164,7 +169,8 @@ class Lab:
             ConflictError: Another process is creating or removing it, and does not finish.
             CapacityError: All loopback networks of the host are claimed.
         """
-        return cls._at(settings, lab_paths(settings, name).folder, "lasting")
+        settings, paths = find_lab(settings, name)
+        return cls._at(settings, paths.folder, "lasting")
 
     @classmethod
     def session(cls, settings: Settings) -> Self:
@@ -207,7 +213,7 @@ class Lab:
         in_use = _use(paths)
         try:
             paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            paths.folder.chmod(0o700)
+            _close_to_others(paths.folder)
             for below in (paths.run, paths.sets, paths.locks):
                 below.mkdir(exist_ok=True, mode=0o700)
             if not paths.identity.exists():
@@ -327,7 +333,17 @@ class Lab:
     def _connect(self) -> Hypervisor:
         hypervisor = open_hypervisor(self.settings, self.identity)
         self._consoles.start()
+        if os.geteuid() == 0 and not self.identity.account:
+            self._tell_as_root()
         return hypervisor
+
+    def _tell_as_root(self) -> None:
+        """Records once that the lab's QEMU runs as root, and why (R4)."""
+        if any(event.message.startswith(_AS_ROOT) for event in self.store.events()):
+            return
+        chosen = choose_account(self.settings.state_dir)
+        why = f"{chosen.reason}: {chosen.mend}" if chosen.reason else "the lab was made so"
+        self.store.event("", "warning", f"{_AS_ROOT}, since {why}")
 
     def _require_room(self, count: int, size: VmSize) -> None:
         check_capacity(
@@ -389,6 +405,7 @@ class Lab:
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
         health: Check | None = None,
+        approver: Approver | None = None,
         pristine: bool = False,
     ) -> ScaleSet:
         """Creates a scale set and waits until all its instances are healthy.
@@ -409,6 +426,8 @@ class Lab:
             health: A custom health source in addition to Azure's (F4): a command that is run
                 over SSH and judged by its exit status, or a function that takes a testinfra
                 host and asserts. A function applies in this process only.
+            approver: Who approves each update domain of a Service Fabric node type of durability
+                Silver or Gold, see :meth:`ScaleSet.set_approver`.
             pristine: Restore the instances from a checkpoint of the same set, as it was when it
                 was first created on this host; seconds instead of a boot. If there is none, the
                 set is booted and the checkpoint made. If there can be none, an event says why.
@@ -427,6 +446,7 @@ class Lab:
         custom_data = seal_text(check_custom_data(custom_data))
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)
+        approver = check_approver(approver)
         health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
         pristine = bool(check_flag(pristine, "pristine"))
         document = load_document(
@@ -445,6 +465,7 @@ class Lab:
                 "name",
                 code="Conflict",
             )
+        require_durable(model, approver)
         version = check_document(self.environment, document)
         announce(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
@@ -463,6 +484,8 @@ class Lab:
                 health_timeout=health_timeout,
                 health_command=health if isinstance(health, str) else None,
                 health_function=callable(health),
+                approver_url=approver if isinstance(approver, str) else None,
+                approver_function=callable(approver),
                 checkpoint=sought.name,
             )
             engine = Engine(self.environment, model.name)
@@ -470,9 +493,11 @@ class Lab:
                 operation = engine.open(kind)
                 if sought.obstacle:
                     self.store.event(model.name, "warning", f"boots: {sought.obstacle}")
+                set_id = self.environment.set_record(model.name).unique_id
                 if health is not None and not isinstance(health, str):
-                    set_id = self.environment.set_record(model.name).unique_id
                     self.environment.checks[set_id] = health
+                if approver is not None and not isinstance(approver, str):
+                    self.environment.approvers[set_id] = approver
                 engine.run(operation).raise_for_status()
                 if sought.name:
                     self._checkpoints.check(engine, sought)
@@ -626,10 +651,25 @@ def _require_own(settings: Settings, paths: LabPaths) -> None:
     """
     shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
     require_trusted(settings.state_dir)
-    for folder in (settings.state_dir, *shared):
+    if not settings.state_dir.is_dir():
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _open_to_qemu(settings.state_dir)
+    for folder in shared:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     require_trusted(settings.state_dir)
     require_own(*shared, settings.state_dir / PROCESS_ROOTS)
+    _open_to_qemu(labs_folder(settings))
+
+
+def _open_to_qemu(folder: Path) -> None:
+    """Lets QEMU's account pass through a folder of root's; nobody else can list it (R4)."""
+    if os.geteuid() == 0:
+        folder.chmod(0o711)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Makes a lab's folder private, but for QEMU's group, which may enter it (R4)."""
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & 0o710 | 0o700)
 
 
 def _door(paths: LabPaths) -> Lock:

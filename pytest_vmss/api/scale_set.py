@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
-from pytest_vmss.api.upgrade_status import history_info, status_info
+from pytest_vmss.api.upgrade_status import history_info, is_recent, status_info
 from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
@@ -32,10 +33,12 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.model import (
+    Approver,
     Parameters,
     ScaleSetDocument,
     ScaleSetModel,
     Source,
+    is_durable,
     keep_secrets,
     load_document,
     merge,
@@ -43,6 +46,7 @@ from pytest_vmss.model import (
     seal_parameters,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_choice,
     check_custom_data,
     check_flag,
@@ -52,6 +56,7 @@ from pytest_vmss.model.arguments import (
     check_instance_ids,
     check_seconds,
 )
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.operations import (
     Deallocate,
     ExtensionUpgrade,
@@ -72,7 +77,7 @@ from pytest_vmss.operations.scale import check_capacity_change, removal_of, scal
 from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
 
-__all__ = ["Ids", "ScaleSet"]
+__all__ = ["Ids", "ScaleSet", "require_durable"]
 
 #: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
 Ids = Iterable[int | str] | None
@@ -176,16 +181,27 @@ class ScaleSet:
         scheme = "https" if port == _HTTPS else "http"
         return f"{scheme}://{record.frontend}:{host_port(port)}"
 
-    def instance_view(self) -> list[dict[str, Any]]:
-        """Azure's instance view of each instance (H4, J3)."""
-        views: dict[str, dict[str, Any]] = {}
+    def instance_view(self) -> dict[str, Any]:
+        """Azure's instance view of the set: how many instances are in which state (J3)."""
+        extensions: dict[str, list[ExtensionResult]] = {}
+        for instance in self.instances:
+            if instance.record.generation:
+                for result in instance.extensions:
+                    extensions.setdefault(result.name, []).append(result)
+        return set_instance_view(
+            self.record, self._records(), extensions, self.orchestration_services
+        )
+
+    def virtual_machines(self) -> list[dict[str, Any]]:
+        """Azure's ``VirtualMachineScaleSetVM`` of each instance, with its instance view (J3)."""
+        found: dict[str, dict[str, Any]] = {}
 
         def look(instance: Instance) -> None:
-            views[instance.instance_id] = instance.instance_view()
+            found[instance.instance_id] = instance.resource()
 
         instances = self.instances
         run_concurrently(instances, look, clock=self._environment.clock)
-        return [views[instance.instance_id] for instance in instances]
+        return [found[instance.instance_id] for instance in instances]
 
     def repair(self) -> Operation | None:
         """Checks all instances once, and repairs those that are due for automatic repair (K1).
@@ -239,6 +255,33 @@ class ScaleSet:
         environment.checks.pop(record.unique_id, None)
         if check is not None and not isinstance(check, str):
             environment.checks[record.unique_id] = check
+
+    def set_approver(self, approver: Approver | None) -> None:
+        """Sets who approves each update domain before a rolling operation changes it (I3).
+
+        That is for Service Fabric node types of durability Silver or Gold, whose cluster does so
+        in Azure.
+
+        Args:
+            approver: A function that takes a :class:`~pytest_vmss.RepairTask` and returns True to
+                approve; with anything else it is asked again, once a second, and what it raises
+                stops the upgrade. Or the URL of an endpoint on loopback that is sent the task as
+                JSON and replies ``{"State": "Approved"}``. Both are told of the result too, with
+                the state ``Completed``. None approves everything. A function applies in this
+                process only.
+
+        Raises:
+            ModelError: It is neither; or nobody would ask it. Nothing was changed.
+        """
+        check_approver(approver)
+        require_durable(self.model, approver)
+        environment, url = self._environment, approver if isinstance(approver, str) else None
+        record = environment.store.amend(
+            self.record, approver_url=url, approver_function=callable(approver)
+        )
+        environment.approvers.pop(record.unique_id, None)
+        if approver is not None and not isinstance(approver, str):
+            environment.approvers[record.unique_id] = approver
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """Runs a check repeatedly during a ``with`` block, throughout which it must hold.
@@ -404,16 +447,19 @@ class ScaleSet:
         return None if record is None else Operation(self._environment, self.name, record.id)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
-        """The set's OS upgrades, newest first; Azure keeps five (J2).
+        """The set's OS upgrades, newest first; Azure keeps five, for two months (J2).
 
         Args:
-            limit: The most to return; None for all.
+            limit: The most to return; None for all, however old.
         """
         if limit is not None:
             check_instance_count(limit, "limit")
         self._engine.require_own()
+        now = self._environment.clock.now()
         upgrades = [
-            entry for entry in self._engine.journal.operations() if entry.action == OSUpgrade.action
+            entry
+            for entry in self._engine.journal.operations()
+            if entry.action == OSUpgrade.action and (limit is None or is_recent(entry, now))
         ]
         return [Upgrade(self._environment, self.name, entry.id) for entry in reversed(upgrades)][
             :limit
@@ -493,7 +539,9 @@ class ScaleSet:
             body = keep_secrets(stored, part) if replace else merge(stored, part)
             document = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
-                known_balancer=current.balancer, known_clusters=found.clusters, is_stored=True,
+                known_balancer=current.balancer,
+                known_clusters=found.clusters or current.clusters,
+                is_stored=True,
             )  # fmt: skip
             return dataclasses.replace(
                 document, unevaluated=found.unevaluated, unread_settings=found.unread_settings
@@ -787,3 +835,19 @@ class ScaleSet:
         """Closes the connections to its instances."""
         while self._instances:
             self._instances.popitem()[1].close()
+
+
+def require_durable(model: ScaleSetModel, approver: Approver | None) -> None:
+    """Checks that an approver, if one is given, would be asked.
+
+    Raises:
+        ModelError: The model is no Service Fabric node type of durability Silver or Gold.
+    """
+    if approver is not None and not is_durable(model):
+        problem = ModelProblem(
+            "approver",
+            "InvalidParameter",
+            "would never be asked: the model has no Service Fabric extension "
+            "(Microsoft.Azure.ServiceFabric) of durabilityLevel Silver or Gold",
+        )
+        raise ModelError([problem], source="what was asked for")

@@ -43,6 +43,7 @@ __all__: list[str] = []
 @click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
 @click.option("--health-command", help="Run over SSH; its exit status is a health source too.")
+@click.option("--approver", help="URL on loopback that approves update domains (Service Fabric).")
 @click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def create(
     model: Path,
@@ -54,6 +55,7 @@ def create(
     ports: tuple[int, ...],
     health_timeout: float | None,
     health_command: str | None,
+    approver: str | None,
     upgrade: bool,
 ) -> None:
     """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy.
@@ -74,11 +76,24 @@ def create(
                 ports=ports,
                 health_timeout=health_timeout,
                 health=health_command,
+                approver=approver,
             )
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)
         if upgrade:
             run_due(lab)
+
+
+@main.command("set-approver")
+@click.argument("name")
+@click.argument("url", required=False)
+def set_approver(name: str, url: str | None) -> None:
+    """Let the endpoint URL approve update domains of a Service Fabric node type.
+
+    Without URL nobody is asked, and every update domain is approved.
+    """
+    with open_lab() as lab:
+        lab.scale_set(name).set_approver(url)
 
 
 @main.command("list")
@@ -107,14 +122,20 @@ def _unfinished(scale_set: ScaleSet) -> str:
 
 @main.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Azure's model and the instance view.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Azure's model, instance view and virtual machines."
+)
 @click.option("--health", is_flag=True, help="Ask each instance for its health.")
 def show(name: str, as_json: bool, health: bool) -> None:
     """Show a scale set and its instances."""
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         if as_json:
-            body = {**scale_set.model.wire(), "instances": scale_set.instance_view()}
+            body = {
+                **scale_set.model.wire(),
+                "instanceView": scale_set.instance_view(),
+                "virtualMachines": scale_set.virtual_machines(),
+            }
             click.echo(json.dumps(body, indent=2))
             return
         console.print(instance_table(scale_set, health=health))

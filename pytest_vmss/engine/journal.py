@@ -215,7 +215,7 @@ class Journal:
             self.update(
                 operation_id,
                 status=status,
-                ended=self._environment.clock.now(),
+                ended=max(self._environment.clock.now(), self.operation(operation_id).started),
                 error_code=code,
                 error_message=message,
                 reason=reason,
@@ -285,16 +285,17 @@ class Journal:
         Raises:
             NotFoundError: The operation does not include it.
         """
-        result = self._store.get(
-            OutcomeRecord, self._name.lower(), context.operation, context.instance_id
-        )
+        result = self._store.get(OutcomeRecord, *self._outcome_key(context))
         if result is None:
             raise NotFoundError(f"{context.name} has no part in the operation {context.operation}")
         return result
 
     def note(self, context: InstanceContext, **changes: object) -> OutcomeRecord:
         """Amends an instance's outcome record."""
-        return self._store.amend(self.result(context), **changes)
+        return self._store.change(OutcomeRecord, *self._outcome_key(context), **changes)
+
+    def _outcome_key(self, context: InstanceContext) -> tuple[str, str, int]:
+        return (self._name.lower(), context.operation, context.instance_id)
 
     def outcome(self, context: InstanceContext, outcome: Outcome) -> None:
         """Records an instance's outcome."""
@@ -307,16 +308,8 @@ class Journal:
             context.event("outcome", str(outcome))
 
     def going_back(self, context: InstanceContext, *, value: bool) -> None:
-        """Records whether an instance is being rolled back.
-
-        The operation's status is RollingBack while any instance is.
-        """
-        with self._store.transaction():
-            self.note(context, going_back=value)
-            some = any(
-                result.going_back for result in self.report(context.operation).results.values()
-            )
-            self.update(context.operation, status="RollingBack" if some else "RollingForward")
+        """Records whether an instance is being rolled back."""
+        self.note(context, going_back=value)
 
     def failed(self, context: InstanceContext, error: Exception) -> None:
         """Records an instance's error, with its evidence."""

@@ -68,6 +68,11 @@ class OperationReport:
         return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
 
     @property
+    def going_back(self) -> list[int]:
+        """The instances that are being rolled back."""
+        return [number for number, result in self.results.items() if result.going_back]
+
+    @property
     def unsettled(self) -> list[int]:
         """The instances in progress or being rolled back."""
         return [

@@ -24,6 +24,7 @@ from pytest_vmss.model import (
     ApplicationHealthSettings,
     Extension,
     Probe,
+    RepairTask,
     ScaleSetModel,
     VmSize,
     application_health,
@@ -62,6 +63,7 @@ class Environment:
         guest_network: What guests may reach (M6).
         serve_files: Makes the lab's own files available to a set's guests (H5).
         checks: The suite's health functions, by the set's unique id (F4).
+        approvers: The suite's functions that approve update domains, likewise (I3).
         working: Events that stop the operations of this process, by set.
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
@@ -96,6 +98,7 @@ class Environment:
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = "isolated"
     checks: dict[str, Check] = field(default_factory=dict)
+    approvers: dict[str, Callable[[RepairTask], object]] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
     program: str = "vmss"
     _opened: Hypervisor | None = None
@@ -117,6 +120,17 @@ class Environment:
     def timeouts(self) -> Timeouts:
         """The timeouts for guests on this host."""
         return self.base_timeouts.scaled(self.hypervisor.slow_factor)
+
+    def instance_limit(self, *models: ScaleSetModel, timeouts: Timeouts | None = None) -> float:
+        """Seconds for everything that an operation does to one instance of a model (G4).
+
+        Args:
+            models: The model, or several of which the most generous counts.
+            timeouts: The instance's timeouts; the lab's otherwise.
+        """
+        factor = self.hypervisor.slow_factor
+        budgets = max(_budgets(model, factor) for model in models)
+        return (timeouts or self.timeouts).limit_of_instance(budgets)
 
     @cached_property
     def revisions(self) -> Revisions:
@@ -235,9 +249,8 @@ class InstanceContext:
         The models that it goes from and to both count: a rollback has the same limit.
         """
         numbers = {self.record.revision, self.environment.set_record(self.scale_set).revision}
-        factor = self.environment.hypervisor.slow_factor
-        budgets = max(_budgets(self.revision(number).model, factor) for number in numbers)
-        return self.base_timeouts.limit_of_instance(budgets)
+        models = [self.revision(number).model for number in numbers]
+        return self.environment.instance_limit(*models, timeouts=self.base_timeouts)
 
     @property
     def timeouts(self) -> Timeouts:

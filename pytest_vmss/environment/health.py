@@ -97,14 +97,11 @@ class HealthMonitor:
     Args:
         context: The instance.
         health_sources: How its health is measured.
-        now: Use the load balancer's verdict, if it has one, instead of probing again.
     """
 
-    def __init__(
-        self, context: InstanceContext, health_sources: HealthSources, *, now: bool = False
-    ) -> None:
+    def __init__(self, context: InstanceContext, health_sources: HealthSources) -> None:
         self._context = context
-        self._sources = _sources(context, health_sources, now=now)
+        self._sources = _sources(context, health_sources, now=False)
         self._trackers = {n: Tracker(source.threshold) for n, source in self._sources.items()}
         self._next = dict.fromkeys(self._sources, 0.0)
         self.last: dict[str, Observation] = {}
@@ -123,8 +120,9 @@ class HealthMonitor:
             return trouble
         clock = self._context.environment.clock
         for name, source in self._sources.items():
-            if clock.monotonic() >= self._next[name]:
-                self._next[name] = clock.monotonic() + source.every
+            now = clock.monotonic()
+            if now >= self._next[name]:
+                self._next[name] = now + source.every
                 self._trackers[name].observe(source.look())
         self.last = {name: tracker.seen for name, tracker in self._trackers.items()}
         if any(tracker.state is None for tracker in self._trackers.values()):
@@ -135,6 +133,13 @@ class HealthMonitor:
 def _sources(
     context: InstanceContext, health_sources: HealthSources, *, now: bool
 ) -> dict[str, _Source]:
+    """An instance's sources of health, by name.
+
+    Args:
+        context: The instance.
+        health_sources: How its health is measured.
+        now: Use the load balancer's verdict, if it has one, instead of probing again.
+    """
     sources = {}
     probe, application, check = (
         health_sources.probe,
@@ -241,19 +246,25 @@ def observe_health(
 
     It waits no longer than until the end of the grace period.
     """
-    monitor = HealthMonitor(context, health_sources, now=True)
+    sources = _sources(context, health_sources, now=True)
+    seen: dict[str, Observation] = {}
 
-    def settled() -> bool:
-        seen = monitor.look()
-        return seen is not None and seen.health is not Health.INITIALIZING
+    def settled() -> bool | None:
+        nonlocal seen
+        trouble = _not_running(context)
+        seen = (
+            {name: source.look() for name, source in sources.items()}
+            if trouble is None
+            else {_STATE: trouble}
+        )
+        return worst(seen).health is not Health.INITIALIZING or None
 
-    if not settled():
-        with contextlib.suppress(WaitTimeoutError):
-            wait_for(
-                f"{context.name} to be healthy or not",
-                lambda: settled() or None,
-                timeout=health_sources.grace + _COSTLY_INTERVAL,
-                clock=context.environment.clock,
-                interval=HEALTH_INTERVAL,
-            )
-    return monitor.last
+    with contextlib.suppress(WaitTimeoutError):
+        wait_for(
+            f"{context.name} to be healthy or not",
+            settled,
+            timeout=health_sources.grace + _COSTLY_INTERVAL,
+            clock=context.environment.clock,
+            interval=_COSTLY_INTERVAL,
+        )
+    return seen

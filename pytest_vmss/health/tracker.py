@@ -9,6 +9,8 @@ from pytest_vmss.model import Health
 
 __all__ = ["Tracker"]
 
+_NOTHING = Observation(Health.UNKNOWN, "not looked yet")
+
 
 class Tracker:
     """Tracks the health of one instance as one source observes it.
@@ -24,7 +26,7 @@ class Tracker:
         self._threshold = threshold
         self._count = 0
         self.state: Health | None = None
-        self.last = Observation(Health.UNKNOWN, "not looked yet")
+        self.last = _NOTHING
 
     @property
     def seen(self) -> Observation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 __all__ = ["PROCESS_ROOTS", "LabPaths", "process_root"]
@@ -21,6 +21,11 @@ def process_root(state_dir: Path) -> Path:
     ends, unless VMs are kept.
     """
     return state_dir / PROCESS_ROOTS / secrets.token_hex(3)
+
+
+@lru_cache(maxsize=4096)
+def _instance(sets: Path, scale_set: str, instance_id: int) -> Path:
+    return sets / scale_set / str(instance_id)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class LabPaths:
         """The folder of libvirt's embedded driver."""
         return self.folder / "libvirt"
 
-    @property
+    @cached_property
     def sets(self) -> Path:
         """The folder that has a folder for each scale set."""
         return self.folder / "sets"
@@ -119,7 +124,7 @@ class LabPaths:
 
     def instance(self, scale_set: str, instance_id: int) -> Path:
         """The folder of one instance."""
-        return self.scale_set(scale_set) / str(instance_id)
+        return _instance(self.sets, scale_set, instance_id)
 
     def data_disk(self, scale_set: str, instance_id: int, lun: int) -> Path:
         """The file of a data disk."""

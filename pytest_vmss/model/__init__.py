@@ -17,7 +17,9 @@ from pytest_vmss.model.health import (
     is_application_health,
 )
 from pytest_vmss.model.load_balancer import LoadBalancer, LoadBalancingRule, Probe
+from pytest_vmss.model.not_modelled import why_not_modelled
 from pytest_vmss.model.ports import LAST_PORT, host_port, host_ports
+from pytest_vmss.model.repair_task import Approver, RepairTask
 from pytest_vmss.model.review import Review, review
 from pytest_vmss.model.rules import check_model, model_warnings
 from pytest_vmss.model.scale_set import (
@@ -31,6 +33,7 @@ from pytest_vmss.model.scale_set import (
     ScaleSetModel,
 )
 from pytest_vmss.model.sequencing import stages_of_extensions
+from pytest_vmss.model.service_fabric import Cluster, is_durable
 from pytest_vmss.model.sizes import SIZES, VmSize, find_size, nearest_sizes
 from pytest_vmss.model.spelling import respelled
 from pytest_vmss.model.status import ExtensionStatus, read_status, read_status_file
@@ -41,10 +44,12 @@ __all__ = [
     "LAST_PORT",
     "SIZES",
     "ApplicationHealthSettings",
+    "Approver",
     "AutomaticOSUpgradePolicy",
     "AutomaticRepairsPolicy",
     "AzureModel",
     "Change",
+    "Cluster",
     "DataDisk",
     "Extension",
     "ExtensionStatus",
@@ -54,6 +59,7 @@ __all__ = [
     "LoadBalancingRule",
     "Parameters",
     "Probe",
+    "RepairTask",
     "Review",
     "RollingUpgradePolicy",
     "ScaleSetDocument",
@@ -68,6 +74,7 @@ __all__ = [
     "host_port",
     "host_ports",
     "is_application_health",
+    "is_durable",
     "keep_secrets",
     "load_document",
     "merge",
@@ -82,4 +89,5 @@ __all__ = [
     "review",
     "seal_parameters",
     "stages_of_extensions",
+    "why_not_modelled",
 ]

@@ -24,6 +24,7 @@ from pytest_vmss.model.spelling import spell
 from pytest_vmss.model.templates import (
     CLUSTER,
     LOAD_BALANCER,
+    STANDBY_POOL,
     Expansion,
     Parameters,
     Supply,
@@ -66,6 +67,7 @@ class ScaleSetDocument:
             modelled reads them.
         unread_settings: The same in extensions' settings, where it depends on the handler.
         generated: Parameters of the template that had no value of their own, and got one.
+        standby_pools: Names of the standby pools in the same template.
     """
 
     model: ScaleSetModel
@@ -76,6 +78,14 @@ class ScaleSetDocument:
     unevaluated: tuple[ModelProblem, ...] = ()
     unread_settings: tuple[ModelProblem, ...] = ()
     generated: tuple[str, ...] = ()
+    standby_pools: tuple[str, ...] = ()
+
+    def not_modelled(self) -> list[str]:
+        """What is accepted and has no effect here: properties by JSON path, and resources."""
+        pools = [
+            f"Microsoft.StandbyPool/standbyVirtualMachinePools[{n}]" for n in self.standby_pools
+        ]
+        return [*self.model.not_modelled(), *pools]
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,7 @@ def load_document(
         tuple(spelled.unevaluated),
         tuple(spelled.extension_settings),
         tuple(made.generated) if made else (),
+        tuple(mask(found.name)[:_NAME_CHARS] for found in (made.of(STANDBY_POOL) if made else ())),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.document import ScaleSetDocument
 from pytest_vmss.model.load_balancer import LoadBalancer, unserved_rules
+from pytest_vmss.model.not_modelled import why_not_modelled
 from pytest_vmss.model.scale_set import AzureModel, Extension
 from pytest_vmss.model.sizes import VmSize
 from pytest_vmss.secrecy import mask
@@ -39,7 +40,8 @@ class Review:
     def lines(self) -> Iterator[str]:
         """Yields what deserves to be known before anything is made, one line each."""
         for path in self.not_modelled:
-            yield f"not modelled here: {path}"
+            reason = why_not_modelled(path)
+            yield f"not modelled here: {path}" + (f" ({reason})" if reason else "")
         for told in self.left_out:
             yield f"left out: {told}"
         yield from self.notes
@@ -59,7 +61,7 @@ def review(
         own_size: The size that the instances get whatever the model says.
     """
     found = Review(counts=sorted(_counting(document.model, "$")))
-    found.not_modelled.extend(document.model.not_modelled())
+    found.not_modelled.extend(document.not_modelled())
     if document.balancer is not None:
         found.not_modelled.extend(_of_balancer(document.balancer))
     found.left_out.extend(f"{problem.path} {problem.message}" for problem in document.unevaluated)

@@ -16,8 +16,7 @@ from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.model.service_fabric import (
     Cluster,
     check_service_fabric,
-    durability,
-    find_extension,
+    is_durable,
     reads_setting,
 )
 from pytest_vmss.model.sizes import VmSize, find_size, nearest_sizes
@@ -33,6 +32,9 @@ _LONG_INTERVAL_S = 120
 _FIRST_API_VERSION = "2018-10-01"
 #: Since this version Windows' own updates rule out automatic OS upgrade (C6).
 _WINDOWS_API_VERSION = "2019-03-01"
+
+#: What the names of Windows images' publishers begin with.
+_WINDOWS_PUBLISHERS = ("microsoftwindows", "microsoftsqlserver", "microsoftvisualstudio")
 
 _PROFILE = "$.virtualMachineProfile"
 _AUTOMATIC = "$.upgradePolicy.automaticOSUpgradePolicy.enableAutomaticOSUpgrade"
@@ -64,6 +66,7 @@ def check_model(
         unread_settings: Settings of extensions that have no value here (P1).
     """
     problems = chain(
+        _check_windows(model),
         _check_size(model, sizes) if own_size is None else (),
         _check_image(model),
         _check_disks(model),
@@ -78,6 +81,30 @@ def check_model(
         _check_automatic_upgrade(model, clusters or []),
     )
     return list(islice(problems, _MOST_PROBLEMS))
+
+
+def _check_windows(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    """Refuses a set of Windows guests, at the first sign of them (A8)."""
+    profile, reference = model.virtual_machine_profile, model.image_reference
+    signs = {
+        f"{_PROFILE}.storageProfile.osDisk.osType": (
+            profile.storage_profile.os_disk.os_type == "Windows"
+        ),
+        f"{_PROFILE}.osProfile.windowsConfiguration": (
+            profile.os_profile.windows_configuration is not None
+        ),
+        f"{_PROFILE}.storageProfile.imageReference.publisher": (
+            (reference.publisher or "").lower().startswith(_WINDOWS_PUBLISHERS)
+        ),
+    }
+    for path in [path for path, found in signs.items() if found][:1]:
+        yield ModelProblem(
+            path,
+            "OSTypeNotSupported",
+            "asks for Windows guests, and only Linux guests can be run here: no machine is built "
+            "for Windows, and no cloudbase-init is fed; rehearse with a Linux image, and leave "
+            "windowsConfiguration and osType Windows out",
+        )
 
 
 def _check_size(
@@ -157,7 +184,14 @@ def _check_extensions(
             yield ModelProblem(
                 f"{path}.name", "InvalidParameter", f"{extension.name!r} is used more than once"
             )
-        if not _is_handled(extension, known) and extension.name.lower() not in left_out:
+        if is_application_health(extension) and extension.type.lower().endswith("windows"):
+            yield ModelProblem(
+                f"{path}.type",
+                "OSTypeNotSupported",
+                "ApplicationHealthWindows is for Windows guests, and only Linux guests can be run "
+                "here; use ApplicationHealthLinux, with the same settings",
+            )
+        elif not _is_handled(extension, known) and extension.name.lower() not in left_out:
             yield ModelProblem(
                 f"{path}.type",
                 "ArtifactNotFound",
@@ -358,10 +392,17 @@ def _check_api_version(model: ScaleSetModel) -> Iterator[ModelProblem]:
 
 def _check_health_source(model: ScaleSetModel) -> Iterator[ModelProblem]:
     has_probe, has_extension = _health_sources(model)
-    service_fabric = find_extension(model)
-    if service_fabric is not None and durability(service_fabric[1]) in ("silver", "gold"):
-        return  # Service Fabric takes care of its health
     feature = "Automatic OS Upgrade is not supported for this Virtual Machine Scale Set because"
+    if is_durable(model):  # Service Fabric takes care of its health
+        if has_probe:
+            yield ModelProblem(
+                f"{_PROFILE}.networkProfile.healthProbe",
+                "BadRequest",
+                f"{feature} a health probe was provided beside the Service Fabric extension, "
+                "whose durability Silver or Gold already decides on health. Remove the health "
+                "probe prior to enabling automatic OS upgrade.",
+            )
+        return
     if not has_probe and not has_extension:
         yield ModelProblem(
             _AUTOMATIC,
@@ -382,11 +423,12 @@ def _check_patching(model: ScaleSetModel) -> Iterator[ModelProblem]:
     profile = model.virtual_machine_profile.os_profile
     windows, linux = profile.windows_configuration, profile.linux_configuration
     old_api = model.api_version is not None and model.api_version < _WINDOWS_API_VERSION
-    if windows is not None and windows.enable_automatic_updates and not old_api:
+    if windows is not None and windows.enable_automatic_updates is not False and not old_api:
         yield ModelProblem(
             f"{_PROFILE}.osProfile.windowsConfiguration.enableAutomaticUpdates",
             "BadRequest",
-            "must be false where automatic OS upgrade is enabled: an image brings its updates",
+            "must be false (absent means true) where automatic OS upgrade is enabled: an image "
+            "brings its updates",
         )
     settings: dict[str, PatchSettings | None] = {
         "windowsConfiguration": windows.patch_settings if windows else None,

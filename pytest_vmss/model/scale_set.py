@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -38,6 +38,7 @@ from pytest_vmss.model.names import (
     Version,
     Zone,
 )
+from pytest_vmss.model.not_modelled import is_as_here
 from pytest_vmss.secrecy import conceal, is_secret_name, published, with_masks_of
 
 __all__ = [
@@ -78,6 +79,9 @@ class AzureModel(BaseModel):
         hide_input_in_errors=True,
     )
 
+    #: Declared fields that nothing reads, each with the value that says what is done here anyway.
+    NOT_READ: ClassVar[Mapping[str, object]] = {}
+
     @field_validator("*", mode="wrap")
     @classmethod
     def _keep_masks(cls, given: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -108,13 +112,17 @@ class AzureModel(BaseModel):
     def unknown(self, path: str) -> Iterator[str]:
         """Yields JSON paths of properties that have no effect locally."""
         for name, value in (self.model_extra or {}).items():
-            if value not in (None, [], {}):
+            if value not in (None, [], {}) and not is_as_here(path, name, value):
                 yield f"{path}.{name}"
         for name, field in type(self).model_fields.items():
             alias = field.alias or name
-            if name in _NOT_READ and getattr(self, name) is not None:
-                yield f"{path}.{alias}"
             value = getattr(self, name)
+            if (
+                name in self.NOT_READ
+                and name in self.model_fields_set
+                and value not in (None, self.NOT_READ[name])
+            ):
+                yield f"{path}.{alias}"
             if isinstance(value, AzureModel):
                 yield from value.unknown(f"{path}.{alias}")
             elif isinstance(value, list):
@@ -136,8 +144,6 @@ class AzureModel(BaseModel):
 
 #: Context that makes the serializer include secrets.
 _FULL: dict[str, bool] = {"full": True}
-#: Fields that are declared only because they hold secrets.
-_NOT_READ = frozenset({"protected_settings_from_key_vault"})
 
 
 def _check_base64(value: SecretStr) -> SecretStr:
@@ -187,6 +193,8 @@ class AutomaticOSUpgradePolicy(AzureModel):
     disable_automatic_rollback: bool = False
     use_rolling_upgrade_policy: bool = False
 
+    NOT_READ = {"use_rolling_upgrade_policy": True}
+
 
 class UpgradePolicy(AzureModel):
     """How changes to the model reach instances."""
@@ -203,6 +211,8 @@ class SshPublicKey(AzureModel):
 
     path: str | None = None
     key_data: KeyData
+
+    NOT_READ = {"path": None}
 
 
 class SshConfiguration(AzureModel):
@@ -224,6 +234,8 @@ class LinuxConfiguration(AzureModel):
     ssh: SshConfiguration | None = None
     patch_settings: PatchSettings | None = None
 
+    NOT_READ = {"disable_password_authentication": True}
+
 
 class WindowsConfiguration(AzureModel):
     """Settings of Windows guests only."""
@@ -241,6 +253,23 @@ class OSProfile(AzureModel):
     custom_data: Base64Secret | None = Field(default=None, exclude=True)
     linux_configuration: LinuxConfiguration | None = None
     windows_configuration: WindowsConfiguration | None = None
+
+    NOT_READ = {"admin_password": None}
+
+    def unknown(self, path: str) -> Iterator[str]:
+        """Yields JSON paths of properties that have no effect locally.
+
+        A key's path has none where it is the administrator's own.
+        """
+        usual = f"/home/{self.admin_username}/.ssh/authorized_keys"
+        linux = self.linux_configuration
+        keys = linux.ssh.public_keys if linux and linux.ssh else []
+        as_here = {
+            f"{path}.linuxConfiguration.ssh.publicKeys[{index}].path"
+            for index, key in enumerate(keys)
+            if key.path == usual
+        }
+        yield from (found for found in super().unknown(path) if found not in as_here)
 
 
 class ImageReference(AzureModel):
@@ -264,6 +293,8 @@ class OSDisk(AzureModel):
         default=None, alias="diskSizeGB"
     )
 
+    NOT_READ = {"create_option": "FromImage", "caching": None}
+
 
 class DataDisk(AzureModel):
     """A data disk of each instance."""
@@ -275,6 +306,8 @@ class DataDisk(AzureModel):
         default=None, alias="diskSizeGB"
     )
     delete_option: Literal["Delete", "Detach"] | None = None
+
+    NOT_READ = {"name": None}
 
 
 class StorageProfile(AzureModel):
@@ -310,6 +343,8 @@ class Extension(AzureModel):
     provision_after_extensions: Annotated[list[str], Field(max_length=100)] = []
     force_update_tag: str | None = None
     suppress_failures: bool = False
+
+    NOT_READ = {"protected_settings_from_key_vault": None}
 
     @property
     def handler_name(self) -> str:

@@ -11,11 +11,20 @@ from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 from pytest_vmss.secrecy import mask, quote
 
-__all__ = ["Cluster", "check_service_fabric", "durability", "find_extension", "reads_setting"]
+__all__ = [
+    "Cluster",
+    "check_service_fabric",
+    "durability",
+    "find_extension",
+    "is_durable",
+    "reads_setting",
+]
 
 _PUBLISHER = "microsoft.azure.servicefabric"
 _TYPES = ("servicefabricnode", "servicefabriclinuxnode")
 _LEVELS = ("bronze", "silver", "gold")
+#: Levels whose clusters approve what is done to their nodes.
+_APPROVING = ("silver", "gold")
 
 
 class NodeType(AzureModel):
@@ -57,6 +66,16 @@ def reads_setting(extension: Extension, name: str) -> bool:
         (_PUBLISHER, kind) for kind in _TYPES
     }
     return not is_node or name.lower() in ("durabilitylevel", "nodetyperef")
+
+
+def is_durable(model: ScaleSetModel) -> bool:
+    """Whether a set is a node type of durability Silver or Gold.
+
+    Its cluster approves the upgrade of each update domain (I3), and needs no other health
+    source (C7).
+    """
+    found = find_extension(model)
+    return found is not None and durability(found[1]) in _APPROVING
 
 
 def check_service_fabric(model: ScaleSetModel, clusters: list[Cluster]) -> Iterator[ModelProblem]:

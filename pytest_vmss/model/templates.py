@@ -23,6 +23,7 @@ __all__ = [
     "CLUSTER",
     "LOAD_BALANCER",
     "SCALE_SET",
+    "STANDBY_POOL",
     "Expansion",
     "Parameters",
     "Supply",
@@ -35,9 +36,10 @@ SCALE_SET = "microsoft.compute/virtualmachinescalesets"
 EXTENSION = f"{SCALE_SET}/extensions"
 LOAD_BALANCER = "microsoft.network/loadbalancers"
 CLUSTER = "microsoft.servicefabric/clusters"
+STANDBY_POOL = "microsoft.standbypool/standbyvirtualmachinepools"
 #: What stands in the parameters files of Azure's quickstart templates for a value of one's own.
 _PLACEHOLDER = re.compile(r"GEN-(PASSWORD|GUID|UNIQUE)(?:-(\d{1,2}))?")
-_WANTED = frozenset({SCALE_SET, EXTENSION, LOAD_BALANCER, CLUSTER})
+_WANTED = frozenset({SCALE_SET, EXTENSION, LOAD_BALANCER, CLUSTER, STANDBY_POOL})
 
 #: A parameters file, ``name=value``, or an object of either form; or several of these.
 Parameters = str | Path | Mapping[str, Any] | SealedDocument | Sequence[Any]

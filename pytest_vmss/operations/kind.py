@@ -58,11 +58,12 @@ class Work(Protocol):
     def result(self) -> OutcomeRecord:
         """The instance's outcome record."""
 
-    def plan(self, new_disk: Callable[[], bool]) -> OutcomeRecord:
+    def plan(self, new_disk: Callable[[], bool], *, keep_power: bool = False) -> OutcomeRecord:
         """Plans the OS disks and the model to go from and to; the same after a resume.
 
         Args:
             new_disk: Whether the instance gets a new OS disk; called once, before the first step.
+            keep_power: Whether an instance that is stopped stays so.
         """
 
     def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:
@@ -114,6 +115,7 @@ class Kind(ABC):
         needs_machine: Whether it starts machines, so that their size and extensions must be
             known before the first is stopped.
         surges: Whether ``maxSurge`` applies to it.
+        by_zones: Whether it brings an image version to a region, zone after zone (D4).
         ends_others: The reason recorded when it ends an unfinished operation; empty if an
             unfinished operation is a conflict instead.
     """
@@ -121,6 +123,7 @@ class Kind(ABC):
     action: ClassVar[str]
     needs_machine: ClassVar[bool] = True
     surges: ClassVar[bool] = False
+    by_zones: ClassVar[bool] = False
     ends_others: ClassVar[str] = ""
 
     @classmethod

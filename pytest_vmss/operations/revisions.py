@@ -203,6 +203,8 @@ def register_scale_set(
     health_timeout: float | None,
     health_command: str | None = None,
     health_function: bool = False,
+    approver_url: str | None = None,
+    approver_function: bool = False,
 ) -> ScaleSetRecord:
     """Registers a new set.
 
@@ -213,6 +215,8 @@ def register_scale_set(
         health_timeout: Seconds to wait for health, in place of the lab's timeout.
         health_command: A command as custom health source (F4).
         health_function: Whether this process has a function as custom health source.
+        approver_url: The endpoint that approves update domains (I3).
+        approver_function: Whether a function of this process does.
 
     Raises:
         ConflictError: There is already a set of that name.
@@ -228,6 +232,8 @@ def register_scale_set(
         frontend=_frontend(environment, None, document),
         health_command=health_command,
         health_function=health_function,
+        approver_url=approver_url,
+        approver_function=approver_function,
         overrides={} if health_timeout is None else {"health": health_timeout},
         own_size=None if environment.own_size is None else astuple(environment.own_size),
         left_out=left_out_of(environment, model, None),
@@ -281,6 +287,7 @@ def _put_revision(
             model=document.model.full(),
             probe=None if document.probe is None else document.probe.full(),
             balancer=None if document.balancer is None else document.balancer.full(),
+            clusters=[cluster.full() for cluster in document.clusters],
         )
     )
     for warning in model_warnings(document.probe):

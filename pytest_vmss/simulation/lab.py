@@ -215,7 +215,7 @@ class SimulatedLab(Lab):
         machine = self.simulated.defined.get(domain)
         if machine is None or domain not in self.simulated.running or name in self.sick:
             return Observation(Health.UNHEALTHY, "sick")
-        behaviour = self.behaviours[self.simulated.image_of(machine)]
+        behaviour = self.behaviours.get(self.simulated.image_of(machine), Behaviour.GOOD)
         return Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
 
     def _simulate_file(self, domain: str, path: str) -> bytes | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -54,10 +54,22 @@ _R = TypeVar("_R", bound=Record)
 
 _AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
 
+#: The most parsed records that a store remembers.
+_REMEMBERED = 16_384
 
-@lru_cache(maxsize=16_384)
-def _parse(kind: type[_R], body: str) -> _R:
-    """Parses a record; cached, as records are immutable.
+#: What a transaction inside another one is: nothing of its own.
+_JOINED = nullcontext()
+
+
+class _Parsed(NamedTuple):
+    """A stored record's text, and the record that was parsed from it; both are immutable."""
+
+    body: SecretText
+    record: Record
+
+
+def _parse(kind: type[_R], body: SecretText) -> _R:
+    """Parses a record.
 
     Raises:
         LabError: It is not a record of this version.
@@ -78,7 +90,8 @@ def _code(error: BaseException) -> int | None:
     return None if code is None else code & 0xFF
 
 
-def _key(parts: Sequence[str | int]) -> str:
+@lru_cache(maxsize=_REMEMBERED)
+def _key(parts: tuple[str | int, ...]) -> str:
     """A key as text; numbers sort by their value."""
     return "".join(f"{part:06d}/" if isinstance(part, int) else f"{part}/" for part in parts)
 
@@ -101,6 +114,7 @@ class Store:
         self._owner: int | None = None
         self._process = os.getpid()
         self._closed = False
+        self._parsed: dict[tuple[str, str], _Parsed] = {}
         try:
             if not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -201,7 +215,7 @@ class Store:
         """
         self._require_own()
         if self.in_transaction:
-            return nullcontext()  # part of the transaction that this thread is in
+            return _JOINED  # part of the transaction that this thread is in
         return self._transaction()
 
     @contextmanager
@@ -277,13 +291,17 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Writes a record, replacing any with the same key."""
+        self._put(record)
+
+    def _put(self, record: Record) -> SecretText:
+        """Writes a record, and returns its stored form."""
+        body = SecretText(record.model_dump_json(), f"<a {record.kind}>")
         with self.transaction():
             self._write(
                 "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
-                record.kind,
-                _key(record.key),
-                SecretText(record.model_dump_json(), f"<a {record.kind}>"),
-            )
+                record.kind, _key(record.key), body,
+            )  # fmt: skip
+        return body
 
     def delete(self, record: Record) -> None:
         """Deletes a record."""
@@ -294,25 +312,58 @@ class Store:
 
     def get(self, kind: type[_R], *key: str | int) -> _R | None:
         """Returns the record with a key, or None."""
-        bodies = self._bodies(
-            "SELECT body FROM record WHERE kind = ? AND key = ?", kind.kind, _key(key)
+        found = self._records(
+            kind,
+            self._read(
+                "SELECT key, body FROM record WHERE kind = ? AND key = ?", kind.kind, _key(key)
+            ),
         )
-        return _parse(kind, bodies[0]) if bodies else None
+        return found[0] if found else None
 
     def select(self, kind: type[_R], *prefix: str | int) -> list[_R]:
         """Returns the records whose keys start with a prefix, ordered by key."""
         start = _key(prefix)
-        bodies = self._bodies(
-            "SELECT body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
-            kind.kind,
-            start,
-            start + _AFTER_ALL,
-        )
-        return [_parse(kind, body) for body in bodies]
+        return self._records(
+            kind,
+            self._read(
+                "SELECT key, body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
+                kind.kind, start, start + _AFTER_ALL,
+            ),
+        )  # fmt: skip
 
-    def _bodies(self, statement: str, *values: object) -> list[SecretText]:
-        """Returns stored records, wrapped so that no error shows their text: it holds secrets."""
-        return [SecretText(row[0], "<a record>") for row in self._read(statement, *values)]
+    def _records(self, kind: type[_R], rows: list[tuple[str, str]]) -> list[_R]:
+        """Returns the records of rows; only those that changed since the last time are parsed.
+
+        Args:
+            kind: Their kind.
+            rows: Their keys and stored forms. These hold secrets, so the list is emptied before
+                anything can fail: no error shows them.
+        """
+        name, remembered = kind.kind, self._parsed.get
+        known = [
+            entry.record
+            if (entry := remembered((name, key))) is not None and entry.body == body
+            else None
+            for key, body in rows
+        ]
+        if all(known):
+            return cast("list[_R]", known)
+        sealed = [(key, SecretText(body, f"<a {name}>")) for key, body in rows]
+        rows.clear()
+        return [
+            self._parse(kind, key, body) if record is None else cast("_R", record)
+            for record, (key, body) in zip(known, sealed, strict=True)
+        ]
+
+    def _parse(self, kind: type[_R], key: str, body: SecretText) -> _R:
+        record = _parse(kind, body)
+        self._remember(key, body, record)
+        return record
+
+    def _remember(self, key: str, body: SecretText, record: Record) -> None:
+        if len(self._parsed) >= _REMEMBERED:
+            self._parsed.clear()
+        self._parsed[record.kind, key] = _Parsed(body, record)
 
     def amend(self, record: _R, **changes: object) -> _R:
         """Changes fields of a record as it is stored now, and returns the result.
@@ -326,30 +377,34 @@ class Store:
             ValidationError: A value is invalid for its field; nothing was changed.
             TypeError: There is no such field; nothing was changed.
         """
-        if unknown := changes.keys() - type(record).model_fields.keys():
-            raise TypeError(f"the record {record.kind} has no fields {', '.join(sorted(unknown))}")
+        return self.change(type(record), *record.key, **changes)
+
+    def change(self, kind: type[_R], *key: str | int, **changes: object) -> _R:
+        """Changes fields of the record with a key; see :meth:`amend`."""
+        if unknown := changes.keys() - kind.model_fields.keys():
+            raise TypeError(f"the record {kind.kind} has no fields {', '.join(sorted(unknown))}")
         with self.transaction():
-            current = self.get(type(record), *record.key)
+            current = self.get(kind, *key)
             if current is None:
-                raise NotFoundError(f"the {record.kind} {'/'.join(map(str, record.key))} is gone")
-            changed = type(record).model_validate({**dict(current), **changes})
-            self.put(changed)
+                raise NotFoundError(f"the {kind.kind} {'/'.join(map(str, key))} is gone")
+            changed = kind.model_validate({**current.__dict__, **changes})
+            self._remember(_key(changed.key), self._put(changed), changed)
         return changed
 
     def intend(
         self, operation: str, scale_set: str, instance_id: int, phase: str, sequence: int, name: str
     ) -> StepRecord:
         """Journals that a step is about to start; an existing entry is reset."""
+        now = self._clock.now()
         with self.transaction():
             self._write(
                 "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
                 "ON CONFLICT DO UPDATE SET intended = excluded.intended, done = NULL, error = NULL",
-                operation, scale_set, instance_id, phase, sequence, name,
-                self._clock.now().isoformat(),
+                operation, scale_set, instance_id, phase, sequence, name, now.isoformat(),
             )  # fmt: skip
         return StepRecord(
             operation=operation, scale_set=scale_set, instance_id=instance_id, phase=phase,
-            sequence=sequence, name=name, intended=self._clock.now(),
+            sequence=sequence, name=name, intended=now,
         )  # fmt: skip
 
     def done(self, step: StepRecord, *, error: str | None = None) -> None:

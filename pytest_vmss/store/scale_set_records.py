@@ -32,6 +32,8 @@ class ScaleSetRecord(Record):
         own_size: The size of the lab's own that it was made in: name, vCPUs and MiB (A3).
         left_out: Names of extensions, in lower case, that are left out since nobody registered
             their handlers (P4).
+        approver_url: The endpoint that approves update domains of a Service Fabric set (I3).
+        approver_function: Whether a function of the suite does, in the process that defines it.
         repairs_suspended: When automatic repairs were suspended; None while they are not.
         repairs_changed: When that last changed, or an instance was last repaired.
     """
@@ -54,6 +56,8 @@ class ScaleSetRecord(Record):
     health_function: bool = False
     own_size: tuple[str, int, int] | None = None
     left_out: tuple[str, ...] = ()
+    approver_url: str | None = Field(default=None, repr=False)
+    approver_function: bool = False
     repairs_suspended: datetime | None = None
     repairs_changed: datetime | None = None
 
@@ -71,6 +75,7 @@ class ModelRecord(Record):
         model: The whole model, with secrets.
         probe: The load-balancer probe that it names.
         balancer: That load balancer.
+        clusters: The Service Fabric clusters that were given with it (C7).
     """
 
     kind: ClassVar[str] = "model"
@@ -81,6 +86,7 @@ class ModelRecord(Record):
     model: dict[str, Any] = Field(repr=False)
     probe: dict[str, Any] | None
     balancer: dict[str, Any] | None = None
+    clusters: list[dict[str, Any]] = Field(default_factory=list)
 
     @property
     def key(self) -> tuple[str | int, ...]:

@@ -14,7 +14,7 @@ from pytest_vmss.controller import loop
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import BalancerError, InterruptedOperationError, LabError, UpgradeError
-from pytest_vmss.operations import Kind
+from pytest_vmss.operations import Kind, Reimage, Restart
 from pytest_vmss.store import OperationRecord
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
@@ -74,6 +74,23 @@ def test_one_failed_start_is_told_once_to_whoever_waits_for_that_set(
     lab.publish("1.2.0")
     upgrades = one.wait_for_upgrade(timeout=1e6), other.wait_for_upgrade(timeout=1e6)
     assert [(upgrade.target, upgrade.completed) for upgrade in upgrades] == [("1.2.0", True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Restart([0]), "the restart of 'aaa' failed: OSError"),
+        (Reimage([0], started_by="Platform"), "the automatic reimage of 'aaa' failed: OSError"),
+        (None, "an automatic upgrade or repair of 'aaa' failed: OSError"),
+    ],
+)
+def test_a_failure_is_told_by_what_failed(lab: SimulatedLab, kind: Kind | None, told: str) -> None:
+    """Q1: not every failure in the background is an automatic upgrade's."""
+    start(lab, "aaa")
+    operation = None if kind is None else Engine(lab.environment, "aaa").open(kind)
+    lab.controller.failures.add("aaa", OSError(5, "Input/output error"), operation)
+    with pytest.raises(UpgradeError, match=told):
+        lab.controller.failures.check("aaa")
 
 
 @pytest.mark.usefixtures("no_retry")

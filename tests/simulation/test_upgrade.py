@@ -433,6 +433,24 @@ def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
     check_accounts(lab, web)
 
 
+@pytest.mark.parametrize("number", ["1.0.0", "0.9.0"])
+def test_a_model_of_another_image_is_upgraded_by_itself(lab: SimulatedLab, number: str) -> None:
+    """C3, C5: another definition's version is newer, whatever its number."""
+    web = lab.start_web(2)
+    path = lab.paths.folder / "other.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", path, "77M"], what="an image")
+    record = lab.gallery().publish("other", number, path)
+    lab.simulated.images[record.digest] = "1.0.0"
+    reference = {"id": IMAGE_ID.format(definition="other")}
+    web.update({"virtualMachineProfile": {"storageProfile": {"imageReference": reference}}})
+    assert lab.rollouts.why_not("web") == ""
+    lab.run_due()
+    assert {instance.generation.definition for instance in web} == {"other"}
+    assert {instance.generation.version for instance in web} == {number}
+    lab.run_due()
+    assert len(web.history()) == 1
+
+
 def test_the_same_number_of_another_image_is_another_target(lab: SimulatedLab) -> None:
     """C3, C5: gallery, definition and version are compared, never the number alone."""
     web = lab.start_web(2, automatic=False)

@@ -55,7 +55,9 @@ def test_what_az_vmss_show_prints() -> None:
     assert model.rolling_policy.pause_time_between_batches == timedelta(seconds=30)
     assert model.extensions[0].settings == {"commandToExecute": "echo", "properties": None}
     unknown = model.not_modelled()
-    assert "$.overprovision" in unknown
+    assert "$.platformFaultDomainCount" in unknown
+    assert "$.overprovision" not in unknown  # false: nothing is overprovisioned here
+    assert not {"$.id", "$.etag", "$.provisioningState", "$.uniqueId"} & set(unknown)
     assert "$.virtualMachineProfile.diagnosticsProfile" in unknown
     assert "$.hostGroup" not in unknown  # null is absent
     wire = model.wire()

@@ -105,6 +105,35 @@ def test_a_record_is_amended_as_it_stands_now(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_record_is_parsed_once_but_always_read(tmp_path: Path) -> None:
+    """M1, M4: what another process has written counts, and what was rolled back does not."""
+    store, other = (Store(tmp_path / "db", VirtualClock()) for _ in range(2))
+    store.put(definition("a"))
+    first = store.get(DefinitionRecord, "g", "a")
+    assert first is not None
+    assert store.get(DefinitionRecord, "g", "a") is first
+    assert store.select(DefinitionRecord)[0] is first
+    other.amend(first, offer="other")
+    assert store.get(DefinitionRecord, "g", "a") == first.model_copy(update={"offer": "other"})
+
+    def undone() -> None:
+        with store.transaction():
+            store.amend(first, offer="undone")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        undone()
+    seen = store.get(DefinitionRecord, "g", "a")
+    assert seen is not None
+    assert seen.offer == "other"
+    store.delete(first)
+    assert store.get(DefinitionRecord, "g", "a") is None
+    with pytest.raises(NotFoundError, match=r"the definition g/a is gone"):
+        store.change(DefinitionRecord, "g", "a", offer="new")
+    for each in (store, other):
+        each.close()
+
+
 def test_a_full_disk_is_a_clear_error_and_nothing_is_half_written(tmp_path: Path) -> None:
     """M1."""
     store = Store(tmp_path / "db", VirtualClock())

@@ -1,5 +1,7 @@
 """The main job on real VMs: one set, through a good version and three bad ones.
 
+The set is restored from a checkpoint, and passes what one that was booted passes (L1).
+
 The tests of this module share one set and run in the order of the file; each
 checks its own preconditions, so that one that failed shows itself only.
 """
@@ -8,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,6 +26,7 @@ from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.gallery import Gallery
 from pytest_vmss.guest import LinuxGuest
+from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.store import Outcome
 from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
@@ -31,7 +37,13 @@ SECRET = "correct-horse-battery-staple"
 
 
 @pytest.fixture(scope="module")
-def web(vmss: Lab, built: Callable[[str], Path]) -> Iterator[ScaleSet]:
+def drawn() -> list[str]:
+    """Random numbers of instances: of two that were saved, and of the same two restored."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def web(vmss: Lab, built: Callable[[str], Path], drawn: list[str]) -> Iterator[ScaleSet]:
     vmss.gallery("main-job").publish("web", "1.0.0", built("1.0.0"))
     model = web_model(capacity=2)
     profile = model["properties"]["virtualMachineProfile"]
@@ -48,9 +60,38 @@ def web(vmss: Lab, built: Callable[[str], Path]) -> Iterator[ScaleSet]:
             },
         }
     )
-    created = vmss.create(model, load_balancer=LOAD_BALANCER, health_timeout=15)
+    options: dict[str, Any] = {"load_balancer": LOAD_BALANCER, "health_timeout": 15}
+    saved = vmss.create(model, **options, pristine=True)
+    drawn.extend(random_numbers(saved))
+    saved.delete()
+    created = vmss.create(model, **options, pristine=True)
+    drawn.extend(random_numbers(created))
     yield created
     created.delete()
+
+
+def random_numbers(web: ScaleSet) -> list[str]:
+    """What each instance's kernel draws first after a restore."""
+    return [i.host.check_output("head -c 16 /dev/urandom | od -An -tx1") for i in web]
+
+
+def test_a_restored_set_is_current(web: ScaleSet, vmss: Lab, drawn: list[str]) -> None:
+    """L1: the same boot as was saved; clock, random numbers and connections of its own."""
+    operations = [record.action for record in web._engine.journal.operations()]
+    steps = {
+        step.phase
+        for record in web._engine.journal.operations()
+        for step in vmss.store.steps(record.id)
+    }
+    assert (operations, steps) == (["create"], {"restore"})
+    assert len(set(drawn)) == 4
+    for instance in web:
+        host = instance.host
+        assert host.check_output("cat /proc/sys/kernel/random/boot_id") == instance.boot_id
+        assert abs(int(host.check_output("date +%s")) - time.time()) < 5
+        assert host.check_output("systemctl is-system-running || true") in ("running", "degraded")
+        established = host.check_output("ss -Htn state established '( sport = :22 )'")
+        assert len(established.splitlines()) == 1  # none is left from before it was saved
 
 
 @pytest.fixture
@@ -187,26 +228,38 @@ def test_others_see_the_same(web: ScaleSet, vmss: Lab) -> None:
     """J3: the view of a set is in the store, for whoever opens it."""
     other = Lab(vmss.settings, vmss.paths.folder, vmss.identity)
     try:
-        seen = other.scale_set(web.name).instance_view()
-        assert [view["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
+        seen = other.scale_set(web.name).virtual_machines()
+        assert [view["lab"]["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
     finally:
         other.close()
 
 
 def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab) -> None:
-    """M5: 0600 in a 0700 folder; nothing in events, steps, process arguments."""
-    assert vmss.paths.folder.stat().st_mode & 0o777 == 0o700
-    for path in (vmss.paths.database, vmss.paths.key, web[0].os_disk, *web[0].data_disks.values()):
-        assert path.stat().st_mode & 0o777 == 0o600, path
+    """M5, R4: 0600 in a 0700 folder, but for QEMU's group; nothing in events, steps, arguments."""
+    account = QemuAccount.parse(vmss.identity.account)
+
+    def mode(path: Path) -> tuple[int, bool]:
+        """The owner's and the group's permissions, and whether the group is QEMU's."""
+        about = path.stat()
+        assert about.st_mode & 0o007 == 0, path
+        return about.st_mode & 0o770, account is not None and about.st_gid == account.gid
+
+    given = account is not None
+    assert mode(vmss.paths.folder) == ((0o710, True) if given else (0o700, False))
+    assert mode(vmss.paths.database) == mode(vmss.paths.key) == (0o600, False)
+    for path in (web[0].os_disk, *web[0].data_disks.values()):
+        assert mode(path) == ((0o660, True) if given else (0o600, False))
     for instance in web:
         seed = vmss.paths.seed("web", int(instance.instance_id), instance.generation.number)
-        assert seed.stat().st_mode & 0o777 == 0o600
+        assert mode(seed) == ((0o640, True) if given else (0o600, False))
     told = " ".join(event.message for event in vmss.store.events())
     told += " ".join(upgrade.explain() for upgrade in web.history())
     assert SECRET not in told
     for pid in qemu_processes(vmss.identity.id):
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
         assert SECRET not in line
+        owner = Path(f"/proc/{pid}").stat().st_uid
+        assert owner == (os.geteuid() if account is None else account.uid)
         assert "hostfwd=tcp:127." in line
 
 
