@@ -152,7 +152,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # The journal, and what is told.
     _mutant(
         "the outcome is told before the commit",
-        "engine/work.py",
+        "journal/work.py",
         "        self._journal.run_phase(self._timed(self.context), phase, steps, outcome=outcome)",
         "        self._journal.outcome(self.context, outcome)\n"
         "        self._journal.run_phase(self._timed(self.context), phase, steps)",
@@ -160,35 +160,35 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a resume begins a phase anew",
-        "engine/journal.py",
+        "journal/journal.py",
         "return {step.sequence for step in known if step.done is not None and step.error is None}",
         "return set()",
         _kills("upgrade of one", 5),
     ),
     _mutant(
         "a resume takes a step that failed for done",
-        "engine/journal.py",
+        "journal/journal.py",
         "if step.done is not None and step.error is None}",
         "if step.done is not None}",
         _faults("upgrade by hand", 97),
     ),
     _mutant(
         "a resume goes on with steps of another name",
-        "engine/journal.py",
+        "journal/journal.py",
         "step.sequence >= len(names) or names[step.sequence] != step.name",
         "step.sequence >= len(names)",
         _tests(f"{_HOST_FAULTS}::test_another_versions_journal_is_not_gone_on_with"),
     ),
     _mutant(
         "what a step found out is not written with its end",
-        "engine/journal.py",
+        "journal/journal.py",
         "            if conclude is not None:\n                conclude()\n",
         "",
         _tests(f"{_UPGRADE}::test_a_good_version_rolls_through"),
     ),
     _mutant(
         "an operation ends in the middle of an instance",
-        "engine/journal.py",
+        "journal/journal.py",
         "            raise self._interrupted(operation_id, action, error_summary(error)[1]) from error\n\n"
         "    @contextlib.contextmanager\n    def outside",
         '            self.end(operation_id, "Faulted", code="Failed", message=str(error))\n'
@@ -196,7 +196,7 @@ MUTANTS: tuple[Mutant, ...] = (
         _faults("upgrade by hand", 97),
         also=[
             Patch(
-                "engine/journal.py",
+                "journal/journal.py",
                 "            if unsettled := self.report(operation_id).unsettled:\n                raise",
                 "            if unsettled := []:\n                raise",
             )
@@ -211,7 +211,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "an instance that failed is told to be well",
-        "engine/work.py",
+        "journal/work.py",
         '                provisioning="Failed",\n',
         "",
         _tests(f"{_UPGRADE}::test_started_by_hand_there_is_no_rollback", _UPGRADE),
@@ -267,7 +267,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the deadline of an instance is ignored",
-        "engine/journal.py",
+        "journal/journal.py",
         "self._environment.clock.monotonic() > context.deadline:",
         "False:",
         _tests("tests/simulation/test_defects.py", "tests/simulation/test_rollout.py"),

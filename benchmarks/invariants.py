@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.effects import Effect
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 
@@ -44,7 +44,7 @@ def serving(lab: SimulatedLab, web: str = "web") -> set[str]:
         found |= {
             name
             for name, in_service in balancer.members.items()
-            if in_service and name.startswith(f"{web}_") and lab._probe(name).healthy
+            if in_service and name.startswith(f"{web}_") and lab.probe(name).healthy
         }
     return found
 

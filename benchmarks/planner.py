@@ -26,7 +26,6 @@ _LIMIT_S = 5.0
 def upgrade(instances: int, folder: Path) -> tuple[float, int]:
     """CPU seconds of one whole upgrade, and its number of batches."""
     lab = SimulatedLab.session(Settings(state_dir=folder, cache_dir=folder / "cache"))
-    lab.begin()
     try:
         body = web_model(capacity=instances)
         body["properties"]["singlePlacementGroup"] = instances <= 100

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.operations import MakeCheckpoint, Replace
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
@@ -248,9 +248,7 @@ class Stage:
         return self._state
 
     def _open(self, seed: int) -> SimulatedLab:
-        lab = SimulatedLab.open(self._settings, _LAB)
-        lab.begin(seed)
-        return lab
+        return SimulatedLab.open(self._settings, _LAB, seed=seed)
 
     def lay(self) -> None:
         """Puts all files as they were at the beginning; no lab may be open."""

@@ -16,7 +16,7 @@ from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_result, wait_fixed
+from tenacity import RetryCallState, Retrying, retry_if_result
 
 from pytest_vmss.errors import WaitTimeoutError
 
@@ -36,6 +36,8 @@ _I = TypeVar("_I")
 _T = TypeVar("_T")
 
 _MOST_THREADS = 32
+#: The shortest sleep between two probes, in seconds.
+_LEAST_S = 0.001
 
 
 class Clock(Protocol):
@@ -215,10 +217,13 @@ def wait_for(
     Raises:
         WaitTimeoutError: The timeout was reached.
     """
-    start = clock.monotonic()
+    end = clock.monotonic() + timeout
 
     def is_late(_: RetryCallState) -> bool:
-        return clock.monotonic() - start >= timeout
+        return clock.monotonic() >= end
+
+    def until_next(_: RetryCallState | None) -> float:
+        return max(min(interval, end - clock.monotonic()), _LEAST_S)
 
     def give_up(_: RetryCallState) -> None:
         raise WaitTimeoutError(what, timeout=timeout, last=describe())
@@ -227,10 +232,10 @@ def wait_for(
     if answer is not None:
         return answer
     if timeout > 0:
-        clock.sleep(interval)
+        clock.sleep(until_next(None))
     answer = Retrying(
         retry=retry_if_result(lambda value: value is None),
-        wait=wait_fixed(interval),
+        wait=until_next,
         stop=is_late,
         sleep=clock.sleep,
         retry_error_callback=give_up,

@@ -6,16 +6,17 @@ suites which do not use the plugin pay next to nothing for it (L1).
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import reprlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import pytest
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["gallery", "scale_set", "vmss"]
 
+_T = TypeVar("_T")
+
 _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: Sets that could not be deleted, and why.
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
@@ -45,26 +48,37 @@ _MARKER = (
 )
 
 
-def _whole(text: str) -> int:
-    """Parses a whole number above 0.
-
-    Raises:
-        ValueError: It is not one; argparse reports it.
-    """
-    if (number := int(text)) < 1:
-        raise ValueError(text)
-    return number
-
-
 def _factor(text: str) -> float:
-    """Parses a number above 0 and up to 1000.
+    """Parses a multiplier of timeouts."""
+    from pytest_vmss.settings import check_factor
+
+    return _checked(float, text, check_factor)
+
+
+def _gib(text: str) -> int:
+    """Parses a number of GiB."""
+    from pytest_vmss.settings import check_gib
+
+    return _checked(int, text, lambda value: check_gib(value, "in GiB"))
+
+
+def _checked(parse: Callable[[str], _T], text: str, check: Callable[[object], None]) -> _T:
+    """Parses an option's value, and checks it as the settings do.
 
     Raises:
-        ValueError: It is not one; argparse reports it.
+        argparse.ArgumentTypeError: It is refused.
     """
-    if not 0 < (number := float(text)) <= 1000:
-        raise ValueError(text)
-    return number
+    from pytest_vmss.errors import LabError
+
+    try:
+        value: _T | str = parse(text)
+    except ValueError:
+        value = text
+    try:
+        check(value)
+    except LabError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+    return cast("_T", value)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -132,13 +146,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--vmss-max-image-gib",
-        type=_whole,
+        type=_gib,
         metavar="GIB",
         help="largest disk that an image may have for a guest (VMSS_MAX_IMAGE_GIB; 4095)",
     )
     group.addoption(
         "--vmss-max-image-file-gib",
-        type=_whole,
+        type=_gib,
         metavar="GIB",
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )

@@ -22,6 +22,8 @@ __all__ = [
     "Settings",
     "Timeouts",
     "UnknownExtensions",
+    "check_factor",
+    "check_gib",
     "default_guest_network",
     "former_state_dir",
 ]
@@ -272,9 +274,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Rejects values that would make a wait endless or a machine impossible."""
         self._check_choices()
-        factor = self.timeout_factor
-        if factor is not None and not (_is_number(factor) and 0 < factor <= _LARGEST_FACTOR):
-            _refuse("timeout_factor", f"a number above 0, up to {_LARGEST_FACTOR:.0f}", factor)
+        if self.timeout_factor is not None:
+            check_factor(self.timeout_factor)
         _check_timeouts(self.timeouts)
         for name in ("keep", "degraded_is_fatal"):
             _check_flag(name, getattr(self, name))
@@ -284,8 +285,7 @@ class Settings:
         _check_range("rollout_delay", self.rollout_delay)
         limits = {f"images.{name}": limit for name, limit in vars(self.images).items()}
         for name, limit in {**limits, "checkpoints_gib": self.checkpoints_gib}.items():
-            if not _is_whole(limit) or not 1 <= limit <= _MOST_GIB:
-                _refuse(name, f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
+            check_gib(limit, name)
         for name, size in self.sizes.items():
             _check_size(name, size)
 
@@ -298,6 +298,26 @@ class Settings:
             _refuse("unknown_extensions", "refuse or skip", self.unknown_extensions)
         if self.size is not None and not isinstance(self.size, str):
             _refuse("size", "the name of a VM size", self.size)
+
+
+def check_factor(factor: object, name: str = "timeout_factor") -> None:
+    """Checks a multiplier of timeouts.
+
+    Raises:
+        LabError: It is not a number, or makes a wait endless.
+    """
+    if not _is_number(factor) or not 0 < cast("float", factor) <= _LARGEST_FACTOR:
+        _refuse(name, f"a number above 0, up to {_LARGEST_FACTOR:.0f}", factor)
+
+
+def check_gib(limit: object, name: str) -> None:
+    """Checks a number of GiB.
+
+    Raises:
+        LabError: It is not a whole number, or not above 0.
+    """
+    if not _is_whole(limit) or not 1 <= cast("int", limit) <= _MOST_GIB:
+        _refuse(name, f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
 
 
 def _refuse(name: str, expected: str, given: object) -> NoReturn:

@@ -3,74 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import socket
-import stat
 from collections.abc import Sequence
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Literal, Self
+from functools import cached_property
+from typing import Self
 
 from pytest_vmss.api.announcement import announce
+from pytest_vmss.api.backends import LocalBackends
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
 from pytest_vmss.api.scale_set import ScaleSet, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
-from pytest_vmss.clock import SystemClock
+from pytest_vmss.clock import Clock, SystemClock
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.preflight import reach
-from pytest_vmss.engine.report import OperationReport
-from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import (
     ConflictError,
-    HypervisorError,
     LabError,
 )
-from pytest_vmss.file_server.blobs import Blobs, names_server
-from pytest_vmss.gallery import Gallery, ImageStore
-from pytest_vmss.guest import Check, LinuxGuest, SshAccess
-from pytest_vmss.guest.agent import guest_time, read_file, within
-from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.console_log import LogKeeper
-from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.file_server.blobs import Blobs
+from pytest_vmss.gallery import DEFAULT_GALLERY, Gallery, ImageStore
+from pytest_vmss.guest import Check
 from pytest_vmss.guest.keys import lab_key
-from pytest_vmss.health import (
-    Observation,
-    RollingUpgradeMetrics,
-    parse_custom_metrics,
-    probe_once,
-    read_report,
-)
-from pytest_vmss.host.capacity import check_capacity
-from pytest_vmss.host.locks import Lock, wait_for_lock
-from pytest_vmss.host.ownership import require_own, require_trusted
-from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
-from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.hypervisor import Hypervisor
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.labs.identity import (
-    LabIdentity,
     LabNetworks,
     find_lab,
-    labs_folder,
-    networks_folder,
-    open_hypervisor,
-    read_identity,
-    write_identity,
 )
-from pytest_vmss.labs.removal import remove_files, remove_machines, remove_unfinished
-from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
+from pytest_vmss.labs.place import LabPlace, open_place, session_paths
+from pytest_vmss.labs.removal import remove_machines
 from pytest_vmss.model import (
-    ApplicationHealthSettings,
     Approver,
-    Health,
     Parameters,
-    Probe,
     Source,
     Supply,
     VmSize,
-    application_health,
     find_size,
     load_document,
     nearest_sizes,
@@ -92,68 +60,80 @@ from pytest_vmss.operations.revisions import check_document
 from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.settings import GIB, Settings
 from pytest_vmss.store import (
-    GenerationRecord,
-    InstanceRecord,
-    ModelRecord,
     OperationRecord,
     ScaleSetRecord,
     Store,
 )
-from pytest_vmss.store.queries import instances_of
 from pytest_vmss.untrusted import listed
 
 __all__ = ["DEFAULT_LAB", "Lab", "own_size"]
 
 #: The lab that is used when none is named.
 DEFAULT_LAB = "default"
-_AS_ROOT = "QEMU runs as root"
-_SSH_PORT = 22
-_PROBE_TIMEOUT = 5.0
-#: Seconds to read a report of the Application Health extension over the guest agent.
-_REPORT_S = 10.0
-#: Seconds to wait for another process that is creating, opening or removing the lab.
-_DOOR_LIMIT = 120.0
-#: Seconds to wait for other processes to close a lasting lab that is to be removed.
-_ALONE_LIMIT = 1.0
 
 
 class Lab:
     """One state directory with its gallery, scale sets and journal.
 
-    Use :meth:`open` or :meth:`session`. A process that has the lab open holds a shared lock on
-    it; a forked child must open it again.
+    Use :meth:`open` or :meth:`session`. The constructor is the one place where the parts of a
+    lab are put together.
+
+    Args:
+        place: The lab's folder, open in this process.
+        clock: The clock of all waits and records; the host's by default.
+        store: The lab's database, on that clock.
+        backends: The hypervisor, guests and load balancers; those of this host by default.
 
     Raises:
         LabError: Its database cannot be used.
-        ConflictError: Another process is removing it.
-        OSError: Its lock file cannot be created.
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, identity: LabIdentity, *, in_use: Lock | None = None
+        self,
+        place: LabPlace,
+        *,
+        clock: Clock | None = None,
+        store: Store | None = None,
+        backends: LocalBackends | None = None,
     ) -> None:
-        self.settings = settings
-        self.identity = identity
-        self.paths = LabPaths(folder)
-        self._in_use = in_use or _use(self.paths)
-        self._is_maker = False
-        self._is_closed = False
-        self._process = os.getpid()
-        self.clock = SystemClock()
-        try:
-            self.store = Store(self.paths.database, self.clock)
-        except BaseException:
-            self._in_use.release()
-            raise
+        self._place = place
+        self.settings, self.paths, self.identity = place.settings, place.paths, place.identity
+        self.clock = clock or SystemClock()
+        self.store = store or Store(self.paths.database, self.clock)
+        self.backends = backends or LocalBackends(place, self.store, self.clock)
         self.images = ImageStore(
             self.paths.images,
             self.store,
             self.clock,
             on_publish=lambda _: self.wake(),
-            limits=settings.images,
+            limits=self.settings.images,
         )
-        self.networks = LabNetworks(networks_folder(settings), folder.name, identity, self.store)
-        self._consoles = LogKeeper(self.paths.sets)
+        self.environment = Environment(
+            lab_id=self.identity.id,
+            program=_program(self.paths.folder.name),
+            store=self.store,
+            clock=self.clock,
+            connect=self.backends.connect,
+            images=self.images,
+            paths=self.paths,
+            base_timeouts=self.settings.timeouts,
+            lab_key=lab_key(self.paths.key),
+            make_guest=self.backends.make_guest,
+            probe=self.backends.probe,
+            sizes=self.settings.sizes,
+            own_size=own_size(self.settings),
+            unknown_extensions=self.settings.unknown_extensions,
+            health_report=self.backends.health_report,
+            metrics=self.backends.metrics,
+            reach=self.backends.reach,
+            degraded_is_fatal=self.settings.degraded_is_fatal,
+            guest_network=self.settings.guest_network,
+            serve_files=self.backends.serve_files,
+            free_addresses=self.networks.free_addresses,
+            make_balancer=self.backends.make_balancer,
+            check_room=self.backends.check_room,
+        )
+        self._is_closed = False
         self._sets: dict[str, ScaleSet] = {}
 
     @classmethod
@@ -169,8 +149,9 @@ class Lab:
             ConflictError: Another process is creating or removing it, and does not finish.
             CapacityError: All loopback networks of the host are claimed.
         """
+        own_size(settings)  # refused before anything is made
         settings, paths = find_lab(settings, name)
-        return cls._at(settings, paths.folder, "lasting")
+        return open_place(settings, paths, "lasting", cls)
 
     @classmethod
     def session(cls, settings: Settings) -> Self:
@@ -180,130 +161,18 @@ class Lab:
             LabError: Its folder cannot be used.
             CapacityError: All loopback networks of the host are claimed.
         """
-        lab = cls._at(settings, labs_folder(settings) / f"s{secrets.token_hex(3)}", "session")
-        lab._is_maker = True
-        return lab
-
-    @classmethod
-    def _at(cls, settings: Settings, folder: Path, kind: Literal["session", "lasting"]) -> Self:
-        paths = LabPaths(folder)
         own_size(settings)  # refused before anything is made
-        try:
-            _require_own(settings, paths)
-            with _door(paths):
-                return cls._enter(settings, paths, kind)
-        except (OSError, ValueError, TypeError) as error:
-            raise LabError(
-                f"the lab's folder {folder} cannot be used: {error}; "
-                "use another state directory (VMSS_STATE_DIR)"
-            ) from error
+        return open_place(settings, session_paths(settings), "session", cls)
 
-    @classmethod
-    def _enter(
-        cls, settings: Settings, paths: LabPaths, kind: Literal["session", "lasting"]
-    ) -> Self:
-        """Opens the lab, or creates it; called with the lab's door locked."""
-        require_own(
-            paths.folder, paths.key, paths.database, paths.run, paths.sets, paths.locks,
-            paths.images, paths.blobs, paths.blobs / ".key",
-        )  # fmt: skip
-        if paths.identity.exists() and (ending := read_identity(paths)).ending:
-            remove_files(settings, paths, ending)  # the removal was killed
-        remove_unfinished(settings, paths)
-        in_use = _use(paths)
-        try:
-            paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _close_to_others(paths.folder)
-            for below in (paths.run, paths.sets, paths.locks):
-                below.mkdir(exist_ok=True, mode=0o700)
-            if not paths.identity.exists():
-                write_identity(settings, paths, kind)
-            elif not paths.database.exists() and any(paths.sets.iterdir()):
-                raise LabError(
-                    f"the lab {paths.folder.name} has scale sets under {paths.sets}, and its "
-                    f"database {paths.database} is gone; bring it back, or use another lab"
-                )
-            identity = read_identity(paths)
-            lab_key(paths.key)
-            return cls(settings, paths.folder, identity, in_use=in_use)
-        except BaseException:
-            in_use.release()
-            with contextlib.suppress(OSError, LabError, ConflictError):  # else `vmss reap` does it
-                remove_unfinished(settings, paths)
-            raise
+    @property
+    def networks(self) -> LabNetworks:
+        """The lab's loopback networks."""
+        return self.backends.networks
 
-    # The environment of operations.
-
-    @cached_property
-    def environment(self) -> Environment:
-        """The stores and backends that operations use."""
-        return Environment(
-            lab_id=self.identity.id,
-            program=_program(self.paths.folder.name),
-            store=self.store,
-            clock=self.clock,
-            connect=self._connect,
-            images=self.images,
-            paths=self.paths,
-            base_timeouts=self.settings.timeouts,
-            lab_key=lab_key(self.paths.key),
-            make_guest=self.make_guest,
-            probe=_probe,
-            sizes=self.settings.sizes,
-            own_size=own_size(self.settings),
-            unknown_extensions=self.settings.unknown_extensions,
-            health_report=self._health_report,
-            metrics=self._metrics,
-            reach=partial(reach, own_port=lambda: self.blobs.port),
-            degraded_is_fatal=self.settings.degraded_is_fatal,
-            guest_network=self.settings.guest_network,
-            serve_files=self._serve_files,
-            free_addresses=self.networks.free_addresses,
-            make_balancer=self._make_balancer,
-            require_room=self._require_room,
-        )
-
-    def _health_report(
-        self, context: InstanceContext, settings: ApplicationHealthSettings
-    ) -> Observation:
-        """F3: reads the extension's report over the guest agent, which needs no network."""
-        ask = within(partial(self.environment.hypervisor.agent, context.domain), _REPORT_S)
-        try:
-            return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
-        except HypervisorError as error:
-            return Observation(Health.UNKNOWN, f"it reports nothing: {error.message}")
-
-    def _metrics(self, context: InstanceContext) -> RollingUpgradeMetrics:
-        settings = application_health(context.revision(context.record.revision).model)
-        if settings is None:
-            return RollingUpgradeMetrics()
-        return parse_custom_metrics(
-            self.environment.health_report(context, settings).custom_metrics
-        )
-
-    @cached_property
+    @property
     def blobs(self) -> Blobs:
         """Files for guests to download, with tokens that expire (H5)."""
-        return Blobs(self.paths.blobs, self.store, self.environment.clock)
-
-    def _serve_files(self, scale_set: str) -> None:
-        """H5: starts the file server; fails only for a set whose models use it."""
-        port = self.blobs.port
-        if port is None:
-            return
-        record = self.environment.set_record(scale_set)
-        instances = instances_of(self.store, record.name)
-        numbers = {record.revision, *(instance.revision for instance in instances)}
-        models = [self.store.get(ModelRecord, record.unique_id, n) for n in numbers]
-        self.blobs.serve_if_used(
-            needed=any(names_server(entry.model, port) for entry in models if entry is not None)
-        )
-
-    def _require_balancer(self) -> None:
-        HAProxy(self.paths.balancer("any-other-set"), []).require()
-
-    def _make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
-        return HAProxy(self.paths.balancer(record.unique_id), rules)
+        return self.backends.blobs
 
     @cached_property
     def controller(self) -> Controller:
@@ -330,62 +199,9 @@ class Lab:
         """
         return self.environment.hypervisor
 
-    def _connect(self) -> Hypervisor:
-        hypervisor = open_hypervisor(self.settings, self.identity)
-        self._consoles.start()
-        if os.geteuid() == 0 and not self.identity.account:
-            self._tell_as_root()
-        return hypervisor
-
-    def _tell_as_root(self) -> None:
-        """Records once that the lab's QEMU runs as root, and why (R4)."""
-        if any(event.message.startswith(_AS_ROOT) for event in self.store.events()):
-            return
-        chosen = choose_account(self.settings.state_dir)
-        why = f"{chosen.reason}: {chosen.mend}" if chosen.reason else "the lab was made so"
-        self.store.event("", "warning", f"{_AS_ROOT}, since {why}")
-
-    def _require_room(self, count: int, size: VmSize) -> None:
-        check_capacity(
-            count,
-            size.memory_mib,
-            accelerator=self.hypervisor.accelerator,
-            folder=self.paths.folder,
-            what=f"room for {count} of {size.name}",
-        )
-
-    def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> LinuxGuest:
-        """The guest of a generation, over SSH."""
-        record, machine = context.record, context.machine(generation.number)
-        model = context.revision(generation.revision).model
-        hypervisor = self.environment.hypervisor
-        return LinuxGuest(
-            context.name,
-            access=SshAccess(
-                address=record.address,
-                port=record.forwards[_SSH_PORT],
-                user=model.virtual_machine_profile.os_profile.admin_username,
-                key=context.ssh_key(generation),
-                host_key=generation.host_key,
-            ),
-            console=Console(machine.console, generation.console_from),
-            timeouts=lambda: context.timeouts,
-            clock=self.clock,
-            power_state=lambda: hypervisor.state(context.domain),
-            agent_connected=lambda: hypervisor.agent_connected(context.domain),
-            factor=hypervisor.slow_factor,
-            files_port=lambda: self.blobs.port,
-            dial_files=self._dial_files,
-            ask=partial(hypervisor.agent, context.domain),
-        )
-
-    def _dial_files(self) -> socket.socket:
-        """Connects to the lab's file server, which authenticates itself on the connection."""
-        return self.blobs.dial()
-
     # Galleries.
 
-    def gallery(self, name: str = "gallery") -> Gallery:
+    def gallery(self, name: str = DEFAULT_GALLERY) -> Gallery:
         """A gallery by name."""
         check_text(name, "name")
         return self.images.gallery(name)
@@ -469,8 +285,8 @@ class Lab:
         version = check_document(self.environment, document)
         announce(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
-            self._require_balancer()
-        self.environment.require_room(model.sku.capacity, self.environment.size_of(model))
+            self.backends.require_balancer()
+        self.environment.require_room(model.sku.capacity, model)
         with contextlib.ExitStack() as making:
             sought = (
                 making.enter_context(self._checkpoints.sought(document, version))
@@ -576,14 +392,13 @@ class Lab:
             return
         self._is_closed = True
         with contextlib.ExitStack() as ends:  # each is closed, even if another fails
-            if not self._is_maker:
-                ends.callback(self._in_use.release)
+            ends.callback(self._place.leave)
             ends.callback(self.store.close)
             ends.callback(self.environment.close)
-            ends.callback(self._consoles.close)
+            ends.callback(self.backends.close_consoles)
             for scale_set in self._sets.values():
                 ends.callback(scale_set.close)
-            ends.callback(self.blobs.close)
+            ends.callback(self.backends.close_files)
             ends.callback(self.controller.close)
             ends.callback(self.clock.close)
 
@@ -598,99 +413,15 @@ class Lab:
                 process is a forked child of the one that opened the lab.
             ConflictError: Another process has this lasting lab open; nothing was changed.
         """
-        if self._process != os.getpid():
-            raise LabError(
-                f"the lab {self.paths.folder.name} was opened by the process {self._process}, of "
-                f"which this one ({os.getpid()}) is a fork: it is not this one's to remove"
-            )
-        try:
-            with _door(self.paths):
-                self._require_alone()
-                self.clock.close()
-                try:
-                    self.controller.close()
-                    remove_machines(self.paths, self.identity, lambda: self.hypervisor)
-                finally:
-                    # A lab is removed even if its records cannot be read.
-                    with contextlib.suppress(LabError):
-                        self.close()
-                if self.paths.identity.exists():
-                    remove_files(self.settings, self.paths, self.identity)
-                else:
-                    remove_unfinished(self.settings, self.paths)
-        except OSError as error:
-            raise LabError(
-                f"the lab {self.paths.folder.name} cannot be removed: {error}; mend that, then "
-                "try again"
-            ) from error
-        self._in_use.release()
-
-    def _require_alone(self) -> None:
-        """Raises if other processes have a lasting lab open; a session's lab is removed anyway."""
-        if self.identity.kind == "session":
-            return
-        self._in_use.release()
-        try:
-            # A program that this process has just started closes its copy of the lock soon.
-            self._in_use = wait_for_lock(
-                self.paths.in_use, what="has it open", timeout=_ALONE_LIMIT
-            )
-        except ConflictError as error:
-            self._in_use = _use(self.paths)
-            raise ConflictError(
-                f"another process has the lab {self.paths.folder.name} open "
-                f"(`fuser -v {self.paths.in_use}` tells which); end it, and try again"
-            ) from error
-
-
-def _require_own(settings: Settings, paths: LabPaths) -> None:
-    """Creates the folders that labs trust, and checks that no other account can write them (M5).
-
-    Raises:
-        OSError: Another account can, or the folders cannot be created.
-    """
-    shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
-    require_trusted(settings.state_dir)
-    if not settings.state_dir.is_dir():
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _open_to_qemu(settings.state_dir)
-    for folder in shared:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    require_trusted(settings.state_dir)
-    require_own(*shared, settings.state_dir / PROCESS_ROOTS)
-    _open_to_qemu(labs_folder(settings))
-
-
-def _open_to_qemu(folder: Path) -> None:
-    """Lets QEMU's account pass through a folder of root's; nobody else can list it (R4)."""
-    if os.geteuid() == 0:
-        folder.chmod(0o711)
-
-
-def _close_to_others(folder: Path) -> None:
-    """Makes a lab's folder private, but for QEMU's group, which may enter it (R4)."""
-    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & 0o710 | 0o700)
-
-
-def _door(paths: LabPaths) -> Lock:
-    """Waits for the lab's door lock, which serialises creating, opening and removing it."""
-    return wait_for_lock(
-        paths.door, what=f"makes, opens or removes the lab {paths.folder.name}", timeout=_DOOR_LIMIT
-    )
-
-
-def _use(paths: LabPaths) -> Lock:
-    """Takes the shared lock that marks the lab as open in this process."""
-    return wait_for_lock(
-        paths.in_use,
-        what=f"removes the lab {paths.folder.name}",
-        timeout=_DOOR_LIMIT,
-        shared=True,
-    )
-
-
-def _probe(probe: Probe, record: InstanceRecord) -> Observation:
-    return probe_once(probe, record.address, record.forwards[probe.port], timeout=_PROBE_TIMEOUT)
+        with self._place.removal():
+            self.clock.close()
+            try:
+                self.controller.close()
+                remove_machines(self.paths, self.identity, lambda: self.hypervisor)
+            finally:
+                # A lab is removed even if its records cannot be read.
+                with contextlib.suppress(LabError):
+                    self.close()
 
 
 def own_size(settings: Settings) -> VmSize | None:

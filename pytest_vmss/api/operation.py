@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import ConflictError, NotFoundError
 from pytest_vmss.host.locks import is_locked
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
 
 __all__ = ["UNPROVEN", "Operation", "Upgrade", "stages_of"]
@@ -132,8 +132,7 @@ class Operation:
     @property
     def events(self) -> list[EventRecord]:
         """All its events, oldest first (J4)."""
-        events = self._environment.store.events(scale_set=self._scale_set)
-        return [event for event in events if event.operation == self.id]
+        return self._environment.store.events(scale_set=self._scale_set, operation=self.id)
 
     def explain(self) -> str:
         """Explains what happened and why, for an assertion's message."""

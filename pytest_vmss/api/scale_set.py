@@ -17,7 +17,6 @@ from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
@@ -32,6 +31,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import (
     Approver,
     Parameters,
@@ -636,8 +636,7 @@ class ScaleSet:
             ConflictError: Another operation is in progress; nothing was changed.
             ProvisioningError: It failed on an instance.
         """
-        images = self._environment.images
-        version = images.resolve(images.address_of(self.model.image_reference))
+        version = self._environment.images.version_for(self.model.image_reference)
         return self._perform(
             ids,
             lambda chosen, skipped: UpdateInstances(chosen, skipped, version=version),

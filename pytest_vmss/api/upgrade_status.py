@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pytest_vmss.api.instance_view import azure_time, shown_tags
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model.resource_ids import image_reference_of, scale_set_id
 from pytest_vmss.store import ErrorRecord, OperationRecord, Outcome
 

@@ -22,6 +22,7 @@ from pytest_vmss.cli.base import (
     read_custom_data,
     run_due,
 )
+from pytest_vmss.guest import SSH_PORT
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
 from pytest_vmss.report import LiveView, instance_table, say
@@ -158,7 +159,7 @@ def ssh(name: str, instance_id: int, command: tuple[str, ...]) -> None:
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         instance = find_instance(scale_set, instance_id)
-        address, port = instance.address(22)
+        address, port = instance.address(SSH_PORT)
         known = lab.paths.instance(scale_set.name, instance_id) / "known_hosts"
         known.write_text(f"[{address}]:{port} {instance.generation.host_key}\n")
         user = scale_set.model.virtual_machine_profile.os_profile.admin_username

@@ -146,7 +146,8 @@ class Controller:
         Raises:
             NotFoundError: There is no version.
         """
-        return self._environment.images.resolve(self.rollouts.address(name))
+        model = self._environment.revisions.current(name).model
+        return self._environment.images.version_for(model.image_reference)
 
     # Automatic upgrades and repairs.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from pytest_vmss.controller.moments import Moments
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, NotFoundError
 from pytest_vmss.health import Observation
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import AutomaticRepairsPolicy, Health
 from pytest_vmss.operations import Kind, Reimage, Replace, Restart
 from pytest_vmss.store import InstanceRecord, ScaleSetRecord
@@ -146,16 +146,15 @@ class Repairs:
         """The operation that repairs instances, by the policy and the host's capacity."""
         wanted = self.policy.repair_action
         if wanted == "Replace":
-            images = self._environment.images
             model = self._environment.revisions.current(self._engine.name).model
             try:
-                self._environment.require_room(len(ids), self._environment.size_of(model))
+                self._environment.require_room(len(ids), model)
             except CapacityError as error:
                 self._environment.store.event(
                     self._engine.name, "warning", f"Reimage, not Replace: {error.message}"
                 )
             else:
-                version = images.resolve(images.address_of(model.image_reference))
+                version = self._environment.images.version_for(model.image_reference)
                 return Replace(ids, version, started_by="Platform")
         kind = Restart if wanted == "Restart" else Reimage
         return kind(ids, started_by="Platform")

@@ -10,11 +10,10 @@ from functools import partial
 
 from pytest_vmss.controller.moments import Moments
 from pytest_vmss.controller.preconditions import Preconditions
-from pytest_vmss.engine.journal import Journal
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
-from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.gallery.gallery import version_key
+from pytest_vmss.journal.journal import Journal
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
     GenerationRecord,
@@ -54,11 +53,6 @@ class Rollouts:
         self._settings = settings
         self._moments = Moments(lambda: environment.clock)
         self._preconditions = Preconditions(environment)
-
-    def address(self, name: str) -> ImageAddress:
-        """The address of the image that a set's model refers to."""
-        reference = self._environment.revisions.current(name).model.image_reference
-        return self._environment.images.address_of(reference)
 
     def due(
         self,
@@ -129,7 +123,7 @@ class Rollouts:
         if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
             return "enableAutomaticOSUpgrade is not true in its model"
         try:
-            target = self._environment.images.resolve(self.address(name))
+            target = self._environment.images.version_for(model.image_reference)
         except NotFoundError as error:
             return error.message
         instances = instances_of(self._environment.store, name)

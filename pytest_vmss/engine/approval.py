@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from pytest_vmss.clock import Interrupted
 from pytest_vmss.concurrency import bounded
-from pytest_vmss.engine.journal import Journal
 from pytest_vmss.engine.planner import Stop
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError, error_text, is_host_trouble
 from pytest_vmss.host.http import post_json
+from pytest_vmss.journal.journal import Journal
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import RepairTask, ScaleSetModel, is_durable
 from pytest_vmss.store import InstanceRecord, OperationRecord, Outcome, RepairTaskRecord
 from pytest_vmss.store.queries import instances_of

@@ -15,8 +15,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pytest_vmss.clock import Stopped, stoppable
-from pytest_vmss.engine.journal import Journal
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.engine.rollout import Rollout, allocate_replacements
 from pytest_vmss.engine.work import Worker
 from pytest_vmss.environment.environment import Environment
@@ -26,6 +24,8 @@ from pytest_vmss.errors import (
     LabError,
     NotFoundError,
 )
+from pytest_vmss.journal.journal import Journal
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.operations import DeleteScaleSet, Kind
 from pytest_vmss.operations.scale import scaling_to
 from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, ModelRecord, ScaleSetRecord

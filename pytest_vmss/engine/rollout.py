@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pytest_vmss.clock import run_concurrently
+from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.engine import planner
 from pytest_vmss.engine.approval import Approvals
-from pytest_vmss.engine.journal import Journal
 from pytest_vmss.engine.preflight import file_uris, unreachable
-from pytest_vmss.engine.report import ENDED, OperationReport
 from pytest_vmss.engine.work import Worker
 from pytest_vmss.engine.zones import claim_zone
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
-from pytest_vmss.errors import CapacityError
+from pytest_vmss.errors import CapacityError, WaitTimeoutError
+from pytest_vmss.journal.journal import Journal
+from pytest_vmss.journal.report import ENDED, OperationReport
 from pytest_vmss.operations import kind_of
 from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.operations.placement import Spot
@@ -194,9 +195,8 @@ class Rollout:
             running = [r.instance_id for r in self._instances() if r.power == "running"]
             replaced = [number for number in ids if number in running]
             if surges and kind_of(operation.action).surges and replaced:
-                size = self._environment.size_of(self._revision().model)
                 try:
-                    self._environment.require_room(len(replaced), size)
+                    self._environment.require_room(len(replaced), self._revision().model)
                 except CapacityError as error:
                     reason += f"; in place, for there is no room for more: {error.message}"
                 else:
@@ -222,11 +222,14 @@ class Rollout:
         )  # fmt: skip
         # After a resume only the time of day tells how much has passed; it may have been set back.
         passed = max((clock.now() - last).total_seconds(), 0.0)
-        end = clock.monotonic() + pause - passed
-        while (left := end - clock.monotonic()) > 0:
-            if self._is_cancelled(report.record.id):
-                return True
-            clock.sleep(min(left, 1.0))
+        with contextlib.suppress(WaitTimeoutError):
+            wait_for(
+                "a cancellation during the pause",
+                lambda: self._is_cancelled(report.record.id) or None,
+                timeout=max(pause - passed, 0.0),
+                clock=clock,
+                interval=1.0,
+            )
         return True
 
     def _stop(self, report: OperationReport) -> None:

@@ -72,7 +72,7 @@ class Environment:
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
         make_balancer: Creates the load balancer of a set, from its rules.
-        require_room: Raises CapacityError if so many instances of a size do not fit.
+        check_room: Raises CapacityError if so many instances of a size do not fit on the host.
     """
 
     lab_id: str
@@ -90,7 +90,7 @@ class Environment:
     serve_files: Callable[[str], None]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
-    require_room: Callable[[int, VmSize], None]
+    check_room: Callable[[int, VmSize, Hypervisor], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     own_size: VmSize | None = None
@@ -174,6 +174,15 @@ class Environment:
         if size is None:
             raise NotFoundError(f"the size {model.sku.name!r} is not known here")
         return size
+
+    def require_room(self, count: int, model: ScaleSetModel) -> None:
+        """Checks that so many more instances of a model fit on the host.
+
+        Raises:
+            CapacityError: They do not.
+            NotFoundError: Their size is not known.
+        """
+        self.check_room(count, self.size_of(model), self.hypervisor)
 
     def close(self) -> None:
         """Closes the connection to the hypervisor, if open; machines keep running."""

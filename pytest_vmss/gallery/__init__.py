@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pytest_vmss.gallery.gallery import Gallery, ImageAddress, ImageStore
+from pytest_vmss.gallery.gallery import DEFAULT_GALLERY, Gallery, ImageAddress, ImageStore
 
-__all__ = ["Gallery", "ImageAddress", "ImageStore"]
+__all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "ImageStore"]

@@ -137,6 +137,14 @@ class ImageStore:
             code="PlatformImageNotFound",
         )
 
+    def version_for(self, reference: ImageReference) -> VersionRecord:
+        """Returns the version that a model's ``imageReference`` means now.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return self.resolve(self.address_of(reference))
+
     def resolve(self, address: ImageAddress) -> VersionRecord:
         """Returns the version that an address refers to now (B2).
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pytest_vmss.guest.cloud_init import CloudInitResult
-from pytest_vmss.guest.guest import BootFacts, Check, Guest, LinuxGuest, SshAccess
+from pytest_vmss.guest.guest import SSH_PORT, BootFacts, Check, Guest, LinuxGuest, SshAccess
 from pytest_vmss.guest.shell import CommandResult, Shell
 
 __all__ = [
+    "SSH_PORT",
     "BootFacts",
     "Check",
     "CloudInitResult",

@@ -43,6 +43,7 @@ from pytest_vmss.settings import Timeouts
 from pytest_vmss.untrusted import UnreadableError, clean, one_line
 
 __all__ = [
+    "SSH_PORT",
     "BootFacts",
     "Check",
     "Guest",
@@ -135,6 +136,10 @@ class Guest(Protocol):
 
     def close(self) -> None:
         """Closes the connection to it."""
+
+
+#: The guests' own SSH port.
+SSH_PORT = 22
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Literal
 from pytest_vmss.errors import ConflictError, HostError, LabError
 from pytest_vmss.host.addresses import addresses_in, claim_network, claims, number_of
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.host.locks import is_locked
 from pytest_vmss.host.ownership import require_own
 from pytest_vmss.host.paths import LabPaths, process_root
 from pytest_vmss.host.qemu_account import QemuAccount, choose_account
@@ -123,8 +122,7 @@ class LabIdentity:
         ending: Whether its machines are gone and only its files are left to be removed.
         account: What its machines run as, see :class:`~pytest_vmss.host.qemu_account.QemuAccount`;
             empty for the account of the lab's processes.
-        in_use: See :class:`~pytest_vmss.host.paths.LabPaths`.
-        folder: Likewise.
+        folder: See :class:`~pytest_vmss.host.paths.LabPaths`.
     """
 
     id: str
@@ -135,13 +133,7 @@ class LabIdentity:
     embedded: str = ""
     ending: bool = False
     account: str = ""
-    in_use: Path = field(default=Path(), compare=False)
     folder: Path = field(default=Path(), compare=False)
-
-    @property
-    def owner_alive(self) -> bool:
-        """Whether a process has the lab open: decided by its lock, never by a process id (Q2)."""
-        return is_locked(self.in_use)
 
 
 def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
@@ -183,9 +175,7 @@ def read_identity(paths: LabPaths) -> LabIdentity:
     ):
         raise ValueError(f"{paths.identity}: id and network are not those of a lab")
     QemuAccount.parse(written.get("account", ""))
-    return LabIdentity(
-        **{name: written[name] for name in kinds}, in_use=paths.in_use, folder=paths.folder
-    )
+    return LabIdentity(**{name: written[name] for name in kinds}, folder=paths.folder)
 
 
 def write_identity(
@@ -223,7 +213,7 @@ def write_ending(paths: LabPaths, identity: LabIdentity) -> None:
 
 def _write(paths: LabPaths, identity: LabIdentity) -> None:
     written = asdict(identity)
-    del written["in_use"], written["folder"]
+    del written["folder"]
     write_durably(paths.identity, json.dumps(written).encode())
 
 

@@ -7,7 +7,7 @@ from pytest_vmss.operations.checkpoint import MakeCheckpoint
 from pytest_vmss.operations.create import Create, CreateScaleSet, ScaleOut
 from pytest_vmss.operations.delete import Delete, DeleteScaleSet, ScaleIn
 from pytest_vmss.operations.extension_upgrade import ExtensionUpgrade
-from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work, at_once
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy, at_once
 from pytest_vmss.operations.model_update import ModelUpdate, UpdateInstances
 from pytest_vmss.operations.os_upgrade import OSUpgrade
 from pytest_vmss.operations.power import Deallocate, Restart, StartInstances, StopInstances
@@ -37,7 +37,6 @@ __all__ = [
     "StartedBy",
     "StopInstances",
     "UpdateInstances",
-    "Work",
     "at_once",
     "kind_of",
 ]

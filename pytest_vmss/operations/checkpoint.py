@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import error_summary, is_verdict
+from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import undrain
-from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
+from pytest_vmss.operations.kind import Kind, Plan, at_once
 from pytest_vmss.steps import (
     AwaitHealth,
     Drain,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import error_summary, is_verdict
 from pytest_vmss.gallery import ImageAddress
+from pytest_vmss.journal.work import Work
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.operations.disk_swap import bring_up_steps, keep_failed_steps, target_of
-from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
+from pytest_vmss.operations.kind import Kind, Plan, at_once
 from pytest_vmss.operations.revisions import add_revision, register_scale_set
 from pytest_vmss.steps import (
     AwaitHealth,

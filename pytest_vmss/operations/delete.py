@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.journal.work import Work
 from pytest_vmss.model import ScaleSetDocument
-from pytest_vmss.operations.kind import Kind, Plan, Work, at_once
+from pytest_vmss.operations.kind import Kind, Plan, at_once
 from pytest_vmss.operations.revisions import add_revision
 from pytest_vmss.steps import Drain, Forget, LeaveBalancer, RemoveFiles, RemoveMachine, Step
 from pytest_vmss.store import InstanceRecord, Outcome

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import InstanceError, WaitTimeoutError, error_summary
 from pytest_vmss.gallery import ImageAddress
-from pytest_vmss.operations.kind import Work
+from pytest_vmss.journal.work import Work
 from pytest_vmss.steps import (
     ApplyModel,
     AwaitHealth,

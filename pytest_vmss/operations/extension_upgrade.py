@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.guest.extensions import handler_versions
+from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import change, change_or_go_back, roll_back
-from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy
 from pytest_vmss.steps import Step
 from pytest_vmss.store import (
     InstanceRecord,

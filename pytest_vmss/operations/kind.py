@@ -8,15 +8,15 @@ kinds alike and knows none by name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
-from pytest_vmss.environment.environment import Environment, InstanceContext
-from pytest_vmss.steps import Step
-from pytest_vmss.store import OperationRecord, Outcome, OutcomeRecord, VersionRecord
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.journal.work import Work
+from pytest_vmss.store import Outcome, VersionRecord
 
-__all__ = ["Kind", "OnInstances", "Plan", "StartedBy", "Work", "at_once"]
+__all__ = ["Kind", "OnInstances", "Plan", "StartedBy", "at_once"]
 
 StartedBy = Literal["User", "Platform"]
 
@@ -39,72 +39,6 @@ class Plan:
     rolling: bool = False
     replaced: Sequence[int] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Work(Protocol):
-    """One instance in one operation, as the kind of the operation works on it.
-
-    Attributes:
-        environment: The lab's environment.
-        operation: The operation's record.
-        context: The instance.
-    """
-
-    environment: Environment
-    operation: OperationRecord
-    context: InstanceContext
-
-    @property
-    def result(self) -> OutcomeRecord:
-        """The instance's outcome record."""
-
-    def plan(self, new_disk: Callable[[], bool], *, keep_power: bool = False) -> OutcomeRecord:
-        """Plans the OS disks and the model to go from and to; the same after a resume.
-
-        Args:
-            new_disk: Whether the instance gets a new OS disk; called once, before the first step.
-            keep_power: Whether an instance that is stopped stays so.
-        """
-
-    def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:
-        """Runs a phase with the instance's timeout (G4), and then records its outcome.
-
-        Raises:
-            Exception: What a step raised.
-        """
-
-    def run_untimed(
-        self, phase: str, steps: Sequence[Step], outcome: Outcome | None = None
-    ) -> None:
-        """Runs a phase without the instance's timeout; records an outcome if one is given.
-
-        Raises:
-            Exception: What a step raised.
-        """
-
-    def run_on(
-        self, instance: InstanceContext, phase: str, steps: Sequence[Step], *, timed: bool = True
-    ) -> None:
-        """Runs a phase of this operation on another instance."""
-
-    def has_begun(self, phase: str) -> bool:
-        """Whether any step of a phase has been started."""
-
-    def fail(self, error: Exception) -> None:
-        """Records an instance's failure.
-
-        Raises:
-            Exception: The same error, if it is not a verdict on the instance (Q1).
-        """
-
-    def end(self, outcome: Outcome) -> None:
-        """Records the instance's outcome, with which the operation is done with it."""
-
-    def end_failed(self, outcome: Outcome, *, power: bool = False) -> None:
-        """Records the instance's outcome, and that its provisioning failed."""
-
-    def begin_rollback(self) -> None:
-        """Records that the instance is being rolled back."""
 
 
 class Kind(ABC):

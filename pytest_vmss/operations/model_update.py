@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.journal.work import Work
 from pytest_vmss.model import ScaleSetDocument, profile_of
 from pytest_vmss.operations.disk_swap import change, change_or_go_back, roll_back, swap, target_of
-from pytest_vmss.operations.kind import Kind, OnInstances, Plan, Work, at_once
+from pytest_vmss.operations.kind import Kind, OnInstances, Plan, at_once
 from pytest_vmss.operations.replace import replace_instance
 from pytest_vmss.operations.revisions import add_revision, is_behind
 from pytest_vmss.steps import Step

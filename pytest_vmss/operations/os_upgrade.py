@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import change_or_go_back, roll_back, swap, target_of
-from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy
 from pytest_vmss.operations.replace import replace_instance
 from pytest_vmss.steps import Step
 from pytest_vmss.store import (

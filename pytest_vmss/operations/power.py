@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import prove_steps, undrain
-from pytest_vmss.operations.kind import OnInstances, Plan, Work
+from pytest_vmss.operations.kind import OnInstances, Plan
 from pytest_vmss.steps import Drain, ProveBoot, SetPower, Start, Step, Stop, Undrain
 from pytest_vmss.store import Outcome
 

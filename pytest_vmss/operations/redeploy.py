@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytest_vmss.operations.kind import Work
+from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.power import PowerChange
 from pytest_vmss.steps import AwaitHealth, Drain, ProveBoot, SetPower, Start, Step, Stop, Undrain
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import change_or_go_back, swap, version_of
-from pytest_vmss.operations.kind import OnInstances, Work
+from pytest_vmss.operations.kind import OnInstances
 from pytest_vmss.steps import Step
 from pytest_vmss.store import OutcomeRecord
 

@@ -9,10 +9,11 @@ from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.health import HealthSources, observe_health
 from pytest_vmss.errors import UnhealthyError
 from pytest_vmss.health import worst
+from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.create import create_steps
 from pytest_vmss.operations.delete import begin_removal, delete_steps
 from pytest_vmss.operations.disk_swap import target_of, undrain
-from pytest_vmss.operations.kind import Kind, Plan, StartedBy, Work, at_once
+from pytest_vmss.operations.kind import Kind, Plan, StartedBy, at_once
 from pytest_vmss.store import Outcome, OutcomeRecord, VersionRecord
 
 __all__ = ["Replace", "replace_instance"]

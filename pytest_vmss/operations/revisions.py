@@ -11,6 +11,7 @@ from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
 from pytest_vmss.file_server.blobs import GUEST_VIEW, names_server
+from pytest_vmss.guest import SSH_PORT
 from pytest_vmss.guest.extensions import check_settings, is_known, known_types
 from pytest_vmss.model import (
     Extension,
@@ -34,8 +35,6 @@ __all__ = [
     "model_problems",
     "register_scale_set",
 ]
-
-_SSH_PORT = 22
 
 
 def check_document(
@@ -68,7 +67,7 @@ def check_document(
         problems += _check_ports(environment, model, document)
     if problems:
         raise ModelError(problems, source=document.source)
-    version = environment.images.resolve(environment.images.address_of(model.image_reference))
+    version = environment.images.version_for(model.image_reference)
     environment.images.path_of(version)
     gib = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
     if gib is not None and gib * 1024**3 < version.virtual_size:
@@ -222,7 +221,7 @@ def register_scale_set(
         ConflictError: There is already a set of that name.
     """
     model, now = document.model, environment.clock.now()
-    forwarded = {_SSH_PORT, *ports, *_ports_of(document)}
+    forwarded = {SSH_PORT, *ports, *_ports_of(document)}
     record = ScaleSetRecord(
         name=model.name,
         unique_id=str(uuid.uuid4()),

@@ -28,8 +28,7 @@ def check_capacity_change(environment: Environment, scale_set: str, capacity: in
     """
     more = capacity - len(_instances(environment, scale_set))
     if more > 0:
-        model = environment.revisions.current(scale_set).model
-        environment.require_room(more, environment.size_of(model))
+        environment.require_room(more, environment.revisions.current(scale_set).model)
     elif len(_removable(environment, scale_set, -more)) < -more:
         raise ConflictError(
             f"{scale_set!r} cannot be scaled in to {capacity}: too many of its "

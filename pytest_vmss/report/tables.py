@@ -10,7 +10,8 @@ from rich.text import Text
 
 from pytest_vmss.api.operation import UNPROVEN, stages_of
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.engine.report import OperationReport
+from pytest_vmss.guest import SSH_PORT
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.report.say import plain
 from pytest_vmss.store import OperationRecord, Outcome, StepRecord
 from pytest_vmss.untrusted import clean
@@ -52,7 +53,7 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
             ]
         else:
             view += ["", "", "", ""]
-        address, port = instance.address(22)
+        address, port = instance.address(SSH_PORT)
         view.append(f"{address}:{port}")
         cells = [plain(entry) for entry in view]
         if health:

@@ -165,9 +165,8 @@ class SimulatedGuest:
         self._alive()
         self._half_done()
         code = self._exit_code(extension)
-        return ExtensionResult(
-            name=extension.name,
-            type=extension.handler_name,
+        return ExtensionResult.of(
+            extension,
             version=find_handler(extension.publisher, extension.type).version,
             status="error" if code else "success",
             exit_code=code,

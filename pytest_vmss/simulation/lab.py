@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
 
-from pytest_vmss.api.lab import Lab
+from pytest_vmss.api.backends import LocalBackends
+from pytest_vmss.api.lab import DEFAULT_LAB, Lab
 from pytest_vmss.api.operation import Upgrade
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.environment.environment import InstanceContext
@@ -24,13 +27,17 @@ from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.host.process import run
+from pytest_vmss.hypervisor import Hypervisor
+from pytest_vmss.labs.identity import find_lab
+from pytest_vmss.labs.place import LabPlace, open_place, session_paths
 from pytest_vmss.load_balancer import Balancer, Rule
 from pytest_vmss.model import Health, Probe, VmSize, application_health
+from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.clock import VirtualClock, preempt
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
 from pytest_vmss.simulation.load_balancer import SimulatedBalancer
-from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, VersionRecord
+from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store, VersionRecord
 
 __all__ = ["SimulatedLab"]
 
@@ -38,11 +45,43 @@ __all__ = ["SimulatedLab"]
 _LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
 
 
+class ScheduledStore(Store):
+    """A store that lets other threads run before and after each transaction, never inside one.
+
+    Args:
+        path: The database file.
+        clock: The clock that schedules the threads.
+    """
+
+    def __init__(self, path: Path, clock: VirtualClock) -> None:
+        super().__init__(path, clock)
+        self._virtual = clock
+        clock.held = lambda: self.in_transaction
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Returns a context manager; see :class:`~pytest_vmss.store.Store`."""
+        transaction = super().transaction()
+        return transaction if self.in_transaction else self._scheduled(transaction)
+
+    @contextlib.contextmanager
+    def _scheduled(self, transaction: AbstractContextManager[None]) -> Iterator[None]:
+        preempt(self._virtual)
+        with transaction:
+            yield
+        preempt(self._virtual)
+
+
 class SimulatedLab(Lab):
     """A real lab with a simulated hypervisor and simulated guests.
 
-    Call :meth:`begin` first. If the lab already has sets, their instances are assumed to
-    run as the records say, and all images to be good.
+    If the lab already has sets, their instances are assumed to run as the records say, and all
+    images to be good.
+
+    Args:
+        place: The lab's folder, open in this process.
+        seed: The same seed gives the same run.
+        threads: The most instances that are acted on in threads of their own; more are
+            acted on one after another, which is several times as fast.
 
     Attributes:
         behaviours: How the instances of each image version behave.
@@ -55,65 +94,45 @@ class SimulatedLab(Lab):
         balancers: Load balancers by the set's unique id.
         runs: How often custom data and each run of an extension was executed: by instance,
             number of the OS disk, and what.
+        virtual: The virtual clock.
         simulated: The simulated hypervisor.
         room: How many machines the host has room for.
     """
 
-    behaviours: dict[str, Behaviour]
-    sick: set[str]
-    applications: dict[str, Health]
-    deaf_ports: set[int]
-    unreachable: dict[str, str]
-    metrics: dict[str, RollingUpgradeMetrics]
-    balancers: dict[str, SimulatedBalancer]
-    runs: dict[tuple[str, int, str], int]
-    simulated: SimulatedHypervisor
-    room: int = 10_000
-
-    def begin(self, seed: int = 0, *, threads: int = 8) -> None:
-        """Replaces machines, guests, load balancers and the clock by simulations.
-
-        Args:
-            seed: The same seed gives the same run.
-            threads: The most instances that are acted on in threads of their own; more are
-                acted on one after another, which is several times as fast.
-        """
+    def __init__(self, place: LabPlace, *, seed: int = 0, threads: int = 8) -> None:
+        self.behaviours: dict[str, Behaviour] = {}
+        self.sick: set[str] = set()
+        self.applications: dict[str, Health] = {}
+        self.deaf_ports: set[int] = set()
+        self.unreachable: dict[str, str] = {}
+        self.metrics: dict[str, RollingUpgradeMetrics] = {}
+        self.balancers: dict[str, SimulatedBalancer] = {}
+        self.runs: dict[tuple[str, int, str], int] = {}
+        self.room = 10_000
         self.virtual = VirtualClock(seed, threads=threads)
-        self.simulated = SimulatedHypervisor(self.virtual, self.paths.folder)
-        self.behaviours, self.sick, self.runs, self.metrics = {}, set(), {}, {}
-        self.balancers, self.applications, self.deaf_ports = {}, {}, set()
-        self.unreachable = {}
-        self._extensions: dict[tuple[str, int, int], tuple[Rules, float]] = {}
+        self.simulated = SimulatedHypervisor(self.virtual, place.paths.folder)
         self.simulated.read_file = self._simulate_file
-        environment = self.environment
-        environment.clock = self.virtual
-        self.store._clock = self.virtual
-        self._schedule_store()
-        environment.connect = lambda: self.simulated
-        environment.make_guest = self._simulate_guest
-        environment.probe = self._simulate_probe
-        environment.metrics = lambda context: self.metrics.get(
-            context.name, RollingUpgradeMetrics()
+        self._extensions: dict[tuple[str, int, int], tuple[Rules, float]] = {}
+        store = ScheduledStore(place.paths.database, self.virtual)
+        super().__init__(
+            place, clock=self.virtual, store=store, backends=SimulatedBackends(self, place, store)
         )
-        environment.reach = lambda uri: self.unreachable.get(uri, "")
-        environment.require_room = self._simulate_room
-        environment.make_balancer = self._simulate_balancer
-        self.images._clock = self.virtual
         self._adopt()
 
-    def _schedule_store(self) -> None:
-        """Lets other threads run before and after each transaction, but never inside one."""
-        store, transaction, virtual = self.store, self.store._transaction, self.virtual
-        virtual.held = lambda: store._owner == threading.get_ident()
+    @classmethod
+    def open(
+        cls, settings: Settings, name: str = DEFAULT_LAB, *, seed: int = 0, threads: int = 8
+    ) -> Self:
+        """Opens a lasting lab by name, and creates it if there is none; see :class:`Lab`."""
+        make = partial(cls, seed=seed, threads=threads)
+        settings, paths = find_lab(settings, name)
+        return open_place(settings, paths, "lasting", make)
 
-        @contextlib.contextmanager
-        def scheduled() -> Iterator[None]:
-            preempt(self.virtual)
-            with transaction():
-                yield
-            preempt(self.virtual)
-
-        store._transaction = scheduled  # type: ignore[method-assign]
+    @classmethod
+    def session(cls, settings: Settings, *, seed: int = 0, threads: int = 8) -> Self:
+        """Creates a lab that lives as long as this process; see :class:`Lab`."""
+        make = partial(cls, seed=seed, threads=threads)
+        return open_place(settings, session_paths(settings), "session", make)
 
     @property
     def executions(self) -> dict[tuple[str, int, str], int]:
@@ -144,11 +163,11 @@ class SimulatedLab(Lab):
         return pickle.dumps(told)
 
     def restore(self, snapshot: bytes) -> None:
-        """Restores what another process of the lab left; call :meth:`begin` first."""
+        """Restores what another process of the lab left."""
         told = pickle.loads(snapshot)  # noqa: S301 - made by this class
         self.simulated.load(told["machines"])
         for key, (running, members, busy) in told["balancers"].items():
-            balancer = self._new_balancer()
+            balancer = self.new_balancer()
             balancer.running, balancer.members, balancer.busy = running, members, busy
             self.balancers[key] = balancer
         self.virtual.sleep(told["elapsed"])
@@ -168,41 +187,11 @@ class SimulatedLab(Lab):
                 ran = {("custom data", ""), *((entry.name, "1") for entry in known)}
                 self.simulated.adopt(machine, SimulatedDisk(record.version or "", ran))
 
-    def _simulate_guest(
-        self, context: InstanceContext, generation: GenerationRecord
-    ) -> SimulatedGuest:
-        return SimulatedGuest(
-            context.name,
-            domain=context.domain,
-            generation=generation.number,
-            version=generation.version,
-            behaviour=lambda: self.behaviours.get(generation.version, Behaviour.GOOD),
-            hypervisor=self.simulated,
-            clock=self.virtual,
-            runs=self.runs,
-            listening=lambda: set(context.record.forwards) - self.deaf_ports,
-        )
+    def new_balancer(self) -> SimulatedBalancer:
+        """Returns a load balancer that probes the lab's instances."""
+        return SimulatedBalancer(lambda name: self.probe(name).healthy, self.virtual)
 
-    def _require_balancer(self) -> None:
-        """Does nothing: a simulated load balancer is always available."""
-
-    def _simulate_balancer(self, record: ScaleSetRecord, _rules: Sequence[Rule]) -> Balancer:
-        made = self.balancers.get(record.unique_id)
-        return made or self.balancers.setdefault(record.unique_id, self._new_balancer())
-
-    def _new_balancer(self) -> SimulatedBalancer:
-        return SimulatedBalancer(lambda name: self._probe(name).healthy, self.virtual)
-
-    def _simulate_room(self, count: int, size: VmSize) -> None:
-        if len(self.simulated.defined) + count > self.room:
-            raise CapacityError(
-                f"{count} more instances of {size.name} do not fit: there is room for {self.room}"
-            )
-
-    def _simulate_probe(self, _: Probe, record: InstanceRecord) -> Observation:
-        return self._probe(record.name)
-
-    def _probe(self, name: str) -> Observation:
+    def probe(self, name: str) -> Observation:
         """The result of probing an instance from outside."""
         domain = f"vmss-{self.identity.id}-{name}"
         if domain in self.simulated.paused or domain in self.simulated.cut:
@@ -271,3 +260,64 @@ class SimulatedLab(Lab):
         self.publish(version, behaviour)
         self.run_due()
         return web.history()[0]
+
+
+class SimulatedBackends(LocalBackends):
+    """The backends of a simulated lab: files and networks are real, all else is simulated.
+
+    Args:
+        lab: The lab, whose attributes decide how the simulated parts behave.
+        place: Its folder.
+        store: Its database.
+    """
+
+    def __init__(self, lab: SimulatedLab, place: LabPlace, store: Store) -> None:
+        super().__init__(place, store, lab.virtual)
+        self._lab = lab
+
+    def connect(self) -> Hypervisor:
+        """Returns the simulated hypervisor."""
+        return self._lab.simulated
+
+    def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> SimulatedGuest:
+        """Returns a simulated guest, which behaves as its image version does."""
+        lab = self._lab
+        return SimulatedGuest(
+            context.name,
+            domain=context.domain,
+            generation=generation.number,
+            version=generation.version,
+            behaviour=lambda: lab.behaviours.get(generation.version, Behaviour.GOOD),
+            hypervisor=lab.simulated,
+            clock=lab.virtual,
+            runs=lab.runs,
+            listening=lambda: set(context.record.forwards) - lab.deaf_ports,
+        )
+
+    def require_balancer(self) -> None:
+        """Does nothing: a simulated load balancer is always available."""
+
+    def make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:  # noqa: ARG002
+        """Returns the simulated load balancer of a set."""
+        made = self._lab.balancers.get(record.unique_id)
+        return made or self._lab.balancers.setdefault(record.unique_id, self._lab.new_balancer())
+
+    def check_room(self, count: int, size: VmSize, hypervisor: Hypervisor) -> None:  # noqa: ARG002
+        """Checks that the lab has ``room`` for so many machines more."""
+        if len(self._lab.simulated.defined) + count > self._lab.room:
+            raise CapacityError(
+                f"{count} more instances of {size.name} do not fit: there is room for "
+                f"{self._lab.room}"
+            )
+
+    def probe(self, probe: Probe, record: InstanceRecord) -> Observation:  # noqa: ARG002
+        """Returns what a probe from outside finds."""
+        return self._lab.probe(record.name)
+
+    def metrics(self, context: InstanceContext) -> RollingUpgradeMetrics:
+        """Returns the custom metrics that the lab's ``metrics`` name."""
+        return self._lab.metrics.get(context.name, RollingUpgradeMetrics())
+
+    def reach(self, uri: str) -> str:
+        """Returns what the lab's ``unreachable`` says of a URI."""
+        return self._lab.unreachable.get(uri, "")

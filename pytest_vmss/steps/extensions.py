@@ -188,9 +188,8 @@ def _left_out(extension: Extension) -> ExtensionResult:
 
 def _skipped(extension: Extension, failed: str) -> ExtensionResult:
     """The result of an extension that was skipped, in the Azure agent's wording."""
-    return ExtensionResult(
-        name=extension.name,
-        type=extension.handler_name,
+    return ExtensionResult.of(
+        extension,
         status="error",
         skipped=True,
         message=(

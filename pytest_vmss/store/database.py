@@ -291,17 +291,13 @@ class Store:
 
     def put(self, record: Record) -> None:
         """Writes a record, replacing any with the same key."""
-        self._put(record)
-
-    def _put(self, record: Record) -> SecretText:
-        """Writes a record, and returns its stored form."""
-        body = SecretText(record.model_dump_json(), f"<a {record.kind}>")
         with self.transaction():
             self._write(
                 "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
-                record.kind, _key(record.key), body,
-            )  # fmt: skip
-        return body
+                record.kind,
+                _key(record.key),
+                SecretText(record.model_dump_json(), f"<a {record.kind}>"),
+            )
 
     def delete(self, record: Record) -> None:
         """Deletes a record."""
@@ -357,13 +353,10 @@ class Store:
 
     def _parse(self, kind: type[_R], key: str, body: SecretText) -> _R:
         record = _parse(kind, body)
-        self._remember(key, body, record)
-        return record
-
-    def _remember(self, key: str, body: SecretText, record: Record) -> None:
         if len(self._parsed) >= _REMEMBERED:
             self._parsed.clear()
-        self._parsed[record.kind, key] = _Parsed(body, record)
+        self._parsed[kind.kind, key] = _Parsed(body, record)
+        return record
 
     def amend(self, record: _R, **changes: object) -> _R:
         """Changes fields of a record as it is stored now, and returns the result.
@@ -388,7 +381,7 @@ class Store:
             if current is None:
                 raise NotFoundError(f"the {kind.kind} {'/'.join(map(str, key))} is gone")
             changed = kind.model_validate({**current.__dict__, **changes})
-            self._remember(_key(changed.key), self._put(changed), changed)
+            self.put(changed)
         return changed
 
     def intend(
@@ -447,16 +440,22 @@ class Store:
                 clean(message),
             )  # fmt: skip
 
-    def events(self, *, after: int = 0, scale_set: str | None = None) -> list[EventRecord]:
-        """Returns the events with higher ids, oldest first."""
+    def events(
+        self, *, after: int = 0, scale_set: str | None = None, operation: str | None = None
+    ) -> list[EventRecord]:
+        """Returns events, oldest first.
+
+        Args:
+            after: Only those with higher ids.
+            scale_set: Only those of this set.
+            operation: Only those of this operation.
+        """
         columns = "id, time, scale_set, instance_id, operation, kind, message"
         rows = self._read(
             f"SELECT {columns} FROM event WHERE id > ? AND (? IS NULL OR scale_set = ?) "  # noqa: S608
-            "ORDER BY id",
-            after,
-            scale_set,
-            scale_set,
-        )
+            "AND (? IS NULL OR operation = ?) ORDER BY id",
+            after, scale_set, scale_set, operation, operation,
+        )  # fmt: skip
         names = columns.split(", ")
         return [EventRecord.model_validate(dict(zip(names, row, strict=True))) for row in rows]
 

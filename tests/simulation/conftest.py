@@ -40,6 +40,5 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def lab(settings: Settings) -> Iterator[SimulatedLab]:
     simulated = SimulatedLab.session(settings)
-    simulated.begin()
     yield simulated
     simulated.destroy()

@@ -29,7 +29,6 @@ def cache(settings: Settings) -> CheckpointCache:
 def other(settings: Settings) -> Iterator[SimulatedLab]:
     """Another session's lab."""
     simulated = SimulatedLab.session(settings)
-    simulated.begin()
     simulated.publish("1.0.0")
     yield simulated
     simulated.destroy()

@@ -292,7 +292,6 @@ def test_the_first_delay_is_once_in_a_sets_life(settings: Settings) -> None:
             settings.state_dir, settings.cache_dir, first_rollout_delay=10800.0, repair_grace=0.0
         )
     )
-    slow.begin()
     body = web_model(capacity=2)
     body["properties"]["automaticRepairsPolicy"] = {"enabled": True, "repairAction": "Restart"}
     web = slow.start(body, LOAD_BALANCER)

@@ -19,7 +19,6 @@ from pytest_vmss.simulation.lab import SimulatedLab
 def vmss(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     lab = SimulatedLab.session(Settings(folder / "state", folder / "cache"))
-    lab.begin()
     lab.publish("1.0.0")
     lab.watch()
     yield lab

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.backends import reported_metrics
 from pytest_vmss.api.faults import Faults
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ModelError, ProvisioningError
@@ -174,7 +175,7 @@ def test_impossible_faults_are_refused(
 def test_custom_metrics_come_with_the_report(lab: SimulatedLab) -> None:
     """D5: read once, when the upgrade starts."""
     web = start(lab)
-    lab.environment.metrics = lab._metrics
+    lab.environment.metrics = reported_metrics
     lab.metrics = {f"web_{n}": RollingUpgradeMetrics(skip=n == 1) for n in range(3)}
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.outcomes["web_1"] is Outcome.SKIPPED

@@ -17,7 +17,6 @@ import pytest
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.engine import rollout
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.engine.journal import Journal
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
@@ -32,6 +31,7 @@ from pytest_vmss.errors import (
     UpgradeError,
 )
 from pytest_vmss.health import Observation
+from pytest_vmss.journal.journal import Journal
 from pytest_vmss.model import Health
 from pytest_vmss.operations import Kind
 from pytest_vmss.settings import Settings
@@ -831,7 +831,6 @@ def test_a_wait_for_what_nobody_goes_on_with_ends_at_once(lab: SimulatedLab) -> 
 def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: Settings) -> None:
     """Q1: its machines and data are still there."""
     lab = SimulatedLab.open(settings, "lasting")
-    lab.begin()
     lab.start_web(1)
     lab.close()
     (database,) = settings.state_dir.rglob("vmss.db")
@@ -842,7 +841,6 @@ def test_a_lab_whose_database_has_gone_is_not_opened_as_an_empty_one(settings: S
     for path in database.parent.glob("away-vmss.db*"):
         path.rename(path.with_name(path.name.removeprefix("away-")))
     again = SimulatedLab.open(settings, "lasting")
-    again.begin()
     assert len(again.scale_set("web")) == 1
     again.destroy()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
+from pytest_vmss.api.backends import reported_metrics
 from pytest_vmss.errors import CloudInitError, VmssError
 from pytest_vmss.guest.guest import BootFacts
 from pytest_vmss.model import Health
@@ -68,7 +69,7 @@ def test_a_hostile_agent_makes_its_instance_unknown_and_no_other(
         return lie(json.loads(command)["execute"], answer) if name == bad else answer
 
     lab.simulated.agent = agent  # type: ignore[method-assign]
-    lab.environment.metrics = lab._metrics
+    lab.environment.metrics = reported_metrics
     seen = web[1].observations()["Application Health extension"]
     assert seen.health is Health.UNKNOWN
     assert seen.detail.startswith(("its report cannot be read: ", "it reports nothing: "))

@@ -17,8 +17,10 @@ import pytest
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import ConflictError, LabError
+from pytest_vmss.host.locks import is_locked
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.identity import labs_folder, networks_folder, read_identity
+from pytest_vmss.labs.place import open_place
 from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 from tests.models import LOAD_BALANCER, custom_script, web_model
@@ -236,7 +238,7 @@ def test_a_forked_child_that_ends_takes_nothing_with_it(settings: Settings) -> N
                 refused += "fork" in error.message
         os._exit(10 + refused)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 13
-    assert lab.identity.owner_alive
+    assert is_locked(lab.paths.in_use)
     assert reap(settings) == []
     lab.store.event("", "still", "here")
     lab.destroy()
@@ -276,10 +278,10 @@ def test_after_the_clock_was_set(settings: Settings, monkeypatch: pytest.MonkeyP
     lab = Lab.session(settings)
     real = psutil.Process.create_time
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: real(process) + 3600)
-    assert lab.identity.owner_alive
+    assert is_locked(lab.paths.in_use)
     assert reap(settings) == []
     lab.destroy()
-    assert not lab.identity.owner_alive
+    assert not is_locked(lab.paths.in_use)
 
 
 def test_a_lab_that_another_process_has_open_is_not_removed(settings: Settings) -> None:
@@ -310,7 +312,7 @@ def test_a_lab_of_an_earlier_version_keeps_its_name(settings: Settings) -> None:
         found = Lab.open(settings, name)
         assert found.identity.id == made.identity.id
         found.close()
-    Lab._at(settings, labs_folder(settings) / "mine", "lasting").close()
+    open_place(settings, LabPaths(labs_folder(settings) / "mine"), "lasting", Lab).close()
     with pytest.raises(ConflictError, match="Mine, mine"):
         Lab.open(settings, "MINE")
 
@@ -356,7 +358,6 @@ def test_one_machine_that_stays_does_not_keep_the_rest(
 
 def test_a_session_whose_database_is_broken_is_removed(settings: Settings) -> None:
     lab = SimulatedLab.session(settings)
-    lab.begin()
     lab.start_web(1)
     lab.store.close()
     lab.paths.database.write_bytes(b"no database" * 1000)
@@ -390,7 +391,6 @@ def test_a_port_of_somebody_else_is_an_error_for_whoever_needs_it(
 ) -> None:
     """H5, Q1: a set that downloads nothing does not care."""
     lab = SimulatedLab.session(settings)
-    lab.begin()
     lab.blobs.put("a", "a")
     url = lab.blobs.url("a")
     port = lab.blobs.port

@@ -32,9 +32,7 @@ def body_with(*extensions: dict[str, Any], **sku: Any) -> dict[str, Any]:
 
 
 def made(settings: Settings, **changes: Any) -> SimulatedLab:
-    simulated = SimulatedLab.session(replace(settings, **changes))
-    simulated.begin()
-    return simulated
+    return SimulatedLab.session(replace(settings, **changes))
 
 
 def warned(lab: SimulatedLab, body: dict[str, Any]) -> tuple[ScaleSet, str]:

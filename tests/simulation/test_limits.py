@@ -140,7 +140,6 @@ def test_how_long_a_test_waits_is_a_setting(settings: Settings) -> None:
             timeouts=Timeouts(wait=3.0),
         )
     )
-    lab.begin()
     web = lab.start_web(1)
     lab.watch()
     lab.publish("1.1.0")

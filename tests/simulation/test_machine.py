@@ -58,8 +58,9 @@ class Life(RuleBasedStateMachine):
         shared = Path("/dev/shm")
         self._folder = tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
         folder = Path(self._folder.name)
-        self.lab = SimulatedLab.session(Settings(state_dir=folder, cache_dir=folder / "cache"))
-        self.lab.begin(threads=0)  # one after another: thousands of steps in a minute
+        settings = Settings(state_dir=folder, cache_dir=folder / "cache")
+        # One after another: thousands of steps in a minute.
+        self.lab = SimulatedLab.session(settings, threads=0)
         self.number = 0
         self.size = 0
         self.disks: dict[str, int] = {}

@@ -156,13 +156,11 @@ def written(act: Callable[[], object]) -> int:
 def test_a_creation_killed_at_any_write_is_finished_by_resume(settings: Settings) -> None:
     """M1: nothing is there that is not recorded, and what is recorded comes up."""
     lab = SimulatedLab.session(settings)
-    lab.begin()
     total = written(lambda: lab.start_web(2))
     lab.destroy()
     assert total > 30
     for moment in range(1, total + 1):
         lab = SimulatedLab.session(settings)
-        lab.begin()
         lab.publish("1.0.0")
         with at_write(moment, kill), contextlib.suppress(Killed):
             lab.start_web(2)
@@ -183,13 +181,11 @@ def test_a_deletion_killed_at_any_write_is_finished_by_resume_or_again(
     settings: Settings,
 ) -> None:
     lab = SimulatedLab.session(settings)
-    lab.begin()
     web = lab.start_web(2)
     total = written(web.delete)
     lab.destroy()
     for moment in range(1, total + 1):
         lab = SimulatedLab.session(settings)
-        lab.begin()
         web = lab.start_web(2)
         with at_write(moment, kill), contextlib.suppress(Killed):
             web.delete()

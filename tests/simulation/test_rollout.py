@@ -350,7 +350,6 @@ def test_a_limit_for_each_instance(tmp_path: Path) -> None:
     """G4: whatever it hangs in, it ends, and the rollback has time of its own."""
     timeouts = Timeouts(instance=2.0)  # 20 s without KVM; a simulated boot takes 30
     lab = SimulatedLab.session(Settings(tmp_path / "state", tmp_path / "cache"))
-    lab.begin()
     web = lab.start_web(1)
     lab.environment.base_timeouts = timeouts
     upgrade = lab.roll(web, "1.1.0")
@@ -367,7 +366,6 @@ def test_a_limit_for_the_whole(tmp_path: Path) -> None:
     """G4: what is upgraded stays, the rest is left as it was."""
     settings = Settings(tmp_path / "state", tmp_path / "cache", timeouts=Timeouts(upgrade=60.0))
     lab = SimulatedLab.session(settings)
-    lab.begin()
     web = lab.start_web(5)
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.faulted
@@ -388,7 +386,6 @@ def slow(tmp_path: Path) -> Any:
         rollout_delay=(1800.0, 3600.0),
     )
     lab = SimulatedLab.session(settings)
-    lab.begin()
     yield lab
     lab.destroy()
 
@@ -546,8 +543,7 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     """Simulations are deterministic."""
     runs = []
     for number in range(2):
-        lab = SimulatedLab.session(Settings(tmp_path / f"s{number}", tmp_path / "cache"))
-        lab.begin(seed=7)
+        lab = SimulatedLab.session(Settings(tmp_path / f"s{number}", tmp_path / "cache"), seed=7)
         web = lab.start_web(15)
         lab.sick.add("web_4")
         lab.roll(web, "1.1.0")

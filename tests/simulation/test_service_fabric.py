@@ -123,7 +123,6 @@ def test_health_is_read_again_after_the_wait(lab: SimulatedLab) -> None:
 def short(settings: Settings) -> Iterator[SimulatedLab]:
     """A lab whose clusters have ten seconds to approve."""
     simulated = SimulatedLab.session(replace(settings, timeouts=Timeouts(approval=10)))
-    simulated.begin()
     yield simulated
     simulated.destroy()
 

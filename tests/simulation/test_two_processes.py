@@ -22,14 +22,15 @@ PROCESS = """
 import json, sys, time
 from pathlib import Path
 from pytest_vmss.errors import VmssError
+from pytest_vmss.host.paths import LabPaths
+from pytest_vmss.labs.place import open_place
 from pytest_vmss.settings import Settings
 from tests.simulation.conftest import SimulatedLab
 
 me, other, state, name = sys.argv[1:]
 state = Path(state)
 settings = Settings(state, state / "cache")
-lab = SimulatedLab._at(settings, state / "labs" / name, "session")
-lab.begin()
+lab = open_place(settings, LabPaths(state / "labs" / name), "session", SimulatedLab)
 
 def wait_for(path):
     deadline = time.monotonic() + 60
@@ -60,7 +61,6 @@ def test_exactly_one_wins(tmp_path: Path, _attempt: int) -> None:
     """409 OperationNotAllowed for the other, which changes nothing."""
     settings = Settings(tmp_path, tmp_path / "cache")
     lab = SimulatedLab.session(settings)
-    lab.begin()
     web = lab.start(web_model(capacity=3, automatic=False), LOAD_BALANCER)
     lab.publish("1.1.0")
     before = lab.store.events()[-1].id

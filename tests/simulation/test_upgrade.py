@@ -191,7 +191,7 @@ def when_upgraded(
     lab: SimulatedLab, web: ScaleSet, number: int, act: Callable[[], object]
 ) -> Callable[[], None]:
     """Calls a function once, as soon as an instance was upgraded and a probe is made."""
-    probe, done = lab._probe, False
+    probe, done = lab.probe, False
 
     def check() -> None:
         nonlocal done
@@ -205,7 +205,7 @@ def when_upgraded(
         check()
         return probe(name)
 
-    lab._probe = probing  # type: ignore[method-assign]
+    lab.probe = probing  # type: ignore[method-assign]
     return check
 
 

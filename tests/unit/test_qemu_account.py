@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss import settings as settings_module
-from pytest_vmss.api import lab as lab_module
+from pytest_vmss.api import backends
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.cli import doctor
 from pytest_vmss.errors import HostError
@@ -24,6 +24,7 @@ from pytest_vmss.host.qemu_account import ACCOUNT, AccountChoice, QemuAccount, c
 from pytest_vmss.hypervisor import Disk, Machine
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.labs.identity import find_lab, labs_folder, read_identity
+from pytest_vmss.labs.place import open_place
 from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 
@@ -253,7 +254,7 @@ def test_roots_labs_of_earlier_versions_are_found_and_reaped(
     assert find_lab(now, "other") == (now, LabPaths(labs_folder(now) / "other"))
     assert reap(now) == [f"removed the folder {folder}, whose making was cut short"]
     # Of two by one name the new one counts.
-    Lab._at(now, labs_folder(now) / "mine", "lasting").close()
+    open_place(now, LabPaths(labs_folder(now) / "mine"), "lasting", Lab).close()
     assert find_lab(now, "mine") == (now, LabPaths(labs_folder(now) / "mine"))
 
 
@@ -271,10 +272,10 @@ def test_a_lab_keeps_its_account(place: Path, monkeypatch: pytest.MonkeyPatch) -
     place.chmod(0o700)
     barred = Lab.open(settings, "three")
     assert barred.identity.account == ""
-    monkeypatch.setattr(lab_module, "open_hypervisor", lambda *_: None)
+    monkeypatch.setattr(backends, "open_hypervisor", lambda *_: None)
     for lab in (*labs, barred):
         for _ in range(2):
-            lab._connect()
+            lab.backends.connect()
     assert [event.kind for event in labs[0].store.events()] == []
     (event,) = barred.store.events()
     assert (event.kind, f"may not enter {place}," in event.message) == ("warning", True)

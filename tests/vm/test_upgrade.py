@@ -27,6 +27,7 @@ from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.gallery import Gallery
 from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.host.qemu_account import QemuAccount
+from pytest_vmss.labs.place import LabPlace
 from pytest_vmss.store import Outcome
 from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
@@ -226,7 +227,7 @@ def check_rolled_back(upgrade: Upgrade) -> None:
 
 def test_others_see_the_same(web: ScaleSet, vmss: Lab) -> None:
     """J3: the view of a set is in the store, for whoever opens it."""
-    other = Lab(vmss.settings, vmss.paths.folder, vmss.identity)
+    other = Lab(LabPlace(vmss.settings, vmss.paths, vmss.identity))
     try:
         seen = other.scale_set(web.name).virtual_machines()
         assert [view["lab"]["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
@@ -269,7 +270,8 @@ def test_the_guests_contract(web: ScaleSet, vmss: Lab) -> None:
     impatient = replace(vmss.environment.timeouts, boot=5.0)
 
     def make() -> LinuxGuest:
-        guest = vmss.make_guest(context, web[1].generation)
+        guest = vmss.environment.make_guest(context, web[1].generation)
+        assert isinstance(guest, LinuxGuest)
         guest._timeouts = lambda: impatient
         return guest
 

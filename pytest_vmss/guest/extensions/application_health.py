@@ -104,9 +104,8 @@ class ApplicationHealthLinux(Handler):
             code, message = done.exit_code, done.stderr.strip()
         except GuestCommandError as error:
             message = error.message
-        return ExtensionResult(
-            name=extension.name,
-            type=extension.handler_name,
+        return ExtensionResult.of(
+            extension,
             version=self.version,
             status="success" if code == 0 else "error",
             exit_code=code,

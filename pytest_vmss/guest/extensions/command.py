@@ -271,9 +271,8 @@ def _record(
         seconds: How long it took.
         before: Text of the lab's own that precedes the message.
     """
-    return ExtensionResult(
-        name=extension.name,
-        type=extension.handler_name,
+    return ExtensionResult.of(
+        extension,
         version=find_handler(extension.publisher, extension.type).version,
         status="success" if code == 0 else "error",
         exit_code=code,

@@ -82,9 +82,8 @@ def check_settings(extensions: list[Extension]) -> list[ModelProblem]:
 
 def timed_out(extension: Extension, *, seconds: float = 0.0) -> ExtensionResult:
     """Returns the result of an extension that timed out, with Azure's message."""
-    return ExtensionResult(
-        name=extension.name,
-        type=extension.handler_name,
+    return ExtensionResult.of(
+        extension,
         version=find_handler(extension.publisher, extension.type).version,
         status="error",
         timed_out=True,

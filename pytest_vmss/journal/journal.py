@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from pytest_vmss.engine.report import OperationReport
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.errors import (
     BalancerError,
@@ -21,6 +20,7 @@ from pytest_vmss.errors import (
     WaitTimeoutError,
     error_summary,
 )
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.steps import Conclusion, Step
 from pytest_vmss.store import (
     BatchRecord,
