@@ -39,9 +39,9 @@ _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 _START_IMAGES: pytest.StashKey[StartImages] = pytest.StashKey()
 
 _MARKER = (
-    "vmss(model, *, images, name, capacity, load_balancer, custom_data, ports, health_timeout, "
-    "health, pristine): the scale set that the fixture scale_set creates for the test, and the "
-    "versions of its image that there are when it does"
+    "vmss(model, *, images, name, capacity, parameters, load_balancer, custom_data, ports, "
+    "health_timeout, health, pristine): the scale set that the fixture scale_set creates for the "
+    "test, and the versions of its image that there are when it does"
 )
 
 
@@ -114,6 +114,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="boot the set of every test, rather than restore it as it was when it first booted",
     )
     group.addoption(
+        "--vmss-size",
+        metavar="NAME",
+        help="make every set in this VM size, whatever its model says (ini: vmss_size)",
+    )
+    group.addoption(
+        "--vmss-unknown-extensions",
+        choices=["refuse", "skip"],
+        help="extensions that nobody registered: refuse the model (the default), or leave them "
+        "out (ini: vmss_unknown_extensions)",
+    )
+    group.addoption(
         "--vmss-live",
         choices=["auto", "on", "off"],
         default="auto",
@@ -131,6 +142,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="GIB",
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )
+    parser.addini("vmss_size", "a VM size for every set; see --vmss-size")
+    parser.addini("vmss_unknown_extensions", "refuse or skip; see --vmss-unknown-extensions")
     parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
     parser.addini(
         "vmss_settings",
@@ -246,6 +259,10 @@ def _settings(config: pytest.Config) -> Settings:
         "state_dir": config.getoption("--vmss-state-dir"),
         "cache_dir": config.getoption("--vmss-cache-dir"),
         "guest_network": _guest_network(config),
+        "size": config.getoption("--vmss-size") or config.getini("vmss_size") or None,
+        "unknown_extensions": config.getoption("--vmss-unknown-extensions")
+        or config.getini("vmss_unknown_extensions")
+        or None,
     }
     for name in ("state_dir", "cache_dir"):
         if given[name] is not None:
@@ -397,7 +414,7 @@ def _publish_images(
     of_document = {
         name: value
         for name, value in arguments.items()
-        if name in ("name", "capacity", "load_balancer", "custom_data")
+        if name in ("name", "capacity", "parameters", "load_balancer", "custom_data")
     }
     model = load_document(source, **of_document).model
     known = request.config.stash.setdefault(_START_IMAGES, StartImages(lab))
@@ -414,9 +431,9 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
 
     marker = request.node.get_closest_marker("vmss")
     # Sealed here already, so that no error message shows secrets (M5).
-    given = dict(marker.kwargs) if marker else {}
-    images = {"images": given.pop("images")} if "images" in given else {}
-    arguments = {name: seal(value) for name, value in given.items()} | images
+    named = dict(marker.kwargs) if marker else {}
+    images = {"images": named.pop("images")} if "images" in named else {}
+    arguments = {name: seal(value) for name, value in named.items()} | images
     if marker and marker.args:
         arguments["model"] = seal(marker.args[0])
     if isinstance(arguments.get("custom_data"), str):
@@ -426,9 +443,13 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
     for name in ("model", "load_balancer"):
-        value = arguments.get(name)
-        if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
-            arguments[name] = _beside(request, value)
+        if name in arguments:
+            arguments[name] = _beside(request, arguments[name])
+    given = arguments.get("parameters")
+    if isinstance(given, (list, tuple)):
+        arguments["parameters"] = [_beside(request, seal(entry)) for entry in given]
+    elif given is not None:
+        arguments["parameters"] = _beside(request, given)
     if isinstance(arguments.get("images"), dict):
         arguments["images"] = {
             version: _beside(request, path) for version, path in arguments["images"].items()
@@ -436,12 +457,13 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     return arguments.pop("model"), arguments
 
 
-def _beside(request: pytest.FixtureRequest, path: Any) -> Any:
-    """A path relative to the test's file, if there is such a file, wherever pytest was started."""
-    if not isinstance(path, (str, Path)):
-        return path  # refused later, with what was expected
-    beside = request.path.parent / path
-    return beside if beside.exists() else path
+def _beside(request: pytest.FixtureRequest, value: Any) -> Any:
+    """A file relative to the test's file, wherever pytest was started; other values as they are."""
+    if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
+        beside = request.path.parent / value
+        if beside.exists():
+            return beside
+    return value
 
 
 def _records(lab: Lab) -> list[ScaleSetRecord]:

@@ -21,12 +21,15 @@ __all__ = [
     "ImageLimits",
     "Settings",
     "Timeouts",
+    "UnknownExtensions",
     "default_guest_network",
     "former_state_dir",
 ]
 
 Accelerator = Literal["kvm", "tcg"]
 GuestNetwork = Literal["isolated", "outbound"]
+#: What becomes of extensions that nobody registered: an error, or they are left out.
+UnknownExtensions = Literal["refuse", "skip"]
 
 GIB = 1024**3
 
@@ -144,8 +147,8 @@ class Timeouts:
     ``extensionsTimeBudget`` (PT1H30M by default), an application has its ``gracePeriod`` (H3, F6).
     What is set here may undercut them.
 
-    Without KVM, all but ``drain``, ``health``, ``upgrade`` and ``wait`` are multiplied; ``health``
-    is Azure's five minutes (F6), which is ample under TCG too.
+    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade`` and ``wait`` are
+    multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
         drain: For an instance's connections to close before it is stopped.
@@ -156,6 +159,7 @@ class Timeouts:
         health: For the application to become healthy after all that.
         instance: For everything that an operation does to one instance; a rollback gets the same
             again. None for the sum of the others and of Azure's budgets.
+        approval: For a Service Fabric cluster to approve an update domain; then the upgrade stops.
         upgrade: For a whole upgrade; one that times out stops between two batches (G4). None for
             no limit but those of its instances.
         wait: For ``wait_for_upgrade``, unless a call has its own.
@@ -168,6 +172,7 @@ class Timeouts:
     extension: float | None = None
     health: float = 300.0
     instance: float | None = None
+    approval: float = 3600.0
     upgrade: float | None = None
     wait: float = 86_400.0
 
@@ -220,6 +225,10 @@ class Settings:
         timeout_factor: Multiplier of the guest-side timeouts; None means 1 with KVM and 10 without.
         timeouts: The timeouts before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
+        size: The name of a size for every set that is made, whatever its model says, so that a set
+            of large machines can be rehearsed on a small host; None for the model's own (A3).
+        unknown_extensions: What becomes of extensions that nobody registered. ``refuse``: the model
+            is refused. ``skip``: they are left out, and the report says so (P4).
         images: The largest image that may be published.
         keep: Whether to keep a session's VMs for inspection.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
@@ -247,6 +256,8 @@ class Settings:
     timeout_factor: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    size: str | None = None
+    unknown_extensions: UnknownExtensions = "refuse"
     images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False
     checkpoints_gib: int = field(
@@ -260,10 +271,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Rejects values that would make a wait endless or a machine impossible."""
-        if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
-            _refuse("accelerator", "kvm or tcg", self.accelerator)
-        if self.guest_network not in get_args(GuestNetwork):
-            _refuse("guest_network", "isolated or outbound", self.guest_network)
+        self._check_choices()
         factor = self.timeout_factor
         if factor is not None and not (_is_number(factor) and 0 < factor <= _LARGEST_FACTOR):
             _refuse("timeout_factor", f"a number above 0, up to {_LARGEST_FACTOR:.0f}", factor)
@@ -280,6 +288,16 @@ class Settings:
                 _refuse(name, f"a whole number of GiB from 1 to {_MOST_GIB}", limit)
         for name, size in self.sizes.items():
             _check_size(name, size)
+
+    def _check_choices(self) -> None:
+        if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
+            _refuse("accelerator", "kvm or tcg", self.accelerator)
+        if self.guest_network not in get_args(GuestNetwork):
+            _refuse("guest_network", "isolated or outbound", self.guest_network)
+        if self.unknown_extensions not in get_args(UnknownExtensions):
+            _refuse("unknown_extensions", "refuse or skip", self.unknown_extensions)
+        if self.size is not None and not isinstance(self.size, str):
+            _refuse("size", "the name of a VM size", self.size)
 
 
 def _refuse(name: str, expected: str, given: object) -> NoReturn:

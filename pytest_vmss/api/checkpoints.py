@@ -79,7 +79,7 @@ class Checkpoints:
         key = checkpoint_key(
             model,
             digest=version.digest,
-            size=environment.find_size(model.sku.name),
+            size=environment.size_of(model),
             hypervisor=environment.hypervisor.fingerprint,
             guest_network=environment.guest_network,
         )
@@ -106,7 +106,7 @@ class Checkpoints:
 
     def _lack_of_room(self, document: ScaleSetDocument) -> str:
         """Says if the disk has no room for the memory of a set's instances."""
-        size = self._environment.find_size(document.model.sku.name)
+        size = self._environment.size_of(document.model)
         needed = 2 * size.memory_mib * _MIB * document.model.sku.capacity
         free = shutil.disk_usage(self._environment.paths.folder).free
         if free >= needed:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
-from pytest_vmss.api.upgrade_status import history_info, status_info
+from pytest_vmss.api.upgrade_status import history_info, is_recent, status_info
 from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
@@ -30,15 +33,20 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.model import (
+    Approver,
+    Parameters,
     ScaleSetDocument,
     ScaleSetModel,
     Source,
+    is_durable,
     keep_secrets,
     load_document,
     merge,
-    read_part,
+    read_change,
+    seal_parameters,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_choice,
     check_custom_data,
     check_flag,
@@ -48,6 +56,7 @@ from pytest_vmss.model.arguments import (
     check_instance_ids,
     check_seconds,
 )
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.operations import (
     Deallocate,
     ExtensionUpgrade,
@@ -68,7 +77,7 @@ from pytest_vmss.operations.scale import check_capacity_change, removal_of, scal
 from pytest_vmss.secrecy import seal, seal_text
 from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
 
-__all__ = ["Ids", "ScaleSet"]
+__all__ = ["Ids", "ScaleSet", "require_durable"]
 
 #: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
 Ids = Iterable[int | str] | None
@@ -172,16 +181,27 @@ class ScaleSet:
         scheme = "https" if port == _HTTPS else "http"
         return f"{scheme}://{record.frontend}:{host_port(port)}"
 
-    def instance_view(self) -> list[dict[str, Any]]:
-        """Azure's instance view of each instance (H4, J3)."""
-        views: dict[str, dict[str, Any]] = {}
+    def instance_view(self) -> dict[str, Any]:
+        """Azure's instance view of the set: how many instances are in which state (J3)."""
+        extensions: dict[str, list[ExtensionResult]] = {}
+        for instance in self.instances:
+            if instance.record.generation:
+                for result in instance.extensions:
+                    extensions.setdefault(result.name, []).append(result)
+        return set_instance_view(
+            self.record, self._records(), extensions, self.orchestration_services
+        )
+
+    def virtual_machines(self) -> list[dict[str, Any]]:
+        """Azure's ``VirtualMachineScaleSetVM`` of each instance, with its instance view (J3)."""
+        found: dict[str, dict[str, Any]] = {}
 
         def look(instance: Instance) -> None:
-            views[instance.instance_id] = instance.instance_view()
+            found[instance.instance_id] = instance.resource()
 
         instances = self.instances
         run_concurrently(instances, look, clock=self._environment.clock)
-        return [views[instance.instance_id] for instance in instances]
+        return [found[instance.instance_id] for instance in instances]
 
     def repair(self) -> Operation | None:
         """Checks all instances once, and repairs those that are due for automatic repair (K1).
@@ -235,6 +255,33 @@ class ScaleSet:
         environment.checks.pop(record.unique_id, None)
         if check is not None and not isinstance(check, str):
             environment.checks[record.unique_id] = check
+
+    def set_approver(self, approver: Approver | None) -> None:
+        """Sets who approves each update domain before a rolling operation changes it (I3).
+
+        That is for Service Fabric node types of durability Silver or Gold, whose cluster does so
+        in Azure.
+
+        Args:
+            approver: A function that takes a :class:`~pytest_vmss.RepairTask` and returns True to
+                approve; with anything else it is asked again, once a second, and what it raises
+                stops the upgrade. Or the URL of an endpoint on loopback that is sent the task as
+                JSON and replies ``{"State": "Approved"}``. Both are told of the result too, with
+                the state ``Completed``. None approves everything. A function applies in this
+                process only.
+
+        Raises:
+            ModelError: It is neither; or nobody would ask it. Nothing was changed.
+        """
+        check_approver(approver)
+        require_durable(self.model, approver)
+        environment, url = self._environment, approver if isinstance(approver, str) else None
+        record = environment.store.amend(
+            self.record, approver_url=url, approver_function=callable(approver)
+        )
+        environment.approvers.pop(record.unique_id, None)
+        if approver is not None and not isinstance(approver, str):
+            environment.approvers[record.unique_id] = approver
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """Runs a check repeatedly during a ``with`` block, throughout which it must hold.
@@ -400,16 +447,19 @@ class ScaleSet:
         return None if record is None else Operation(self._environment, self.name, record.id)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
-        """The set's OS upgrades, newest first; Azure keeps five (J2).
+        """The set's OS upgrades, newest first; Azure keeps five, for two months (J2).
 
         Args:
-            limit: The most to return; None for all.
+            limit: The most to return; None for all, however old.
         """
         if limit is not None:
             check_instance_count(limit, "limit")
         self._engine.require_own()
+        now = self._environment.clock.now()
         upgrades = [
-            entry for entry in self._engine.journal.operations() if entry.action == OSUpgrade.action
+            entry
+            for entry in self._engine.journal.operations()
+            if entry.action == OSUpgrade.action and (limit is None or is_recent(entry, now))
         ]
         return [Upgrade(self._environment, self.name, entry.id) for entry in reversed(upgrades)][
             :limit
@@ -444,6 +494,7 @@ class ScaleSet:
         change: Source,
         *,
         replace: bool = False,
+        parameters: Parameters | None = None,
         load_balancer: Source | None = None,
         custom_data: str | None = None,
     ) -> Operation | None:
@@ -461,6 +512,8 @@ class ScaleSet:
             change: The model or a part of it, which is merged into the set's current model.
             replace: Take ``change`` as the whole model, and drop what it lacks, except
                 write-only values.
+            parameters: Values for a template's parameters: a parameters file, ``name=value``, an
+                object, or a list of these (P1).
             load_balancer: Azure's JSON of the load balancer, if the probe changes.
             custom_data: Replaces the custom data (base64).
 
@@ -477,16 +530,22 @@ class ScaleSet:
         change, load_balancer = seal(change), seal(load_balancer)
         custom_data = seal_text(check_custom_data(custom_data))
         check_flag(replace, "replace")
-        part = read_part(change)
+        found = read_change(change, seal_parameters(parameters), self.name)
+        part = found.body
         self._require_own_name(part)
 
         def changed(current: Revision) -> ScaleSetDocument:
             stored = current.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
-            return load_document(
+            document = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
                 known_balancer=current.balancer,
+                known_clusters=found.clusters or current.clusters,
+                is_stored=True,
             )  # fmt: skip
+            return dataclasses.replace(
+                document, unevaluated=found.unevaluated, unread_settings=found.unread_settings
+            )
 
         with contextlib.ExitStack() as locked:
             try:
@@ -499,6 +558,7 @@ class ScaleSet:
                 return None
             wanted = changed(self._revision)
             version = check_document(self._environment, wanted, current=self._revision)
+            announce(self._environment, wanted, self._revision)
             capacity = wanted.model.sku.capacity
             check_capacity_change(self._environment, self.name, capacity)
             report = self._bring(wanted, version)
@@ -775,3 +835,19 @@ class ScaleSet:
         """Closes the connections to its instances."""
         while self._instances:
             self._instances.popitem()[1].close()
+
+
+def require_durable(model: ScaleSetModel, approver: Approver | None) -> None:
+    """Checks that an approver, if one is given, would be asked.
+
+    Raises:
+        ModelError: The model is no Service Fabric node type of durability Silver or Gold.
+    """
+    if approver is not None and not is_durable(model):
+        problem = ModelProblem(
+            "approver",
+            "InvalidParameter",
+            "would never be asked: the model has no Service Fabric extension "
+            "(Microsoft.Azure.ServiceFabric) of durabilityLevel Silver or Gold",
+        )
+        raise ModelError([problem], source="what was asked for")

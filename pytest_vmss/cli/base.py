@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,18 +28,27 @@ from pytest_vmss.configuration import (
     read_assignments,
     read_project,
 )
-from pytest_vmss.errors import HostError, NotFoundError, VmssError, error_text
-from pytest_vmss.report import LiveView, stage_table, upgrade_summary
+from pytest_vmss.errors import (
+    HostError,
+    NotFoundError,
+    NotModelledWarning,
+    VmssError,
+    error_text,
+)
+from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary
 from pytest_vmss.settings import OUTBOUND, Settings
 from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = [
+    "announced",
+    "ask_for_secret",
     "console",
     "context",
     "find_instance",
     "finish",
     "main",
     "open_lab",
+    "parameters_option",
     "read_custom_data",
     "read_script",
     "run_due",
@@ -109,6 +119,12 @@ def _forget_output() -> None:
     help="What guests reach from their next start on: nothing, or whatever this host can, "
     "its own loopback among it. (VMSS_GUEST_NETWORK; isolated otherwise)",
 )
+@click.option("--size", help="Make every set in this VM size, whatever its model says.")
+@click.option(
+    "--unknown-extensions",
+    type=click.Choice(["refuse", "skip"]),
+    help="Extensions that nobody registered: refuse the model, or leave them out.",
+)
 @click.option(
     "--set",
     "assignments",
@@ -124,11 +140,19 @@ def main(
     connect: str | None,
     accel: str | None,
     guest_network: str | None,
+    size: str | None,
+    unknown_extensions: str | None,
     assignments: tuple[str, ...],
 ) -> None:
     """Azure's automatic OS image upgrade for VM Scale Sets, rehearsed on a laptop."""
     table = overlay(read_project(_project()), read_assignments(assignments, "--set"))
-    given = {"connect": connect, "accelerator": accel, "guest_network": guest_network}
+    given = {
+        "connect": connect,
+        "accelerator": accel,
+        "guest_network": guest_network,
+        "size": size,
+        "unknown_extensions": unknown_extensions,
+    }
     arguments = configured(table)
     arguments.update((name, value) for name, value in given.items() if value is not None)
     settings = Settings(**arguments)
@@ -154,6 +178,41 @@ def open_lab() -> Iterator[Lab]:
         yield lab
     finally:
         lab.close()
+
+
+parameters_option = click.option(
+    "--parameters",
+    "-p",
+    multiple=True,
+    metavar="FILE|NAME=VALUE",
+    help="Values for a template's parameters; again for more, and later ones win.",
+)
+
+
+def ask_for_secret(name: str) -> str | None:
+    """Asks for a template's secure parameter on the terminal; None generates one."""
+    if not sys.stdin.isatty():
+        return None
+    told = f"{one_line(name)} (secret; empty for a generated one)"
+    value: str = click.prompt(told, default="", show_default=False, hide_input=True, err=True)
+    return value or None
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """Prints warnings about models as lines, when they arise."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, NotModelledWarning):
+            say(console, str(message), style="dim")
+        else:
+            usual(message, category, *rest, **named)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NotModelledWarning)
+        warnings.showwarning = show
+        yield
 
 
 def read_custom_data(path: Path | None) -> str | None:

@@ -12,11 +12,13 @@ import click
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
+    announced,
     console,
     find_instance,
     finish,
     main,
     open_lab,
+    parameters_option,
     read_custom_data,
     read_script,
     run_due,
@@ -29,6 +31,7 @@ __all__: list[str] = []
 @main.command()
 @click.argument("name")
 @click.argument("change", type=click.Path(path_type=Path))
+@parameters_option
 @click.option("--replace", is_flag=True, help="CHANGE is the whole model, not a part of it.")
 @click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
 @click.option(
@@ -40,6 +43,7 @@ __all__: list[str] = []
 def update(
     name: str,
     change: Path,
+    parameters: tuple[str, ...],
     replace: bool,
     load_balancer: Path | None,
     custom_data: Path | None,
@@ -52,9 +56,13 @@ def update(
     encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with LiveView(lab.store, console):
+        with announced(), LiveView(lab.store, console):
             ended = scale_set.update(
-                change, replace=replace, load_balancer=load_balancer, custom_data=encoded
+                change,
+                replace=replace,
+                parameters=parameters or None,
+                load_balancer=load_balancer,
+                custom_data=encoded,
             )
         if ended is not None:
             finish(lab, ended)

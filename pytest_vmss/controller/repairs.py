@@ -149,9 +149,7 @@ class Repairs:
             images = self._environment.images
             model = self._environment.revisions.current(self._engine.name).model
             try:
-                self._environment.require_room(
-                    len(ids), self._environment.find_size(model.sku.name)
-                )
+                self._environment.require_room(len(ids), self._environment.size_of(model))
             except CapacityError as error:
                 self._environment.store.event(
                     self._engine.name, "warning", f"Reimage, not Replace: {error.message}"

@@ -261,6 +261,7 @@ class Engine:
                 self._store.delete(record)
                 self._store.event(record.name, "deleted", "deleted")
         self._environment.checks.pop(record.unique_id, None)
+        self._environment.approvers.pop(record.unique_id, None)
 
     def _checkpoints(self, record: ScaleSetRecord) -> list[Path]:
         """The folders of a set's checkpoints, unless data disks that outlive it are based on them."""
@@ -289,6 +290,7 @@ class Engine:
             report = self.journal.report(operation.id)
             decided = report.record.ended is not None or report.record.error_code is not None
             if not decided and not report.unsettled:
+                self._rollout.approvals.close(operation.id)
                 self.journal.end(
                     operation.id, "Cancelled", reason="cancelled while it was interrupted"
                 )

@@ -308,16 +308,8 @@ class Journal:
             context.event("outcome", str(outcome))
 
     def going_back(self, context: InstanceContext, *, value: bool) -> None:
-        """Records whether an instance is being rolled back.
-
-        The operation's status is RollingBack while any instance is.
-        """
-        with self._store.transaction():
-            self.note(context, going_back=value)
-            some = any(
-                result.going_back for result in self.report(context.operation).results.values()
-            )
-            self.update(context.operation, status="RollingBack" if some else "RollingForward")
+        """Records whether an instance is being rolled back."""
+        self.note(context, going_back=value)
 
     def failed(self, context: InstanceContext, error: Exception) -> None:
         """Records an instance's error, with its evidence."""

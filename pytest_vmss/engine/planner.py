@@ -38,6 +38,7 @@ class Member:
         zone: Availability zone, empty for a regional set.
         phase: ``PhaseOrderingNumber``; None comes last.
         protected: ``protectFromScaleSetActions``.
+        stopped: Somebody stopped it; it is upgraded without being started.
     """
 
     instance_id: int
@@ -48,11 +49,15 @@ class Member:
     zone: str = ""
     phase: int | None = None
     protected: bool = False
+    stopped: bool = False
 
     @property
     def unhealthy(self) -> bool:
-        """Whether it counts against the limits; Unknown (F5) and Initializing do too."""
-        return self.health is not Health.HEALTHY
+        """Whether it counts against the limits; Unknown (F5) and Initializing do too.
+
+        What somebody stopped on purpose does not.
+        """
+        return self.health is not Health.HEALTHY and not self.stopped
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,10 @@ def _cut_batch(
     )
     if down:
         reason += f"; {down} already down"
-    if policy.max_surge:
+    stopped = [member.instance_id for member in chosen if member.stopped]
+    if stopped:
+        reason += f"; stopped, and not started: {_names(stopped)}"
+    if policy.max_surge and len(stopped) < len(chosen):
         reason += "; replacements first (maxSurge)"
     return Batch(tuple(member.instance_id for member in chosen), reason + _left_out(left_out))
 

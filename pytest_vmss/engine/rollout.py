@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pytest_vmss.clock import run_concurrently
 from pytest_vmss.engine import planner
+from pytest_vmss.engine.approval import Approvals
 from pytest_vmss.engine.journal import Journal
 from pytest_vmss.engine.preflight import file_uris, unreachable
 from pytest_vmss.engine.report import ENDED, OperationReport
@@ -46,6 +47,7 @@ class Rollout:
         self._journal = journal
         self._worker = worker
         self._scale_set = scale_set
+        self.approvals = Approvals(environment, journal, scale_set)
 
     def run(self, operation_id: str) -> None:
         """Runs an operation batch by batch to its end, from wherever it stands.
@@ -102,6 +104,8 @@ class Rollout:
 
         def read(number: int) -> None:
             context = self._context(operation_id, number)
+            if context.record.power != "running":
+                return
             metrics = self._environment.metrics(context)
             if metrics.skip:
                 self._journal.note(context, outcome=Outcome.SKIPPED)
@@ -121,6 +125,30 @@ class Rollout:
         if report.record.error_code is not None:  # decided before a crash
             self._stop(report)
             return None
+        decision = self._settled(report)
+        match decision:
+            case None:
+                self.approvals.close(operation_id)
+                self._journal.end(
+                    operation_id, "Cancelled", reason="cancelled after the current batch"
+                )
+            case planner.Complete(reason=reason, skipped=skipped):
+                self.approvals.close(operation_id)
+                with self._store.transaction():
+                    for number in skipped:
+                        self._journal.note(
+                            self._context(operation_id, number), outcome=Outcome.SKIPPED
+                        )
+                    self._journal.end(operation_id, "Completed", reason=reason)
+            case planner.Stop():
+                self._halt(operation_id, decision)
+            case planner.Batch(instance_ids=ids, reason=reason):
+                self._take(report, ids, reason)
+                return ids
+        return None
+
+    def _settled(self, report: OperationReport) -> planner.Decision | None:
+        """Decides, and waits until a batch may begin; None if the upgrade was cancelled."""
         # Before the first batch, whether anything is left to do needs no look at their health. After
         # the last one it does: what was upgraded may have sickened meanwhile (D7).
         seen = bool(report.batch_records)
@@ -128,47 +156,52 @@ class Rollout:
         if isinstance(decision, planner.Batch) and self._pause(report):
             seen = False
         while isinstance(decision, planner.Batch):
-            if self._is_cancelled(operation_id):
-                self._journal.end(
-                    operation_id, "Cancelled", reason="cancelled after the current batch"
-                )
+            if self._is_cancelled(report.record.id):
                 return None
-            if seen and not self._wait_for_zone(report, decision):
+            clear = self._is_clear(report, decision) if seen else False
+            if isinstance(clear, planner.Stop):
+                return clear
+            if clear:
                 break
             # Some may have been protected meanwhile, or have sickened.
             decision = self._decide(report, self._members(report, observed=True))
             seen = True
-        match decision:
-            case planner.Complete(reason=reason, skipped=skipped):
-                with self._store.transaction():
-                    for number in skipped:
-                        self._journal.note(
-                            self._context(operation_id, number), outcome=Outcome.SKIPPED
-                        )
-                    self._journal.end(operation_id, "Completed", reason=reason)
-            case planner.Stop(code=code, message=message, reason=reason):
-                self._journal.update(
-                    operation_id, error_code=code, error_message=message, reason=reason
-                )
-                self._stop(self._journal.report(operation_id))
-            case planner.Batch(instance_ids=ids, reason=reason):
-                self._take(report, ids, reason)
-                return ids
-        return None
+        return decision
+
+    def _is_clear(self, report: OperationReport, batch: planner.Batch) -> bool | planner.Stop:
+        """Waits until a batch may begin: for its zone (D4), and for its cluster's approval (I3).
+
+        Returns:
+            True if it may begin at once; False if it had to wait, so that the decision is to be
+            made again; a stop if it may not begin.
+        """
+        if self._wait_for_zone(report, batch):
+            return False
+        return self.approvals.obtain(report, batch.instance_ids)
+
+    def _halt(self, operation_id: str, stop: planner.Stop) -> None:
+        """Records why an upgrade stops, and then stops it."""
+        self._journal.update(
+            operation_id, error_code=stop.code, error_message=stop.message, reason=stop.reason
+        )
+        self._stop(self._journal.report(operation_id))
 
     def _take(self, report: OperationReport, ids: tuple[int, ...], reason: str) -> None:
         """Records a batch, with its replacements if the upgrade surges (D9)."""
         operation = report.record
+        surges = self._revision().model.rolling_policy.max_surge
         with self._store.transaction():
-            if self._revision().model.rolling_policy.max_surge and kind_of(operation.action).surges:
-                size = self._environment.find_size(self._revision().model.sku.name)
+            running = [r.instance_id for r in self._instances() if r.power == "running"]
+            replaced = [number for number in ids if number in running]
+            if surges and kind_of(operation.action).surges and replaced:
+                size = self._environment.size_of(self._revision().model)
                 try:
-                    self._environment.require_room(len(ids), size)
+                    self._environment.require_room(len(replaced), size)
                 except CapacityError as error:
                     reason += f"; in place, for there is no room for more: {error.message}"
                 else:
                     self._journal.add_batch(report, ids, reason)
-                    allocate_replacements(self._environment, self._journal, operation.id, ids)
+                    allocate_replacements(self._environment, self._journal, operation.id, replaced)
                     return
             self._journal.add_batch(report, ids, reason)
 
@@ -211,6 +244,7 @@ class Rollout:
             )
             for start in range(0, len(failed), at_once):
                 self._worker.roll_back(record, failed[start : start + at_once])
+        self.approvals.close(record.id)
         self._journal.end(
             record.id, "Faulted", code=record.error_code, message=record.error_message,
             reason=record.reason,
@@ -241,16 +275,17 @@ class Rollout:
 
         Args:
             report: The operation.
-            observed: Observe their health now; else they are assumed to be healthy.
+            observed: Observe the health of those that run now; else they are assumed to be healthy.
         """
         records = self._instances()
         members = _members(report, records)
         if not observed:
             return members
-        seen = observe_instances(self._environment, self._scale_set, records)
+        running = [record for record in records if record.power == "running"]
+        seen = observe_instances(self._environment, self._scale_set, running)
         return [
             member
-            if seen[member.instance_id].healthy
+            if member.stopped or seen[member.instance_id].healthy
             else replace(member, health=seen[member.instance_id].health)
             for member in members
         ]
@@ -345,6 +380,7 @@ def _members(report: OperationReport, records: Sequence[InstanceRecord]) -> list
                 zone=record.zone,
                 phase=None if result is None else result.phase,
                 protected=record.protected,
+                stopped=record.power != "running",
             )
         )
     return members

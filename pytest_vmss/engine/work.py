@@ -45,7 +45,7 @@ class InstanceWork:
         """The instance's outcome record."""
         return self._journal.result(self.context)
 
-    def plan(self, new_disk: Callable[[], bool]) -> OutcomeRecord:
+    def plan(self, new_disk: Callable[[], bool], *, keep_power: bool = False) -> OutcomeRecord:
         """Plans the OS disks and the model to go from and to; the same after a resume."""
         plan = self.result
         if plan.result:
@@ -58,6 +58,7 @@ class InstanceWork:
             source=record.generation,
             result=new if new_disk() else record.generation or new,
             source_revision=record.revision,
+            stopped=keep_power and record.power != "running",
         )
 
     def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:

@@ -24,13 +24,14 @@ from pytest_vmss.model import (
     ApplicationHealthSettings,
     Extension,
     Probe,
+    RepairTask,
     ScaleSetModel,
     VmSize,
     application_health,
     find_size,
 )
 from pytest_vmss.model.extension_result import ExtensionResult
-from pytest_vmss.settings import GuestNetwork, Timeouts
+from pytest_vmss.settings import GuestNetwork, Timeouts, UnknownExtensions
 from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store
 from pytest_vmss.store.queries import find_scale_set
 
@@ -62,9 +63,12 @@ class Environment:
         guest_network: What guests may reach (M6).
         serve_files: Makes the lab's own files available to a set's guests (H5).
         checks: The suite's health functions, by the set's unique id (F4).
+        approvers: The suite's functions that approve update domains, likewise (I3).
         working: Events that stop the operations of this process, by set.
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
+        own_size: The size of every set that is made, whatever its model says (A3).
+        unknown_extensions: What becomes of extensions that nobody registered (P4).
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
         make_balancer: Creates the load balancer of a set, from its rules.
@@ -89,9 +93,12 @@ class Environment:
     require_room: Callable[[int, VmSize], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
+    own_size: VmSize | None = None
+    unknown_extensions: UnknownExtensions = "refuse"
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = "isolated"
     checks: dict[str, Check] = field(default_factory=dict)
+    approvers: dict[str, Callable[[RepairTask], object]] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
     program: str = "vmss"
     _opened: Hypervisor | None = None
@@ -152,15 +159,20 @@ class Environment:
         if signal is not None:
             signal.set()
 
-    def find_size(self, name: str) -> VmSize:
-        """Returns a VM size by name.
+    def size_of(self, model: ScaleSetModel) -> VmSize:
+        """Returns the size of a set's instances: the lab's own, if the set is made in one (A3).
 
         Raises:
-            NotFoundError: It is not known.
+            NotFoundError: The model's size is not known.
         """
-        size = find_size(name, self.sizes)
+        record = self.store.get(ScaleSetRecord, model.name.lower())
+        if record is not None and record.own_size is not None:
+            return VmSize(*record.own_size)
+        if record is None and self.own_size is not None:
+            return self.own_size
+        size = find_size(model.sku.name, self.sizes)
         if size is None:
-            raise NotFoundError(f"the size {name!r} is not known here")
+            raise NotFoundError(f"the size {model.sku.name!r} is not known here")
         return size
 
     def close(self) -> None:
@@ -306,7 +318,7 @@ class InstanceContext:
         """
         record, paths = self.record, self.environment.paths
         model = self.revision(self.existing(number).revision).model
-        size = self.environment.find_size(model.sku.name)
+        size = self.environment.size_of(model)
         return Machine(
             name=self.domain,
             uuid=record.uuid,

@@ -39,7 +39,7 @@ def allocate_instances(
             for record in everyone
             if record.scale_set == set_record.name
         ]
-        prefix = model.virtual_machine_profile.os_profile.computer_name_prefix
+        prefix = model.computer_name_prefix
         given = iter(places)
         for number in range(set_record.next_instance_id, set_record.next_instance_id + count):
             unique = uuid.uuid4()

@@ -58,11 +58,12 @@ class Work(Protocol):
     def result(self) -> OutcomeRecord:
         """The instance's outcome record."""
 
-    def plan(self, new_disk: Callable[[], bool]) -> OutcomeRecord:
+    def plan(self, new_disk: Callable[[], bool], *, keep_power: bool = False) -> OutcomeRecord:
         """Plans the OS disks and the model to go from and to; the same after a resume.
 
         Args:
             new_disk: Whether the instance gets a new OS disk; called once, before the first step.
+            keep_power: Whether an instance that is stopped stays so.
         """
 
     def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:

@@ -58,7 +58,7 @@ class _Update(Kind):
                 return swap(plan, version=target_of(work), revision=revision)
             return change(work, plan, revision=revision)
 
-        change_or_go_back(work, new_disk=new_disk, forward=forward)
+        change_or_go_back(work, new_disk=new_disk, forward=forward, keep_power=True)
 
     @classmethod
     def roll_back(cls, work: Work) -> None:

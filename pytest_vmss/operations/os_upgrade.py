@@ -63,7 +63,7 @@ class OSUpgrade(Kind):
         def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
             return swap(plan, version=target_of(work), revision=work.operation.revision)
 
-        change_or_go_back(work, new_disk=lambda: True, forward=forward)
+        change_or_go_back(work, new_disk=lambda: True, forward=forward, keep_power=True)
 
     @classmethod
     def roll_back(cls, work: Work) -> None:

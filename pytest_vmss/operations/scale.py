@@ -28,8 +28,8 @@ def check_capacity_change(environment: Environment, scale_set: str, capacity: in
     """
     more = capacity - len(_instances(environment, scale_set))
     if more > 0:
-        sku = environment.revisions.current(scale_set).model.sku
-        environment.require_room(more, environment.find_size(sku.name))
+        model = environment.revisions.current(scale_set).model
+        environment.require_room(more, environment.size_of(model))
     elif len(_removable(environment, scale_set, -more)) < -more:
         raise ConflictError(
             f"{scale_set!r} cannot be scaled in to {capacity}: too many of its "
@@ -77,8 +77,10 @@ def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetD
         ModelError: Azure does not accept that capacity.
     """
     now = environment.revisions.current(scale_set)
-    sized = load_document(now.model.full(), capacity=capacity, known_balancer=now.balancer)
-    document = ScaleSetDocument(now.model, now.probe, scale_set, (), now.balancer)
+    sized = load_document(
+        now.model.full(), capacity=capacity, known_balancer=now.balancer, is_stored=True
+    )
+    document = ScaleSetDocument(now.model, now.probe, scale_set, now.clusters, now.balancer)
     return replace(document, model=sized.model)
 
 

@@ -26,6 +26,7 @@ class InstanceRecord(Record):
         power: The requested power state; only the hypervisor knows whether it is running.
         provisioning: Azure's provisioning state.
         power_failed: It is Failed by nothing but a change of power, such as a restart.
+        unproven: Its OS disk or model was changed while it was stopped; its next start proves it.
         in_service: Whether the load balancer may send it traffic.
         changed: When an operation last finished with it.
         repairs: Number of automatic repairs since it was last healthy.
@@ -54,6 +55,7 @@ class InstanceRecord(Record):
     power: Literal["running", "stopped", "deallocated"] = "running"
     provisioning: Literal["Creating", "Updating", "Succeeded", "Failed", "Deleting"] = "Creating"
     power_failed: bool = False
+    unproven: bool = False
     in_service: bool = False
     changed: datetime | None = None
     repairs: int = 0

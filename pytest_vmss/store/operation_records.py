@@ -17,6 +17,7 @@ __all__ = [
     "OperationRecord",
     "Outcome",
     "OutcomeRecord",
+    "RepairTaskRecord",
     "StepRecord",
 ]
 
@@ -71,7 +72,7 @@ class OperationRecord(Record):
     scale_set: str
     set_id: str
     action: str
-    status: Literal["RollingForward", "RollingBack", "Cancelled", "Completed", "Faulted"]
+    status: Literal["RollingForward", "Cancelled", "Completed", "Faulted"]
     started_by: Literal["Unknown", "User", "Platform"] = "User"
     started: datetime
     ended: datetime | None = None
@@ -130,6 +131,7 @@ class OutcomeRecord(Record):
         phase: ``PhaseOrderingNumber``, read when the upgrade started.
         error: The error, if it failed.
         going_back: Whether it is being rolled back.
+        stopped: Whether it was stopped and stays so, so that nothing is proved about it.
     """
 
     kind: ClassVar[str] = "outcome"
@@ -145,11 +147,56 @@ class OutcomeRecord(Record):
     phase: int | None = None
     error: ErrorRecord | None = None
     going_back: bool = False
+    stopped: bool = False
 
     @property
     def key(self) -> tuple[str | int, ...]:
         """The operation and the instance's id."""
         return (self.scale_set.lower(), self.operation, self.instance_id)
+
+
+class RepairTaskRecord(Record):
+    """An update domain of an upgrade that a Service Fabric cluster approves (I3).
+
+    Attributes:
+        number: Counts the tasks of the operation.
+        zone: Its availability zone; empty where zones are upgraded together.
+        group: Its placement group.
+        domain: The update domain.
+        instance_ids: The instances of it that were left to upgrade when it was asked for.
+        state: Preparing until it is approved, Executing until its last batch has ended,
+            Restoring until that is reported, then Completed.
+    """
+
+    kind: ClassVar[str] = "repair-task"
+
+    scale_set: str
+    operation: str
+    number: int
+    zone: str
+    group: int
+    domain: int
+    instance_ids: tuple[int, ...]
+    state: Literal["Preparing", "Executing", "Restoring", "Completed"] = "Preparing"
+    result: Literal["Pending", "Succeeded", "Failed", "Cancelled"] = "Pending"
+    asked: datetime
+    approved: datetime | None = None
+    completed: datetime | None = None
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """The operation and the task's number."""
+        return (self.scale_set.lower(), self.operation, self.number)
+
+    @property
+    def task_id(self) -> str:
+        """The task's id, as the cluster is told."""
+        return f"{self.operation}/{self.number}"
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Zone, placement group and update domain."""
+        return (self.zone, self.group, self.domain)
 
 
 class StepRecord(BaseModel):

@@ -29,6 +29,11 @@ class ScaleSetRecord(Record):
         overrides: Timeouts that replace the lab's, in seconds.
         health_command: A command run in the guest whose exit status is a health source (F4).
         health_function: Whether a function of the suite is one, in the process that defines it.
+        own_size: The size of the lab's own that it was made in: name, vCPUs and MiB (A3).
+        left_out: Names of extensions, in lower case, that are left out since nobody registered
+            their handlers (P4).
+        approver_url: The endpoint that approves update domains of a Service Fabric set (I3).
+        approver_function: Whether a function of the suite does, in the process that defines it.
         repairs_suspended: When automatic repairs were suspended; None while they are not.
         repairs_changed: When that last changed, or an instance was last repaired.
     """
@@ -49,6 +54,10 @@ class ScaleSetRecord(Record):
     overrides: dict[str, float] = Field(default_factory=dict)
     health_command: str | None = None
     health_function: bool = False
+    own_size: tuple[str, int, int] | None = None
+    left_out: tuple[str, ...] = ()
+    approver_url: str | None = Field(default=None, repr=False)
+    approver_function: bool = False
     repairs_suspended: datetime | None = None
     repairs_changed: datetime | None = None
 
@@ -66,6 +75,7 @@ class ModelRecord(Record):
         model: The whole model, with secrets.
         probe: The load-balancer probe that it names.
         balancer: That load balancer.
+        clusters: The Service Fabric clusters that were given with it (C7).
     """
 
     kind: ClassVar[str] = "model"
@@ -76,6 +86,7 @@ class ModelRecord(Record):
     model: dict[str, Any] = Field(repr=False)
     probe: dict[str, Any] | None
     balancer: dict[str, Any] | None = None
+    clusters: list[dict[str, Any]] = Field(default_factory=list)
 
     @property
     def key(self) -> tuple[str | int, ...]:

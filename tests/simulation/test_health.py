@@ -53,12 +53,12 @@ def test_unknown_counts_as_unhealthy(lab: SimulatedLab) -> None:
     assert upgrade.faulted
     assert upgrade.error is not None
     assert upgrade.error.code == BEFORE
-    assert web.instance_view()[1]["vmHealth"]["status"]["code"] == "HealthState/unknown"
+    assert web[1].instance_view()["vmHealth"]["status"]["code"] == "HealthState/unknown"
     lab.applications.clear()
     lab.virtual.sleep(60)
     lab.applications["web_0"] = Health.HEALTHY
     assert lab.roll(web, "1.2.0").completed
-    assert web.instance_view()[1]["vmHealth"]["status"] == {
+    assert web[1].instance_view()["vmHealth"]["status"] == {
         "code": "HealthState/healthy",
         "level": "Info",
         "displayStatus": "The VM is reporting itself as healthy",

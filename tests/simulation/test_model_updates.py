@@ -36,7 +36,9 @@ def test_manual_changes_nothing_until_it_is_asked(lab: SimulatedLab) -> None:
     web = start(lab, "Manual")
     assert web.update(extension("echo new")) is None
     assert [i.latest_model_applied for i in web] == [False] * 3
-    assert [view["latestModelApplied"] for view in web.instance_view()] == [False] * 3
+    assert [one["properties"]["latestModelApplied"] for one in web.virtual_machines()] == [
+        False
+    ] * 3
     done = web.update_instances([1])
     assert done.outcomes == {"web_1": Outcome.SUCCEEDED}
     assert [i.latest_model_applied for i in web] == [False, True, False]

@@ -468,6 +468,11 @@ def test_the_target_is_fixed_when_the_upgrade_starts(lab: SimulatedLab) -> None:
     assert web.history()[1].record.source_versions == ("1.0.0",)
 
 
+def web_id(lab: SimulatedLab) -> str:
+    group = f"/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/{lab.paths.folder.name}"
+    return f"{group}/providers/Microsoft.Compute/virtualMachineScaleSets/web"
+
+
 def test_status_and_history_in_azures_words(lab: SimulatedLab) -> None:
     """J1, J2: wire names; the last five within two months."""
     web = lab.start_web(3)
@@ -489,10 +494,20 @@ def test_status_and_history_in_azures_words(lab: SimulatedLab) -> None:
         "pendingInstanceCount": 2,
     }
     assert properties["error"]["code"] == BREACH
-    assert properties["error"]["details"][0]["code"] == "InstanceUnhealthy"
+    (detail,) = properties["error"]["details"]
+    assert (detail["code"], detail["target"]) == ("InstanceUnhealthy", "0")
+    assert properties["error"]["target"] == "0"
+    assert properties["error"]["innererror"] == {
+        "exceptiontype": "InstanceUnhealthy", "errordetail": detail["message"],
+    }  # fmt: skip
+    own = f"{web_id(lab)}/rollingUpgrades/latest"
+    assert (status["id"], status["name"], status["tags"]) == (own, "latest", {})
+    assert status["lab"] == {"rollingBackInstanceCount": 0}
     newest, oldest = web.os_upgrade_history()
     assert newest["properties"]["startedBy"] == "Platform"
-    assert newest["properties"]["targetImageReference"]["exactVersion"] == "1.2.0"
+    assert newest["properties"]["targetImageReference"] == {
+        "id": f"{IMAGE_ID.format(definition='web')}/versions/1.2.0", "exactVersion": "1.2.0",
+    }  # fmt: skip
     assert newest["properties"]["rollbackInfo"] == {
         "successfullyRolledbackInstanceCount": 1,
         "failedRolledbackInstanceCount": 0,
@@ -500,9 +515,14 @@ def test_status_and_history_in_azures_words(lab: SimulatedLab) -> None:
     assert newest["properties"]["runningStatus"]["endTime"].endswith("Z")
     assert oldest["properties"]["runningStatus"]["code"] == "Completed"
     assert "error" not in oldest["properties"]
-    assert "rollbackInfo" not in oldest["properties"]
+    assert oldest["properties"]["rollbackInfo"] == {
+        "successfullyRolledbackInstanceCount": 0,
+        "failedRolledbackInstanceCount": 0,
+    }
     lab.virtual.sleep(70 * 24 * 3600)
     assert web.os_upgrade_history() == []
+    assert web.history() == []
+    assert len(web.history(limit=None)) == 2
     for number in range(3, 10):
         lab.roll(web, f"1.{number}.0")
     targets = [

@@ -47,6 +47,17 @@ def test_twenty_percent_rounded_down_at_least_one(total: int, limit: int) -> Non
     assert "rounded down" in decision.reason
 
 
+def test_what_was_stopped_is_neither_unhealthy_nor_left_out() -> None:
+    """D1, D2, D6."""
+    known = members(5, sick=frozenset({0, 1, 2}), domains=1)
+    stopped = [replace(member, stopped=member.unhealthy) for member in known]
+    assert isinstance(next_batch(known, Policy(), NOTHING), Stop)
+    decision = next_batch(stopped, Policy(prioritize_unhealthy_instances=True), NOTHING)
+    assert isinstance(decision, Batch)
+    assert decision.instance_ids == (0,)
+    assert "stopped, and not started: 0" in decision.reason
+
+
 def test_a_batch_shrinks_when_others_are_down() -> None:
     """D2: never more than the share is out at once."""
     decision = next_batch(members(10, sick=frozenset({9}), domains=1), Policy(), NOTHING)

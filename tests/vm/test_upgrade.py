@@ -228,8 +228,8 @@ def test_others_see_the_same(web: ScaleSet, vmss: Lab) -> None:
     """J3: the view of a set is in the store, for whoever opens it."""
     other = Lab(vmss.settings, vmss.paths.folder, vmss.identity)
     try:
-        seen = other.scale_set(web.name).instance_view()
-        assert [view["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
+        seen = other.scale_set(web.name).virtual_machines()
+        assert [view["lab"]["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
     finally:
         other.close()
 
