@@ -26,6 +26,7 @@ _GROUPS: dict[str, type[Timeouts | ImageLimits]] = {"timeouts": Timeouts, "image
 #: Variables of the environment, which count more than a file of the project.
 _VARIABLES = {
     "guest_network": "VMSS_GUEST_NETWORK",
+    "checkpoints_gib": "VMSS_MAX_CHECKPOINTS_GIB",
     "images.virtual_gib": "VMSS_MAX_IMAGE_GIB",
     "images.stored_gib": "VMSS_MAX_IMAGE_FILE_GIB",
 }

@@ -102,6 +102,9 @@ def test_what_is_no_setting(assignment: str, message: str) -> None:
         "images.virtual_gib = 0",
         "first_rollout_delay = 2026-01-01",
         "guest_network = 'open'",
+        "size = 5",
+        "unknown_extensions = 'keep'",
+        "checkpoints_gib = -1",
     ],
 )
 def test_a_value_that_no_setting_can_have(assignment: str, tmp_path: Path) -> None:
@@ -139,10 +142,11 @@ def test_the_environment_counts_more_than_the_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """M6: what the user has closed, a project's file does not open."""
-    text = "[tool.vmss]\nguest_network = 'outbound'\nimages = {virtual_gib = 9, stored_gib = 8}\n"
+    text = "[tool.vmss]\nguest_network = 'outbound'\ncheckpoints_gib = 5\nimages = {virtual_gib = 9, stored_gib = 8}\n"
     path = project(tmp_path, text)
     monkeypatch.setenv("VMSS_GUEST_NETWORK", "isolated")
     monkeypatch.setenv("VMSS_MAX_IMAGE_GIB", "7")
+    monkeypatch.setenv("VMSS_MAX_CHECKPOINTS_GIB", "7")
     assert read_project(path) == {"images": {"stored_gib": 8}}
 
 
