@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from pytest_vmss.guest.extensions import find_handler, is_known
-from pytest_vmss.model import ScaleSetModel, VmSize
+from pytest_vmss.model import ScaleSetModel, VmSize, respelled
 from pytest_vmss.settings import GuestNetwork
 
 __all__ = ["checkpoint_key", "obstacle_to"]
@@ -26,10 +26,8 @@ def obstacle_to(model: ScaleSetModel) -> str:
     for extension in filter(is_known, model.extensions):
         if find_handler(extension.publisher, extension.type).fingerprint is None:
             return f"the extension {extension.name} is run by a handler of the suite's own"
-        uris = (extension.settings or {}).get("fileUris") or (
-            (extension.protected_settings or {}).get("fileUris")
-        )
-        if uris:
+        both = (extension.settings, extension.protected_settings)
+        if any(respelled(settings, ["fileUris"]).get("fileUris") for settings in both):
             return f"the extension {extension.name} downloads files, which may change"
     return ""
 

@@ -21,7 +21,7 @@ from pytest_vmss.file_server.blobs import GUEST_VIEW
 from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.guest.in_guest.download import encoded
 from pytest_vmss.host.http import http_status
-from pytest_vmss.model import Health, ScaleSetModel
+from pytest_vmss.model import Health, ScaleSetModel, respelled
 from pytest_vmss.secrecy import mask
 from pytest_vmss.store import OperationRecord
 from pytest_vmss.store.queries import instances_of
@@ -47,7 +47,7 @@ def file_uris(model: ScaleSetModel) -> Iterator[tuple[str, str]]:
     """The URIs that a model's extensions download from: (extension, URI)."""
     for extension in model.extensions:
         for settings in (extension.settings or {}, extension.protected_settings or {}):
-            uris = settings.get("fileUris", [])
+            uris = respelled(settings, ["fileUris"]).get("fileUris", [])
             for uri in uris if isinstance(uris, list) else ():
                 yield extension.name, str(uri)
 

@@ -120,9 +120,11 @@ class ImageStore:
             if match is None:
                 raise NotFoundError(f"{reference.id!r} names no image of a gallery")
             return ImageAddress(match["gallery"], match["definition"], match["version"])
-        wanted = (reference.publisher, reference.offer, reference.sku)
+        wanted = (reference.publisher or "", reference.offer or "", reference.sku or "")
+        folded = tuple(part.lower() for part in wanted)
         for record in self._store.select(DefinitionRecord):
-            if (record.publisher, record.offer, record.sku) == wanted:
+            known_as = (record.publisher, record.offer, record.sku)
+            if tuple(part.lower() for part in known_as) == folded:
                 version = reference.version
                 exact = None if version is None or version.lower() == "latest" else version
                 return ImageAddress(record.gallery, record.name, exact)
@@ -131,8 +133,7 @@ class ImageStore:
             for record in self._store.select(DefinitionRecord)
         )
         raise NotFoundError(
-            f"no image {':'.join(str(part) for part in wanted)} was published; "
-            f"there are: {known or 'none'}",
+            f"no image {':'.join(wanted)} was published; there are: {known or 'none'}",
             code="PlatformImageNotFound",
         )
 

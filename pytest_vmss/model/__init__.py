@@ -35,6 +35,7 @@ from pytest_vmss.model.scale_set import (
 from pytest_vmss.model.sequencing import stages_of_extensions
 from pytest_vmss.model.service_fabric import Cluster, is_durable
 from pytest_vmss.model.sizes import SIZES, VmSize, find_size, nearest_sizes
+from pytest_vmss.model.spelling import respelled
 from pytest_vmss.model.status import ExtensionStatus, read_status, read_status_file
 from pytest_vmss.model.templates import Parameters, Supply, seal_parameters
 from pytest_vmss.model.update import check_update, keep_secrets, merge, profile_of
@@ -84,6 +85,7 @@ __all__ = [
     "read_part",
     "read_status",
     "read_status_file",
+    "respelled",
     "review",
     "seal_parameters",
     "stages_of_extensions",

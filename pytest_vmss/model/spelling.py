@@ -5,7 +5,7 @@ The same walk finds expressions without a value, and tells those that count from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin
@@ -18,7 +18,7 @@ from pytest_vmss.model.reading import OPAQUE
 from pytest_vmss.secrecy import mask
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["Spelled", "spell"]
+__all__ = ["Spelled", "respelled", "spell"]
 
 #: Names that other tools use for a property, by Azure's name in lower case.
 _OTHER_NAMES = {"typepropertiestype": "type"}
@@ -57,6 +57,12 @@ def spell(kind: type[BaseModel], body: Any, *, in_template: bool = False) -> Spe
     found.body = _Speller(found, in_template=in_template).typed(kind, body, "$")
     del found.problems[_TOLD:]
     return found
+
+
+def respelled(settings: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, Any]:
+    """Returns settings with those names as they are written here; handlers take them in any case."""
+    known = {name.lower(): name for name in names}
+    return {known.get(key.lower(), key): value for key, value in (settings or {}).items()}
 
 
 @dataclass(frozen=True)

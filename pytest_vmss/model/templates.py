@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from pytest_vmss.arm import Given, Parameter, Resource, Site, TemplateError, expand, given_in_file
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.reading import label_of, read
+from pytest_vmss.model.update import overlaid
 from pytest_vmss.secrecy import SealedDocument, SecretText, seal
 from pytest_vmss.untrusted import listed
 
@@ -75,7 +76,7 @@ class Expansion:
         sets = self.of(SCALE_SET)
         if len(sets) > 1 and name is not None:
             sets = [found for found in sets if found.name.lower() == name.lower()]
-        if len(sets) != 1:
+        if len({found.name.lower() for found in sets}) != 1:
             names = listed(found.name for found in self.of(SCALE_SET))
             message = (
                 "must hold one Microsoft.Compute/virtualMachineScaleSets that is made, "
@@ -86,13 +87,16 @@ class Expansion:
             raise ModelError(
                 [ModelProblem("$.resources", "InvalidTemplate", message)], source=label
             )
-        (chosen,) = sets
+        chosen = sets[0]
+        body = chosen.body
+        for again in sets[1:]:  # deployed once more, such as to give it an identity
+            body = overlaid(body, again.body)
         children = [
             {**child.body, "name": child.name.rpartition("/")[2]}
             for child in self.of(EXTENSION)
             if child.name.rpartition("/")[0].lower() == chosen.name.lower()
         ]
-        return _with_extensions(chosen.body, children) if children else chosen.body
+        return _with_extensions(body, children) if children else body
 
 
 def is_template(raw: Mapping[str, Any]) -> bool:

@@ -222,6 +222,14 @@ def test_nested_deployments_and_their_scopes() -> None:
     assert load_document(document).model.sku.name == "Standard_B1s"
 
 
+def test_a_set_that_is_deployed_twice_is_one() -> None:
+    """P2: such as to give it an identity later; objects are merged."""
+    again = deployment(template(scale_set(name="WEB", plan={"name": "x"}, sku={"capacity": 5})))
+    model = load_document(template(scale_set(sku={"name": "Standard_B1s"}), again)).model
+    assert (model.sku.name, model.sku.capacity) == ("Standard_B1s", 5)
+    assert "$.plan" in model.not_modelled()
+
+
 def test_linked_templates_are_found_beside_the_main_one(tmp_path: Path) -> None:
     """P1, R3: wherever the link leads on the web, but nowhere else on disk."""
     (tmp_path / "nested").mkdir()

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.checkpoints.key import obstacle_to
+from pytest_vmss.engine.preflight import file_uris
 from pytest_vmss.errors import ModelError
+from pytest_vmss.guest.extensions import check_settings
 from pytest_vmss.model import (
     check_model,
     check_update,
@@ -194,3 +197,14 @@ def test_an_unknown_size_names_the_nearest(name: str, near: str) -> None:
     ]
     assert near in problem.message
     assert "Own" in problem.message
+
+
+def test_settings_of_extensions_count_in_any_case() -> None:
+    """A1, C8: Azure's handlers take them so."""
+    body = web_model()
+    extension = body["properties"]["virtualMachineProfile"]["extensionProfile"]["extensions"][0]
+    extension["properties"]["settings"] = {"COMMANDTOEXECUTE": "x", "fileuris": ["https://a/b"]}
+    model = loaded(body)
+    assert check_settings(model.extensions) == []
+    assert [uri for _, uri in file_uris(model)] == ["https://a/b"]
+    assert "downloads files" in obstacle_to(model)
