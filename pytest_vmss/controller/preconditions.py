@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_vmss.engine.approval import NOT_APPROVED
 from pytest_vmss.engine.preflight import too_unhealthy, unreachable
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.store import BatchRecord, OperationRecord
@@ -25,8 +26,11 @@ class Preconditions:
         self._asked: dict[str, tuple[float, str]] = {}
 
     def stopped(self, operation: OperationRecord) -> bool:
-        """Whether an upgrade was stopped by its preconditions: no batch of it began."""
-        if operation.status != "Faulted":
+        """Whether an upgrade was stopped by its preconditions: no batch of it began.
+
+        A cluster that did not approve was asked, and is not asked again by itself.
+        """
+        if operation.status != "Faulted" or operation.error_code == NOT_APPROVED:
             return False
         return not self._environment.store.select(BatchRecord, *operation.key)
 

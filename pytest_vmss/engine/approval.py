@@ -30,7 +30,10 @@ from pytest_vmss.store import InstanceRecord, OperationRecord, Outcome, RepairTa
 from pytest_vmss.store.queries import instances_of
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["Approvals"]
+__all__ = ["NOT_APPROVED", "Approvals"]
+
+#: The code of an upgrade that was stopped because its cluster did not approve.
+NOT_APPROVED = "UpdateDomainNotApproved"
 
 #: Seconds between two questions, and that one answer may take.
 _EVERY_S = 1.0
@@ -93,7 +96,7 @@ class Approvals:
         records = {entry.instance_id: entry for entry in instances_of(self._store, self._scale_set)}
         place = _place(records[instance_ids[0]], model)
         task = self._task(operation.id)
-        if task is not None and task.place != place:
+        if task is not None and (task.place != place or task.state == "Restoring"):
             self.close(operation.id)
             task = None
         if task is None:
@@ -294,7 +297,7 @@ def _what(task: RepairTaskRecord) -> str:
 
 def _refused(task: RepairTaskRecord, reason: str) -> Stop:
     return Stop(
-        "UpdateDomainNotApproved",
+        NOT_APPROVED,
         f"Rolling Upgrade was stopped before {_what(task)}, whose {len(task.instance_ids)} "
         f"instances were not touched: {reason}",
         f"{_what(task)} was not approved",

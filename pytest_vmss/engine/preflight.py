@@ -21,7 +21,7 @@ from pytest_vmss.file_server.blobs import GUEST_VIEW
 from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.guest.in_guest.download import encoded
 from pytest_vmss.host.http import http_status
-from pytest_vmss.model import ScaleSetModel, respelled
+from pytest_vmss.model import Health, ScaleSetModel, respelled
 from pytest_vmss.secrecy import mask
 from pytest_vmss.store import OperationRecord
 from pytest_vmss.store.queries import instances_of
@@ -82,9 +82,15 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
 def too_unhealthy(environment: Environment, scale_set: str) -> str:
     """Why the set's health would stop an upgrade before its first batch now; empty if not (D1)."""
     records = instances_of(environment.store, scale_set)
-    seen = observe_instances(environment, scale_set, records)
+    running = [record for record in records if record.power == "running"]
+    seen = observe_instances(environment, scale_set, running)
     members = [
-        Member(record.instance_id, seen[record.instance_id].health, on_target=False)
+        Member(
+            record.instance_id,
+            seen[record.instance_id].health if record in running else Health.UNKNOWN,
+            on_target=False,
+            stopped=record not in running,
+        )
         for record in records
     ]
     policy = environment.revisions.current(scale_set).model.rolling_policy

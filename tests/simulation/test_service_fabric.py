@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.cli import main
+from pytest_vmss.engine.approval import Approvals
 from pytest_vmss.errors import InterruptedOperationError, ModelError
 from pytest_vmss.model import RepairTask
 from pytest_vmss.settings import Settings, Timeouts
@@ -164,6 +168,8 @@ def test_an_approver_that_fails_stops_the_upgrade_at_once(
     assert upgrade.error.code == "UpdateDomainNotApproved"
     assert words in upgrade.error.message
     assert any("was not told" in event.message for event in upgrade.events)
+    lab.run_due()
+    assert len(web.history()) == 1  # C1: it is not asked again and again
 
 
 def test_a_bad_version_is_reported_as_failed(lab: SimulatedLab) -> None:
@@ -276,6 +282,50 @@ def test_an_endpoint_that_is_gone_is_a_warning_after_the_work(short: SimulatedLa
     assert upgrade.completed
     warnings = [event.message for event in upgrade.events if event.kind == "warning"]
     assert any("the cluster was not told of update domain 0" in text for text in warnings)
+
+
+def test_the_command_line_names_an_endpoint(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L2: and takes it away again."""
+    web = start(lab, None, capacity=1)
+
+    @contextlib.contextmanager
+    def open_lab() -> Iterator[SimulatedLab]:
+        yield lab
+
+    monkeypatch.setattr("pytest_vmss.cli.sets.open_lab", open_lab)
+    runner = CliRunner()
+    for url in ("http://127.0.0.1:8080/approve", None):
+        words = ["set-approver", "web", *([url] if url else [])]
+        assert runner.invoke(main, words).exit_code == 0
+        assert web.record.approver_url == url
+    refused = runner.invoke(main, ["set-approver", "web", "http://example.org/?code=secret"])
+    assert refused.exit_code == 1
+    assert "the URL of an endpoint on loopback" in refused.output
+    assert "secret" not in refused.output
+
+
+def test_killed_while_it_reports_it_is_reported_again(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M1: the same result, and no other question before it."""
+    cluster = Cluster()
+    web = start(lab, cluster, capacity=2)
+    lab.publish("1.1.0")
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Approvals, "_report", killed)
+        with pytest.raises(Killed):
+            lab.run_due()
+    web[1].protect(from_scale_set_actions=True)
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.completed
+    assert cluster.told == [("Preparing", 0, "Pending"), ("Completed", 0, "Succeeded")]
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,11 @@ def test_what_was_not_stopped_on_purpose_counts(lab: SimulatedLab) -> None:
     assert upgrade.error is not None
     assert upgrade.error.code == "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
     assert "2 of 5 instances are unhealthy (3, 4)" in upgrade.explain()
+    web.restart([3, 4])
+    lab.run_due()  # C1: what stopped it is cured, although one is stopped still
+    assert web.history()[0].completed, web.history()[0].explain()
+    assert versions(web) == ["1.1.0"] * 5
+    assert web[0].record.power == "stopped"
 
 
 def test_a_surge_replaces_only_what_runs(lab: SimulatedLab) -> None:
