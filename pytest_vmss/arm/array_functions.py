@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -11,9 +12,6 @@ from pytest_vmss.arm.number_functions import is_equal
 from pytest_vmss.arm.values import integer, kind_of, look_up, text, to_text
 
 __all__ = ["ARRAY_FUNCTIONS"]
-
-#: Comparing every item with every other one takes quadratic time.
-_MOST_COMPARED = 2_000
 
 
 def _sequence(value: Any) -> Any:
@@ -114,23 +112,32 @@ def _take(value: Any, count: Any) -> Any:
 
 def _merged(*values: Any) -> dict[str, Any]:
     merged: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
     for value in values:
         for key, item in _object(value).items():
-            known = look_up(merged, key) or key
+            known = spelt.setdefault(key.lower(), key)
             before = merged.get(known)
             both = isinstance(before, Mapping) and isinstance(item, Mapping)
             merged[known] = _merged(before, item) if both else item
     return merged
 
 
+def _key(value: Any) -> str:
+    """Returns the same text for values that are equal; names of properties count in any case."""
+    return json.dumps(_lowered(value), sort_keys=True, default=repr)
+
+
+def _lowered(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key.lower(): _lowered(item) for key, item in value.items()}
+    return [_lowered(item) for item in value] if isinstance(value, list) else value
+
+
 def _distinct(*values: Any) -> list[Any]:
-    found: list[Any] = []
+    found: dict[str, Any] = {}
     for item in chain.from_iterable(_array(value) for value in values):
-        if len(found) > _MOST_COMPARED:
-            raise TemplateError(f"compares more than {_MOST_COMPARED} values")
-        if not any(is_equal(item, other) for other in found):
-            found.append(item)
-    return found
+        found.setdefault(_key(item), item)
+    return list(found.values())
 
 
 def _union(*values: Any) -> Any:
@@ -140,28 +147,23 @@ def _union(*values: Any) -> Any:
 
 def _intersection(*values: Any) -> Any:
     if isinstance(values[0], Mapping):
-        common = dict(values[0])
+        entries = {f"{key.lower()} {_key(item)}": key for key, item in values[0].items()}
         for other in values[1:]:
-            given = _object(other)
-            common = {
-                key: item for key, item in common.items()
-                if (known := look_up(given, key)) is not None and is_equal(given[known], item)
-            }  # fmt: skip
-        return common
-    if any(len(_array(value)) > _MOST_COMPARED for value in values):
-        raise TemplateError(f"compares more than {_MOST_COMPARED} values")
-    return [
-        item
-        for item in _distinct(values[0])
-        if all(any(is_equal(item, other) for other in value) for value in values[1:])
-    ]
+            given = {f"{key.lower()} {_key(item)}" for key, item in _object(other).items()}
+            entries = {form: key for form, key in entries.items() if form in given}
+        return {key: values[0][key] for key in entries.values()}
+    common = {_key(item) for item in _array(values[0])}
+    for other in values[1:]:
+        common &= {_key(item) for item in _array(other)}
+    return [item for item in _distinct(values[0]) if _key(item) in common]
 
 
 def _shallow_merge(values: Any) -> dict[str, Any]:
     merged: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
     for value in _array(values):
         for key, item in _object(value).items():
-            merged[look_up(merged, key) or key] = item
+            merged[spelt.setdefault(key.lower(), key)] = item
     return merged
 
 

@@ -154,6 +154,8 @@ class Scope:
         if isinstance(expression, Access):
             target = self._evaluate(expression.target, depth + 1)
             key = self._evaluate(expression.key, depth + 1)
+            if isinstance(target, Mapping) and key not in target:
+                self.names.budget.spend(len(target))  # it is looked for in other spellings
             return _accessed(target, key, is_safe=expression.is_safe)
         result = self._call(expression, depth)
         self.names.budget.take(result)

@@ -84,6 +84,16 @@ class Budget:
         if self._values > _MAX_VALUES:
             raise TemplateError(f"makes more than {_MAX_VALUES} values")
 
+    def spend(self, values: int) -> None:
+        """Counts values that are looked at.
+
+        Raises:
+            TemplateError: There are too many.
+        """
+        self._work += values
+        if self._work > _MAX_WORK:
+            raise TemplateError(f"looks at more than {_MAX_WORK} values")
+
     def weigh(self, value: Any) -> None:
         """Counts a function's arguments, with all that they contain.
 
@@ -95,9 +105,7 @@ class Budget:
         open_values = [value]
         while open_values:
             part = open_values.pop()
-            self._work += 1 + (len(part) >> 6 if isinstance(part, str) else 0)
-            if self._work > _MAX_WORK:
-                raise TemplateError(f"gives its functions more than {_MAX_WORK} values")
+            self.spend(1 + (len(part) >> 6 if isinstance(part, str) else 0))
             if isinstance(part, Mapping):
                 open_values += part.values()
             elif isinstance(part, list):

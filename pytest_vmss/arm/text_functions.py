@@ -18,7 +18,18 @@ __all__ = ["TEXT_FUNCTIONS"]
 #: More characters than any padding or format needs.
 _WIDEST = 4096
 _PLACE = re.compile(r"\{\{|\}\}|\{([0-9]{1,3})(?:,(-?[0-9]{1,4}))?(?::([^{}]{0,32}))?\}|[{}]")
-_JSON_DEPTH = 64
+#: The longest text that is made, and the longest JSON that is read.
+_MOST_CHARS, _JSON_CHARS = 4 * 1024 * 1024, 1024 * 1024
+
+
+def _require_room(chars: int, most: int = _MOST_CHARS) -> None:
+    """Refuses a text before it is made or read.
+
+    Raises:
+        TemplateError: It would be too long.
+    """
+    if chars > most:
+        raise TemplateError(f"makes or reads more than {most >> 20} MiB of text")
 
 
 def _base64(value: Any) -> str:
@@ -36,6 +47,7 @@ def _from_base64(value: Any) -> str:
 
 def _json(value: Any) -> Any:
     given = text(value)
+    _require_room(len(given), _JSON_CHARS)
     try:
         found = json.loads(given)
     except RecursionError:
@@ -48,7 +60,8 @@ def _json(value: Any) -> Any:
     raise TemplateError("the argument is JSON that is nested too deep")
 
 
-_LAX = re.compile(r"\"[^\"\\]*(?:\\.[^\"\\]*)*\"|'([^'\\]*(?:\\.[^'\\]*)*)'", re.DOTALL)
+#: A string in double or single quotes; one that is not closed goes on to the end.
+_LAX = re.compile(r"\"[^\"\\]*(?:\\.[^\"\\]*)*\"?|'([^'\\]*(?:\\.[^'\\]*)*)'?", re.DOTALL)
 
 
 def _relaxed(given: str) -> Any:
@@ -69,7 +82,10 @@ def _string(value: Any) -> str:
 
 
 def _format(pattern: Any, *arguments: Any) -> str:
+    made = 0
+
     def place(match: re.Match[str]) -> str:
+        nonlocal made
         if match[0] in ("{{", "}}"):
             return match[0][0]
         if match[1] is None:
@@ -78,6 +94,8 @@ def _format(pattern: Any, *arguments: Any) -> str:
         if index >= len(arguments):
             raise TemplateError(f"the format names the argument {index}; it has {len(arguments)}")
         told = _formatted(arguments[index], match[3] or "")
+        made += max(len(told), abs(width))
+        _require_room(made)
         return told.ljust(-width) if width < 0 else told.rjust(width)
 
     return _PLACE.sub(place, text(pattern))
@@ -117,8 +135,7 @@ def _replace(value: Any, old: Any, new: Any) -> str:
     if not text(old):
         raise TemplateError("the text to replace must not be empty")
     given, put = text(value), text(new)
-    if given.count(old) * len(put) > 4 * 1024 * 1024:
-        raise TemplateError("makes more than 4 MiB of text")
+    _require_room(given.count(old) * len(put))
     return given.replace(old, put)
 
 
@@ -172,6 +189,7 @@ def _join(values: Any, delimiter: Any) -> str:
     if not isinstance(values, list):
         raise TemplateError(f"the values to join must be an array, are {kind_of(values)}")
     mark = text(delimiter, "the delimiter")
+    _require_room(len(values) * len(mark))
     return mark.join(to_text(value) for value in values)
 
 

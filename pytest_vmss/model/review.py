@@ -18,6 +18,8 @@ from pytest_vmss.secrecy import mask
 __all__ = ["Review", "review", "setting_of"]
 
 _EXTENSIONS = "$.virtualMachineProfile.extensionProfile.extensions"
+#: What surrounds a load balancer, in lower case.
+_ENVELOPE = ("$.apiversion", "$.location", "$.tags")
 _SETTING = re.compile(r".*?\.extensions\[(\d+)\]\.\w+\.?([^.\[]*)")
 
 
@@ -97,7 +99,9 @@ def _called(extension: Extension) -> str:
 
 def _of_balancer(balancer: LoadBalancer) -> Iterator[str]:
     path = f"the load balancer {mask(balancer.title)}"
-    yield from sorted(balancer.unknown(path))
+    yield from sorted(
+        f"{path}{found[1:]}" for found in balancer.unknown("$") if found.lower() not in _ENVELOPE
+    )
     yield from (f"{path}.{told}" for told in unserved_rules(balancer))
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -398,7 +399,12 @@ class ScaleSetModel(AzureModel):
     api_version: str | None = None
     location: str = "local"
     tags: Annotated[dict[str, TagValue], Field(max_length=50)] = {}
-    zones: Annotated[list[Zone], Field(max_length=100)] = []
+    # Templates write an empty text where there are none.
+    zones: Annotated[
+        list[Zone],
+        BeforeValidator(lambda value: [] if value == "" else value),
+        Field(max_length=100),
+    ] = []
     sku: Sku
     upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
     virtual_machine_profile: VirtualMachineProfile

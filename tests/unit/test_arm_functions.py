@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -196,6 +198,31 @@ def test_expressions_are_bounded() -> None:
     for text in (f"[{'a(' * 80}1{')' * 80}]", f"[{'x' * 30_000}]", "[a()" + ".b" * 90 + "]"):
         with pytest.raises(TemplateError, match=r"nested deeper|more than"):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "join(range(0, 10000), variables('long'))",
+        "format(variables('places'), variables('long'))",
+        "concat(variables('long'), replace(variables('long'), 'a', variables('long')))",
+        "json(variables('quotes'))",
+        "string(union(range(0, 9000), map(range(0, 9000), lambda('x', variables('many')))))",
+        "reduce(range(0, 9000), '', lambda('a', 'b', concat(lambdaVariables('a'), variables('long'))))",
+        "string(map(range(0, 9000), lambda('x', variables('wide').none)))",
+        "string(sort(range(0, 9000), lambda('a', 'b', true())))",
+    ],
+)
+def test_a_hostile_expression_is_refused_in_time(expression: str) -> None:
+    """R3: in time and memory; what is made is counted before it is there."""
+    variables = {
+        "long": "a" * 100_000, "places": "{0}" * 5000, "quotes": "'\\" * 400_000,
+        "many": "[range(0, 9000)]", "wide": {f"k{n}": n for n in range(9000)},
+    }  # fmt: skip
+    begun = time.process_time()
+    with contextlib.suppress(TemplateError):
+        evaluated(f"[{expression}]", variables=variables)
+    assert time.process_time() - begun < 4
 
 
 def test_times_are_formatted_as_dotnet_does() -> None:

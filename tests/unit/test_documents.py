@@ -156,6 +156,7 @@ def test_what_may_be_left_out_or_is_a_number() -> None:
     del body["properties"]["virtualMachineProfile"]["osProfile"]["computerNamePrefix"]
     model = loaded(body)
     assert model.zones == ["1", "2"]
+    assert loaded({**body, "zones": ""}).zones == []
     assert model.tags == {"n": "3", "on": "true"}
     assert model.computer_name_prefix == "mywebset"
 

@@ -34,7 +34,7 @@ def written(folder: Path, body: dict[str, Any], name: str = "web.json") -> Path:
 
 def test_a_model_that_would_be_run(vmss_command: Vmss, tmp_path: Path) -> None:
     body = {**web_model(), "plan": {"name": "x"}}
-    balancer = {**LOAD_BALANCER, "outboundRules": [{"name": "out"}]}
+    balancer = {**LOAD_BALANCER, "apiVersion": "2024-01-01", "outboundRules": [{"name": "out"}]}
     arguments = (
         "validate", written(tmp_path, body), "--load-balancer", written(tmp_path, balancer, "lb.json"),
     )  # fmt: skip
@@ -45,6 +45,7 @@ def test_a_model_that_would_be_run(vmss_command: Vmss, tmp_path: Path) -> None:
     assert "not modelled the load balancer web-lb.outboundRules" in result.output
     told = json.loads(vmss_command(*arguments, "--json").output)
     assert told["valid"]
+    assert not any("apiVersion" in path for path in told["notModelled"])
     assert told["problems"] == []
     assert "$.plan" in told["notModelled"]
     assert "$.sku.capacity" in told["counts"]
