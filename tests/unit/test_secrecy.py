@@ -442,7 +442,7 @@ def test_where_a_document_is_wrong_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: b\nc: [\n")
     with pytest.raises(ModelError, match=r"not closed, in line 3, column 1"):
         load_document(tmp_path / "a.yaml")
-    (tmp_path / "a.json").write_text('{"a": 1,\n }')
+    (tmp_path / "a.json").write_text('{"a": 1\n "b"}')
     with pytest.raises(ModelError, match=r"in line 2, column 2"):
         load_document(tmp_path / "a.json")
 
