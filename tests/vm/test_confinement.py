@@ -18,7 +18,7 @@ from pytest_vmss.settings import Settings
 from tests.vm.conftest import qemu_processes
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or choose_account(Path("/var/lib")).account is None,
+    os.geteuid() != 0 or choose_account(Settings().state_dir).account is None,
     reason=f"QEMU runs as another account only where root has one for it ({ACCOUNT})",
 )
 
@@ -84,11 +84,13 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def labs(place: Path) -> Iterator[tuple[Running, Running]]:
-    settings = Settings(state_dir=place / "confined")
+def labs() -> Iterator[tuple[Running, Running]]:
+    # In the same state directory as all others of this process, as libvirt's embedded driver asks.
+    settings = Settings()
     with ExitStack() as ends:
-        yield Running(settings, ends), Running(settings, ends)
-    assert list(settings.state_dir.rglob("*.qcow2")) == []
+        running = Running(settings, ends), Running(settings, ends)
+        yield running
+    assert [each.lab.paths.folder for each in running if each.lab.paths.folder.exists()] == []
 
 
 def test_qemu_runs_as_an_account_without_rights(labs: tuple[Running, Running]) -> None:
