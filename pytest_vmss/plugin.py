@@ -368,7 +368,8 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     Raises:
         pytest.UsageError: The marker names no model.
     """
-    from pytest_vmss.secrecy import seal, seal_text
+    from pytest_vmss.api.custom_data import beside
+    from pytest_vmss.secrecy import SecretBytes, seal, seal_text
 
     marker = request.node.get_closest_marker("vmss")
     # Sealed here already, so that no error message shows secrets (M5).
@@ -377,16 +378,17 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         arguments["model"] = seal(marker.args[0])
     if isinstance(arguments.get("custom_data"), str):
         arguments["custom_data"] = seal_text(arguments["custom_data"])
+    elif isinstance(arguments.get("custom_data"), bytes):
+        arguments["custom_data"] = SecretBytes(arguments["custom_data"])
     if "model" not in arguments:
         raise pytest.UsageError(
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
-    for name in ("model", "load_balancer"):
+    for name in ("model", "load_balancer", "custom_data"):
         value = arguments.get(name)
-        if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
-            beside = request.path.parent / value
-            if beside.exists():  # relative to the test's file, wherever pytest was started
-                arguments[name] = beside
+        if isinstance(value, (str, Path)) and "\n" not in str(value):
+            # Relative to the test's file, wherever pytest was started.
+            arguments[name] = beside(value, request.path.parent) or value
     return arguments.pop("model"), arguments
 
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from pytest_vmss.api.backends import LocalBackends
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
+from pytest_vmss.api.custom_data import CustomData, encode_custom_data
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import Clock, SystemClock
@@ -37,7 +38,6 @@ from pytest_vmss.model import (
     load_document,
 )
 from pytest_vmss.model.arguments import (
-    check_custom_data,
     check_flag,
     check_health,
     check_instance_count,
@@ -48,7 +48,7 @@ from pytest_vmss.model.arguments import (
 )
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
-from pytest_vmss.secrecy import seal, seal_text
+from pytest_vmss.secrecy import seal
 from pytest_vmss.settings import GIB, Settings
 from pytest_vmss.store import (
     OperationRecord,
@@ -200,7 +200,7 @@ class Lab:
         name: str | None = None,
         capacity: int | None = None,
         load_balancer: Source | None = None,
-        custom_data: str | None = None,
+        custom_data: CustomData | None = None,
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
         health: Check | None = None,
@@ -214,7 +214,8 @@ class Lab:
             capacity: Replaces the model's capacity.
             load_balancer: Azure's JSON of the load balancer that holds the
                 health probe, if the model does not contain it.
-            custom_data: Replaces the model's custom data (base64).
+            custom_data: Replaces the model's custom data: a file, bytes, text or base64; see
+                :func:`~pytest_vmss.api.custom_data.encode_custom_data`.
             ports: Guest ports to forward besides those of SSH and the probe.
             health_timeout: Seconds to wait for health, in place of Azure's 300.
             health: A custom health source in addition to Azure's (F4): a command that is run
@@ -234,7 +235,7 @@ class Lab:
         """
         # Sealed first, so that no error message shows secrets (M5).
         source, load_balancer = seal(source), seal(load_balancer)
-        custom_data = seal_text(check_custom_data(custom_data))
+        encoded = custom_data = encode_custom_data(custom_data)
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)
         health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
@@ -244,7 +245,7 @@ class Lab:
             load_balancer=load_balancer,
             name=name,
             capacity=capacity,
-            custom_data=custom_data,
+            custom_data=encoded,
         )
         model = document.model
         if self.store.get(ScaleSetRecord, model.name.lower()) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from pytest_vmss.api.custom_data import CustomData, encode_custom_data
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
@@ -38,7 +39,6 @@ from pytest_vmss.model import (
 )
 from pytest_vmss.model.arguments import (
     check_choice,
-    check_custom_data,
     check_flag,
     check_function,
     check_health,
@@ -63,7 +63,7 @@ from pytest_vmss.operations import (
 from pytest_vmss.operations.model_update import behind_after
 from pytest_vmss.operations.revisions import add_revision, check_document, is_behind
 from pytest_vmss.operations.scale import check_capacity_change, removal_of, scaling_to
-from pytest_vmss.secrecy import seal, seal_text
+from pytest_vmss.secrecy import seal
 from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
 
 __all__ = ["Ids", "ScaleSet"]
@@ -429,7 +429,7 @@ class ScaleSet:
         *,
         replace: bool = False,
         load_balancer: Source | None = None,
-        custom_data: str | None = None,
+        custom_data: CustomData | None = None,
     ) -> Operation | None:
         """Changes the model, and applies it to the instances as ``upgradePolicy.mode`` says (C9).
 
@@ -442,7 +442,8 @@ class ScaleSet:
             replace: Take ``change`` as the whole model, and drop what it lacks, except
                 write-only values.
             load_balancer: Azure's JSON of the load balancer, if the probe changes.
-            custom_data: Replaces the custom data (base64).
+            custom_data: Replaces the custom data: a file, bytes, text or base64; see
+                :func:`~pytest_vmss.api.custom_data.encode_custom_data`.
 
         Returns:
             The operation that applied it to the instances; None if none was needed.
@@ -455,7 +456,7 @@ class ScaleSet:
         """
         # Sealed first, so that no error message shows secrets (M5).
         change, load_balancer = seal(change), seal(load_balancer)
-        custom_data = seal_text(check_custom_data(custom_data))
+        encoded = custom_data = encode_custom_data(custom_data)
         check_flag(replace, "replace")
         part = read_part(change)
         self._require_own_name(part)
@@ -464,7 +465,7 @@ class ScaleSet:
             stored = self._revision.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
             wanted = load_document(
-                {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
+                {**body, "name": self.name}, load_balancer=load_balancer, custom_data=encoded,
                 known_balancer=self._revision.balancer,
             )  # fmt: skip
             version = check_document(self._environment, wanted, current=self._revision)

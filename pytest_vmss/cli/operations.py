@@ -17,7 +17,6 @@ from pytest_vmss.cli.base import (
     finish,
     main,
     open_lab,
-    read_custom_data,
     read_script,
 )
 from pytest_vmss.report import LiveView, instance_table
@@ -43,12 +42,11 @@ def update(
     custom_data: Path | None,
 ) -> None:
     """Merge CHANGE (JSON or YAML) into the model; upgradePolicy.mode says how it is applied."""
-    encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         with LiveView(lab.store, console):
             ended = scale_set.update(
-                change, replace=replace, load_balancer=load_balancer, custom_data=encoded
+                change, replace=replace, load_balancer=load_balancer, custom_data=custom_data
             )
         if ended is not None:
             finish(lab, ended)

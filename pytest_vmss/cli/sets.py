@@ -16,7 +16,6 @@ from pytest_vmss.cli.base import (
     find_instance,
     main,
     open_lab,
-    read_custom_data,
 )
 from pytest_vmss.guest import SSH_PORT
 from pytest_vmss.guest.console_log import LogReader
@@ -50,7 +49,6 @@ def create(
     health_command: str | None,
 ) -> None:
     """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
-    encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         with LiveView(lab.store, console):
             scale_set = lab.create(
@@ -58,7 +56,7 @@ def create(
                 name=name,
                 capacity=capacity,
                 load_balancer=load_balancer,
-                custom_data=encoded,
+                custom_data=custom_data,
                 ports=ports,
                 health_timeout=health_timeout,
                 health=health_command,
