@@ -402,6 +402,42 @@ MUTANTS: tuple[Mutant, ...] = (
         "            pass\n",
         _tests("tests/simulation/test_labs.py"),
     ),
+    # Service Fabric, and instances that are stopped.
+    _mutant(
+        "a cluster that hesitates is taken to approve",
+        "engine/approval.py",
+        "            if answer.approved:\n",
+        "            if True:\n",
+        _tests("tests/simulation/test_service_fabric.py"),
+    ),
+    _mutant(
+        "an update domain that was left is not reported",
+        "engine/approval.py",
+        "        self._report(task, {self._name(n): str(outcome) for n, outcome in outcomes.items()})\n",
+        "",
+        _tests("tests/simulation/test_service_fabric.py"),
+    ),
+    _mutant(
+        "a stopped instance counts as unhealthy",
+        "engine/planner.py",
+        "self.health is not Health.HEALTHY and not self.stopped",
+        "self.health is not Health.HEALTHY or self.stopped",
+        _tests("tests/simulation/test_stopped.py"),
+    ),
+    _mutant(
+        "a stopped instance is proved before it was started",
+        "operations/disk_swap.py",
+        "        Commit(new, stopped=True),\n",
+        "        Commit(new),\n",
+        _tests("tests/simulation/test_stopped.py"),
+    ),
+    _mutant(
+        "a property that nothing reads is not listed",
+        "model/scale_set.py",
+        '                yield f"{path}.{alias}"\n',
+        "                pass\n",
+        _tests("tests/simulation/test_not_modelled.py"),
+    ),
     # What users hand over, and what runs by itself.
     _mutant(
         "a check that ends by pytest.fail holds",

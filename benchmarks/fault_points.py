@@ -362,6 +362,9 @@ def _later(lab: SimulatedLab) -> list[str]:
     try:
         web.update({"upgradePolicy": {"mode": "Manual", "rollingUpgradePolicy": lenient}})
         upgrade = web.upgrade()
+        stopped = [one.instance_id for one in web if one.record.power != "running"]
+        if stopped:
+            web.start(stopped)
     except VmssError as error:
         return [f"a later upgrade was refused: {error!r}"]
     versions = {instance.image_version for instance in web}

@@ -100,9 +100,15 @@ def _state_of_set(lab: SimulatedLab, web: ScaleSet) -> dict[str, Any]:
     return {
         "state": web.record.state,
         "capacity": web.model.sku.capacity,
-        "in service": lab.balancers[web.record.unique_id].members,
+        "in service": _members(lab, web),
         "instances": [_state_of_instance(lab, instance) for instance in web],
     }
+
+
+def _members(lab: SimulatedLab, web: ScaleSet) -> dict[str, bool]:
+    """Which instances get traffic; none where no load balancer stands before the set."""
+    balancer = lab.balancers.get(web.record.unique_id)
+    return {} if balancer is None else balancer.members
 
 
 def _state_of_instance(lab: SimulatedLab, instance: Instance) -> tuple[Any, ...]:
@@ -260,6 +266,8 @@ def _untrue(
 ) -> Iterator[str]:
     """What is not true of an instance's outcome."""
     outcome = result.outcome
+    stopped = instance is not None and instance.record.power != "running"
+    stopped = stopped and (result.stopped or outcome is Outcome.NOT_STARTED)
     if _committed(lab, report, result.instance_id) and outcome is not Outcome.SUCCEEDED:
         yield "it was committed"
     match outcome:
@@ -268,7 +276,7 @@ def _untrue(
         case Outcome.SUCCEEDED:
             yield from _not_done(lab, report, result, instance)
         case Outcome.ROLLED_BACK | Outcome.NOT_STARTED:
-            yield from _not_well(lab, instance)
+            yield from _not_well(lab, instance, stopped=stopped)
             if instance and os_disks.get(str(instance.os_disk)) != _inode(instance.os_disk):
                 yield f"its OS disk {instance.os_disk.name} is not the one that it had"
         case Outcome.FAILED | Outcome.ROLLBACK_FAILED:
@@ -279,8 +287,15 @@ def _untrue(
 
 
 def _is_member(lab: SimulatedLab, instance: Instance) -> bool:
+    if instance.record.power != "running" or not _is_balanced(lab, instance):
+        return True
     members = [balancer.members for balancer in lab.balancers.values()]
-    return instance.record.power != "running" or any(each.get(instance.name) for each in members)
+    return any(each.get(instance.name) for each in members)
+
+
+def _is_balanced(lab: SimulatedLab, instance: Instance) -> bool:
+    """Whether a load balancer stands before its set."""
+    return lab.scale_set(instance.record.scale_set).record.unique_id in lab.balancers
 
 
 def _inode(path: Path) -> int | None:
@@ -292,11 +307,12 @@ def _not_done(
 ) -> Iterator[str]:
     """What an instance lacks for which the operation is told to have succeeded."""
     action, target = report.record.action, report.record.target
+    stopped = result.stopped and instance is not None and instance.record.power != "running"
     if action == "delete" or result.replacement:
         if instance is not None:
             yield "it is still there"
         return
-    yield from _not_well(lab, instance, stopped=action in ("stop", "deallocate"))
+    yield from _not_well(lab, instance, stopped=stopped or action in ("stop", "deallocate"))
     if instance and target not in ("", instance.image_version):
         yield f"it is on {instance.image_version}"
 
@@ -310,7 +326,9 @@ def _not_well(
     running = lab.simulated.running_generation(domain_of(lab, instance.name))
     if running != (None if stopped else instance.record.generation):
         yield f"it runs on OS disk {running} instead of {instance.record.generation}"
-    elif not stopped and instance.name not in serving(lab, instance.record.scale_set):
+    elif stopped or not _is_balanced(lab, instance):
+        pass
+    elif instance.name not in serving(lab, instance.record.scale_set):
         yield "it does not serve"
     if instance.record.provisioning != "Succeeded":
         yield f"its provisioning state is {instance.record.provisioning}"

@@ -21,7 +21,7 @@ from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.store import OperationRecord
-from tests.models import LOAD_BALANCER, custom_script, web_model
+from tests.models import LOAD_BALANCER, custom_script, node_type, web_model
 
 __all__ = ["SCENARIOS", "Scenario", "Stage"]
 
@@ -41,6 +41,7 @@ class Scenario:
         prepare: Done to the lab before the beginning.
         replaces_data_disks: Whether it puts other files in the place of data disks.
         rolling: No more instances may be out than the policy's batch holds (M2).
+        model: Makes the set's body.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Scenario:
     prepare: Callable[[SimulatedLab], object] = lambda _: None
     replaces_data_disks: bool = False
     rolling: bool = False
+    model: Callable[..., dict[str, Any]] = web_model
 
     @property
     def most_out(self) -> int:
@@ -100,6 +102,15 @@ _LARGER = {"upgradePolicy": {"mode": "Rolling"}, "sku": {**_NEW_SIZE["sku"], "ca
 
 
 def _run_due(lab: SimulatedLab) -> None:
+    lab.run_due()
+
+
+def _stop(lab: SimulatedLab) -> None:
+    _web(lab).stop([1, 5])
+
+
+def _stop_and_upgrade(lab: SimulatedLab) -> None:
+    _stop(lab)
     lab.run_due()
 
 
@@ -154,6 +165,19 @@ SCENARIOS: Mapping[str, Scenario] = {
             behaviour=Behaviour.PANICS,
             rolling=True,
         ),
+        Scenario(
+            "upgrade of a Service Fabric node type",
+            _run_due,
+            behaviour=Behaviour.GOOD,
+            model=node_type,
+        ),
+        Scenario("upgrade of stopped instances", _run_due, behaviour=Behaviour.GOOD, prepare=_stop),
+        Scenario(
+            "start of instances that were upgraded while stopped",
+            lambda lab: _web(lab).start(),
+            behaviour=Behaviour.GOOD,
+            prepare=_stop_and_upgrade,
+        ),
         Scenario("create", _create, 1),
         Scenario("make a checkpoint", _make_checkpoint, 2, replaces_data_disks=True),
         Scenario("create from a checkpoint", _create_pristine, 1, prepare=_cache_checkpoint),
@@ -197,7 +221,7 @@ class Stage:
         self._cache, self._cached = folder / "cache", folder / "cached"
         self._settings = Settings(state_dir=self._state, cache_dir=self._cache)
         lab = self._open(0)
-        body = web_model(
+        body = scenario.model(
             capacity=7 if scenario.capacity == 4 else scenario.capacity,
             policy={"maxBatchInstancePercent": 50, **scenario.policy},
             automatic=scenario.automatic,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.api.operation import Operation, Upgrade
     from pytest_vmss.api.scale_set import ScaleSet
-    from pytest_vmss.errors import VmssError
+    from pytest_vmss.errors import NotModelledWarning, VmssError
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.guest.extensions import (
         Command,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from pytest_vmss.image_builder import ImageBuilder
     from pytest_vmss.model.extension_result import ExtensionResult
+    from pytest_vmss.model.repair_task import RepairTask
     from pytest_vmss.settings import Settings
     from pytest_vmss.simulation.guest import Behaviour
     from pytest_vmss.simulation.lab import SimulatedLab
@@ -41,7 +42,9 @@ _PUBLIC = {
     "ImageBuilder": "pytest_vmss.image_builder",
     "Instance": "pytest_vmss.api.instance",
     "Lab": "pytest_vmss.api.lab",
+    "NotModelledWarning": "pytest_vmss.errors",
     "Operation": "pytest_vmss.api.operation",
+    "RepairTask": "pytest_vmss.model.repair_task",
     "ScaleSet": "pytest_vmss.api.scale_set",
     "Settings": "pytest_vmss.settings",
     "SimulatedLab": "pytest_vmss.simulation.lab",
@@ -61,7 +64,9 @@ __all__ = [
     "ImageBuilder",
     "Instance",
     "Lab",
+    "NotModelledWarning",
     "Operation",
+    "RepairTask",
     "ScaleSet",
     "Settings",
     "SimulatedLab",

@@ -34,6 +34,7 @@ __all__ = [
     "ModelProblem",
     "NoBootError",
     "NotFoundError",
+    "NotModelledWarning",
     "ProvisioningError",
     "ToolError",
     "UnhealthyError",
@@ -84,6 +85,10 @@ class LabError(VmssError):
     """The lab's state directory cannot be used."""
 
     code = "LabUnusable"
+
+
+class NotModelledWarning(UserWarning):
+    """A part of a model has no effect here, is left out, or is done in another way (A6)."""
 
 
 class HostError(VmssError):

@@ -13,6 +13,7 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pytest_vmss.api.lab import Lab
+    from pytest_vmss.api.publications import StartImages
     from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
@@ -36,10 +38,13 @@ _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: Sets that could not be deleted, and why.
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
+#: What markers have published.
+_START_IMAGES: pytest.StashKey[StartImages] = pytest.StashKey()
 
 _MARKER = (
-    "vmss(model, *, name, capacity, load_balancer, custom_data, ports, health_timeout, pristine): "
-    "the scale set that the fixture scale_set creates for the test"
+    "vmss(model, *, images, name, capacity, parameters, load_balancer, custom_data, ports, "
+    "health_timeout, health, pristine): the scale set that the fixture scale_set creates for the "
+    "test, and the versions of its image that there are when it does"
 )
 
 
@@ -99,6 +104,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="multiply the limits of waits for guests (1 with KVM and 10 without)",
     )
     group.addoption(
+        "--vmss-set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting, in TOML, such as timeouts.boot=120; again for another "
+        "(ini: vmss_settings; pyproject.toml: [tool.vmss])",
+    )
+    group.addoption(
         "--vmss-state-dir", type=Path, metavar="DIR", help="folder of all labs (VMSS_STATE_DIR)"
     )
     group.addoption(
@@ -113,6 +126,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--vmss-no-checkpoints",
         action="store_true",
         help="boot the set of every test, rather than restore it as it was when it first booted",
+    )
+    group.addoption(
+        "--vmss-size",
+        metavar="NAME",
+        help="make every set in this VM size, whatever its model says (ini: vmss_size)",
+    )
+    group.addoption(
+        "--vmss-unknown-extensions",
+        choices=["refuse", "skip"],
+        help="extensions that nobody registered: refuse the model (the default), or leave them "
+        "out (ini: vmss_unknown_extensions)",
     )
     group.addoption(
         "--vmss-live",
@@ -132,7 +156,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="GIB",
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )
+    parser.addini("vmss_size", "a VM size for every set; see --vmss-size")
+    parser.addini("vmss_unknown_extensions", "refuse or skip; see --vmss-unknown-extensions")
     parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
+    parser.addini(
+        "vmss_settings",
+        "settings, a line each, in TOML: timeouts.boot = 120; see --vmss-set",
+        type="linelist",
+        default=[],
+    )
     parser.addini(
         "vmss_sizes",
         "VM sizes of your own, a line each: NAME = VCPUS, MEMORY_MIB",
@@ -197,14 +229,25 @@ def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def _image_limits(config: pytest.Config) -> ImageLimits:
-    from pytest_vmss.settings import ImageLimits
-
+def _image_limits(config: pytest.Config, limits: ImageLimits) -> ImageLimits:
     given = {
         "virtual_gib": config.getoption("--vmss-max-image-gib"),
         "stored_gib": config.getoption("--vmss-max-image-file-gib"),
     }
-    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+    return replace(limits, **{name: value for name, value in given.items() if value is not None})
+
+
+def _configured(config: pytest.Config) -> dict[str, Any]:
+    """The settings of ``[tool.vmss]``, over them the ini-file's, over them ``--vmss-set``'s."""
+    from pytest_vmss.configuration import configured, overlay, read_assignments, read_project
+
+    table = read_project(config.rootpath / "pyproject.toml")
+    for lines, source in (
+        (config.getini("vmss_settings"), "the ini-file's vmss_settings"),
+        (config.getoption("--vmss-set"), "--vmss-set"),
+    ):
+        table = overlay(table, read_assignments(lines, source))
+    return configured(table)
 
 
 def _guest_network(config: pytest.Config) -> str | None:
@@ -221,7 +264,7 @@ def _guest_network(config: pytest.Config) -> str | None:
 
 def _settings(config: pytest.Config) -> Settings:
     from pytest_vmss.errors import LabError
-    from pytest_vmss.settings import Settings
+    from pytest_vmss.settings import ImageLimits, Settings
 
     given: dict[str, Any] = {
         "connect": config.getoption("--vmss-connect"),
@@ -230,17 +273,20 @@ def _settings(config: pytest.Config) -> Settings:
         "state_dir": config.getoption("--vmss-state-dir"),
         "cache_dir": config.getoption("--vmss-cache-dir"),
         "guest_network": _guest_network(config),
+        "size": config.getoption("--vmss-size") or config.getini("vmss_size") or None,
+        "unknown_extensions": config.getoption("--vmss-unknown-extensions")
+        or config.getini("vmss_unknown_extensions")
+        or None,
     }
     for name in ("state_dir", "cache_dir"):
         if given[name] is not None:
             given[name] = given[name].absolute()
     try:
-        settings = Settings(
-            **{name: value for name, value in given.items() if value is not None},
-            sizes=_sizes(config),
-            images=_image_limits(config),
-            keep=bool(config.getoption("--vmss-keep")),
-        )
+        arguments = _configured(config)
+        arguments.update((name, value) for name, value in given.items() if value is not None)
+        arguments["sizes"] = arguments.get("sizes", {}) | _sizes(config)
+        arguments["images"] = _image_limits(config, arguments.get("images") or ImageLimits())
+        settings = Settings(**arguments, keep=bool(config.getoption("--vmss-keep")))
     except LabError as error:
         raise pytest.UsageError(str(error)) from error
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)
@@ -325,9 +371,16 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture
-def gallery(vmss: Lab) -> Gallery:
-    """The lab's default gallery; for others call ``vmss.gallery(name)``."""
-    return vmss.gallery()
+def gallery(vmss: Lab) -> Iterator[Gallery]:
+    """The lab's default gallery; versions that the test publishes with it are deleted afterwards.
+
+    For publications that outlive the test, and for other galleries, call ``vmss.gallery(name)``.
+    """
+    from pytest_vmss.api.publications import OwnGallery
+
+    own = OwnGallery(vmss)
+    yield own
+    own.delete_published()
 
 
 @pytest.fixture
@@ -340,12 +393,15 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     It is deleted even if an operation on it is running, so that the next test can use its name.
     """
     source, arguments = _arguments(request)
+    images = arguments.pop("images", None)
     arguments.setdefault("pristine", not request.config.getoption("--vmss-no-checkpoints"))
     leftovers = request.config.stash.setdefault(_LEFTOVERS, {})
     if not vmss.settings.keep:
         _clear(vmss, leftovers)
     before = {record.unique_id for record in _records(vmss)}
     try:
+        if images is not None:
+            _publish_images(vmss, request, images, source, arguments)
         created = vmss.create(source, **arguments)
     except (KeyboardInterrupt, SystemExit):
         raise  # the session ends, and the lab with it
@@ -362,18 +418,36 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
         _delete(vmss, created.name, request)
 
 
+def _publish_images(
+    lab: Lab, request: pytest.FixtureRequest, images: Any, source: Any, arguments: dict[str, Any]
+) -> None:
+    """Publishes the versions that a test's marker names, of the image in its model."""
+    from pytest_vmss.api.publications import StartImages
+    from pytest_vmss.model import load_document
+
+    of_document = {
+        name: value
+        for name, value in arguments.items()
+        if name in ("name", "capacity", "parameters", "load_balancer", "custom_data")
+    }
+    model = load_document(source, **of_document).model
+    known = request.config.stash.setdefault(_START_IMAGES, StartImages(lab))
+    known.publish(model.image_reference, images)
+
+
 def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     """The model and the other arguments of the test's marker.
 
     Raises:
         pytest.UsageError: The marker names no model.
     """
-    from pytest_vmss.api.custom_data import beside
     from pytest_vmss.secrecy import SecretBytes, seal, seal_text
 
     marker = request.node.get_closest_marker("vmss")
     # Sealed here already, so that no error message shows secrets (M5).
-    arguments = {name: seal(value) for name, value in marker.kwargs.items()} if marker else {}
+    named = dict(marker.kwargs) if marker else {}
+    images = {"images": named.pop("images")} if "images" in named else {}
+    arguments = {name: seal(value) for name, value in named.items()} | images
     if marker and marker.args:
         arguments["model"] = seal(marker.args[0])
     if isinstance(arguments.get("custom_data"), str):
@@ -385,11 +459,27 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
     for name in ("model", "load_balancer", "custom_data"):
-        value = arguments.get(name)
-        if isinstance(value, (str, Path)) and "\n" not in str(value):
-            # Relative to the test's file, wherever pytest was started.
-            arguments[name] = beside(value, request.path.parent) or value
+        if name in arguments:
+            arguments[name] = _beside(request, arguments[name])
+    given = arguments.get("parameters")
+    if isinstance(given, (list, tuple)):
+        arguments["parameters"] = [_beside(request, seal(entry)) for entry in given]
+    elif given is not None:
+        arguments["parameters"] = _beside(request, given)
+    if isinstance(arguments.get("images"), dict):
+        arguments["images"] = {
+            version: _beside(request, path) for version, path in arguments["images"].items()
+        }
     return arguments.pop("model"), arguments
+
+
+def _beside(request: pytest.FixtureRequest, value: Any) -> Any:
+    """A file relative to the test's file, wherever pytest was started; other values as they are."""
+    from pytest_vmss.api.custom_data import beside
+
+    if isinstance(value, (str, Path)) and "\n" not in str(value):
+        return beside(value, request.path.parent) or value
+    return value
 
 
 def _records(lab: Lab) -> list[ScaleSetRecord]:

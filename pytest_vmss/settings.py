@@ -21,23 +21,50 @@ __all__ = [
     "ImageLimits",
     "Settings",
     "Timeouts",
+    "UnknownExtensions",
     "check_factor",
     "check_gib",
     "default_guest_network",
+    "former_state_dir",
 ]
 
 Accelerator = Literal["kvm", "tcg"]
 GuestNetwork = Literal["isolated", "outbound"]
+#: What becomes of extensions that nobody registered: an error, or they are left out.
+UnknownExtensions = Literal["refuse", "skip"]
 
 GIB = 1024**3
 
+#: Seconds for what an instance's limit covers besides the guest: disks and the machine itself.
+_DISKS_S = 600.0
 #: Guests under TCG run 10 to 20 times slower than under KVM.
 TCG_FACTOR = 10.0
 
 
+#: The folder of root's labs: QEMU's own account may enter it, unlike root's home (R4).
+_ROOTS_STATE_DIR = Path("/var/lib/pytest-vmss")
+
+
 def default_state_dir() -> Path:
-    """The folder of all labs: ``VMSS_STATE_DIR``, or else the user's state folder."""
-    return _absolute(Path(os.environ.get("VMSS_STATE_DIR") or user_state_path("pytest-vmss")))
+    """The folder of all labs: ``VMSS_STATE_DIR``, or else the user's state folder.
+
+    Root's is ``/var/lib/pytest-vmss`` unless ``XDG_STATE_HOME`` is set.
+    """
+    given = os.environ.get("VMSS_STATE_DIR")
+    if not given and os.geteuid() == 0 and not os.environ.get("XDG_STATE_HOME"):
+        return _ROOTS_STATE_DIR
+    return _absolute(Path(given or user_state_path("pytest-vmss")))
+
+
+def former_state_dir(state_dir: Path) -> Path | None:
+    """The folder of root's labs of earlier versions, in root's home; None if there is none.
+
+    Args:
+        state_dir: The folder of all labs.
+    """
+    former = user_state_path("pytest-vmss")
+    is_default = os.geteuid() == 0 and state_dir == _ROOTS_STATE_DIR
+    return former if is_default and former != state_dir and former.is_dir() else None
 
 
 def default_cache_dir() -> Path:
@@ -118,29 +145,38 @@ class ImageLimits:
 class Timeouts:
     """Timeouts for one instance and for an upgrade, in seconds, for a host with KVM.
 
-    Without KVM, all but ``drain``, ``health`` and ``upgrade`` are multiplied; ``health`` is
-    Azure's five minutes (F6), which is ample under TCG too.
+    They end what hangs, and are never below a budget of Azure's: extensions have the model's
+    ``extensionsTimeBudget`` (PT1H30M by default), an application has its ``gracePeriod`` (H3, F6).
+    What is set here may undercut them.
+
+    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade`` and ``wait`` are
+    multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
         drain: For an instance's connections to close before it is stopped.
         stop: For a graceful stop before the power is cut.
         boot: From start until SSH answers.
         cloud_init: From then until cloud-init has finished.
-        extension: For each extension.
+        extension: For each extension; None for what is left of the model's budget for all.
         health: For the application to become healthy after all that.
         instance: For everything that an operation does to one instance; a rollback gets the same
-            again.
-        upgrade: For a whole upgrade; one that times out stops between two batches (G4).
+            again. None for the sum of the others and of Azure's budgets.
+        approval: For a Service Fabric cluster to approve an update domain; then the upgrade stops.
+        upgrade: For a whole upgrade; one that times out stops between two batches (G4). None for
+            no limit but those of its instances.
+        wait: For ``wait_for_upgrade``, unless a call has its own.
     """
 
     drain: float = 30.0
     stop: float = 12.0
-    boot: float = 30.0
-    cloud_init: float = 60.0
-    extension: float = 90.0
+    boot: float = 60.0
+    cloud_init: float = 300.0
+    extension: float | None = None
     health: float = 300.0
-    instance: float = 900.0
-    upgrade: float = 86_400.0
+    instance: float | None = None
+    approval: float = 3600.0
+    upgrade: float | None = None
+    wait: float = 86_400.0
 
     def scaled(self, factor: float) -> Self:
         """Returns the timeouts for a host whose guests are slower by a factor."""
@@ -149,8 +185,8 @@ class Timeouts:
             stop=self.stop * min(factor, 5.0),
             boot=self.boot * factor,
             cloud_init=self.cloud_init * factor,
-            extension=self.extension * factor,
-            instance=self.instance * factor,
+            extension=None if self.extension is None else self.extension * factor,
+            instance=None if self.instance is None else self.instance * factor,
         )
 
     def clipped(self, seconds: float) -> Self:
@@ -162,9 +198,21 @@ class Timeouts:
             stop=min(self.stop, left),
             boot=min(self.boot, left),
             cloud_init=min(self.cloud_init, left),
-            extension=min(self.extension, left),
+            extension=left if self.extension is None else min(self.extension, left),
             health=min(self.health, left),
         )
+
+    def limit_of_instance(self, budgets: float) -> float:
+        """Seconds for everything that an operation does to one instance.
+
+        Args:
+            budgets: What the model gives the instance: for extensions and as grace period.
+        """
+        if self.instance is not None:
+            return self.instance
+        # Health twice: the application's own, and the load balancer's view of it.
+        steps = self.drain + self.stop + self.boot + self.cloud_init + 2 * self.health
+        return steps + budgets + _DISKS_S
 
 
 @dataclass(frozen=True)
@@ -179,6 +227,10 @@ class Settings:
         timeout_factor: Multiplier of the guest-side timeouts; None means 1 with KVM and 10 without.
         timeouts: The timeouts before the multiplier.
         sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
+        size: The name of a size for every set that is made, whatever its model says, so that a set
+            of large machines can be rehearsed on a small host; None for the model's own (A3).
+        unknown_extensions: What becomes of extensions that nobody registered. ``refuse``: the model
+            is refused. ``skip``: they are left out, and the report says so (P4).
         images: The largest image that may be published.
         keep: Whether to keep a session's VMs for inspection.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
@@ -206,6 +258,8 @@ class Settings:
     timeout_factor: float | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    size: str | None = None
+    unknown_extensions: UnknownExtensions = "refuse"
     images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False
     checkpoints_gib: int = field(
@@ -219,14 +273,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Rejects values that would make a wait endless or a machine impossible."""
-        if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
-            _refuse("accelerator", "kvm or tcg", self.accelerator)
-        if self.guest_network not in get_args(GuestNetwork):
-            _refuse("guest_network", "isolated or outbound", self.guest_network)
+        self._check_choices()
         if self.timeout_factor is not None:
             check_factor(self.timeout_factor)
-        for entry in fields(Timeouts):
-            _check_time(f"timeouts.{entry.name}", getattr(self.timeouts, entry.name))
+        _check_timeouts(self.timeouts)
+        for name in ("keep", "degraded_is_fatal"):
+            _check_flag(name, getattr(self, name))
         _check_time("first_rollout_delay", self.first_rollout_delay)
         if self.repair_grace is not None:
             _check_time("repair_grace", self.repair_grace)
@@ -236,6 +288,16 @@ class Settings:
             check_gib(limit, name)
         for name, size in self.sizes.items():
             _check_size(name, size)
+
+    def _check_choices(self) -> None:
+        if self.accelerator is not None and self.accelerator not in get_args(Accelerator):
+            _refuse("accelerator", "kvm or tcg", self.accelerator)
+        if self.guest_network not in get_args(GuestNetwork):
+            _refuse("guest_network", "isolated or outbound", self.guest_network)
+        if self.unknown_extensions not in get_args(UnknownExtensions):
+            _refuse("unknown_extensions", "refuse or skip", self.unknown_extensions)
+        if self.size is not None and not isinstance(self.size, str):
+            _refuse("size", "the name of a VM size", self.size)
 
 
 def check_factor(factor: object, name: str = "timeout_factor") -> None:
@@ -275,6 +337,18 @@ def _is_whole(value: object) -> bool:
 def _check_time(name: str, seconds: float) -> None:
     if not _is_number(seconds) or seconds < 0:
         _refuse(name, "a finite number of seconds, 0 or more", seconds)
+
+
+def _check_timeouts(timeouts: Timeouts) -> None:
+    for entry in fields(Timeouts):
+        seconds = getattr(timeouts, entry.name)
+        if seconds is not None or entry.default is not None:
+            _check_time(f"timeouts.{entry.name}", seconds)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        _refuse(name, "true or false", value)
 
 
 def _check_range(name: str, seconds: tuple[float, float]) -> None:

@@ -12,12 +12,23 @@ class HttpServer:
 
     Args:
         answer: Gives status and body for a path.
+        take: The same for a path and what is posted to it.
     """
 
-    def __init__(self, answer: Callable[[str], tuple[int, bytes]]) -> None:
+    def __init__(
+        self,
+        answer: Callable[[str], tuple[int, bytes]] = lambda _: (404, b""),
+        take: Callable[[str, bytes], tuple[int, bytes]] = lambda *_: (405, b""),
+    ) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                status, body = answer(self.path)
+                self.reply(*answer(self.path))
+
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                self.reply(*take(self.path, content))
+
+            def reply(self, status: int, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

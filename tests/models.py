@@ -102,6 +102,30 @@ def application_health(version: str = "2.0", **settings: Any) -> dict[str, Any]:
     }
 
 
+def service_fabric(
+    level: str = "Silver", version: str = "1.1", node: str = "nt0", type: str = "LinuxNode"
+) -> dict[str, Any]:
+    """The Service Fabric extension."""
+    return {
+        "name": "fabric",
+        "properties": {
+            "publisher": "Microsoft.Azure.ServiceFabric",
+            "type": f"ServiceFabric{type}",
+            "typeHandlerVersion": version,
+            "settings": {"durabilityLevel": level, "nodeTypeRef": node},
+        },
+    }
+
+
+def node_type(capacity: int = 5, level: str = "Silver", **options: Any) -> dict[str, Any]:
+    """A Service Fabric node type: no probe decides on its health."""
+    body = web_model(capacity=capacity, **options)
+    profile = body["properties"]["virtualMachineProfile"]
+    del profile["networkProfile"]
+    profile["extensionProfile"]["extensions"].append(service_fabric(level))
+    return body
+
+
 def with_application_health(
     body: dict[str, Any], version: str = "2.0", *, probe: bool = False, **settings: Any
 ) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 
@@ -23,6 +24,7 @@ from pytest_vmss.health import (
     read_report,
 )
 from pytest_vmss.host.capacity import check_capacity
+from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import LabNetworks, networks_folder, open_hypervisor
 from pytest_vmss.labs.place import LabPlace
@@ -33,6 +35,7 @@ from pytest_vmss.store.queries import find_scale_set, instances_of
 
 __all__ = ["LocalBackends", "reported_metrics"]
 
+_AS_ROOT = "QEMU runs as root"
 _PROBE_TIMEOUT = 5.0
 #: Seconds to read a report of the Application Health extension over the guest agent.
 _REPORT_S = 10.0
@@ -70,7 +73,17 @@ class LocalBackends:
         """
         hypervisor = open_hypervisor(self._place.settings, self._place.identity)
         self._consoles.start()
+        if os.geteuid() == 0 and not self._place.identity.account:
+            self._tell_as_root()
         return hypervisor
+
+    def _tell_as_root(self) -> None:
+        """Records once that the lab's QEMU runs as root, and why (R4)."""
+        if any(event.message.startswith(_AS_ROOT) for event in self._store.events()):
+            return
+        chosen = choose_account(self._place.settings.state_dir)
+        why = f"{chosen.reason}: {chosen.mend}" if chosen.reason else "the lab was made so"
+        self._store.event("", "warning", f"{_AS_ROOT}, since {why}")
 
     def check_room(self, count: int, size: VmSize, hypervisor: Hypervisor) -> None:
         """Checks that so many instances of a size fit on the host.

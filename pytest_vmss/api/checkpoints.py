@@ -79,20 +79,19 @@ class Checkpoints:
         key = checkpoint_key(
             model,
             digest=version.digest,
-            size=environment.find_size(model.sku.name),
+            size=environment.size_of(model),
             hypervisor=environment.hypervisor.fingerprint,
             guest_network=environment.guest_network,
         )
         with contextlib.ExitStack() as making:
-            yield self._look(key, making)
+            yield self._look(key, making, wait=environment.instance_limit(model))
 
-    def _look(self, key: str, making: contextlib.ExitStack) -> Sought:
+    def _look(self, key: str, making: contextlib.ExitStack, *, wait: float) -> Sought:
         name = self._new_name(key)  # of its own: what others break, it does not see
         folder = self._environment.paths.checkpoint(name)
         try:
             if self._cache.take(key, folder):
                 return Sought(key, name)
-            wait = self._environment.timeouts.instance
             making.enter_context(self._cache.being_made(key, wait=wait))
             if self._cache.take(key, folder):  # made while this process waited
                 making.close()
@@ -107,7 +106,7 @@ class Checkpoints:
 
     def _lack_of_room(self, document: ScaleSetDocument) -> str:
         """Says if the disk has no room for the memory of a set's instances."""
-        size = self._environment.find_size(document.model.sku.name)
+        size = self._environment.size_of(document.model)
         needed = 2 * size.memory_mib * _MIB * document.model.sku.capacity
         free = shutil.disk_usage(self._environment.paths.folder).free
         if free >= needed:

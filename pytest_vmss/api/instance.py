@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmss.api.faults import Faults
-from pytest_vmss.api.instance_view import instance_view, status_of
+from pytest_vmss.api.instance_view import instance_view, status_of, virtual_machine
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.health import HealthSources, observe_health
 from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
@@ -161,6 +161,9 @@ class Instance:
         store = self._environment.store
         with store.transaction():
             store.amend(record, protected=actions, protect_from_scale_in=scale_in or actions)
+            if actions != record.protected:  # an upgrade that left it out may be due again (C1)
+                of = self._environment.set_record(record.scale_set)
+                store.amend(of, protections=of.protections + 1)
             self._context.event(
                 "protection",
                 f"protectFromScaleIn {str(scale_in or actions).lower()}, "
@@ -169,8 +172,15 @@ class Instance:
 
     def instance_view(self) -> dict[str, Any]:
         """Azure's instance view; extensions that keep reporting are queried now (H4, J3)."""
+        return instance_view(self._context.at(self._context.instance_id))
+
+    def resource(self) -> dict[str, Any]:
+        """Azure's ``VirtualMachineScaleSetVM``, with the instance view in its properties (J3).
+
+        What Azure has no name for, such as ``bootId`` and ``imageVersionFound``, is in ``lab``.
+        """
         context = self._context.at(self._context.instance_id)
-        return instance_view(context, latest_model_applied=self.latest_model_applied)
+        return virtual_machine(context, latest_model_applied=self.latest_model_applied)
 
     @property
     def power_state(self) -> PowerState:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
 
+from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.backends import LocalBackends
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
 from pytest_vmss.api.custom_data import CustomData, encode_custom_data
-from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.api.scale_set import ScaleSet, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import Clock, SystemClock
 from pytest_vmss.controller.controller import Controller
@@ -29,15 +30,23 @@ from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.labs.identity import (
     LabNetworks,
-    lab_paths,
+    find_lab,
 )
 from pytest_vmss.labs.place import LabPlace, open_place, session_paths
 from pytest_vmss.labs.removal import remove_machines
 from pytest_vmss.model import (
+    Approver,
+    Parameters,
     Source,
+    Supply,
+    VmSize,
+    find_size,
     load_document,
+    nearest_sizes,
+    seal_parameters,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_flag,
     check_health,
     check_instance_count,
@@ -55,8 +64,9 @@ from pytest_vmss.store import (
     ScaleSetRecord,
     Store,
 )
+from pytest_vmss.untrusted import listed
 
-__all__ = ["DEFAULT_LAB", "Lab"]
+__all__ = ["DEFAULT_LAB", "Lab", "own_size"]
 
 #: The lab that is used when none is named.
 DEFAULT_LAB = "default"
@@ -111,6 +121,8 @@ class Lab:
             make_guest=self.backends.make_guest,
             probe=self.backends.probe,
             sizes=self.settings.sizes,
+            own_size=own_size(self.settings),
+            unknown_extensions=self.settings.unknown_extensions,
             health_report=self.backends.health_report,
             metrics=self.backends.metrics,
             reach=self.backends.reach,
@@ -137,7 +149,9 @@ class Lab:
             ConflictError: Another process is creating or removing it, and does not finish.
             CapacityError: All loopback networks of the host are claimed.
         """
-        return open_place(settings, lab_paths(settings, name), "lasting", cls)
+        own_size(settings)  # refused before anything is made
+        settings, paths = find_lab(settings, name)
+        return open_place(settings, paths, "lasting", cls)
 
     @classmethod
     def session(cls, settings: Settings) -> Self:
@@ -147,6 +161,7 @@ class Lab:
             LabError: Its folder cannot be used.
             CapacityError: All loopback networks of the host are claimed.
         """
+        own_size(settings)  # refused before anything is made
         return open_place(settings, session_paths(settings), "session", cls)
 
     @property
@@ -199,19 +214,26 @@ class Lab:
         *,
         name: str | None = None,
         capacity: int | None = None,
+        parameters: Parameters | None = None,
+        supply: Supply | None = None,
         load_balancer: Source | None = None,
         custom_data: CustomData | None = None,
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
         health: Check | None = None,
+        approver: Approver | None = None,
         pristine: bool = False,
     ) -> ScaleSet:
         """Creates a scale set and waits until all its instances are healthy.
 
         Args:
             source: Azure's JSON or YAML: a file or the document itself.
-            name: Replaces the model's name.
+            name: Replaces the model's name; in a template with several sets, chooses one.
             capacity: Replaces the model's capacity.
+            parameters: Values for a template's parameters: a parameters file, ``name=value``, an
+                object, or a list of these (P1).
+            supply: Returns the value of a secure parameter of that name that has none; without it,
+                and where it returns None, one is generated.
             load_balancer: Azure's JSON of the load balancer that holds the
                 health probe, if the model does not contain it.
             custom_data: Replaces the model's custom data: a file, bytes, text or base64; see
@@ -221,6 +243,8 @@ class Lab:
             health: A custom health source in addition to Azure's (F4): a command that is run
                 over SSH and judged by its exit status, or a function that takes a testinfra
                 host and asserts. A function applies in this process only.
+            approver: Who approves each update domain of a Service Fabric node type of durability
+                Silver or Gold, see :meth:`ScaleSet.set_approver`.
             pristine: Restore the instances from a checkpoint of the same set, as it was when it
                 was first created on this host; seconds instead of a boot. If there is none, the
                 set is booted and the checkpoint made. If there can be none, an event says why.
@@ -236,8 +260,10 @@ class Lab:
         # Sealed first, so that no error message shows secrets (M5).
         source, load_balancer = seal(source), seal(load_balancer)
         encoded = custom_data = encode_custom_data(custom_data)
+        parameters = seal_parameters(parameters)
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)
+        approver = check_approver(approver)
         health_timeout = check_seconds(health_timeout, "health_timeout", none=True)
         pristine = bool(check_flag(pristine, "pristine"))
         document = load_document(
@@ -245,6 +271,8 @@ class Lab:
             load_balancer=load_balancer,
             name=name,
             capacity=capacity,
+            parameters=parameters,
+            supply=supply,
             custom_data=encoded,
         )
         model = document.model
@@ -254,7 +282,9 @@ class Lab:
                 "name",
                 code="Conflict",
             )
+        require_durable(model, approver)
         version = check_document(self.environment, document)
+        announce(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
             self.backends.require_balancer()
         self.environment.require_room(model.sku.capacity, model)
@@ -271,6 +301,8 @@ class Lab:
                 health_timeout=health_timeout,
                 health_command=health if isinstance(health, str) else None,
                 health_function=callable(health),
+                approver_url=approver if isinstance(approver, str) else None,
+                approver_function=callable(approver),
                 checkpoint=sought.name,
             )
             engine = Engine(self.environment, model.name)
@@ -278,9 +310,11 @@ class Lab:
                 operation = engine.open(kind)
                 if sought.obstacle:
                     self.store.event(model.name, "warning", f"boots: {sought.obstacle}")
+                set_id = self.environment.set_record(model.name).unique_id
                 if health is not None and not isinstance(health, str):
-                    set_id = self.environment.set_record(model.name).unique_id
                     self.environment.checks[set_id] = health
+                if approver is not None and not isinstance(approver, str):
+                    self.environment.approvers[set_id] = approver
                 engine.run(operation).raise_for_status()
                 if sought.name:
                     self._checkpoints.check(engine, sought)
@@ -389,6 +423,24 @@ class Lab:
                 # A lab is removed even if its records cannot be read.
                 with contextlib.suppress(LabError):
                     self.close()
+
+
+def own_size(settings: Settings) -> VmSize | None:
+    """The size of every set that is made in the lab; None for the model's own.
+
+    Raises:
+        LabError: It is not known.
+    """
+    if settings.size is None:
+        return None
+    size = find_size(settings.size, settings.sizes)
+    if size is None:
+        raise LabError(
+            f"the setting size must be a known VM size; given {settings.size[:100]!r}, and the "
+            f"nearest are: {listed(nearest_sizes(settings.size, settings.sizes))}; add your own "
+            "to the setting sizes"
+        )
+    return size
 
 
 def _program(lab: str) -> str:

@@ -12,7 +12,10 @@ from pytest_vmss.host.locks import is_locked
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.store import ErrorRecord, EventRecord, OperationRecord, Outcome, StepRecord
 
-__all__ = ["Operation", "Upgrade", "stages_of"]
+__all__ = ["UNPROVEN", "Operation", "Upgrade", "stages_of"]
+
+#: What reports say of an instance that was changed while it was stopped.
+UNPROVEN = "stopped, and stays so: nothing was proved about it"
 
 _T = TypeVar("_T")
 
@@ -49,6 +52,11 @@ class Operation:
     def status(self) -> str:
         """Azure's ``runningStatus.code``."""
         return self.record.status
+
+    @property
+    def rolling_back(self) -> bool:
+        """Whether any of its instances is being rolled back; Azure has no status for that."""
+        return bool(self.report.going_back)
 
     @property
     def action(self) -> str:
@@ -136,13 +144,16 @@ class Operation:
             lines.append(f"  {record.error_code}: {record.error_message}")
         if self.interruption:
             lines.append(f"  {self.interruption}; go on with: {self.go_on}")
+        if report.left_out:
+            names = ", ".join(report.left_out)
+            lines.append(f"  extensions left out, for nobody registered their handlers: {names}")
         for batch in report.batch_records:
             ids = ", ".join(str(number) for number in batch.instance_ids)
             lines.append(f"  batch {batch.number}: {ids} — {batch.reason}")
         if record.reason:
             lines.append(f"  {record.reason}")
         for instance, outcome in sorted(report.outcomes.items()):
-            lines.append(f"  {self._scale_set}_{instance}: {outcome}")
+            lines.append(f"  {self._scale_set}_{instance}: {outcome}{_unproven(report, instance)}")
             if error := errors.get(instance):
                 lines.append(f"    {error.code}: {error.message}")
                 lines += [f"    | {line}" for line in error.console_tail.splitlines()]
@@ -179,6 +190,10 @@ class Upgrade(Operation):
         if self.ended:
             raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
         Engine(self._environment, self._scale_set).cancel()
+
+
+def _unproven(report: OperationReport, instance_id: int) -> str:
+    return f" ({UNPROVEN})" if report.results[instance_id].stopped else ""
 
 
 def stages_of(steps: Iterable[StepRecord]) -> dict[int, dict[str, float]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.custom_data import CustomData, encode_custom_data
 from pytest_vmss.api.instance import Instance
+from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
-from pytest_vmss.api.upgrade_status import history_info, status_info
+from pytest_vmss.api.upgrade_status import history_info, is_recent, status_info
 from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
@@ -18,6 +22,7 @@ from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import (
+    ConflictError,
     InterruptedOperationError,
     ModelError,
     ModelProblem,
@@ -29,15 +34,20 @@ from pytest_vmss.guest import Check
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import (
+    Approver,
+    Parameters,
     ScaleSetDocument,
     ScaleSetModel,
     Source,
+    is_durable,
     keep_secrets,
     load_document,
     merge,
-    read_part,
+    read_change,
+    seal_parameters,
 )
 from pytest_vmss.model.arguments import (
+    check_approver,
     check_choice,
     check_flag,
     check_function,
@@ -46,6 +56,7 @@ from pytest_vmss.model.arguments import (
     check_instance_ids,
     check_seconds,
 )
+from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.operations import (
     Deallocate,
     ExtensionUpgrade,
@@ -66,12 +77,11 @@ from pytest_vmss.operations.scale import check_capacity_change, removal_of, scal
 from pytest_vmss.secrecy import seal
 from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
 
-__all__ = ["Ids", "ScaleSet"]
+__all__ = ["Ids", "ScaleSet", "require_durable"]
 
 #: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
 Ids = Iterable[int | str] | None
 
-_UPGRADE_LIMIT = 3600.0
 _HTTPS = 443
 
 
@@ -171,16 +181,27 @@ class ScaleSet:
         scheme = "https" if port == _HTTPS else "http"
         return f"{scheme}://{record.frontend}:{host_port(port)}"
 
-    def instance_view(self) -> list[dict[str, Any]]:
-        """Azure's instance view of each instance (H4, J3)."""
-        views: dict[str, dict[str, Any]] = {}
+    def instance_view(self) -> dict[str, Any]:
+        """Azure's instance view of the set: how many instances are in which state (J3)."""
+        extensions: dict[str, list[ExtensionResult]] = {}
+        for instance in self.instances:
+            if instance.record.generation:
+                for result in instance.extensions:
+                    extensions.setdefault(result.name, []).append(result)
+        return set_instance_view(
+            self.record, self._records(), extensions, self.orchestration_services
+        )
+
+    def virtual_machines(self) -> list[dict[str, Any]]:
+        """Azure's ``VirtualMachineScaleSetVM`` of each instance, with its instance view (J3)."""
+        found: dict[str, dict[str, Any]] = {}
 
         def look(instance: Instance) -> None:
-            views[instance.instance_id] = instance.instance_view()
+            found[instance.instance_id] = instance.resource()
 
         instances = self.instances
         run_concurrently(instances, look, clock=self._environment.clock)
-        return [views[instance.instance_id] for instance in instances]
+        return [found[instance.instance_id] for instance in instances]
 
     def repair(self) -> Operation | None:
         """Checks all instances once, and repairs those that are due for automatic repair (K1).
@@ -234,6 +255,33 @@ class ScaleSet:
         environment.checks.pop(record.unique_id, None)
         if check is not None and not isinstance(check, str):
             environment.checks[record.unique_id] = check
+
+    def set_approver(self, approver: Approver | None) -> None:
+        """Sets who approves each update domain before a rolling operation changes it (I3).
+
+        That is for Service Fabric node types of durability Silver or Gold, whose cluster does so
+        in Azure.
+
+        Args:
+            approver: A function that takes a :class:`~pytest_vmss.RepairTask` and returns True to
+                approve; with anything else it is asked again, once a second, and what it raises
+                stops the upgrade. Or the URL of an endpoint on loopback that is sent the task as
+                JSON and replies ``{"State": "Approved"}``. Both are told of the result too, with
+                the state ``Completed``. None approves everything. A function applies in this
+                process only.
+
+        Raises:
+            ModelError: It is neither; or nobody would ask it. Nothing was changed.
+        """
+        check_approver(approver)
+        require_durable(self.model, approver)
+        environment, url = self._environment, approver if isinstance(approver, str) else None
+        record = environment.store.amend(
+            self.record, approver_url=url, approver_function=callable(approver)
+        )
+        environment.approvers.pop(record.unique_id, None)
+        if approver is not None and not isinstance(approver, str):
+            environment.approvers[record.unique_id] = approver
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """Runs a check repeatedly during a ``with`` block, throughout which it must hold.
@@ -309,11 +357,11 @@ class ScaleSet:
         """
         self._engine.cancel()
 
-    def wait_for_upgrade(self, *, timeout: float = _UPGRADE_LIMIT) -> Upgrade:
+    def wait_for_upgrade(self, *, timeout: float | None = None) -> Upgrade:
         """Waits for the automatic upgrade that a publication triggered.
 
         Args:
-            timeout: Seconds.
+            timeout: Seconds; None for the setting ``timeouts.wait``, a day.
 
         Returns:
             The oldest upgrade that no earlier call has returned, once it has ended.
@@ -323,7 +371,8 @@ class ScaleSet:
             UpgradeError: None is due, or it could not be started; the message says why.
             WaitTimeoutError: It did not end in time.
         """
-        check_seconds(timeout, "timeout")
+        timeout = check_seconds(timeout, "timeout", none=True)
+        limit = self._environment.base_timeouts.wait if timeout is None else timeout
 
         def probe() -> Upgrade | None:
             idle = self._controller.is_idle(self.name)
@@ -335,22 +384,36 @@ class ScaleSet:
                 self._require_going_on(fresh[-1], idle=idle)
                 return None
             if idle:
-                raise UpgradeError(
-                    f"no upgrade of {self.name!r} is due: {self._controller.rollouts.why_not(self.name)}"
-                )
+                self._require_due()
             return None
 
         try:
             upgrade = wait_for(
                 f"the upgrade of {self.name} to end",
                 probe,
-                timeout=timeout,
+                timeout=limit,
                 clock=self._environment.clock,
             )
         except WaitTimeoutError as error:
             running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
-            raise WaitTimeoutError(error.what, timeout=timeout, last="\n".join(running)) from error
+            raise WaitTimeoutError(error.what, timeout=limit, last="\n".join(running)) from error
         return self._taken(upgrade.id)
+
+    def _require_due(self) -> None:
+        """Checks that an automatic upgrade is due, and wakes the control loop, which missed it.
+
+        Raises:
+            UpgradeError: None is due, or nobody would run it.
+        """
+        reason = self._controller.rollouts.why_not(self.name)
+        if reason:
+            raise UpgradeError(f"no upgrade of {self.name!r} is due: {reason}")
+        if not self._controller.watching:
+            raise UpgradeError(
+                f"an upgrade of {self.name!r} is due, but nobody runs it in this process; call "
+                "run_due() or watch() of the lab"
+            )
+        self._controller.wake()
 
     def _require_going_on(self, upgrade: Upgrade, *, idle: bool) -> None:
         """Checks that an upgrade is being run, by this or another process.
@@ -384,16 +447,19 @@ class ScaleSet:
         return None if record is None else Operation(self._environment, self.name, record.id)
 
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
-        """The set's OS upgrades, newest first; Azure keeps five (J2).
+        """The set's OS upgrades, newest first; Azure keeps five, for two months (J2).
 
         Args:
-            limit: The most to return; None for all.
+            limit: The most to return; None for all, however old.
         """
         if limit is not None:
             check_instance_count(limit, "limit")
         self._engine.require_own()
+        now = self._environment.clock.now()
         upgrades = [
-            entry for entry in self._engine.journal.operations() if entry.action == OSUpgrade.action
+            entry
+            for entry in self._engine.journal.operations()
+            if entry.action == OSUpgrade.action and (limit is None or is_recent(entry, now))
         ]
         return [Upgrade(self._environment, self.name, entry.id) for entry in reversed(upgrades)][
             :limit
@@ -428,6 +494,7 @@ class ScaleSet:
         change: Source,
         *,
         replace: bool = False,
+        parameters: Parameters | None = None,
         load_balancer: Source | None = None,
         custom_data: CustomData | None = None,
     ) -> Operation | None:
@@ -437,10 +504,16 @@ class ScaleSet:
         rollback unless ``rollbackFailedInstancesOnPolicyBreach``. Automatic: to all at once.
         A changed capacity scales the set.
 
+        While another operation is in progress, or was interrupted, a change of nothing but
+        ``automaticOSUpgradePolicy`` is still taken: what runs ends as it began, and no new
+        automatic upgrade begins once it is off (C1).
+
         Args:
             change: The model or a part of it, which is merged into the set's current model.
             replace: Take ``change`` as the whole model, and drop what it lacks, except
                 write-only values.
+            parameters: Values for a template's parameters: a parameters file, ``name=value``, an
+                object, or a list of these (P1).
             load_balancer: Azure's JSON of the load balancer, if the probe changes.
             custom_data: Replaces the custom data: a file, bytes, text or base64; see
                 :func:`~pytest_vmss.api.custom_data.encode_custom_data`.
@@ -458,17 +531,35 @@ class ScaleSet:
         change, load_balancer = seal(change), seal(load_balancer)
         encoded = custom_data = encode_custom_data(custom_data)
         check_flag(replace, "replace")
-        part = read_part(change)
+        found = read_change(change, seal_parameters(parameters), self.name)
+        part = found.body
         self._require_own_name(part)
-        with self._engine.lock():
-            self._engine.journal.ensure_idle()
-            stored = self._revision.model.full()
+
+        def changed(current: Revision) -> ScaleSetDocument:
+            stored = current.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
-            wanted = load_document(
+            document = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=encoded,
-                known_balancer=self._revision.balancer,
+                known_balancer=current.balancer,
+                known_clusters=found.clusters or current.clusters,
+                is_stored=True,
             )  # fmt: skip
+            return dataclasses.replace(
+                document, unevaluated=found.unevaluated, unread_settings=found.unread_settings
+            )
+
+        with contextlib.ExitStack() as locked:
+            try:
+                locked.enter_context(self._engine.lock())
+                self._engine.journal.ensure_idle()
+            except (ConflictError, UpgradeError):
+                if not self._set_automatic_policy(changed):
+                    raise
+                self._controller.wake()
+                return None
+            wanted = changed(self._revision)
             version = check_document(self._environment, wanted, current=self._revision)
+            announce(self._environment, wanted, self._revision)
             capacity = wanted.model.sku.capacity
             check_capacity_change(self._environment, self.name, capacity)
             report = self._bring(wanted, version)
@@ -477,6 +568,34 @@ class ScaleSet:
             self._scale(scaling_to(self._environment, self.name, capacity))
         self._controller.wake()
         return None if report is None else self._operation(report.record)
+
+    def _set_automatic_policy(self, changed: Callable[[Revision], ScaleSetDocument]) -> bool:
+        """Records a change of nothing but ``automaticOSUpgradePolicy`` beside a running operation.
+
+        Returns:
+            False if something else changes too, or has just been changed.
+        """
+        current = self._revision
+        wanted = changed(current)
+        if wanted.model.automatic_os_upgrade == current.model.automatic_os_upgrade:
+            return False
+        policy = {"upgrade_policy": current.model.upgrade_policy.model_copy(
+            update={
+                "automatic_os_upgrade_policy": wanted.model.upgrade_policy.automatic_os_upgrade_policy
+            }
+        )}  # fmt: skip
+        same = current.model.model_copy(update=policy)
+        if (same.full(), current.probe, current.balancer) != (
+            wanted.model.full(), wanted.probe, wanted.balancer
+        ):  # fmt: skip
+            return False
+        check_document(self._environment, wanted, current=current)
+        with self._environment.store.transaction():
+            record = self.record
+            if record.revision != current.number or record.state == "Deleting":
+                return False
+            add_revision(self._environment, wanted)
+        return True
 
     def _require_own_name(self, part: dict[str, Any]) -> None:
         """Refuses a change of the name: in Azure it is the resource's.
@@ -507,7 +626,8 @@ class ScaleSet:
 
         A changed image replaces the OS disk; a changed size or changed data disks require a
         restart; changed extensions run again. Changed custom data reaches an instance with
-        its next OS disk, as in Azure.
+        its next OS disk, as in Azure. An instance that never came up on its OS disk, because it
+        did not boot or its custom data did not run to its end, gets a fresh one.
 
         Args:
             ids: Instance ids; None for all.
@@ -715,3 +835,19 @@ class ScaleSet:
         """Closes the connections to its instances."""
         while self._instances:
             self._instances.popitem()[1].close()
+
+
+def require_durable(model: ScaleSetModel, approver: Approver | None) -> None:
+    """Checks that an approver, if one is given, would be asked.
+
+    Raises:
+        ModelError: The model is no Service Fabric node type of durability Silver or Gold.
+    """
+    if approver is not None and not is_durable(model):
+        problem = ModelProblem(
+            "approver",
+            "InvalidParameter",
+            "would never be asked: the model has no Service Fabric extension "
+            "(Microsoft.Azure.ServiceFabric) of durabilityLevel Silver or Gold",
+        )
+        raise ModelError([problem], source="what was asked for")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from pytest_vmss.api.instance_view import azure_time, shown_tags
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.journal.report import OperationReport
-from pytest_vmss.store import Outcome
+from pytest_vmss.model.resource_ids import image_reference_of, scale_set_id
+from pytest_vmss.store import ErrorRecord, OperationRecord, Outcome
 
-__all__ = ["history_info", "status_info"]
+__all__ = ["history_info", "is_recent", "status_info"]
 
 _KEPT = 5
 _MONTHS = timedelta(days=61)
@@ -42,21 +44,31 @@ def status_info(
         if record.cancel_requested
         else ("Start", record.started)
     )
+    lab = environment.paths.folder.name
     return {
+        "id": f"{scale_set_id(model, lab)}/rollingUpgrades/latest",
+        "name": "latest",
         "type": "Microsoft.Compute/virtualMachineScaleSets/rollingUpgrades",
         "location": model.location,
+        "tags": shown_tags(model),
         "properties": {
             "policy": model.rolling_policy.wire(),
             "runningStatus": {
                 "code": record.status,
-                "startTime": _time(record.started),
+                "startTime": azure_time(record.started),
                 "lastAction": last[0],
-                "lastActionTime": _time(last[1]),
+                "lastActionTime": azure_time(last[1]),
             },
             "progress": _progress(latest),
             **_error(latest),
         },
+        "lab": {"rollingBackInstanceCount": len(latest.going_back)},
     }
+
+
+def is_recent(record: OperationRecord, now: datetime) -> bool:
+    """Whether Azure's history still has an upgrade: for two months, and while it runs."""
+    return record.ended is None or record.started >= now - _MONTHS
 
 
 def history_info(
@@ -72,49 +84,51 @@ def history_info(
         reports: Its OS upgrades, oldest first.
     """
     model = environment.revisions.current(scale_set).model
-    since = environment.clock.now() - _MONTHS
-    recent = [report for report in reports if report.record.started >= since]
-    return [_historical(report, model.location) for report in reversed(recent[-_KEPT:])]
+    now = environment.clock.now()
+    recent = [report for report in reports if is_recent(report.record, now)]
+    return [
+        _historical(environment, report, model.location) for report in reversed(recent[-_KEPT:])
+    ]
 
 
-def _historical(report: OperationReport, location: str) -> dict[str, Any]:
+def _historical(environment: Environment, report: OperationReport, location: str) -> dict[str, Any]:
     record = report.record
-    status: dict[str, Any] = {"code": record.status, "startTime": _time(record.started)}
+    status: dict[str, Any] = {"code": record.status, "startTime": azure_time(record.started)}
     if record.ended is not None:
-        status["endTime"] = _time(record.ended)
+        status["endTime"] = azure_time(record.ended)
     properties: dict[str, Any] = {
         "runningStatus": status,
         "progress": _progress(report),
         **_error(report),
         "startedBy": record.started_by,
-        "targetImageReference": {
-            "id": f"/galleries/{record.gallery}/images/{record.definition}"
-            f"/versions/{record.target}",
-            "exactVersion": record.target,
-        },
+        "targetImageReference": image_reference_of(
+            environment.revisions.get(record.set_id, record.revision).model.image_reference,
+            lab=environment.paths.folder.name,
+            gallery=record.gallery,
+            definition=record.definition,
+            version=record.target,
+        ),
+        "rollbackInfo": _rollback(report),
     }
-    back = report.count(Outcome.ROLLED_BACK)
-    stuck = report.count(Outcome.ROLLBACK_FAILED)
-    if back or stuck:
-        properties["rollbackInfo"] = {
-            "successfullyRolledbackInstanceCount": back,
-            "failedRolledbackInstanceCount": stuck,
-        }
-        if stuck:
-            number = min(
-                n for n, what in report.outcomes.items() if what is Outcome.ROLLBACK_FAILED
-            )
-            error = report.errors[number]
-            properties["rollbackInfo"]["rollbackError"] = {
-                "code": error.code,
-                "message": error.message,
-                "target": str(number),
-            }
     return {
         "type": "Microsoft.Compute/virtualMachineScaleSets/rollingUpgrades",
         "location": location,
         "properties": properties,
     }
+
+
+def _rollback(report: OperationReport) -> dict[str, Any]:
+    """Azure's ``RollbackStatusInfo``."""
+    stuck = [n for n, what in report.outcomes.items() if what is Outcome.ROLLBACK_FAILED]
+    told: dict[str, Any] = {
+        "successfullyRolledbackInstanceCount": report.count(Outcome.ROLLED_BACK),
+        "failedRolledbackInstanceCount": len(stuck),
+    }
+    if stuck:
+        errors = {number: report.errors[number] for number in stuck}
+        first = errors[min(errors)]
+        told["rollbackError"] = _api_error(first.code, first.message, errors)
+    return told
 
 
 def _progress(report: OperationReport) -> dict[str, int]:
@@ -130,13 +144,30 @@ def _error(report: OperationReport) -> dict[str, Any]:
     record = report.record
     if record.error_code is None:
         return {}
-    details = [
-        {"code": error.code, "message": error.message, "target": str(number)}
-        for number, error in sorted(report.errors.items())
-    ]
-    error: dict[str, Any] = {"code": record.error_code, "message": record.error_message or ""}
-    return {"error": {**error, "details": details} if details else error}
+    return {"error": _api_error(record.error_code, record.error_message or "", report.errors)}
 
 
-def _time(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+def _api_error(code: str, message: str, errors: Mapping[int, ErrorRecord]) -> dict[str, Any]:
+    """Azure's ``ApiError``.
+
+    Args:
+        code: Its code.
+        message: Its message.
+        errors: The errors of instances, of which the first is the inner one.
+    """
+    error: dict[str, Any] = {"code": code, "message": message}
+    if not errors:
+        return error
+    first = min(errors)
+    return {
+        **error,
+        "target": str(first),
+        "details": [
+            {"code": entry.code, "message": entry.message, "target": str(number)}
+            for number, entry in sorted(errors.items())
+        ],
+        "innererror": {
+            "exceptiontype": errors[first].code,
+            "errordetail": errors[first].message,
+        },
+    }

@@ -9,8 +9,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from pytest_vmss.guest.extensions import find_handler
-from pytest_vmss.model import ScaleSetModel, VmSize
+from pytest_vmss.guest.extensions import find_handler, is_known
+from pytest_vmss.model import ScaleSetModel, VmSize, respelled
 from pytest_vmss.settings import GuestNetwork
 
 __all__ = ["checkpoint_key", "obstacle_to"]
@@ -23,13 +23,11 @@ def obstacle_to(model: ScaleSetModel) -> str:
 
     They must if something runs in their guests that the key cannot cover.
     """
-    for extension in model.extensions:
+    for extension in filter(is_known, model.extensions):
         if find_handler(extension.publisher, extension.type).fingerprint is None:
             return f"the extension {extension.name} is run by a handler of the suite's own"
-        uris = (extension.settings or {}).get("fileUris") or (
-            (extension.protected_settings or {}).get("fileUris")
-        )
-        if uris:
+        both = (extension.settings, extension.protected_settings)
+        if any(respelled(settings, ["fileUris"]).get("fileUris") for settings in both):
             return f"the extension {extension.name} downloads files, which may change"
     return ""
 
@@ -57,7 +55,7 @@ def checkpoint_key(
         "model": _seen_by_guests(model),
         "handlers": [
             find_handler(extension.publisher, extension.type).fingerprint
-            for extension in model.extensions
+            for extension in filter(is_known, model.extensions)
         ],
         "image": digest,
         "size": [size.vcpus, size.memory_mib],

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,25 +20,36 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import HostError, NotFoundError, VmssError, error_text
-from pytest_vmss.report import stage_table, upgrade_summary
-from pytest_vmss.settings import (
-    OUTBOUND,
-    Accelerator,
-    GuestNetwork,
-    Settings,
-    default_guest_network,
+from pytest_vmss.configuration import (
+    configured,
+    find_project,
+    overlay,
+    read_assignments,
+    read_project,
 )
+from pytest_vmss.errors import (
+    HostError,
+    NotFoundError,
+    NotModelledWarning,
+    VmssError,
+    error_text,
+)
+from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary
+from pytest_vmss.settings import OUTBOUND, Settings
 from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = [
+    "announced",
+    "ask_for_secret",
     "console",
     "context",
     "find_instance",
     "finish",
     "main",
     "open_lab",
+    "parameters_option",
     "read_script",
+    "run_due",
     "show_upgrade",
 ]
 
@@ -105,6 +117,20 @@ def _forget_output() -> None:
     help="What guests reach from their next start on: nothing, or whatever this host can, "
     "its own loopback among it. (VMSS_GUEST_NETWORK; isolated otherwise)",
 )
+@click.option("--size", help="Make every set in this VM size, whatever its model says.")
+@click.option(
+    "--unknown-extensions",
+    type=click.Choice(["refuse", "skip"]),
+    help="Extensions that nobody registered: refuse the model, or leave them out.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other setting, in TOML, such as timeouts.boot=120; again for another. "
+    "([tool.vmss] of the nearest pyproject.toml otherwise)",
+)
 @click.pass_context
 def main(
     ctx: click.Context,
@@ -112,16 +138,33 @@ def main(
     connect: str | None,
     accel: str | None,
     guest_network: str | None,
+    size: str | None,
+    unknown_extensions: str | None,
+    assignments: tuple[str, ...],
 ) -> None:
     """Azure's automatic OS image upgrade for VM Scale Sets, rehearsed on a laptop."""
-    settings = Settings(
-        connect=connect or os.environ.get("VMSS_CONNECT") or None,
-        accelerator=cast("Accelerator | None", accel),
-        guest_network=cast("GuestNetwork", guest_network or default_guest_network()),
-    )
+    table = overlay(read_project(_project()), read_assignments(assignments, "--set"))
+    given = {
+        "connect": connect,
+        "accelerator": accel,
+        "guest_network": guest_network,
+        "size": size,
+        "unknown_extensions": unknown_extensions,
+    }
+    arguments = configured(table)
+    arguments.update((name, value) for name, value in given.items() if value is not None)
+    settings = Settings(**arguments)
     if settings.guest_network == "outbound":
         click.echo(OUTBOUND, err=True)
     ctx.obj = (settings, lab)
+
+
+def _project() -> Path | None:
+    """The ``pyproject.toml`` that counts where the command was started."""
+    try:
+        return find_project(Path.cwd())
+    except OSError:  # the working directory is gone
+        return None
 
 
 @contextmanager
@@ -133,6 +176,41 @@ def open_lab() -> Iterator[Lab]:
         yield lab
     finally:
         lab.close()
+
+
+parameters_option = click.option(
+    "--parameters",
+    "-p",
+    multiple=True,
+    metavar="FILE|NAME=VALUE",
+    help="Values for a template's parameters; again for more, and later ones win.",
+)
+
+
+def ask_for_secret(name: str) -> str | None:
+    """Asks for a template's secure parameter on the terminal; None generates one."""
+    if not sys.stdin.isatty():
+        return None
+    told = f"{one_line(name)} (secret; empty for a generated one)"
+    value: str = click.prompt(told, default="", show_default=False, hide_input=True, err=True)
+    return value or None
+
+
+@contextmanager
+def announced() -> Iterator[None]:
+    """Prints warnings about models as lines, when they arise."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, NotModelledWarning):
+            say(console, str(message), style="dim")
+        else:
+            usual(message, category, *rest, **named)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NotModelledWarning)
+        warnings.showwarning = show
+        yield
 
 
 def read_script(path: Path) -> str:
@@ -168,6 +246,23 @@ def show_upgrade(lab: Lab, upgrade: Operation) -> None:
     """Prints how an operation ended, and how long its stages took."""
     console.print(upgrade_summary(upgrade.report))
     console.print(stage_table(upgrade.record, lab.store.steps(upgrade.id)))
+
+
+def run_due(lab: Lab) -> None:
+    """Runs the automatic upgrades that are due, and prints them; exits with status 1 if one failed."""
+    before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}
+    with LiveView(lab.store, console):
+        lab.run_due()
+    fresh = [
+        entry
+        for scale_set in lab.scale_sets()
+        for entry in scale_set.history(limit=None)
+        if entry.id not in before
+    ]
+    for entry in fresh:
+        show_upgrade(lab, entry)
+    if any(not entry.completed for entry in fresh):
+        sys.exit(1)
 
 
 def find_instance(scale_set: ScaleSet, instance_id: int) -> Instance:

@@ -18,6 +18,7 @@ from pytest_vmss.api.operation import Upgrade
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ViolationError, VmssError
 from pytest_vmss.host.accelerator import choose_accelerator
+from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.host.shipped import shipped
 from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.report import LiveView, instance_table, plain, say, stage_table, upgrade_summary
@@ -73,8 +74,11 @@ def run_demo(settings: Settings, console: Console) -> bool:
         console.rule(Text(title, style="bold"), align="left")
         stages.append((title, time.monotonic()))
 
-    choice = choose_accelerator(settings.accelerator)
+    account = choose_account(settings.state_dir)
+    choice = choose_accelerator(settings.accelerator, account.account)
     say(console, f"accelerator: {choice.accelerator}, since {choice.reason}")
+    if account.reason:
+        say(console, f"QEMU runs as root, since {account.reason}", style="yellow")
     claims = _Claims(console)
     stage("Images: 1.0.0, 1.1.0 (newer application and kernel), 1.2.0 (broken application)")
     builder = ImageBuilder.named(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,12 @@ from platformdirs import user_cache_path, user_config_path
 from pytest_vmss.errors import HostError, VmssError
 from pytest_vmss.host.accelerator import choose_accelerator
 from pytest_vmss.host.ownership import account_name, mend_ownership, obstacle
+from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.host.process import PACKAGES, require
+from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.image_builder.bootstrap import choose_way
-from pytest_vmss.settings import Settings
+from pytest_vmss.labs.identity import labs_folder, read_identity
+from pytest_vmss.settings import Settings, former_state_dir
 
 __all__ = ["Finding", "examine"]
 
@@ -53,7 +57,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_folders(settings),
         *_programs(_RUN, "to run VMs"),
         *_libvirt(settings),
-        _confinement(),
+        *_confinement(settings),
         *_accelerator(settings),
         *_room(settings),
         *_programs(("haproxy",), "by scale sets behind a load balancer"),
@@ -161,26 +165,56 @@ def _libvirt(settings: Settings) -> Iterator[Finding]:
         lab.destroy()
 
 
-def _confinement() -> Finding:
+def _confinement(settings: Settings) -> Iterator[Finding]:
     """What a guest that broke out of QEMU could do (R4)."""
-    if os.geteuid() != 0:
-        return Finding(
-            "ok", f"QEMU runs as {account_name()}, without capabilities, behind its seccomp filter"
+    chosen = choose_account(settings.state_dir)
+    if chosen.reason:
+        yield Finding(
+            "note",
+            "QEMU runs as root with root's capabilities, kept by its seccomp filter alone: what "
+            f"breaks out of it is root on this host; {chosen.reason}",
+            chosen.mend or "run vmss as an ordinary account (docs/how-to.md)",
         )
-    # QEMU runs as root here: another account could not reach the disks in root's folders.
-    return Finding(
-        "note",
-        "QEMU runs as root with root's capabilities, kept by its seccomp filter alone: what "
-        "breaks out of it is root on this host",
-        "for images that you do not trust, run vmss as an ordinary account (docs/how-to.md)",
-    )
+    else:
+        told = f"QEMU runs as {account_name()}"
+        if chosen.account is not None:
+            group = "a group of all labs" if chosen.is_shared else "a group of each lab's own"
+            told = f"QEMU runs as {chosen.account.name}, in {group}"
+        yield Finding("ok", f"{told}, without capabilities, behind its seccomp filter")
+    if chosen.is_shared:
+        yield Finding(
+            "note",
+            "all labs have the same group, for this container has no numbers for more: what "
+            "breaks out of QEMU reaches the disks of root's other labs",
+            "give the container more group numbers, or each lab a container",
+        )
+    made_so = [] if chosen.account is None else _labs_as_root(settings)
+    if made_so:
+        yield Finding(
+            "note",
+            f"QEMU runs as root for labs that were made so: {', '.join(map(str, made_so))}",
+            "delete their scale sets, then the folders; labs made now are confined",
+        )
+
+
+def _labs_as_root(settings: Settings) -> list[Path]:
+    """The folders of root's labs that an earlier version made, or that lay out of QEMU's reach."""
+    former = former_state_dir(settings.state_dir)
+    places = [settings] if former is None else [settings, replace(settings, state_dir=former)]
+    found = []
+    for folder in (folder for place in places for folder in labs_folder(place).glob("*")):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # no lab, or nobody's to open
+            if not read_identity(LabPaths(folder)).account:
+                found.append(folder)
+    return found
 
 
 def _accelerator(settings: Settings) -> Iterator[Finding]:
     try:
-        choice = choose_accelerator(settings.accelerator)
+        account = choose_account(settings.state_dir).account
+        choice = choose_accelerator(settings.accelerator, account)
     except HostError as error:
-        yield Finding("lacking", str(error), f"adduser {os.environ.get('USER', 'YOU')} kvm")
+        yield Finding("lacking", str(error), error.mend)
         return
     if choice.accelerator == "kvm":
         yield Finding("ok", f"accelerator: KVM, since {choice.reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
@@ -14,12 +13,12 @@ from pytest_vmss.cli.base import (
     context,
     main,
     open_lab,
-    show_upgrade,
+    run_due,
 )
 from pytest_vmss.gallery import DEFAULT_GALLERY, ImageAddress
 from pytest_vmss.gallery.sbom import cyclonedx, describe
 from pytest_vmss.image_builder import ImageBuilder, find_recipes
-from pytest_vmss.report import LiveView, plain
+from pytest_vmss.report import plain
 
 __all__: list[str] = []
 
@@ -76,21 +75,8 @@ def image_publish(
         click.echo(
             f"published {gallery}/{definition} {record.version} {record.algorithm}:{record.digest}"
         )
-        if not upgrade:
-            return
-        before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}
-        with LiveView(lab.store, console):
-            lab.run_due()
-        fresh = [
-            entry
-            for scale_set in lab.scale_sets()
-            for entry in scale_set.history(limit=None)
-            if entry.id not in before
-        ]
-        for entry in fresh:
-            show_upgrade(lab, entry)
-        if any(not entry.completed for entry in fresh):
-            sys.exit(1)
+        if upgrade:
+            run_due(lab)
 
 
 @image.command("list")

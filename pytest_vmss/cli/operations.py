@@ -12,12 +12,15 @@ import click
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
+    announced,
     console,
     find_instance,
     finish,
     main,
     open_lab,
+    parameters_option,
     read_script,
+    run_due,
 )
 from pytest_vmss.report import LiveView, instance_table
 
@@ -27,6 +30,7 @@ __all__: list[str] = []
 @main.command()
 @click.argument("name")
 @click.argument("change", type=click.Path(path_type=Path))
+@parameters_option
 @click.option("--replace", is_flag=True, help="CHANGE is the whole model, not a part of it.")
 @click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
 @click.option(
@@ -34,19 +38,29 @@ __all__: list[str] = []
     type=click.Path(path_type=Path),
     help="File with the custom data, not encoded.",
 )
+@click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def update(
     name: str,
     change: Path,
+    parameters: tuple[str, ...],
     replace: bool,
     load_balancer: Path | None,
     custom_data: Path | None,
+    upgrade: bool,
 ) -> None:
-    """Merge CHANGE (JSON or YAML) into the model; upgradePolicy.mode says how it is applied."""
+    """Merge CHANGE (JSON or YAML) into the model; upgradePolicy.mode says how it is applied.
+
+    Automatic upgrades that become due with it are run.
+    """
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with LiveView(lab.store, console):
+        with announced(), LiveView(lab.store, console):
             ended = scale_set.update(
-                change, replace=replace, load_balancer=load_balancer, custom_data=custom_data
+                change,
+                replace=replace,
+                parameters=parameters or None,
+                load_balancer=load_balancer,
+                custom_data=custom_data,
             )
         if ended is not None:
             finish(lab, ended)
@@ -56,6 +70,8 @@ def update(
                 f"not on the latest model: {', '.join(behind)}; bring it to them with: "
                 f"vmss update-instances {name}"
             )
+        if upgrade:
+            run_due(lab)
 
 
 @main.command()

@@ -12,10 +12,14 @@ import click
 
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
+    announced,
+    ask_for_secret,
     console,
     find_instance,
     main,
     open_lab,
+    parameters_option,
+    run_due,
 )
 from pytest_vmss.guest import SSH_PORT
 from pytest_vmss.guest.console_log import LogReader
@@ -27,8 +31,9 @@ __all__: list[str] = []
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--name", help="Replaces the model's name.")
+@click.option("--name", help="Replaces the model's name, or chooses among a template's sets.")
 @click.option("--capacity", type=int, help="Replaces the model's capacity.")
+@parameters_option
 @click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
 @click.option(
     "--custom-data",
@@ -38,33 +43,56 @@ __all__: list[str] = []
 @click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
 @click.option("--health-command", help="Run over SSH; its exit status is a health source too.")
+@click.option("--approver", help="URL on loopback that approves update domains (Service Fabric).")
+@click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def create(
     model: Path,
     name: str | None,
     capacity: int | None,
+    parameters: tuple[str, ...],
     load_balancer: Path | None,
     custom_data: Path | None,
     ports: tuple[int, ...],
     health_timeout: float | None,
     health_command: str | None,
+    approver: str | None,
+    upgrade: bool,
 ) -> None:
-    """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy."""
+    """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy.
+
+    Automatic upgrades that are due then are run.
+    """
     with open_lab() as lab:
-        with LiveView(lab.store, console):
+        with announced(), LiveView(lab.store, console):
             scale_set = lab.create(
                 model,
                 name=name,
                 capacity=capacity,
+                parameters=parameters or None,
+                supply=ask_for_secret,
                 load_balancer=load_balancer,
                 custom_data=custom_data,
                 ports=ports,
                 health_timeout=health_timeout,
                 health=health_command,
+                approver=approver,
             )
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)
-        for path in scale_set.model.not_modelled():
-            say(console, f"not modelled here: {path}", style="dim")
+        if upgrade:
+            run_due(lab)
+
+
+@main.command("set-approver")
+@click.argument("name")
+@click.argument("url", required=False)
+def set_approver(name: str, url: str | None) -> None:
+    """Let the endpoint URL approve update domains of a Service Fabric node type.
+
+    Without URL nobody is asked, and every update domain is approved.
+    """
+    with open_lab() as lab:
+        lab.scale_set(name).set_approver(url)
 
 
 @main.command("list")
@@ -93,14 +121,20 @@ def _unfinished(scale_set: ScaleSet) -> str:
 
 @main.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Azure's model and the instance view.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Azure's model, instance view and virtual machines."
+)
 @click.option("--health", is_flag=True, help="Ask each instance for its health.")
 def show(name: str, as_json: bool, health: bool) -> None:
     """Show a scale set and its instances."""
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         if as_json:
-            body = {**scale_set.model.wire(), "instances": scale_set.instance_view()}
+            body = {
+                **scale_set.model.wire(),
+                "instanceView": scale_set.instance_view(),
+                "virtualMachines": scale_set.virtual_machines(),
+            }
             click.echo(json.dumps(body, indent=2))
             return
         console.print(instance_table(scale_set, health=health))

@@ -1,8 +1,10 @@
-"""Commands about upgrades: start, resume, cancel, history, status."""
+"""Commands about upgrades: start, watch, resume, cancel, history, status."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Callable
 
 import click
@@ -35,6 +37,36 @@ def _roll(name: str, act: Callable[[ScaleSet], Operation | None]) -> None:
 def upgrade(name: str) -> None:
     """Start an OS upgrade to the latest version, without automatic rollback."""
     _roll(name, lambda scale_set: scale_set.upgrade())
+
+
+#: Seconds between two looks for upgrades that have ended; in real time.
+_LOOK_S = 0.5
+_look = time.sleep
+
+
+@main.command()
+def watch() -> None:
+    """Run automatic upgrades and repairs as they become due, until Ctrl-C.
+
+    That is what a test session does: sets upgrade when a newer version is published, when the
+    model or an instance's protection changes, and when a failed precondition is cured, whichever
+    process does it. What is running at Ctrl-C is left unfinished, and can be resumed.
+    """
+    with open_lab() as lab:
+        shown = {report.record.id for report in lab.finished_upgrades()}
+        with contextlib.suppress(KeyboardInterrupt), LiveView(lab.store, console):
+            lab.watch()
+            while True:
+                _look(_LOOK_S)
+                for report in lab.finished_upgrades():
+                    if report.record.id not in shown:
+                        shown.add(report.record.id)
+                        console.print(upgrade_summary(report))
+        working = lab.environment.working
+        names = [entry.name for entry in lab.scale_sets() if entry.name.lower() in working]
+        program = lab.environment.program
+    for name in names:
+        click.echo(f"unfinished: {name}; go on with: {program} resume {name}")
 
 
 @main.command("upgrade-extensions")

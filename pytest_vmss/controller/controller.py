@@ -170,7 +170,7 @@ class Controller:
         if unseen:
             raise unseen[0]
 
-    def _roll_due(self, failed: _Failed) -> None:
+    def _roll_due(self, failed: _Failed, *, patient: bool = False) -> None:
         left: set[str] = set()
 
         def run(due: tuple[str, VersionRecord]) -> None:
@@ -196,7 +196,9 @@ class Controller:
 
         while due := {
             name: target
-            for name, target in self.rollouts.due(lambda name, e: failed(name, e, None)).items()
+            for name, target in self.rollouts.due(
+                lambda name, e: failed(name, e, None), patient=patient
+            ).items()
             if name not in left
         }:
             run_concurrently(due.items(), run, clock=self._environment.clock)
@@ -244,7 +246,7 @@ class Controller:
             self._woken.clear()
             self._go_on()
         self._repair_due(self._keep)
-        self._roll_due(self._keep)
+        self._roll_due(self._keep, patient=True)
         return bool(self._again)
 
     def _go_on(self) -> None:
@@ -325,8 +327,9 @@ class Controller:
     def _sets(self) -> list[str]:
         return [record.name for record in self._environment.store.select(ScaleSetRecord)]
 
-    def _repairs_run(self) -> bool:
-        return any(self._are_repaired(name) for name in self._sets())
+    def _wants_looks(self) -> bool:
+        """Whether a set's health, or what other processes do, may make something due."""
+        return self.rollouts.any_automatic or any(map(self._are_repaired, self._sets()))
 
     def _are_repaired(self, name: str) -> bool:
         try:
@@ -340,11 +343,16 @@ class Controller:
             self._loop = ControlLoop(
                 self.run_all,
                 self._seconds_to_next,
-                self._repairs_run,
+                self._wants_looks,
                 failed=lambda error: self._keep(EVERY_SET, error, None),
                 closing=self._closing,
             )
         self._loop.wake()
+
+    @property
+    def watching(self) -> bool:
+        """Whether this process runs due upgrades by itself; see :meth:`watch`."""
+        return self._loop is not None
 
     @property
     def idle(self) -> bool:

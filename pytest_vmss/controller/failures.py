@@ -78,18 +78,32 @@ class Failures:
                 continue
             if isinstance(failure.error, InterruptedOperationError):
                 raise failure.error
-            whose = f"of {name!r}" if key else "of this lab"
             raise UpgradeError(
-                f"an automatic upgrade {whose} failed: {error_text(failure.error)}"
+                f"{self._what(key, failure)} failed: {error_text(failure.error)}"
             ) from failure.error
+
+    def _what(self, name: str, failure: _Failure) -> str:
+        """What failed, in words: an operation by its kind, or what was to become one."""
+        if name == EVERY_SET:
+            return "the control loop of this lab"
+        record = self._record(name, failure)
+        if record is None:
+            return f"an automatic upgrade or repair of {name!r}"
+        by = "automatic " if record.started_by == "Platform" else ""
+        return f"the {by}{record.action} of {record.scale_set!r}"
+
+    def _record(self, name: str, failure: _Failure) -> OperationRecord | None:
+        if failure.operation is None:
+            return None
+        return self._environment.store.get(OperationRecord, name, failure.operation)
 
     def _taken(self, key: str) -> _Failure | None:
         with self._lock:
             failure = self._kept.get(key)
         if failure is None:
             return None
-        if failure.operation is not None and failure.set_id == self._set_id(key):
-            record = self._environment.store.get(OperationRecord, key, failure.operation)
+        if failure.set_id == self._set_id(key):
+            record = self._record(key, failure)
             if record is not None and record.ended is None:
                 return failure
         with self._lock:

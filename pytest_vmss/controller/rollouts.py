@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from pytest_vmss.controller.moments import Moments
+from pytest_vmss.controller.preconditions import Preconditions
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery.gallery import version_key
@@ -50,32 +52,54 @@ class Rollouts:
         self._environment = environment
         self._settings = settings
         self._moments = Moments(lambda: environment.clock)
+        self._preconditions = Preconditions(environment)
 
     def due(
-        self, failed: Callable[[str, Exception], None] = lambda _, error: _raise(error)
+        self,
+        failed: Callable[[str, Exception], None] = lambda _, error: _raise(error),
+        *,
+        patient: bool = False,
     ) -> dict[str, VersionRecord]:
         """The target versions of the sets whose automatic upgrade is due, by set.
 
         Args:
             failed: Called with a set that could not be checked, and the error.
+            patient: Asked again and again: request the URIs of models less often.
         """
+        unmet = partial(self._preconditions.unmet, patient=patient)
         now = self._environment.clock.now()
         return {
             name: rollout.target
-            for name, rollout in self._coming(failed).items()
+            for name, rollout in self._coming(failed, unmet).items()
             if rollout.start <= now
         }
 
     def next_start(self) -> datetime | None:
         """When the earliest pending rollout may start; None if none is pending."""
-        coming = self._coming(lambda _name, _error: None)  # reported when due upgrades are run
+        # Errors are reported when due upgrades are run. What waits for a cure has no time yet.
+        coming = self._coming(lambda _name, _error: None, lambda _: "it is not cured yet")
         return min((rollout.start for rollout in coming.values()), default=None)
 
-    def _coming(self, failed: Callable[[str, Exception], None]) -> dict[str, Rollout]:
+    @property
+    def any_automatic(self) -> bool:
+        """Whether a set has automatic upgrades: other processes may make one due at any time."""
+        revisions = self._environment.revisions
+        return any(
+            revisions.get(
+                record.unique_id, record.revision
+            ).model.automatic_os_upgrade.enable_automatic_os_upgrade
+            for record in self._environment.store.select(ScaleSetRecord)
+        )
+
+    def _coming(
+        self,
+        failed: Callable[[str, Exception], None],
+        unmet: Callable[[OperationRecord], str],
+    ) -> dict[str, Rollout]:
         coming = {}
         for record in self._environment.store.select(ScaleSetRecord):
             try:
-                rollout = self.look(record.name)
+                rollout = self._look(record.name, unmet)
             except Exception as error:  # noqa: BLE001 - other sets are still checked
                 if self._environment.store.get(ScaleSetRecord, *record.key) is not None:
                     failed(record.name, error)
@@ -85,11 +109,17 @@ class Rollouts:
         return coming
 
     def look(self, name: str) -> Rollout | str:
-        """A set's pending automatic upgrade, or why it has none."""
+        """A set's pending automatic upgrade, or why it has none; may observe its health."""
+        return self._look(name, partial(self._preconditions.unmet, patient=False))
+
+    def _look(self, name: str, unmet: Callable[[OperationRecord], str]) -> Rollout | str:
         record = self._environment.set_record(name)
         model = self._environment.revisions.get(record.unique_id, record.revision).model
         if record.state != "Succeeded":
-            return f"the set's provisioning state is {record.state}"
+            return (
+                f"the set's provisioning state is {record.state}; it is Succeeded once every "
+                "instance is: mend them (update_instances), or remove them"
+            )
         if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
             return "enableAutomaticOSUpgrade is not true in its model"
         try:
@@ -97,7 +127,8 @@ class Rollouts:
         except NotFoundError as error:
             return error.message
         instances = instances_of(self._environment.store, name)
-        if all(self._has(instance, target) for instance in instances):
+        left = [instance for instance in instances if not self._has(instance, target)]
+        if not left:
             return f"all its instances are on {target.version}, the latest version, or later"
         operations = Journal(self._environment, name).operations()
         for operation in operations:
@@ -106,12 +137,41 @@ class Rollouts:
                     f"an operation on it ({operation.action}) is in progress or was interrupted; "
                     f"in the latter case: {self._environment.program} resume {record.name}"
                 )
-            if operation.action == "upgrade" and _brings(operation, target):
-                return (
-                    f"an upgrade to the latest version, {target.version}, was tried already "
-                    f"({operation.status})"
-                )
+        tried = [op for op in operations if op.action == "upgrade" and _brings(op, target)]
+        if tried and all(instance.protected for instance in left):
+            return (
+                f"all instances that are not on {target.version} are protected "
+                "(protectFromScaleSetActions)"
+            )
+        if tried and (reason := self._blocked(record, tried[-1], unmet)):
+            return reason
         return Rollout(target, self._start(record, target, operations))
+
+    def _blocked(
+        self,
+        record: ScaleSetRecord,
+        tried: OperationRecord,
+        unmet: Callable[[OperationRecord], str],
+    ) -> str:
+        """Why a version is not tried again (C1); empty once something has changed since.
+
+        Any change of the model counts, a capacity and opting in again among them, and any of an
+        instance's protection; or the cure of what stopped the upgrade before its first batch.
+        """
+        if (record.revision, record.protections) != (tried.revision, tried.protections):
+            return ""
+        told = f"an upgrade to the latest version, {tried.target}, was tried already"
+        if not self._preconditions.stopped(tried):
+            return (
+                f"{told} ({tried.status}), and nothing has changed since; a change of the model or "
+                "of an instance's protection makes it due again"
+            )
+        left = unmet(tried)
+        return (
+            f"{told} and stopped before its first batch ({tried.error_code}): {left}"
+            if left
+            else ""
+        )
 
     def why_not(self, name: str) -> str:
         """Why a set does not upgrade automatically now; empty if it does."""

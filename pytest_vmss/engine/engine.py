@@ -260,6 +260,7 @@ class Engine:
                 self._store.delete(record)
                 self._store.event(record.name, "deleted", "deleted")
         self._environment.checks.pop(record.unique_id, None)
+        self._environment.approvers.pop(record.unique_id, None)
 
     def _checkpoints(self, record: ScaleSetRecord) -> list[Path]:
         """The folders of a set's checkpoints, unless data disks that outlive it are based on them."""
@@ -280,12 +281,15 @@ class Engine:
             operation = self.journal.unfinished()
             if operation is None or not operation.rolling:
                 raise ConflictError("There is no ongoing Rolling Upgrade to cancel.")
-            self.journal.update(operation.id, cancel_requested=self._environment.clock.now())
+            # A clock that was set back does not put it before the start.
+            moment = max(self._environment.clock.now(), operation.started)
+            self.journal.update(operation.id, cancel_requested=moment)
         with contextlib.suppress(ConflictError), self.lock():
             # No process runs it: it was interrupted. Between two batches it can end at once.
             report = self.journal.report(operation.id)
             decided = report.record.ended is not None or report.record.error_code is not None
             if not decided and not report.unsettled:
+                self._rollout.approvals.close(operation.id)
                 self.journal.end(
                     operation.id, "Cancelled", reason="cancelled while it was interrupted"
                 )

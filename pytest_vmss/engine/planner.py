@@ -6,7 +6,7 @@ and explains every decision in words.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pytest_vmss.model import Health
@@ -38,6 +38,7 @@ class Member:
         zone: Availability zone, empty for a regional set.
         phase: ``PhaseOrderingNumber``; None comes last.
         protected: ``protectFromScaleSetActions``.
+        stopped: Somebody stopped it; it is upgraded without being started.
     """
 
     instance_id: int
@@ -48,11 +49,15 @@ class Member:
     zone: str = ""
     phase: int | None = None
     protected: bool = False
+    stopped: bool = False
 
     @property
     def unhealthy(self) -> bool:
-        """Whether it counts against the limits; Unknown (F5) and Initializing do too."""
-        return self.health is not Health.HEALTHY
+        """Whether it counts against the limits; Unknown (F5) and Initializing do too.
+
+        What somebody stopped on purpose does not.
+        """
+        return self.health is not Health.HEALTHY and not self.stopped
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,14 @@ class Progress:
     Attributes:
         attempted: Instances whose upgrade has ended, with any outcome.
         failed: Those of them that failed, rolled back or not.
+        replaced: The new instance for each attempted one that was replaced (``maxSurge``).
         skipped: Instances left out for good, by ``SkipUpgrade``.
         elapsed: Seconds since it started.
     """
 
     attempted: frozenset[int] = frozenset()
     failed: frozenset[int] = frozenset()
+    replaced: Mapping[int, int] = field(default_factory=dict)
     skipped: frozenset[int] = frozenset()
     elapsed: float = 0.0
 
@@ -137,7 +144,7 @@ def next_batch(members: Sequence[Member], policy: Policy, progress: Progress) ->
         policy: The set's rolling upgrade policy.
         progress: What this upgrade has done so far.
     """
-    stop = _stopped_by_upgraded(policy, progress)
+    stop = _stopped_by_upgraded(members, policy, progress)
     if stop is not None:
         return stop
     pending: list[Member] = []
@@ -176,20 +183,30 @@ def _left_out(members: Sequence[Member]) -> str:
     return f"; left out: {', '.join(told)}" if told else ""
 
 
-def _stopped_by_upgraded(policy: Policy, progress: Progress) -> Stop | None:
-    """D7: too many of the instances upgraded so far failed; one rolled back counts."""
-    share = _percent(len(progress.failed), len(progress.attempted))
+def _stopped_by_upgraded(
+    members: Sequence[Member], policy: Policy, progress: Progress
+) -> Stop | None:
+    """D7: too many of the instances upgraded so far are unhealthy.
+
+    One that failed counts, even if it is healthy again after its rollback, and so does one that
+    was upgraded well and is unhealthy now.
+    """
+    upgraded = {progress.replaced.get(n, n) for n in progress.attempted - progress.failed}
+    sick = {m.instance_id for m in members if m.instance_id in upgraded and m.unhealthy}
+    bad = progress.failed | sick
+    share = _percent(len(bad), len(progress.attempted))
     limit = policy.max_unhealthy_upgraded_instance_percent
-    if not progress.failed or share <= limit:
+    if not bad or share <= limit:
         return None
+    told = {"failed": progress.failed, "are unhealthy now": sick}
+    counts = " and ".join(f"{len(ids)} {what} ({_names(ids)})" for what, ids in told.items() if ids)
     return Stop(
         "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade",
         f"{_FAILED} after exceeding the MaxUnhealthyUpgradedInstancePercent value defined in the "
         f"RollingUpgradePolicy. {share:g}% of instances are in an unhealthy state after being "
         f"upgraded - more than the threshold of {limit}%. {_IMPACT} "
-        f"First failed instance ID is: {min(progress.failed)}.",
-        f"of {len(progress.attempted)} upgraded, {len(progress.failed)} failed "
-        f"({_names(progress.failed)}): {share:g} % is more than {limit} %",
+        f"First failed instance ID is: {min(bad)}.",
+        f"of {len(progress.attempted)} upgraded, {counts}: {share:g} % is more than {limit} %",
     )
 
 
@@ -201,7 +218,7 @@ def _stopped_by_time(policy: Policy, progress: Progress, pending: int) -> Stop |
     return Stop(
         "RollingUpgradeTimeoutError",
         f"Rolling Upgrade did not end within {limit:.0f} s; {pending} instances are left as they "
-        "were. Raise the limit (Timeouts.upgrade), or start the upgrade again to go on.",
+        "were. Raise the limit (setting timeouts.upgrade), or start the upgrade again to go on.",
         f"{progress.elapsed:.0f} s are more than {limit:.0f} s",
     )
 
@@ -265,7 +282,10 @@ def _cut_batch(
     )
     if down:
         reason += f"; {down} already down"
-    if policy.max_surge:
+    stopped = [member.instance_id for member in chosen if member.stopped]
+    if stopped:
+        reason += f"; stopped, and not started: {_names(stopped)}"
+    if policy.max_surge and len(stopped) < len(chosen):
         reason += "; replacements first (maxSurge)"
     return Batch(tuple(member.instance_id for member in chosen), reason + _left_out(left_out))
 

@@ -1,4 +1,4 @@
-"""Checks before the first instance is touched (C8)."""
+"""Checks before the first instance is touched (C8, D1)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from pytest_vmss.concurrency import bounded
+from pytest_vmss.engine.planner import Member, Policy, Progress, Stop, next_batch
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
 from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.guest.in_guest.download import encoded
 from pytest_vmss.host.http import http_status
-from pytest_vmss.model import ScaleSetModel
+from pytest_vmss.model import Health, ScaleSetModel, respelled
 from pytest_vmss.secrecy import mask
 from pytest_vmss.store import OperationRecord
+from pytest_vmss.store.queries import instances_of
 
-__all__ = ["file_uris", "reach", "require_known", "unreachable"]
+__all__ = ["file_uris", "reach", "require_known", "too_unhealthy", "unreachable"]
 
 #: Seconds for checking all URIs of a model, and how many problems are reported.
 _REACH_S = 120.0
@@ -44,7 +47,7 @@ def file_uris(model: ScaleSetModel) -> Iterator[tuple[str, str]]:
     """The URIs that a model's extensions download from: (extension, URI)."""
     for extension in model.extensions:
         for settings in (extension.settings or {}, extension.protected_settings or {}):
-            uris = settings.get("fileUris", [])
+            uris = respelled(settings, ["fileUris"]).get("fileUris", [])
             for uri in uris if isinstance(uris, list) else ():
                 yield extension.name, str(uri)
 
@@ -58,7 +61,7 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
         NotFoundError: The size, an extension or the health function is not known here.
     """
     model = environment.revisions.get(operation.set_id, operation.revision).model
-    environment.find_size(model.sku.name)
+    environment.size_of(model)
     record = environment.set_record(operation.scale_set)
     if record.health_function and record.unique_id not in environment.checks:
         environment.store.event(
@@ -69,11 +72,31 @@ def require_known(environment: Environment, operation: OperationRecord) -> None:
             operation=operation.id,
         )
     for extension in model.extensions:
-        if not is_known(extension):
+        if not is_known(extension) and extension.name.lower() not in record.left_out:
             raise NotFoundError(
                 f"the extension {extension.name!r} ({extension.handler_name}) is not registered "
                 "in this process; register its handler, as the process did that began"
             )
+
+
+def too_unhealthy(environment: Environment, scale_set: str) -> str:
+    """Why the set's health would stop an upgrade before its first batch now; empty if not (D1)."""
+    records = instances_of(environment.store, scale_set)
+    running = [record for record in records if record.power == "running"]
+    seen = observe_instances(environment, scale_set, running)
+    members = [
+        Member(
+            record.instance_id,
+            seen[record.instance_id].health if record in running else Health.UNKNOWN,
+            on_target=False,
+            stopped=record not in running,
+        )
+        for record in records
+    ]
+    policy = environment.revisions.current(scale_set).model.rolling_policy
+    percent = policy.max_unhealthy_instance_percent
+    first = next_batch(members, Policy(max_unhealthy_instance_percent=percent), Progress())
+    return first.reason if isinstance(first, Stop) else ""
 
 
 def unreachable(environment: Environment, model: ScaleSetModel) -> list[str]:

@@ -24,12 +24,14 @@ from pytest_vmss.model import (
     ApplicationHealthSettings,
     Extension,
     Probe,
+    RepairTask,
     ScaleSetModel,
     VmSize,
+    application_health,
     find_size,
 )
 from pytest_vmss.model.extension_result import ExtensionResult
-from pytest_vmss.settings import GuestNetwork, Timeouts
+from pytest_vmss.settings import GuestNetwork, Timeouts, UnknownExtensions
 from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store
 from pytest_vmss.store.queries import find_scale_set
 
@@ -61,9 +63,12 @@ class Environment:
         guest_network: What guests may reach (M6).
         serve_files: Makes the lab's own files available to a set's guests (H5).
         checks: The suite's health functions, by the set's unique id (F4).
+        approvers: The suite's functions that approve update domains, likewise (I3).
         working: Events that stop the operations of this process, by set.
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
+        own_size: The size of every set that is made, whatever its model says (A3).
+        unknown_extensions: What becomes of extensions that nobody registered (P4).
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
         make_balancer: Creates the load balancer of a set, from its rules.
@@ -88,9 +93,12 @@ class Environment:
     check_room: Callable[[int, VmSize, Hypervisor], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
+    own_size: VmSize | None = None
+    unknown_extensions: UnknownExtensions = "refuse"
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = "isolated"
     checks: dict[str, Check] = field(default_factory=dict)
+    approvers: dict[str, Callable[[RepairTask], object]] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
     program: str = "vmss"
     _opened: Hypervisor | None = None
@@ -112,6 +120,17 @@ class Environment:
     def timeouts(self) -> Timeouts:
         """The timeouts for guests on this host."""
         return self.base_timeouts.scaled(self.hypervisor.slow_factor)
+
+    def instance_limit(self, *models: ScaleSetModel, timeouts: Timeouts | None = None) -> float:
+        """Seconds for everything that an operation does to one instance of a model (G4).
+
+        Args:
+            models: The model, or several of which the most generous counts.
+            timeouts: The instance's timeouts; the lab's otherwise.
+        """
+        factor = self.hypervisor.slow_factor
+        budgets = max(_budgets(model, factor) for model in models)
+        return (timeouts or self.timeouts).limit_of_instance(budgets)
 
     @cached_property
     def revisions(self) -> Revisions:
@@ -140,15 +159,20 @@ class Environment:
         if signal is not None:
             signal.set()
 
-    def find_size(self, name: str) -> VmSize:
-        """Returns a VM size by name.
+    def size_of(self, model: ScaleSetModel) -> VmSize:
+        """Returns the size of a set's instances: the lab's own, if the set is made in one (A3).
 
         Raises:
-            NotFoundError: It is not known.
+            NotFoundError: The model's size is not known.
         """
-        size = find_size(name, self.sizes)
+        record = self.store.get(ScaleSetRecord, model.name.lower())
+        if record is not None and record.own_size is not None:
+            return VmSize(*record.own_size)
+        if record is None and self.own_size is not None:
+            return self.own_size
+        size = find_size(model.sku.name, self.sizes)
         if size is None:
-            raise NotFoundError(f"the size {name!r} is not known here")
+            raise NotFoundError(f"the size {model.sku.name!r} is not known here")
         return size
 
     def require_room(self, count: int, model: ScaleSetModel) -> None:
@@ -158,7 +182,7 @@ class Environment:
             CapacityError: They do not.
             NotFoundError: Their size is not known.
         """
-        self.check_room(count, self.find_size(model.sku.name), self.hypervisor)
+        self.check_room(count, self.size_of(model), self.hypervisor)
 
     def close(self) -> None:
         """Closes the connection to the hypervisor, if open; machines keep running."""
@@ -227,6 +251,16 @@ class InstanceContext:
         overrides = self.environment.set_record(self.scale_set).overrides
         return replace(self.environment.timeouts, **overrides)
 
+    @cached_property
+    def limit(self) -> float:
+        """Seconds for everything that the operation does to the instance (G4).
+
+        The models that it goes from and to both count: a rollback has the same limit.
+        """
+        numbers = {self.record.revision, self.environment.set_record(self.scale_set).revision}
+        models = [self.revision(number).model for number in numbers]
+        return self.environment.instance_limit(*models, timeouts=self.base_timeouts)
+
     @property
     def timeouts(self) -> Timeouts:
         """The timeouts for this instance, cut off at the deadline."""
@@ -293,7 +327,7 @@ class InstanceContext:
         """
         record, paths = self.record, self.environment.paths
         model = self.revision(self.existing(number).revision).model
-        size = self.environment.find_size(model.sku.name)
+        size = self.environment.size_of(model)
         return Machine(
             name=self.domain,
             uuid=record.uuid,
@@ -319,3 +353,10 @@ class InstanceContext:
         self.environment.store.event(
             self.scale_set, kind, message, instance_id=self.instance_id, operation=self.operation
         )
+
+
+def _budgets(model: ScaleSetModel, factor: float) -> float:
+    """Seconds that a model gives its instances: for extensions, and as grace period."""
+    application = application_health(model)
+    grace = 0.0 if application is None else application.grace_seconds
+    return factor * model.extensions_time_budget.total_seconds() + grace

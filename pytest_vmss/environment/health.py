@@ -73,10 +73,7 @@ class HealthSources:
     @property
     def grace(self) -> float:
         """Seconds for which an application may be Initializing."""
-        settings = self.application
-        if settings is None or settings.grace_period is None:
-            return 0.0
-        return float(settings.grace_period + 2 * settings.interval_in_seconds)
+        return 0.0 if self.application is None else self.application.grace_seconds
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def _sources(
             partial(context.environment.health_report, context, application)
         )
     if not sources:
-        sources[_STATE] = _Source(partial(_extensions, context), every=HEALTH_INTERVAL)
+        sources[_STATE] = _Source(partial(_own_state, context), every=HEALTH_INTERVAL)
     if check is not None:
         sources[_OWN] = _Source(partial(_check, context, check))
     return sources
@@ -212,17 +209,23 @@ def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -
     )
 
 
-def _extensions(context: InstanceContext) -> Observation:
-    """F1: without a probe or health extension, healthy means that all extensions succeeded."""
+def _own_state(context: InstanceContext) -> Observation:
+    """F1: without a probe or health extension, it came up, and all extensions succeeded."""
     generation = _running(context)
     if generation is None:
         return Observation(Health.UNHEALTHY, "it does not run")
+    if reason := generation.never_came_up:
+        return Observation(Health.UNHEALTHY, reason)
+    if generation.boot_id == generation.boot_before:
+        return Observation(Health.UNHEALTHY, "it has not come up since its last start")
     model = context.revision(generation.revision).model
-    suppressed = {entry.name for entry in model.extensions if entry.suppress_failures}
-    for extension in generation.extensions:
-        if extension.status == "error" and extension.name not in suppressed:
-            return Observation(Health.UNHEALTHY, f"the extension {extension.name} failed")
-    return Observation(Health.HEALTHY, "running, and every extension succeeded")
+    results = {entry.name.lower(): entry.status for entry in generation.extensions}
+    for extension in model.extensions:
+        status = results.get(extension.name.lower())
+        if status in (None, "error") and not extension.suppress_failures:
+            how = "failed" if status else "has not run"
+            return Observation(Health.UNHEALTHY, f"the extension {extension.name} {how}")
+    return Observation(Health.HEALTHY, "it came up, and every extension succeeded")
 
 
 def _check(context: InstanceContext, check: Check) -> Observation:

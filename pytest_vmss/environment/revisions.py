@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_vmss.errors import NotFoundError
-from pytest_vmss.model import LoadBalancer, Probe, ScaleSetModel
+from pytest_vmss.model import Cluster, LoadBalancer, Probe, ScaleSetModel
 from pytest_vmss.store import ModelRecord, Store
 from pytest_vmss.store.queries import find_scale_set
 
@@ -19,12 +19,14 @@ class Revision:
     Attributes:
         probe: The load balancer's probe that the model names.
         balancer: That load balancer.
+        clusters: The Service Fabric clusters that were given with it.
     """
 
     number: int
     model: ScaleSetModel
     probe: Probe | None
     balancer: LoadBalancer | None
+    clusters: tuple[Cluster, ...] = ()
 
 
 class Revisions:
@@ -54,6 +56,7 @@ class Revisions:
                 ScaleSetModel.model_validate(record.model),
                 None if record.probe is None else Probe.model_validate(record.probe),
                 None if record.balancer is None else LoadBalancer.model_validate(record.balancer),
+                tuple(Cluster.model_validate(cluster) for cluster in record.clusters),
             )
             if not self._store.in_transaction:  # what is written there may be undone
                 self._revisions[set_id, number] = found

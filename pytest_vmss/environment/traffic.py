@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pytest_vmss.environment.revisions import Revisions
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.load_balancer import Balancer, Member, Rule
+from pytest_vmss.model.load_balancer import served_rules
 from pytest_vmss.store import InstanceRecord, ScaleSetRecord, Store
 from pytest_vmss.store.queries import find_scale_set, instances_of
 
@@ -46,8 +47,7 @@ class Traffic:
                 rule.backend_port,
                 declared.probe_of(rule),
             )
-            for rule in declared.load_balancing_rules
-            if rule.protocol != "Udp"
+            for rule in served_rules(declared)
         ]
         return self._make_balancer(record, rules) if rules else None
 

@@ -28,7 +28,13 @@ from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.host.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
 from pytest_vmss.settings import ImageLimits
-from pytest_vmss.store import DefinitionRecord, PackagesRecord, Store, VersionRecord
+from pytest_vmss.store import (
+    DefinitionRecord,
+    GenerationRecord,
+    PackagesRecord,
+    Store,
+    VersionRecord,
+)
 
 __all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "ImageStore", "version_key"]
 
@@ -114,9 +120,11 @@ class ImageStore:
             if match is None:
                 raise NotFoundError(f"{reference.id!r} names no image of a gallery")
             return ImageAddress(match["gallery"], match["definition"], match["version"])
-        wanted = (reference.publisher, reference.offer, reference.sku)
+        wanted = (reference.publisher or "", reference.offer or "", reference.sku or "")
+        folded = tuple(part.lower() for part in wanted)
         for record in self._store.select(DefinitionRecord):
-            if (record.publisher, record.offer, record.sku) == wanted:
+            known_as = (record.publisher, record.offer, record.sku)
+            if tuple(part.lower() for part in known_as) == folded:
                 version = reference.version
                 exact = None if version is None or version.lower() == "latest" else version
                 return ImageAddress(record.gallery, record.name, exact)
@@ -125,8 +133,7 @@ class ImageStore:
             for record in self._store.select(DefinitionRecord)
         )
         raise NotFoundError(
-            f"no image {':'.join(str(part) for part in wanted)} was published; "
-            f"there are: {known or 'none'}",
+            f"no image {':'.join(wanted)} was published; there are: {known or 'none'}",
             code="PlatformImageNotFound",
         )
 
@@ -264,6 +271,36 @@ class ImageStore:
             return published
         self._on_publish(record)
         return record
+
+    def delete(self, gallery: str, definition: str, version: str) -> None:
+        """See :meth:`Gallery.delete`."""
+        with self._store.transaction():
+            record = self._store.get(VersionRecord, gallery.lower(), definition.lower(), version)
+            if record is None:
+                raise NotFoundError(
+                    f"the image {definition!r} of the gallery {gallery!r} has no version {version}",
+                    code="GalleryImageNotFound",
+                )
+            packages = self._store.get(PackagesRecord, *record.key)
+            for entry in (record, packages):
+                if entry is not None:
+                    self._store.delete(entry)
+            self._store.event("", "image", f"deleted {gallery}/{definition} {version}")
+        with contextlib.suppress(OSError):  # otherwise the next deletion or publication does it
+            self._remove_unused()
+
+    def _remove_unused(self) -> None:
+        """Removes files of deleted versions on which no OS disk is based any more."""
+        with self._store.transaction():  # so that none is recorded meanwhile
+            used = {record.digest for record in self._store.select(VersionRecord)}
+            used |= {
+                record.digest
+                for record in self._store.select(GenerationRecord)
+                if record.state != "discarded"
+            }
+            for path in self._folder.glob("*.qcow2"):
+                if path.stem not in used and path.stat().st_nlink == 1:
+                    path.unlink()
 
     @contextlib.contextmanager
     def _part(self) -> Iterator[Path]:
@@ -417,6 +454,20 @@ class Gallery:
             exclude_from_latest=exclude_from_latest,
             identifier=identifier,
         )
+
+    def delete(self, definition: str, version: str) -> None:
+        """Deletes a version: from now on it is not ``latest``, and nothing can be made from it.
+
+        Instances that were made from it keep running, as in Azure.
+
+        Args:
+            definition: Name of the image definition.
+            version: ``Major.Minor.Patch``.
+
+        Raises:
+            NotFoundError: There is no such version.
+        """
+        self._images.delete(self.name, definition, version)
 
     def versions(self, definition: str) -> list[str]:
         """Returns the versions of an image definition, lowest first."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vmss.errors import HostError
+from pytest_vmss.host.ownership import account_name
+from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.settings import TCG_FACTOR, Accelerator
 
 __all__ = ["Choice", "choose_accelerator", "describe_cpu"]
@@ -28,6 +30,7 @@ class Choice:
 
 def choose_accelerator(
     forced: Accelerator | None = None,
+    account: QemuAccount | None = None,
     *,
     cpuinfo: Path = Path("/proc/cpuinfo"),
     device: Path = Path("/dev/kvm"),
@@ -38,6 +41,7 @@ def choose_accelerator(
 
     Args:
         forced: The accelerator to use regardless, or None.
+        account: What QEMU runs as; None for the account of this process.
         cpuinfo: File with the CPU's flags.
         device: KVM's device.
 
@@ -46,12 +50,13 @@ def choose_accelerator(
     """
     if forced == "tcg":
         return Choice("tcg", "forced by the user")
-    usable = os.access(device, os.R_OK | os.W_OK)
+    usable, hint, mend = _usable(device, account)
     if forced == "kvm":
         if not usable:
             raise HostError(
                 f"KVM was asked for, but {device} cannot be opened for writing; "
-                "add your user to the group kvm, or leave the choice to the lab"
+                f"{hint}, or leave the choice to the lab",
+                mend=mend,
             )
         return Choice("kvm", "forced by the user")
     flags: set[str] = set()
@@ -68,8 +73,17 @@ def choose_accelerator(
     if not device.exists():
         return Choice("tcg", f"there is no {device}; load the module kvm_intel or kvm_amd")
     if not usable:
-        return Choice("tcg", f"{device} cannot be written; add your user to the group kvm")
+        return Choice("tcg", f"{device} cannot be written; {hint}")
     return Choice("kvm", f"the CPU offers hardware virtualization and {device} can be written")
+
+
+def _usable(device: Path, account: QemuAccount | None) -> tuple[bool, str, str]:
+    """Whether QEMU may use a device, and what to do if not: in words, and as a command."""
+    if account is None:
+        usable = os.access(device, os.R_OK | os.W_OK)
+        return usable, "add your user to the group kvm", f"adduser {account_name()} kvm"
+    mend = f"chgrp kvm {device} && chmod g+rw {device}"
+    return account.may_open(device), f"let {account.name} use it, as QEMU runs: {mend}", mend
 
 
 def describe_cpu(accelerator: Accelerator, *, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "claims",
     "clear_claims",
     "host_port",
+    "number_of",
     "release_network",
 ]
 
@@ -112,6 +113,12 @@ def _claiming(folder: Path) -> Lock:
     """Locks the claims, so that one process at a time claims or releases."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return wait_for_lock(folder / _LOCK, what="claims a loopback network", timeout=_LIMIT_S)
+
+
+def number_of(network: str) -> int:
+    """Returns a network's number among those that labs claim, counted from 0."""
+    _, second, third = network.split(".")
+    return (int(second) - _FIRST) * 256 + int(third)
 
 
 def addresses_in(network: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Makes an HTTP request and returns the response's status only, within a total timeout.
+"""HTTP requests of which little of the response is read, within a total timeout.
 
 Responses may come from guests. Only the status line is parsed, and headers are skipped as
 bytes: Python's own header parsers take quadratic time for some, and cannot be interrupted.
@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import socket
 import ssl
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["http_status", "read_status"]
+__all__ = ["http_status", "post_json", "read_status"]
 
 #: Maximum size in bytes of a response without its body, including interim responses.
 _HEAD_BYTES = 128 * 1024
 _CHUNK = 16 * 1024
+#: Maximum size in bytes of a response's body.
+_BODY_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/[0-9]\.[0-9] {1,8}([1-9][0-9]{2})(?: [^\n]*)?")
 _HEAD_END = re.compile(rb"\n\r?\n")
 _SWITCHING = 101
@@ -71,6 +76,36 @@ def http_status(
             return read_status(link, end)
     except TimeoutError as error:
         raise TimeoutError(f"no answer within {timeout:g} s") from error
+
+
+def post_json(url: str, body: Mapping[str, Any], *, timeout: float) -> tuple[int, bytes]:
+    """Posts JSON to a server that the suite itself runs.
+
+    Args:
+        url: An ``http`` URL.
+        body: What is sent.
+        timeout: For each of connecting, sending and reading, in seconds.
+
+    Returns:
+        The response's status, and its body.
+
+    Raises:
+        OSError: The server does not respond in time.
+        http.client.HTTPException: The response is malformed, or its body is too long.
+    """
+    parts = urlsplit(url)
+    target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port or http.client.HTTP_PORT, timeout=timeout
+    )
+    with contextlib.closing(connection):
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        connection.request("POST", target, body=json.dumps(body), headers=headers)
+        response = connection.getresponse()
+        content = response.read(_BODY_BYTES + 1)
+    if len(content) > _BODY_BYTES:
+        raise http.client.HTTPException(f"the answer is longer than {_BODY_BYTES >> 10} KiB")
+    return response.status, content
 
 
 def _left(end: float) -> float:

@@ -23,6 +23,7 @@ from pytest_vmss.host.files import write_durably
 from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.host.ownership import mend_ownership, obstacle, told_obstacle
 from pytest_vmss.host.paths import PROCESS_ROOTS
+from pytest_vmss.host.qemu_account import QemuAccount
 
 __all__ = ["Connection", "default_uri", "open_connection"]
 
@@ -80,13 +81,16 @@ def default_uri(folder: Path) -> str:
     return f"qemu:///embed?root={folder}"
 
 
-def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection:
+def open_connection(
+    uri: str | None, *, folder: Path, cache: Path, account: QemuAccount | None = None
+) -> Connection:
     """Opens a libvirt connection.
 
     Args:
         uri: The connection URI; None for the default.
         folder: Folder for the embedded driver's files.
         cache: Folder where what libvirt learns about QEMU is cached across labs.
+        account: What machines run as; None for the account of this process.
 
     Raises:
         HostError: libvirt or its QEMU driver is missing or does not respond.
@@ -98,14 +102,17 @@ def open_connection(uri: str | None, *, folder: Path, cache: Path) -> Connection
     uri = uri or default_uri(folder)
     if uri.startswith("qemu:///embed"):
         root = Path(uri.partition("root=")[2].partition("&")[0] or folder)
-        uri = _Embedded.claim(root, cache).uri
+        embedded = _Embedded.claim(root, cache)
+        if account is not None:
+            embedded.let_in()
+        uri = embedded.uri
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
         raise _no_answer(uri, error) from error
-    # The system daemon's own user has no access to root's folders.
-    run_as = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
-    return Connection(connection, uri, run_as)
+    # The system daemon's own user has no access to the files of a lab without an account.
+    own = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
+    return Connection(connection, uri, own if account is None else account.label)
 
 
 def _no_answer(uri: str, refused: libvirt.libvirtError) -> HostError:
@@ -164,7 +171,8 @@ class _Embedded:
             try:
                 for folder in (root.parent, root):  # 0700 whatever the umask
                     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                (root / "etc").mkdir(parents=True, exist_ok=True, mode=0o700)
+                for name in ("etc", "log", "run"):
+                    (root / name).mkdir(exist_ok=True, mode=0o700)
                 self._write_configuration(cache)
                 self._link = _short_link(root)
             except BaseException:
@@ -201,6 +209,25 @@ class _Embedded:
                     "libvirt daemon"
                 )
             return cls._claimed
+
+    def let_in(self) -> None:
+        """Lets QEMU's account reach the folders that libvirt makes for each machine (R4).
+
+        The driver's own account stays root, which probes what QEMU can do: libvirt 9.0 does that
+        for each start anew if its account may not open a ``/dev/kvm`` that exists.
+
+        Raises:
+            HostError: It cannot be done.
+        """
+        below = (self.root / "lib", self.root / "lib/qemu")
+        shared = (self.root.parent,) if self.root.parent.name == PROCESS_ROOTS else ()
+        try:
+            for folder in below:
+                folder.mkdir(exist_ok=True)
+            for folder in (*shared, self.root, *below):
+                folder.chmod(0o711)
+        except OSError as error:
+            raise HostError(f"{self.root} cannot be opened to QEMU's account: {error}") from error
 
     def _write_configuration(self, cache: Path) -> None:
         owner = f'user = "+{os.geteuid()}"\ngroup = "+{os.getegid()}"\n'

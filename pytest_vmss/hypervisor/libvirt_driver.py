@@ -17,6 +17,7 @@ from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
 from pytest_vmss.host.accelerator import Choice, choose_accelerator, describe_cpu
 from pytest_vmss.hypervisor import disks
+from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.connection import Connection, open_connection
 from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
@@ -72,18 +73,22 @@ class LibvirtHypervisor:
     Args:
         settings: Which connection and accelerator to use.
         folder: Folder for the embedded driver's files.
+        access: What machines run as; None for the account of this process.
 
     Raises:
         HostError: libvirt does not respond; nothing was changed.
     """
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        self.choice: Choice = choose_accelerator(settings.accelerator)
+    def __init__(self, settings: Settings, folder: Path, access: Access | None = None) -> None:
+        account = None if access is None else access.account
+        self.choice: Choice = choose_accelerator(settings.accelerator, account)
+        self._access = access
         self._factor = settings.timeout_factor or self.choice.slow_factor
         self._guest_network = settings.guest_network
         self._open = functools.partial(
-            open_connection, settings.connect, folder=folder, cache=settings.cache_dir
-        )
+            open_connection, settings.connect, folder=folder, cache=settings.cache_dir,
+            account=account,
+        )  # fmt: skip
         self.connection: Connection = self._open()
         self._define_lock = threading.Lock()
         self._reconnecting = threading.Lock()
@@ -181,9 +186,14 @@ class LibvirtHypervisor:
             self.power_off(machine.name)
         machine.agent.unlink(missing_ok=True)
         try:
+            self._grant(machine)
             self._define(self._xml(machine)).create()
-        except libvirt.libvirtError as error:
+        except (libvirt.libvirtError, OSError) as error:
             raise HypervisorError(f"{machine.name} cannot be started: {error}") from error
+
+    def _grant(self, machine: Machine) -> None:
+        if self._access is not None:
+            self._access.grant(machine)
 
     def _xml(self, machine: Machine) -> str:
         return domain_xml(
@@ -230,12 +240,13 @@ class LibvirtHypervisor:
         machine.agent.unlink(missing_ok=True)
         copy = machine.os_disk.with_name("memory.part")
         try:
+            self._grant(machine)
             copy_for(machine.name, machine.uuid, memory, copy)
             xml = self._xml(machine)
             self._define(xml)
             self.connection.libvirt.restoreFlags(str(copy), xml, libvirt.VIR_DOMAIN_SAVE_RUNNING)
         except OSError as error:
-            raise HostError(f"{memory} cannot be copied to {copy}: {error.strerror}") from error
+            raise HostError(f"{machine.name} cannot be restored: {error}") from error
         except libvirt.libvirtError as error:
             raise HypervisorError(f"{machine.name} cannot be restored: {error}") from error
         finally:

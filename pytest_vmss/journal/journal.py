@@ -142,6 +142,7 @@ class Journal:
                 "status": "RollingForward",
                 "started": now,
                 "revision": set_record.revision,
+                "protections": set_record.protections,
                 "source_versions": self._versions(),
                 **image,
                 **details,
@@ -188,7 +189,9 @@ class Journal:
         code: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Ends an operation; a set's creation also decides the set's provisioning state.
+        """Ends an operation, and with it decides the set's provisioning state.
+
+        A set whose creation failed is Succeeded as soon as all its instances are.
 
         Raises:
             LabError: An instance is still in progress, and would never be finished.
@@ -205,10 +208,14 @@ class Journal:
                     "Succeeded" if status == "Completed" else "Failed"
                 )
                 self._store.amend(record, state=done)
+            elif record.state == "Failed" and all(
+                entry.provisioning == "Succeeded" for entry in instances_of(self._store, self._name)
+            ):
+                self._store.amend(record, state="Succeeded")
             self.update(
                 operation_id,
                 status=status,
-                ended=self._environment.clock.now(),
+                ended=max(self._environment.clock.now(), self.operation(operation_id).started),
                 error_code=code,
                 error_message=message,
                 reason=reason,
@@ -301,16 +308,8 @@ class Journal:
             context.event("outcome", str(outcome))
 
     def going_back(self, context: InstanceContext, *, value: bool) -> None:
-        """Records whether an instance is being rolled back.
-
-        The operation's status is RollingBack while any instance is.
-        """
-        with self._store.transaction():
-            self.note(context, going_back=value)
-            some = any(
-                result.going_back for result in self.report(context.operation).results.values()
-            )
-            self.update(context.operation, status="RollingBack" if some else "RollingForward")
+        """Records whether an instance is being rolled back."""
+        self.note(context, going_back=value)
 
     def failed(self, context: InstanceContext, error: Exception) -> None:
         """Records an instance's error, with its evidence."""
@@ -406,9 +405,7 @@ class Journal:
 
     def _check_deadline(self, context: InstanceContext, phase: str) -> None:
         if context.deadline is not None and self._environment.clock.monotonic() > context.deadline:
-            raise WaitTimeoutError(
-                f"the {phase} of {context.name} to end", timeout=context.base_timeouts.instance
-            )
+            raise WaitTimeoutError(f"the {phase} of {context.name} to end", timeout=context.limit)
 
     def add_batch(
         self, report: OperationReport, instance_ids: tuple[int, ...], reason: str

@@ -11,6 +11,7 @@ from pytest_vmss.store import (
     OperationRecord,
     Outcome,
     OutcomeRecord,
+    ScaleSetRecord,
     Store,
 )
 
@@ -22,20 +23,28 @@ ENDED = frozenset({Outcome.SUCCEEDED, Outcome.FAILED, Outcome.ROLLED_BACK, Outco
 
 @dataclass(frozen=True)
 class OperationReport:
-    """An operation's record, with its outcomes, errors and batches."""
+    """An operation's record, with its outcomes, errors and batches.
+
+    Attributes:
+        left_out: Names of the set's extensions that no instance runs, for nobody registered their
+            handlers (P4).
+    """
 
     record: OperationRecord
     results: dict[int, OutcomeRecord]
     batch_records: tuple[BatchRecord, ...]
+    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, store: Store, record: OperationRecord) -> OperationReport:
         """Reads it from the store."""
         key = (record.scale_set.lower(), record.id)
+        scale_set = store.get(ScaleSetRecord, record.scale_set.lower())
         return cls(
             record,
             {result.instance_id: result for result in store.select(OutcomeRecord, *key)},
             tuple(store.select(BatchRecord, *key)),
+            () if scale_set is None else scale_set.left_out,
         )
 
     @property
@@ -57,6 +66,11 @@ class OperationReport:
     def busy(self) -> list[int]:
         """The instances in progress."""
         return [n for n, what in self.outcomes.items() if what is Outcome.IN_PROGRESS]
+
+    @property
+    def going_back(self) -> list[int]:
+        """The instances that are being rolled back."""
+        return [number for number, result in self.results.items() if result.going_back]
 
     @property
     def unsettled(self) -> list[int]:

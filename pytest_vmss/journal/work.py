@@ -41,11 +41,12 @@ class Work:
         """The instance's outcome record."""
         return self._journal.result(self.context)
 
-    def plan(self, new_disk: Callable[[], bool]) -> OutcomeRecord:
+    def plan(self, new_disk: Callable[[], bool], *, keep_power: bool = False) -> OutcomeRecord:
         """Plans the OS disks and the model to go from and to; the same after a resume.
 
         Args:
             new_disk: Whether the instance gets a new OS disk; called once, before the first step.
+            keep_power: Whether an instance that is stopped stays so.
         """
         plan = self.result
         if plan.result:
@@ -58,6 +59,7 @@ class Work:
             source=record.generation,
             result=new if new_disk() else record.generation or new,
             source_revision=record.revision,
+            stopped=keep_power and record.power != "running",
         )
 
     def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:
@@ -119,5 +121,4 @@ class Work:
 
     def _timed(self, context: InstanceContext) -> InstanceContext:
         """An instance's context with a deadline, whose time starts now (G4)."""
-        timeout = context.base_timeouts.instance
-        return replace(context, deadline=self.environment.clock.monotonic() + timeout)
+        return replace(context, deadline=self.environment.clock.monotonic() + context.limit)

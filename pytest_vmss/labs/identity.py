@@ -7,23 +7,25 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from pytest_vmss.errors import ConflictError, HostError, LabError
-from pytest_vmss.host.addresses import addresses_in, claim_network, claims
+from pytest_vmss.host.addresses import addresses_in, claim_network, claims, number_of
 from pytest_vmss.host.files import write_durably
 from pytest_vmss.host.ownership import require_own
 from pytest_vmss.host.paths import LabPaths, process_root
+from pytest_vmss.host.qemu_account import QemuAccount, choose_account
 from pytest_vmss.hypervisor import Hypervisor
-from pytest_vmss.settings import Settings
+from pytest_vmss.settings import Settings, former_state_dir
 from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Store
 from pytest_vmss.untrusted import read_json, read_regular
 
 __all__ = [
     "LabIdentity",
     "LabNetworks",
+    "find_lab",
     "lab_paths",
     "labs_folder",
     "networks_folder",
@@ -40,7 +42,7 @@ _IDENTITY_BYTES = 65536
 #: The fields of a lab's identity file, with the types that their values may have.
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "id": (str,), "kind": (str,), "network": (str,), "pid": (int,),
-    "connect": (str, type(None)), "embedded": (str,), "ending": (bool,),
+    "connect": (str, type(None)), "embedded": (str,), "ending": (bool,), "account": (str,),
 }  # fmt: skip
 
 
@@ -83,6 +85,28 @@ def lab_paths(settings: Settings, name: str) -> LabPaths:
     return LabPaths(folder / (name if name in known else known[0] if known else wanted))
 
 
+def find_lab(settings: Settings, name: str) -> tuple[Settings, LabPaths]:
+    """Finds a lasting lab, or where a new one is to be.
+
+    Root's labs of earlier versions stay in root's home, where their machines' files are.
+
+    Returns:
+        The settings with the state directory of the lab, and the lab's paths.
+
+    Raises:
+        LabError: See :func:`lab_paths`.
+        ConflictError: Likewise.
+    """
+    paths = lab_paths(settings, name)
+    former = former_state_dir(settings.state_dir)
+    if former is not None and not paths.folder.is_dir():
+        there = replace(settings, state_dir=former)
+        earlier = lab_paths(there, name)
+        if earlier.folder.is_dir():
+            return there, earlier
+    return settings, paths
+
+
 @dataclass(frozen=True)
 class LabIdentity:
     """A lab's identity, as written to its folder.
@@ -96,6 +120,9 @@ class LabIdentity:
         connect: The libvirt connection that the user chose for its machines.
         embedded: Folder of libvirt's embedded driver, if that is used.
         ending: Whether its machines are gone and only its files are left to be removed.
+        account: What its machines run as, see :class:`~pytest_vmss.host.qemu_account.QemuAccount`;
+            empty for the account of the lab's processes.
+        folder: See :class:`~pytest_vmss.host.paths.LabPaths`.
     """
 
     id: str
@@ -105,6 +132,8 @@ class LabIdentity:
     connect: str | None = None
     embedded: str = ""
     ending: bool = False
+    account: str = ""
+    folder: Path = field(default=Path(), compare=False)
 
 
 def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
@@ -114,10 +143,13 @@ def open_hypervisor(settings: Settings, identity: LabIdentity) -> Hypervisor:
         HostError: libvirt does not answer.
     """
     # libvirt-python is a compiled library; code that only reads records does not need it.
+    from pytest_vmss.hypervisor.access import Access
     from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
 
     settings = replace(settings, connect=settings.connect or identity.connect)
-    return LibvirtHypervisor(settings, Path(identity.embedded))
+    account = QemuAccount.parse(identity.account)
+    access = None if account is None else Access(account, identity.folder)
+    return LibvirtHypervisor(settings, Path(identity.embedded), access)
 
 
 def read_identity(paths: LabPaths) -> LabIdentity:
@@ -142,7 +174,8 @@ def read_identity(paths: LabPaths) -> LabIdentity:
         str(written.get("network"))
     ):
         raise ValueError(f"{paths.identity}: id and network are not those of a lab")
-    return LabIdentity(**{name: written[name] for name in kinds})
+    QemuAccount.parse(written.get("account", ""))
+    return LabIdentity(**{name: written[name] for name in kinds}, folder=paths.folder)
 
 
 def write_identity(
@@ -155,13 +188,16 @@ def write_identity(
         OSError: It cannot be written.
     """
     lab_id = secrets.token_hex(3)
+    network = claim_network(networks_folder(settings), lab_id, paths.folder.name)
+    account = choose_account(settings.state_dir, number_of(network)).account
     identity = LabIdentity(
         id=lab_id,
         kind=kind,
-        network=claim_network(networks_folder(settings), lab_id, paths.folder.name),
+        network=network,
         pid=os.getpid(),
         connect=settings.connect,
         embedded=str(paths.libvirt if kind == "lasting" else process_root(settings.state_dir)),
+        account="" if account is None else str(account),
     )
     _write(paths, identity)
 
@@ -176,7 +212,9 @@ def write_ending(paths: LabPaths, identity: LabIdentity) -> None:
 
 
 def _write(paths: LabPaths, identity: LabIdentity) -> None:
-    write_durably(paths.identity, json.dumps(asdict(identity)).encode())
+    written = asdict(identity)
+    del written["folder"]
+    write_durably(paths.identity, json.dumps(written).encode())
 
 
 class LabNetworks:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from pytest_vmss.errors import ConflictError, LabError
@@ -166,7 +168,7 @@ def _enter(settings: Settings, paths: LabPaths, kind: _Kind, make: Callable[[Lab
     in_use = _use(paths)
     try:
         paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        paths.folder.chmod(0o700)
+        _close_to_others(paths.folder)
         for below in (paths.run, paths.sets, paths.locks):
             below.mkdir(exist_ok=True, mode=0o700)
         is_new = not paths.identity.exists()
@@ -195,10 +197,25 @@ def _require_own(settings: Settings, paths: LabPaths) -> None:
     """
     shared = (paths.folder.parent, paths.door.parent, networks_folder(settings))
     require_trusted(settings.state_dir)
-    for folder in (settings.state_dir, *shared):
+    if not settings.state_dir.is_dir():
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _open_to_qemu(settings.state_dir)
+    for folder in shared:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     require_trusted(settings.state_dir)
     require_own(*shared, settings.state_dir / PROCESS_ROOTS)
+    _open_to_qemu(labs_folder(settings))
+
+
+def _open_to_qemu(folder: Path) -> None:
+    """Lets QEMU's account pass through a folder of root's; nobody else can list it (R4)."""
+    if os.geteuid() == 0:
+        folder.chmod(0o711)
+
+
+def _close_to_others(folder: Path) -> None:
+    """Makes a lab's folder private, but for QEMU's group, which may enter it (R4)."""
+    folder.chmod(stat.S_IMODE(folder.stat().st_mode) & 0o710 | 0o700)
 
 
 def _door(paths: LabPaths) -> Lock:

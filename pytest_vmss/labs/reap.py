@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pytest_vmss.errors import VmssError
@@ -28,7 +29,7 @@ from pytest_vmss.labs.identity import (
     read_identity,
 )
 from pytest_vmss.labs.removal import is_stub, remove_files, remove_machines, remove_unfinished
-from pytest_vmss.settings import Settings
+from pytest_vmss.settings import Settings, former_state_dir
 
 __all__ = ["reap"]
 
@@ -52,6 +53,12 @@ def reap(settings: Settings) -> list[str]:
     Returns:
         A line for each lab that was removed or could not be removed.
     """
+    former = former_state_dir(settings.state_dir)
+    lines = [] if former is None else _reap(replace(settings, state_dir=former))
+    return lines + _reap(settings)
+
+
+def _reap(settings: Settings) -> list[str]:
     lines: list[str] = []
     try:
         for paths in _labs(settings):

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.ports import LAST_PORT
 from pytest_vmss.secrecy import quote
 
 __all__ = [
+    "check_approver",
     "check_choice",
     "check_custom_data",
     "check_flag",
@@ -40,6 +43,7 @@ _CUSTOM_DATA_BYTES = 65536
 _MOST_PORTS = 64
 _COMMAND_CHARS, _SCRIPT_CHARS = 16384, 1024 * 1024
 _NAME_CHARS = 260
+_URL_CHARS = 2000
 #: A century: longer times are mistakes, and clocks cannot represent them.
 _LONGEST_S = 100 * 365 * 86400.0
 _LAST_ID = 2**31
@@ -210,6 +214,36 @@ def check_health(value: Any, path: str = "health") -> Any:
         )
         _refuse(path, expected, value, secret=True)
     return value
+
+
+def check_approver(value: Any, path: str = "approver") -> Any:
+    """Validates who approves update domains: a function, or a URL on loopback; None for nobody.
+
+    Raises:
+        ModelError: It is neither; the message does not quote it.
+    """
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return value
+    if not _is_text(value) or len(value) > _URL_CHARS or not _is_local_url(value):
+        expected = (
+            "must be a function of a RepairTask, or the URL of an endpoint on loopback, such as "
+            "http://127.0.0.1:8080/approve"
+        )
+        _refuse(path, expected, value, secret=True)
+    return value
+
+
+def _is_local_url(text: str) -> bool:
+    """Whether a text is an ``http`` URL of this host's loopback, without a user's name in it."""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        return False
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+    return parts.scheme == "http" and local and port != 0 and "@" not in parts.netloc
 
 
 def check_function(value: Any, path: str) -> Callable[..., object]:

@@ -7,22 +7,33 @@ is a load balancer's, that load balancer.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from pytest_vmss.errors import ModelError, ModelProblem
-from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
-from pytest_vmss.model.reading import OPAQUE, Meter, label_of, read, refusals
+from pytest_vmss.model.load_balancer import LoadBalancer, Probe, probe_names
+from pytest_vmss.model.reading import OPAQUE, copied, label_of, read
+from pytest_vmss.model.refusals import check_kind
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
 from pytest_vmss.model.service_fabric import Cluster
+from pytest_vmss.model.spelling import spell
+from pytest_vmss.model.templates import (
+    CLUSTER,
+    LOAD_BALANCER,
+    STANDBY_POOL,
+    Expansion,
+    Parameters,
+    Supply,
+    expand_template,
+    is_template,
+    seal_parameters,
+)
 from pytest_vmss.secrecy import (
     SealedDocument,
-    conceal,
     is_secret_name,
     mask,
     plain_name,
@@ -32,14 +43,11 @@ from pytest_vmss.secrecy import (
 )
 from pytest_vmss.untrusted import listed
 
-__all__ = ["ScaleSetDocument", "Source", "load_document", "read_part"]
+__all__ = ["Change", "ScaleSetDocument", "Source", "load_document", "read_change", "read_part"]
 
 #: The path of a file, or the document itself.
 Source = str | Path | Mapping[str, Any] | SealedDocument
 
-_SCALE_SET = "microsoft.compute/virtualmachinescalesets"
-_LOAD_BALANCER = "microsoft.network/loadbalancers"
-_CLUSTER = "microsoft.servicefabric/clusters"
 #: Maximum number of problems reported for one document; a hostile one may have any number.
 _TOLD_PROBLEMS = 100
 _NAME_CHARS = 200
@@ -55,6 +63,11 @@ class ScaleSetDocument:
         source: Where it was read from, for messages.
         clusters: The Service Fabric clusters in the same template.
         balancer: The load balancer that has this probe.
+        unevaluated: Values of a template that were left out: they have no value here, and nothing
+            modelled reads them.
+        unread_settings: The same in extensions' settings, where it depends on the handler.
+        generated: Parameters of the template that had no value of their own, and got one.
+        standby_pools: Names of the standby pools in the same template.
     """
 
     model: ScaleSetModel
@@ -62,6 +75,34 @@ class ScaleSetDocument:
     source: str
     clusters: tuple[Cluster, ...] = ()
     balancer: LoadBalancer | None = None
+    unevaluated: tuple[ModelProblem, ...] = ()
+    unread_settings: tuple[ModelProblem, ...] = ()
+    generated: tuple[str, ...] = ()
+    standby_pools: tuple[str, ...] = ()
+
+    def not_modelled(self) -> list[str]:
+        """What is accepted and has no effect here: properties by JSON path, and resources."""
+        pools = [
+            f"Microsoft.StandbyPool/standbyVirtualMachinePools[{n}]" for n in self.standby_pools
+        ]
+        return [*self.model.not_modelled(), *pools]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Part of a scale set's body, to be merged into a stored one.
+
+    Attributes:
+        body: The part, flattened and in Azure's spelling.
+        unevaluated: As in :class:`ScaleSetDocument`.
+        unread_settings: As in :class:`ScaleSetDocument`.
+        clusters: The Service Fabric clusters in the same template.
+    """
+
+    body: dict[str, Any] = field(repr=False)
+    unevaluated: tuple[ModelProblem, ...] = ()
+    unread_settings: tuple[ModelProblem, ...] = ()
+    clusters: tuple[Cluster, ...] = ()
 
 
 def load_document(
@@ -72,6 +113,10 @@ def load_document(
     capacity: int | None = None,
     custom_data: str | None = None,
     known_balancer: LoadBalancer | None = None,
+    known_clusters: tuple[Cluster, ...] = (),
+    parameters: Parameters | None = None,
+    supply: Supply | None = None,
+    is_stored: bool = False,
 ) -> ScaleSetDocument:
     """Loads and validates a scale set.
 
@@ -79,10 +124,15 @@ def load_document(
         source: The path of a JSON or YAML file, or the document itself.
         load_balancer: Azure's JSON of the load balancer whose probe the scale set names, if the
             document does not contain it.
-        name: Replaces the document's name.
+        name: Replaces the document's name; in a template with several sets, chooses one.
         capacity: Replaces ``sku.capacity``.
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure never returns.
         known_balancer: On an update, the load balancer that the set has had so far.
+        known_clusters: On an update, the Service Fabric clusters given with it so far (C7).
+        parameters: Values for a template's parameters: a parameters file, ``name=value``, an
+            object, or a list of these.
+        supply: Asks for the value of a secure parameter that has none.
+        is_stored: Whether it has been loaded before, so that its texts are taken as they are.
 
     Raises:
         ModelError: The document cannot be read or is invalid; every problem has its JSON path and
@@ -90,37 +140,54 @@ def load_document(
     """
     # Before anything else, so that no traceback shows the secrets in them.
     source, load_balancer = seal(source), seal(load_balancer)
-    custom_data = seal_text(custom_data)
+    custom_data, parameters = seal_text(custom_data), seal_parameters(parameters)
     label = label_of(source, "the model")
     raw = read(source, label)
-    resources = _resources(raw, label)
-    body = _one(resources, _SCALE_SET, label) if resources is not None else raw
-    body = _flatten(body)
+    made = _expanded(raw, source, label, parameters, supply)
+    body = _flatten(raw if made is None else copied(made.scale_set(name, label), label))
     if name is not None:
-        body["name"] = name
+        body[_key(body, "name")] = name
     if capacity is not None:
-        sku = body.get("sku")
-        body["sku"] = {**(sku if isinstance(sku, dict) else {}), "capacity": capacity}
+        sku = body.get(_key(body, "sku"))
+        body[_key(body, "sku")] = {
+            **{
+                key: value
+                for key, value in (sku if isinstance(sku, dict) else {}).items()
+                if key.lower() != "capacity"
+            },
+            "capacity": capacity,
+        }
+    spelled = spell(ScaleSetModel, body, in_template=made is not None or is_stored)
+    body = spelled.body
     if custom_data is not None:
         machine = body.get("virtualMachineProfile")
         profile = machine.get("osProfile") if isinstance(machine, dict) else None
         if isinstance(profile, dict):
             profile["customData"] = custom_data
-    model = validate(ScaleSetModel, body, label)
+    refused = [*check_kind(body), *spelled.problems]
+    model = validate(ScaleSetModel, body, label, refused)
 
-    balancers = [entry for entry in resources or [] if _type(entry) == _LOAD_BALANCER]
-    if load_balancer is not None:
-        balancers.append(read(load_balancer, "the load balancer"))
-    parsed = [
-        validate(LoadBalancer, _flatten(entry), "the load balancer") for entry in balancers
-    ] or [entry for entry in [known_balancer] if entry is not None]
-    probe, balancer = _find_probe(model, parsed, label)
-    clusters = tuple(
-        validate(Cluster, _flatten(entry), label)
-        for entry in resources or []
-        if _type(entry) == _CLUSTER
+    given = None if load_balancer is None else _flatten(read(load_balancer, "the load balancer"))
+    probe, balancer = _find_probe(model, given, made, known_balancer, label)
+    clusters = _clusters(made, label) or known_clusters
+    return ScaleSetDocument(
+        model,
+        probe,
+        label,
+        clusters,
+        balancer,
+        tuple(spelled.unevaluated),
+        tuple(spelled.extension_settings),
+        tuple(made.generated) if made else (),
+        tuple(mask(found.name)[:_NAME_CHARS] for found in (made.of(STANDBY_POOL) if made else ())),
     )
-    return ScaleSetDocument(model, probe, label, clusters, balancer)
+
+
+def _clusters(made: Expansion | None, label: str) -> tuple[Cluster, ...]:
+    return tuple(
+        validate(Cluster, *_spelled(Cluster, found.body, label), label)
+        for found in (made.of(CLUSTER) if made else ())
+    )
 
 
 def read_part(source: Source) -> dict[str, Any]:
@@ -129,76 +196,78 @@ def read_part(source: Source) -> dict[str, Any]:
     Raises:
         ModelError: It cannot be read.
     """
-    source = seal(source)
-    label = label_of(source, "the change")
-    raw = read(source, label)
-    resources = _resources(raw, label)
-    flat = _flatten(_one(resources, _SCALE_SET, label) if resources is not None else raw)
-    return cast("dict[str, Any]", flat)
+    return read_change(source).body
 
 
-def _resources(raw: dict[str, Any], label: str) -> list[dict[str, Any]] | None:
-    """Returns an ARM template's resources with parameters filled in; None for a plain body."""
-    if "resources" not in raw or "sku" in raw:
-        return None
-    listed = raw["resources"]
-    entries = listed.values() if isinstance(listed, dict) else listed  # languageVersion 2.0
-    if not isinstance(entries, Iterable) or not all(isinstance(entry, dict) for entry in entries):
-        problem = ModelProblem("$.resources", "InvalidTemplate", "must be a list of resources")
-        raise ModelError([problem], source=label)
-    for section in ("parameters", "variables"):
-        if not isinstance(raw.get(section) or {}, dict):
-            problem = ModelProblem(f"$.{section}", "InvalidTemplate", "must be an object")
-            raise ModelError([problem], source=label)
-    parameters = {
-        name: value.get("defaultValue")
-        for name, value in (raw.get("parameters") or {}).items()
-        if isinstance(value, dict)
-    }
-    filler = _Filler({"parameters": parameters, "variables": raw.get("variables") or {}})
-    filled = refusals(lambda: [filler.fill(entry, "$.resources", 0) for entry in entries], label)
-    return [conceal(entry) for entry in filled]
-
-
-_REFERENCE = re.compile(r"\[(parameters|variables)\('([^']+)'\)\]")
-
-
-class _Filler:
-    """Replaces plain references to parameters and variables; other expressions stay.
-
-    The result is limited like a document, since references can be circular or multiply.
+def read_change(
+    source: Source, parameters: Parameters | None = None, name: str | None = None
+) -> Change:
+    """Reads part of a scale set's body, with ``properties`` flattened and nulls dropped.
 
     Args:
-        values: The values, by section and name.
+        source: The path of a JSON or YAML file, or the document itself.
+        parameters: Values for a template's parameters.
+        name: In a template with several sets, chooses one.
+
+    Raises:
+        ModelError: It cannot be read.
     """
-
-    def __init__(self, values: Mapping[str, Mapping[str, Any]]) -> None:
-        self._values = values
-        self._meter = Meter()
-
-    def fill(self, value: Any, path: str, depth: int) -> Any:
-        """Returns a copy of a value with its references replaced."""
-        self._meter.take(path, depth, value if isinstance(value, str) else "")
-        if isinstance(value, dict):
-            return {key: self.fill(item, path, depth + 1) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.fill(item, path, depth + 1) for item in value]
-        if isinstance(value, str) and (match := _REFERENCE.fullmatch(value)):
-            found = self._values[match[1]].get(match[2])
-            return value if found is None else self.fill(found, path, depth + 1)
-        return value
+    source, parameters = seal(source), seal_parameters(parameters)
+    label = label_of(source, "the change")
+    raw = read(source, label)
+    made = _expanded(raw, source, label, parameters, None, is_change=True)
+    flat = _flatten(raw if made is None else copied(made.scale_set(name, label), label))
+    spelled = spell(ScaleSetModel, flat, in_template=made is not None)
+    if spelled.problems:
+        raise ModelError(spelled.problems, source=label)
+    return Change(
+        spelled.body,
+        tuple(spelled.unevaluated),
+        tuple(spelled.extension_settings),
+        _clusters(made, label),
+    )
 
 
-def _type(resource: Mapping[str, Any]) -> str:
-    return str(resource.get("type", "")).lower()
+def _expanded(
+    raw: dict[str, Any],
+    source: Any,
+    label: str,
+    parameters: Parameters | None,
+    supply: Supply | None,
+    *,
+    is_change: bool = False,
+) -> Expansion | None:
+    """Evaluates a document that is a template; None if it is a plain body.
+
+    Raises:
+        ModelError: The template is wrong, or parameters are given for a plain body.
+    """
+    if is_template(raw):
+        folder = Path(source).parent if isinstance(source, (str, Path)) else None
+        return expand_template(
+            raw,
+            label,
+            folder=folder,
+            parameters=parameters,
+            supply=supply,
+            is_change=is_change,
+        )
+    if parameters is None or (isinstance(parameters, (list, tuple)) and not parameters):
+        return None
+    message = "is a resource's body, which has no parameters; give none, or the whole template"
+    raise ModelError([ModelProblem("$", "InvalidParameter", message)], source=label)
 
 
-def _one(resources: list[dict[str, Any]], kind: str, label: str) -> dict[str, Any]:
-    found = [entry for entry in resources if _type(entry) == kind]
-    if len(found) != 1:
-        message = f"must hold one Microsoft.Compute/virtualMachineScaleSets, holds {len(found)}"
-        raise ModelError([ModelProblem("$.resources", "InvalidTemplate", message)], source=label)
-    return found[0]
+def _spelled(kind: type[AzureModel], body: Any, label: str) -> tuple[Any]:
+    found = spell(kind, _flatten(copied(body, label)), in_template=True)
+    if found.problems:
+        raise ModelError(found.problems, source=label)
+    return (found.body,)
+
+
+def _key(body: Mapping[str, Any], name: str) -> str:
+    """Returns how an object spells a property."""
+    return next((key for key in body if key.lower() == name), name)
 
 
 def _flatten(value: Any) -> Any:
@@ -208,9 +277,12 @@ def _flatten(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     flat: dict[str, Any] = {}
-    inner = value.get("properties")
-    if isinstance(inner, dict):
-        value = {**{k: v for k, v in value.items() if k != "properties"}, **inner}
+    while isinstance(inner := value.get(outer := _key(value, "properties")), dict):
+        names = {key.lower() for key in inner}
+        value = {
+            **{k: v for k, v in value.items() if k != outer and k.lower() not in names},
+            **inner,
+        }
     for key, item in value.items():
         if item is not None:
             flat[key] = item if key in OPAQUE else _flatten(item)
@@ -220,27 +292,45 @@ def _flatten(value: Any) -> Any:
 _M = TypeVar("_M", bound=AzureModel)
 
 
-def validate(kind: type[_M], body: Any, label: str) -> _M:
+def validate(kind: type[_M], body: Any, label: str, known: Sequence[ModelProblem] = ()) -> _M:
     """Validates a body, converting pydantic's errors to Azure's.
+
+    Args:
+        kind: The model.
+        body: The body, in Azure's spelling.
+        label: Its name in messages.
+        known: Problems that were found before; they come first, and each of them stands for what
+            is wrong at its path.
 
     Raises:
         ModelError: The body is invalid; it has a problem for each wrong value, up to a maximum.
     """
+    problems = list(known)
     try:
         checked = kind.model_validate(body)
     except ValidationError as wrong:
         count = wrong.error_count()
-        problems = [
+        told = {path for problem in problems for path in _judged(problem.path)}
+        problems += [
             ModelProblem(_json_path(error["loc"]), "InvalidParameter", _explain(dict(error)))
             for error in wrong.errors(include_url=False, include_context=False)[:_TOLD_PROBLEMS]
+            if not any(f"{_json_path(error['loc'])}.".startswith(f"{path}.") for path in told)
         ]
         if count > _TOLD_PROBLEMS:
             problems.append(
                 ModelProblem("$", "InvalidParameter", f"{count - _TOLD_PROBLEMS} more are wrong")
             )
     else:
-        return checked
+        if not problems:
+            return checked
     raise ModelError(problems, source=label)  # here: pydantic's error shows its input
+
+
+def _judged(path: str) -> Iterator[str]:
+    """Yields the paths that a problem speaks for: its own, and what a refused image leaves out."""
+    yield path
+    if path.endswith((".osDisk.image", ".imageReference.id")):
+        yield f"{path.rpartition('.storageProfile.')[0]}.storageProfile.imageReference"
 
 
 def _json_path(location: tuple[int | str, ...]) -> str:
@@ -263,33 +353,57 @@ def _explain(error: dict[str, Any]) -> str:
     given = error.get("input")
     if not isinstance(given, (str, int, float, bool)):
         return message
-    if isinstance(given, str) and given.startswith("["):
-        return (
-            f"{message}; {quote(given)} is an expression of a template: put its value in its place"
-        )
     return f"{message}; given {quote(given)}"
 
 
 def _find_probe(
-    model: ScaleSetModel, balancers: list[LoadBalancer], label: str
+    model: ScaleSetModel,
+    given: Any,
+    made: Expansion | None,
+    known: LoadBalancer | None,
+    label: str,
 ) -> tuple[Probe | None, LoadBalancer | None]:
     """Finds the probe that the model names, and the load balancer that has it.
+
+    Only the load balancer that it names is validated, and one that was given beside the model.
+
+    Args:
+        model: The scale set.
+        given: The body of a load balancer that was given beside it, or None.
+        made: The resources of the template that holds it, if one does.
+        known: The load balancer that the set has had so far.
+        label: The document's name in messages.
 
     Raises:
         ModelError: The model names a probe that no load balancer has.
     """
     network = model.virtual_machine_profile.network_profile
-    if network is None or network.health_probe is None:
+    wanted = "" if network is None or network.health_probe is None else network.health_probe.id
+    balancer_name, probe_name = probe_names(wanted)
+    candidates = [known] if known is not None and given is None else []
+    if given is not None:
+        found = spell(LoadBalancer, given)
+        candidates.append(validate(LoadBalancer, found.body, "the load balancer", found.problems))
+    if not wanted:
         return None, None
-    wanted = last_name(network.health_probe.id)
-    for balancer in balancers:
-        for probe in balancer.probes:
-            if probe.name.lower() == wanted.lower():
-                return probe, balancer
-    names = listed(mask(probe.name) for balancer in balancers for probe in balancer.probes)
+    for resource in made.of(LOAD_BALANCER) if made is not None and given is None else ():
+        if resource.name.lower() != (balancer_name or resource.name).lower():
+            continue
+        body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
+        candidates.insert(0, validate(LoadBalancer, body, "the load balancer"))
+    for balancer in candidates:
+        probe = balancer.probe_by_id(wanted)
+        if probe is not None:
+            return probe, balancer
+    names = listed(
+        f"{balancer.title}/{mask(probe.name)}"
+        for balancer in candidates
+        for probe in balancer.probes
+    )
+    told = f"{balancer_name}/{probe_name}" if balancer_name else probe_name
     message = (
-        f"names the load-balancer probe {quote(wanted)}, and "
-        + (f"the load balancer has only: {names}" if balancers else "no load balancer was given")
+        f"names the load-balancer probe {quote(told)}, and "
+        + (f"there is only: {names}" if candidates else "no load balancer was given")
         + "; give the load balancer's JSON too (load_balancer=, --load-balancer), "
         "or a template that holds both"
     )

@@ -36,6 +36,7 @@ class ExtensionResult(BaseModel):
         exit_code: Exit status of its command; None if it did not finish.
         timed_out: Whether it timed out.
         skipped: Whether it was not run because one that it depends on failed.
+        left_out: Whether it was not run because nobody registered its handler, by choice (P4).
         message: The message it reported, or the end of its output.
         substatuses: The substatuses it reported.
         handler: The state of its handler, ``Ready`` if nothing is wrong with it.
@@ -54,6 +55,7 @@ class ExtensionResult(BaseModel):
     exit_code: int | None = None
     timed_out: bool = False
     skipped: bool = False
+    left_out: bool = False
     message: str = ""
     substatuses: tuple[Substatus, ...] = ()
     handler: str = "Ready"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
 from pytest_vmss.model.names import RequestPath
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
+from pytest_vmss.model.spelling import spell
 
 __all__ = [
     "ApplicationHealthSettings",
@@ -33,10 +34,6 @@ class Health(StrEnum):
     INITIALIZING = "Initializing"
 
 
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
 class ApplicationHealthSettings(AzureModel):
     """The ``settings`` of the Application Health extension, with Azure's defaults and ranges.
 
@@ -46,7 +43,7 @@ class ApplicationHealthSettings(AzureModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
 
-    protocol: Annotated[Literal["http", "https", "tcp"], BeforeValidator(_lower)]
+    protocol: Literal["http", "https", "tcp"]
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     request_path: RequestPath | None = None
     interval_in_seconds: Annotated[int, Field(ge=5, le=60)] = 5
@@ -64,6 +61,13 @@ class ApplicationHealthSettings(AzureModel):
             raise ValueError(f"the protocol {self.protocol} needs a requestPath")
         return self
 
+    @property
+    def grace_seconds(self) -> float:
+        """For how long an application may be Initializing, and the extension may tell it late."""
+        if self.grace_period is None:
+            return 0.0
+        return float(self.grace_period + 2 * self.interval_in_seconds)
+
     @classmethod
     def of(cls, extension: Extension) -> Self:
         """Reads an extension's settings, and fills in defaults that depend on other settings.
@@ -71,7 +75,7 @@ class ApplicationHealthSettings(AzureModel):
         Raises:
             ValueError: Azure would reject them.
         """
-        found = cls.model_validate(extension.settings or {})
+        found = cls.model_validate(spell(cls, extension.settings or {}, in_template=True).body)
         if found.grace_period is not None and not is_rich(extension):
             raise ValueError("gracePeriod needs typeHandlerVersion 2.0")
         grace = found.grace_period or found.interval_in_seconds * found.number_of_probes

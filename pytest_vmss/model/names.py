@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 __all__ = [
+    "FORBIDDEN_ADMINS",
     "AdminName",
     "KeyData",
     "PlainText",
@@ -18,6 +19,7 @@ __all__ = [
     "RequestPath",
     "ResourceName",
     "SetName",
+    "TagValue",
     "Version",
     "Zone",
 ]
@@ -36,8 +38,27 @@ Prefix = Annotated[
     str,
     Field(min_length=1, max_length=58, pattern=rf"^[{_LETTERS}]([{_LETTERS}-]*[{_LETTERS}])?$"),
 ]
-#: Name of the administrator in Linux guests.
-AdminName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
+#: Names that Azure refuses for the administrator.
+FORBIDDEN_ADMINS = frozenset({
+    "1", "123", "a", "actuser", "adm", "admin", "admin1", "admin2", "administrator", "aspnet",
+    "backup", "console", "david", "guest", "john", "owner", "root", "server", "sql", "support",
+    "support_388945a0", "sys", "test", "test1", "test2", "test3", "user", "user1", "user2",
+    "user3", "user4", "user5",
+})  # fmt: skip
+
+
+def _check_admin(name: str) -> str:
+    if name.lower() in FORBIDDEN_ADMINS:
+        raise ValueError("is a name that Azure does not allow for the administrator")
+    return name
+
+
+#: Name of the administrator: what ``useradd`` takes, up to Azure's 64 characters.
+AdminName = Annotated[
+    str,
+    Field(pattern=rf"^[{_LETTERS}_][{_LETTERS}_.-]{{0,63}}$"),
+    AfterValidator(_check_admin),
+]
 #: Version of an extension's handler.
 Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 #: Encoded path of a URL: HAProxy and HTTP accept neither spaces nor control characters.
@@ -51,4 +72,22 @@ KeyData = Annotated[
     StringConstraints(strip_whitespace=True, max_length=16384, pattern=rf"^[^{_UNSEEN}]*$"),
 ]
 #: Name of an availability zone.
-Zone = Annotated[str, Field(min_length=1, max_length=64, pattern=rf"^[^{_UNSEEN}]*$")]
+Zone = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    Field(min_length=1, max_length=64, pattern=rf"^[^{_UNSEEN}]*$"),
+]
+#: Value of a tag; ARM stores numbers and truth values as texts.
+TagValue = Annotated[
+    str,
+    BeforeValidator(
+        lambda value: (
+            str(value).lower()
+            if isinstance(value, bool)
+            else str(value)
+            if isinstance(value, (int, float))
+            else value
+        )
+    ),
+    Field(max_length=256),
+]

@@ -15,7 +15,9 @@ from typing import Any
 
 import yaml
 
+from pytest_vmss.arm import Unevaluated
 from pytest_vmss.errors import ModelError, ModelProblem
+from pytest_vmss.model.decoding import decode, without_comments
 from pytest_vmss.secrecy import (
     WRITE_ONLY,
     SealedDocument,
@@ -28,7 +30,7 @@ from pytest_vmss.secrecy import (
 )
 from pytest_vmss.untrusted import one_line, read_regular
 
-__all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "Meter", "label_of", "read"]
+__all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "copied", "label_of", "read"]
 
 #: Azure Resource Manager's limit for a template.
 MAX_BYTES = 4 * 1024 * 1024
@@ -42,6 +44,11 @@ _YAML_TEXTS = frozenset({"tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp"}
 
 #: Properties whose content is user-defined and taken as it is.
 OPAQUE = frozenset({"settings", "protectedSettings", "protectedSettingsFromKeyVault", "tags"})
+#: The property whose content is flattened.
+_INNER = "properties"
+_OPAQUE = {name.lower(): name for name in OPAQUE}
+
+_COMPILERS = {".bicep": "`az bicep build`", ".bicepparam": "`az bicep build-params`"}
 
 #: libyaml's loader if available: it is a hundred times as fast.
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -138,9 +145,13 @@ def _load(source: object) -> object:
     if not isinstance(source, (str, Path)):
         raise _RefusedError("$", f"must be a file's path or an object, is {type(source).__name__}")
     path = Path(source)
+    if path.suffix.lower() in (".bicep", ".bicepparam"):
+        raise _RefusedError(
+            "$", f"is Bicep: give the JSON that {_COMPILERS[path.suffix.lower()]} makes"
+        )
     text = _text(path)
     try:
-        return json.loads(text) if path.suffix.lower() == ".json" else _yaml(str(text))
+        return _json(str(text)) if path.suffix.lower() == ".json" else _yaml(str(text))
     except _RefusedError:
         raise
     except RecursionError:
@@ -175,7 +186,7 @@ def _text(path: Path) -> SecretText:
     """Reads a file's text, within the size limit.
 
     Raises:
-        _RefusedError: It is not a regular file, too large, or not UTF-8.
+        _RefusedError: It is not a regular file, too large, or neither UTF-8 nor UTF-16.
     """
     try:
         content = read_regular(path, MAX_BYTES)
@@ -186,9 +197,9 @@ def _text(path: Path) -> SecretText:
         reason = getattr(error, "strerror", None) or "it has no valid name"
         raise _RefusedError("$", f"cannot be read: {reason}") from None
     try:
-        return SecretText(content.decode("utf-8-sig"), "<a document's text>")
+        return SecretText(decode(content), "<a document's text>")
     except UnicodeDecodeError as error:
-        message = f"cannot be read: it is not UTF-8 at byte {error.start}"
+        message = f"cannot be read: it is not {error.encoding.upper()} at byte {error.start}"
     raise _RefusedError("$", message)
 
 
@@ -228,6 +239,11 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _number(_SafeLoader.construct
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _SafeLoader.construct_yaml_str)
 
 
+def _json(text: str) -> object:
+    """Loads JSON as ARM takes it: with comments, trailing commas, and texts of several lines."""
+    return json.loads(without_comments(text), strict=False)
+
+
 def _yaml(text: str) -> object:
     """Loads YAML after counting its events; the loader's exceptions propagate."""
     meter = Meter()
@@ -256,6 +272,17 @@ def _yaml(text: str) -> object:
         if values > 2 * MAX_VALUES:  # keys count here too
             raise _RefusedError("$", f"holds more than {MAX_VALUES} values, aliases followed")
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of a safe loader
+
+
+def copied(value: object, label: str) -> Any:
+    """Copies what a template made, checked against a document's limits, with secrets masked.
+
+    Values in it may be shared, so that it is far larger than it looks.
+
+    Raises:
+        ModelError: It exceeds a limit.
+    """
+    return refusals(lambda: _checked(value), label)
 
 
 def _checked(data: object) -> Any:
@@ -313,8 +340,9 @@ def _name(key: object, path: str, others: Mapping[str, Any], *, opaque: bool) ->
     name = str.__str__(key)
     _scalar(name, path)
     if not opaque:
-        name = WRITE_ONLY.get(plain_name(name), name)
-        if name in others and is_secret_name(name):
+        name = WRITE_ONLY.get(plain_name(name)) or _OPAQUE.get(name.lower(), name)
+        twice = name in others and is_secret_name(name)
+        if twice or (name.lower() == _INNER and any(key.lower() == _INNER for key in others)):
             raise _RefusedError(f"{path}.{name}", "is given twice, in different spellings")
     return name
 
@@ -331,6 +359,8 @@ def _scalar(value: object, path: str) -> object:
             raise _RefusedError(path, "must be a finite number")
         return value
     if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Unevaluated):
         return value
     if isinstance(value, int):
         value = int.__pos__(value)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.health import is_application_health
-from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name
+from pytest_vmss.model.load_balancer import LoadBalancer, Probe, last_name, served_rules
 from pytest_vmss.model.ports import host_port
+from pytest_vmss.model.review import setting_of
 from pytest_vmss.model.scale_set import Extension, ImageReference, PatchSettings, ScaleSetModel
 from pytest_vmss.model.sequencing import check_sequence
 from pytest_vmss.model.service_fabric import (
     Cluster,
     check_service_fabric,
-    durability,
-    find_extension,
+    is_durable,
+    reads_setting,
 )
-from pytest_vmss.model.sizes import SIZES, find_size
+from pytest_vmss.model.sizes import VmSize, find_size, nearest_sizes
 from pytest_vmss.secrecy import mask, quote
 from pytest_vmss.untrusted import listed
 
@@ -32,6 +33,9 @@ _FIRST_API_VERSION = "2018-10-01"
 #: Since this version Windows' own updates rule out automatic OS upgrade (C6).
 _WINDOWS_API_VERSION = "2019-03-01"
 
+#: What the names of Windows images' publishers begin with.
+_WINDOWS_PUBLISHERS = ("microsoftwindows", "microsoftsqlserver", "microsoftvisualstudio")
+
 _PROFILE = "$.virtualMachineProfile"
 _AUTOMATIC = "$.upgradePolicy.automaticOSUpgradePolicy.enableAutomaticOSUpgrade"
 
@@ -44,6 +48,9 @@ def check_model(
     extension_types: frozenset[tuple[str, str]],
     clusters: list[Cluster] | None = None,
     balancer: LoadBalancer | None = None,
+    own_size: VmSize | None = None,
+    left_out: Collection[str] = (),
+    unread_settings: Sequence[ModelProblem] = (),
 ) -> list[ModelProblem]:
     """Returns the problems of a model whose values are each valid; at most the first 100.
 
@@ -54,13 +61,18 @@ def check_model(
         extension_types: Known extensions: (publisher, type) in lower case.
         clusters: Service Fabric clusters in the same template.
         balancer: The load balancer in front of it.
+        own_size: The size that its instances get whatever it says (A3).
+        left_out: Names of extensions, in lower case, that may be left out (P4).
+        unread_settings: Settings of extensions that have no value here (P1).
     """
     problems = chain(
-        _check_size(model, sizes),
+        _check_windows(model),
+        _check_size(model, sizes) if own_size is None else (),
         _check_image(model),
         _check_disks(model),
         _check_probe(probe),
-        _check_extensions(model, extension_types),
+        _check_extensions(model, extension_types, left_out),
+        _check_unread(model, unread_settings, extension_types),
         _check_placement(model),
         _check_balancer(model, balancer),
         _check_probe_in_use(model, balancer),
@@ -71,17 +83,41 @@ def check_model(
     return list(islice(problems, _MOST_PROBLEMS))
 
 
+def _check_windows(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    """Refuses a set of Windows guests, at the first sign of them (A8)."""
+    profile, reference = model.virtual_machine_profile, model.image_reference
+    signs = {
+        f"{_PROFILE}.storageProfile.osDisk.osType": (
+            profile.storage_profile.os_disk.os_type == "Windows"
+        ),
+        f"{_PROFILE}.osProfile.windowsConfiguration": (
+            profile.os_profile.windows_configuration is not None
+        ),
+        f"{_PROFILE}.storageProfile.imageReference.publisher": (
+            (reference.publisher or "").lower().startswith(_WINDOWS_PUBLISHERS)
+        ),
+    }
+    for path in [path for path, found in signs.items() if found][:1]:
+        yield ModelProblem(
+            path,
+            "OSTypeNotSupported",
+            "asks for Windows guests, and only Linux guests can be run here: no machine is built "
+            "for Windows, and no cloudbase-init is fed; rehearse with a Linux image, and leave "
+            "windowsConfiguration and osType Windows out",
+        )
+
+
 def _check_size(
     model: ScaleSetModel, sizes: Mapping[str, tuple[int, int]]
 ) -> Iterator[ModelProblem]:
     if find_size(model.sku.name, sizes) is None:
-        # List them all: users can choose only from this host's own sizes.
-        known = ", ".join([*sizes, *(size.name for size in SIZES.values())])
+        near = listed(nearest_sizes(model.sku.name, sizes))
         yield ModelProblem(
             "$.sku.name",
             "InvalidParameter",
-            f"the size {quote(model.sku.name)} is not known here; known are: {known}; "
-            "add your own with the ini option vmss_sizes or Settings.sizes",
+            f"the size {quote(model.sku.name)} is not known here; the nearest are: {near}; add "
+            "your own with the ini option vmss_sizes (vmss --set 'sizes.NAME = [VCPUS, MIB]'), or "
+            "run every set in one size of the lab's own with --vmss-size (vmss --size)",
         )
 
 
@@ -92,13 +128,6 @@ def _check_image(model: ScaleSetModel) -> Iterator[ModelProblem]:
         if reference.version is not None:
             yield ModelProblem(
                 path, "InvalidParameter", "has both an id and a version; Azure takes one of them"
-            )
-        if "/galleries/" not in reference.id.lower():
-            yield ModelProblem(
-                f"{path}.id",
-                "InvalidParameter",
-                "must name an image of a gallery: "
-                "…/Microsoft.Compute/galleries/{gallery}/images/{definition}[/versions/{version}]",
             )
     elif not (reference.publisher and reference.offer and reference.sku and reference.version):
         yield ModelProblem(
@@ -145,7 +174,7 @@ def _check_probe(probe: Probe | None) -> Iterator[ModelProblem]:
 
 
 def _check_extensions(
-    model: ScaleSetModel, known: frozenset[tuple[str, str]]
+    model: ScaleSetModel, known: frozenset[tuple[str, str]], left_out: Collection[str]
 ) -> Iterator[ModelProblem]:
     counts = Counter(extension.name.lower() for extension in model.extensions)
     names = ", ".join(sorted("/".join(pair) for pair in known))
@@ -155,14 +184,44 @@ def _check_extensions(
             yield ModelProblem(
                 f"{path}.name", "InvalidParameter", f"{extension.name!r} is used more than once"
             )
-        if (extension.publisher.lower(), extension.type.lower()) not in known:
+        if is_application_health(extension) and extension.type.lower().endswith("windows"):
+            yield ModelProblem(
+                f"{path}.type",
+                "OSTypeNotSupported",
+                "ApplicationHealthWindows is for Windows guests, and only Linux guests can be run "
+                "here; use ApplicationHealthLinux, with the same settings",
+            )
+        elif not _is_handled(extension, known) and extension.name.lower() not in left_out:
             yield ModelProblem(
                 f"{path}.type",
                 "ArtifactNotFound",
-                f"no handler for the extension {_called(extension)} here; there are: {names}",
+                f"no handler for the extension {_called(extension)} here; there are: {names}; "
+                "register one (register, register_package), or leave such extensions out with "
+                "--vmss-unknown-extensions skip (vmss --unknown-extensions skip)",
             )
     if max(counts.values(), default=0) <= 1:
         yield from check_sequence(model.extensions)
+
+
+def _is_handled(extension: Extension, known: frozenset[tuple[str, str]]) -> bool:
+    return (extension.publisher.lower(), extension.type.lower()) in known
+
+
+def _check_unread(
+    model: ScaleSetModel,
+    unread: Sequence[ModelProblem],
+    known: frozenset[tuple[str, str]],
+) -> Iterator[ModelProblem]:
+    """Yields the settings without a value that a handler would read (P1)."""
+    for problem in unread:
+        index, name = setting_of(problem)
+        extension = model.extensions[index]
+        if _is_handled(extension, known) and reads_setting(extension, name):
+            yield ModelProblem(
+                problem.path,
+                problem.code,
+                f"{problem.message}; give it by a parameter, or in its place",
+            )
 
 
 def _called(extension: Extension) -> str:
@@ -199,13 +258,13 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
     several = model.single_placement_group is False or model.sku.capacity > _GROUP_SIZE
     if several and balancer.sku is not None and balancer.sku.name == "Basic":
         yield ModelProblem(
-            f"the load balancer {quote(balancer.name)}.sku.name",
+            f"the load balancer {quote(balancer.title)}.sku.name",
             "BadRequest",
             "a set of several placement groups needs a Standard load balancer; given Basic",
         )
     names = {probe.name.lower() for probe in balancer.probes}
     for rule in balancer.load_balancing_rules:
-        path = f"the load balancer {quote(balancer.name)}.loadBalancingRules[{rule.name!r}]"
+        path = f"the load balancer {quote(balancer.title)}.loadBalancingRules[{rule.name!r}]"
         if rule.probe is not None and last_name(rule.probe.id).lower() not in names:
             yield ModelProblem(
                 f"{path}.probe.id",
@@ -217,19 +276,26 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
 
 
 def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
-    path = f"the load balancer {quote(balancer.name)}.loadBalancingRules"
+    path = f"the load balancer {quote(balancer.title)}.loadBalancingRules"
     rules = balancer.load_balancing_rules
-    for port, count in Counter(rule.frontend_port for rule in rules).items():
+    taken = Counter(
+        (rule.frontend, rule.frontend_port, protocol)
+        for rule in rules
+        for protocol in (("Tcp", "Udp") if rule.protocol == "All" else (rule.protocol,))
+    )
+    for (_, port, protocol), count in taken.items():
         if count > 1:
             yield ModelProblem(
-                path, "InvalidParameter", f"{count} rules have the frontend port {port}"
+                path,
+                "InvalidParameter",
+                f"{count} rules have the frontend port {port} for {protocol} on one frontend",
             )
     for name, count in Counter(rule.name.lower() for rule in rules).items():
         if count > 1:
             yield ModelProblem(path, "InvalidParameter", f"{count} rules have the name {name!r}")
     # URLs must not change, so conflicts are rejected instead of mapping to another port.
     by_host: dict[int, list[int]] = {}
-    for port in sorted({rule.frontend_port for rule in rules if rule.protocol != "Udp"}):
+    for port in sorted(rule.frontend_port for rule in served_rules(balancer)):
         by_host.setdefault(host_port(port), []).append(port)
     for port, (first, *others) in by_host.items():
         if others:
@@ -326,10 +392,17 @@ def _check_api_version(model: ScaleSetModel) -> Iterator[ModelProblem]:
 
 def _check_health_source(model: ScaleSetModel) -> Iterator[ModelProblem]:
     has_probe, has_extension = _health_sources(model)
-    service_fabric = find_extension(model)
-    if service_fabric is not None and durability(service_fabric[1]) in ("silver", "gold"):
-        return  # Service Fabric takes care of its health
     feature = "Automatic OS Upgrade is not supported for this Virtual Machine Scale Set because"
+    if is_durable(model):  # Service Fabric takes care of its health
+        if has_probe:
+            yield ModelProblem(
+                f"{_PROFILE}.networkProfile.healthProbe",
+                "BadRequest",
+                f"{feature} a health probe was provided beside the Service Fabric extension, "
+                "whose durability Silver or Gold already decides on health. Remove the health "
+                "probe prior to enabling automatic OS upgrade.",
+            )
+        return
     if not has_probe and not has_extension:
         yield ModelProblem(
             _AUTOMATIC,
@@ -350,11 +423,12 @@ def _check_patching(model: ScaleSetModel) -> Iterator[ModelProblem]:
     profile = model.virtual_machine_profile.os_profile
     windows, linux = profile.windows_configuration, profile.linux_configuration
     old_api = model.api_version is not None and model.api_version < _WINDOWS_API_VERSION
-    if windows is not None and windows.enable_automatic_updates and not old_api:
+    if windows is not None and windows.enable_automatic_updates is not False and not old_api:
         yield ModelProblem(
             f"{_PROFILE}.osProfile.windowsConfiguration.enableAutomaticUpdates",
             "BadRequest",
-            "must be false where automatic OS upgrade is enabled: an image brings its updates",
+            "must be false (absent means true) where automatic OS upgrade is enabled: an image "
+            "brings its updates",
         )
     settings: dict[str, PatchSettings | None] = {
         "windowsConfiguration": windows.patch_settings if windows else None,

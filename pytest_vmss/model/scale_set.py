@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -35,9 +34,11 @@ from pytest_vmss.model.names import (
     Prefix,
     ResourceName,
     SetName,
+    TagValue,
     Version,
     Zone,
 )
+from pytest_vmss.model.not_modelled import is_as_here
 from pytest_vmss.secrecy import conceal, is_secret_name, published, with_masks_of
 
 __all__ = [
@@ -78,6 +79,9 @@ class AzureModel(BaseModel):
         hide_input_in_errors=True,
     )
 
+    #: Declared fields that nothing reads, each with the value that says what is done here anyway.
+    NOT_READ: ClassVar[Mapping[str, object]] = {}
+
     @field_validator("*", mode="wrap")
     @classmethod
     def _keep_masks(cls, given: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -108,13 +112,17 @@ class AzureModel(BaseModel):
     def unknown(self, path: str) -> Iterator[str]:
         """Yields JSON paths of properties that have no effect locally."""
         for name, value in (self.model_extra or {}).items():
-            if value not in (None, [], {}):
+            if value not in (None, [], {}) and not is_as_here(path, name, value):
                 yield f"{path}.{name}"
         for name, field in type(self).model_fields.items():
             alias = field.alias or name
-            if name in _NOT_READ and getattr(self, name) is not None:
-                yield f"{path}.{alias}"
             value = getattr(self, name)
+            if (
+                name in self.NOT_READ
+                and name in self.model_fields_set
+                and value not in (None, self.NOT_READ[name])
+            ):
+                yield f"{path}.{alias}"
             if isinstance(value, AzureModel):
                 yield from value.unknown(f"{path}.{alias}")
             elif isinstance(value, list):
@@ -136,8 +144,6 @@ class AzureModel(BaseModel):
 
 #: Context that makes the serializer include secrets.
 _FULL: dict[str, bool] = {"full": True}
-#: Fields that are declared only because they hold secrets.
-_NOT_READ = frozenset({"protected_settings_from_key_vault"})
 
 
 def _check_base64(value: SecretStr) -> SecretStr:
@@ -187,6 +193,8 @@ class AutomaticOSUpgradePolicy(AzureModel):
     disable_automatic_rollback: bool = False
     use_rolling_upgrade_policy: bool = False
 
+    NOT_READ = {"use_rolling_upgrade_policy": True}
+
 
 class UpgradePolicy(AzureModel):
     """How changes to the model reach instances."""
@@ -203,6 +211,8 @@ class SshPublicKey(AzureModel):
 
     path: str | None = None
     key_data: KeyData
+
+    NOT_READ = {"path": None}
 
 
 class SshConfiguration(AzureModel):
@@ -224,6 +234,8 @@ class LinuxConfiguration(AzureModel):
     ssh: SshConfiguration | None = None
     patch_settings: PatchSettings | None = None
 
+    NOT_READ = {"disable_password_authentication": True}
+
 
 class WindowsConfiguration(AzureModel):
     """Settings of Windows guests only."""
@@ -235,12 +247,29 @@ class WindowsConfiguration(AzureModel):
 class OSProfile(AzureModel):
     """Settings that the guest receives at its first boot."""
 
-    computer_name_prefix: Prefix
+    computer_name_prefix: Prefix | None = None
     admin_username: AdminName = "azureuser"
     admin_password: SecretStr | None = Field(default=None, exclude=True)
     custom_data: Base64Secret | None = Field(default=None, exclude=True)
     linux_configuration: LinuxConfiguration | None = None
     windows_configuration: WindowsConfiguration | None = None
+
+    NOT_READ = {"admin_password": None}
+
+    def unknown(self, path: str) -> Iterator[str]:
+        """Yields JSON paths of properties that have no effect locally.
+
+        A key's path has none where it is the administrator's own.
+        """
+        usual = f"/home/{self.admin_username}/.ssh/authorized_keys"
+        linux = self.linux_configuration
+        keys = linux.ssh.public_keys if linux and linux.ssh else []
+        as_here = {
+            f"{path}.linuxConfiguration.ssh.publicKeys[{index}].path"
+            for index, key in enumerate(keys)
+            if key.path == usual
+        }
+        yield from (found for found in super().unknown(path) if found not in as_here)
 
 
 class ImageReference(AzureModel):
@@ -264,10 +293,7 @@ class OSDisk(AzureModel):
         default=None, alias="diskSizeGB"
     )
 
-
-def _capitalised(value: object) -> object:
-    # az vmss create sends "empty" (azure-arm.md Q5).
-    return value[:1].upper() + value[1:] if isinstance(value, str) else value
+    NOT_READ = {"create_option": "FromImage", "caching": None}
 
 
 class DataDisk(AzureModel):
@@ -275,13 +301,13 @@ class DataDisk(AzureModel):
 
     lun: Annotated[int, Field(ge=0, le=63)]
     name: str | None = None
-    create_option: Annotated[
-        Literal["Empty", "FromImage", "Attach", "Copy", "Restore"], BeforeValidator(_capitalised)
-    ]
+    create_option: Literal["Empty", "FromImage", "Attach", "Copy", "Restore"]
     disk_size_gb: Annotated[int, Field(ge=1, le=65536)] | None = Field(
         default=None, alias="diskSizeGB"
     )
     delete_option: Literal["Delete", "Detach"] | None = None
+
+    NOT_READ = {"name": None}
 
 
 class StorageProfile(AzureModel):
@@ -317,6 +343,8 @@ class Extension(AzureModel):
     provision_after_extensions: Annotated[list[str], Field(max_length=100)] = []
     force_update_tag: str | None = None
     suppress_failures: bool = False
+
+    NOT_READ = {"protected_settings_from_key_vault": None}
 
     @property
     def handler_name(self) -> str:
@@ -369,7 +397,7 @@ class ScaleSetModel(AzureModel):
     name: SetName
     api_version: str | None = None
     location: str = "local"
-    tags: Annotated[dict[str, str], Field(max_length=50)] = {}
+    tags: Annotated[dict[str, TagValue], Field(max_length=50)] = {}
     zones: Annotated[list[Zone], Field(max_length=100)] = []
     sku: Sku
     upgrade_policy: UpgradePolicy = Field(default_factory=UpgradePolicy)
@@ -388,6 +416,15 @@ class ScaleSetModel(AzureModel):
     def not_modelled(self) -> list[str]:
         """Returns the JSON paths of properties that are kept but have no effect here."""
         return sorted(self.unknown("$"))
+
+    @property
+    def computer_name_prefix(self) -> str:
+        """The prefix of computer names; without one, what ``az vmss create`` makes of the name."""
+        given = self.virtual_machine_profile.os_profile.computer_name_prefix
+        if given is not None:
+            return given
+        letters = "".join(part for part in self.name if part.isalnum() and part.isascii())
+        return letters[:9].lower() or "vmss"
 
     @property
     def automatic_os_upgrade(self) -> AutomaticOSUpgradePolicy:

@@ -11,11 +11,20 @@ from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 from pytest_vmss.secrecy import mask, quote
 
-__all__ = ["Cluster", "check_service_fabric", "durability", "find_extension"]
+__all__ = [
+    "Cluster",
+    "check_service_fabric",
+    "durability",
+    "find_extension",
+    "is_durable",
+    "reads_setting",
+]
 
 _PUBLISHER = "microsoft.azure.servicefabric"
 _TYPES = ("servicefabricnode", "servicefabriclinuxnode")
 _LEVELS = ("bronze", "silver", "gold")
+#: Levels whose clusters approve what is done to their nodes.
+_APPROVING = ("silver", "gold")
 
 
 class NodeType(AzureModel):
@@ -44,6 +53,29 @@ def find_extension(model: ScaleSetModel) -> tuple[int, Extension] | None:
 def durability(extension: Extension) -> str:
     """Returns a Service Fabric extension's ``durabilityLevel`` in lower case; Bronze by default."""
     return str((extension.settings or {}).get("durabilityLevel", "Bronze")).lower()
+
+
+def reads_setting(extension: Extension, name: str) -> bool:
+    """Whether a setting of an extension counts here; of a Service Fabric node, few do.
+
+    Args:
+        extension: The extension.
+        name: The setting's name.
+    """
+    is_node = (extension.publisher.lower(), extension.type.lower()) in {
+        (_PUBLISHER, kind) for kind in _TYPES
+    }
+    return not is_node or name.lower() in ("durabilitylevel", "nodetyperef")
+
+
+def is_durable(model: ScaleSetModel) -> bool:
+    """Whether a set is a node type of durability Silver or Gold.
+
+    Its cluster approves the upgrade of each update domain (I3), and needs no other health
+    source (C7).
+    """
+    found = find_extension(model)
+    return found is not None and durability(found[1]) in _APPROVING
 
 
 def check_service_fabric(model: ScaleSetModel, clusters: list[Cluster]) -> Iterator[ModelProblem]:

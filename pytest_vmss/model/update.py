@@ -10,7 +10,7 @@ from pytest_vmss.model.scale_set import ScaleSetModel
 from pytest_vmss.secrecy import is_secret_name, mask, quote, unmasked
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["check_update", "keep_secrets", "merge", "profile_of"]
+__all__ = ["check_update", "keep_secrets", "merge", "overlaid", "profile_of"]
 
 _REFERENCE = ("virtualMachineProfile", "storageProfile", "imageReference")
 
@@ -28,7 +28,7 @@ def merge(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: It holds a mask for which nothing is stored.
     """
-    merged = _merge(stored, given)
+    merged = overlaid(stored, given)
     reference = _at(given, _REFERENCE)
     kept = _at(merged, _REFERENCE)
     if "id" in reference:
@@ -48,7 +48,7 @@ def keep_secrets(stored: dict[str, Any], given: dict[str, Any]) -> dict[str, Any
         ModelError: It holds a mask for which nothing is stored.
     """
     left: list[tuple[str | int, ...]] = []
-    result: dict[str, Any] = unmasked(_merge({}, given), stored, left)
+    result: dict[str, Any] = unmasked(overlaid({}, given), stored, left)
     if left:
         raise ModelError([_left_mask(path) for path in left], source="the change")
     old_os, new_os = (
@@ -92,17 +92,25 @@ def _extensions(profile: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _merge(old: Any, new: Any) -> Any:
+def overlaid(old: Any, new: Any) -> Any:
+    """Lays a value over another: objects are merged, all else is replaced.
+
+    Names count in any case, and keep the spelling of the first value.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
+        stored = {key.lower(): key for key in old}
+        given = {
+            key if key in old else stored.get(key.lower(), key): value for key, value in new.items()
+        }
         return {
-            **{key: _merge(value, {}) if isinstance(value, dict) else value
-               for key, value in old.items() if key not in new},
-            **{key: _merge(old.get(key), value) for key, value in new.items()},
+            **{key: overlaid(value, {}) if isinstance(value, dict) else value
+               for key, value in old.items() if key not in given},
+            **{key: overlaid(old.get(key), value) for key, value in given.items()},
         }  # fmt: skip
     if isinstance(new, dict):
-        return {key: _merge(None, value) for key, value in new.items()}
+        return {key: overlaid(None, value) for key, value in new.items()}
     if isinstance(new, list):
-        return [_merge(None, item) for item in new]
+        return [overlaid(None, item) for item in new]
     return new
 
 
@@ -132,11 +140,10 @@ def check_update(old: ScaleSetModel, new: ScaleSetModel) -> list[ModelProblem]:
 def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:
     fixed = {
         "name": (old.name.lower(), new.name.lower()),
-        "location": (old.location.lower(), new.location.lower()),
+        "location": (_place(old.location), _place(new.location)),
         "orchestrationMode": (old.orchestration_mode, new.orchestration_mode),
         "virtualMachineProfile.osProfile.computerNamePrefix": (
-            old.virtual_machine_profile.os_profile.computer_name_prefix,
-            new.virtual_machine_profile.os_profile.computer_name_prefix,
+            old.computer_name_prefix.lower(), new.computer_name_prefix.lower(),
         ),
         "virtualMachineProfile.osProfile.adminUsername": (
             old.virtual_machine_profile.os_profile.admin_username,
@@ -170,10 +177,20 @@ def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProble
         )
 
 
+def _place(location: str) -> str:
+    """A location as Azure compares it: "West Europe" is "westeurope"."""
+    return "".join(location.split()).lower()
+
+
 def _storage_type(model: ScaleSetModel) -> object:
     extra = model.virtual_machine_profile.storage_profile.os_disk.model_extra or {}
-    managed = extra.get("managedDisk")
-    return managed.get("storageAccountType") if isinstance(managed, dict) else None
+    managed = _in_any_case(extra, "managedDisk")
+    kind = _in_any_case(managed, "storageAccountType") if isinstance(managed, dict) else None
+    return kind.lower() if isinstance(kind, str) else kind
+
+
+def _in_any_case(body: dict[str, Any], name: str) -> Any:
+    return next((item for key, item in body.items() if key.lower() == name.lower()), None)
 
 
 def _check_zones(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProblem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.model import host_ports
@@ -12,13 +13,16 @@ from pytest_vmss.store import InstanceRecord
 __all__ = ["allocate_instances"]
 
 
-def allocate_instances(environment: Environment, scale_set: str, count: int) -> list[int]:
+def allocate_instances(
+    environment: Environment, scale_set: str, count: int, places: Sequence[Spot] = ()
+) -> list[int]:
     """Allocates new instances of a set, each with its identity and place (A4, D3).
 
     Args:
         environment: The lab's environment.
         scale_set: The set.
         count: How many.
+        places: Where each goes, if they replace others; the emptiest places otherwise.
 
     Returns:
         Their numbers, which this set has never used before.
@@ -35,10 +39,11 @@ def allocate_instances(environment: Environment, scale_set: str, count: int) -> 
             for record in everyone
             if record.scale_set == set_record.name
         ]
-        prefix = model.virtual_machine_profile.os_profile.computer_name_prefix
+        prefix = model.computer_name_prefix
+        given = iter(places)
         for number in range(set_record.next_instance_id, set_record.next_instance_id + count):
             unique = uuid.uuid4()
-            spot = next_spot(spots, model.zones)
+            spot = next(given, None) or next_spot(spots, model.zones)
             spots.append(spot)
             ids.append(number)
             store.put(

@@ -123,6 +123,8 @@ class CreateScaleSet(Create):
         health_timeout: Seconds to wait for health, in place of the lab's timeout.
         health_command: A command as custom health source (F4).
         health_function: Whether this process has a function as custom health source.
+        approver_url: The endpoint that approves update domains (I3).
+        approver_function: Whether a function of this process does.
         checkpoint: Name of the checkpoint in the lab to restore from; empty to boot.
     """
 
@@ -132,6 +134,8 @@ class CreateScaleSet(Create):
     health_timeout: float | None = None
     health_command: str | None = None
     health_function: bool = False
+    approver_url: str | None = None
+    approver_function: bool = False
     checkpoint: str = ""
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
@@ -139,6 +143,7 @@ class CreateScaleSet(Create):
         register_scale_set(
             environment, self.document, ports=self.ports, health_timeout=self.health_timeout,
             health_command=self.health_command, health_function=self.health_function,
+            approver_url=self.approver_url, approver_function=self.approver_function,
         )  # fmt: skip
         capacity = self.document.model.sku.capacity
         ids = allocate_instances(environment, scale_set, capacity)

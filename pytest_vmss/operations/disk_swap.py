@@ -40,6 +40,7 @@ __all__ = [
     "change_or_go_back",
     "change_steps",
     "keep_failed_steps",
+    "prove_steps",
     "roll_back",
     "rollback_steps",
     "swap",
@@ -55,14 +56,31 @@ __all__ = [
 # steps by number.
 
 
-def bring_up_steps(generation: int) -> list[Step]:
-    """Steps from starting a machine on its OS disk to a healthy instance."""
+def bring_up_steps(generation: int, *, newer: bool = False) -> list[Step]:
+    """Steps from starting a machine on its OS disk to a healthy instance.
+
+    Args:
+        generation: Number of the OS disk.
+        newer: Rerun extensions whose handler has a higher version.
+    """
     return [
         Start(generation),
         ProveBoot(generation),
         FinishCloudInit(generation),
-        RunExtensions(generation),
+        RunExtensions(generation, newer=newer),
         AwaitHealth(generation),
+    ]
+
+
+def prove_steps(generation: int) -> Sequence[Step]:
+    """Steps that start an instance which was changed while it was stopped, and prove it."""
+    return [
+        Drain(),
+        Stop(generation),
+        *bring_up_steps(generation, newer=True),
+        Undrain(),
+        Sync(generation),
+        Commit(generation),
     ]
 
 
@@ -92,6 +110,17 @@ def swap_steps(
     ]
 
 
+def stopped_swap_steps(old: int, new: int, version: ImageAddress, revision: int) -> Sequence[Step]:
+    """The same for an instance that is stopped and stays so: nothing of it is proved."""
+    return [
+        PrepareDisk(new, version, revision),
+        Stop(old),
+        CreateDataDisks(revision),
+        Commit(new, stopped=True),
+        Discard(new),
+    ]
+
+
 def rollback_steps(old: int, new: int) -> Sequence[Step]:
     """Steps that restore the previous OS disk, the same file, and check its recovery (G1).
 
@@ -110,7 +139,7 @@ def rollback_steps(old: int, new: int) -> Sequence[Step]:
     ]
 
 
-def keep_failed_steps(stays: int, old: int) -> Sequence[Step]:
+def keep_failed_steps(stays: int, old: int, *, stopped: bool = False) -> Sequence[Step]:
     """Steps without rollback: the instance stays as it is, failed; the old disk is kept.
 
     Args:
@@ -118,10 +147,13 @@ def keep_failed_steps(stays: int, old: int) -> Sequence[Step]:
             is nothing to inspect or keep.
         old: Number of the previous OS disk. If that is still the current one, the new disk
             is discarded, and the machine is started again if it had been stopped.
+        stopped: Whether the instance stays stopped.
     """
     if not stays:
         return [Discard(0)]
-    commit = Commit(stays, provisioning="Failed")
+    commit = Commit(stays, provisioning="Failed", stopped=stopped)
+    if stopped:
+        return [commit, *([Discard(old)] if stays == old else [])]
     back: list[Step] = [Discard(old), Start(old)] if stays == old else []
     return [commit, *back, *undrain_steps()]
 
@@ -162,6 +194,15 @@ def change_steps(
     ]
 
 
+def stopped_change_steps(generation: int, revision: int) -> Sequence[Step]:
+    """The same for an instance that is stopped and stays so; its next start does the rest."""
+    return [
+        ApplyModel(generation, revision),
+        CreateDataDisks(revision),
+        Commit(generation, stopped=True),
+    ]
+
+
 # Changing an instance, and rolling it back.
 
 
@@ -170,6 +211,7 @@ def change_or_go_back(
     *,
     new_disk: Callable[[], bool],
     forward: Callable[[Work, OutcomeRecord], tuple[str, Sequence[Step]]],
+    keep_power: bool = False,
 ) -> None:
     """Changes an instance; one that fails is rolled back, or stays as it is.
 
@@ -177,11 +219,14 @@ def change_or_go_back(
         work: The instance's work.
         new_disk: Whether it gets a new OS disk; one that never came up always does.
         forward: Returns the phase that changes it, and its steps.
+        keep_power: Whether an instance that is stopped stays so.
 
     Raises:
         Exception: It could not be finished for now; call this again.
     """
-    plan = work.plan(lambda: work.context.record.generation == 0 or new_disk())
+    plan = work.plan(
+        lambda: work.context.record.generation == 0 or new_disk(), keep_power=keep_power
+    )
     if plan.error is None:
         try:
             work.run(*forward(work, plan))
@@ -196,7 +241,8 @@ def change_or_go_back(
         return
     result = work.context.generation(plan.result)
     stays = plan.result if result is not None and result.started else plan.source
-    work.run_untimed("keep failed", keep_failed_steps(stays, plan.source))
+    steps = keep_failed_steps(stays, plan.source, stopped=plan.stopped)
+    work.run_untimed("keep failed", steps)
     work.end_failed(Outcome.FAILED)
 
 
@@ -207,7 +253,11 @@ def roll_back(work: Work) -> None:
         Exception: The host could not continue; call this again.
     """
     plan, operation = work.result, work.operation
-    if plan.result != plan.source:
+    if plan.stopped and plan.result != plan.source:
+        steps: Sequence[Step] = [Discard(plan.source)]  # the new disk was never committed
+    elif plan.stopped:
+        steps = stopped_change_steps(plan.source, plan.source_revision)
+    elif plan.result != plan.source:
         steps = rollback_steps(plan.source, plan.result)
     else:
         steps = change_steps(
@@ -235,6 +285,8 @@ def swap(
 ) -> tuple[str, Sequence[Step]]:  # fmt: skip
     """The phase that gives an instance a new OS disk."""
     old = plan.source or plan.result - 1  # one that never came up has no disk yet
+    if plan.stopped:
+        return "swap", stopped_swap_steps(old, plan.result, version, revision)
     return "swap", swap_steps(old, plan.result, version, revision, data_disks=data_disks)
 
 
@@ -242,6 +294,8 @@ def change(
     work: Work, plan: OutcomeRecord, *, revision: int, newer: bool = False
 ) -> tuple[str, Sequence[Step]]:
     """The phase that applies a revision of the model to an instance on its OS disk."""
+    if plan.stopped:
+        return "change", stopped_change_steps(plan.source, revision)
     restart = is_other_machine(work.context, plan.source_revision, revision)
     return "change", change_steps(plan.source, revision, restart=restart, newer=newer)
 

@@ -65,7 +65,7 @@ class ExtensionUpgrade(Kind):
         def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
             return change(work, plan, revision=plan.source_revision, newer=True)
 
-        change_or_go_back(work, new_disk=lambda: False, forward=forward)
+        change_or_go_back(work, new_disk=lambda: False, forward=forward, keep_power=True)
 
     @classmethod
     def roll_back(cls, work: Work) -> None:

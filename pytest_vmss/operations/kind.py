@@ -49,6 +49,7 @@ class Kind(ABC):
         needs_machine: Whether it starts machines, so that their size and extensions must be
             known before the first is stopped.
         surges: Whether ``maxSurge`` applies to it.
+        by_zones: Whether it brings an image version to a region, zone after zone (D4).
         ends_others: The reason recorded when it ends an unfinished operation; empty if an
             unfinished operation is a conflict instead.
     """
@@ -56,6 +57,7 @@ class Kind(ABC):
     action: ClassVar[str]
     needs_machine: ClassVar[bool] = True
     surges: ClassVar[bool] = False
+    by_zones: ClassVar[bool] = False
     ends_others: ClassVar[str] = ""
 
     @classmethod

@@ -49,6 +49,8 @@ class _Update(Kind):
         context, revision = work.context, work.operation.revision
 
         def new_disk() -> bool:
+            if context.existing(context.record.generation).never_came_up:
+                return True
             before = context.revision(context.record.revision).model.image_reference
             return before != context.revision(revision).model.image_reference
 
@@ -57,7 +59,7 @@ class _Update(Kind):
                 return swap(plan, version=target_of(work), revision=revision)
             return change(work, plan, revision=revision)
 
-        change_or_go_back(work, new_disk=new_disk, forward=forward)
+        change_or_go_back(work, new_disk=new_disk, forward=forward, keep_power=True)
 
     @classmethod
     def roll_back(cls, work: Work) -> None:

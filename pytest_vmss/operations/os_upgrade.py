@@ -37,6 +37,7 @@ class OSUpgrade(Kind):
     rollback: bool = False
     action = "upgrade"
     surges = True
+    by_zones = True
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Plans every instance that is not on the target."""
@@ -63,7 +64,7 @@ class OSUpgrade(Kind):
         def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
             return swap(plan, version=target_of(work), revision=work.operation.revision)
 
-        change_or_go_back(work, new_disk=lambda: True, forward=forward)
+        change_or_go_back(work, new_disk=lambda: True, forward=forward, keep_power=True)
 
     @classmethod
     def roll_back(cls, work: Work) -> None:

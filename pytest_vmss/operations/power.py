@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.journal.work import Work
-from pytest_vmss.operations.disk_swap import undrain
+from pytest_vmss.operations.disk_swap import prove_steps, undrain
 from pytest_vmss.operations.kind import OnInstances, Plan
 from pytest_vmss.steps import Drain, ProveBoot, SetPower, Start, Step, Stop, Undrain
 from pytest_vmss.store import Outcome
@@ -16,14 +16,25 @@ from pytest_vmss.store import Outcome
 __all__ = ["Deallocate", "PowerChange", "Restart", "StartInstances", "StopInstances"]
 
 
+#: The phase that starts an instance which was changed while it was stopped.
+_PROVE = "first start"
+
+
 def _start_steps(generation: int) -> list[Step]:
     return [Start(generation), ProveBoot(generation), Undrain(wait=False), SetPower("running")]
 
 
 class PowerChange(OnInstances):
-    """Changes instances' power; one that fails serves again if its probe succeeds."""
+    """Changes instances' power; one that fails serves again if its probe succeeds.
+
+    Attributes:
+        phase: The phase's name.
+        starts: Whether the instances run afterwards. One that was changed while it was stopped
+            is then proved as after any swap: boot, custom data, extensions and health.
+    """
 
     phase: ClassVar[str]
+    starts: ClassVar[bool] = True
 
     @classmethod
     def steps(cls, work: Work, generation: int) -> Sequence[Step]:
@@ -34,15 +45,19 @@ class PowerChange(OnInstances):
     def run(cls, work: Work) -> None:
         """See the class."""
         plan = work.plan(lambda: False)
+        proves = cls.starts and (work.has_begun(_PROVE) or work.context.record.unproven)
         if plan.error is None:
             try:
-                work.run(cls.phase, cls.steps(work, plan.source))
+                if proves:
+                    work.run(_PROVE, prove_steps(plan.source))
+                else:
+                    work.run(cls.phase, cls.steps(work, plan.source))
             except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
                 work.fail(error)
             else:
                 return
         undrain(work)
-        work.end_failed(Outcome.FAILED, power=True)
+        work.end_failed(Outcome.FAILED, power=not proves)
 
 
 class StartInstances(PowerChange):
@@ -78,6 +93,7 @@ class StopInstances(PowerChange):
     skip_shutdown: bool = False
     action = "stop"
     phase = "stop"
+    starts = False
     needs_machine = False
     power: ClassVar[Literal["stopped", "deallocated"]] = "stopped"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple
 from datetime import datetime
 
 from pytest_vmss.environment.environment import Environment
@@ -11,15 +12,18 @@ from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem
 from pytest_vmss.file_server.blobs import GUEST_VIEW, names_server
 from pytest_vmss.guest import SSH_PORT
-from pytest_vmss.guest.extensions import check_settings, known_types
+from pytest_vmss.guest.extensions import check_settings, is_known, known_types
 from pytest_vmss.model import (
+    Extension,
     ScaleSetDocument,
     ScaleSetModel,
+    VmSize,
     check_model,
     check_update,
     model_warnings,
     profile_of,
 )
+from pytest_vmss.model.load_balancer import served_rules
 from pytest_vmss.store import InstanceRecord, ModelRecord, ScaleSetRecord, VersionRecord
 
 __all__ = [
@@ -27,6 +31,8 @@ __all__ = [
     "check_document",
     "has_latest_model",
     "is_behind",
+    "left_out_of",
+    "model_problems",
     "register_scale_set",
 ]
 
@@ -49,15 +55,12 @@ def check_document(
         NotFoundError: There is no such image.
     """
     model = document.model
-    problems = check_model(
-        model,
-        probe=document.probe,
+    problems = model_problems(
+        document,
         sizes=environment.sizes,
-        extension_types=known_types(),
-        clusters=list(document.clusters),
-        balancer=document.balancer,
+        own_size=_own_size(environment, current),
+        left_out=left_out_of(environment, model, current),
     )
-    problems += check_settings(model.extensions)
     problems += _check_custom_data(environment, model)
     if current is not None:
         problems += check_update(current.model, model)
@@ -75,6 +78,78 @@ def check_document(
         )
         raise ModelError([problem], source=document.source)
     return version
+
+
+def model_problems(
+    document: ScaleSetDocument,
+    *,
+    sizes: Mapping[str, tuple[int, int]],
+    own_size: VmSize | None = None,
+    left_out: Collection[str] = (),
+) -> list[ModelProblem]:
+    """Returns what is wrong with a model, wherever it is to run.
+
+    Args:
+        document: The model, loaded.
+        sizes: VM sizes besides the built-in ones: name to (vCPUs, MiB).
+        own_size: The size that its instances get whatever it says.
+        left_out: Names of extensions, in lower case, that may be left out.
+    """
+    problems = check_model(
+        document.model,
+        probe=document.probe,
+        sizes=sizes,
+        extension_types=known_types(),
+        clusters=list(document.clusters),
+        balancer=document.balancer,
+        own_size=own_size,
+        left_out=left_out,
+        unread_settings=document.unread_settings,
+    )
+    return problems + _check_settings(document.model.extensions, document.unread_settings)
+
+
+def _check_settings(
+    extensions: list[Extension], unread: Sequence[ModelProblem]
+) -> list[ModelProblem]:
+    """Checks the extensions' settings, unless some have no value here, which is told already."""
+    incomplete = {problem.path.partition(".settings")[0] for problem in unread}
+    incomplete |= {problem.path.partition(".protectedSettings")[0] for problem in unread}
+    return [
+        problem
+        for problem in check_settings(extensions)
+        if problem.path.partition(".settings")[0] not in incomplete
+    ]
+
+
+def _own_size(environment: Environment, current: Revision | None) -> VmSize | None:
+    """The size of the lab's own that a set is made in, or was made in (A3)."""
+    if current is None:
+        return environment.own_size
+    size = environment.set_record(current.model.name).own_size
+    return None if size is None else VmSize(*size)
+
+
+def left_out_of(
+    environment: Environment, model: ScaleSetModel, current: Revision | None
+) -> tuple[str, ...]:
+    """The names, in lower case, of extensions that are left out (P4).
+
+    These are the ones that were left out so far, and new ones if unknown ones are skipped: what
+    has run is never left out later, in a process that lacks its handler.
+    """
+    before: tuple[str, ...] = ()
+    known: set[str] = set()
+    if current is not None:
+        before = environment.set_record(current.model.name).left_out
+        known = {extension.name.lower() for extension in current.model.extensions}
+    skips = environment.unknown_extensions == "skip"
+    return tuple(
+        name
+        for extension in model.extensions
+        if not is_known(extension)
+        and ((name := extension.name.lower()) in before or (skips and name not in known))
+    )
 
 
 def _check_custom_data(environment: Environment, model: ScaleSetModel) -> list[ModelProblem]:
@@ -98,8 +173,8 @@ def _check_custom_data(environment: Environment, model: ScaleSetModel) -> list[M
 
 def _ports_of(document: ScaleSetDocument) -> set[int]:
     """The guest ports of the probe and the load balancer's rules."""
-    rules = document.balancer.load_balancing_rules if document.balancer else []
-    ports = {rule.backend_port for rule in rules if rule.protocol != "Udp"}
+    rules = served_rules(document.balancer) if document.balancer else []
+    ports = {rule.backend_port for rule in rules}
     return ports | ({document.probe.port} if document.probe else set())
 
 
@@ -127,6 +202,8 @@ def register_scale_set(
     health_timeout: float | None,
     health_command: str | None = None,
     health_function: bool = False,
+    approver_url: str | None = None,
+    approver_function: bool = False,
 ) -> ScaleSetRecord:
     """Registers a new set.
 
@@ -137,6 +214,8 @@ def register_scale_set(
         health_timeout: Seconds to wait for health, in place of the lab's timeout.
         health_command: A command as custom health source (F4).
         health_function: Whether this process has a function as custom health source.
+        approver_url: The endpoint that approves update domains (I3).
+        approver_function: Whether a function of this process does.
 
     Raises:
         ConflictError: There is already a set of that name.
@@ -152,7 +231,11 @@ def register_scale_set(
         frontend=_frontend(environment, None, document),
         health_command=health_command,
         health_function=health_function,
+        approver_url=approver_url,
+        approver_function=approver_function,
         overrides={} if health_timeout is None else {"health": health_timeout},
+        own_size=None if environment.own_size is None else astuple(environment.own_size),
+        left_out=left_out_of(environment, model, None),
     )
     with environment.store.transaction():
         if environment.store.get(ScaleSetRecord, model.name.lower()) is not None:
@@ -175,7 +258,8 @@ def add_revision(environment: Environment, document: ScaleSetDocument) -> ScaleS
     now = environment.clock.now()
     with environment.store.transaction():
         record = environment.set_record(document.model.name)
-        before = environment.revisions.get(record.unique_id, record.revision).model
+        current = environment.revisions.get(record.unique_id, record.revision)
+        before = current.model
         number = record.revision + 1
         same = profile_of(before) == profile_of(document.model)
         record = environment.store.amend(
@@ -184,6 +268,7 @@ def add_revision(environment: Environment, document: ScaleSetDocument) -> ScaleS
             profile_revision=record.profile_revision if same else number,
             automatic_since=_automatic_since(document.model, record.automatic_since, now),
             frontend=_frontend(environment, record.frontend, document),
+            left_out=left_out_of(environment, document.model, current),
         )
         _put_revision(environment, record, document)
         environment.store.event(record.name, "model", f"model changed (revision {number})")
@@ -201,6 +286,7 @@ def _put_revision(
             model=document.model.full(),
             probe=None if document.probe is None else document.probe.full(),
             balancer=None if document.balancer is None else document.balancer.full(),
+            clusters=[cluster.full() for cluster in document.clusters],
         )
     )
     for warning in model_warnings(document.probe):
@@ -219,9 +305,9 @@ def _frontend(
 def _automatic_since(
     model: ScaleSetModel, before: datetime | None, now: datetime
 ) -> datetime | None:
-    if not model.automatic_os_upgrade.enable_automatic_os_upgrade:
-        return None
-    return before or now
+    """When automatic OS upgrades were first enabled: opting out and in again is no first time."""
+    enabled = model.automatic_os_upgrade.enable_automatic_os_upgrade
+    return before or (now if enabled else None)
 
 
 def has_latest_model(environment: Environment, record: InstanceRecord) -> bool:

@@ -76,8 +76,10 @@ def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetD
         ModelError: Azure does not accept that capacity.
     """
     now = environment.revisions.current(scale_set)
-    sized = load_document(now.model.full(), capacity=capacity, known_balancer=now.balancer)
-    document = ScaleSetDocument(now.model, now.probe, scale_set, (), now.balancer)
+    sized = load_document(
+        now.model.full(), capacity=capacity, known_balancer=now.balancer, is_stored=True
+    )
+    document = ScaleSetDocument(now.model, now.probe, scale_set, now.clusters, now.balancer)
     return replace(document, model=sized.model)
 
 

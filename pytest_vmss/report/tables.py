@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pytest_vmss.api.operation import stages_of
+from pytest_vmss.api.operation import UNPROVEN, stages_of
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.guest import SSH_PORT
 from pytest_vmss.journal.report import OperationReport
@@ -73,9 +73,13 @@ def upgrade_summary(report: OperationReport) -> Text:
     )
     if record.error_code:
         text.append(f"\n{record.error_code}", style="red")
+    if report.left_out:
+        text.append(clean(f"\n  extensions left out: {', '.join(report.left_out)}"), style="dim")
     for number, outcome in sorted(report.outcomes.items()):
         text.append(f"\n  {record.scale_set}_{number}: ")
         text.append(str(outcome), style=_STYLES.get(outcome, ""))
+        if report.results[number].stopped:
+            text.append(f" ({UNPROVEN})", style="yellow")
         if error := errors.get(number):
             text.append(clean(f"  {error.code}: {error.message}"))
     return text

@@ -28,7 +28,7 @@ from pytest_vmss.guest.in_guest.application_health import Rules, document, rules
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor import Hypervisor
-from pytest_vmss.labs.identity import lab_paths
+from pytest_vmss.labs.identity import find_lab
 from pytest_vmss.labs.place import LabPlace, open_place, session_paths
 from pytest_vmss.load_balancer import Balancer, Rule
 from pytest_vmss.model import Health, Probe, VmSize, application_health
@@ -125,7 +125,8 @@ class SimulatedLab(Lab):
     ) -> Self:
         """Opens a lasting lab by name, and creates it if there is none; see :class:`Lab`."""
         make = partial(cls, seed=seed, threads=threads)
-        return open_place(settings, lab_paths(settings, name), "lasting", make)
+        settings, paths = find_lab(settings, name)
+        return open_place(settings, paths, "lasting", make)
 
     @classmethod
     def session(cls, settings: Settings, *, seed: int = 0, threads: int = 8) -> Self:
@@ -203,7 +204,7 @@ class SimulatedLab(Lab):
         machine = self.simulated.defined.get(domain)
         if machine is None or domain not in self.simulated.running or name in self.sick:
             return Observation(Health.UNHEALTHY, "sick")
-        behaviour = self.behaviours[self.simulated.image_of(machine)]
+        behaviour = self.behaviours.get(self.simulated.image_of(machine), Behaviour.GOOD)
         return Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
 
     def _simulate_file(self, domain: str, path: str) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ class FreezeDisks:
         for path, frozen, base in disks:
             environment.hypervisor.freeze_disk(path, frozen, base)
             environment.hypervisor.create_layer(path, frozen)
-        _link(environment.paths.seed(*place), files.seed(number))
+        _copy(environment.paths.seed(*place), files.seed(number))
         _copy(environment.paths.console(*place), files.console(number))
 
 
@@ -138,7 +137,7 @@ class RestoreDisks:
             return  # restored before a crash; its disks are in use
         for path, frozen in disks:
             environment.hypervisor.create_layer(path, frozen)
-        _link(files.seed(number), environment.paths.seed(*place))
+        _copy(files.seed(number), environment.paths.seed(*place))
         _copy(files.console(number), environment.paths.console(*place))
 
 
@@ -239,19 +238,11 @@ def _require(*paths: Path) -> None:
             raise CheckpointError(f"the checkpoint lacks {path}")
 
 
-def _link(path: Path, other: Path) -> None:
-    """Gives a file a second name, replacing what is there."""
-    part = other.with_name(other.name + PART)
-    part.unlink(missing_ok=True)
-    os.link(path, part)
-    if other.exists() and other.samefile(part):
-        part.unlink()  # rename does nothing if both are the same file
-    else:
-        part.replace(other)
-
-
 def _copy(path: Path, other: Path) -> None:
-    """Copies a log, if there is one, replacing what is there."""
+    """Copies a log or a seed, if there is one, replacing what is there.
+
+    A seed holds secrets, and a lab's group may read its own: it is no link that labs share.
+    """
     if not path.exists():
         return
     part = other.with_name(other.name + PART)

@@ -147,13 +147,19 @@ class PrepareDisk:
 
 @dataclass(frozen=True)
 class Commit:
-    """Commits a generation as the instance's current OS disk; the older ones can go."""
+    """Commits a generation as the instance's current OS disk; the older ones can go.
+
+    Attributes:
+        provisioning: The instance's provisioning state from then on.
+        stopped: Whether the instance stays stopped, so that nothing is proved about it yet.
+    """
 
     name: ClassVar[str] = "commit"
     timed: ClassVar[bool] = False
 
     generation: int
     provisioning: str = "Succeeded"
+    stopped: bool = False
 
     def apply(self, context: InstanceContext) -> Conclusion:
         context.existing(self.generation)
@@ -167,14 +173,16 @@ class Commit:
                 store.amend(generation, state="current")
             elif generation.state in ("current", "preparing"):
                 store.amend(generation, state="previous")
+        record = context.record
         store.amend(
-            context.record,
+            record,
             generation=self.generation,
             version=kept.version,
             revision=kept.revision,
-            power="running",
+            power=record.power if self.stopped else "running",
             provisioning=self.provisioning,
             power_failed=False,
+            unproven=self.stopped,
         )
 
 

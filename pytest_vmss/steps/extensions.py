@@ -60,7 +60,10 @@ class RunExtensions:
             if broken:
                 self._keep(context, extensions, _skipped(extension, broken[0]))
                 return
-            timeout = min(context.timeouts.extension, max(end - clock.monotonic(), 0.0))
+            if not is_known(extension):
+                self._keep(context, extensions, _left_out(extension))
+                return
+            timeout = _limit(context, end)
             first = "1" if earlier is None else f"{context.operation}-{generation.revision}"
             self._keep(context, extensions, guest.run_extension(extension, first, timeout))
 
@@ -81,6 +84,8 @@ class RunExtensions:
             return True
         if extension not in context.revision(earlier.revision).model.extensions:
             return True
+        if not is_known(extension) or earlier.left_out:
+            return is_known(extension)
         version = find_handler(extension.publisher, extension.type).version
         return self.newer and version != earlier.version
 
@@ -120,11 +125,13 @@ class RunExtensions:
         self._forget(context, gone)
 
     def _remove(self, context: InstanceContext, extension: Extension, end: float) -> None:
-        left = max(end - context.environment.clock.monotonic(), 0.0)
         guest = context.guest(context.existing(self.generation))
-        wrong = "its handler is not known here"
-        if is_known(extension):
-            wrong = guest.remove_extension(extension, min(context.timeouts.extension, left))
+        was_left_out = any(
+            entry.left_out for entry in self._results(context) if entry.name == extension.name
+        )
+        wrong = "" if was_left_out else "its handler is not known here"
+        if is_known(extension) and not was_left_out:
+            wrong = guest.remove_extension(extension, _limit(context, end))
         if wrong:
             context.event("warning", f"{extension.name} was not removed cleanly: {wrong}")
         context.event("extension", f"{extension.name}: removed")
@@ -163,6 +170,20 @@ class RunExtensions:
             log=console.path,
             code="VMExtensionProvisioningTimeout" if result.timed_out else None,
         )
+
+
+def _limit(context: InstanceContext, end: float) -> float:
+    """Seconds for one extension: its own limit, if there is one, and what all have left (H3)."""
+    left = max(end - context.environment.clock.monotonic(), 0.0)
+    own = context.timeouts.extension
+    return left if own is None else min(own, left)
+
+
+def _left_out(extension: Extension) -> ExtensionResult:
+    """The result of an extension that is left out, for there is no handler that could run it."""
+    return ExtensionResult.of(
+        extension, message="left out: nobody registered a handler for it here", left_out=True
+    )
 
 
 def _skipped(extension: Extension, failed: str) -> ExtensionResult:

@@ -13,6 +13,7 @@ from pytest_vmss.store.operation_records import (
     OperationRecord,
     Outcome,
     OutcomeRecord,
+    RepairTaskRecord,
     StepRecord,
 )
 from pytest_vmss.store.record import Record
@@ -34,6 +35,7 @@ __all__ = [
     "PackagesRecord",
     "PortRecord",
     "Record",
+    "RepairTaskRecord",
     "ScaleSetRecord",
     "StepRecord",
     "Store",

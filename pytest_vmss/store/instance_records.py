@@ -26,6 +26,7 @@ class InstanceRecord(Record):
         power: The requested power state; only the hypervisor knows whether it is running.
         provisioning: Azure's provisioning state.
         power_failed: It is Failed by nothing but a change of power, such as a restart.
+        unproven: Its OS disk or model was changed while it was stopped; its next start proves it.
         in_service: Whether the load balancer may send it traffic.
         changed: When an operation last finished with it.
         repairs: Number of automatic repairs since it was last healthy.
@@ -54,6 +55,7 @@ class InstanceRecord(Record):
     power: Literal["running", "stopped", "deallocated"] = "running"
     provisioning: Literal["Creating", "Updating", "Succeeded", "Failed", "Deleting"] = "Creating"
     power_failed: bool = False
+    unproven: bool = False
     in_service: bool = False
     changed: datetime | None = None
     repairs: int = 0
@@ -119,6 +121,19 @@ class GenerationRecord(Record):
     def key(self) -> tuple[str | int, ...]:
         """The set's name, the instance's id and the generation's number."""
         return (self.scale_set.lower(), self.instance_id, self.number)
+
+    @property
+    def never_came_up(self) -> str:
+        """Why it counts as never come up on this OS disk (F1); empty if it came up.
+
+        A failed boot and custom data that did not run to its end are never repeated on the same
+        disk: only a fresh one mends them (H5).
+        """
+        if self.boot_id is None:
+            return "it never booted on its OS disk"
+        if self.cloud_init is None:
+            return "cloud-init did not run to its end on its OS disk"
+        return ""
 
     def is_of(self, version: VersionRecord) -> bool:
         """Whether it was created from an image version, of the same gallery and definition (C3)."""

@@ -17,6 +17,7 @@ __all__ = [
     "OperationRecord",
     "Outcome",
     "OutcomeRecord",
+    "RepairTaskRecord",
     "StepRecord",
 ]
 
@@ -55,8 +56,10 @@ class OperationRecord(Record):
         rolling: Whether it goes batch by batch, by the policy, or does all instances at once.
         target: Image version that an upgrade installs.
         revision: Revision of the model that it applies.
+        protections: The set's ``protections`` when it was opened.
         rollback: Whether to roll back an instance that does not recover.
         checkpoint: Key of the checkpoint from which it restores instances, or that it makes.
+        zone: The zone that it claims among the upgrades to the same version (D4); empty if none.
         metrics_read: Whether the applications' custom metrics are in the outcomes.
         elapsed: Seconds it had taken when its last batch ended.
         batch_ended: When that was.
@@ -69,7 +72,7 @@ class OperationRecord(Record):
     scale_set: str
     set_id: str
     action: str
-    status: Literal["RollingForward", "RollingBack", "Cancelled", "Completed", "Faulted"]
+    status: Literal["RollingForward", "Cancelled", "Completed", "Faulted"]
     started_by: Literal["Unknown", "User", "Platform"] = "User"
     started: datetime
     ended: datetime | None = None
@@ -80,9 +83,11 @@ class OperationRecord(Record):
     target: str = ""
     digest: str = ""
     revision: int = 0
+    protections: int = 0
     rollback: bool = False
     skip_shutdown: bool = False
     checkpoint: str = ""
+    zone: str = ""
     metrics_read: bool = False
     cancel_requested: datetime | None = None
     elapsed: float = 0.0
@@ -126,6 +131,7 @@ class OutcomeRecord(Record):
         phase: ``PhaseOrderingNumber``, read when the upgrade started.
         error: The error, if it failed.
         going_back: Whether it is being rolled back.
+        stopped: Whether it was stopped and stays so, so that nothing is proved about it.
     """
 
     kind: ClassVar[str] = "outcome"
@@ -141,11 +147,56 @@ class OutcomeRecord(Record):
     phase: int | None = None
     error: ErrorRecord | None = None
     going_back: bool = False
+    stopped: bool = False
 
     @property
     def key(self) -> tuple[str | int, ...]:
         """The operation and the instance's id."""
         return (self.scale_set.lower(), self.operation, self.instance_id)
+
+
+class RepairTaskRecord(Record):
+    """An update domain of an upgrade that a Service Fabric cluster approves (I3).
+
+    Attributes:
+        number: Counts the tasks of the operation.
+        zone: Its availability zone; empty where zones are upgraded together.
+        group: Its placement group.
+        domain: The update domain.
+        instance_ids: The instances of it that were left to upgrade when it was asked for.
+        state: Preparing until it is approved, Executing until its last batch has ended,
+            Restoring until that is reported, then Completed.
+    """
+
+    kind: ClassVar[str] = "repair-task"
+
+    scale_set: str
+    operation: str
+    number: int
+    zone: str
+    group: int
+    domain: int
+    instance_ids: tuple[int, ...]
+    state: Literal["Preparing", "Executing", "Restoring", "Completed"] = "Preparing"
+    result: Literal["Pending", "Succeeded", "Failed", "Cancelled"] = "Pending"
+    asked: datetime
+    approved: datetime | None = None
+    completed: datetime | None = None
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """The operation and the task's number."""
+        return (self.scale_set.lower(), self.operation, self.number)
+
+    @property
+    def task_id(self) -> str:
+        """The task's id, as the cluster is told."""
+        return f"{self.operation}/{self.number}"
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Zone, placement group and update domain."""
+        return (self.zone, self.group, self.domain)
 
 
 class StepRecord(BaseModel):

@@ -20,7 +20,8 @@ class ScaleSetRecord(Record):
         revision: The current revision of its model.
         profile_revision: The first revision with the current profile: instances on it or a later
             one have the latest model applied.
-        automatic_since: When automatic OS upgrades were enabled; None while they are not.
+        automatic_since: When automatic OS upgrades were first enabled; None if they never were.
+        protections: How often the protection of an instance was changed.
         state: Azure's provisioning state.
         next_instance_id: Id of the next new instance.
         ports: Guest ports that are forwarded.
@@ -28,6 +29,11 @@ class ScaleSetRecord(Record):
         overrides: Timeouts that replace the lab's, in seconds.
         health_command: A command run in the guest whose exit status is a health source (F4).
         health_function: Whether a function of the suite is one, in the process that defines it.
+        own_size: The size of the lab's own that it was made in: name, vCPUs and MiB (A3).
+        left_out: Names of extensions, in lower case, that are left out since nobody registered
+            their handlers (P4).
+        approver_url: The endpoint that approves update domains of a Service Fabric set (I3).
+        approver_function: Whether a function of the suite does, in the process that defines it.
         repairs_suspended: When automatic repairs were suspended; None while they are not.
         repairs_changed: When that last changed, or an instance was last repaired.
     """
@@ -40,6 +46,7 @@ class ScaleSetRecord(Record):
     profile_revision: int = 1
     created: datetime
     automatic_since: datetime | None = None
+    protections: int = 0
     state: Literal["Creating", "Succeeded", "Failed", "Deleting"] = "Creating"
     next_instance_id: int = 0
     ports: tuple[int, ...] = ()
@@ -47,6 +54,10 @@ class ScaleSetRecord(Record):
     overrides: dict[str, float] = Field(default_factory=dict)
     health_command: str | None = None
     health_function: bool = False
+    own_size: tuple[str, int, int] | None = None
+    left_out: tuple[str, ...] = ()
+    approver_url: str | None = Field(default=None, repr=False)
+    approver_function: bool = False
     repairs_suspended: datetime | None = None
     repairs_changed: datetime | None = None
 
@@ -64,6 +75,7 @@ class ModelRecord(Record):
         model: The whole model, with secrets.
         probe: The load-balancer probe that it names.
         balancer: That load balancer.
+        clusters: The Service Fabric clusters that were given with it (C7).
     """
 
     kind: ClassVar[str] = "model"
@@ -74,6 +86,7 @@ class ModelRecord(Record):
     model: dict[str, Any] = Field(repr=False)
     probe: dict[str, Any] | None
     balancer: dict[str, Any] | None = None
+    clusters: list[dict[str, Any]] = Field(default_factory=list)
 
     @property
     def key(self) -> tuple[str | int, ...]:

@@ -113,7 +113,7 @@ def test_a_skipped_one_says_why_and_runs_once_its_dependency_is_mended(lab: Simu
     assert top.message == (
         "Skipping processing of extensions since execution of dependent extension base failed"
     )
-    (view,) = web.instance_view()
+    view = web[0].instance_view()
     assert [entry["statuses"][0]["code"] for entry in view["extensions"]] == [
         "ProvisioningState/failed", "ProvisioningState/failed",
     ]  # fmt: skip
@@ -296,7 +296,7 @@ def test_a_handler_that_is_not_known_here_leaves_its_extension(
     register(Sticky())
     web = start(lab, sticky())
     monkeypatch.setattr(registry, "_handlers", handlers)
-    (view,) = web.instance_view()
+    view = web[0].instance_view()
     assert view["extensions"][0]["name"] == "sticks"
     web.update(body_with())
     web.update_instances()
@@ -311,7 +311,7 @@ def test_extensions_in_the_instance_view(lab: SimulatedLab) -> None:
     lab.metrics["web_0"] = RollingUpgradeMetrics(phase=2)
     lab.applications["web_0"] = Health.UNHEALTHY
     lab.virtual.sleep(60)
-    (view,) = web.instance_view()
+    view = web[0].instance_view()
     one, two, health = view["extensions"]
     assert one["statuses"][0]["code"] == "ProvisioningState/succeeded"
     assert one["substatuses"] == []
@@ -334,8 +334,8 @@ def test_extensions_in_the_instance_view(lab: SimulatedLab) -> None:
     assert [entry["code"] for entry in view["statuses"]] == [
         "ProvisioningState/succeeded", "PowerState/running",
     ]  # fmt: skip
-    assert [disk.get("lun") for disk in view["disks"]] == [None, 0]
+    assert [disk["name"] for disk in view["disks"]] == ["os-1.qcow2", "lun0.qcow2"]
     web.stop()
-    (view,) = web.instance_view()
+    view = web[0].instance_view()
     assert view["statuses"][1]["code"] == "PowerState/stopped"
     assert view["extensions"][2]["substatuses"] == []

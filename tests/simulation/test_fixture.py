@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 CONFTEST = """
+import subprocess
+
 import pytest
 
 from pytest_vmss.settings import Settings
@@ -23,6 +27,8 @@ def vmss(tmp_path_factory):
 
 TESTS = """
 import threading, time
+
+import subprocess
 
 import pytest
 
@@ -169,3 +175,97 @@ def test_a_set_that_was_there_before_stays(suite: pytest.Pytester) -> None:
     )
     result.assert_outcomes(errors=1, passed=1)
     result.stdout.fnmatch_lines(["*there is a scale set 'web' already*"])
+
+
+def test_publications_are_the_tests_own(suite: pytest.Pytester) -> None:
+    """L1: each test passes alone, in any order, whatever others have published."""
+    tests = """
+        import subprocess
+
+        def disk(folder, number):
+            path = folder / f"{number}.qcow2"
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{number}M"], check=True)
+            return path
+
+        @pytest.fixture(scope="session")
+        def disks(tmp_path_factory, vmss):
+            folder = tmp_path_factory.mktemp("disks")
+            found = {number: disk(folder, number) for number in (101, 102, 103)}
+            return found
+
+        def test_a(gallery, vmss, disks):
+            gallery.publish("other", "1.0.0", disks[101])
+            gallery.publish("other", "1.1.0", disks[102])
+            gallery.delete("other", "1.1.0")
+            assert gallery.publish("web", "1.0.0", vmss.paths.folder / "source-1.0.0.qcow2")
+            assert gallery.versions("other") == ["1.0.0"]
+
+        def test_b(gallery, disks):
+            assert gallery.versions("other") == []
+            gallery.publish("other", "1.0.0", disks[102])
+            assert gallery.versions("web") == ["1.0.0"]  # the session's
+
+        def test_c(scale_set, gallery, disks):
+            gallery.publish("web", "1.1.0", disks[103])
+
+        def test_d(scale_set, gallery):
+            assert gallery.versions("web") == ["1.0.0"]
+            assert scale_set[0].image_version == "1.0.0"
+        """.replace("\n        ", "\n")
+    run(suite, tests).assert_outcomes(passed=4)
+    reverse = "def pytest_collection_modifyitems(items):\n    items.reverse()\n"
+    suite.makeconftest(CONFTEST + reverse)
+    run(suite, tests).assert_outcomes(passed=4)
+
+
+def test_a_marker_names_what_the_set_starts_from(suite: pytest.Pytester) -> None:
+    """L1: and tests that start from the same files share the publication."""
+    for number in (201, 202):
+        disk = str(suite.path / f"{number}.qcow2")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{number}M"], check=True)
+    model = """
+        def model():
+            body = web_model(capacity=1)
+            profile = body["properties"]["virtualMachineProfile"]
+            image = profile["storageProfile"]["imageReference"]
+            image["id"] = image["id"].replace("images/web", "images/mine")
+            return body
+
+        def starts(**images):
+            named = {version.strip("v").replace("_", "."): path for version, path in images.items()}
+            return pytest.mark.vmss(model=model(), images=named, load_balancer=LOAD_BALANCER)
+
+        def known(vmss):
+            return [(r.version, r.published) for r in vmss.images.versions("gallery", "mine")]
+
+        FIRST = {}
+
+        @starts(v1_0_0="201.qcow2")
+        def test_one(scale_set, vmss):
+            FIRST.update(known(vmss))
+            assert list(FIRST) == ["1.0.0"]
+
+        @starts(v1_0_0="201.qcow2")
+        def test_the_same(scale_set, vmss):
+            assert dict(known(vmss)) == FIRST
+
+        @starts(v1_0_0="202.qcow2", v1_1_0="201.qcow2")
+        def test_others(scale_set, vmss):
+            assert [version for version, _ in known(vmss)] == ["1.0.0", "1.1.0"]
+            assert scale_set[0].record.version == "1.1.0"
+
+        @starts(v2_0_0="201.qcow2")
+        def test_another(scale_set, vmss):
+            assert [version for version, _ in known(vmss)] == ["2.0.0"]
+
+        @starts(v1_0_0=7)
+        def test_no_path(scale_set):
+            pass
+
+        @starts(v1_0_0="gone.qcow2")
+        def test_no_file(scale_set):
+            pass
+        """.replace("\n        ", "\n")
+    result = run(suite, model)
+    result.assert_outcomes(passed=4, errors=2)
+    result.stdout.fnmatch_lines(["*images*paths by version*", "*gone.qcow2 cannot be read*"])

@@ -54,12 +54,12 @@ def test_unknown_counts_as_unhealthy(lab: SimulatedLab) -> None:
     assert upgrade.faulted
     assert upgrade.error is not None
     assert upgrade.error.code == BEFORE
-    assert web.instance_view()[1]["vmHealth"]["status"]["code"] == "HealthState/unknown"
+    assert web[1].instance_view()["vmHealth"]["status"]["code"] == "HealthState/unknown"
     lab.applications.clear()
     lab.virtual.sleep(60)
     lab.applications["web_0"] = Health.HEALTHY
     assert lab.roll(web, "1.2.0").completed
-    assert web.instance_view()[1]["vmHealth"]["status"] == {
+    assert web[1].instance_view()["vmHealth"]["status"] == {
         "code": "HealthState/healthy",
         "level": "Info",
         "displayStatus": "The VM is reporting itself as healthy",
@@ -225,6 +225,48 @@ def test_where_nothing_is_configured_power_and_extensions_count(lab: SimulatedLa
     assert web.is_healthy()
     web[1].faults.kill()
     assert health_of(web) == [Health.HEALTHY, Health.UNHEALTHY, Health.HEALTHY]
+
+
+def bare(lab: SimulatedLab) -> ScaleSet:
+    """A set of three without probe or health extension."""
+    body = web_model(automatic=False)
+    del body["properties"]["virtualMachineProfile"]["networkProfile"]
+    return lab.start(body, {})
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "told"),
+    [
+        (Behaviour.PANICS, "never booted on its OS disk"),
+        (Behaviour.CLOUD_INIT_FAILS, "cloud-init did not run to its end"),
+        (Behaviour.EXTENSION_FAILS, "the extension register failed"),
+    ],
+)
+def test_what_never_came_up_is_not_healthy(
+    lab: SimulatedLab, behaviour: Behaviour, told: str
+) -> None:
+    """F1, D1: the machine runs, and yet; the next upgrade does not begin."""
+    web = bare(lab)
+    lab.publish("1.1.0", behaviour)
+    assert web.upgrade().faulted
+    assert health_of(web) == [Health.UNHEALTHY, Health.HEALTHY, Health.HEALTHY]
+    assert told in web[0].observations()["power and extensions"].detail
+    lab.publish("1.2.0")
+    upgrade = web.upgrade()
+    assert upgrade.error is not None
+    assert upgrade.error.code == BEFORE
+
+
+def test_what_does_not_come_up_again_is_not_healthy(lab: SimulatedLab) -> None:
+    """F1, F5: its last start counts, not the one before."""
+    web = bare(lab)
+    lab.behaviours["1.0.0"] = Behaviour.PANICS
+    with pytest.raises(ProvisioningError):
+        web.restart([1])
+    assert health_of(web) == [Health.HEALTHY, Health.UNHEALTHY, Health.HEALTHY]
+    lab.behaviours["1.0.0"] = Behaviour.GOOD
+    web.restart([1])
+    assert web.is_healthy()
 
 
 # What is told of a wrong configuration.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import ModelError
+from pytest_vmss.errors import ModelError, ProvisioningError
 from pytest_vmss.guest import extensions
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
@@ -36,7 +36,9 @@ def test_manual_changes_nothing_until_it_is_asked(lab: SimulatedLab) -> None:
     web = start(lab, "Manual")
     assert web.update(extension("echo new")) is None
     assert [i.latest_model_applied for i in web] == [False] * 3
-    assert [view["latestModelApplied"] for view in web.instance_view()] == [False] * 3
+    assert [one["properties"]["latestModelApplied"] for one in web.virtual_machines()] == [
+        False
+    ] * 3
     done = web.update_instances([1])
     assert done.outcomes == {"web_1": Outcome.SUCCEEDED}
     assert [i.latest_model_applied for i in web] == [False, True, False]
@@ -113,6 +115,33 @@ def test_changed_custom_data_waits_for_the_next_os_disk(lab: SimulatedLab) -> No
     assert lab.runs == {("web_0", 1, "custom data"): 1, ("web_0", 1, "register"): 1}
     web.reimage()
     assert lab.runs["web_0", 2, "custom data"] == 1
+
+
+@pytest.mark.parametrize("behaviour", [Behaviour.CLOUD_INIT_FAILS, Behaviour.PANICS])
+@pytest.mark.parametrize("created", [True, False])
+def test_what_never_came_up_is_mended_by_a_fresh_os_disk(
+    lab: SimulatedLab, behaviour: Behaviour, created: bool
+) -> None:
+    """H5, E4: custom data runs once for each disk, so it can only run again on another one."""
+    version = "1.0.0" if created else "1.1.0"
+    if created:
+        lab.publish(version, behaviour)
+        with pytest.raises(ProvisioningError):
+            start(lab, "Manual", 1)
+        web = lab.scale_set("web")
+    else:
+        web = start(lab, "Manual", 1)
+        lab.publish(version, behaviour)
+        assert web.upgrade().faulted
+    failed = web[0].record.generation
+    lab.behaviours[version] = Behaviour.GOOD
+    assert web.update_instances().completed
+    assert web[0].record.provisioning == "Succeeded"
+    assert web[0].record.generation == failed + 1
+    assert web[0].generation.cloud_init == "done"
+    assert lab.runs["web_0", failed + 1, "custom data"] == 1
+    assert lab.runs["web_0", failed + 1, "register"] == 1
+    check_accounts(lab, web)
 
 
 def test_a_new_data_disk_is_made_and_the_old_one_kept(lab: SimulatedLab) -> None:

@@ -1,4 +1,4 @@
-"""D1-D4, M2: every set of 1 to 12 instances, whatever their health and topology.
+"""D1-D4, D7, M2: every set of 1 to 12 instances, whatever their health and topology.
 
 For each number of instances, each vector of their health, several batch
 percentages, 1 to 5 update domains and 1 to 3 zones, a whole upgrade is walked
@@ -14,6 +14,10 @@ through. The invariants, of which none may ever be broken:
    then every instance was taken exactly once.
 7. Where more than maxUnhealthyInstancePercent are unhealthy, the first decision
    is a stop, with Azure's code, and no instance is touched; else it is a batch.
+8. After any batches, whatever fails and whatever sickens later: the decision is a
+   stop with the code of D7 if and only if more than
+   maxUnhealthyUpgradedInstancePercent of those upgraded so far failed or are
+   unhealthy now; the health of the others does not count for it.
 
 An Unknown instance is an Unhealthy one to the planner (checked for each
 decision of the smaller sets), so that vectors of two states are all vectors.
@@ -36,6 +40,7 @@ from pytest_vmss.engine.planner import (
     next_batch,
 )
 
+UPGRADED = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 BEFORE = "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
 PERCENTS = (20, 34, 100)
 
@@ -121,6 +126,27 @@ def test_the_first_decision(count: int, threshold: int) -> None:
                 assert decision.code == BEFORE
             else:
                 assert isinstance(decision, Batch)
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@pytest.mark.parametrize("threshold", [5, 20, 50])
+def test_after_any_batch(count: int, threshold: int) -> None:
+    """D7: all vectors of health, all numbers of upgraded ones, and all that may have failed."""
+    policy = Policy(
+        max_unhealthy_instance_percent=100, max_unhealthy_upgraded_instance_percent=threshold
+    )
+    places = place(count, 5, 1)
+    for vector in range(2**count):
+        state = [pair[vector >> n & 1] for n, pair in enumerate(places)]
+        for done in range(count + 1):
+            for failed in range(2**done):
+                bad = (failed | vector & (2**done - 1)).bit_count()
+                progress = Progress(
+                    frozenset(range(done)), frozenset(n for n in range(done) if failed >> n & 1)
+                )
+                decision = next_batch(state, policy, progress)
+                stopped = isinstance(decision, Stop) and decision.code == UPGRADED
+                assert stopped == (bad * 100 > done * threshold)  # 8
 
 
 @pytest.mark.parametrize("count", range(1, 7))

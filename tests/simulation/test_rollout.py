@@ -11,10 +11,11 @@ import pytest
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import NotFoundError, UpgradeError
 from pytest_vmss.health import RollingUpgradeMetrics
+from pytest_vmss.host.process import run
 from pytest_vmss.settings import Settings, Timeouts
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
-from tests.models import LOAD_BALANCER, web_model
+from tests.models import IMAGE_ID, LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed
 from tests.simulation.test_upgrade import BREACH, check_accounts
@@ -43,6 +44,128 @@ def test_across_zones_when_asked(lab: SimulatedLab) -> None:
     upgrade = lab.roll(web, "1.1.0")
     assert [len(ids) for ids in upgrade.batches] == [4] * 5
     assert {web[n].record.zone for n in upgrade.batches[0]} == {"1", "2"}
+
+
+def zoned(lab: SimulatedLab, name: str, *zones: str, capacity: int = 3, **more: Any) -> ScaleSet:
+    body = web_model(name, capacity=capacity, **more)
+    body["zones"] = list(zones)
+    return lab.start(body, LOAD_BALANCER)
+
+
+def zones_at_work(lab: SimulatedLab, *sets: ScaleSet) -> list[set[str]]:
+    """The zones that were worked in at once while sets were upgraded, in order and each once."""
+    places = {
+        (web.name, record.instance_id): record.zone for web in sets for record in web._records()
+    }
+    busy: set[tuple[str, int]] = set()
+    seen: list[set[str]] = []
+    for event in lab.store.events():
+        if event.instance_id is None or (event.scale_set, event.instance_id) not in places:
+            continue
+        who = (event.scale_set, event.instance_id)
+        if event.kind == "step" and event.message.startswith("swap"):
+            busy.add(who)
+        elif event.kind == "outcome":
+            busy.discard(who)
+        zones = {places[one] for one in busy}
+        if zones and (not seen or seen[-1] != zones):
+            seen.append(zones)
+    return seen
+
+
+def test_two_sets_in_two_zones_go_one_after_the_other(lab: SimulatedLab) -> None:
+    """D4, I2: the same version is in one zone of a region at a time, whichever sets are there."""
+    one, two = zoned(lab, "one", "1"), zoned(lab, "two", "2")
+    lab.publish("1.1.0")
+    lab.run_due()
+    assert one.history()[0].completed
+    assert two.history()[0].completed
+    assert sorted(map(sorted, zones_at_work(lab, one, two))) == [["1"], ["2"]]
+    waits = [event for event in lab.store.events() if "waits for the upgrade" in event.message]
+    assert len(waits) == 1
+
+
+def test_sets_that_share_their_zones_go_through_them_together(lab: SimulatedLab) -> None:
+    """D4: at once in each zone, and the next one begins when the slower is through."""
+    one, two = zoned(lab, "one", "1", "2", capacity=4), zoned(lab, "two", "1", "2", capacity=10)
+    lab.publish("1.1.0")
+    lab.run_due()
+    assert one.history()[0].completed
+    assert two.history()[0].completed
+    assert zones_at_work(lab, one, two) == [{"1"}, {"2"}]
+
+
+@pytest.mark.parametrize("how", ["across zones", "another region", "another version", "no zones"])
+def test_what_does_not_wait_for_another_zone(lab: SimulatedLab, how: str) -> None:
+    """D4: ``enableCrossZoneUpgrade``, other regions and other versions."""
+    policy = {"enableCrossZoneUpgrade": True} if how == "across zones" else {}
+    one = zoned(lab, "one", "1")
+    body = web_model("two", policy=policy)
+    body["zones"] = [] if how == "no zones" else ["2"]
+    if how == "another region":
+        body["location"] = "northeurope"
+    if how == "another version":
+        path = lab.paths.folder / "other.qcow2"
+        run(["qemu-img", "create", "-q", "-f", "qcow2", path, "77M"], what="an image")
+        record = lab.gallery().publish("other", "1.0.0", path)
+        lab.simulated.images[record.digest] = "1.0.0"
+        reference = {"id": IMAGE_ID.format(definition="other")}
+        body["properties"]["virtualMachineProfile"]["storageProfile"]["imageReference"] = reference
+    two = lab.start(body, LOAD_BALANCER)
+    lab.publish("1.1.0")
+    if how == "another version":
+        path = lab.paths.folder / "newer.qcow2"
+        run(["qemu-img", "create", "-q", "-f", "qcow2", path, "78M"], what="an image")
+        record = lab.gallery().publish("other", "1.1.0", path)
+        lab.simulated.images[record.digest] = "1.1.0"
+    lab.run_due()
+    assert one.history()[0].completed
+    assert two.history()[0].completed
+    waits = [event for event in lab.store.events() if "waits for the upgrade" in event.message]
+    assert waits == []
+    if how != "no zones":
+        assert {"1", "2"} in zones_at_work(lab, one, two)
+
+
+def test_an_interrupted_upgrade_holds_no_zone(lab: SimulatedLab) -> None:
+    """D4, Q1: nobody waits for what nobody goes on with; its resume waits in its turn."""
+    one, two = zoned(lab, "one", "1"), zoned(lab, "two", "2")
+    read = lab.environment.metrics
+    lab.publish("1.1.0")
+
+    def killed(context: Any) -> RollingUpgradeMetrics:
+        if context.scale_set == "one" and lab.virtual.monotonic() > 0:
+            raise Killed
+        return read(context)
+
+    lab.environment.metrics = killed
+    with pytest.raises(Killed):
+        one.upgrade()
+    lab.store.amend(one.history()[0].record, zone="1")
+    lab.environment.metrics = read
+    lab.run_due()
+    assert two.history()[0].completed
+    assert one.resume() is not None
+    assert one.history()[0].completed
+
+
+def test_a_cancellation_ends_the_wait_for_a_zone(lab: SimulatedLab) -> None:
+    """D4, D8."""
+    one, two = zoned(lab, "one", "1"), zoned(lab, "two", "2")
+    sleep, cancelled = lab.virtual.sleep, False
+
+    def sleeping(seconds: float) -> None:
+        nonlocal cancelled
+        waits = [event for event in lab.store.events() if "waits for the upgrade" in event.message]
+        if waits and not cancelled:
+            cancelled = True
+            lab.scale_set(waits[0].scale_set).cancel()
+        sleep(seconds)
+
+    lab.virtual.sleep = sleeping  # type: ignore[method-assign]
+    lab.publish("1.1.0")
+    lab.run_due()
+    assert sorted(web.history()[0].status for web in (one, two)) == ["Cancelled", "Completed"]
 
 
 def test_phases_and_skips_are_read_once_at_the_start(lab: SimulatedLab) -> None:
@@ -122,6 +245,30 @@ def test_a_pause_ends_when_the_upgrade_is_cancelled(lab: SimulatedLab) -> None:
     check_accounts(lab, web)
 
 
+def test_a_clock_set_back_turns_no_times_round(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J1, J2: nothing happens to an upgrade before it starts."""
+    web = start(lab, 3, pauseTimeBetweenBatches="PT1H")
+    sleep, now = lab.virtual.sleep, lab.virtual.now
+
+    def cancelling(seconds: float) -> None:
+        if any(event.kind == "pause" for event in lab.store.events()):
+            monkeypatch.setattr(lab.virtual, "now", lambda: now() - timedelta(days=1))
+            if web.unfinished and web.unfinished.record.cancel_requested is None:
+                web.cancel()
+        sleep(seconds)
+
+    monkeypatch.setattr(lab.virtual, "sleep", cancelling)
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.cancelled
+    running = web.rolling_upgrade_status()["properties"]["runningStatus"]
+    assert running["lastAction"] == "Cancel"
+    assert running["lastActionTime"] >= running["startTime"]
+    assert upgrade.record.ended is not None
+    assert upgrade.record.ended >= upgrade.record.started
+
+
 def test_surge_creates_before_it_removes(lab: SimulatedLab) -> None:
     """D9: new ids; never fewer than the capacity serve."""
     web = start(lab, 3, maxSurge=True)
@@ -142,6 +289,19 @@ def test_surge_creates_before_it_removes(lab: SimulatedLab) -> None:
     assert "maxSurge" in upgrade.explain()
     assert web.model.sku.capacity == 3
     check_accounts(lab, web)
+
+
+def test_a_replacement_takes_the_place_of_what_it_replaces(lab: SimulatedLab) -> None:
+    """D9, D3: zone, placement group and update domain; the balance of the set stays."""
+    web = start(lab, 12, zones=2, maxSurge=True)
+    web.delete_instances([0, 2, 5])  # so that the emptiest places are others
+    record = {r.instance_id: (r.zone, r.placement_group, r.update_domain) for r in web._records()}
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed, upgrade.explain()
+    after = {r.instance_id: (r.zone, r.placement_group, r.update_domain) for r in web._records()}
+    replaced = {n: result.replacement for n, result in upgrade.report.results.items()}
+    assert replaced.keys() == record.keys()
+    assert {n: after[new] for n, new in replaced.items() if new is not None} == record
 
 
 def test_surge_falls_back_to_in_place_where_there_is_no_room(lab: SimulatedLab) -> None:
@@ -305,6 +465,11 @@ def test_the_target_is_fixed_when_the_upgrade_starts(lab: SimulatedLab) -> None:
     assert web.history()[1].record.source_versions == ("1.0.0",)
 
 
+def web_id(lab: SimulatedLab) -> str:
+    group = f"/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/{lab.paths.folder.name}"
+    return f"{group}/providers/Microsoft.Compute/virtualMachineScaleSets/web"
+
+
 def test_status_and_history_in_azures_words(lab: SimulatedLab) -> None:
     """J1, J2: wire names; the last five within two months."""
     web = lab.start_web(3)
@@ -326,10 +491,20 @@ def test_status_and_history_in_azures_words(lab: SimulatedLab) -> None:
         "pendingInstanceCount": 2,
     }
     assert properties["error"]["code"] == BREACH
-    assert properties["error"]["details"][0]["code"] == "InstanceUnhealthy"
+    (detail,) = properties["error"]["details"]
+    assert (detail["code"], detail["target"]) == ("InstanceUnhealthy", "0")
+    assert properties["error"]["target"] == "0"
+    assert properties["error"]["innererror"] == {
+        "exceptiontype": "InstanceUnhealthy", "errordetail": detail["message"],
+    }  # fmt: skip
+    own = f"{web_id(lab)}/rollingUpgrades/latest"
+    assert (status["id"], status["name"], status["tags"]) == (own, "latest", {})
+    assert status["lab"] == {"rollingBackInstanceCount": 0}
     newest, oldest = web.os_upgrade_history()
     assert newest["properties"]["startedBy"] == "Platform"
-    assert newest["properties"]["targetImageReference"]["exactVersion"] == "1.2.0"
+    assert newest["properties"]["targetImageReference"] == {
+        "id": f"{IMAGE_ID.format(definition='web')}/versions/1.2.0", "exactVersion": "1.2.0",
+    }  # fmt: skip
     assert newest["properties"]["rollbackInfo"] == {
         "successfullyRolledbackInstanceCount": 1,
         "failedRolledbackInstanceCount": 0,
@@ -337,9 +512,14 @@ def test_status_and_history_in_azures_words(lab: SimulatedLab) -> None:
     assert newest["properties"]["runningStatus"]["endTime"].endswith("Z")
     assert oldest["properties"]["runningStatus"]["code"] == "Completed"
     assert "error" not in oldest["properties"]
-    assert "rollbackInfo" not in oldest["properties"]
+    assert oldest["properties"]["rollbackInfo"] == {
+        "successfullyRolledbackInstanceCount": 0,
+        "failedRolledbackInstanceCount": 0,
+    }
     lab.virtual.sleep(70 * 24 * 3600)
     assert web.os_upgrade_history() == []
+    assert web.history() == []
+    assert len(web.history(limit=None)) == 2
     for number in range(3, 10):
         lab.roll(web, f"1.{number}.0")
     targets = [

@@ -191,7 +191,9 @@ def test_what_a_failed_run_leaves_holds_secrets_in_private_files_alone(
         with contextlib.suppress(SystemExit):
             main(command)
     shown = "".join(capsys.readouterr()) + upgrade.explain() + repr(web.model) + repr(web.record)
-    shown += json.dumps([web.instance_view(), web.os_upgrade_history(), web.model.wire()])
+    shown += json.dumps(
+        [web.instance_view(), web.virtual_machines(), web.os_upgrade_history(), web.model.wire()]
+    )
     database = sqlite3.connect(lab.paths.database)
     rows = [
         row

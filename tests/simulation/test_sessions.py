@@ -14,7 +14,7 @@ from pytest_vmss.controller import loop
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import BalancerError, InterruptedOperationError, LabError, UpgradeError
-from pytest_vmss.operations import Kind
+from pytest_vmss.operations import Kind, Reimage, Restart
 from pytest_vmss.store import OperationRecord
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
@@ -77,6 +77,23 @@ def test_one_failed_start_is_told_once_to_whoever_waits_for_that_set(
     assert [(upgrade.target, upgrade.completed) for upgrade in upgrades] == [("1.2.0", True)] * 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (Restart([0]), "the restart of 'aaa' failed: OSError"),
+        (Reimage([0], started_by="Platform"), "the automatic reimage of 'aaa' failed: OSError"),
+        (None, "an automatic upgrade or repair of 'aaa' failed: OSError"),
+    ],
+)
+def test_a_failure_is_told_by_what_failed(lab: SimulatedLab, kind: Kind | None, told: str) -> None:
+    """Q1: not every failure in the background is an automatic upgrade's."""
+    start(lab, "aaa")
+    operation = None if kind is None else Engine(lab.environment, "aaa").open(kind)
+    lab.controller.failures.add("aaa", OSError(5, "Input/output error"), operation)
+    with pytest.raises(UpgradeError, match=told):
+        lab.controller.failures.check("aaa")
+
+
 @pytest.mark.usefixtures("no_retry")
 def test_a_later_success_makes_a_failure_old(
     lab: SimulatedLab, failing: dict[str, BaseException]
@@ -107,15 +124,15 @@ def test_a_set_that_is_deleted_while_the_watcher_looks_is_no_error(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = start(lab, "aaa"), start(lab, "bbb")
-    real, deleted = Rollouts.look, threading.Event()
+    real, deleted = Rollouts._look, threading.Event()
 
-    def look(self: Rollouts, name: str) -> object:
+    def look(self: Rollouts, name: str, unmet: Callable[..., str]) -> object:
         if name == "aaa" and not deleted.is_set():
             deleted.set()
             other.delete()
-        return real(self, name)
+        return real(self, name, unmet)
 
-    monkeypatch.setattr(Rollouts, "look", look)
+    monkeypatch.setattr(Rollouts, "_look", look)
     lab.watch()
     until(lambda: deleted.is_set() and lab.controller.idle)
     lab.publish("1.1.0")
@@ -126,15 +143,15 @@ def test_a_set_that_cannot_be_looked_at_keeps_no_other_from_its_upgrade(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = start(lab, "aaa"), start(lab, "bbb")
-    real, broken = Rollouts.look, [1]
+    real, broken = Rollouts._look, [1]
 
-    def look(self: Rollouts, name: str) -> object:
+    def look(self: Rollouts, name: str, unmet: Callable[..., str]) -> object:
         if name == "aaa" and broken:
             raise ValueError("a record that nobody understands")
-        return real(self, name)
+        return real(self, name, unmet)
 
     monkeypatch.setattr(loop, "_EVERY_S", 0.2)
-    monkeypatch.setattr(Rollouts, "look", look)
+    monkeypatch.setattr(Rollouts, "_look", look)
     lab.watch()
     lab.publish("1.1.0")
     assert other.wait_for_upgrade(timeout=1e6).completed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -16,6 +17,7 @@ from pytest_vmss.errors import (
     ProvisioningError,
     UpgradeError,
 )
+from pytest_vmss.health import Observation
 from pytest_vmss.host.process import run
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import Start
@@ -121,7 +123,7 @@ def test_a_bad_version_is_stopped_and_undone(
 
 
 def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:
-    """C1: one automatic attempt; a higher version is another upgrade."""
+    """C1: nothing has changed; a higher version is another upgrade."""
     web = lab.start_web()
     lab.roll(web, "1.1.0", Behaviour.PANICS)
     lab.run_due()
@@ -183,6 +185,73 @@ def test_too_many_down_in_mid_upgrade(lab: SimulatedLab, monkeypatch: pytest.Mon
         **dict.fromkeys(("web_1", "web_2", "web_3"), Outcome.NOT_STARTED),
     }
     assert [instance.image_version for instance in web] == ["1.1.0", "1.0.0", "1.0.0", "1.0.0"]
+
+
+def when_upgraded(
+    lab: SimulatedLab, web: ScaleSet, number: int, act: Callable[[], object]
+) -> Callable[[], None]:
+    """Calls a function once, as soon as an instance was upgraded and a probe is made."""
+    probe, done = lab.probe, False
+
+    def check() -> None:
+        nonlocal done
+        history = web.history()
+        if not done and history and not history[0].ended:
+            done = history[0].outcomes[f"{web.name}_{number}"] is Outcome.SUCCEEDED
+            if done:
+                act()
+
+    def probing(name: str) -> Observation:
+        check()
+        return probe(name)
+
+    lab.probe = probing  # type: ignore[method-assign]
+    return check
+
+
+@pytest.mark.parametrize("surge", [False, True])
+def test_an_upgraded_instance_that_sickens_stops_the_upgrade(
+    lab: SimulatedLab, surge: bool
+) -> None:
+    """D7, G2: no second batch begins; with ``maxSurge`` its replacement is the upgraded one."""
+    web = lab.start_web(10, policy={"maxSurge": surge})
+    when_upgraded(lab, web, 5, lambda: lab.sick.add("web_10" if surge else "web_0"))
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.faulted, upgrade.explain()
+    assert upgrade.error is not None
+    assert upgrade.error.code == BREACH
+    assert upgrade.batches == [(0, 5)]
+    assert "of 2 upgraded, 1 are unhealthy now" in upgrade.explain()
+    assert upgrade.outcomes["web_0"] is Outcome.SUCCEEDED
+    assert upgrade.outcomes["web_9"] is Outcome.NOT_STARTED
+
+
+def test_an_upgraded_instance_that_sickens_in_the_pause_stops_the_upgrade(
+    lab: SimulatedLab,
+) -> None:
+    """D7, D8: the health is read again after the pause."""
+    web = lab.start_web(10, policy={"pauseTimeBetweenBatches": "PT10M"})
+    sleep = lab.virtual.sleep
+
+    def sleeping(seconds: float) -> None:
+        if any(event.kind == "pause" for event in lab.store.events()):
+            lab.sick.add("web_0")
+        sleep(seconds)
+
+    lab.virtual.sleep = sleeping  # type: ignore[method-assign]
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.error is not None
+    assert upgrade.error.code == BREACH
+    assert upgrade.batches == [(0, 5)]
+
+
+def test_one_that_sickens_in_the_last_batch_is_noticed(lab: SimulatedLab) -> None:
+    """D7: the health of those upgraded is read after every batch, the last one too."""
+    web = lab.start_web(2)
+    when_upgraded(lab, web, 1, lambda: lab.sick.add("web_1"))
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.faulted, upgrade.explain()
+    assert {instance.image_version for instance in web} == {"1.1.0"}
 
 
 def test_too_many_sick_before_the_first_batch(lab: SimulatedLab) -> None:
@@ -362,6 +431,24 @@ def test_cancel_takes_effect_after_the_current_batch(lab: SimulatedLab) -> None:
     with pytest.raises(ConflictError, match="no ongoing Rolling Upgrade"):
         web.cancel()
     check_accounts(lab, web)
+
+
+@pytest.mark.parametrize("number", ["1.0.0", "0.9.0"])
+def test_a_model_of_another_image_is_upgraded_by_itself(lab: SimulatedLab, number: str) -> None:
+    """C3, C5: another definition's version is newer, whatever its number."""
+    web = lab.start_web(2)
+    path = lab.paths.folder / "other.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", path, "77M"], what="an image")
+    record = lab.gallery().publish("other", number, path)
+    lab.simulated.images[record.digest] = "1.0.0"
+    reference = {"id": IMAGE_ID.format(definition="other")}
+    web.update({"virtualMachineProfile": {"storageProfile": {"imageReference": reference}}})
+    assert lab.rollouts.why_not("web") == ""
+    lab.run_due()
+    assert {instance.generation.definition for instance in web} == {"other"}
+    assert {instance.generation.version for instance in web} == {number}
+    lab.run_due()
+    assert len(web.history()) == 1
 
 
 def test_the_same_number_of_another_image_is_another_target(lab: SimulatedLab) -> None:

@@ -21,6 +21,7 @@ from pytest_vmss.cli import doctor
 from pytest_vmss.errors import HostError, ToolError
 from pytest_vmss.host.ownership import obstacle, told_obstacle
 from pytest_vmss.host.process import run
+from pytest_vmss.host.qemu_account import AccountChoice, QemuAccount
 from pytest_vmss.hypervisor import connection
 from pytest_vmss.image_builder import ImageBuilder, bootstrap, find_recipes
 from pytest_vmss.image_builder.recipe import digest_of, load_image
@@ -113,16 +114,32 @@ def test_a_home_of_another_account_is_told(ordinary: Path) -> None:
         home.chmod(0o700)
 
 
-def test_the_doctor_says_as_whom_guests_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R4: root's are confined less than anyone's, and that is said with what to do."""
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    found = doctor._confinement()
-    assert (found.level, "as root" in found.what) == ("note", True)
-    assert "ordinary account" in found.mend
-    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
-    found = doctor._confinement()
-    assert (found.level, found.mend) == ("ok", "")
-    assert "nobody" in found.what
+def test_the_doctor_says_as_whom_guests_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: where root's guests are confined less than others, that is said with what to do."""
+    settings = Settings(state_dir=tmp_path)
+
+    def look(choice: AccountChoice, user: int = 0) -> list[tuple[str, str, str]]:
+        monkeypatch.setattr(os, "geteuid", lambda: user)
+        monkeypatch.setattr(doctor, "choose_account", lambda _: choice)
+        found = doctor._confinement(settings)
+        return [(finding.level, finding.what, finding.mend) for finding in found]
+
+    ((level, what, mend),) = look(AccountChoice(None, "it may not enter /x", "chmod o+x /x"))
+    assert (level, mend) == ("note", "chmod o+x /x")
+    assert "QEMU runs as root" in what
+    assert what.endswith("it may not enter /x")
+    account = QemuAccount(NOBODY, 12345)
+    ((level, what, mend),) = look(AccountChoice(account))
+    assert (level, mend) == ("ok", "")
+    assert what.startswith("QEMU runs as nobody, in a group of each lab's own")
+    first, second = look(AccountChoice(account, is_shared=True))
+    assert (first[0], second[0]) == ("ok", "note")
+    assert "reaches the disks of root's other labs" in second[1]
+    ((level, what, mend),) = look(AccountChoice(None), NOBODY)
+    assert (level, mend) == ("ok", "")
+    assert what.startswith("QEMU runs as nobody, without capabilities")
 
 
 def test_the_doctor_names_what_a_run_as_root_took(

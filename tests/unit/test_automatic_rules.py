@@ -11,7 +11,7 @@ import pytest
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.guest.extensions import known_types
 from pytest_vmss.model import check_model, load_document, model_warnings
-from tests.models import LOAD_BALANCER, web_model
+from tests.models import LOAD_BALANCER, service_fabric, web_model
 
 PROFILE = "$.virtualMachineProfile"
 AUTOMATIC = "$.upgradePolicy.automaticOSUpgradePolicy.enableAutomaticOSUpgrade"
@@ -22,21 +22,22 @@ HEALTH = {
     "typeHandlerVersion": "1.0",
     "settings": {"protocol": "http", "port": 80, "requestPath": "/"},
 }
-KNOWN = known_types() | {
-    ("microsoft.managedservices", "applicationhealthlinux"),
-    ("microsoft.azure.servicefabric", "servicefabricnode"),
-}
 
 
-def problems(body: dict[str, Any]) -> list[ModelProblem]:
+def all_problems(body: dict[str, Any]) -> list[ModelProblem]:
     document = load_document(body, load_balancer=LOAD_BALANCER)
     return check_model(
         document.model,
         probe=document.probe,
         sizes={},
-        extension_types=KNOWN,
+        extension_types=known_types(),
         clusters=list(document.clusters),
     )
+
+
+def problems(body: dict[str, Any]) -> list[ModelProblem]:
+    """Without the one of Windows guests, which hides no other."""
+    return [problem for problem in all_problems(body) if problem.code != "OSTypeNotSupported"]
 
 
 def profile(body: dict[str, Any]) -> dict[str, Any]:
@@ -54,16 +55,6 @@ def add(*extensions: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 
 def windows(**configuration: Any) -> Callable[[dict[str, Any]], None]:
     return lambda body: profile(body)["osProfile"].update(windowsConfiguration=configuration)
-
-
-def service_fabric(level: str, version: str = "1.1", node: str = "nt0") -> dict[str, Any]:
-    return {
-        "name": "fabric",
-        "publisher": "Microsoft.Azure.ServiceFabric",
-        "type": "ServiceFabricNode",
-        "typeHandlerVersion": version,
-        "settings": {"durabilityLevel": level, "nodeTypeRef": node},
-    }
 
 
 def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
@@ -102,6 +93,11 @@ def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             "must be false",
         ),
         (
+            windows(),
+            f"{PROFILE}.osProfile.windowsConfiguration.enableAutomaticUpdates",
+            "absent means true",
+        ),
+        (
             windows(enableAutomaticUpdates=False, patchSettings={"patchMode": "AutomaticByPlatform"}),
             f"{PROFILE}.osProfile.windowsConfiguration.patchSettings.patchMode",
             "must not be AutomaticByPlatform",
@@ -114,12 +110,17 @@ def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
             "must not be AutomaticByPlatform",
         ),
         (
+            add(service_fabric("Gold")),
+            f"{PROFILE}.networkProfile.healthProbe",
+            "a health probe was provided beside the Service Fabric extension",
+        ),
+        (
             add(service_fabric("Bronze")),
             f"{PROFILE}.extensionProfile.extensions[1].settings.durabilityLevel",
             "needs the durability level Silver or Gold",
         ),
         (
-            add(service_fabric("Silver", "1.0")),
+            both(no_probe, add(service_fabric("Silver", "1.0"))),
             f"{PROFILE}.extensionProfile.extensions[1].typeHandlerVersion",
             "version 1.1 or later",
         ),
@@ -149,12 +150,11 @@ def test_what_keeps_a_set_from_automatic_upgrades(
     [
         both(no_probe, add(HEALTH)),
         windows(enableAutomaticUpdates=False),
-        windows(),
         both(windows(enableAutomaticUpdates=True), lambda b: b.update(apiVersion="2018-10-01")),
         lambda b: b.update(apiVersion="2024-11-01"),
         both(no_probe, add(service_fabric("Silver"))),
         both(no_probe, add(service_fabric("Gold", "1.10"))),
-        add(service_fabric("Gold")),
+        both(no_probe, add(service_fabric("gold", type="Node"))),
     ],
 )
 def test_what_does_not(change: Callable[[dict[str, Any]], None]) -> None:
@@ -178,7 +178,7 @@ def template(body: dict[str, Any], **node_type: Any) -> dict[str, Any]:
 def test_the_cluster_and_the_extension_say_the_same() -> None:
     """C7; Bronze is enough for a stateless-only node type."""
     body = web_model()
-    add(service_fabric("Silver"))(body)
+    both(no_probe, add(service_fabric("Silver")))(body)
     assert problems(template(body, durabilityLevel="Silver")) == []
     (problem,) = problems(template(body, durabilityLevel="Gold"))
     assert "must be the same in the extension and in the cluster" in problem.message
@@ -188,6 +188,55 @@ def test_the_cluster_and_the_extension_say_the_same() -> None:
     assert problems(template(body, durabilityLevel="Bronze", isStateless=True)) == []
     (problem,) = problems(template(body, durabilityLevel="Bronze"))
     assert "stateless-only" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (windows(enableAutomaticUpdates=False), "osProfile.windowsConfiguration"),
+        (
+            lambda b: profile(b)["storageProfile"]["osDisk"].update(osType="Windows"),
+            "storageProfile.osDisk.osType",
+        ),
+        (
+            lambda b: profile(b)["storageProfile"].update(
+                imageReference={
+                    "publisher": "MicrosoftWindowsServer", "offer": "WindowsServer",
+                    "sku": "2022-datacenter", "version": "latest",
+                }
+            ),
+            "storageProfile.imageReference.publisher",
+        ),
+        (
+            both(
+                windows(enableAutomaticUpdates=False),
+                lambda b: profile(b)["storageProfile"]["osDisk"].update(osType="Windows"),
+            ),
+            "storageProfile.osDisk.osType",
+        ),
+    ],
+)  # fmt: skip
+def test_windows_guests_are_refused_with_the_reason(
+    change: Callable[[dict[str, Any]], None], path: str
+) -> None:
+    """A8: once, whatever tells of them, and whether upgrades are automatic or not."""
+    for automatic in (True, False):
+        body = web_model(automatic=automatic)
+        change(body)
+        (problem,) = all_problems(body)
+        assert (problem.path, problem.code) == (f"{PROFILE}.{path}", "OSTypeNotSupported")
+        assert "only Linux guests can be run here" in problem.message
+
+
+def test_application_health_for_windows_is_refused_by_name() -> None:
+    """A8, F3: not as an extension that nobody knows."""
+    body = web_model()
+    no_probe(body)
+    add({**HEALTH, "type": "ApplicationHealthWindows"})(body)
+    (problem,) = all_problems(body)
+    assert problem.path == f"{PROFILE}.extensionProfile.extensions[1].type"
+    assert problem.message.startswith("ApplicationHealthWindows is for Windows guests")
+    assert "use ApplicationHealthLinux" in problem.message
 
 
 def test_rolling_mode_needs_health() -> None:
@@ -221,7 +270,7 @@ def with_balancer(body: dict[str, Any], **changes: Any) -> list[ModelProblem]:
         document.model,
         probe=document.probe,
         sizes={},
-        extension_types=KNOWN,
+        extension_types=known_types(),
         balancer=document.balancer,
     )
 

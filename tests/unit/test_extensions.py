@@ -25,7 +25,13 @@ from hypothesis import strategies as st
 from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import HostError, ModelProblem, NotFoundError
 from pytest_vmss.file_server.blobs import GUEST_VIEW, Blobs
-from pytest_vmss.guest.extensions import CustomScript, RunCommandLinux, find_handler, redact
+from pytest_vmss.guest.extensions import (
+    CustomScript,
+    RunCommandLinux,
+    Target,
+    find_handler,
+    redact,
+)
 from pytest_vmss.guest.extensions.checked import checked_result, checked_words
 from pytest_vmss.guest.extensions.command import broken_handler, read_outcome
 from pytest_vmss.guest.extensions.registry import guarded
@@ -52,6 +58,24 @@ def extension(name: str = "x", *after: str, **fields: Any) -> Extension:
 
 def encode(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+@pytest.mark.parametrize("kind", ["ServiceFabricNode", "ServiceFabricLinuxNode"])
+def test_the_service_fabric_extension_is_a_stand_in(kind: str) -> None:
+    """C7: it does nothing in the guest, and says so."""
+    node = extension("fabric", settings={"durabilityLevel": "silver", "nodeTypeRef": "nt0"})
+    node = node.model_copy(update={"publisher": "microsoft.azure.servicefabric", "type": kind})
+    handler = find_handler(node.publisher, node.type)
+    nobody: Any = None  # whatever is asked of it fails
+    result = handler.run(Target(nobody, VirtualClock(), 1.0), node, run="1")
+    assert (result.status, result.type) == ("success", f"microsoft.azure.servicefabric.{kind}")
+    assert "a stand-in: no Service Fabric node was installed" in result.message
+    assert handler.check(node) == []
+    wrong = node.model_copy(update={"settings": {"durabilityLevel": "Iron", "nodeTypeRef": 1}})
+    assert handler.check(wrong) == [
+        "durabilityLevel must be Bronze, Silver or Gold; given 'Iron'",
+        "nodeTypeRef must be a node type's name; given 1",
+    ]
 
 
 # Settings of CustomScript.

@@ -175,6 +175,8 @@ def test_addresses(gallery: Gallery, images: ImageStore, tmp_path: Path) -> None
         images.resolve(images.address_of(exact))
     by_name = ImageReference(publisher="Acme", offer="Shop", sku="12-gen1", version="latest")
     assert images.address_of(by_name) == ImageAddress("gallery", "web", None)
+    any_case = ImageReference(publisher="ACME", offer="shop", sku="12-Gen1", version="Latest")
+    assert images.address_of(any_case) == ImageAddress("gallery", "web", None)
     other = ImageReference(publisher="Acme", offer="Shop", sku="13", version="latest")
     with pytest.raises(NotFoundError, match="Acme:Shop:12-gen1"):
         images.address_of(other)

@@ -22,6 +22,7 @@ from pytest_vmss.model import Extension, ScaleSetModel, check_model, load_docume
 from pytest_vmss.untrusted import listed
 from tests.models import LOAD_BALANCER, web_model
 
+_SET = {"type": "Microsoft.Compute/virtualMachineScaleSets"}
 SECRET = "s3cr3t-value"
 BOMB = "\n".join(
     [f"a0: &a0 [{','.join(['lol'] * 9)}]"]
@@ -72,15 +73,16 @@ def test_yaml_is_bounded(tmp_path: Path, text: str, told: str) -> None:
         (b'{"a": NaN}', "finite"),
         (b'{"a": "\\ud800"}', "surrogate"),
         (b'{"a":' * 90 + b"1" + b"}" * 90, "nested deeper"),
-        (b"\xff\xfe{", "not UTF-8"),
+        (b"\xff\xfe{", "not UTF-16"),
+        (b"\xff{}", "not UTF-8"),
         (
             json.dumps(
                 {
-                    "parameters": {"a": {"defaultValue": "[parameters('a')]"}},
-                    "resources": [{"n": "[parameters('a')]"}],
+                    "parameters": {"a": {"type": "string", "defaultValue": "[parameters('a')]"}},
+                    "resources": [{**_SET, "name": "[parameters('a')]"}],
                 }
             ).encode(),
-            "nested deeper",
+            "refers to itself",
         ),
         (b'{"resources":[],"parameters":[1]}', "must be an object"),
     ],

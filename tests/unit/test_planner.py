@@ -47,6 +47,17 @@ def test_twenty_percent_rounded_down_at_least_one(total: int, limit: int) -> Non
     assert "rounded down" in decision.reason
 
 
+def test_what_was_stopped_is_neither_unhealthy_nor_left_out() -> None:
+    """D1, D2, D6."""
+    known = members(5, sick=frozenset({0, 1, 2}), domains=1)
+    stopped = [replace(member, stopped=member.unhealthy) for member in known]
+    assert isinstance(next_batch(known, Policy(), NOTHING), Stop)
+    decision = next_batch(stopped, Policy(prioritize_unhealthy_instances=True), NOTHING)
+    assert isinstance(decision, Batch)
+    assert decision.instance_ids == (0,)
+    assert "stopped, and not started: 0" in decision.reason
+
+
 def test_a_batch_shrinks_when_others_are_down() -> None:
     """D2: never more than the share is out at once."""
     decision = next_batch(members(10, sick=frozenset({9}), domains=1), Policy(), NOTHING)
@@ -103,6 +114,40 @@ def test_too_many_of_the_upgraded_failed() -> None:
     assert "First failed instance ID is: 3." in stop.message
     progress = Progress(attempted=frozenset(range(5)), failed=frozenset({3}))
     assert isinstance(next_batch(members(10), Policy(), progress), Batch)
+
+
+@pytest.mark.parametrize("health", [Health.UNHEALTHY, Health.UNKNOWN])
+def test_one_that_sickened_after_its_upgrade_counts(health: Health) -> None:
+    """D7: with those that failed, and once; one that was not upgraded yet does not."""
+    state = members(10, sick=frozenset({9}))
+    state[0] = replace(state[0], health=health)
+    patient = Policy(max_unhealthy_instance_percent=100)
+    decision = next_batch(state, patient, Progress(frozenset({0, 5})))
+    assert isinstance(decision, Stop)
+    assert decision.code == "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
+    assert "50% of instances" in decision.message
+    assert "First failed instance ID is: 0." in decision.message
+    assert decision.reason.startswith("of 2 upgraded, 1 are unhealthy now (0): 50 %")
+    both = next_batch(state, patient, Progress(frozenset({0, 1, 5}), frozenset({0, 1})))
+    assert isinstance(both, Stop)
+    assert both.reason.startswith("of 3 upgraded, 2 failed (0, 1): 66.6667 %")
+    assert isinstance(next_batch(state, patient, Progress(frozenset(range(5)))), Batch)
+
+
+def test_a_replacement_counts_in_place_of_what_it_replaced() -> None:
+    """D7, D9: with ``maxSurge`` the new instance is the upgraded one."""
+    state = [replace(m, on_target=m.instance_id == 9) for m in members(10, sick=frozenset({9}))]
+    progress = Progress(frozenset({0}), replaced={0: 9})
+    decision = next_batch(state[1:], Policy(), progress)
+    assert isinstance(decision, Stop)
+    assert "(9)" in decision.reason
+
+
+def test_the_last_batch_is_judged_too() -> None:
+    """D7: nothing is left to upgrade, and yet the upgrade failed."""
+    state = members(3, sick=frozenset({2}))
+    decision = next_batch(state, Policy(), Progress(frozenset({0, 1, 2})))
+    assert isinstance(decision, Stop)
 
 
 def test_protected_instances_are_left_out_and_reported() -> None:

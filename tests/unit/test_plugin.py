@@ -110,3 +110,38 @@ def test_a_size_that_no_machine_can_have(pytester: pytest.Pytester, size: str) -
     result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*UsageError: the setting sizes*must be*"])
+
+
+def test_a_size_and_extensions_by_option_and_ini(pytester: pytest.Pytester) -> None:
+    """A3, P4."""
+    pytester.makeini("[pytest]\nvmss_size = Standard_B1s\nvmss_unknown_extensions = skip\n")
+    pytester.makepyfile(
+        """
+        def test_it(vmss):
+            settings = vmss.settings
+            print(f"made in {settings.size}, {settings.unknown_extensions}")
+        """
+    )
+    run = pytester.runpytest("-s")
+    run.stdout.fnmatch_lines(["*made in Standard_B1s, skip*"])
+    run = pytester.runpytest(
+        "-s", "--vmss-size", "Standard_B2s", "--vmss-unknown-extensions", "refuse"
+    )
+    run.stdout.fnmatch_lines(["*made in Standard_B2s, refuse*"])
+
+
+def test_the_markers_parameters_are_found_beside_the_test(pytester: pytest.Pytester) -> None:
+    """P1, P3: and what is wrong with them is told before anything is made."""
+    folder = pytester.mkdir("suite")
+    (folder / "web.json").write_text(
+        '{"resources": [{"type": "Microsoft.Compute/virtualMachineScaleSets", '
+        '"name": "[parameters(\'n\')]"}], "parameters": {"n": {"type": "string"}}}'
+    )
+    (folder / "values.json").write_text('{"n": 3}')
+    (folder / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.vmss(model='web.json', parameters=['values.json'])\n"
+        "def test_it(scale_set): pass\n"
+    )
+    run = pytester.runpytest()
+    run.stdout.fnmatch_lines(["*$.parameters.n: must be of type string, is int*"])

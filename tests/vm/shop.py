@@ -113,14 +113,14 @@ class Shop:
         return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
     def instances(self) -> list[dict[str, Any]]:
-        """The instances' views."""
+        """The instances, as Azure's virtual machines."""
         view = json.loads(self.command("show", "shop", "--json").stdout)
-        found: list[dict[str, Any]] = view["instances"]
+        found: list[dict[str, Any]] = view["virtualMachines"]
         return found
 
     def versions(self) -> list[str]:
         """The image version that was found in each guest."""
-        return [instance["imageVersionFound"] for instance in self.instances()]
+        return [instance["lab"]["imageVersionFound"] for instance in self.instances()]
 
     def disks(self, number: int) -> set[str]:
         """Names of an instance's disks, and of what is left of unfinished ones."""
@@ -150,7 +150,7 @@ class Shop:
             What the guests say of themselves, for comparison with a later time.
         """
         wanted, instances = list(versions), self.instances()
-        assert [instance["imageVersionFound"] for instance in instances] == wanted
+        assert [instance["lab"]["imageVersionFound"] for instance in instances] == wanted
         shown = self.command("show", "shop", "--health").stdout
         assert shown.count("Healthy") == len(wanted), shown
         assert self.digests() == self.idle
@@ -159,7 +159,7 @@ class Shop:
             assert facts.order == str(number)
             for runs in (facts.custom_data_runs, facts.extension_runs):
                 assert len(runs) == len(set(runs)), runs
-            generation = instances[number]["osDisk"]["generation"]
+            generation = instances[number]["lab"]["osDiskGeneration"]
             assert self.disks(number) == {f"os-{generation}.qcow2", "lun0.qcow2", "lun1.qcow2"}
         assert sorted(self.pids()) == sorted(qemu_processes(str(self.folder)))
         return told

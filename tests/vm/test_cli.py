@@ -15,8 +15,8 @@ from tests.vm.conftest import qemu_processes
 
 
 @pytest.fixture(scope="module")
-def vmss_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
-    command = Command(tmp_path_factory.mktemp("state"))
+def vmss_command(place: Path) -> Iterator[Command]:
+    command = Command(place / "cli")
     yield command
     command("delete", "--yes", "shop", ok=False)
 
@@ -44,7 +44,7 @@ def test_a_scale_set_by_hand(
     view = json.loads(vmss_command("show", "shop", "--json").stdout)
     assert view["virtualMachineProfile"]["osProfile"]["computerNamePrefix"] == "shop"
     assert "customData" not in view["virtualMachineProfile"]["osProfile"]
-    assert view["instances"][0]["imageVersionFound"] == "1.0.0"
+    assert view["virtualMachines"][0]["lab"]["imageVersionFound"] == "1.0.0"
     assert vmss_command("ssh", "shop", "0", "hostname").stdout == "shop000000\n"
     assert vmss_command("ssh", "shop", "0", "exit 7", ok=False).returncode == 7
     assert "finished at" in vmss_command("console", "shop", "0").stdout

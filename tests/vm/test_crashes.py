@@ -28,8 +28,10 @@ IN_TWOS = {
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory, built: Callable[[str], Path]) -> Iterator[Shop]:
-    command = Command(tmp_path_factory.mktemp("state"))
+def shop(
+    place: Path, tmp_path_factory: pytest.TempPathFactory, built: Callable[[str], Path]
+) -> Iterator[Shop]:
+    command = Command(place / "crashes")
     try:
         create(command, tmp_path_factory.mktemp("model"), built("1.0.0"), capacity=4, **IN_TWOS)
         yield Shop(command, 4)
@@ -62,14 +64,14 @@ def test_two_half_done_are_killed_and_a_write_fails_after_a_commit(
     assert "disk I/O error" in told
     assert "vmss resume shop" in told
     assert shop.pids() == machines, "no machine was stopped or started again"
-    committed = [n for n in (0, 1) if shop.instances()[n]["osDisk"]["generation"] == 2]
+    committed = [n for n in (0, 1) if shop.instances()[n]["lab"]["osDiskGeneration"] == 2]
     assert committed
     for number in shop.numbers:
-        generation = shop.instances()[number]["osDisk"]["generation"]
+        generation = shop.instances()[number]["lab"]["osDiskGeneration"]
         assert f"os-{generation}.qcow2" in shop.disks(number), "the kept disk is there"
     facts = shop.facts()
     for number in committed:
-        assert shop.instances()[number]["imageVersionFound"] == "1.1.0"
+        assert shop.instances()[number]["lab"]["imageVersionFound"] == "1.1.0"
         assert facts[number].order == str(number)
     assert shop.history()[0]["runningStatus"]["code"] == "RollingForward"
     refused = shop.command("upgrade", "shop", ok=False)

@@ -448,7 +448,7 @@ def test_secrets_are_found_only_where_they_are_allowed(
 
     shows(str(failed.value) + failed.value.evidence + repr(failed.value), "the exception")
     shows(json.dumps(web.model.wire()) + repr(web.model), "the model, as it is shown")
-    shows(json.dumps(web.instance_view()), "the instance view")
+    shows(json.dumps([web.instance_view(), web.virtual_machines()]), "the instance view")
     shows(json.dumps([web.os_upgrade_history(), web.rolling_upgrade_status()]), "the history")
     shows(" ".join(upgrade.explain() for upgrade in web.history()), "the explanations")
     assert any("qemu-system" in line for line in arguments)

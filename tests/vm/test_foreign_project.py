@@ -69,6 +69,7 @@ class Session:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
+            "XDG_STATE_HOME": str(home / ".local/state"),
             "XDG_RUNTIME_DIR": str(home / "run"),
             "LANG": "C.UTF-8",
         }
@@ -154,7 +155,12 @@ def stop_while_booting(
 ) -> dict[str, str]:
     """Starts a session and stops it while its VM boots; returns its environment."""
     (home / "run").mkdir(parents=True)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "XDG_STATE_HOME": str(home / ".local/state"),
+        "LANG": "C.UTF-8",
+    }
     session = subprocess.Popen(
         # Background jobs of a shell ignore SIGINT, and their children do too.
         ["env", "--default-signal=INT", python, "-m", "pytest", "-p", "no:cacheprovider", "-q"],

@@ -189,7 +189,7 @@ def test_a_hostile_instance_harms_no_other(lonely: ScaleSet) -> None:
             console.write(b"error: x not found. \x1b[31m" * 40330)
     with responsive() as seen:
         upgrade = lonely.upgrade()
-        views = lonely.instance_view()
+        views = lonely.virtual_machines()
         observations = hostile.observations()
         told = [hostile.console.tail(), hostile.console.milestone(), str(hostile.console.trouble())]
         told += [observation.detail for observation in observations.values()]
@@ -201,7 +201,7 @@ def test_a_hostile_instance_harms_no_other(lonely: ScaleSet) -> None:
     assert hostile.image_version == "1.0.0"
     assert {seen.health for seen in observations.values()} <= {Health.UNHEALTHY, Health.UNKNOWN}
     assert all(observation.detail for observation in observations.values())
-    assert [view["imageVersionFound"] for view in views] == ["1.1.0", "1.0.0"]
+    assert [view["lab"]["imageVersionFound"] for view in views] == ["1.1.0", "1.0.0"]
     for text in told:
         assert "\x1b" not in text
         assert not any(0x80 <= ord(letter) < 0xA0 for letter in text)

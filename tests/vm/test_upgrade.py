@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.gallery import Gallery
 from pytest_vmss.guest import LinuxGuest
+from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.labs.place import LabPlace
 from pytest_vmss.store import Outcome
 from tests.guest_contract import check_guest
@@ -227,26 +229,38 @@ def test_others_see_the_same(web: ScaleSet, vmss: Lab) -> None:
     """J3: the view of a set is in the store, for whoever opens it."""
     other = Lab(LabPlace(vmss.settings, vmss.paths, vmss.identity))
     try:
-        seen = other.scale_set(web.name).instance_view()
-        assert [view["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
+        seen = other.scale_set(web.name).virtual_machines()
+        assert [view["lab"]["imageVersionFound"] for view in seen] == ["1.1.0", "1.1.0"]
     finally:
         other.close()
 
 
 def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab) -> None:
-    """M5: 0600 in a 0700 folder; nothing in events, steps, process arguments."""
-    assert vmss.paths.folder.stat().st_mode & 0o777 == 0o700
-    for path in (vmss.paths.database, vmss.paths.key, web[0].os_disk, *web[0].data_disks.values()):
-        assert path.stat().st_mode & 0o777 == 0o600, path
+    """M5, R4: 0600 in a 0700 folder, but for QEMU's group; nothing in events, steps, arguments."""
+    account = QemuAccount.parse(vmss.identity.account)
+
+    def mode(path: Path) -> tuple[int, bool]:
+        """The owner's and the group's permissions, and whether the group is QEMU's."""
+        about = path.stat()
+        assert about.st_mode & 0o007 == 0, path
+        return about.st_mode & 0o770, account is not None and about.st_gid == account.gid
+
+    given = account is not None
+    assert mode(vmss.paths.folder) == ((0o710, True) if given else (0o700, False))
+    assert mode(vmss.paths.database) == mode(vmss.paths.key) == (0o600, False)
+    for path in (web[0].os_disk, *web[0].data_disks.values()):
+        assert mode(path) == ((0o660, True) if given else (0o600, False))
     for instance in web:
         seed = vmss.paths.seed("web", int(instance.instance_id), instance.generation.number)
-        assert seed.stat().st_mode & 0o777 == 0o600
+        assert mode(seed) == ((0o640, True) if given else (0o600, False))
     told = " ".join(event.message for event in vmss.store.events())
     told += " ".join(upgrade.explain() for upgrade in web.history())
     assert SECRET not in told
     for pid in qemu_processes(vmss.identity.id):
         line = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
         assert SECRET not in line
+        owner = Path(f"/proc/{pid}").stat().st_uid
+        assert owner == (os.geteuid() if account is None else account.uid)
         assert "hostfwd=tcp:127." in line
 
 

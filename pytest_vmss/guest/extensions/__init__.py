@@ -18,6 +18,7 @@ from pytest_vmss.guest.extensions.registry import (
     timed_out,
 )
 from pytest_vmss.guest.extensions.run_command_linux import RunCommandLinux
+from pytest_vmss.guest.extensions.service_fabric import ServiceFabricLinuxNode, ServiceFabricNode
 
 __all__ = [
     "ApplicationHealthLinux",
@@ -26,6 +27,8 @@ __all__ = [
     "Handler",
     "PackagedHandler",
     "RunCommandLinux",
+    "ServiceFabricLinuxNode",
+    "ServiceFabricNode",
     "Target",
     "broken_handler",
     "check_settings",
@@ -44,3 +47,5 @@ __all__ = [
 register(CustomScript())
 register(ApplicationHealthLinux())
 register(RunCommandLinux())
+register(ServiceFabricLinuxNode())
+register(ServiceFabricNode())

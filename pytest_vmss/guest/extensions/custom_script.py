@@ -12,7 +12,7 @@ from typing import Any
 from pytest_vmss.guest.extensions.command import Command, remove_runs, run_command
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.in_guest.download import name_of
-from pytest_vmss.model import Extension
+from pytest_vmss.model import Extension, respelled
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.secrecy import SecretBytes
 
@@ -34,7 +34,7 @@ class CustomScript(Handler):
 
     def check(self, extension: Extension) -> list[str]:
         """Validates its settings, and returns the problems."""
-        public, protected = extension.settings or {}, extension.protected_settings or {}
+        public, protected = _settings(extension)
         both = {**public, **protected}
         problems = [
             f"'{name}' was specified both in public and protected settings; it must be specified "
@@ -94,7 +94,8 @@ class CustomScript(Handler):
 
     def run(self, target: Target, extension: Extension, *, run: str) -> ExtensionResult:
         """Downloads ``fileUris``, then runs ``commandToExecute`` or ``script`` there as root."""
-        settings = {**(extension.settings or {}), **(extension.protected_settings or {})}
+        public, protected = _settings(extension)
+        settings = {**public, **protected}
         script = settings.get("script")
         command = Command(
             text="./script.sh" if script else str(settings["commandToExecute"]),
@@ -107,6 +108,11 @@ class CustomScript(Handler):
     def remove(self, target: Target, extension: Extension) -> str:
         """Removes the files of its runs."""
         return remove_runs(target, extension)
+
+
+def _settings(extension: Extension) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = _KNOWN | _STORAGE
+    return respelled(extension.settings, names), respelled(extension.protected_settings, names)
 
 
 def _decode(script: str) -> bytes:

@@ -1,0 +1,53 @@
+"""Says before anything is made what of a model has no effect here (A6, P3)."""
+
+from __future__ import annotations
+
+import warnings
+
+from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.revisions import Revision
+from pytest_vmss.errors import NotModelledWarning
+from pytest_vmss.model import Review, ScaleSetDocument, VmSize, review
+from pytest_vmss.operations.revisions import left_out_of
+
+__all__ = ["announce", "review_of"]
+
+
+def review_of(
+    environment: Environment, document: ScaleSetDocument, current: Revision | None = None
+) -> Review:
+    """Reviews a document for a lab.
+
+    Args:
+        environment: The lab's environment.
+        document: The document, validated.
+        current: The current revision of the set that it changes, if it exists.
+    """
+    size = environment.own_size
+    if current is not None:
+        own = environment.set_record(current.model.name).own_size
+        size = None if own is None else VmSize(*own)
+    left_out = left_out_of(environment, document.model, current)
+    return review(document, left_out=left_out, own_size=size)
+
+
+def announce(
+    environment: Environment, document: ScaleSetDocument, current: Revision | None = None
+) -> None:
+    """Warns of what has no effect here, or is done in another way; once for a document.
+
+    Of a change only what is new is said.
+
+    Args:
+        environment: The lab's environment.
+        document: The document, validated.
+        current: The current revision of the set that it changes, if it exists.
+    """
+    found = review_of(environment, document, current)
+    if current is not None:
+        before = set(current.model.not_modelled())
+        found.not_modelled[:] = [path for path in found.not_modelled if path not in before]
+    lines = list(found.lines())
+    if lines:
+        told = "".join(f"\n  {line}" for line in lines)
+        warnings.warn(NotModelledWarning(f"{document.source}:{told}"), stacklevel=4)

@@ -1,0 +1,113 @@
+"""Keeps apart what the tests of a suite publish."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
+from pytest_vmss.gallery import Gallery, ImageAddress
+from pytest_vmss.gallery.gallery import DEFAULT_GALLERY
+from pytest_vmss.model import ImageReference
+
+if TYPE_CHECKING:
+    from pytest_vmss.api.lab import Lab
+    from pytest_vmss.store import VersionRecord
+
+__all__ = ["OwnGallery", "StartImages"]
+
+
+class OwnGallery(Gallery):
+    """A test's view of the lab's default gallery, which knows what was published with it.
+
+    Args:
+        lab: The lab.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(DEFAULT_GALLERY, lab.images)
+        self._published: dict[tuple[str, str], None] = {}
+
+    def publish(
+        self, definition: str, version: str, path: str | Path, **options: Any
+    ) -> VersionRecord:
+        """See :meth:`~pytest_vmss.gallery.Gallery.publish`."""
+        is_new = version not in self.versions(definition)
+        record = super().publish(definition, version, path, **options)
+        if is_new:
+            self._published[record.definition, record.version] = None
+        return record
+
+    def delete_published(self) -> None:
+        """Deletes the versions that were published with it."""
+        for definition, version in self._published:
+            with contextlib.suppress(NotFoundError):  # the test deleted it itself
+                self.delete(definition, version)
+
+
+class StartImages:
+    """The versions that markers name, of which tests with the same ones share one publication.
+
+    Args:
+        lab: The lab.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._published: dict[tuple[str, str], dict[str, tuple[object, ...]]] = {}
+
+    def publish(self, reference: ImageReference, images: Any) -> None:
+        """Publishes the versions of a test, and deletes those that only earlier tests named.
+
+        Args:
+            reference: The model's reference to the image.
+            images: Paths by version.
+
+        Raises:
+            ModelError: ``images`` is not such a mapping.
+            ImageError: A file is not an image.
+            ConflictError: A version is published already, otherwise than by a marker.
+        """
+        if not isinstance(images, Mapping) or not all(
+            isinstance(key, str) and isinstance(path, (str, Path)) for key, path in images.items()
+        ):
+            expected = 'paths by version, such as {"1.0.0": "web-1.0.0.qcow2"}'
+            raise ModelError(
+                [ModelProblem("images", "InvalidParameter", f"must be {expected}")],
+                source="the marker vmss",
+            )
+        address, identifier = _address(self._lab, reference)
+        gallery = self._lab.gallery(address.gallery)
+        known = self._published.setdefault((address.gallery, address.definition), {})
+        wanted = {version: _identity(Path(path)) for version, path in images.items()}
+        for version in [version for version, path in known.items() if wanted.get(version) != path]:
+            with contextlib.suppress(NotFoundError):
+                gallery.delete(address.definition, version)
+            del known[version]
+        for version, path in images.items():
+            if version not in known or version not in gallery.versions(address.definition):
+                gallery.publish(address.definition, version, path, identifier=identifier)
+                known[version] = wanted[version]
+
+
+def _address(
+    lab: Lab, reference: ImageReference
+) -> tuple[ImageAddress, tuple[str, str, str] | None]:
+    """The image that a model refers to; for a platform image, with what identifies it."""
+    if reference.id is not None:
+        return lab.images.address_of(reference), None
+    named = (reference.publisher or "", reference.offer or "", reference.sku or "")
+    with contextlib.suppress(NotFoundError):
+        return lab.images.address_of(reference), named
+    return ImageAddress(DEFAULT_GALLERY, f"{named[1]}-{named[2]}"), named
+
+
+def _identity(path: Path) -> tuple[object, ...]:
+    """Identifies a file as it is now."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError):
+        return (str(path),)  # publishing it says what is wrong
+    return (str(path.absolute()), about.st_ino, about.st_size, about.st_mtime_ns)

@@ -1,0 +1,107 @@
+"""L2, C1: commands that run upgrades, on a simulated lab."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.cli import main, upgrades
+from pytest_vmss.simulation.guest import Behaviour
+from tests.models import LOAD_BALANCER, web_model
+from tests.simulation.conftest import SimulatedLab
+
+Vmss = Callable[..., Result]
+
+
+@pytest.fixture
+def vmss_command(lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch) -> Vmss:
+    """The command line on the simulated lab, which stays open after each command."""
+    monkeypatch.setattr(Lab, "open", lambda *_: lab)
+    monkeypatch.setattr(lab, "close", lambda: None)
+    return lambda *arguments: CliRunner().invoke(main, [str(word) for word in arguments])
+
+
+def test_update_runs_what_becomes_due(
+    lab: SimulatedLab, vmss_command: Vmss, tmp_path: Path
+) -> None:
+    """C1: enabling automatic upgrades on a set that is behind."""
+    web = lab.start_web(1, automatic=False)
+    lab.publish("1.1.0")
+    change = tmp_path / "change.json"
+    policy = {"automaticOSUpgradePolicy": {"enableAutomaticOSUpgrade": True}}
+    change.write_text(json.dumps({"properties": {"upgradePolicy": policy}}))
+    result = vmss_command("update", "web", change, "--no-upgrade")
+    assert result.exit_code == 0, result.output
+    assert web.history() == []
+    result = vmss_command("update", "web", change)
+    assert result.exit_code == 0, result.output
+    assert "Completed" in result.output
+    assert web[0].image_version == "1.1.0"
+
+
+def test_create_runs_what_is_due(lab: SimulatedLab, vmss_command: Vmss, tmp_path: Path) -> None:
+    """C1: another set's upgrade, which nobody has run yet; it fails, and so does the command."""
+    behind = lab.start_web(1)
+    lab.publish("1.1.0", Behaviour.GOOD)
+    model, balancer = tmp_path / "m.json", tmp_path / "lb.json"
+    model.write_text(json.dumps(web_model("other", capacity=1)))
+    balancer.write_text(json.dumps(LOAD_BALANCER))
+    create = ("create", model, "--load-balancer", balancer)
+    result = vmss_command(*create)
+    assert result.exit_code == 0, result.output
+    assert "other_0" in result.output
+    assert behind.history()[0].completed
+    lab.publish("1.2.0", Behaviour.PANICS)
+    result = vmss_command(*create, "--name", "third", "--no-upgrade", "--capacity", 0)
+    assert result.exit_code == 0, result.output
+    result = vmss_command(*create, "--name", "fourth", "--capacity", 0)
+    assert result.exit_code == 1
+    assert behind.history()[0].faulted
+
+
+def test_watch_upgrades_until_ctrl_c(
+    lab: SimulatedLab, vmss_command: Vmss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C1: what another process publishes while it watches; Ctrl-C is no failure."""
+    web = lab.start_web(1)
+    lab.roll(web, "1.1.0")
+    published = threading.Event()
+
+    def looking(_: float) -> None:
+        if not published.is_set():
+            lab.publish("1.2.0")
+            published.set()
+        time.sleep(0.01)
+        if web.history()[0].target == "1.2.0" and web.history()[0].ended and lab.controller.idle:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(upgrades, "_look", looking)
+    result = vmss_command("watch")
+    assert result.exit_code == 0, result.output
+    assert web[0].image_version == "1.2.0"
+    assert "1.0.0 → 1.1.0" not in result.output  # it had ended before
+    assert "unfinished" not in result.output
+
+
+def test_watch_tells_what_it_leaves_unfinished(
+    lab: SimulatedLab, vmss_command: Vmss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C1, M1."""
+    lab.start_web(1)
+    lab.publish("1.1.0")
+    monkeypatch.setitem(lab.environment.working, "web", threading.Event())
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(upgrades, "_look", interrupted)
+    result = vmss_command("watch")
+    assert result.exit_code == 0, result.output
+    assert "unfinished: web; go on with: vmss" in result.output

@@ -1,0 +1,210 @@
+"""Documents as Azure's users have them: any case, old names, kinds of sets (A1, A6, P4)."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from pytest_vmss.checkpoints.key import obstacle_to
+from pytest_vmss.engine.preflight import file_uris
+from pytest_vmss.errors import ModelError
+from pytest_vmss.guest.extensions import check_settings
+from pytest_vmss.model import (
+    check_model,
+    check_update,
+    find_size,
+    load_document,
+    merge,
+    read_part,
+)
+from tests.models import LOAD_BALANCER, web_model, with_application_health
+
+
+def loaded(body: dict[str, Any], **arguments: Any) -> Any:
+    return load_document(body, load_balancer=LOAD_BALANCER, **arguments).model
+
+
+def respelled(value: Any, change: Any, *, opaque: bool = False) -> Any:
+    """The same document with its names, and texts that are enumerated, in another case."""
+    if isinstance(value, list):
+        return [respelled(item, change, opaque=opaque) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key if opaque else change(key): (
+            change(item) if key in _ENUMERATED and isinstance(item, str)
+            else respelled(item, change, opaque=opaque or key in ("settings", "tags"))
+        )
+        for key, item in value.items()
+    }  # fmt: skip
+
+
+_ENUMERATED = ("mode", "createOption", "orchestrationMode", "osType", "caching", "deleteOption")
+
+
+def _mixed(text: str) -> str:
+    pick = random.Random(text)
+    return "".join(pick.choice((letter.lower(), letter.upper())) for letter in text)
+
+
+@pytest.mark.parametrize("change", [str.lower, str.upper, _mixed])
+def test_names_and_enumerated_values_count_in_any_case(change: Any) -> None:
+    """A1: ARM takes them so, and Azure's spelling is given back."""
+    body = with_application_health(web_model(), probe=False)
+    storage = body["properties"]["virtualMachineProfile"]["storageProfile"]
+    storage["osDisk"].update(caching="ReadWrite", osType="Linux", diskSizeGB=30)
+    body["tags"] = {"Team": "Shop"}
+    other = load_document(respelled(body, change)).model
+    assert other == load_document(body).model
+    assert other.wire() == load_document(body).model.wire()
+    assert other.not_modelled() == load_document(body).model.not_modelled()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"properties": {"upgradePolicy": {"automaticOsUpgradePolicy": {"enableAutomaticOsUpgrade": False}}}},
+        {"PROPERTIES": {"UPGRADEPOLICY": {"AUTOMATICOSUPGRADEPOLICY": {"ENABLEAUTOMATICOSUPGRADE": False}}}},
+        {"upgradePolicy": {"automaticOSUpgradePolicy": {"enableautomaticosupgrade": False}}},
+    ],
+)  # fmt: skip
+def test_an_update_counts_however_it_is_spelt(part: dict[str, Any]) -> None:
+    """A1: automatic upgrades are really off afterwards."""
+    stored = loaded(web_model()).full()
+    merged = loaded(merge(stored, read_part(part)), is_stored=True)
+    assert not merged.automatic_os_upgrade.enable_automatic_os_upgrade
+    extra = loaded({**web_model(), "hostGroup": {"Id": "a"}}).full()
+    assert merge(extra, read_part({"HOSTGROUP": {"iD": "b"}}))["hostGroup"] == {"Id": "b"}
+
+
+def test_old_names_of_tools_are_known() -> None:
+    """A1: what older versions of the command line print."""
+    body = web_model()
+    machine = body["properties"]["virtualMachineProfile"]
+    machine["storageProfile"]["dataDisks"][0] = {"lun": 0, "createOption": "empty", "diskSizeGb": 4}
+    extension = machine["extensionProfile"]["extensions"][0]["properties"]
+    extension["typePropertiesType"] = extension.pop("type")
+    machine["extensionProfile"]["extensions"][0]["type"] = "Microsoft.Compute/…/extensions"
+    model = loaded(body)
+    assert model.data_disks[0].disk_size_gb == 4
+    assert model.extensions[0].type == "CustomScript"
+
+
+def test_a_name_given_twice_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"\$\.Properties: is given twice"):
+        loaded({**web_model(), "Properties": {}})
+    body = {**web_model(), "SKU": {"name": "Standard_B1s"}}
+    with pytest.raises(ModelError, match=r"\$\.sku: is given twice, in different spellings"):
+        loaded(body)
+
+
+def test_locations_ids_and_images_are_compared_as_azure_does() -> None:
+    """A1, C5."""
+    old, new = loaded(web_model()), loaded({**web_model(), "location": "West Europe"})
+    assert check_update(old, new) == []
+    machine = new.virtual_machine_profile
+    machine.storage_profile.os_disk.model_extra.update(manageddisk={"STORAGEACCOUNTTYPE": "X"})
+    assert len(check_update(old, new)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "told"),
+    [
+        (lambda b, _: b.update(orchestrationMode="flexible"), "$.orchestrationMode", "to Uniform"),
+        (lambda _, m: m["storageProfile"].update(imageReference={"id": "/x/images/y"}),
+         "$.virtualMachineProfile.storageProfile.imageReference.id", "a managed image"),
+        (lambda _, m: m["storageProfile"].update(imageReference={"communityGalleryImageId": "x"}),
+         "$.virtualMachineProfile.storageProfile.imageReference.communityGalleryImageId", "publish"),
+        (lambda _, m: m["storageProfile"]["osDisk"].update(image={"uri": "http://x/a.vhd"}),
+         "$.virtualMachineProfile.storageProfile.osDisk.image", "unmanaged VHD"),
+        (lambda _, m: m.pop("osProfile"), "$.virtualMachineProfile.osProfile", "specialized"),
+        (lambda b, _: b.pop("virtualMachineProfile"), "$.virtualMachineProfile", "vmss update"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_here_is_refused_with_the_way_out(change: Any, path: str, told: str) -> None:
+    """P4: and nothing else is said about it."""
+    body = web_model()
+    flat = {
+        **{key: item for key, item in body.items() if key != "properties"},
+        **body["properties"],
+    }
+    change(flat, flat["virtualMachineProfile"])
+    with pytest.raises(ModelError, match=told) as refused:
+        loaded(flat)
+    assert [problem.path for problem in refused.value.problems] == [path]
+
+
+@pytest.mark.parametrize("name", ["AzureUser", "a.b-c_1", "x" * 64])
+def test_administrators_as_azure_takes_them(name: str) -> None:
+    body = web_model()
+    body["properties"]["virtualMachineProfile"]["osProfile"]["adminUsername"] = name
+    assert loaded(body).virtual_machine_profile.os_profile.admin_username == name
+
+
+@pytest.mark.parametrize("name", ["root", "Admin", "user1", "a b", "-x", "x" * 65, ""])
+def test_administrators_that_azure_refuses(name: str) -> None:
+    body = web_model()
+    body["properties"]["virtualMachineProfile"]["osProfile"]["adminUsername"] = name
+    with pytest.raises(ModelError, match="adminUsername"):
+        loaded(body)
+
+
+def test_what_may_be_left_out_or_is_a_number() -> None:
+    body = {**web_model("my-web.set"), "zones": [1, "2"], "tags": {"n": 3, "on": True}}
+    del body["properties"]["virtualMachineProfile"]["osProfile"]["computerNamePrefix"]
+    model = loaded(body)
+    assert model.zones == ["1", "2"]
+    assert model.tags == {"n": "3", "on": "true"}
+    assert model.computer_name_prefix == "mywebset"
+
+
+@pytest.mark.parametrize(
+    ("name", "vcpus", "gib"),
+    [
+        ("Standard_D8s_v5", 8, 32), ("standard_d2_V2", 2, 7), ("Standard_A1", 1, 1.75),
+        ("Basic_A0", 1, 0.75), ("Standard_DS14_v2", 16, 112), ("Standard_E64s_v3", 64, 432),
+        ("Standard_E4-2s_v5", 2, 32), ("Standard_F8s_v2", 8, 16), ("Standard_F4ams_v6", 4, 32),
+        ("Standard_DC8as_v5", 8, 32), ("Standard_L8s_v3", 8, 64), ("Standard_NC6s_v3", 6, 112),
+        ("Standard_M8ms", 8, 218.75), ("Standard_B16ls_v2", 16, 32), ("Standard_A8m_v2", 8, 64),
+        ("Standard_GS5", 32, 448), ("Standard_H16mr", 16, 224), ("Standard_D4ps_v6", 4, 16),
+    ],
+)  # fmt: skip
+def test_sizes_of_all_common_families(name: str, vcpus: int, gib: float) -> None:
+    """A3."""
+    size = find_size(name)
+    assert size is not None
+    assert (size.vcpus, size.memory_mib) == (vcpus, round(gib * 1024))
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("Standard_D8s_v", "Standard_D8s_v5"), ("Standard_D3s_v5", "Standard_D2s_v5"),
+                       ("Standard_E4-9s_v5", "Standard_E4s_v5")]
+)  # fmt: skip
+def test_an_unknown_size_names_the_nearest(name: str, near: str) -> None:
+    """A3, A6."""
+    assert find_size(name) is None
+    body = web_model()
+    body["sku"]["name"] = name
+    document = load_document(body, load_balancer=LOAD_BALANCER)
+    (problem,) = [
+        problem
+        for problem in check_model(
+            document.model, probe=document.probe, sizes={"Own": (1, 1)}, extension_types=frozenset()
+        )
+        if problem.path == "$.sku.name"
+    ]
+    assert near in problem.message
+    assert "Own" in problem.message
+
+
+def test_settings_of_extensions_count_in_any_case() -> None:
+    """A1, C8: Azure's handlers take them so."""
+    body = web_model()
+    extension = body["properties"]["virtualMachineProfile"]["extensionProfile"]["extensions"][0]
+    extension["properties"]["settings"] = {"COMMANDTOEXECUTE": "x", "fileuris": ["https://a/b"]}
+    model = loaded(body)
+    assert check_settings(model.extensions) == []
+    assert [uri for _, uri in file_uris(model)] == ["https://a/b"]
+    assert "downloads files" in obstacle_to(model)
