@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import BaseFileLock
-
 from pytest_vmss.gallery import ImageStore
 from pytest_vmss.simulation.guest import SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
@@ -78,7 +76,6 @@ _METHODS: dict[type[Any], tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
         ("connections", "healthy"),
     ),
     ImageStore: ("lab", (), ("path_of",)),
-    BaseFileLock: ("lab", ("acquire",), ()),
 }  # fmt: skip
 #: What a world asks of the host by functions of its own.
 _WORLD = ("serve_files", "require_room", "metrics", "free_addresses")

@@ -172,13 +172,6 @@ def _lab_faults(effect: Effect) -> Iterator[Fault]:
             yield Fault("no claim", lambda: HostError("the claim cannot be written"), same)
         case "path_of":
             yield Fault("cannot be read", lambda: HostError("the image cannot be read"), same)
-        case "acquire":
-            for number in (errno.EMFILE, errno.EIO):
-                yield Fault(
-                    errno.errorcode[number],
-                    lambda number=number: _os_error(number, effect.name),  # type: ignore[misc]
-                    same,
-                )
         case "serve_files":
             yield Fault("port taken", lambda: HostError("the port 41234 is taken"), same)
         case "require_room" | "metrics":

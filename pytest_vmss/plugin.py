@@ -441,7 +441,7 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     Raises:
         pytest.UsageError: The marker names no model.
     """
-    from pytest_vmss.secrecy import seal, seal_text
+    from pytest_vmss.secrecy import SecretBytes, seal, seal_text
 
     marker = request.node.get_closest_marker("vmss")
     # Sealed here already, so that no error message shows secrets (M5).
@@ -452,11 +452,13 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         arguments["model"] = seal(marker.args[0])
     if isinstance(arguments.get("custom_data"), str):
         arguments["custom_data"] = seal_text(arguments["custom_data"])
+    elif isinstance(arguments.get("custom_data"), bytes):
+        arguments["custom_data"] = SecretBytes(arguments["custom_data"])
     if "model" not in arguments:
         raise pytest.UsageError(
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
-    for name in ("model", "load_balancer"):
+    for name in ("model", "load_balancer", "custom_data"):
         if name in arguments:
             arguments[name] = _beside(request, arguments[name])
     given = arguments.get("parameters")
@@ -473,10 +475,10 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
 
 def _beside(request: pytest.FixtureRequest, value: Any) -> Any:
     """A file relative to the test's file, wherever pytest was started; other values as they are."""
-    if isinstance(value, str) and "\n" not in value and not Path(value).is_absolute():
-        beside = request.path.parent / value
-        if beside.exists():
-            return beside
+    from pytest_vmss.api.custom_data import beside
+
+    if isinstance(value, (str, Path)) and "\n" not in str(value):
+        return beside(value, request.path.parent) or value
     return value
 
 

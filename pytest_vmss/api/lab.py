@@ -10,6 +10,7 @@ from typing import Self
 from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.backends import LocalBackends
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
+from pytest_vmss.api.custom_data import CustomData, encode_custom_data
 from pytest_vmss.api.scale_set import ScaleSet, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import Clock, SystemClock
@@ -46,7 +47,6 @@ from pytest_vmss.model import (
 )
 from pytest_vmss.model.arguments import (
     check_approver,
-    check_custom_data,
     check_flag,
     check_health,
     check_instance_count,
@@ -57,7 +57,7 @@ from pytest_vmss.model.arguments import (
 )
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
-from pytest_vmss.secrecy import seal, seal_text
+from pytest_vmss.secrecy import seal
 from pytest_vmss.settings import GIB, Settings
 from pytest_vmss.store import (
     OperationRecord,
@@ -217,7 +217,7 @@ class Lab:
         parameters: Parameters | None = None,
         supply: Supply | None = None,
         load_balancer: Source | None = None,
-        custom_data: str | None = None,
+        custom_data: CustomData | None = None,
         ports: Sequence[int] = (),
         health_timeout: float | None = None,
         health: Check | None = None,
@@ -236,7 +236,8 @@ class Lab:
                 and where it returns None, one is generated.
             load_balancer: Azure's JSON of the load balancer that holds the
                 health probe, if the model does not contain it.
-            custom_data: Replaces the model's custom data (base64).
+            custom_data: Replaces the model's custom data: a file, bytes, text or base64; see
+                :func:`~pytest_vmss.api.custom_data.encode_custom_data`.
             ports: Guest ports to forward besides those of SSH and the probe.
             health_timeout: Seconds to wait for health, in place of Azure's 300.
             health: A custom health source in addition to Azure's (F4): a command that is run
@@ -258,8 +259,8 @@ class Lab:
         """
         # Sealed first, so that no error message shows secrets (M5).
         source, load_balancer = seal(source), seal(load_balancer)
+        encoded = custom_data = encode_custom_data(custom_data)
         parameters = seal_parameters(parameters)
-        custom_data = seal_text(check_custom_data(custom_data))
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)
         approver = check_approver(approver)
@@ -272,7 +273,7 @@ class Lab:
             capacity=capacity,
             parameters=parameters,
             supply=supply,
-            custom_data=custom_data,
+            custom_data=encoded,
         )
         model = document.model
         if self.store.get(ScaleSetRecord, model.name.lower()) is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pytest_vmss.api.announcement import announce
+from pytest_vmss.api.custom_data import CustomData, encode_custom_data
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
@@ -48,7 +49,6 @@ from pytest_vmss.model import (
 from pytest_vmss.model.arguments import (
     check_approver,
     check_choice,
-    check_custom_data,
     check_flag,
     check_function,
     check_health,
@@ -74,7 +74,7 @@ from pytest_vmss.operations import (
 from pytest_vmss.operations.model_update import behind_after
 from pytest_vmss.operations.revisions import add_revision, check_document, is_behind
 from pytest_vmss.operations.scale import check_capacity_change, removal_of, scaling_to
-from pytest_vmss.secrecy import seal, seal_text
+from pytest_vmss.secrecy import seal
 from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
 
 __all__ = ["Ids", "ScaleSet", "require_durable"]
@@ -496,7 +496,7 @@ class ScaleSet:
         replace: bool = False,
         parameters: Parameters | None = None,
         load_balancer: Source | None = None,
-        custom_data: str | None = None,
+        custom_data: CustomData | None = None,
     ) -> Operation | None:
         """Changes the model, and applies it to the instances as ``upgradePolicy.mode`` says (C9).
 
@@ -515,7 +515,8 @@ class ScaleSet:
             parameters: Values for a template's parameters: a parameters file, ``name=value``, an
                 object, or a list of these (P1).
             load_balancer: Azure's JSON of the load balancer, if the probe changes.
-            custom_data: Replaces the custom data (base64).
+            custom_data: Replaces the custom data: a file, bytes, text or base64; see
+                :func:`~pytest_vmss.api.custom_data.encode_custom_data`.
 
         Returns:
             The operation that applied it to the instances; None if none was needed.
@@ -528,7 +529,7 @@ class ScaleSet:
         """
         # Sealed first, so that no error message shows secrets (M5).
         change, load_balancer = seal(change), seal(load_balancer)
-        custom_data = seal_text(check_custom_data(custom_data))
+        encoded = custom_data = encode_custom_data(custom_data)
         check_flag(replace, "replace")
         found = read_change(change, seal_parameters(parameters), self.name)
         part = found.body
@@ -538,7 +539,7 @@ class ScaleSet:
             stored = current.model.full()
             body = keep_secrets(stored, part) if replace else merge(stored, part)
             document = load_document(
-                {**body, "name": self.name}, load_balancer=load_balancer, custom_data=custom_data,
+                {**body, "name": self.name}, load_balancer=load_balancer, custom_data=encoded,
                 known_balancer=current.balancer,
                 known_clusters=found.clusters or current.clusters,
                 is_stored=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
 import os
@@ -49,7 +48,6 @@ __all__ = [
     "main",
     "open_lab",
     "parameters_option",
-    "read_custom_data",
     "read_script",
     "run_due",
     "show_upgrade",
@@ -59,7 +57,7 @@ console = Console(emoji=False, markup=False)
 
 _MESSAGE_CHARS = 1000
 #: Most bytes read: Azure accepts 64 KiB of custom data, and scripts smaller than this.
-_CUSTOM_DATA_BYTES, _SCRIPT_BYTES = 65536, 1024**2
+_SCRIPT_BYTES = 1024**2
 
 
 class _Group(click.Group):
@@ -213,17 +211,6 @@ def announced() -> Iterator[None]:
         warnings.simplefilter("always", NotModelledWarning)
         warnings.showwarning = show
         yield
-
-
-def read_custom_data(path: Path | None) -> str | None:
-    """Reads custom data from a file and encodes it in base64, as Azure expects it.
-
-    Raises:
-        HostError: The file cannot be read.
-    """
-    if path is None:
-        return None
-    return base64.b64encode(_read(path, _CUSTOM_DATA_BYTES)).decode()
 
 
 def read_script(path: Path) -> str:

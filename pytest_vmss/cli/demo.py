@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import time
@@ -118,12 +117,11 @@ def _play(
     gallery = lab.gallery()
     stage("Three instances of 1.0.0, each with a data disk at LUN 0")
     gallery.publish("web", "1.0.0", disks["1.0.0"])
-    custom_data = base64.b64encode(example("custom-data.yaml").read_bytes()).decode()
     with LiveView(lab.store, console):
         web = lab.create(
             example("template.yaml"),
             capacity=3,
-            custom_data=custom_data,
+            custom_data=example("custom-data.yaml"),
             health_timeout=_HEALTH_TIMEOUT,
         )
     console.print(instance_table(web))

@@ -19,7 +19,6 @@ from pytest_vmss.cli.base import (
     main,
     open_lab,
     parameters_option,
-    read_custom_data,
     read_script,
     run_due,
 )
@@ -53,7 +52,6 @@ def update(
 
     Automatic upgrades that become due with it are run.
     """
-    encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
         with announced(), LiveView(lab.store, console):
@@ -62,7 +60,7 @@ def update(
                 replace=replace,
                 parameters=parameters or None,
                 load_balancer=load_balancer,
-                custom_data=encoded,
+                custom_data=custom_data,
             )
         if ended is not None:
             finish(lab, ended)

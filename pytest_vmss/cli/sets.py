@@ -19,7 +19,6 @@ from pytest_vmss.cli.base import (
     main,
     open_lab,
     parameters_option,
-    read_custom_data,
     run_due,
 )
 from pytest_vmss.guest import SSH_PORT
@@ -63,7 +62,6 @@ def create(
 
     Automatic upgrades that are due then are run.
     """
-    encoded = read_custom_data(custom_data)
     with open_lab() as lab:
         with announced(), LiveView(lab.store, console):
             scale_set = lab.create(
@@ -73,7 +71,7 @@ def create(
                 parameters=parameters or None,
                 supply=ask_for_secret,
                 load_balancer=load_balancer,
-                custom_data=encoded,
+                custom_data=custom_data,
                 ports=ports,
                 health_timeout=health_timeout,
                 health=health_command,

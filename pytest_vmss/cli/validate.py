@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
+from pytest_vmss.api.custom_data import encode_custom_data
 from pytest_vmss.api.lab import own_size
-from pytest_vmss.cli.base import console, context, main, parameters_option, read_custom_data
+from pytest_vmss.cli.base import console, context, main, parameters_option
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.model import Review, ScaleSetDocument, load_document, model_warnings, review
@@ -44,7 +45,6 @@ def validate(
     Nothing is made, and no hypervisor is needed. Whether its image is published, and whether the
     host has room, is found out by `create`.
     """
-    encoded = read_custom_data(custom_data)
     found, problems = Review(), list[ModelProblem]()
     warnings, title = list[str](), name or ""
     try:
@@ -53,7 +53,7 @@ def validate(
             name=name,
             parameters=parameters or None,
             load_balancer=load_balancer,
-            custom_data=encoded,
+            custom_data=encode_custom_data(custom_data),
         )
     except ModelError as error:
         problems = list(error.problems)

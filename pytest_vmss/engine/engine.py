@@ -12,8 +12,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from pytest_vmss.clock import Stopped, stoppable
 from pytest_vmss.engine.rollout import Rollout, allocate_replacements
 from pytest_vmss.engine.work import Worker
@@ -24,6 +22,7 @@ from pytest_vmss.errors import (
     LabError,
     NotFoundError,
 )
+from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.operations import DeleteScaleSet, Kind
@@ -65,10 +64,9 @@ class Engine:
             LabError: Its lock cannot be taken; nothing was changed.
             InterruptedOperationError: The operation inside was stopped.
         """
-        lock = FileLock(self._environment.paths.lock(self.name), is_singleton=False)
+        lock = self._acquire(wait)
         signal, working = threading.Event(), self._environment.working
         try:
-            self._acquire(lock, wait)
             self.require_own()
             working[self.name.lower()] = signal
             with stoppable(signal):
@@ -85,11 +83,12 @@ class Engine:
                 del working[self.name.lower()]
             lock.release()
 
-    def _acquire(self, lock: FileLock, wait: float) -> None:
+    def _acquire(self, wait: float) -> Lock:
         try:
-            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock.acquire(timeout=wait)
-        except Timeout as error:
+            return wait_for_lock(
+                self._environment.paths.lock(self.name), what="changes the set", timeout=wait
+            )
+        except ConflictError as error:
             raise ConflictError(
                 f"Operation is not allowed on the scale set {self.name!r}, since another "
                 "operation is in progress on it; wait for it to end, or cancel it"

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from pytest_vmss.errors import HostError, WaitTimeoutError
+from pytest_vmss.errors import HostError
 from pytest_vmss.host.files import PART, settle
+from pytest_vmss.host.locks import Lock, try_lock, wait_for_lock
 from pytest_vmss.host.ownership import told_obstacle
 from pytest_vmss.host.process import require, run
 from pytest_vmss.image_builder.bootstrap import HOOK, bootstrap
@@ -95,32 +94,25 @@ class ImageBuilder:
                     self._assemble(version, rootfs, disk)
         return BuiltImage(self.recipe.name, version, disk, self.recipe)
 
-    def _lock(self, target: Path) -> FileLock:
-        """Returns a lock for one file of the cache, after waiting until it is free.
+    def _lock(self, target: Path) -> Lock:
+        """Locks one file of the cache, after waiting until it is free.
 
         Raises:
-            WaitTimeoutError: Another run did not release it in time.
+            ConflictError: Another run did not release it in time.
             HostError: The cache cannot be written.
         """
-        lock = FileLock(f"{target}.lock")
+        path = Path(f"{target}.lock")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            self._say(f"waiting for another run that builds {target.name}")
-            try:
-                lock.acquire(timeout=_LOCK_LIMIT)
-            except Timeout as timeout:
-                raise WaitTimeoutError(
-                    f"another run to finish {target}", timeout=_LOCK_LIMIT
-                ) from timeout
+            lock = try_lock(path)
+            if lock is None:
+                self._say(f"waiting for another run that builds {target.name}")
+                lock = wait_for_lock(path, what=f"builds {target}", timeout=_LOCK_LIMIT)
         except OSError as error:
             raise HostError(
                 f"the cache of images cannot be written: {error}"
-                f"{told_obstacle(Path(lock.lock_file))}; or name another folder (VMSS_CACHE_DIR)"
+                f"{told_obstacle(path)}; or name another folder (VMSS_CACHE_DIR)"
             ) from error
-        # FileLock counts acquisitions: the caller's `with` must be the only one.
-        lock.release()
         return lock
 
     def _rootfs(self, base: BaseRecipe) -> Path:

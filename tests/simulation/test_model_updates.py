@@ -11,7 +11,7 @@ from pytest_vmss.errors import ModelError, ProvisioningError
 from pytest_vmss.guest import extensions
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
-from tests.models import IMAGE_ID, LOAD_BALANCER, encode, web_model
+from tests.models import IMAGE_ID, LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_upgrade import check_accounts
 
@@ -108,7 +108,7 @@ def test_another_image_gives_a_new_os_disk(lab: SimulatedLab) -> None:
 def test_changed_custom_data_waits_for_the_next_os_disk(lab: SimulatedLab) -> None:
     """As in Azure: manualupgrade takes the model over, reimage runs it."""
     web = start(lab, "Manual", 1)
-    web.update({}, custom_data=encode("#!/bin/sh\ntrue\n"))
+    web.update({}, custom_data="#!/bin/sh\ntrue\n")
     assert [i.latest_model_applied for i in web] == [False]
     web.update_instances()
     assert [i.latest_model_applied for i in web] == [True]

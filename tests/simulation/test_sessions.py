@@ -62,6 +62,7 @@ def test_one_failed_start_is_told_once_to_whoever_waits_for_that_set(
     one, other = start(lab, "aaa"), start(lab, "bbb")
     failing["aaa"] = error
     lab.watch()
+    until(lambda: lab.controller.idle)  # else its first turn may fail, and the next succeed
     lab.publish("1.1.0")
     assert other.wait_for_upgrade(timeout=1e6).completed
     until(lambda: not failing)
@@ -257,7 +258,7 @@ def test_what_keeps_an_upgrade_by_hand_from_beginning_is_raised(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("filelock.FileLock.acquire", full)
+        patched.setattr("pytest_vmss.engine.engine.wait_for_lock", full)
         with pytest.raises(LabError, match="No space left on device"):
             web.upgrade(wait=False)
     assert web.upgrade(wait=True).completed

@@ -1,0 +1,83 @@
+"""Custom data as tests and the command line give it: a file, bytes, text, or base64."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from pytest_vmss.errors import ModelError, ModelProblem
+from pytest_vmss.model.arguments import check_custom_data
+from pytest_vmss.secrecy import SecretText, seal_text
+from pytest_vmss.untrusted import read_regular
+
+__all__ = ["CustomData", "beside", "encode_custom_data"]
+
+#: A file, the content itself, or its base64; see :func:`encode_custom_data`.
+CustomData = str | bytes | Path
+
+#: The limit of Azure, in bytes.
+_MOST_BYTES = 65536
+
+
+def encode_custom_data(value: CustomData | None) -> SecretText | None:
+    """Returns custom data in base64, as Azure's models have it.
+
+    Args:
+        value: A path or bytes mean the content as it is. So does a string with line breaks or
+            with ``#`` at its start, as all custom data for cloud-init has. Another string is
+            the name of a file; if there is none of that name, it must be base64.
+
+    Returns:
+        The base64; None for None, which leaves custom data to the model.
+
+    Raises:
+        ModelError: It is none of these, cannot be read, or is more than 64 KiB; the message
+            quotes nothing of the content.
+    """
+    if isinstance(value, str) and ("\n" in value or value.startswith("#")):
+        value = value.encode(errors="surrogatepass")
+    elif isinstance(value, str) and (file := beside(value, Path())) is not None:
+        value = file
+    if isinstance(value, Path):
+        value = _read(value)
+    if isinstance(value, bytes):
+        value = base64.b64encode(value).decode()
+    if value is not None and not _is_base64(value):
+        raise _problem(
+            "must be a path, bytes, or a string: the content, with line breaks or '#' at its "
+            "start, the name of a file, or base64; given "
+            + ("another string" if isinstance(value, str) else f"a {type(value).__name__}")
+        )
+    return seal_text(check_custom_data(value))
+
+
+def beside(name: str | Path, folder: Path) -> Path | None:
+    """Returns the file of a name, relative to a folder; None if there is none."""
+    try:
+        path = folder / name
+        return path if path.exists() else None
+    except (OSError, ValueError):  # it is too long for a name, or no name at all
+        return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_regular(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _problem(
+            f"{path} cannot be read: {reason}; give a regular file of at most "
+            f"{_MOST_BYTES >> 10} KiB"
+        ) from error
+
+
+def _is_base64(value: object) -> bool:
+    try:
+        return isinstance(value, str) and base64.b64decode(value, validate=True) is not None
+    except ValueError:
+        return False
+
+
+def _problem(message: str) -> ModelError:
+    problem = ModelProblem("custom_data", "InvalidParameter", message)
+    return ModelError([problem], source="what was asked for")
