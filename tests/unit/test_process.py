@@ -109,7 +109,9 @@ def test_a_second_interruption_still_kills(tmp_path: Path) -> None:
     """Whoever is impatient leaves nothing behind either."""
     mark = f"62.{os.getpid()}"
     code = (
-        "import sys; from pytest_vmss.host.process import run\n"
+        "import signal, sys; from pytest_vmss.host.process import run\n"
+        # A shell starts what it runs in the background with this signal ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run(['bash', '-c', sys.argv[1]], what='it', grace=30)"
     )
     script = (
