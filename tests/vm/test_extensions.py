@@ -393,6 +393,7 @@ def test_one_that_hangs_past_the_budget_is_killed(
     clock = Fast()
     monkeypatch.setattr(vmss, "clock", clock)
     monkeypatch.setattr(vmss.environment, "clock", clock)
+    monkeypatch.setattr(vmss.backends, "_clock", clock)
     vmss.store.amend(web.record, overrides={"extension": 1e6, "instance": 1e6, "health": 20.0})
     run = web[1].host.run
     clock.hurry(600.0)
