@@ -92,7 +92,10 @@ class Expansion:
         for again in sets[1:]:  # deployed once more, such as to give it an identity
             body = overlaid(body, again.body)
         children = [
-            {**child.body, "name": child.name.rpartition("/")[2]}
+            {
+                **{key: value for key, value in child.body.items() if key.lower() != "apiversion"},
+                "name": child.name.rpartition("/")[2],
+            }
             for child in self.of(EXTENSION)
             if child.name.rpartition("/")[0].lower() == chosen.name.lower()
         ]

@@ -174,6 +174,7 @@ def test_child_extensions_belong_to_their_set(nested: bool) -> None:
            "type": "CustomScript", "settings": {"commandToExecute": "true"}}  # fmt: skip
     parent = scale_set()
     replaced = {"name": "REGISTER", "properties": {**own, "forceUpdateTag": "2"}}
+    replaced["apiVersion"] = "2023-09-01"
     added = {"name": "late", "properties": own}
     if nested:
         parent["resources"] = [{"type": "extensions", **child} for child in (replaced, added)]
@@ -183,10 +184,11 @@ def test_child_extensions_belong_to_their_set(nested: bool) -> None:
             {"type": f"{KIND}/extensions", **child, "name": f"[concat('Web/', '{child['name']}')]"}
             for child in (replaced, added)
         ))  # fmt: skip
-    found = load_document(document).model.extensions
-    assert [(entry.name, entry.force_update_tag) for entry in found] == [
+    model = load_document(document).model
+    assert [(entry.name, entry.force_update_tag) for entry in model.extensions] == [
         ("REGISTER", "2"), ("late", None),
     ]  # fmt: skip
+    assert [path for path in model.not_modelled() if "apiVersion" in path] == []
 
 
 def deployment(inner: Any, *, scope: str | None = None, **properties: Any) -> dict[str, Any]:

@@ -44,6 +44,17 @@ TEMPLATE: dict[str, Any] = {
             "name": "[variables('balancer')]",
             "location": "[parameters('location')]",
             "properties": {
+                "loadBalancingRules": [
+                    {
+                        "name": "web",
+                        "properties": {
+                            "protocol": "tcp",
+                            "frontendPort": 80,
+                            "backendPort": 80,
+                            "probe": {"id": "[variables('probe')]"},
+                        },
+                    }
+                ],
                 "probes": [
                     {
                         "name": "web",
@@ -55,7 +66,7 @@ TEMPLATE: dict[str, Any] = {
                             "numberOfProbes": 2,
                         },
                     }
-                ]
+                ],
             },
         },
         {
