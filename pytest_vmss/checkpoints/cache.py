@@ -179,22 +179,17 @@ class CheckpointCache:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self._require_own()
-        with contextlib.closing(_Released(self._folder / ".lock")):
+        lock = wait_for_lock(
+            self._folder / ".lock", what="changes the cache of checkpoints", timeout=_LOCK_S
+        )
+        try:
             yield
+        finally:
+            lock.release()  # its file stays
 
     def _require_own(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         require_trusted(self._folder)
-
-
-class _Released:
-    """The cache's lock, whose file stays."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = wait_for_lock(path, what="changes the cache of checkpoints", timeout=_LOCK_S)
-
-    def close(self) -> None:
-        self._lock.release()
 
 
 def _link(source: Path, target: Path) -> None:

@@ -43,8 +43,10 @@ __all__ = [
     "ask_for_secret",
     "console",
     "context",
+    "custom_data_option",
     "find_instance",
     "finish",
+    "load_balancer_option",
     "main",
     "open_lab",
     "parameters_option",
@@ -178,6 +180,14 @@ def open_lab() -> Iterator[Lab]:
         lab.close()
 
 
+custom_data_option = click.option(
+    "--custom-data",
+    type=click.Path(path_type=Path),
+    help="File with the custom data, not encoded.",
+)
+load_balancer_option = click.option(
+    "--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON."
+)
 parameters_option = click.option(
     "--parameters",
     "-p",

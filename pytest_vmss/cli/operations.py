@@ -14,8 +14,10 @@ from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
     announced,
     console,
+    custom_data_option,
     find_instance,
     finish,
+    load_balancer_option,
     main,
     open_lab,
     parameters_option,
@@ -32,12 +34,8 @@ __all__: list[str] = []
 @click.argument("change", type=click.Path(path_type=Path))
 @parameters_option
 @click.option("--replace", is_flag=True, help="CHANGE is the whole model, not a part of it.")
-@click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
-@click.option(
-    "--custom-data",
-    type=click.Path(path_type=Path),
-    help="File with the custom data, not encoded.",
-)
+@load_balancer_option
+@custom_data_option
 @click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def update(
     name: str,

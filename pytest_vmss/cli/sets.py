@@ -15,7 +15,9 @@ from pytest_vmss.cli.base import (
     announced,
     ask_for_secret,
     console,
+    custom_data_option,
     find_instance,
+    load_balancer_option,
     main,
     open_lab,
     parameters_option,
@@ -34,12 +36,8 @@ __all__: list[str] = []
 @click.option("--name", help="Replaces the model's name, or chooses among a template's sets.")
 @click.option("--capacity", type=int, help="Replaces the model's capacity.")
 @parameters_option
-@click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
-@click.option(
-    "--custom-data",
-    type=click.Path(path_type=Path),
-    help="File with the custom data, not encoded.",
-)
+@load_balancer_option
+@custom_data_option
 @click.option("--port", "ports", type=int, multiple=True, help="Forward another guest port.")
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
 @click.option("--health-command", help="Run over SSH; its exit status is a health source too.")

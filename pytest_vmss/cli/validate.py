@@ -11,7 +11,14 @@ import click
 
 from pytest_vmss.api.custom_data import encode_custom_data
 from pytest_vmss.api.lab import own_size
-from pytest_vmss.cli.base import console, context, main, parameters_option
+from pytest_vmss.cli.base import (
+    console,
+    context,
+    custom_data_option,
+    load_balancer_option,
+    main,
+    parameters_option,
+)
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.model import Review, ScaleSetDocument, load_document, model_warnings, review
@@ -25,12 +32,8 @@ __all__: list[str] = []
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--name", help="Gives a body its name, or chooses among a template's sets.")
 @parameters_option
-@click.option("--load-balancer", type=click.Path(path_type=Path), help="Its Azure JSON.")
-@click.option(
-    "--custom-data",
-    type=click.Path(path_type=Path),
-    help="File with the custom data, not encoded.",
-)
+@load_balancer_option
+@custom_data_option
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
 def validate(
     model: Path,

@@ -108,7 +108,7 @@ class Create(Kind):
                 work.context.event("warning", f"cannot be restored, and boots instead: {told}")
             else:
                 return True
-        work.run_untimed("boot instead", [Stop(1, abrupt=True), DropRestored(checkpoint, 1)])
+        work.run_untimed("boot instead", [Stop(1, abrupt=True), DropRestored(1)])
         return False
 
 

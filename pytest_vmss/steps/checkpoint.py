@@ -85,12 +85,8 @@ class RestoreDisks:
         environment, number = context.environment, context.instance_id
         files = _files(context, self.checkpoint)
         saved = _saved(files, number)
-        disks = [
-            (
-                environment.paths.os_disk(context.scale_set, number, self.number),
-                files.os_disk(number),
-            )
-        ]
+        place = (context.scale_set, number, self.number)
+        disks = [(environment.paths.os_disk(*place), files.os_disk(number))]
         disks += [
             (
                 environment.paths.data_disk(context.scale_set, number, lun),
@@ -101,18 +97,14 @@ class RestoreDisks:
         _require(*(frozen for _, frozen in disks), files.seed(number), files.memory(number))
         version = environment.images.resolve(self.version)
         environment.images.path_of(version)
-        place = (context.scale_set, number, self.number)
         with environment.store.transaction():  # before its files exist
             environment.store.amend(context.record, mac=saved.mac)
             environment.store.put(
-                GenerationRecord(
+                GenerationRecord.from_version(
+                    version,
                     scale_set=context.scale_set,
                     instance_id=number,
                     number=self.number,
-                    gallery=version.gallery,
-                    definition=version.definition,
-                    version=version.version,
-                    digest=version.digest,
                     revision=self.revision,
                     cloud_instance_id=saved.cloud_instance_id,
                     host_key=saved.host_key,
@@ -190,7 +182,6 @@ class DropRestored:
     name: ClassVar[str] = "drop restored disks"
     timed: ClassVar[bool] = False
 
-    checkpoint: str
     generation: int
 
     def apply(self, context: InstanceContext) -> Conclusion:

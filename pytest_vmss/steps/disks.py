@@ -108,14 +108,11 @@ class PrepareDisk:
         model = context.revision(self.revision).model
         host_key = keys.generate(record.computer_name)
         identity = f"{environment.lab_id}-{context.name}-{self.number}"
-        generation = GenerationRecord(
+        generation = GenerationRecord.from_version(
+            version,
             scale_set=context.scale_set,
             instance_id=context.instance_id,
             number=self.number,
-            gallery=version.gallery,
-            definition=version.definition,
-            version=version.version,
-            digest=version.digest,
             revision=self.revision,
             cloud_instance_id=identity,
             host_key=host_key.public,

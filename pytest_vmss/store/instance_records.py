@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pytest_vmss.model import Health
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -134,6 +134,22 @@ class GenerationRecord(Record):
         if self.cloud_init is None:
             return "cloud-init did not run to its end on its OS disk"
         return ""
+
+    @classmethod
+    def from_version(cls, version: VersionRecord, **facts: Any) -> Self:
+        """A new OS disk of an image version.
+
+        Args:
+            version: The version.
+            facts: The other attributes.
+        """
+        return cls(
+            gallery=version.gallery,
+            definition=version.definition,
+            version=version.version,
+            digest=version.digest,
+            **facts,
+        )
 
     def is_of(self, version: VersionRecord) -> bool:
         """Whether it was created from an image version, of the same gallery and definition (C3)."""

@@ -145,8 +145,8 @@ def test_a_set_that_recovers_is_upgraded(lab: SimulatedLab) -> None:
     assert statuses(web) == [("1.1.0", "Faulted"), ("1.1.0", "Completed")]
 
 
-def test_a_resource_that_comes_back_lets_the_upgrade_begin(lab: SimulatedLab) -> None:
-    """C1, C8."""
+def with_a_file_that_is_gone(lab: SimulatedLab) -> ScaleSet:
+    """A set whose extension downloads a file that is not there any more."""
     uri = "https://example.com/app.tgz"
     body = web_model()
     profile = body["properties"]["virtualMachineProfile"]["extensionProfile"]
@@ -155,6 +155,12 @@ def test_a_resource_that_comes_back_lets_the_upgrade_begin(lab: SimulatedLab) ->
     ]
     web = lab.start(body, LOAD_BALANCER)
     lab.unreachable[uri] = f"{uri} answers with HTTP status 404"
+    return web
+
+
+def test_a_resource_that_comes_back_lets_the_upgrade_begin(lab: SimulatedLab) -> None:
+    """C1, C8."""
+    web = with_a_file_that_is_gone(lab)
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.error is not None
     assert upgrade.error.code == "ExternalResourceUnreachable"
@@ -168,14 +174,7 @@ def test_a_resource_that_comes_back_lets_the_upgrade_begin(lab: SimulatedLab) ->
 
 def test_the_loop_asks_a_foreign_server_once_a_minute(lab: SimulatedLab) -> None:
     """C1, C8: and by hand at once."""
-    uri = "https://example.com/app.tgz"
-    body = web_model()
-    profile = body["properties"]["virtualMachineProfile"]["extensionProfile"]
-    profile["extensions"] = [
-        custom_script("app", settings={"fileUris": [uri], "commandToExecute": "true"})
-    ]
-    web = lab.start(body, LOAD_BALANCER)
-    lab.unreachable[uri] = f"{uri} answers with HTTP status 404"
+    web = with_a_file_that_is_gone(lab)
     lab.roll(web, "1.1.0")
     asked = 0
     reach = lab.environment.reach
