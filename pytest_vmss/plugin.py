@@ -38,8 +38,8 @@ _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: Sets that could not be deleted, and why.
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
-#: What markers have published.
-_START_IMAGES: pytest.StashKey[StartImages] = pytest.StashKey()
+#: What markers have published, by the lab's id.
+_START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
 
 _MARKER = (
     "vmss(model, *, images, name, capacity, parameters, load_balancer, custom_data, ports, "
@@ -428,11 +428,12 @@ def _publish_images(
     of_document = {
         name: value
         for name, value in arguments.items()
-        if name in ("name", "capacity", "parameters", "load_balancer", "custom_data")
+        if name in ("name", "capacity", "parameters", "load_balancer")
     }
     model = load_document(source, **of_document).model
-    known = request.config.stash.setdefault(_START_IMAGES, StartImages(lab))
-    known.publish(model.image_reference, images)
+    known = request.config.stash.setdefault(_START_IMAGES, {})
+    of_lab = known.setdefault(lab.identity.id, StartImages(lab))
+    of_lab.publish(model.image_reference, images)
 
 
 def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:

@@ -34,6 +34,7 @@ import pytest
 
 from pytest_vmss.errors import HostError, HypervisorError
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
+from pytest_vmss.simulation.lab import SimulatedLab
 from tests.models import LOAD_BALANCER, web_model
 
 pytestmark = pytest.mark.vmss(model=web_model(capacity=2), load_balancer=LOAD_BALANCER)
@@ -233,7 +234,10 @@ def test_a_marker_names_what_the_set_starts_from(suite: pytest.Pytester) -> None
 
         def starts(**images):
             named = {version.strip("v").replace("_", "."): path for version, path in images.items()}
-            return pytest.mark.vmss(model=model(), images=named, load_balancer=LOAD_BALANCER)
+            return pytest.mark.vmss(
+                model=model(), images=named, load_balancer=LOAD_BALANCER,
+                custom_data=b"#cloud-config\\n",
+            )
 
         def known(vmss):
             return [(r.version, r.published) for r in vmss.images.versions("gallery", "mine")]
@@ -258,6 +262,21 @@ def test_a_marker_names_what_the_set_starts_from(suite: pytest.Pytester) -> None
         def test_another(scale_set, vmss):
             assert [version for version, _ in known(vmss)] == ["2.0.0"]
 
+        @pytest.fixture
+        def another(vmss):
+            lab = SimulatedLab.session(vmss.settings)
+            yield lab
+            lab.destroy()
+
+        class TestAnotherLab:
+            @pytest.fixture
+            def vmss(self, another):
+                return another
+
+            @starts(v2_0_0="201.qcow2")
+            def test_its_own(self, scale_set, vmss):
+                assert [version for version, _ in known(vmss)] == ["2.0.0"]
+
         @starts(v1_0_0=7)
         def test_no_path(scale_set):
             pass
@@ -267,5 +286,5 @@ def test_a_marker_names_what_the_set_starts_from(suite: pytest.Pytester) -> None
             pass
         """.replace("\n        ", "\n")
     result = run(suite, model)
-    result.assert_outcomes(passed=4, errors=2)
+    result.assert_outcomes(passed=5, errors=2)
     result.stdout.fnmatch_lines(["*images*paths by version*", "*gone.qcow2 cannot be read*"])
