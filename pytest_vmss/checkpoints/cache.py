@@ -89,8 +89,10 @@ class CheckpointCache:
             Whether there is such a checkpoint.
 
         Raises:
-            OSError: It cannot be linked, e.g. since the lab is in another file system.
-            HostError: The cache is not the user's own.
+            OSError: It cannot be linked, e.g. since the lab is in another file system; or the
+                cache is not the user's own.
+            HostError: Something is in the way in the folder.
+            ConflictError: Another process holds the cache for too long.
         """
         source = self._folder / key
         if not source.exists():
@@ -110,8 +112,10 @@ class CheckpointCache:
             folder: The lab's folder of it.
 
         Raises:
-            OSError: It cannot be linked, e.g. since the lab is in another file system.
-            HostError: The cache is not the user's own.
+            OSError: It cannot be linked, e.g. since the lab is in another file system; or the
+                cache is not the user's own.
+            HostError: Something is in the way in the folder.
+            ConflictError: Another process holds the cache for too long.
         """
         with self._locked():
             target = self._folder / key
@@ -124,8 +128,8 @@ class CheckpointCache:
         """Removes a checkpoint that cannot be restored, so that it is made anew.
 
         Raises:
-            OSError: It cannot be removed.
-            HostError: The cache is not the user's own.
+            OSError: It cannot be removed, or the cache is not the user's own.
+            ConflictError: Another process holds the cache for too long.
         """
         with self._locked():
             self._remove(key)
@@ -150,7 +154,8 @@ class CheckpointCache:
             Those removed.
 
         Raises:
-            OSError: One cannot be removed.
+            OSError: One cannot be removed, or the cache is not the user's own.
+            ConflictError: Another process holds the cache for too long.
         """
         if not self._folder.exists():
             return []

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from pytest_vmss.api.checkpoints import Checkpoints
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles
+from pytest_vmss.checkpoints import cache as cache_module
 from pytest_vmss.errors import HypervisorError, ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
+from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
@@ -218,6 +221,29 @@ def test_what_a_key_cannot_cover_is_booted_and_says_why(
         register(shipped)
     assert "handler of the suite's own" in events(lab, "warning")[1]
     assert cache.entries() == []
+
+
+def test_a_cache_that_another_process_holds_harms_no_set(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be stopped in mid-link: a set that needs the cache comes up all the same."""
+    create(lab)
+    folder = settings.cache_dir / "checkpoints"
+    monkeypatch.setattr(cache_module, "_LOCK_S", 0.05)
+    real = Checkpoints.make
+
+    def make(self: Checkpoints, *made: Any) -> None:
+        with wait_for_lock(folder / ".lock", what="tests", timeout=1):
+            real(self, *made)
+
+    with wait_for_lock(folder / ".lock", what="tests", timeout=1):
+        assert steps(other, create(other)) == {"create"}
+    monkeypatch.setattr(Checkpoints, "make", make)
+    assert steps(other, create(other, web_model("web2"))) == {"create", "checkpoint"}
+    told = events(other, "warning")
+    assert len(told) == 2
+    assert "cannot be used: ConflictError: another process changes the cache" in told[0]
+    assert "cannot be kept: ConflictError: another process changes the cache" in told[1]
 
 
 def test_a_set_without_instances_has_no_checkpoint(
