@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,74 @@ def test_what_a_kill_left_half_linked_is_swept(
     assert list(other.paths.folder.rglob("*.part")) == []
     create(lab, web_model("api"))
     assert list(settings.cache_dir.rglob("*.part")) == []
+
+
+def in_the_way(folder: Path, what: str) -> None:
+    """Puts something into a checkpoint's folder that is none of it."""
+    files = CheckpointFiles(folder)
+    match what:
+        case "a folder":
+            (folder / "more").mkdir()
+            (folder / "more/file").touch()
+        case "a link to nothing":
+            (folder / "more").symlink_to("gone")
+        case "a link to itself":
+            (folder / "more").symlink_to("more")
+        case "a folder as manifest":
+            files.manifest.unlink()
+            files.manifest.mkdir()
+        case "a link as manifest":
+            files.manifest.rename(folder / "more")
+            files.manifest.symlink_to("more")
+        case "a pipe as memory":
+            files.memory(0).unlink()
+            os.mkfifo(files.memory(0))
+        case "a folder as memory":
+            files.memory(0).unlink()
+            files.memory(0).mkdir()
+        case "a link to the whole":
+            folder.rename(folder.with_name("moved"))
+            folder.symlink_to("moved")
+        case "a file as part":
+            (folder.parent / "more.part").touch()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a folder", "a link to nothing", "a link to itself", "a folder as manifest",
+        "a link as manifest", "a pipe as memory", "a folder as memory", "a link to the whole",
+        "a file as part",
+    ],
+)  # fmt: skip
+def test_whatever_lies_in_the_cache_is_no_obstacle(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache, what: str
+) -> None:
+    """Sets are restored, or the checkpoint is dropped and made anew; all of it can be removed."""
+    create(lab)
+    (entry,) = cache.entries()
+    in_the_way(settings.cache_dir / "checkpoints" / entry.key, what)
+    assert [found.key for found in cache.entries()] == [entry.key]
+    if "restore" not in steps(other, create(other)) or cache.entries() == []:
+        assert events(other, "warning")
+    other.delete("web")
+    create(other).delete()
+    assert steps(other, create(other)) == {"restore"}
+    assert [found.key for found in cache.prune()] == [entry.key]
+    left = {path.name for path in (settings.cache_dir / "checkpoints").iterdir()}
+    assert left - {"moved"} == {".lock"}
+
+
+def test_a_prune_removes_what_kills_left(
+    lab: SimulatedLab, settings: Settings, cache: CheckpointCache
+) -> None:
+    """It may be all the memory of a set, which no key names."""
+    create(lab)
+    (entry,) = cache.entries()
+    folder = settings.cache_dir / "checkpoints"
+    (folder / entry.key).rename(folder / f"{entry.key}-1.part")
+    assert cache.prune() == []
+    assert {path.name for path in folder.iterdir()} == {".lock"}
 
 
 def test_an_instance_that_neither_restores_nor_boots_is_kept_failed(
