@@ -121,7 +121,8 @@ class Checkpoints:
             InstanceContext(self._environment, engine.name, record.instance_id)
             for record in engine.instances()
         )
-        if all(context.existing(1).ssh_key for context in contexts):
+        found = [context.generation(1) for context in contexts]
+        if all(generation is not None and generation.ssh_key for generation in found):
             return
         with self._reported(engine, "dropped"):
             self._cache.discard(sought.key)

@@ -98,7 +98,12 @@ class RestoreDisks:
             )
             for lun in saved.luns
         ]
-        _require(*(frozen for _, frozen in disks), files.seed(number), files.memory(number))
+        _require(
+            *(frozen for _, frozen in disks),
+            files.seed(number),
+            files.memory(number),
+            files.ssh_key,
+        )
         version = environment.images.resolve(self.version)
         environment.images.path_of(version)
         place = (context.scale_set, number, self.number)

@@ -309,6 +309,47 @@ def test_what_a_kill_left_half_linked_is_swept(
     assert list(settings.cache_dir.rglob("*.part")) == []
 
 
+@pytest.mark.parametrize("damage", ["no key", "another's manifest", "an address"])
+def test_a_checkpoint_that_restores_no_such_set_boots_and_is_dropped(
+    lab: SimulatedLab,
+    other: SimulatedLab,
+    settings: Settings,
+    cache: CheckpointCache,
+    damage: str,
+) -> None:
+    """Without its key no login works; and what is wrong with it reaches no machine."""
+    create(lab)
+    (entry,) = cache.entries()
+    files = CheckpointFiles(settings.cache_dir / "checkpoints" / entry.key)
+    told = json.loads(files.manifest.read_text())
+    match damage:
+        case "no key":
+            files.ssh_key.unlink()
+        case "another's manifest":
+            told["key"] = "0" * 32
+        case "an address":
+            told["instances"][0].update(mac="'/><x", boot_id="gone")
+    files.manifest.write_text(json.dumps(told))
+    web = create(other)
+    assert web.is_healthy()
+    assert not any(i.generation.ssh_key for i in web)
+    assert all(i.record.mac.startswith("52:54:00:") for i in web)
+    assert len([m for m in events(other, "warning") if "boots instead" in m]) == 3
+    assert cache.entries() == []
+
+
+def test_a_checkpoint_is_dropped_also_where_the_boot_fails(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache
+) -> None:
+    create(lab)
+    (entry,) = cache.entries()
+    CheckpointFiles(settings.cache_dir / "checkpoints" / entry.key).memory(1).unlink()
+    other.behaviours["1.0.0"] = Behaviour.UNHEALTHY
+    with pytest.raises(ProvisioningError):
+        create(other)
+    assert cache.entries() == []
+
+
 def in_the_way(folder: Path, what: str) -> None:
     """Puts something into a checkpoint's folder that is none of it."""
     files = CheckpointFiles(folder)
