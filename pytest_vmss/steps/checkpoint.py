@@ -104,6 +104,10 @@ class RestoreDisks:
             files.memory(number),
             files.ssh_key,
         )
+        if saved.cloud_init == "degraded" and environment.degraded_is_fatal:
+            raise CheckpointError(
+                f"in the checkpoint {files.folder} cloud-init ended degraded, which is fatal here"
+            )
         version = environment.images.resolve(self.version)
         environment.images.path_of(version)
         place = (context.scale_set, number, self.number)

@@ -224,6 +224,19 @@ def test_what_a_key_cannot_cover_is_booted_and_says_why(
     assert cache.entries() == []
 
 
+def test_a_degraded_boot_is_as_fatal_in_a_checkpoint(
+    lab: SimulatedLab, other: SimulatedLab, cache: CheckpointCache
+) -> None:
+    """H1: what fails when it is booted does not pass when it is restored."""
+    for where in (lab, other):
+        where.behaviours["1.0.0"] = Behaviour.CLOUD_INIT_DEGRADED
+    create(lab)
+    other.environment.degraded_is_fatal = True
+    with pytest.raises(ProvisioningError, match="degraded, which is fatal here"):
+        create(other)
+    assert cache.entries() == []
+
+
 def test_a_cache_that_another_process_holds_harms_no_set(
     lab: SimulatedLab, other: SimulatedLab, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
