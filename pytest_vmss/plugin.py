@@ -12,7 +12,7 @@ import os
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -467,7 +467,7 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         arguments["parameters"] = [_beside(request, seal(entry)) for entry in given]
     elif given is not None:
         arguments["parameters"] = _beside(request, given)
-    if isinstance(arguments.get("images"), dict):
+    if isinstance(arguments.get("images"), Mapping):
         arguments["images"] = {
             version: _beside(request, path) for version, path in arguments["images"].items()
         }

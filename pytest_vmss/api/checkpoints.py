@@ -18,7 +18,7 @@ from pytest_vmss.checkpoints import (
 )
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment, InstanceContext
-from pytest_vmss.errors import HostError, error_text
+from pytest_vmss.errors import ConflictError, HostError, error_text
 from pytest_vmss.host.files import sync, write_durably
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations import MakeCheckpoint
@@ -27,6 +27,8 @@ from pytest_vmss.store import Outcome, VersionRecord
 __all__ = ["Checkpoints", "Sought"]
 
 _MIB = 1024**2
+#: What the cache raises, held by another process for too long among it; none of it harms a set.
+_CACHE_ERRORS = (OSError, HostError, ConflictError)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Checkpoints:
             if self._cache.take(key, folder):  # made while this process waited
                 making.close()
                 return Sought(key, name)
-        except (OSError, HostError) as error:
+        except _CACHE_ERRORS as error:
             return Sought(obstacle=f"its checkpoint cannot be used: {error_text(error)}")
         return Sought(key)
 
@@ -119,7 +121,8 @@ class Checkpoints:
             InstanceContext(self._environment, engine.name, record.instance_id)
             for record in engine.instances()
         )
-        if all(context.existing(1).ssh_key for context in contexts):
+        found = [context.generation(1) for context in contexts]
+        if all(generation is not None and generation.ssh_key for generation in found):
             return
         with self._reported(engine, "dropped"):
             self._cache.discard(sought.key)
@@ -129,7 +132,7 @@ class Checkpoints:
         """Turns errors of the cache, which harm no set, into events."""
         try:
             yield
-        except (OSError, HostError) as error:
+        except _CACHE_ERRORS as error:
             self._environment.store.event(
                 engine.name, "warning", f"its checkpoint cannot be {what}: {error_text(error)}"
             )

@@ -315,10 +315,11 @@ class Lab:
                     self.environment.checks[set_id] = health
                 if approver is not None and not isinstance(approver, str):
                     self.environment.approvers[set_id] = approver
-                engine.run(operation).raise_for_status()
+                report = engine.run(operation)
                 if sought.name:
                     self._checkpoints.check(engine, sought)
-                elif sought.key:
+                report.raise_for_status()
+                if sought.key and not sought.name:
                     self._checkpoints.make(engine, sought)
         self.wake()
         return self.scale_set(model.name)

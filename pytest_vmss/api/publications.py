@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress
+from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore
 from pytest_vmss.gallery.gallery import DEFAULT_GALLERY
 from pytest_vmss.model import ImageReference
+from pytest_vmss.model.arguments import check_text
 
 if TYPE_CHECKING:
     from pytest_vmss.api.lab import Lab
@@ -28,23 +30,38 @@ class OwnGallery(Gallery):
 
     def __init__(self, lab: Lab) -> None:
         super().__init__(DEFAULT_GALLERY, lab.images)
-        self._published: dict[tuple[str, str], None] = {}
+        self._published: list[VersionRecord] = []
 
     def publish(
         self, definition: str, version: str, path: str | Path, **options: Any
     ) -> VersionRecord:
         """See :meth:`~pytest_vmss.gallery.Gallery.publish`."""
-        is_new = version not in self.versions(definition)
+        before = self._images.versions(self.name, check_text(definition, "definition"))
         record = super().publish(definition, version, path, **options)
-        if is_new:
-            self._published[record.definition, record.version] = None
+        if record not in before:
+            self._published.append(record)
         return record
 
     def delete_published(self) -> None:
         """Deletes the versions that were published with it."""
-        for definition, version in self._published:
-            with contextlib.suppress(NotFoundError):  # the test deleted it itself
-                self.delete(definition, version)
+        with contextlib.ExitStack() as ends:  # each is deleted, even if another cannot be
+            for record in self._published:
+                ends.callback(_withdraw, self._images, record)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A version that a marker names.
+
+    Attributes:
+        record: The version.
+        identity: Identifies the file that it was published from.
+        is_own: Whether it was published for the marker; another was there before.
+    """
+
+    record: VersionRecord
+    identity: tuple[object, ...]
+    is_own: bool
 
 
 class StartImages:
@@ -56,7 +73,7 @@ class StartImages:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._published: dict[tuple[str, str], dict[str, tuple[object, ...]]] = {}
+        self._published: dict[tuple[str, str], dict[str, _Start]] = {}
 
     def publish(self, reference: ImageReference, images: Any) -> None:
         """Publishes the versions of a test, and deletes those that only earlier tests named.
@@ -79,17 +96,28 @@ class StartImages:
                 source="the marker vmss",
             )
         address, identifier = _address(self._lab, reference)
+        named = (address.gallery, address.definition)
         gallery = self._lab.gallery(address.gallery)
-        known = self._published.setdefault((address.gallery, address.definition), {})
+        image = (address.gallery.lower(), address.definition.lower())  # names differ in no case
+        known = self._published.setdefault(image, {})
         wanted = {version: _identity(Path(path)) for version, path in images.items()}
-        for version in [version for version, path in known.items() if wanted.get(version) != path]:
-            with contextlib.suppress(NotFoundError):
-                gallery.delete(address.definition, version)
-            del known[version]
+        for version, start in list(known.items()):
+            if wanted.get(version) != start.identity:
+                if start.is_own:
+                    _withdraw(self._lab.images, start.record)
+                del known[version]
         for version, path in images.items():
-            if version not in known or version not in gallery.versions(address.definition):
-                gallery.publish(address.definition, version, path, identifier=identifier)
-                known[version] = wanted[version]
+            before = self._lab.images.versions(*named)
+            if version not in known or known[version].record not in before:
+                record = gallery.publish(address.definition, version, path, identifier=identifier)
+                known[version] = _Start(record, wanted[version], record not in before)
+
+
+def _withdraw(images: ImageStore, record: VersionRecord) -> None:
+    """Deletes a version unless it is gone, or another was published in its place meanwhile."""
+    if record in images.versions(record.gallery, record.definition):
+        with contextlib.suppress(NotFoundError):  # just now
+            images.delete(record.gallery, record.definition, record.version)
 
 
 def _address(

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,10 @@ class CheckpointCache:
             Whether there is such a checkpoint.
 
         Raises:
-            OSError: It cannot be linked, e.g. since the lab is in another file system.
-            HostError: The cache is not the user's own.
+            OSError: It cannot be linked, e.g. since the lab is in another file system; or the
+                cache is not the user's own.
+            HostError: Something is in the way in the folder.
+            ConflictError: Another process holds the cache for too long.
         """
         source = self._folder / key
         if not source.exists():
@@ -110,13 +113,15 @@ class CheckpointCache:
             folder: The lab's folder of it.
 
         Raises:
-            OSError: It cannot be linked, e.g. since the lab is in another file system.
-            HostError: The cache is not the user's own.
+            OSError: It cannot be linked, e.g. since the lab is in another file system; or the
+                cache is not the user's own.
+            HostError: Something is in the way in the folder.
+            ConflictError: Another process holds the cache for too long.
         """
         with self._locked():
             target = self._folder / key
             if not CheckpointFiles(target).manifest.exists():
-                shutil.rmtree(target, ignore_errors=True)
+                self._remove(key)
                 _link(folder, target)
             self._shrink(self._limit, spare=key)
 
@@ -124,8 +129,8 @@ class CheckpointCache:
         """Removes a checkpoint that cannot be restored, so that it is made anew.
 
         Raises:
-            OSError: It cannot be removed.
-            HostError: The cache is not the user's own.
+            OSError: It cannot be removed, or the cache is not the user's own.
+            ConflictError: Another process holds the cache for too long.
         """
         with self._locked():
             self._remove(key)
@@ -150,11 +155,13 @@ class CheckpointCache:
             Those removed.
 
         Raises:
-            OSError: One cannot be removed.
+            OSError: One cannot be removed, or the cache is not the user's own.
+            ConflictError: Another process holds the cache for too long.
         """
         if not self._folder.exists():
             return []
         with self._locked():
+            _sweep(self._folder)
             return self._shrink(limit)
 
     def _shrink(self, limit: int, *, spare: str = "") -> list[Entry]:
@@ -171,10 +178,10 @@ class CheckpointCache:
 
     def _remove(self, key: str) -> None:
         folder = self._folder / key
-        # Without its manifest it is none; a kill here leaves no half of one.
-        CheckpointFiles(folder).manifest.unlink(missing_ok=True)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if os.path.lexists(folder):
+            part = _part(folder)
+            folder.rename(part)  # a kill here leaves no half of one
+            _delete(part)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -193,15 +200,17 @@ class CheckpointCache:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Links all files of a folder into a new one: all of them, or none."""
+    """Links all files of a folder into a new one: all of them, or none.
+
+    Whatever else lies there, such as folders and symbolic links, is no part of a checkpoint.
+    """
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for left in target.parent.glob(f"*{PART}"):
-        shutil.rmtree(left)  # its process was killed, as it would hold the cache's lock
-    part = target.with_name(f"{target.name}-{secrets.token_hex(4)}{PART}")
+    _sweep(target.parent)
+    part = _part(target)
     part.mkdir(mode=0o700)
     try:
         for file in source.iterdir():
-            if not file.name.endswith(PART):
+            if stat.S_ISREG(file.lstat().st_mode) and not file.name.endswith(PART):
                 os.link(file, part / file.name)
         sync_folder(part)
         if target.exists():
@@ -213,11 +222,30 @@ def _link(source: Path, target: Path) -> None:
         raise
 
 
+def _part(folder: Path) -> Path:
+    """A name for a folder that is being made or removed."""
+    return folder.with_name(f"{folder.name}-{secrets.token_hex(4)}{PART}")
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed processes left half made or removed; others would hold the cache's lock."""
+    for left in folder.glob(f"*{PART}"):
+        _delete(left)
+
+
+def _delete(path: Path) -> None:
+    """Removes a folder with everything in it, or whatever else there is."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _entry(folder: Path) -> Entry:
     files = CheckpointFiles(folder)
     manifest = None
     with contextlib.suppress(CheckpointError):
         manifest = files.read()
-    size = sum(file.stat().st_blocks * _BLOCK for file in folder.iterdir())
-    used = files.manifest if files.manifest.exists() else folder
-    return Entry(manifest, folder.name, size, used.stat().st_mtime)
+    size = sum(file.lstat().st_blocks * _BLOCK for file in folder.iterdir())
+    used = files.manifest if os.path.lexists(files.manifest) else folder
+    return Entry(manifest, folder.name, size, used.lstat().st_mtime)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pytest_vmss.errors import CheckpointError, HostError
 from pytest_vmss.host.files import write_durably
@@ -21,6 +22,7 @@ from pytest_vmss.untrusted import read_regular
 __all__ = ["CheckpointFiles", "Manifest", "SavedInstance"]
 
 _MANIFEST_BYTES = 16 * 1024**2
+_MAC = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"
 
 
 class SavedInstance(BaseModel):
@@ -42,7 +44,7 @@ class SavedInstance(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     instance_id: int
-    mac: str
+    mac: Annotated[str, Field(pattern=_MAC)]
     host_key: str
     cloud_instance_id: str
     boot_id: str
@@ -78,7 +80,7 @@ class CheckpointFiles:
     """The paths of a checkpoint's files.
 
     Attributes:
-        folder: Its folder, named by its key.
+        folder: Its folder, named by its key; a lab's has a suffix after a dot.
     """
 
     folder: Path
@@ -132,11 +134,16 @@ class CheckpointFiles:
         """Reads the manifest.
 
         Raises:
-            CheckpointError: It is missing or damaged.
+            CheckpointError: It is missing or damaged, or that of another checkpoint.
         """
         try:
-            return Manifest.model_validate_json(read_regular(self.manifest, _MANIFEST_BYTES))
+            found = Manifest.model_validate_json(read_regular(self.manifest, _MANIFEST_BYTES))
         except (OSError, ValidationError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint {self.folder} has no manifest, or a damaged one"
             ) from error
+        if found.key != self.folder.name.partition(".")[0]:
+            raise CheckpointError(
+                f"the checkpoint {self.folder} has the manifest of another: {found.key!r:.40}"
+            )
+        return found

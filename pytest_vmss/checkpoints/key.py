@@ -10,7 +10,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from pytest_vmss.guest.extensions import find_handler, is_known
-from pytest_vmss.model import ScaleSetModel, VmSize, respelled
+from pytest_vmss.model import Extension, ScaleSetModel, VmSize, respelled
 from pytest_vmss.settings import GuestNetwork
 
 __all__ = ["checkpoint_key", "obstacle_to"]
@@ -53,10 +53,7 @@ def checkpoint_key(
         "format": _FORMAT,
         "package": _package_digest(),
         "model": _seen_by_guests(model),
-        "handlers": [
-            find_handler(extension.publisher, extension.type).fingerprint
-            for extension in filter(is_known, model.extensions)
-        ],
+        "handlers": [_handler_of(extension) for extension in model.extensions],
         "image": digest,
         "size": [size.vcpus, size.memory_mib],
         "hypervisor": hypervisor,
@@ -64,6 +61,13 @@ def checkpoint_key(
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _handler_of(extension: Extension) -> str | None:
+    """Identifies the handler of an extension; None if it has none, and is left out."""
+    if not is_known(extension):
+        return None
+    return find_handler(extension.publisher, extension.type).fingerprint
 
 
 def _seen_by_guests(model: ScaleSetModel) -> dict[str, Any]:

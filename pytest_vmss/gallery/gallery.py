@@ -27,6 +27,7 @@ from pytest_vmss.gallery.sbom import Package, read_sbom
 from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.host.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ImageReference
+from pytest_vmss.model.arguments import check_flag, check_text
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import (
     DefinitionRecord,
@@ -50,6 +51,8 @@ _LINK = ".link"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
+#: What identifies an image definition besides its name.
+_IDENTIFIER = ("publisher", "offer", "sku")
 _IN_ID = re.compile(
     r".*/galleries/(?P<gallery>[^/\n]+)/images/(?P<definition>[^/\n]+)"
     r"(/versions/(?P<version>[^/\n]+))?/?",
@@ -441,10 +444,18 @@ class Gallery:
             The record of the version.
 
         Raises:
-            ImageError: The file is not a valid image; nothing was stored (B4).
+            ImageError: The file is not a valid image, or a name is none; nothing was stored (B4).
+            ModelError: Another argument cannot be used; nothing was stored.
             ConflictError: The version is already published, with different content.
             HostError: It cannot be stored; nothing was.
         """
+        if not isinstance(path, (str, Path)):
+            raise ImageError(
+                f"the image's path must be a text or a Path; given a {type(path).__name__}"
+            )
+        check_flag(raw, "raw")
+        check_flag(exclude_from_latest, "exclude_from_latest")
+        _check_identifier(identifier)
         return self._images.publish(
             self.name,
             definition,
@@ -465,20 +476,29 @@ class Gallery:
             version: ``Major.Minor.Patch``.
 
         Raises:
+            ModelError: The definition or the version is not a text.
             NotFoundError: There is no such version.
         """
-        self._images.delete(self.name, definition, version)
+        check_text(definition, "definition")
+        self._images.delete(self.name, definition, check_text(version, "version"))
 
     def versions(self, definition: str) -> list[str]:
-        """Returns the versions of an image definition, lowest first."""
+        """Returns the versions of an image definition, lowest first.
+
+        Raises:
+            ModelError: The definition is not a text.
+        """
+        check_text(definition, "definition")
         return [record.version for record in self._images.versions(self.name, definition)]
 
     def latest(self, definition: str) -> str:
         """Returns the version that ``latest`` refers to now (J5).
 
         Raises:
+            ModelError: The definition is not a text.
             NotFoundError: There is none.
         """
+        check_text(definition, "definition")
         return self._images.resolve(ImageAddress(self.name, definition)).version
 
 
@@ -488,6 +508,18 @@ def _check_name(what: str, name: str) -> None:
             f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"
         )
+
+
+def _check_identifier(identifier: tuple[str, str, str] | None) -> None:
+    if identifier is None:
+        return
+    if not isinstance(identifier, (tuple, list)) or len(identifier) != len(_IDENTIFIER):
+        raise ImageError(
+            f"the identifier of an image definition must be its {', '.join(_IDENTIFIER)}; "
+            f"given a {type(identifier).__name__}"
+        )
+    for text, what in zip(identifier, _IDENTIFIER, strict=True):
+        check_text(text, f"identifier.{what}")
 
 
 def _has_content(part: Path, published: VersionRecord) -> bool:

@@ -94,7 +94,16 @@ class RestoreDisks:
             )
             for lun in saved.luns
         ]
-        _require(*(frozen for _, frozen in disks), files.seed(number), files.memory(number))
+        _require(
+            *(frozen for _, frozen in disks),
+            files.seed(number),
+            files.memory(number),
+            files.ssh_key,
+        )
+        if saved.cloud_init == "degraded" and environment.degraded_is_fatal:
+            raise CheckpointError(
+                f"in the checkpoint {files.folder} cloud-init ended degraded, which is fatal here"
+            )
         version = environment.images.resolve(self.version)
         environment.images.path_of(version)
         with environment.store.transaction():  # before its files exist

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_vmss.api.checkpoints import Checkpoints
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles
+from pytest_vmss.checkpoints import cache as cache_module
 from pytest_vmss.errors import HypervisorError, ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
+from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
@@ -220,6 +224,42 @@ def test_what_a_key_cannot_cover_is_booted_and_says_why(
     assert cache.entries() == []
 
 
+def test_a_degraded_boot_is_as_fatal_in_a_checkpoint(
+    lab: SimulatedLab, other: SimulatedLab, cache: CheckpointCache
+) -> None:
+    """H1: what fails when it is booted does not pass when it is restored."""
+    for where in (lab, other):
+        where.behaviours["1.0.0"] = Behaviour.CLOUD_INIT_DEGRADED
+    create(lab)
+    other.environment.degraded_is_fatal = True
+    with pytest.raises(ProvisioningError, match="degraded, which is fatal here"):
+        create(other)
+    assert cache.entries() == []
+
+
+def test_a_cache_that_another_process_holds_harms_no_set(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be stopped in mid-link: a set that needs the cache comes up all the same."""
+    create(lab)
+    folder = settings.cache_dir / "checkpoints"
+    monkeypatch.setattr(cache_module, "_LOCK_S", 0.05)
+    real = Checkpoints.make
+
+    def make(self: Checkpoints, *made: Any) -> None:
+        with wait_for_lock(folder / ".lock", what="tests", timeout=1):
+            real(self, *made)
+
+    with wait_for_lock(folder / ".lock", what="tests", timeout=1):
+        assert steps(other, create(other)) == {"create"}
+    monkeypatch.setattr(Checkpoints, "make", make)
+    assert steps(other, create(other, web_model("web2"))) == {"create", "checkpoint"}
+    told = events(other, "warning")
+    assert len(told) == 2
+    assert "cannot be used: ConflictError: another process changes the cache" in told[0]
+    assert "cannot be kept: ConflictError: another process changes the cache" in told[1]
+
+
 def test_a_set_without_instances_has_no_checkpoint(
     lab: SimulatedLab, cache: CheckpointCache
 ) -> None:
@@ -280,6 +320,115 @@ def test_what_a_kill_left_half_linked_is_swept(
     assert list(other.paths.folder.rglob("*.part")) == []
     create(lab, web_model("api"))
     assert list(settings.cache_dir.rglob("*.part")) == []
+
+
+@pytest.mark.parametrize("damage", ["no key", "another's manifest", "an address"])
+def test_a_checkpoint_that_restores_no_such_set_boots_and_is_dropped(
+    lab: SimulatedLab,
+    other: SimulatedLab,
+    settings: Settings,
+    cache: CheckpointCache,
+    damage: str,
+) -> None:
+    """Without its key no login works; and what is wrong with it reaches no machine."""
+    create(lab)
+    (entry,) = cache.entries()
+    files = CheckpointFiles(settings.cache_dir / "checkpoints" / entry.key)
+    told = json.loads(files.manifest.read_text())
+    match damage:
+        case "no key":
+            files.ssh_key.unlink()
+        case "another's manifest":
+            told["key"] = "0" * 32
+        case "an address":
+            told["instances"][0].update(mac="'/><x", boot_id="gone")
+    files.manifest.write_text(json.dumps(told))
+    web = create(other)
+    assert web.is_healthy()
+    assert not any(i.generation.ssh_key for i in web)
+    assert all(i.record.mac.startswith("52:54:00:") for i in web)
+    assert len([m for m in events(other, "warning") if "boots instead" in m]) == 3
+    assert cache.entries() == []
+
+
+def test_a_checkpoint_is_dropped_also_where_the_boot_fails(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache
+) -> None:
+    create(lab)
+    (entry,) = cache.entries()
+    CheckpointFiles(settings.cache_dir / "checkpoints" / entry.key).memory(1).unlink()
+    other.behaviours["1.0.0"] = Behaviour.UNHEALTHY
+    with pytest.raises(ProvisioningError):
+        create(other)
+    assert cache.entries() == []
+
+
+def in_the_way(folder: Path, what: str) -> None:
+    """Puts something into a checkpoint's folder that is none of it."""
+    files = CheckpointFiles(folder)
+    match what:
+        case "a folder":
+            (folder / "more").mkdir()
+            (folder / "more/file").touch()
+        case "a link to nothing":
+            (folder / "more").symlink_to("gone")
+        case "a link to itself":
+            (folder / "more").symlink_to("more")
+        case "a folder as manifest":
+            files.manifest.unlink()
+            files.manifest.mkdir()
+        case "a link as manifest":
+            files.manifest.rename(folder / "more")
+            files.manifest.symlink_to("more")
+        case "a pipe as memory":
+            files.memory(0).unlink()
+            os.mkfifo(files.memory(0))
+        case "a folder as memory":
+            files.memory(0).unlink()
+            files.memory(0).mkdir()
+        case "a link to the whole":
+            folder.rename(folder.with_name("moved"))
+            folder.symlink_to("moved")
+        case "a file as part":
+            (folder.parent / "more.part").touch()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a folder", "a link to nothing", "a link to itself", "a folder as manifest",
+        "a link as manifest", "a pipe as memory", "a folder as memory", "a link to the whole",
+        "a file as part",
+    ],
+)  # fmt: skip
+def test_whatever_lies_in_the_cache_is_no_obstacle(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache, what: str
+) -> None:
+    """Sets are restored, or the checkpoint is dropped and made anew; all of it can be removed."""
+    create(lab)
+    (entry,) = cache.entries()
+    in_the_way(settings.cache_dir / "checkpoints" / entry.key, what)
+    assert [found.key for found in cache.entries()] == [entry.key]
+    if "restore" not in steps(other, create(other)) or cache.entries() == []:
+        assert events(other, "warning")
+    other.delete("web")
+    create(other).delete()
+    assert steps(other, create(other)) == {"restore"}
+    assert [found.key for found in cache.prune()] == [entry.key]
+    left = {path.name for path in (settings.cache_dir / "checkpoints").iterdir()}
+    assert left - {"moved"} == {".lock"}
+
+
+def test_a_prune_removes_what_kills_left(
+    lab: SimulatedLab, settings: Settings, cache: CheckpointCache
+) -> None:
+    """It may be all the memory of a set, which no key names."""
+    create(lab)
+    (entry,) = cache.entries()
+    folder = settings.cache_dir / "checkpoints"
+    (folder / entry.key).rename(folder / f"{entry.key}-1.part")
+    assert cache.prune() == []
+    assert {path.name for path in folder.iterdir()} == {".lock"}
 
 
 def test_an_instance_that_neither_restores_nor_boots_is_kept_failed(

@@ -288,3 +288,70 @@ def test_a_marker_names_what_the_set_starts_from(suite: pytest.Pytester) -> None
     result = run(suite, model)
     result.assert_outcomes(passed=5, errors=2)
     result.stdout.fnmatch_lines(["*images*paths by version*", "*gone.qcow2 cannot be read*"])
+
+
+def test_only_what_a_test_published_goes_with_it(suite: pytest.Pytester) -> None:
+    """L1: what was there before stays, and so does what is published otherwise in its place."""
+    for number in (201, 202):
+        disk = str(suite.path / f"{number}.qcow2")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{number}M"], check=True)
+    tests = """
+        import types
+
+        def starts(definition, images, gallery="gallery"):
+            body = web_model(capacity=1)
+            profile = body["properties"]["virtualMachineProfile"]
+            image = profile["storageProfile"]["imageReference"]
+            image["id"] = image["id"].replace("s/web", f"s/{definition}").replace(
+                "s/gallery", f"s/{gallery}"
+            )
+            return pytest.mark.vmss(model=body, images=images, load_balancer=LOAD_BALANCER)
+
+        def test_a_republished(gallery, vmss):
+            gallery.publish("one", "1.0.0", "201.qcow2")
+            vmss.gallery().delete("one", "1.0.0")
+            vmss.gallery().publish("one", "1.0.0", "202.qcow2")
+            vmss.gallery().publish("hooked", "1.0.0", "201.qcow2")
+
+        @starts("hooked", {"1.0.0": "201.qcow2"})
+        def test_b_named(scale_set, vmss):
+            assert vmss.gallery().versions("one") == ["1.0.0"]
+
+        @starts("Hooked", types.MappingProxyType({"2.0.0": "202.qcow2"}))
+        def test_c_others(scale_set, vmss):
+            assert vmss.gallery().versions("hooked") == ["1.0.0", "2.0.0"]
+
+        @starts("hooked", {"2.0.0": "201.qcow2"}, gallery="GALLERY")
+        def test_d_in_another_case(scale_set, vmss):
+            (_, second) = vmss.images.versions("gallery", "hooked")
+            assert second.virtual_size == 201 * 2**20
+            vmss.gallery().delete("hooked", "2.0.0")
+            vmss.gallery().publish("hooked", "2.0.0", "202.qcow2")
+
+        @starts("hooked", {"2.0.0": "201.qcow2"})
+        def test_e_is_not_what_the_marker_names(scale_set):
+            pass
+
+        @starts("hooked", {"2.0.0": "202.qcow2"})
+        def test_f_is_what_the_marker_names(scale_set):
+            pass
+
+        def test_g_failing_deletions(monkeypatch, gallery, vmss):
+            gallery.publish("two", "1.0.0", "201.qcow2")
+            gallery.publish("two", "1.1.0", "202.qcow2")
+            real, failed = vmss.images.delete, []
+
+            def delete(*named):
+                if not failed:
+                    failed.append(named)
+                    raise HostError("the database is busy")
+                real(*named)
+
+            monkeypatch.setattr(vmss.images, "delete", delete)
+
+        def test_h_harm_no_other(gallery):
+            assert len(gallery.versions("two")) == 1
+        """.replace("\n        ", "\n")
+    result = run(suite, tests)
+    result.assert_outcomes(passed=7, errors=2)
+    result.stdout.fnmatch_lines(["*hooked 2.0.0 is published already*"])

@@ -6,11 +6,13 @@ import hashlib
 import os
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pytest_vmss.errors import ConflictError, ImageError, LabError, NotFoundError
+from pytest_vmss.errors import ConflictError, ImageError, LabError, ModelError, NotFoundError
 from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore
 from pytest_vmss.gallery import gallery as gallery_module
 from pytest_vmss.gallery.qcow2 import inspect
@@ -128,6 +130,32 @@ def test_a_wrong_name(images: ImageStore, tmp_path: Path, name: str) -> None:
         images.gallery().publish(name, "1.0.0", qcow2(tmp_path / "a"))
     with pytest.raises(ImageError, match="no name"):
         images.gallery(name)
+
+
+@pytest.mark.parametrize("given", [5, None, ["a"], b"a", "a\0b"])
+def test_arguments_of_no_use_are_refused(
+    gallery: Gallery, images: ImageStore, tmp_path: Path, given: Any
+) -> None:
+    """A6: by an error that says what was expected, before anything is stored."""
+    path = qcow2(tmp_path / "a")
+    identifier: Any = "a" if given is None else given
+    asked: list[Callable[[], object]] = [
+        lambda: gallery.publish(given, "1.0.0", path),
+        lambda: gallery.publish("web", given, path),
+        lambda: gallery.publish("web", "1.0.0", given),
+        lambda: gallery.publish("web", "1.0.0", path, raw=given),
+        lambda: gallery.publish("web", "1.0.0", path, exclude_from_latest=given),
+        lambda: gallery.publish("web", "1.0.0", path, identifier=identifier),
+        lambda: gallery.publish("web", "1.0.0", path, identifier=(given, "b", "c")),
+        lambda: gallery.delete(given, "1.0.0"),
+        lambda: gallery.delete("web", given),
+        lambda: gallery.versions(given),
+        lambda: gallery.latest(given),
+    ]
+    for ask in asked:
+        with pytest.raises((ImageError, ModelError)):
+            ask()
+    assert stored(images) == []
 
 
 def test_a_file_that_was_changed_is_not_used(

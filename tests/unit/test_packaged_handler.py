@@ -16,13 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs7
 from cryptography.x509 import load_pem_x509_certificate
 
+from pytest_vmss.checkpoints import checkpoint_key
 from pytest_vmss.errors import ImageError
-from pytest_vmss.guest.extensions import PackagedHandler
+from pytest_vmss.guest.extensions import PackagedHandler, registry
 from pytest_vmss.guest.extensions.package import handler_settings
 from pytest_vmss.guest.in_guest import handler_agent
 from pytest_vmss.guest.in_guest.handler_agent import Agent
-from pytest_vmss.model import Extension
+from pytest_vmss.model import Extension, VmSize, load_document
 from tests.handlers import write_handler
+from tests.models import LOAD_BALANCER, custom_script, web_model
 
 NAME = {"publisher": "Contoso", "type": "Sample"}
 
@@ -301,3 +303,46 @@ def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
     source = write_handler(tmp_path / "sample")
     with pytest.raises(ImageError, match="is no version of a handler"):
         PackagedHandler(source, **NAME, version="1.x")
+
+
+class Own(PackagedHandler):
+    """A suite's own, which may do more than its package."""
+
+
+def test_what_tells_handlers_apart_in_checkpoints(tmp_path: Path) -> None:
+    """L1: guests are told the version too; and what a suite's own class does may change."""
+    source = write_handler(tmp_path / "sample")
+    one, same, other = (
+        PackagedHandler(source, **NAME, version=version).fingerprint
+        for version in ("1.2.0", "1.2.0", "1.3.0")
+    )
+    assert one == same
+    assert one is not None
+    assert other not in (None, one)
+    assert Own(source, **NAME, version="1.2.0").fingerprint is None
+
+
+def test_the_key_says_which_extensions_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L1: not only by which handlers the others are run."""
+    handler = PackagedHandler(write_handler(tmp_path / "sample"), **NAME, version="1.2.0")
+    model = web_model(extensions=False)
+    profile = model["properties"]["virtualMachineProfile"]["extensionProfile"]
+    for name in ("first", "second"):
+        profile["extensions"].append(custom_script(name, publisher="Contoso", type=name))
+    document = load_document(model, load_balancer=LOAD_BALANCER)
+    found = set()
+    for known in ("first", "second"):
+        with monkeypatch.context() as patch:
+            patch.setitem(registry._handlers, ("contoso", known), handler)
+            found.add(
+                checkpoint_key(
+                    document.model,
+                    digest="1",
+                    size=VmSize("S", 1, 512),
+                    hypervisor="",
+                    guest_network="isolated",
+                )
+            )
+    assert len(found) == 2

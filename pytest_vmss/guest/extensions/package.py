@@ -67,8 +67,9 @@ class PackagedHandler(Handler):
 
     @property
     def fingerprint(self) -> str | None:
-        """The digest of its package."""
-        return hashlib.sha256(self._package).hexdigest()
+        """Its version, which is told in guests, and the digest of its package."""
+        own = super().fingerprint
+        return own and f"{own} {hashlib.sha256(self._package).hexdigest()}"
 
     def _check_manifest(self, source: Path) -> None:
         try:
