@@ -288,6 +288,8 @@ class Scope:
         """Returns the function that a ``lambda('x', …)`` expression makes."""
         if not isinstance(expression, Call) or expression.name != "lambda":
             raise TemplateError("takes a lambda function")
+        if not expression.arguments:
+            raise TemplateError("takes a lambda function with a body")
         *heads, body = expression.arguments
         names = [text(self._known(head, depth)).lower() for head in heads]
 
@@ -378,7 +380,7 @@ def _apply(name: str, function: Callable[..., Any], arguments: list[Any]) -> Any
         result = function(*arguments)
     except TemplateError as error:
         raise TemplateError(f"{name}(): {error.message}") from None
-    except TypeError:
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         raise TemplateError(f"{name}() takes no such arguments") from None
     except RecursionError:
         raise TemplateError(f"{name}() is given a value that is nested too deep") from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vmss.arm.limits import TemplateError
-from pytest_vmss.arm.values import Unevaluated, is_integer, kind_of
+from pytest_vmss.arm.values import Unevaluated, is_integer, kind_of, read_json
 from pytest_vmss.secrecy import SecretText, conceal, mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
@@ -73,7 +73,7 @@ class Parameter:
 
     def _check_range(self, value: Any) -> None:
         number = value if is_integer(value) else None
-        size = None if kind_of(value) in ("int", "bool", "null") else len(value)
+        size = len(value) if kind_of(value) in ("string", "array", "object") else None
         for name, found, is_least in (
             ("minValue", number, True), ("maxValue", number, False),
             ("minLength", size, True), ("maxLength", size, False),
@@ -192,7 +192,7 @@ def parsed(parameter: Parameter, given: str) -> Any:
     if parameter.kind == "bool" and given.lower() in ("true", "false"):
         return given.lower() == "true"
     try:
-        return json.loads(given)
+        return read_json(given)
     except (ValueError, RecursionError):
         pass
     raise TemplateError(f"must be of type {parameter.kind}, as JSON")

@@ -77,6 +77,8 @@ class Site:
     def subscription_resource_id(self, *arguments: Any) -> str:
         """``subscriptionResourceId([subscription], type, name, …)``."""
         given = [text(argument) for argument in arguments]
+        if not any("/" in part for part in given[:2]):
+            raise TemplateError("needs a resource type such as Microsoft.Network/loadBalancers")
         own = self.subscription if "/" in given[0] else given.pop(0)
         return f"/subscriptions/{own}/providers/{_typed(given[0], given[1:])}"
 

@@ -160,6 +160,15 @@ def test_a_function_has_the_value_that_the_reference_gives(expression: str, valu
         ("fail('no')", "fails: no"),
         ("format('{1}', 'a')", "names the argument 1"),
         ("newGuid()", "no such function"),
+        ("int('+-5')", "not a whole number"),
+        ("int(json('NaN'))", "not JSON"),
+        ("string(json('[1e400]'))", "not JSON"),
+        (f"float(json('{'9' * 400}'))", "takes no such arguments"),
+        ("uri('http://[', 'x')", "not parts of a URI"),
+        ("subscriptionResourceId('x')", "needs a resource type"),
+        ("subscriptionResourceId()", "needs a resource type"),
+        ("base64(json('\"\\ud800\"'))", "not JSON"),
+        ("map(createArray(1), lambda())", "lambda function with a body"),
     ],
 )
 def test_a_wrong_expression_is_an_error_with_its_path(expression: str, told: str) -> None:

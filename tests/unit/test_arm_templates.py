@@ -34,6 +34,12 @@ def name_of(document: dict[str, Any], **arguments: Any) -> str:
 STRING = {"type": "string"}
 
 
+def test_a_number_may_be_given_for_a_type_that_is_not_known() -> None:
+    """P1: limits of length count for what has a length."""
+    own = {"$ref": "#/definitions/elsewhere", "minLength": 1}
+    assert name_of(template(scale_set(), parameters={"own": own}), parameters={"own": 2.5})
+
+
 def test_parameters_come_from_files_objects_and_by_name(tmp_path: Path) -> None:
     """P1: later ones win; names count in any case."""
     document = template(
@@ -62,6 +68,7 @@ def test_parameters_come_from_files_objects_and_by_name(tmp_path: Path) -> None:
         ({"parameters": {"it": "a"}}, "$.parameters.it", "must be an object with a value"),
         (["nowhere.json"], "$", "cannot be read"),
         (7, "parameters", "must be a file"),
+        (["it=a", "own=[NaN]"], "$.parameters.own", "must be of type array, as JSON"),
     ],
 )
 def test_a_wrong_parameter_is_named(given: Any, path: str, told: str) -> None:
@@ -71,6 +78,7 @@ def test_a_wrong_parameter_is_named(given: Any, path: str, told: str) -> None:
         parameters={
             "it": {"type": "String", "allowedValues": ["a", "b"]},
             "n": {"type": "int", "maxValue": 5, "defaultValue": 1},
+            "own": {"type": "array", "defaultValue": []},
         },
     )
     with pytest.raises(ModelError, match=told) as wrong:
