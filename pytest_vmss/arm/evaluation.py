@@ -107,6 +107,7 @@ class Scope:
         if not is_expression(value):
             return value[1:] if value.startswith("[[") else value
         try:
+            self.names.budget.read(value)
             return self._evaluate(parse(value), depth)
         except UnavailableError as error:
             return Unevaluated(error.reason)

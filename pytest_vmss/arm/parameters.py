@@ -126,7 +126,7 @@ def declared_parameters(template: Mapping[str, Any]) -> dict[str, Parameter]:
 
 def _kind_of(entry: Mapping[str, Any], definitions: Any) -> str | None:
     """Returns a declaration's type; empty if it is a type of the template's own of any kind."""
-    reference = entry.get("$ref")
+    kind, reference = entry.get("type"), entry.get("$ref")
     for _ in range(16):
         if not isinstance(reference, str):
             break
@@ -137,8 +137,7 @@ def _kind_of(entry: Mapping[str, Any], definitions: Any) -> str | None:
         )
         if not isinstance(target, Mapping):
             return ""
-        entry, reference = {**target, **entry}, target.get("$ref")
-    kind = entry.get("type")
+        kind, reference = target.get("type") if kind is None else kind, target.get("$ref")
     return kind.lower() if isinstance(kind, str) else None
 
 

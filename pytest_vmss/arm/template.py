@@ -123,6 +123,7 @@ class Template:
         self._variables: dict[str, Any] = {}
         self._pending: list[str] = []
         self._deployments: dict[str, tuple[Template, str] | None] = {}
+        self._is_walked = False
 
     # Parameters.
 
@@ -197,7 +198,7 @@ class Template:
         key = name.lower()
         if key not in self._variables:
             declared = self._body["variables"]
-            known = look_up(declared, name)
+            known = self._look_up(declared, name)
             with _Once(self._pending, f"the variable {one_line(name)}"):
                 if known is not None and known.lower() != "copy":
                     path = f"{self._path}.variables.{one_line(mask(known))}"
@@ -209,7 +210,9 @@ class Template:
     def _copied_variable(self, name: str, depth: int) -> Any:
         """Makes a variable that the section's ``copy`` declares."""
         loops = self._body["variables"].get("copy")
-        for index, loop in enumerate(loops if isinstance(loops, list) else []):
+        loops = loops if isinstance(loops, list) else []
+        self.budget.spend(len(loops))
+        for index, loop in enumerate(loops):
             if isinstance(loop, Mapping) and str(loop.get("name", "")).lower() == name.lower():
                 path = f"{self._path}.variables.copy[{index}]"
                 made = Scope(self).value({"copy": [{"input": None, **loop}]}, path, depth)
@@ -220,18 +223,26 @@ class Template:
     def user_function(self, name: str) -> Mapping[str, Any] | None:
         """Returns a function of the template's own, by its namespace and name in lower case."""
         namespace, dot, member = name.partition(".")
-        for group in self._body["functions"] if dot else ():
+        groups = self._body["functions"] if dot else ()
+        self.budget.spend(len(groups))
+        for group in groups:
             if (
                 not isinstance(group, Mapping)
                 or str(group.get("namespace", "")).lower() != namespace
             ):
                 continue
             members = group.get("members")
-            known = look_up(members, member) if isinstance(members, Mapping) else None
+            known = self._look_up(members, member) if isinstance(members, Mapping) else None
             if known is not None and isinstance(members, Mapping):
                 definition = members[known]
                 return definition if isinstance(definition, Mapping) else None
         return None
+
+    def _look_up(self, section: Mapping[str, Any], name: str) -> str | None:
+        """Finds a name in any case; one that is spelt otherwise is looked for among all."""
+        if name not in section:
+            self.budget.spend(len(section))
+        return look_up(section, name)
 
     def default_function(self, name: str) -> Callable[..., Any] | None:
         """Returns a function that only default values may call."""
@@ -260,7 +271,8 @@ class Template:
             UnavailableError: It is another resource.
         """
         name = identifier.rstrip("/").rpartition("/")[2].lower()
-        if not self._deployments:
+        if not (self._deployments or self._is_walked):
+            self._is_walked = True
             for _ in self._walk(frozenset()):
                 pass
         found = self._deployments.get(name)
@@ -276,7 +288,7 @@ class Template:
             TemplateError: There is none.
         """
         outputs = self._body["outputs"]
-        known = look_up(outputs, name)
+        known = self._look_up(outputs, name)
         entry = outputs[known] if known is not None else None
         if not isinstance(entry, Mapping):
             raise TemplateError(
@@ -318,6 +330,10 @@ class Template:
             parent: The type of the resource that contains it, or empty.
             parent_name: That resource's name.
         """
+        try:
+            self.budget.step()
+        except TemplateError as error:
+            raise error.at(path) from None
         if not isinstance(entry, Mapping):
             raise TemplateError("must be an object", path)
         plain = {key.lower(): item for key, item in entry.items()}

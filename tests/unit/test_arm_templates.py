@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -407,14 +408,38 @@ _LONGER = {f"v{n}": f"[concat(variables('v{n + 1}'), variables('v{n + 1}'))]" fo
         {"variables": {"v0": "[padLeft('x', 99999999)]"}},
         {"variables": {"copy": [{"name": "v0", "count": 800000, "input": 1}]}},
         {"variables": {f"v{n}": f"[variables('v{n + 1}')]" for n in range(5000)}},
+        {"variables": {"v0": [f"[variables('W{n}')]" for n in range(9000)],
+                       **{f"w{n}": 1 for n in range(9000)}}},
+        {"variables": {"v0": [f"[variables('x{n}')]" for n in range(9000)],
+                       "copy": [{"name": f"x{n}", "count": 0, "input": 1} for n in range(9000)]}},
+        {"variables": {"v0": [f"[createArray({','.join(['a.f()'] * 990)})]"] * 20},
+         "functions": [{"namespace": "a", "members": {
+             **{f"M{n}": {} for n in range(20_000)}, "F": {"output": {"value": 1}}}}]},
+        {"variables": {"v0": [f"[or(true(),{','.join('1' * 12_000)},{n})]" for n in range(80)]}},
+        {"variables": {"v0": ["[reference('x')]"] * 15_000}, "outputs": {"x": 1},
+         "resources": [{"type": "x"}] * 9000},
+        {"resources": [{"type": KIND, "name": "x", "copy": {"name": "c", "count": 800},
+                        "resources": [{"type": "x"}] * 20_000}]},
+        {"parameters": {f"p{n}": {"$ref": "#/definitions/x"} for n in range(9000)},
+         "definitions": {"x": {"type": "string", **{f"k{n}": 0 for n in range(9000)}}}},
     ],
 )  # fmt: skip
 def test_a_hostile_template_is_refused_in_time(sections: dict[str, Any]) -> None:
     """R3."""
     begun = time.process_time()
     hostile = scale_set(tags={"a": "[variables('v0')]", "b": "[string(variables('v0'))]"})
-    if "w" in json.dumps(sections["variables"].get("copy", "")):
+    if "w" in json.dumps(sections.get("variables", {}).get("copy", "")):
         hostile["tags"]["a"] = "[variables('w')]"
-    with pytest.raises(ModelError):
-        load_document(template(hostile, **sections))
+    more = sections.get("resources", [])
+    with contextlib.suppress(ModelError):
+        load_document({**template(), **sections, "resources": [hostile, *more]})
+    assert time.process_time() - begun < 5
+
+
+def test_many_expressions_in_a_body_are_refused_in_time() -> None:
+    """P1, R3: where no template is."""
+    begun = time.process_time()
+    heavy = [f"[or(true(),{','.join('1' * 12_000)},{n})]" for n in range(60)]
+    with pytest.raises(ModelError, match=r"zzz\[59\]: is an expression"):
+        load_document({**scale_set(), "zzz": heavy})
     assert time.process_time() - begun < 5
