@@ -260,7 +260,12 @@ def test_linked_templates_are_found_beside_the_main_one(tmp_path: Path) -> None:
     assert (
         loaded({"uri": "[uri(deployment().properties.templateLink.uri, 'set.json')]"}) == "linked"
     )
-    for away in ("../secret.json", "https://x.example/%2e%2e/secret.json", "/etc/passwd"):
+    assert loaded({"uri": f"https://x.example/{'x' * 300}/set.json"}) == "linked"
+    (tmp_path / "nested" / "up").symlink_to(tmp_path)
+    for away in (
+        "../secret.json", "https://x.example/%2e%2e/secret.json", "/etc/passwd",
+        "up/secret.json", "http://[", f"{'x' * 300}/set2.json", "a%00b", "a/" * 1_000_000,
+    ):  # fmt: skip
         with pytest.raises(ModelError, match="holds 0"):
             loaded({"uri": away})
 
