@@ -11,7 +11,7 @@ from pytest_vmss.arm.limits import MAX_COPIES, Budget, TemplateError, Unavailabl
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.syntax import Access, Call, Expression, Literal, is_expression, parse
 from pytest_vmss.arm.values import Unevaluated, boolean, integer, kind_of, look_up, text
-from pytest_vmss.secrecy import SecretText, conceal, has_secret, mask
+from pytest_vmss.secrecy import SecretText, conceal, has_secret, mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
 __all__ = ["Names", "Scope"]
@@ -242,7 +242,7 @@ class Scope:
             return self.names.parameter(name)
         if name.lower() in self.parameters:
             return self.parameters[name.lower()]
-        raise TemplateError(f"there is no parameter {one_line(name)!r}")
+        raise TemplateError(f"there is no parameter {quote(name)}")
 
     def _variables(self, call: Call, depth: int) -> Any:
         name = text(self._known(call.arguments[0], depth), "the variable's name")
@@ -280,10 +280,10 @@ class Scope:
         raise TemplateError(f"fails: {mask(text(self._known(call.arguments[0], depth)))[:200]}")
 
     def _lambda_variables(self, call: Call, depth: int) -> Any:
-        name = text(self._known(call.arguments[0], depth), "the variable's name").lower()
-        if name in self.locals:
-            return self.locals[name]
-        raise TemplateError(f"there is no lambda variable {one_line(name)!r}")
+        name = text(self._known(call.arguments[0], depth), "the variable's name")
+        if name.lower() in self.locals:
+            return self.locals[name.lower()]
+        raise TemplateError(f"there is no lambda variable {quote(name)}")
 
     def _lambda(self, expression: Expression, depth: int) -> Callable[..., Any]:
         """Returns the function that a ``lambda('x', …)`` expression makes."""
@@ -362,7 +362,8 @@ def _accessed(target: Any, key: Any, *, is_safe: bool) -> Any:
         known = look_up(target, name)
         if known is None and not is_safe:
             raise TemplateError(
-                f"the property {one_line(mask(name))!r} does not exist; there are: {listed(target)}"
+                f"the property {quote(name)} does not exist; there are: "
+                f"{listed(mask(key) for key in target)}"
             )
         return None if known is None else target[known]
     if isinstance(target, list):

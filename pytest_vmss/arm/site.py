@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_vmss.arm.limits import TemplateError
 from pytest_vmss.arm.values import integer, text, to_text
+from pytest_vmss.secrecy import quote
 
 __all__ = ["IDENTITY_FUNCTIONS", "Site"]
 
@@ -89,7 +90,7 @@ def _typed(kind: str, names: list[str]) -> str:
     parts = [part for name in names for part in name.split("/")]
     if len(segments) != len(parts):
         raise TemplateError(
-            f"the resource type {kind!r} needs {len(segments)} names; given {len(parts)}"
+            f"the resource type {quote(kind)} needs {len(segments)} names; given {len(parts)}"
         )
     pairs = zip(segments, parts, strict=True)
     return "/".join([provider, *(f"{segment}/{name}" for segment, name in pairs)])

@@ -18,7 +18,7 @@ from pytest_vmss.arm.limits import Budget, TemplateError, UnavailableError
 from pytest_vmss.arm.parameters import Given, Parameter, declared_parameters, parsed
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.values import Unevaluated, look_up
-from pytest_vmss.secrecy import mask
+from pytest_vmss.secrecy import mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
 __all__ = ["Loader", "Resource", "Supplier", "Template", "expand"]
@@ -160,7 +160,7 @@ class Template:
         parameter = self._declared.get(key)
         if parameter is None:
             names = listed(each.name for each in self._declared.values())
-            raise TemplateError(f"there is no parameter {one_line(name)!r}; there are: {names}")
+            raise TemplateError(f"there is no parameter {quote(name)}; there are: {names}")
         if key not in self._values:
             with _Once(self._pending, f"the parameter {one_line(name)}"):
                 try:
@@ -218,7 +218,7 @@ class Template:
                 made = Scope(self).value({"copy": [{"input": None, **loop}]}, path, depth)
                 return next(iter(made.values()))
         names = listed(self._body["variables"])
-        raise TemplateError(f"there is no variable {one_line(name)!r}; there are: {names}")
+        raise TemplateError(f"there is no variable {quote(name)}; there are: {names}")
 
     def user_function(self, name: str) -> Mapping[str, Any] | None:
         """Returns a function of the template's own, by its namespace and name in lower case."""
@@ -291,11 +291,11 @@ class Template:
         known = self._look_up(outputs, name)
         entry = outputs[known] if known is not None else None
         if not isinstance(entry, Mapping):
-            raise TemplateError(
-                f"there is no output {one_line(name)!r}; there are: {listed(outputs)}"
-            )
+            raise TemplateError(f"there is no output {quote(name)}; there are: {listed(outputs)}")
         with _Once(self._pending, f"the output {one_line(name)}"):
-            return Scope(self).value(entry.get("value"), f"{self._path}.outputs.{one_line(name)}")
+            return Scope(self).value(
+                entry.get("value"), f"{self._path}.outputs.{one_line(mask(name))}"
+            )
 
     @property
     def output_names(self) -> list[str]:

@@ -108,7 +108,7 @@ def _formatted(value: Any, code: str) -> str:
         return to_text(value)
     found = _NUMBER_FORMAT.fullmatch(code)
     if found is None:
-        raise TemplateError(f"the number format {code!r} is not known here")
+        raise TemplateError("the format of a number is not known here")
     if found[3]:
         return f"{value:0{len(found[3])}d}"
     letter, digits = found[1], int(found[2] or 0)

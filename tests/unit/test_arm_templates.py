@@ -122,6 +122,28 @@ def test_a_secure_parameter_is_asked_for_or_generated_and_shown_nowhere() -> Non
     assert found.generated == ("word",)
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "variables(parameters('pw'))", "parameters(parameters('pw'))",
+        "lambdaVariables(parameters('pw'))", "createObject(parameters('pw'), 1).x",
+        "createObject('x', 1)[parameters('pw')]",
+        "format(concat('{0:', parameters('pw'), '}'), 1)", "fail(parameters('pw'))",
+        "resourceId(concat('a/', parameters('pw'), '/b'), 'c')",
+        "reference('inner').outputs[parameters('pw')].value",
+    ],
+)  # fmt: skip
+def test_a_message_quotes_no_secure_parameter(expression: str) -> None:
+    """P1, M5: also where it is used as a name."""
+    document = template(
+        deployment(template()), scale_set(name=f"[{expression}]"),
+        parameters={"pw": {"type": "securestring"}},
+    )  # fmt: skip
+    with pytest.raises(ModelError) as wrong:
+        load_document(document, parameters={"pw": "Hunter2!"})
+    assert "hunter2" not in f"{wrong.value}{wrong.value.problems}".lower()
+
+
 def test_placeholders_of_quickstart_templates_are_filled() -> None:
     """P1: as their own tests do."""
     document = template(
