@@ -53,6 +53,7 @@ class Scope:
     Attributes:
         names: What its names stand for.
         loops: The copy loops around it: name in lower case and index; the innermost is the last.
+        resource_index: The index of the innermost loop that copies a resource.
         locals: The variables of the lambda functions around it.
         parameters: In a function of the template's own, the function's parameters.
         in_default: Whether it stands in the default value of a parameter.
@@ -60,6 +61,7 @@ class Scope:
 
     names: Names
     loops: tuple[tuple[str, int], ...] = ()
+    resource_index: int | None = None
     locals: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] | None = None
     in_default: bool = False
@@ -118,8 +120,11 @@ class Scope:
     def _copies(self, loops: Any, path: str, depth: int) -> dict[str, Any]:
         """Evaluates the copy loops of an object, each of which makes an array property."""
         made: dict[str, Any] = {}
-        for index, loop in enumerate(loops):
+        for index, given in enumerate(loops):
             where = f"{path}[{index}]"
+            loop = {key.lower(): part for key, part in given.items()}
+            if not {"count", "input"} <= loop.keys():
+                raise TemplateError("must have a name, a count and an input", where)
             name = self.value(loop["name"], f"{where}.name", depth + 1)
             made[str(name)] = [
                 self.within(str(name), number).value(loop["input"], f"{where}.input", depth + 1)
@@ -252,6 +257,8 @@ class Scope:
         arguments = [self._known(argument, depth) for argument in call.arguments]
         wanted = arguments.pop(0).lower() if arguments and isinstance(arguments[0], str) else None
         offset = integer(arguments[0], "the offset") if arguments else 0
+        if wanted is None and self.resource_index is not None:
+            return self.resource_index + offset
         for name, index in reversed(self.loops):
             if wanted is None or name == wanted:
                 return index + offset
@@ -346,7 +353,7 @@ class Scope:
 def _is_copy(value: Any) -> bool:
     """Whether a property named ``copy`` holds loops, rather than a property's value."""
     return isinstance(value, list) and all(
-        isinstance(loop, Mapping) and {"name", "count", "input"} <= set(loop) for loop in value
+        isinstance(loop, Mapping) and "name" in {key.lower() for key in loop} for loop in value
     )
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from pytest_vmss.arm.date_functions import formatted_time
 from pytest_vmss.arm.evaluation import Scope
@@ -209,13 +209,15 @@ class Template:
 
     def _copied_variable(self, name: str, depth: int) -> Any:
         """Makes a variable that the section's ``copy`` declares."""
-        loops = self._body["variables"].get("copy")
+        section = self._body["variables"]
+        loops = section.get(self._look_up(section, "copy"))
         loops = loops if isinstance(loops, list) else []
         self.budget.spend(len(loops))
-        for index, loop in enumerate(loops):
-            if isinstance(loop, Mapping) and str(loop.get("name", "")).lower() == name.lower():
+        for index, given in enumerate(loops):
+            loop = {key.lower(): part for key, part in given.items()} if _is_object(given) else {}
+            if str(loop.get("name", "")).lower() == name.lower():
                 path = f"{self._path}.variables.copy[{index}]"
-                made = Scope(self).value({"copy": [{"input": None, **loop}]}, path, depth)
+                made = Scope(self).value({"copy": [loop]}, path, depth)
                 return next(iter(made.values()))
         names = listed(self._body["variables"])
         raise TemplateError(f"there is no variable {quote(name)}; there are: {names}")
@@ -381,11 +383,12 @@ class Template:
         if loop is None:
             yield scope
             return
-        if not isinstance(loop, Mapping) or not {"name", "count"} <= loop.keys():
+        loop = {key.lower(): part for key, part in loop.items()} if _is_object(loop) else {}
+        if not {"name", "count"} <= loop.keys():
             raise TemplateError("must be an object with a name and a count", f"{path}.copy")
         name = scope.value(loop["name"], f"{path}.copy.name")
         for index in range(scope.count(loop["count"], f"{path}.copy.count")):
-            yield scope.within(str(name), index)
+            yield replace(scope.within(str(name), index), resource_index=index)
 
     @staticmethod
     def _is_made(condition: Any, scope: Scope, path: str) -> bool:
@@ -517,7 +520,9 @@ class _Outer(Template):
 
     def _iterations(self, loop: Any, path: str) -> Iterator[Scope]:
         for inner in super()._iterations(loop, path):
-            yield Scope(self, loops=(*self._scope.loops, *inner.loops))
+            outer = self._scope.resource_index
+            at = outer if inner.resource_index is None else inner.resource_index
+            yield Scope(self, loops=(*self._scope.loops, *inner.loops), resource_index=at)
 
 
 class _Outputs(Mapping[str, Any]):
@@ -534,6 +539,10 @@ class _Outputs(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._template.output_names)
+
+
+def _is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
 
 
 class _Once:

@@ -181,6 +181,45 @@ def test_copy_loops_of_resources_properties_and_variables() -> None:
     assert [(disk.lun, disk.disk_size_gb) for disk in model.data_disks] == [(0, 4), (1, 5), (2, 6)]
 
 
+def test_copy_index_without_a_name_is_the_resources() -> None:
+    """P1: in a loop of properties too, which has to be named; names count in any case."""
+    items = {
+        "name": "items",
+        "count": 2,
+        "input": "[format('{0}{1}', copyIndex(), copyIndex('items'))]",
+    }
+    resource = scale_set(
+        name="[concat('web', copyIndex())]",
+        copy={"Name": "sets", "COUNT": 3},
+        zzz={"copy": [items]},
+    )
+    own = {"Copy": [{"Name": "v", "Count": 1, "Input": "[copyIndex('v')]"}]}
+    document = template(resource, variables=own)
+    model = load_document(document, name="web2").model
+    assert model.model_extra == {**model.model_extra, "zzz": {"items": ["20", "21"]}}
+    nested = deployment(template(resource))
+    assert load_document(template(nested), name="web2").model.model_extra["zzz"] == {
+        "items": ["20", "21"]
+    }
+    document = template(scale_set(zzz="[variables('v')]", yyy={"copy": [items]}), variables=own)
+    extra = load_document(document).model.model_extra
+    assert (extra["zzz"], extra["yyy"]) == ([0], {"items": ["00", "11"]})
+
+
+@pytest.mark.parametrize("lacking", ["count", "input"])
+def test_a_copy_loop_is_whole(lacking: str) -> None:
+    """P1: a part of one is not kept as a literal."""
+    loop = {key: 1 for key in ("count", "input") if key != lacking} | {"name": "v"}
+    for document in (
+        template(scale_set(zzz={"copy": [loop]})),
+        template(scale_set(zzz="[variables('v')]"), variables={"copy": [loop]}),
+    ):
+        with pytest.raises(
+            ModelError, match=r"copy\[0\].*: must have a name, a count and an input"
+        ):
+            load_document(document)
+
+
 def test_conditions_and_what_already_exists() -> None:
     """P1."""
     document = template(
