@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pytest_vmss.arm.limits import TemplateError
+from pytest_vmss.arm.limits import Budget, TemplateError
 from pytest_vmss.arm.parameters import Given, Parameter, given_in_file
 from pytest_vmss.arm.site import Site
-from pytest_vmss.arm.syntax import expression_of
+from pytest_vmss.arm.syntax import is_parsed
 from pytest_vmss.arm.template import Resource, expand
 from pytest_vmss.arm.values import Unevaluated
 
 __all__ = [
+    "Budget",
     "Given",
     "Parameter",
     "Resource",
@@ -17,6 +18,6 @@ __all__ = [
     "TemplateError",
     "Unevaluated",
     "expand",
-    "expression_of",
     "given_in_file",
+    "is_parsed",
 ]

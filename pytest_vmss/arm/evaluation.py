@@ -11,7 +11,7 @@ from pytest_vmss.arm.limits import MAX_COPIES, Budget, TemplateError, Unavailabl
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.syntax import Access, Call, Expression, Literal, is_expression, parse
 from pytest_vmss.arm.values import Unevaluated, boolean, integer, kind_of, look_up, text
-from pytest_vmss.secrecy import SecretText, conceal, has_secret, mask
+from pytest_vmss.secrecy import SecretText, conceal, has_secret, mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
 __all__ = ["Names", "Scope"]
@@ -53,6 +53,7 @@ class Scope:
     Attributes:
         names: What its names stand for.
         loops: The copy loops around it: name in lower case and index; the innermost is the last.
+        resource_index: The index of the innermost loop that copies a resource.
         locals: The variables of the lambda functions around it.
         parameters: In a function of the template's own, the function's parameters.
         in_default: Whether it stands in the default value of a parameter.
@@ -60,6 +61,7 @@ class Scope:
 
     names: Names
     loops: tuple[tuple[str, int], ...] = ()
+    resource_index: int | None = None
     locals: Mapping[str, Any] = field(default_factory=dict)
     parameters: Mapping[str, Any] | None = None
     in_default: bool = False
@@ -107,6 +109,7 @@ class Scope:
         if not is_expression(value):
             return value[1:] if value.startswith("[[") else value
         try:
+            self.names.budget.read(value)
             return self._evaluate(parse(value), depth)
         except UnavailableError as error:
             return Unevaluated(error.reason)
@@ -117,8 +120,11 @@ class Scope:
     def _copies(self, loops: Any, path: str, depth: int) -> dict[str, Any]:
         """Evaluates the copy loops of an object, each of which makes an array property."""
         made: dict[str, Any] = {}
-        for index, loop in enumerate(loops):
+        for index, given in enumerate(loops):
             where = f"{path}[{index}]"
+            loop = {key.lower(): part for key, part in given.items()}
+            if not {"count", "input"} <= loop.keys():
+                raise TemplateError("must have a name, a count and an input", where)
             name = self.value(loop["name"], f"{where}.name", depth + 1)
             made[str(name)] = [
                 self.within(str(name), number).value(loop["input"], f"{where}.input", depth + 1)
@@ -241,7 +247,7 @@ class Scope:
             return self.names.parameter(name)
         if name.lower() in self.parameters:
             return self.parameters[name.lower()]
-        raise TemplateError(f"there is no parameter {one_line(name)!r}")
+        raise TemplateError(f"there is no parameter {quote(name)}")
 
     def _variables(self, call: Call, depth: int) -> Any:
         name = text(self._known(call.arguments[0], depth), "the variable's name")
@@ -251,6 +257,8 @@ class Scope:
         arguments = [self._known(argument, depth) for argument in call.arguments]
         wanted = arguments.pop(0).lower() if arguments and isinstance(arguments[0], str) else None
         offset = integer(arguments[0], "the offset") if arguments else 0
+        if wanted is None and self.resource_index is not None:
+            return self.resource_index + offset
         for name, index in reversed(self.loops):
             if wanted is None or name == wanted:
                 return index + offset
@@ -279,15 +287,17 @@ class Scope:
         raise TemplateError(f"fails: {mask(text(self._known(call.arguments[0], depth)))[:200]}")
 
     def _lambda_variables(self, call: Call, depth: int) -> Any:
-        name = text(self._known(call.arguments[0], depth), "the variable's name").lower()
-        if name in self.locals:
-            return self.locals[name]
-        raise TemplateError(f"there is no lambda variable {one_line(name)!r}")
+        name = text(self._known(call.arguments[0], depth), "the variable's name")
+        if name.lower() in self.locals:
+            return self.locals[name.lower()]
+        raise TemplateError(f"there is no lambda variable {quote(name)}")
 
     def _lambda(self, expression: Expression, depth: int) -> Callable[..., Any]:
         """Returns the function that a ``lambda('x', …)`` expression makes."""
         if not isinstance(expression, Call) or expression.name != "lambda":
             raise TemplateError("takes a lambda function")
+        if not expression.arguments:
+            raise TemplateError("takes a lambda function with a body")
         *heads, body = expression.arguments
         names = [text(self._known(head, depth)).lower() for head in heads]
 
@@ -343,7 +353,7 @@ class Scope:
 def _is_copy(value: Any) -> bool:
     """Whether a property named ``copy`` holds loops, rather than a property's value."""
     return isinstance(value, list) and all(
-        isinstance(loop, Mapping) and {"name", "count", "input"} <= set(loop) for loop in value
+        isinstance(loop, Mapping) and "name" in {key.lower() for key in loop} for loop in value
     )
 
 
@@ -359,7 +369,8 @@ def _accessed(target: Any, key: Any, *, is_safe: bool) -> Any:
         known = look_up(target, name)
         if known is None and not is_safe:
             raise TemplateError(
-                f"the property {one_line(mask(name))!r} does not exist; there are: {listed(target)}"
+                f"the property {quote(name)} does not exist; there are: "
+                f"{listed(mask(key) for key in target)}"
             )
         return None if known is None else target[known]
     if isinstance(target, list):
@@ -378,7 +389,7 @@ def _apply(name: str, function: Callable[..., Any], arguments: list[Any]) -> Any
         result = function(*arguments)
     except TemplateError as error:
         raise TemplateError(f"{name}(): {error.message}") from None
-    except TypeError:
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         raise TemplateError(f"{name}() takes no such arguments") from None
     except RecursionError:
         raise TemplateError(f"{name}() is given a value that is nested too deep") from None

@@ -16,9 +16,11 @@ MAX_DEPTH = 64
 _MAX_RECURSION = 250
 _MAX_STEPS = 200_000
 _MAX_VALUES = 100_000
-_MAX_WORK = 2_000_000
+_MAX_WORK = 1_000_000
 #: Azure's limit for a template, and so for what one makes.
 _MAX_CHARS = 4 * 1024 * 1024
+#: Of all expressions together, each counted once: reading them takes far longer than other text.
+_MAX_PARSED = 256 * 1024
 
 
 class TemplateError(Exception):
@@ -50,7 +52,8 @@ class Budget:
     """Counts the work of evaluating a template and the size of its results."""
 
     def __init__(self) -> None:
-        self._steps = self._values = self._chars = self._work = 0
+        self._steps = self._values = self._chars = self._work = self._parsed = 0
+        self._known: set[str] = set()
 
     def step(self, depth: int = 0) -> None:
         """Counts one evaluation.
@@ -68,6 +71,19 @@ class Budget:
             raise TemplateError(
                 f"is nested deeper than {_MAX_RECURSION} levels, or refers to itself"
             )
+
+    def read(self, expression: str) -> None:
+        """Counts an expression before it is parsed, the first time.
+
+        Raises:
+            TemplateError: They are too long together.
+        """
+        if expression in self._known:
+            return
+        self._known.add(expression)
+        self._parsed += len(expression)
+        if self._parsed > _MAX_PARSED:
+            raise TemplateError(f"holds more than {_MAX_PARSED >> 10} KiB of expressions")
 
     def take(self, value: Any) -> None:
         """Counts a function's result.
@@ -103,10 +119,15 @@ class Budget:
             TemplateError: The functions are given too much together.
         """
         open_values = [value]
+        chars = 0
         while open_values:
             part = open_values.pop()
             self.spend(1 + (len(part) >> 6 if isinstance(part, str) else 0))
-            if isinstance(part, Mapping):
+            if isinstance(part, str):
+                chars += len(part)
+                if chars > _MAX_CHARS:
+                    raise TemplateError(f"reads more than {_MAX_CHARS >> 20} MiB of text at once")
+            elif isinstance(part, Mapping):
                 open_values += part.values()
             elif isinstance(part, list):
                 open_values += part

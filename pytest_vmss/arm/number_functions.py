@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,13 +13,14 @@ from pytest_vmss.arm.values import boolean, integer, is_integer, kind_of, text
 __all__ = ["NUMBER_FUNCTIONS", "is_equal"]
 
 _DIGITS = 20
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 _MOST_NUMBERS = 10_000
 
 
 def _int(value: Any) -> int:
     if isinstance(value, str):
         given = value.strip()
-        if not given.lstrip("+-").isdecimal() or len(given) > _DIGITS:
+        if len(given) > _DIGITS or not _WHOLE.fullmatch(given):
             raise TemplateError("the argument is not a whole number")
         value = int(given)
     elif isinstance(value, float):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vmss.arm.limits import TemplateError
-from pytest_vmss.arm.values import Unevaluated, is_integer, kind_of
+from pytest_vmss.arm.values import Unevaluated, is_integer, kind_of, read_json
 from pytest_vmss.secrecy import SecretText, conceal, mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
@@ -73,7 +73,7 @@ class Parameter:
 
     def _check_range(self, value: Any) -> None:
         number = value if is_integer(value) else None
-        size = None if kind_of(value) in ("int", "bool", "null") else len(value)
+        size = len(value) if kind_of(value) in ("string", "array", "object") else None
         for name, found, is_least in (
             ("minValue", number, True), ("maxValue", number, False),
             ("minLength", size, True), ("maxLength", size, False),
@@ -126,7 +126,7 @@ def declared_parameters(template: Mapping[str, Any]) -> dict[str, Parameter]:
 
 def _kind_of(entry: Mapping[str, Any], definitions: Any) -> str | None:
     """Returns a declaration's type; empty if it is a type of the template's own of any kind."""
-    reference = entry.get("$ref")
+    kind, reference = entry.get("type"), entry.get("$ref")
     for _ in range(16):
         if not isinstance(reference, str):
             break
@@ -137,8 +137,7 @@ def _kind_of(entry: Mapping[str, Any], definitions: Any) -> str | None:
         )
         if not isinstance(target, Mapping):
             return ""
-        entry, reference = {**target, **entry}, target.get("$ref")
-    kind = entry.get("type")
+        kind, reference = target.get("type") if kind is None else kind, target.get("$ref")
     return kind.lower() if isinstance(kind, str) else None
 
 
@@ -192,7 +191,7 @@ def parsed(parameter: Parameter, given: str) -> Any:
     if parameter.kind == "bool" and given.lower() in ("true", "false"):
         return given.lower() == "true"
     try:
-        return json.loads(given)
+        return read_json(given)
     except (ValueError, RecursionError):
         pass
     raise TemplateError(f"must be of type {parameter.kind}, as JSON")

@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_vmss.arm.limits import TemplateError
 from pytest_vmss.arm.values import integer, text, to_text
+from pytest_vmss.secrecy import quote
 
 __all__ = ["IDENTITY_FUNCTIONS", "Site"]
 
@@ -77,6 +78,8 @@ class Site:
     def subscription_resource_id(self, *arguments: Any) -> str:
         """``subscriptionResourceId([subscription], type, name, …)``."""
         given = [text(argument) for argument in arguments]
+        if not any("/" in part for part in given[:2]):
+            raise TemplateError("needs a resource type such as Microsoft.Network/loadBalancers")
         own = self.subscription if "/" in given[0] else given.pop(0)
         return f"/subscriptions/{own}/providers/{_typed(given[0], given[1:])}"
 
@@ -87,7 +90,7 @@ def _typed(kind: str, names: list[str]) -> str:
     parts = [part for name in names for part in name.split("/")]
     if len(segments) != len(parts):
         raise TemplateError(
-            f"the resource type {kind!r} needs {len(segments)} names; given {len(parts)}"
+            f"the resource type {quote(kind)} needs {len(segments)} names; given {len(parts)}"
         )
     pairs = zip(segments, parts, strict=True)
     return "/".join([provider, *(f"{segment}/{name}" for segment, name in pairs)])

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
 
-from pytest_vmss.arm.limits import MAX_DEPTH, TemplateError
+from pytest_vmss.arm.limits import MAX_DEPTH, Budget, TemplateError
 
-__all__ = ["Access", "Call", "Expression", "Literal", "expression_of", "is_expression", "parse"]
+__all__ = ["Access", "Call", "Expression", "Literal", "is_expression", "is_parsed", "parse"]
 
 #: Azure's limit for the length of an expression.
 _MAX_CHARS = 24_576
@@ -104,14 +104,24 @@ def is_expression(text: str) -> bool:
     return text.startswith("[") and text.endswith("]") and not text.startswith("[[")
 
 
-def expression_of(text: str) -> Expression | None:
-    """Parses a string if it is an expression; None if it is not, or not a valid one."""
-    if not is_expression(text):
-        return None
+def is_parsed(text: str, budget: Budget) -> bool:
+    """Whether a string is a valid expression.
+
+    Args:
+        text: The string.
+        budget: Counts it; what is beyond is not parsed any more, and taken as one.
+    """
+    if not is_expression(text) or len(text) > _MAX_CHARS:
+        return False
     try:
-        return parse(text)
+        budget.read(text)
     except TemplateError:
-        return None
+        return True
+    try:
+        parse(text)
+    except TemplateError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=2048)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from pytest_vmss.arm.date_functions import formatted_time
 from pytest_vmss.arm.evaluation import Scope
@@ -18,7 +18,7 @@ from pytest_vmss.arm.limits import Budget, TemplateError, UnavailableError
 from pytest_vmss.arm.parameters import Given, Parameter, declared_parameters, parsed
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.values import Unevaluated, look_up
-from pytest_vmss.secrecy import mask
+from pytest_vmss.secrecy import mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
 __all__ = ["Loader", "Resource", "Supplier", "Template", "expand"]
@@ -123,6 +123,7 @@ class Template:
         self._variables: dict[str, Any] = {}
         self._pending: list[str] = []
         self._deployments: dict[str, tuple[Template, str] | None] = {}
+        self._is_walked = False
 
     # Parameters.
 
@@ -159,7 +160,7 @@ class Template:
         parameter = self._declared.get(key)
         if parameter is None:
             names = listed(each.name for each in self._declared.values())
-            raise TemplateError(f"there is no parameter {one_line(name)!r}; there are: {names}")
+            raise TemplateError(f"there is no parameter {quote(name)}; there are: {names}")
         if key not in self._values:
             with _Once(self._pending, f"the parameter {one_line(name)}"):
                 try:
@@ -197,7 +198,7 @@ class Template:
         key = name.lower()
         if key not in self._variables:
             declared = self._body["variables"]
-            known = look_up(declared, name)
+            known = self._look_up(declared, name)
             with _Once(self._pending, f"the variable {one_line(name)}"):
                 if known is not None and known.lower() != "copy":
                     path = f"{self._path}.variables.{one_line(mask(known))}"
@@ -208,30 +209,42 @@ class Template:
 
     def _copied_variable(self, name: str, depth: int) -> Any:
         """Makes a variable that the section's ``copy`` declares."""
-        loops = self._body["variables"].get("copy")
-        for index, loop in enumerate(loops if isinstance(loops, list) else []):
-            if isinstance(loop, Mapping) and str(loop.get("name", "")).lower() == name.lower():
+        section = self._body["variables"]
+        loops = section.get(self._look_up(section, "copy"))
+        loops = loops if isinstance(loops, list) else []
+        self.budget.spend(len(loops))
+        for index, given in enumerate(loops):
+            loop = {key.lower(): part for key, part in given.items()} if _is_object(given) else {}
+            if str(loop.get("name", "")).lower() == name.lower():
                 path = f"{self._path}.variables.copy[{index}]"
-                made = Scope(self).value({"copy": [{"input": None, **loop}]}, path, depth)
+                made = Scope(self).value({"copy": [loop]}, path, depth)
                 return next(iter(made.values()))
         names = listed(self._body["variables"])
-        raise TemplateError(f"there is no variable {one_line(name)!r}; there are: {names}")
+        raise TemplateError(f"there is no variable {quote(name)}; there are: {names}")
 
     def user_function(self, name: str) -> Mapping[str, Any] | None:
         """Returns a function of the template's own, by its namespace and name in lower case."""
         namespace, dot, member = name.partition(".")
-        for group in self._body["functions"] if dot else ():
+        groups = self._body["functions"] if dot else ()
+        self.budget.spend(len(groups))
+        for group in groups:
             if (
                 not isinstance(group, Mapping)
                 or str(group.get("namespace", "")).lower() != namespace
             ):
                 continue
             members = group.get("members")
-            known = look_up(members, member) if isinstance(members, Mapping) else None
+            known = self._look_up(members, member) if isinstance(members, Mapping) else None
             if known is not None and isinstance(members, Mapping):
                 definition = members[known]
                 return definition if isinstance(definition, Mapping) else None
         return None
+
+    def _look_up(self, section: Mapping[str, Any], name: str) -> str | None:
+        """Finds a name in any case; one that is spelt otherwise is looked for among all."""
+        if name not in section:
+            self.budget.spend(len(section))
+        return look_up(section, name)
 
     def default_function(self, name: str) -> Callable[..., Any] | None:
         """Returns a function that only default values may call."""
@@ -260,7 +273,8 @@ class Template:
             UnavailableError: It is another resource.
         """
         name = identifier.rstrip("/").rpartition("/")[2].lower()
-        if not self._deployments:
+        if not (self._deployments or self._is_walked):
+            self._is_walked = True
             for _ in self._walk(frozenset()):
                 pass
         found = self._deployments.get(name)
@@ -276,14 +290,14 @@ class Template:
             TemplateError: There is none.
         """
         outputs = self._body["outputs"]
-        known = look_up(outputs, name)
+        known = self._look_up(outputs, name)
         entry = outputs[known] if known is not None else None
         if not isinstance(entry, Mapping):
-            raise TemplateError(
-                f"there is no output {one_line(name)!r}; there are: {listed(outputs)}"
-            )
+            raise TemplateError(f"there is no output {quote(name)}; there are: {listed(outputs)}")
         with _Once(self._pending, f"the output {one_line(name)}"):
-            return Scope(self).value(entry.get("value"), f"{self._path}.outputs.{one_line(name)}")
+            return Scope(self).value(
+                entry.get("value"), f"{self._path}.outputs.{one_line(mask(name))}"
+            )
 
     @property
     def output_names(self) -> list[str]:
@@ -318,6 +332,10 @@ class Template:
             parent: The type of the resource that contains it, or empty.
             parent_name: That resource's name.
         """
+        try:
+            self.budget.step()
+        except TemplateError as error:
+            raise error.at(path) from None
         if not isinstance(entry, Mapping):
             raise TemplateError("must be an object", path)
         plain = {key.lower(): item for key, item in entry.items()}
@@ -365,11 +383,12 @@ class Template:
         if loop is None:
             yield scope
             return
-        if not isinstance(loop, Mapping) or not {"name", "count"} <= loop.keys():
+        loop = {key.lower(): part for key, part in loop.items()} if _is_object(loop) else {}
+        if not {"name", "count"} <= loop.keys():
             raise TemplateError("must be an object with a name and a count", f"{path}.copy")
         name = scope.value(loop["name"], f"{path}.copy.name")
         for index in range(scope.count(loop["count"], f"{path}.copy.count")):
-            yield scope.within(str(name), index)
+            yield replace(scope.within(str(name), index), resource_index=index)
 
     @staticmethod
     def _is_made(condition: Any, scope: Scope, path: str) -> bool:
@@ -501,7 +520,9 @@ class _Outer(Template):
 
     def _iterations(self, loop: Any, path: str) -> Iterator[Scope]:
         for inner in super()._iterations(loop, path):
-            yield Scope(self, loops=(*self._scope.loops, *inner.loops))
+            outer = self._scope.resource_index
+            at = outer if inner.resource_index is None else inner.resource_index
+            yield Scope(self, loops=(*self._scope.loops, *inner.loops), resource_index=at)
 
 
 class _Outputs(Mapping[str, Any]):
@@ -518,6 +539,10 @@ class _Outputs(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._template.output_names)
+
+
+def _is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
 
 
 class _Once:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urljoin
 
 from pytest_vmss.arm.limits import TemplateError
-from pytest_vmss.arm.values import integer, is_integer, kind_of, text, to_text
+from pytest_vmss.arm.values import integer, is_integer, kind_of, read_json, text, to_text
 
 __all__ = ["TEXT_FUNCTIONS"]
 
@@ -49,7 +48,7 @@ def _json(value: Any) -> Any:
     given = text(value)
     _require_room(len(given), _JSON_CHARS)
     try:
-        found = json.loads(given)
+        found = read_json(given)
     except RecursionError:
         pass
     except ValueError:
@@ -71,7 +70,7 @@ def _relaxed(given: str) -> Any:
         return '"' + match[1].replace("\\'", "'").replace('"', '\\"') + '"'
 
     try:
-        return json.loads(_LAX.sub(double, given))
+        return read_json(_LAX.sub(double, given))
     except (ValueError, RecursionError):
         pass
     raise TemplateError("the argument is not JSON")
@@ -109,7 +108,7 @@ def _formatted(value: Any, code: str) -> str:
         return to_text(value)
     found = _NUMBER_FORMAT.fullmatch(code)
     if found is None:
-        raise TemplateError(f"the number format {code!r} is not known here")
+        raise TemplateError("the format of a number is not known here")
     if found[3]:
         return f"{value:0{len(found[3])}d}"
     letter, digits = found[1], int(found[2] or 0)
@@ -167,7 +166,11 @@ def _found(search: Callable[[str, str], Any]) -> Callable[[Any, Any], Any]:
 
 
 def _uri(base: Any, relative: Any) -> str:
-    return urljoin(text(base), text(relative))
+    try:
+        return urljoin(text(base), text(relative))
+    except ValueError:
+        pass
+    raise TemplateError("the arguments are not parts of a URI")
 
 
 def _uri_component(value: Any) -> str:

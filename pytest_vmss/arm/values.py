@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = [
     "is_integer",
     "kind_of",
     "look_up",
+    "read_json",
     "text",
     "to_text",
 ]
@@ -104,6 +106,25 @@ def to_text(value: Any) -> str:
     if isinstance(value, (list, Mapping)):
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_no_text)
     return str(int(value)) if isinstance(value, int) else repr(float(value))
+
+
+def read_json(given: str) -> Any:
+    """Reads a JSON text.
+
+    Raises:
+        ValueError: It is not JSON, or holds what JSON cannot: NaN, infinity, half a surrogate pair.
+    """
+    found = json.loads(given, parse_constant=_finite, parse_float=_finite)
+    if "\\u" in given:  # escaped, a half may be anywhere
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number
 
 
 def _no_text(value: object) -> Any:

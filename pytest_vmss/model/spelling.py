@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from pytest_vmss.arm import Unevaluated, expression_of
+from pytest_vmss.arm import Budget, Unevaluated, is_parsed
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.reading import OPAQUE
 from pytest_vmss.secrecy import mask
@@ -108,6 +108,7 @@ def _parts(annotation: Any) -> list[Any]:
 class _Speller:
     def __init__(self, found: Spelled, *, in_template: bool) -> None:
         self._found, self._in_template = found, in_template
+        self._budget = Budget()
 
     def typed(self, kind: type[BaseModel], body: Any, path: str) -> Any:
         """Spells an object that a model describes."""
@@ -206,7 +207,9 @@ class _Speller:
 
     def _check_literal(self, item: Any, path: str) -> None:
         """Refuses a template's expression in a document that is no template."""
-        if self._in_template or not isinstance(item, str) or expression_of(item) is None:
+        if self._in_template or not isinstance(item, str):
+            return
+        if len(self._found.problems) >= _TOLD or not is_parsed(item, self._budget):
             return
         self._found.problems.append(
             ModelProblem(

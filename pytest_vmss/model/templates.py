@@ -8,7 +8,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -40,6 +40,9 @@ STANDBY_POOL = "microsoft.standbypool/standbyvirtualmachinepools"
 #: What stands in the parameters files of Azure's quickstart templates for a value of one's own.
 _PLACEHOLDER = re.compile(r"GEN-(PASSWORD|GUID|UNIQUE)(?:-(\d{1,2}))?")
 _WANTED = frozenset({SCALE_SET, EXTENSION, LOAD_BALANCER, CLUSTER, STANDBY_POOL})
+
+#: How much of a link is looked at, in folders, and the most templates that are read for one.
+_MAX_FOLDERS, _MAX_LINKED = 16, 16
 
 #: A parameters file, ``name=value``, or an object of either form; or several of these.
 Parameters = str | Path | Mapping[str, Any] | SealedDocument | Sequence[Any]
@@ -248,21 +251,35 @@ class _Linked:
     """Finds linked templates beside the main one, wherever their link leads on the web."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._folder = None if folder is None else folder.resolve()
+        self._known: dict[Path, dict[str, Any]] = {}
 
     def __call__(self, uri: str) -> dict[str, Any] | None:
+        path = self._path(uri)
+        if path is None:
+            return None
+        if path not in self._known:
+            if len(self._known) >= _MAX_LINKED:
+                raise TemplateError(f"links to more than {_MAX_LINKED} templates of its folder")
+            self._known[path] = read(path, label_of(path, "a linked template"))
+        return self._known[path]
+
+    def _path(self, uri: str) -> Path | None:
+        """Returns the file that a link means; None if there is none in the folder or below."""
         if self._folder is None:
             return None
-        parts = PurePosixPath(unquote(urlsplit(uri).path)).parts
-        parts = tuple(
-            part for part in parts if part not in ("/", ".", "..", "") and "\0" not in part
-        )
+        try:
+            whole = unquote(urlsplit(uri).path)
+        except ValueError:  # it is no URI
+            return None
+        parts = [part for part in whole.split("/") if part not in (".", "..", "")][-_MAX_FOLDERS:]
         for start in range(len(parts)):
             path = self._folder.joinpath(*parts[start:])
-            if path.is_symlink() or not path.is_file():
+            try:
+                if path.is_file() and path.resolve() == path:  # no symbolic link leads elsewhere
+                    return path
+            except (OSError, ValueError):  # a name that no file can have
                 continue
-            label = label_of(path, "a linked template")
-            return read(path, label)
         return None
 
 

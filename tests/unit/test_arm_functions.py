@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import tracemalloc
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -160,6 +161,15 @@ def test_a_function_has_the_value_that_the_reference_gives(expression: str, valu
         ("fail('no')", "fails: no"),
         ("format('{1}', 'a')", "names the argument 1"),
         ("newGuid()", "no such function"),
+        ("int('+-5')", "not a whole number"),
+        ("int(json('NaN'))", "not JSON"),
+        ("string(json('[1e400]'))", "not JSON"),
+        (f"float(json('{'9' * 400}'))", "takes no such arguments"),
+        ("uri('http://[', 'x')", "not parts of a URI"),
+        ("subscriptionResourceId('x')", "needs a resource type"),
+        ("subscriptionResourceId()", "needs a resource type"),
+        ("base64(json('\"\\ud800\"'))", "not JSON"),
+        ("map(createArray(1), lambda())", "lambda function with a body"),
     ],
 )
 def test_a_wrong_expression_is_an_error_with_its_path(expression: str, told: str) -> None:
@@ -211,18 +221,25 @@ def test_expressions_are_bounded() -> None:
         "reduce(range(0, 9000), '', lambda('a', 'b', concat(lambdaVariables('a'), variables('long'))))",
         "string(map(range(0, 9000), lambda('x', variables('wide').none)))",
         "string(sort(range(0, 9000), lambda('a', 'b', true())))",
+        "length(join(variables('x14'), ''))",
+        "length(string(variables('x14')))",
     ],
 )
 def test_a_hostile_expression_is_refused_in_time(expression: str) -> None:
     """R3: in time and memory; what is made is counted before it is there."""
     variables = {
         "long": "a" * 100_000, "places": "{0}" * 5000, "quotes": "'\\" * 400_000,
-        "many": "[range(0, 9000)]", "wide": {f"k{n}": n for n in range(9000)},
+        "many": "[range(0, 9000)]", "wide": {f"k{n}": n for n in range(9000)}, "x0": ["\U0001f600" * 4000],
+        **{f"x{n + 1}": f"[concat(variables('x{n}'), variables('x{n}'))]" for n in range(14)},
     }  # fmt: skip
     begun = time.process_time()
+    tracemalloc.start()
     with contextlib.suppress(TemplateError):
         evaluated(f"[{expression}]", variables=variables)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert time.process_time() - begun < 4
+    assert peak < 100 * 2**20
 
 
 def test_times_are_formatted_as_dotnet_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -34,6 +35,12 @@ def name_of(document: dict[str, Any], **arguments: Any) -> str:
 STRING = {"type": "string"}
 
 
+def test_a_number_may_be_given_for_a_type_that_is_not_known() -> None:
+    """P1: limits of length count for what has a length."""
+    own = {"$ref": "#/definitions/elsewhere", "minLength": 1}
+    assert name_of(template(scale_set(), parameters={"own": own}), parameters={"own": 2.5})
+
+
 def test_parameters_come_from_files_objects_and_by_name(tmp_path: Path) -> None:
     """P1: later ones win; names count in any case."""
     document = template(
@@ -62,6 +69,7 @@ def test_parameters_come_from_files_objects_and_by_name(tmp_path: Path) -> None:
         ({"parameters": {"it": "a"}}, "$.parameters.it", "must be an object with a value"),
         (["nowhere.json"], "$", "cannot be read"),
         (7, "parameters", "must be a file"),
+        (["it=a", "own=[NaN]"], "$.parameters.own", "must be of type array, as JSON"),
     ],
 )
 def test_a_wrong_parameter_is_named(given: Any, path: str, told: str) -> None:
@@ -71,6 +79,7 @@ def test_a_wrong_parameter_is_named(given: Any, path: str, told: str) -> None:
         parameters={
             "it": {"type": "String", "allowedValues": ["a", "b"]},
             "n": {"type": "int", "maxValue": 5, "defaultValue": 1},
+            "own": {"type": "array", "defaultValue": []},
         },
     )
     with pytest.raises(ModelError, match=told) as wrong:
@@ -113,6 +122,28 @@ def test_a_secure_parameter_is_asked_for_or_generated_and_shown_nowhere() -> Non
     assert found.generated == ("word",)
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "variables(parameters('pw'))", "parameters(parameters('pw'))",
+        "lambdaVariables(parameters('pw'))", "createObject(parameters('pw'), 1).x",
+        "createObject('x', 1)[parameters('pw')]",
+        "format(concat('{0:', parameters('pw'), '}'), 1)", "fail(parameters('pw'))",
+        "resourceId(concat('a/', parameters('pw'), '/b'), 'c')",
+        "reference('inner').outputs[parameters('pw')].value",
+    ],
+)  # fmt: skip
+def test_a_message_quotes_no_secure_parameter(expression: str) -> None:
+    """P1, M5: also where it is used as a name."""
+    document = template(
+        deployment(template()), scale_set(name=f"[{expression}]"),
+        parameters={"pw": {"type": "securestring"}},
+    )  # fmt: skip
+    with pytest.raises(ModelError) as wrong:
+        load_document(document, parameters={"pw": "Hunter2!"})
+    assert "hunter2" not in f"{wrong.value}{wrong.value.problems}".lower()
+
+
 def test_placeholders_of_quickstart_templates_are_filled() -> None:
     """P1: as their own tests do."""
     document = template(
@@ -148,6 +179,45 @@ def test_copy_loops_of_resources_properties_and_variables() -> None:
     model = load_document(document, name="WEB2").model
     assert model.name == "WEB2"
     assert [(disk.lun, disk.disk_size_gb) for disk in model.data_disks] == [(0, 4), (1, 5), (2, 6)]
+
+
+def test_copy_index_without_a_name_is_the_resources() -> None:
+    """P1: in a loop of properties too, which has to be named; names count in any case."""
+    items = {
+        "name": "items",
+        "count": 2,
+        "input": "[format('{0}{1}', copyIndex(), copyIndex('items'))]",
+    }
+    resource = scale_set(
+        name="[concat('web', copyIndex())]",
+        copy={"Name": "sets", "COUNT": 3},
+        zzz={"copy": [items]},
+    )
+    own = {"Copy": [{"Name": "v", "Count": 1, "Input": "[copyIndex('v')]"}]}
+    document = template(resource, variables=own)
+    model = load_document(document, name="web2").model
+    assert model.model_extra == {**model.model_extra, "zzz": {"items": ["20", "21"]}}
+    nested = deployment(template(resource))
+    assert load_document(template(nested), name="web2").model.model_extra["zzz"] == {
+        "items": ["20", "21"]
+    }
+    document = template(scale_set(zzz="[variables('v')]", yyy={"copy": [items]}), variables=own)
+    extra = load_document(document).model.model_extra
+    assert (extra["zzz"], extra["yyy"]) == ([0], {"items": ["00", "11"]})
+
+
+@pytest.mark.parametrize("lacking", ["count", "input"])
+def test_a_copy_loop_is_whole(lacking: str) -> None:
+    """P1: a part of one is not kept as a literal."""
+    loop = {key: 1 for key in ("count", "input") if key != lacking} | {"name": "v"}
+    for document in (
+        template(scale_set(zzz={"copy": [loop]})),
+        template(scale_set(zzz="[variables('v')]"), variables={"copy": [loop]}),
+    ):
+        with pytest.raises(
+            ModelError, match=r"copy\[0\].*: must have a name, a count and an input"
+        ):
+            load_document(document)
 
 
 def test_conditions_and_what_already_exists() -> None:
@@ -251,7 +321,12 @@ def test_linked_templates_are_found_beside_the_main_one(tmp_path: Path) -> None:
     assert (
         loaded({"uri": "[uri(deployment().properties.templateLink.uri, 'set.json')]"}) == "linked"
     )
-    for away in ("../secret.json", "https://x.example/%2e%2e/secret.json", "/etc/passwd"):
+    assert loaded({"uri": f"https://x.example/{'x' * 300}/set.json"}) == "linked"
+    (tmp_path / "nested" / "up").symlink_to(tmp_path)
+    for away in (
+        "../secret.json", "https://x.example/%2e%2e/secret.json", "/etc/passwd",
+        "up/secret.json", "http://[", f"{'x' * 300}/set2.json", "a%00b", "a/" * 1_000_000,
+    ):  # fmt: skip
         with pytest.raises(ModelError, match="holds 0"):
             loaded({"uri": away})
 
@@ -399,14 +474,38 @@ _LONGER = {f"v{n}": f"[concat(variables('v{n + 1}'), variables('v{n + 1}'))]" fo
         {"variables": {"v0": "[padLeft('x', 99999999)]"}},
         {"variables": {"copy": [{"name": "v0", "count": 800000, "input": 1}]}},
         {"variables": {f"v{n}": f"[variables('v{n + 1}')]" for n in range(5000)}},
+        {"variables": {"v0": [f"[variables('W{n}')]" for n in range(9000)],
+                       **{f"w{n}": 1 for n in range(9000)}}},
+        {"variables": {"v0": [f"[variables('x{n}')]" for n in range(9000)],
+                       "copy": [{"name": f"x{n}", "count": 0, "input": 1} for n in range(9000)]}},
+        {"variables": {"v0": [f"[createArray({','.join(['a.f()'] * 990)})]"] * 20},
+         "functions": [{"namespace": "a", "members": {
+             **{f"M{n}": {} for n in range(20_000)}, "F": {"output": {"value": 1}}}}]},
+        {"variables": {"v0": [f"[or(true(),{','.join('1' * 12_000)},{n})]" for n in range(80)]}},
+        {"variables": {"v0": ["[reference('x')]"] * 15_000}, "outputs": {"x": 1},
+         "resources": [{"type": "x"}] * 9000},
+        {"resources": [{"type": KIND, "name": "x", "copy": {"name": "c", "count": 800},
+                        "resources": [{"type": "x"}] * 20_000}]},
+        {"parameters": {f"p{n}": {"$ref": "#/definitions/x"} for n in range(9000)},
+         "definitions": {"x": {"type": "string", **{f"k{n}": 0 for n in range(9000)}}}},
     ],
 )  # fmt: skip
 def test_a_hostile_template_is_refused_in_time(sections: dict[str, Any]) -> None:
     """R3."""
     begun = time.process_time()
     hostile = scale_set(tags={"a": "[variables('v0')]", "b": "[string(variables('v0'))]"})
-    if "w" in json.dumps(sections["variables"].get("copy", "")):
+    if "w" in json.dumps(sections.get("variables", {}).get("copy", "")):
         hostile["tags"]["a"] = "[variables('w')]"
-    with pytest.raises(ModelError):
-        load_document(template(hostile, **sections))
+    more = sections.get("resources", [])
+    with contextlib.suppress(ModelError):
+        load_document({**template(), **sections, "resources": [hostile, *more]})
+    assert time.process_time() - begun < 5
+
+
+def test_many_expressions_in_a_body_are_refused_in_time() -> None:
+    """P1, R3: where no template is."""
+    begun = time.process_time()
+    heavy = [f"[or(true(),{','.join('1' * 12_000)},{n})]" for n in range(60)]
+    with pytest.raises(ModelError, match=r"zzz\[59\]: is an expression"):
+        load_document({**scale_set(), "zzz": heavy})
     assert time.process_time() - begun < 5
