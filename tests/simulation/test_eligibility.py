@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import ConflictError, ProvisioningError, UpgradeError
-from pytest_vmss.settings import Settings
+from pytest_vmss.health import RollingUpgradeMetrics
+from pytest_vmss.settings import Settings, Timeouts
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, custom_script, web_model
@@ -194,6 +197,32 @@ def test_the_loop_asks_a_foreign_server_once_a_minute(lab: SimulatedLab) -> None
     assert asked == 1
     lab.run_due()
     assert asked == 2
+
+
+def test_an_upgrade_that_ran_out_of_time_is_not_begun_again_by_itself(settings: Settings) -> None:
+    """C1, G4: before its first batch too; nothing has changed, so it would only run out again."""
+    limited = dataclasses.replace(settings, timeouts=Timeouts(upgrade=1.0))
+    lab = SimulatedLab.session(limited)
+    web = lab.start_web()
+    metrics = lab.environment.metrics
+
+    def slow(context: InstanceContext) -> RollingUpgradeMetrics:
+        assert len(web.history()) < 3, "it is begun again and again"
+        lab.virtual.sleep(2)
+        return metrics(context)
+
+    lab.environment.metrics = slow
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.error is not None
+    assert upgrade.error.code == "RollingUpgradeTimeoutError"
+    assert upgrade.batches == []
+    lab.run_due()
+    assert statuses(web) == [("1.1.0", "Faulted")]
+    assert "nothing has changed since" in lab.rollouts.why_not("web")
+    web.update({})
+    lab.run_due()
+    assert len(web.history()) == 2
+    lab.destroy()
 
 
 def test_the_watcher_notices_the_cure_and_the_protection(lab: SimulatedLab) -> None:
