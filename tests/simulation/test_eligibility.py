@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from pytest_vmss.errors import ConflictError, ProvisioningError, UpgradeError
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.settings import Settings, Timeouts
 from pytest_vmss.simulation.guest import Behaviour
-from pytest_vmss.store import Outcome
+from pytest_vmss.store import Outcome, VersionRecord
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed
@@ -273,6 +274,40 @@ def test_opting_out_is_taken_in_mid_upgrade(lab: SimulatedLab) -> None:
     web.update(automatic(True))
     lab.run_due()
     assert {instance.image_version for instance in web} == {"1.2.0"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda web: web.scale(4),
+        lambda web: web.scale(2),
+        lambda web: web.update({"tags": {"a": "b"}}),
+        lambda web: web.update({"sku": {"name": "Standard_B1s"}}),
+    ],
+    ids=["scale out", "scale in", "tags", "size"],
+)
+def test_an_opt_out_is_not_lost_to_a_change_that_is_being_checked(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, change: Callable[[ScaleSet], object]
+) -> None:
+    """C1: it is taken beside any operation; the other change was made from the model before it."""
+    web = lab.start_web()
+    web.update({"upgradePolicy": {"mode": "Automatic"}})
+    path_of = lab.images.path_of
+
+    def opting_out(version: VersionRecord) -> Path:
+        monkeypatch.undo()
+        assert lab.scale_set("web").update(automatic(False)) is None
+        return path_of(version)
+
+    monkeypatch.setattr(lab.images, "path_of", opting_out)
+    with pytest.raises(ConflictError, match="was changed while this change of it was checked"):
+        change(web)
+    assert not web.model.automatic_os_upgrade.enable_automatic_os_upgrade
+    assert len(web) == 3
+    assert web.unfinished is None
+    assert all(instance.latest_model_applied for instance in web)
+    change(web)
+    assert not web.model.automatic_os_upgrade.enable_automatic_os_upgrade
 
 
 def test_anything_else_is_refused_in_mid_upgrade(lab: SimulatedLab) -> None:
