@@ -226,6 +226,37 @@ def test_an_upgrade_that_ran_out_of_time_is_not_begun_again_by_itself(settings: 
     lab.destroy()
 
 
+@pytest.mark.parametrize(
+    ("meanwhile", "begun"),
+    [
+        (lambda _lab, web: web.update(automatic(False)), []),
+        (lambda lab, _web: lab.run_due(), ["Platform"]),
+        (lambda _lab, web: web.upgrade(), ["User"]),
+    ],
+    ids=["opted out", "another process", "by hand"],
+)
+def test_what_was_due_is_decided_again_once_the_set_is_locked(
+    lab: SimulatedLab,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[SimulatedLab, ScaleSet], object],
+    begun: list[str],
+) -> None:
+    """C1: looking at many sets takes time; no upgrade begins that is not due any more."""
+    web = lab.start_web()
+    due = lab.rollouts.due
+
+    def slow(*args: Any, **options: Any) -> dict[str, VersionRecord]:
+        found = due(*args, **options)
+        monkeypatch.undo()
+        meanwhile(lab, web)
+        return found
+
+    lab.publish("1.1.0", Behaviour.PANICS)
+    monkeypatch.setattr(lab.rollouts, "due", slow)
+    lab.run_due()
+    assert [upgrade.record.started_by for upgrade in web.history()] == begun
+
+
 def test_the_watcher_notices_the_cure_and_the_protection(lab: SimulatedLab) -> None:
     """C1: nobody tells it."""
     web = lab.start_web()
