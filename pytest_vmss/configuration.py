@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vmss.errors import LabError
-from pytest_vmss.settings import ImageLimits, Settings, Timeouts
+from pytest_vmss.settings import ImageLimits, Settings, Timeouts, shown_value
 from pytest_vmss.untrusted import read_regular
 
 __all__ = ["configured", "find_project", "overlay", "read_assignments", "read_project"]
@@ -53,11 +53,26 @@ def read_project(path: Path | None) -> dict[str, Any]:
     if path is None or not path.is_file():
         return {}
     try:
-        content = tomllib.loads(read_regular(path, _BYTES).decode())
+        content = _parsed(read_regular(path, _BYTES).decode())
     except (OSError, ValueError) as error:  # includes UnicodeError and TOMLDecodeError
         raise LabError(f"{path} cannot be read: {error}; mend the file") from error
-    table = _checked(content.get("tool", {}).get("vmss", {}), f"[tool.vmss] in {path}")
+    tools = content.get("tool", {})
+    if not isinstance(tools, dict):
+        raise LabError(f"[tool] in {path} must be a table; given {_shown(tools)}; mend the file")
+    table = _checked(tools.get("vmss", {}), f"[tool.vmss] in {path}")
     return _without_variables(table)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Parses TOML.
+
+    Raises:
+        ValueError: It is malformed, nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _without_variables(table: dict[str, Any]) -> dict[str, Any]:
@@ -89,8 +104,8 @@ def read_assignments(lines: Iterable[str], source: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in lines:
         try:
-            found = overlay(found, tomllib.loads(line))
-        except tomllib.TOMLDecodeError as error:
+            found = overlay(found, _parsed(line))
+        except ValueError as error:  # includes TOMLDecodeError
             raise LabError(
                 f"{source}: {line[:_SHOWN_CHARS]!r} is not of the form NAME = VALUE in TOML, such "
                 f"as timeouts.boot = 120: {error}"
@@ -134,16 +149,20 @@ def _checked(table: Any, source: str) -> dict[str, Any]:
         LabError: There is no such setting, or a table is none.
     """
     if not isinstance(table, dict):
-        raise LabError(f"{source} must be a table of settings; given {table!r:.{_SHOWN_CHARS}}")
+        raise LabError(f"{source} must be a table of settings; given {_shown(table)}")
     known = [entry.name for entry in fields(Settings) if entry.name not in _NOT_IN_TABLES]
     _check_names(table, known, source, "")
     for name in (*_GROUPS, "sizes"):
         group = table.get(name, {})
         if not isinstance(group, dict):
-            raise LabError(f"{source}: {name} must be a table; given {group!r:.{_SHOWN_CHARS}}")
+            raise LabError(f"{source}: {name} must be a table; given {_shown(group)}")
         if name in _GROUPS:
             _check_names(group, [entry.name for entry in fields(_GROUPS[name])], source, f"{name}.")
     return table
+
+
+def _shown(value: object) -> str:
+    return shown_value(value, repr)[:_SHOWN_CHARS]
 
 
 def _check_names(table: Mapping[str, Any], known: list[str], source: str, prefix: str) -> None:

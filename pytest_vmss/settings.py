@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, NoReturn, Self, cast, get_args
@@ -26,6 +27,7 @@ __all__ = [
     "check_gib",
     "default_guest_network",
     "former_state_dir",
+    "shown_value",
 ]
 
 Accelerator = Literal["kvm", "tcg"]
@@ -321,7 +323,20 @@ def check_gib(limit: object, name: str) -> None:
 
 
 def _refuse(name: str, expected: str, given: object) -> NoReturn:
-    raise LabError(f"the setting {name} must be {expected}; given {str(given)[:100]!r}")
+    raise LabError(f"the setting {name} must be {expected}; given {shown_value(given)[:100]!r}")
+
+
+def shown_value(value: object, written: Callable[[object], str] = str) -> str:
+    """Returns what was given for a setting, for a message.
+
+    Args:
+        value: The value.
+        written: Writes it: ``str`` or ``repr``.
+    """
+    try:
+        return written(value)
+    except ValueError:  # Python writes no whole number of more than some thousand digits
+        return "a number of thousands of digits"
 
 
 def _is_number(value: object) -> bool:

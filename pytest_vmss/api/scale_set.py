@@ -545,8 +545,9 @@ class ScaleSet:
                 is_stored=True,
             )  # fmt: skip
             return dataclasses.replace(
-                document, unevaluated=found.unevaluated, unread_settings=found.unread_settings
-            )
+                document, unevaluated=found.unevaluated, unread_settings=found.unread_settings,
+                base=current.number,
+            )  # fmt: skip
 
         with contextlib.ExitStack() as locked:
             try:

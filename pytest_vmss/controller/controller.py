@@ -177,10 +177,16 @@ class Controller:
             name, target = due
             operation = None
             try:
-                policy = self._environment.revisions.current(name).model.automatic_os_upgrade
-                rollback = not policy.disable_automatic_rollback
                 engine = Engine(self._environment, name)
                 with engine.lock():
+                    # Somebody may have opted out, or tried the version, before it was locked.
+                    found = self.rollouts.look(name, patient=patient)
+                    if isinstance(found, str) or found.start > self._environment.clock.now():
+                        left.add(name)
+                        return
+                    target = found.target
+                    policy = self._environment.revisions.current(name).model.automatic_os_upgrade
+                    rollback = not policy.disable_automatic_rollback
                     operation = engine.open(OSUpgrade(target, "Platform", rollback))
                     self.failures.drop(name)
                     engine.run(operation)

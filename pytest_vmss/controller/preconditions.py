@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pytest_vmss.engine.approval import NOT_APPROVED
-from pytest_vmss.engine.preflight import too_unhealthy, unreachable
+from pytest_vmss.engine.planner import TOO_UNHEALTHY_BEFORE
+from pytest_vmss.engine.preflight import UNREACHABLE, too_unhealthy, unreachable
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.store import BatchRecord, OperationRecord
 
@@ -11,6 +11,8 @@ __all__ = ["Preconditions"]
 
 #: Seconds between two requests for the URIs of a model by the control loop.
 _REACH_EVERY_S = 60.0
+#: The codes of upgrades that were stopped by what :meth:`Preconditions.unmet` checks.
+_CHECKED = (TOO_UNHEALTHY_BEFORE, UNREACHABLE)
 
 
 class Preconditions:
@@ -26,11 +28,12 @@ class Preconditions:
         self._asked: dict[str, tuple[float, str]] = {}
 
     def stopped(self, operation: OperationRecord) -> bool:
-        """Whether an upgrade was stopped by its preconditions: no batch of it began.
+        """Whether an upgrade was stopped by what is checked here again: no batch of it began.
 
-        A cluster that did not approve was asked, and is not asked again by itself.
+        Anything else may be as before: a cluster that did not approve is not asked again by
+        itself, and an upgrade that ran out of time would run out of it again.
         """
-        if operation.status != "Faulted" or operation.error_code == NOT_APPROVED:
+        if operation.status != "Faulted" or operation.error_code not in _CHECKED:
             return False
         return not self._environment.store.select(BatchRecord, *operation.key)
 

@@ -108,9 +108,14 @@ class Rollouts:
                 coming[record.name] = rollout
         return coming
 
-    def look(self, name: str) -> Rollout | str:
-        """A set's pending automatic upgrade, or why it has none; may observe its health."""
-        return self._look(name, partial(self._preconditions.unmet, patient=False))
+    def look(self, name: str, *, patient: bool = False) -> Rollout | str:
+        """A set's pending automatic upgrade, or why it has none; may observe its health.
+
+        Args:
+            name: The set.
+            patient: As for :meth:`due`.
+        """
+        return self._look(name, partial(self._preconditions.unmet, patient=patient))
 
     def _look(self, name: str, unmet: Callable[[OperationRecord], str]) -> Rollout | str:
         record = self._environment.set_record(name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pytest_vmss.model import Health
 
 __all__ = [
+    "TOO_UNHEALTHY_BEFORE",
     "Batch",
     "Complete",
     "Decision",
@@ -127,6 +128,9 @@ class Complete:
 
 Decision = Batch | Stop | Complete
 
+#: The code of an upgrade that was stopped before its first batch (D1).
+TOO_UNHEALTHY_BEFORE = "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade"
+
 _FAILED = "Rolling Upgrade failed"
 _IMPACT = "The most impactful error is: Instance found to be unhealthy or unreachable."
 
@@ -236,7 +240,7 @@ def _stopped_by_set(members: Sequence[Member], policy: Policy, progress: Progres
     )
     if not progress.attempted:
         return Stop(
-            "MaxUnhealthyInstancePercentExceededBeforeRollingUpgrade",
+            TOO_UNHEALTHY_BEFORE,
             f"{_FAILED} due to exceeding the MaxUnhealthyInstancePercent value (defined in the "
             f"RollingUpgradePolicy) before any batch was attempted. {share:g}% of instances are "
             f"in an unhealthy state, more than the threshold of {limit}% configured in the "

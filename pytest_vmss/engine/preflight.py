@@ -26,7 +26,10 @@ from pytest_vmss.secrecy import mask
 from pytest_vmss.store import OperationRecord
 from pytest_vmss.store.queries import instances_of
 
-__all__ = ["file_uris", "reach", "require_known", "too_unhealthy", "unreachable"]
+__all__ = ["UNREACHABLE", "file_uris", "reach", "require_known", "too_unhealthy", "unreachable"]
+
+#: The code of an upgrade whose model names what cannot be reached (C8).
+UNREACHABLE = "ExternalResourceUnreachable"
 
 #: Seconds for checking all URIs of a model, and how many problems are reported.
 _REACH_S = 120.0

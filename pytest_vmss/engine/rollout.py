@@ -9,7 +9,7 @@ from dataclasses import replace
 from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.engine import planner
 from pytest_vmss.engine.approval import Approvals
-from pytest_vmss.engine.preflight import file_uris, unreachable
+from pytest_vmss.engine.preflight import UNREACHABLE, file_uris, unreachable
 from pytest_vmss.engine.work import Worker
 from pytest_vmss.engine.zones import claim_zone
 from pytest_vmss.environment.environment import Environment, InstanceContext
@@ -91,7 +91,7 @@ class Rollout:
         self._journal.end(
             operation_id,
             "Faulted",
-            code="ExternalResourceUnreachable",
+            code=UNREACHABLE,
             message="What the model names was checked before the first batch, and no instance was "
             f"touched: {'; '.join(wrong)}",
         )

@@ -68,6 +68,7 @@ class ScaleSetDocument:
         unread_settings: The same in extensions' settings, where it depends on the handler.
         generated: Parameters of the template that had no value of their own, and got one.
         standby_pools: Names of the standby pools in the same template.
+        base: The revision of the set's model that it was made from; None if from none.
     """
 
     model: ScaleSetModel
@@ -79,6 +80,7 @@ class ScaleSetDocument:
     unread_settings: tuple[ModelProblem, ...] = ()
     generated: tuple[str, ...] = ()
     standby_pools: tuple[str, ...] = ()
+    base: int | None = None
 
     def not_modelled(self) -> list[str]:
         """What is accepted and has no effect here: properties by JSON path, and resources."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.errors import ConflictError, NotFoundError
 from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import change_or_go_back, swap, version_of
-from pytest_vmss.operations.kind import OnInstances
+from pytest_vmss.operations.kind import OnInstances, Plan
 from pytest_vmss.steps import Step
 from pytest_vmss.store import OutcomeRecord
 
@@ -20,6 +22,26 @@ class Reimage(OnInstances):
     action = "reimage"
     #: Whether data disks are replaced by empty ones too.
     data_disks: ClassVar[bool] = False
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Plans all its instances at once, if each has an image to start from again."""
+        for number in self.instance_ids:
+            context = InstanceContext(environment, scale_set, number)
+            generation = context.generation(context.record.generation)
+            if generation is None:
+                raise ConflictError(
+                    f"{context.name} cannot be reimaged, for it has no OS disk yet: nothing was "
+                    "changed; update it (update_instances), which makes it one"
+                )
+            try:
+                environment.images.resolve(version_of(context, generation.number))
+            except NotFoundError as error:
+                raise NotFoundError(
+                    f"{context.name} cannot be reimaged, and nothing was changed: {error.message}; "
+                    "upgrade the set, or publish that version again",
+                    code=error.code,
+                ) from error
+        return OnInstances.plan(self, environment, scale_set)
 
     @classmethod
     def run(cls, work: Work) -> None:

@@ -254,10 +254,20 @@ def add_revision(environment: Environment, document: ScaleSetDocument) -> ScaleS
 
     Returns:
         The set's updated record.
+
+    Raises:
+        ConflictError: It was made from a revision that is not the set's any more, for opting out
+            and in needs no lock; nothing was changed.
     """
     now = environment.clock.now()
     with environment.store.transaction():
         record = environment.set_record(document.model.name)
+        if document.base not in (None, record.revision):
+            raise ConflictError(
+                f"the model of the scale set {record.name!r} was changed while this change of it "
+                f"was checked (revision {document.base} to {record.revision}); nothing of this one "
+                "was done: repeat it"
+            )
         current = environment.revisions.get(record.unique_id, record.revision)
         before = current.model
         number = record.revision + 1

@@ -80,7 +80,7 @@ def _sized(environment: Environment, scale_set: str, capacity: int) -> ScaleSetD
         now.model.full(), capacity=capacity, known_balancer=now.balancer, is_stored=True
     )
     document = ScaleSetDocument(now.model, now.probe, scale_set, now.clusters, now.balancer)
-    return replace(document, model=sized.model)
+    return replace(document, model=sized.model, base=now.number)
 
 
 def _removable(environment: Environment, scale_set: str, count: int) -> list[int]:

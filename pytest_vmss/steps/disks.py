@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.errors import HostError, LabError
+from pytest_vmss.errors import HostError, InstanceError, LabError, NotFoundError
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.guest import keys
 from pytest_vmss.guest.seed import build_seed
@@ -18,6 +18,7 @@ from pytest_vmss.store import (
     DetachedDiskRecord,
     GenerationRecord,
     InstanceRecord,
+    VersionRecord,
 )
 
 __all__ = [
@@ -91,6 +92,18 @@ class ReplaceDataDisks:
             sync_folder(path.parent)
 
 
+def _published(context: InstanceContext, address: ImageAddress) -> VersionRecord:
+    """The image version that an operation installs on an instance.
+
+    Raises:
+        InstanceError: It was deleted since the operation began. A wait would not bring it back.
+    """
+    try:
+        return context.environment.images.resolve(address)
+    except NotFoundError as error:
+        raise InstanceError(error.message, instance=context.name, code=error.code) from error
+
+
 @dataclass(frozen=True)
 class PrepareDisk:
     """Creates a generation's OS disk and seed beside the ones in use."""
@@ -104,7 +117,7 @@ class PrepareDisk:
 
     def apply(self, context: InstanceContext) -> None:
         environment, record = context.environment, context.record
-        version = environment.images.resolve(self.version)
+        version = _published(context, self.version)
         model = context.revision(self.revision).model
         host_key = keys.generate(record.computer_name)
         identity = f"{environment.lab_id}-{context.name}-{self.number}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import ConflictError, ProvisioningError, UpgradeError
-from pytest_vmss.settings import Settings
+from pytest_vmss.health import RollingUpgradeMetrics
+from pytest_vmss.settings import Settings, Timeouts
 from pytest_vmss.simulation.guest import Behaviour
-from pytest_vmss.store import Outcome
+from pytest_vmss.store import Outcome, VersionRecord
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed
@@ -195,6 +199,63 @@ def test_the_loop_asks_a_foreign_server_once_a_minute(lab: SimulatedLab) -> None
     assert asked == 2
 
 
+def test_an_upgrade_that_ran_out_of_time_is_not_begun_again_by_itself(settings: Settings) -> None:
+    """C1, G4: before its first batch too; nothing has changed, so it would only run out again."""
+    limited = dataclasses.replace(settings, timeouts=Timeouts(upgrade=1.0))
+    lab = SimulatedLab.session(limited)
+    web = lab.start_web()
+    metrics = lab.environment.metrics
+
+    def slow(context: InstanceContext) -> RollingUpgradeMetrics:
+        assert len(web.history()) < 3, "it is begun again and again"
+        lab.virtual.sleep(2)
+        return metrics(context)
+
+    lab.environment.metrics = slow
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.error is not None
+    assert upgrade.error.code == "RollingUpgradeTimeoutError"
+    assert upgrade.batches == []
+    lab.run_due()
+    assert statuses(web) == [("1.1.0", "Faulted")]
+    assert "nothing has changed since" in lab.rollouts.why_not("web")
+    web.update({})
+    lab.run_due()
+    assert len(web.history()) == 2
+    lab.destroy()
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "begun"),
+    [
+        (lambda _lab, web: web.update(automatic(False)), []),
+        (lambda lab, _web: lab.run_due(), ["Platform"]),
+        (lambda _lab, web: web.upgrade(), ["User"]),
+    ],
+    ids=["opted out", "another process", "by hand"],
+)
+def test_what_was_due_is_decided_again_once_the_set_is_locked(
+    lab: SimulatedLab,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[SimulatedLab, ScaleSet], object],
+    begun: list[str],
+) -> None:
+    """C1: looking at many sets takes time; no upgrade begins that is not due any more."""
+    web = lab.start_web()
+    due = lab.rollouts.due
+
+    def slow(*args: Any, **options: Any) -> dict[str, VersionRecord]:
+        found = due(*args, **options)
+        monkeypatch.undo()
+        meanwhile(lab, web)
+        return found
+
+    lab.publish("1.1.0", Behaviour.PANICS)
+    monkeypatch.setattr(lab.rollouts, "due", slow)
+    lab.run_due()
+    assert [upgrade.record.started_by for upgrade in web.history()] == begun
+
+
 def test_the_watcher_notices_the_cure_and_the_protection(lab: SimulatedLab) -> None:
     """C1: nobody tells it."""
     web = lab.start_web()
@@ -243,6 +304,40 @@ def test_opting_out_is_taken_in_mid_upgrade(lab: SimulatedLab) -> None:
     web.update(automatic(True))
     lab.run_due()
     assert {instance.image_version for instance in web} == {"1.2.0"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda web: web.scale(4),
+        lambda web: web.scale(2),
+        lambda web: web.update({"tags": {"a": "b"}}),
+        lambda web: web.update({"sku": {"name": "Standard_B1s"}}),
+    ],
+    ids=["scale out", "scale in", "tags", "size"],
+)
+def test_an_opt_out_is_not_lost_to_a_change_that_is_being_checked(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, change: Callable[[ScaleSet], object]
+) -> None:
+    """C1: it is taken beside any operation; the other change was made from the model before it."""
+    web = lab.start_web()
+    web.update({"upgradePolicy": {"mode": "Automatic"}})
+    path_of = lab.images.path_of
+
+    def opting_out(version: VersionRecord) -> Path:
+        monkeypatch.undo()
+        assert lab.scale_set("web").update(automatic(False)) is None
+        return path_of(version)
+
+    monkeypatch.setattr(lab.images, "path_of", opting_out)
+    with pytest.raises(ConflictError, match="was changed while this change of it was checked"):
+        change(web)
+    assert not web.model.automatic_os_upgrade.enable_automatic_os_upgrade
+    assert len(web) == 3
+    assert web.unfinished is None
+    assert all(instance.latest_model_applied for instance in web)
+    change(web)
+    assert not web.model.automatic_os_upgrade.enable_automatic_os_upgrade
 
 
 def test_anything_else_is_refused_in_mid_upgrade(lab: SimulatedLab) -> None:

@@ -11,6 +11,7 @@ from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import (
     CapacityError,
     ConflictError,
+    HypervisorError,
     ModelError,
     NotFoundError,
     ProvisioningError,
@@ -481,3 +482,39 @@ def test_a_change_of_power_that_succeeds_makes_up_for_one_that_failed(lab: Simul
     lab.behaviours["1.1.0"] = Behaviour.GOOD
     web.restart([failed])
     assert [i.instance_id for i in web if i.record.provisioning == "Failed"] == [failed]
+
+
+@pytest.mark.parametrize("call", ["reimage", "reimage_all"])
+def test_what_cannot_be_reimaged_is_refused_before_anything_is_begun(
+    lab: SimulatedLab, call: str
+) -> None:
+    """E3, K1: an operation that could never be resumed would hold the set for good."""
+    web = lab.start_web()
+    lab.publish("1.1.0")
+    lab.gallery().delete("web", "1.0.0")
+    with pytest.raises(NotFoundError, match=r"web_0 cannot be reimaged.*no version 1\.0\.0"):
+        getattr(web, call)()
+    assert web.unfinished is None
+    lab.run_due()
+    assert getattr(web, call)().completed
+
+
+def test_an_instance_without_an_os_disk_is_not_reimaged(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E3: it never had one; an update makes it one."""
+    lab.publish("1.0.0")
+
+    def refusing(*_: object) -> None:
+        raise HypervisorError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.simulated, "create_os_disk", refusing)
+        with pytest.raises(ProvisioningError):
+            lab.start_web(1)
+    web = lab.scale_set("web")
+    with pytest.raises(ConflictError, match=r"web_0 cannot be reimaged.*no OS disk yet"):
+        web.reimage()
+    assert web.unfinished is None
+    assert web.update_instances().completed
+    assert web.reimage().completed

@@ -464,3 +464,24 @@ def test_the_same_number_of_another_image_is_another_target(lab: SimulatedLab) -
     assert upgrade.outcomes == {"web_0": Outcome.SUCCEEDED, "web_1": Outcome.SUCCEEDED}
     assert {instance.generation.definition for instance in web} == {"other"}
     assert all(instance.latest_model_applied for instance in web)
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["automatic", "by hand"])
+def test_a_version_that_is_deleted_in_mid_upgrade_ends_it(lab: SimulatedLab, by_hand: bool) -> None:
+    """Q1, G3: the next instance fails and stays on its disk; nothing waits for the version."""
+    web = lab.start_web()
+    when_upgraded(lab, web, 0, lambda: lab.gallery().delete("web", "1.1.0"))
+    if by_hand:
+        lab.publish("1.1.0")
+        upgrade = web.upgrade()
+    else:
+        upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.faulted
+    assert upgrade.errors["web_1"].code == "GalleryImageNotFound"
+    assert upgrade.outcomes["web_1"] is (Outcome.FAILED if by_hand else Outcome.ROLLED_BACK)
+    assert upgrade.outcomes["web_2"] is Outcome.NOT_STARTED
+    assert [instance.image_version for instance in web] == ["1.1.0", "1.0.0", "1.0.0"]
+    check_accounts(lab, web)
+    web.update_instances()
+    assert lab.roll(web, "1.2.0").completed
+    assert {instance.image_version for instance in web} == {"1.2.0"}

@@ -112,6 +112,17 @@ def test_a_value_that_no_setting_can_have(assignment: str, tmp_path: Path) -> No
         Settings(tmp_path, tmp_path, **configured(read_assignments([assignment], "--set")))
 
 
+@pytest.mark.parametrize(
+    "value", [f"0x{'f' * 5000}", "9" * 5000, f"{'[' * 5000}"], ids=["hex", "decimal", "nested"]
+)
+def test_a_value_that_cannot_be_written_down(value: str, tmp_path: Path) -> None:
+    """It is refused like any other, and not with an error of Python's own."""
+    for name in ("timeouts.boot", "size", "images", "sizes.Tiny"):
+        with pytest.raises(LabError) as refused:
+            Settings(tmp_path, tmp_path, **configured(read_assignments([f"{name}={value}"], "")))
+        assert len(str(refused.value)) < 1000
+
+
 def test_the_last_one_counts_and_the_others_stay() -> None:
     first = read_assignments(["timeouts.boot=1", "timeouts.boot=2", "timeouts.stop=3"], "one")
     table = overlay(first, read_assignments(["timeouts.stop=4"], "other"))
@@ -119,8 +130,14 @@ def test_the_last_one_counts_and_the_others_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[tool", "tool.vmss = 5", "[tool.vmss]\nboot = 1", "\udcff"], ids=str
-)
+    "text",
+    [
+        "[tool", "tool.vmss = 5", "[tool.vmss]\nboot = 1", "\udcff", "tool = 'vmss'", "[[tool]]",
+        pytest.param(f"a = {'[' * 5000}", id="nested too deeply"),
+        pytest.param(f"tool.vmss.timeouts = 0x{'f' * 5000}", id="thousands of digits"),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_project_that_cannot_be_read(text: str, tmp_path: Path) -> None:
     path = tmp_path / "pyproject.toml"
     path.write_bytes(text.encode(errors="surrogateescape"))
