@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
-import psutil
 import pytest
 
 from pytest_vmss.cli import doctor
@@ -27,6 +26,7 @@ from pytest_vmss.image_builder import ImageBuilder, bootstrap, find_recipes
 from pytest_vmss.image_builder.recipe import digest_of, load_image
 from pytest_vmss.image_builder.scratch import places, scratch
 from pytest_vmss.settings import Settings
+from tests.processes import wait_until_ended
 
 NOBODY = 65534
 
@@ -304,12 +304,7 @@ def test_a_program_past_its_limit_ends_with_all_that_it_started(tmp_path: Path) 
         run([script], what="trying", timeout=0.5, grace=10.0)
     assert time.monotonic() - start < 8
     assert (tmp_path / "asked").read_text() == "asked\n"
-    child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 5
-    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie where nobody reaps it
-        while psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, "it still runs"
-            time.sleep(0.01)
+    wait_until_ended(int((tmp_path / "child").read_text()))
 
 
 def test_output_goes_to_a_file(tmp_path: Path) -> None:

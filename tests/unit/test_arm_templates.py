@@ -195,14 +195,11 @@ def test_copy_index_without_a_name_is_the_resources() -> None:
     )
     own = {"Copy": [{"Name": "v", "Count": 1, "Input": "[copyIndex('v')]"}]}
     document = template(resource, variables=own)
-    model = load_document(document, name="web2").model
-    assert model.model_extra == {**model.model_extra, "zzz": {"items": ["20", "21"]}}
-    nested = deployment(template(resource))
-    assert load_document(template(nested), name="web2").model.model_extra["zzz"] == {
-        "items": ["20", "21"]
-    }
+    for made in (document, template(deployment(template(resource)))):
+        extra = load_document(made, name="web2").model.model_extra or {}
+        assert extra["zzz"] == {"items": ["20", "21"]}
     document = template(scale_set(zzz="[variables('v')]", yyy={"copy": [items]}), variables=own)
-    extra = load_document(document).model.model_extra
+    extra = load_document(document).model.model_extra or {}
     assert (extra["zzz"], extra["yyy"]) == ([0], {"items": ["00", "11"]})
 
 

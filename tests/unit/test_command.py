@@ -5,15 +5,12 @@ The text that guests are given runs here, in a folder of the test's.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pytest_vmss.clock import Clock, SystemClock
@@ -31,6 +28,7 @@ from pytest_vmss.guest.shell import CommandResult
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.simulation.clock import VirtualClock
+from tests.processes import wait_until_ended
 
 EXTENSION = Extension(
     name="register",
@@ -193,12 +191,7 @@ def test_what_takes_too_long_is_killed_and_told_so(
     monkeypatch.setenv("PATH", str(small))
     result = run(Here(), folder, timeout=1.0, text=text)
     assert (result.status, result.timed_out) == ("error", True)
-    deadline = time.monotonic() + 10
-    with contextlib.suppress(psutil.NoSuchProcess):  # init may not have collected it yet
-        child = psutil.Process(int((folder / "child").read_text()))
-        while child.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline, "it still runs 10 s after it was killed"
-            time.sleep(0.05)
+    wait_until_ended(int((folder / "child").read_text()))
     assert (folder / "1/status").read_text() == "timeout\n"
 
 

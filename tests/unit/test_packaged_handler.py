@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs7
@@ -25,6 +24,7 @@ from pytest_vmss.guest.in_guest.handler_agent import Agent
 from pytest_vmss.model import Extension, VmSize, load_document
 from tests.handlers import write_handler
 from tests.models import LOAD_BALANCER, custom_script, web_model
+from tests.processes import wait_until_ended, with_argument
 
 NAME = {"publisher": "Contoso", "type": "Sample"}
 
@@ -124,7 +124,8 @@ def test_what_cannot_be_installed_is_tried_again(guest: Guest) -> None:
 def test_a_command_that_hangs_is_ended(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has WALinuxAgent's limit; what it started goes with it."""
     source = write_handler(guest.folder / "1.2.0", enableCommand="bin/hang.sh now")
-    (source / "bin/hang.sh").write_text("echo begun $1\nsleep 61 & sleep 61\n")
+    mark = f"61.{os.getpid()}"
+    (source / "bin/hang.sh").write_text(f"echo begun $1\nsleep {mark} & sleep {mark}\n")
     (source / "bin/hang.sh").chmod(0o755)
     content = PackagedHandler(source, **NAME, version="1.2.0")._package
     (guest.folder / "1.2.0.zip").write_bytes(content)
@@ -133,8 +134,8 @@ def test_a_command_that_hangs_is_ended(guest: Guest, monkeypatch: pytest.MonkeyP
     told = f"Timeout(1): {guest.path()}/bin/hang.sh now\n[stdout]\nbegun now"
     assert guest.message("1").startswith(told)
     assert time.monotonic() - begun < 30
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "61"]]
-    assert left == []
+    for process in with_argument(mark):
+        wait_until_ended(process.pid)
 
 
 def test_commands_are_the_packages_own(guest: Guest) -> None:

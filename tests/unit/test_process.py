@@ -14,15 +14,11 @@ import pytest
 
 from pytest_vmss.errors import ToolError
 from pytest_vmss.host.process import run
+from tests.processes import wait_until_ended, with_argument
 
 
 def shell(text: str, **options: object) -> bytes:
     return run(["sh", "-c", text], what="trying it", **options)  # type: ignore[arg-type]
-
-
-def alive(mark: str) -> list[int]:
-    """Processes that have an argument."""
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
 
 
 def test_what_is_said_both_ways() -> None:
@@ -52,25 +48,23 @@ def test_nothing_that_it_has_started_survives(end: str) -> None:
         shell(f"sleep {mark} & {end}", timeout=1)
     except ToolError:
         assert end != "exit 0"
-    end_at = time.monotonic() + 5
-    while alive(mark) and time.monotonic() < end_at:
-        time.sleep(0.01)
-    assert alive(mark) == []
+    for process in with_argument(mark):
+        wait_until_ended(process.pid)
 
 
 def test_who_holds_its_pipes_keeps_nobody_waiting() -> None:
     begun = time.monotonic()
     assert shell("echo done; setsid sleep 5.25 &") == b"done\n"
     assert time.monotonic() - begun < 4
-    for pid in alive("5.25"):
-        psutil.Process(pid).kill()
+    for process in with_argument("5.25"):
+        process.kill()
 
 
 def test_a_daemon_runs_on() -> None:
     mark = f"61.{os.getpid()}"
     shell(f"sleep {mark} &", daemon=True)
-    (pid,) = alive(mark)
-    psutil.Process(pid).kill()
+    (process,) = with_argument(mark)
+    process.kill()
 
 
 def test_a_program_gets_what_it_needs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,16 +123,15 @@ def test_a_second_interruption_still_kills(tmp_path: Path) -> None:
             time.sleep(0.3)  # it has started it, and waits for it
             caller.send_signal(signal.SIGINT)
         caller.wait(10)
-        end_at = time.monotonic() + 5
-        while alive(mark) and time.monotonic() < end_at:
-            time.sleep(0.02)
-        assert alive(mark) == []
+        for process in with_argument(mark):
+            wait_until_ended(process.pid)
+        assert with_argument(mark) == []
     finally:
         caller.kill()
         caller.wait()
-        for pid in alive(mark):
-            psutil.Process(psutil.Process(pid).ppid()).kill()
-            psutil.Process(pid).kill()
+        for process in with_argument(mark):
+            psutil.Process(process.ppid()).kill()
+            process.kill()
 
 
 def test_who_ignores_ended_children_can_run_programs() -> None:
