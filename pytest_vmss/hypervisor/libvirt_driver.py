@@ -161,6 +161,10 @@ class LibvirtHypervisor:
         """Creates a new copy-on-write disk on an image."""
         disks.create_os_disk(path, image, size_gib)
 
+    def require_uefi(self) -> None:
+        """Checks that the host has UEFI firmware."""
+        find_firmware()
+
     def create_nvram(self, path: Path) -> None:
         """Creates the UEFI variables of a new OS disk."""
         create_nvram(path, find_firmware())

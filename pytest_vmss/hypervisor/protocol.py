@@ -105,6 +105,13 @@ class Hypervisor(Protocol):
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
         """Creates a new copy-on-write disk on an image, replacing an older file."""
 
+    def require_uefi(self) -> None:
+        """Checks that machines with UEFI variables can be run here.
+
+        Raises:
+            HostError: The host has no UEFI firmware; the message says how to get it.
+        """
+
     def create_nvram(self, path: Path) -> None:
         """Creates the UEFI variables of a new OS disk, replacing an older file.
 
