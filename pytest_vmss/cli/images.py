@@ -40,7 +40,7 @@ def _definition_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--hyper-v-generation",
             type=click.Choice(GENERATIONS, case_sensitive=False),
-            help="V1 boots by BIOS (the default), V2 by UEFI.",
+            help="V1 boots by BIOS, V2 by UEFI; V1 by default, but for images that boot by UEFI alone.",
         ),
     ):
         command = option(command)

@@ -27,7 +27,7 @@ from pytest_vmss.gallery.copy import (
 )
 from pytest_vmss.gallery.definitions import DefinitionProperties
 from pytest_vmss.gallery.formats import ImageHead, recognize
-from pytest_vmss.gallery.inspection import found_provisioning
+from pytest_vmss.gallery.inspection import boots_only_by_uefi, found_provisioning
 from pytest_vmss.gallery.qcow2 import Progress, convert, inspect
 from pytest_vmss.gallery.sbom import Package, read_sbom
 from pytest_vmss.host.files import PART, sync_folder
@@ -277,6 +277,8 @@ class ImageStore:
                 with self._part() as part:
                     self._fill(part, file, shown(source), head, progress)
                     virtual_size = inspect(part, name=shown(source), limits=self._limits)
+                    if self._may_choose_generation(belongs, properties):
+                        belongs = self._with_generation(belongs, part, virtual_size, shown(source))
                     provisioning = self._provisioning(belongs, part, shown(source))
                     with open_regular(part) as whole:
                         record = VersionRecord(
@@ -368,6 +370,24 @@ class ImageStore:
             if copied.format != head.format:
                 raise ImageError(f"{name} was changed while it was read; publish it again")
             convert(disk, part, head=copied, name=name, limits=self._limits, progress=progress)
+
+    def _may_choose_generation(
+        self, belongs: DefinitionRecord, asked: DefinitionProperties
+    ) -> bool:
+        """Whether a definition is only now created, by a version for which nobody chose one."""
+        return (
+            asked.hyper_v_generation is None
+            and belongs.implicit
+            and not self.versions(belongs.gallery, belongs.name)
+        )
+
+    def _with_generation(
+        self, belongs: DefinitionRecord, part: Path, size: int, name: str
+    ) -> DefinitionRecord:
+        """A new definition with the generation as which its first version can boot."""
+        with self._part() as disk:
+            is_uefi = boots_only_by_uefi(part, disk, size=size, name=name)
+        return belongs.model_copy(update={"hyper_v_generation": "V2" if is_uefi else "V1"})
 
     def _provisioning(
         self, belongs: DefinitionRecord, part: Path, name: str
@@ -485,8 +505,9 @@ class Gallery:
             raw: Whether the file is a raw disk, whatever it looks like.
             exclude_from_latest: Whether ``latest`` never refers to this version.
             identifier: Publisher, offer and sku of a new image definition.
-            hyper_v_generation: ``V1`` (BIOS, the default) or ``V2`` (UEFI) for a new image
-                definition; an existing one must have it.
+            hyper_v_generation: ``V1`` (BIOS) or ``V2`` (UEFI) for a new image definition; an
+                existing one must have it. By default a new one has V2 if its first version can
+                boot by UEFI alone, else V1.
             provisioning: ``NoCloud`` (the default), ``Azure`` or ``auto`` for a new image
                 definition; an existing one must have it.
             progress: Told the fraction of the conversion that is done, if there is one.

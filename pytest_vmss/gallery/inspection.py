@@ -21,11 +21,11 @@ from pytest_vmss.gallery.copy import copy_file, open_regular, open_source, shown
 from pytest_vmss.gallery.file_system import ExtFileSystem
 from pytest_vmss.gallery.formats import ImageHead, recognize
 from pytest_vmss.gallery.partitions import Partition, PartitionTable, read_partitions
-from pytest_vmss.gallery.qcow2 import to_raw
+from pytest_vmss.gallery.qcow2 import first_part_to_raw, to_raw
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["Contents", "Inspection", "found_provisioning", "inspect_file"]
+__all__ = ["Contents", "Inspection", "boots_only_by_uefi", "found_provisioning", "inspect_file"]
 
 _MIB = 1024**2
 _CONFIG_BYTES = 256 * 1024
@@ -101,7 +101,7 @@ class Inspection:
             "it is stored as it is" if kept else "it is converted to qcow2 when it is published"
         ]
         if self.generations == ("V2",):
-            told.append("it boots by UEFI alone: publish it with --hyper-v-generation V2")
+            told.append("it boots by UEFI alone (V2, the default for it)")
         elif self.generations:
             firmware = {"V1": "BIOS (V1, the default)", "V2": "UEFI (V2)"}
             told.append(f"it boots by {' or '.join(firmware[each] for each in self.generations)}")
@@ -218,6 +218,21 @@ def inspect_file(path: Path, *, raw: bool = False, limits: ImageLimits, work: Pa
             disk = Path(folder) / "disk"
             disk.touch(mode=0o600)
             return _inspect_private(copy, disk, name, limits)
+
+
+def boots_only_by_uefi(image: Path, part: Path, *, size: int, name: str) -> bool:
+    """Whether a stored image has an EFI system partition and nothing that a BIOS could start.
+
+    Args:
+        image: The qcow2, which nobody else may be able to change.
+        part: An existing file, which becomes a copy of the disk's beginning.
+        size: Size of its disk in bytes.
+        name: The user's name for the image, for messages.
+    """
+    first_part_to_raw(image, part, size=size, name=name)
+    with open_regular(part) as disk:
+        table = read_partitions(disk, size)
+    return table.boots_by_uefi and not table.boots_by_bios
 
 
 def _inspect_private(image: Path, disk: Path, name: str, limits: ImageLimits) -> Inspection:

@@ -37,6 +37,7 @@ _DRIVERS: Mapping[Format, str] = {
 }
 _FRACTION = re.compile(rb"\(\s*(\d{1,3}\.\d+)/100%\)")
 _SAID_BYTES = 4096
+_FIRST_PART_BYTES = 1024**2
 #: Checking writes nothing. qemu-img maps 150 MiB of address space before it does anything.
 _CHECK_BOUNDS = Bounds(memory_mib=512, cpu_s=120, file_mib=0)
 
@@ -199,6 +200,30 @@ def to_raw(source: int, target: Path, *, head: ImageHead, name: str, limits: Ima
         # The file is as long as the disk; what it takes was measured.
         bounds=Bounds(memory_mib=1024, cpu_s=int(_CONVERT_LIMIT_S),
                       file_mib=head.size // 1024**2 + 64),
+    )  # fmt: skip
+
+
+def first_part_to_raw(image: Path, target: Path, *, size: int, name: str) -> None:
+    """Writes the beginning of a stored image's disk, where partition tables are, to a raw file.
+
+    Args:
+        image: The qcow2, which nobody else may be able to change.
+        target: An existing file to overwrite.
+        size: Size of its disk in bytes.
+        name: The user's name for it, for messages.
+
+    Raises:
+        ToolError: It cannot be read.
+    """
+    length = min(size, _FIRST_PART_BYTES) // 512 * 512
+    filename = str(image.absolute()).replace(",", ",,")
+    disk = f"driver=raw,size={length},file.driver=qcow2,file.file.driver=file"
+    run(
+        ["qemu-img", "convert", "--image-opts", "-O", "raw",
+         f"{disk},file.file.filename={filename}", target.absolute()],
+        what=f"reading the partitions of {name}",
+        timeout=_CHECK_LIMIT_S,
+        bounds=Bounds(memory_mib=1024, cpu_s=60, file_mib=_FIRST_PART_BYTES // 1024**2 + 1),
     )  # fmt: skip
 
 

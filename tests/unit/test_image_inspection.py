@@ -111,9 +111,7 @@ def test_which_firmware_boots_it(types: tuple[str, ...], generations: tuple[str,
     found = look(disk(DEBIAN, types=types))
     assert found.generations == generations
     assert any("nothing to boot" in told for told in found.hindrances()) == (not generations)
-    assert any("--hyper-v-generation V2" in told for told in found.plan()) == (
-        generations == ("V2",)
-    )
+    assert any("by UEFI alone" in told for told in found.plan()) == (generations == ("V2",))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +169,23 @@ def test_damaged_disks_are_looked_into() -> None:
         with Path("bad.raw").open("rb") as file:
             found = _inspect_raw(ImageHead("raw", len(bad)), file.fileno())
         assert json.dumps(found.to_wire()).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("types", "expected"), [(("bios", "esp"), "V1"), (("esp",), "V2"), ((), "V1")]
+)
+def test_a_new_definition_has_the_generation_that_can_boot(
+    images: ImageStore, types: tuple[str, ...], expected: str
+) -> None:
+    """O5: unless somebody chose one; a later version of it changes nothing."""
+    gallery = images.gallery()
+    source = disk(DEBIAN, types=types)
+    assert gallery.publish("web", "1.0.0", source).hyper_v_generation == expected
+    assert images.definition("gallery", "web").hyper_v_generation == expected
+    gallery.publish("chosen", "1.0.0", source, hyper_v_generation="V1")
+    assert gallery.publish("chosen", "1.1.0", source).hyper_v_generation == "V1"
+    gallery.define("defined")
+    assert gallery.publish("defined", "1.0.0", source).hyper_v_generation == "V1"
 
 
 @pytest.mark.parametrize(("files", "expected"), [(AZURE, "Azure"), (DEBIAN, "NoCloud")])
