@@ -172,10 +172,13 @@ def _check_custom_data(environment: Environment, model: ScaleSetModel) -> list[M
 
 
 def _ports_of(document: ScaleSetDocument) -> set[int]:
-    """The guest ports of the probe and the load balancer's rules."""
-    rules = served_rules(document.balancer) if document.balancer else []
-    ports = {rule.backend_port for rule in rules}
-    return ports | ({document.probe.port} if document.probe else set())
+    """The guest ports of the load balancer's rules and their probes, and of the set's own."""
+    ports = {document.probe.port} if document.probe else set()
+    balancer = document.balancer
+    for rule in served_rules(balancer, document.model) if balancer else ():
+        probe = balancer.probe_of(rule) if balancer else None
+        ports |= {rule.backend_port} if probe is None else {rule.backend_port, probe.port}
+    return ports
 
 
 def _check_ports(
