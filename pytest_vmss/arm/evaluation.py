@@ -39,6 +39,12 @@ class Names(Protocol):
             UnavailableError: It is another resource.
         """
 
+    def references(self, symbol: str) -> list[Any]:
+        """What ``references()`` returns of a copy loop of deployments; raises likewise."""
+
+    def resource_info(self, symbol: str) -> dict[str, Any]:
+        """What ``resourceInfo()`` returns of a resource with a symbolic name."""
+
     def user_function(self, name: str) -> Mapping[str, Any] | None:
         """The definition of a function of the template's own, or None."""
 
@@ -99,7 +105,11 @@ class Scope:
                 made.update(self._copies(item, where, depth))
                 continue
             try:
-                name = text(self._string(key, depth), "a property's name")
+                found = self._string(key, depth)
+                if isinstance(found, Unevaluated):
+                    made[key] = found  # what has no name has no value either
+                    continue
+                name = text(found, "a property's name")
             except TemplateError as error:
                 raise error.at(where) from None
             made[name] = self.value(item, where, depth + 1)
@@ -281,7 +291,16 @@ class Scope:
         return None
 
     def _reference(self, call: Call, depth: int) -> Any:
-        return self.names.reference(text(self._known(call.arguments[0], depth)))
+        identifier, *options = [self._known(argument, depth) for argument in call.arguments]
+        found = self.names.reference(text(identifier))
+        is_full = len(options) > 1 and text(options[1]).lower() == "full"
+        return {"properties": found} if is_full else found
+
+    def _references(self, call: Call, depth: int) -> list[Any]:
+        return self.names.references(text(self._known(call.arguments[0], depth)))
+
+    def _resource_info(self, call: Call, depth: int) -> dict[str, Any]:
+        return self.names.resource_info(text(self._known(call.arguments[0], depth)))
 
     def _fail(self, call: Call, depth: int) -> Any:
         raise TemplateError(f"fails: {mask(text(self._known(call.arguments[0], depth)))[:200]}")
@@ -411,6 +430,8 @@ _SPECIAL: Mapping[str, Callable[[Scope, Call, int], Any]] = {
     "parameters": Scope._parameters,
     "reduce": Scope._reduce,
     "reference": Scope._reference,
+    "references": Scope._references,
+    "resourceinfo": Scope._resource_info,
     "sort": Scope._sort,
     "toobject": Scope._to_object,
     "variables": Scope._variables,

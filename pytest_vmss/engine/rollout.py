@@ -106,7 +106,9 @@ class Rollout:
             return [], None
         address = ImageAddress(operation.gallery, operation.definition, operation.target)
         problem = disk_problem(model, self._environment.images.resolve(address))
-        return ([], None) if problem is None else ([f"{problem.path} {problem.message}"], problem.code)
+        return (
+            ([], None) if problem is None else ([f"{problem.path} {problem.message}"], problem.code)
+        )
 
     def _read_metrics(self, operation_id: str) -> None:
         """Reads the applications' custom metrics, once, at the start (D5)."""

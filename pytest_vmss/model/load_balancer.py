@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pytest_vmss.arm import Site
 from pytest_vmss.model.names import PlainText, RequestPath, ResourceName
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
 
@@ -33,6 +34,10 @@ _MOST_RULES = 1500
 _POOLS = "loadbalancerbackendaddresspools"
 _POOL_ID = re.compile(r"(?i)(?:^|/)loadBalancers/([^/]+)/backendAddressPools/[^/]+/?$")
 _PROBE_ID = re.compile(r"(?i)(?:^|/)loadBalancers/([^/]+)/probes/([^/]+)/?$")
+
+
+#: How ids begin in a template that is deployed nowhere.
+_NOWHERE = f"/subscriptions/{Site().subscription}/"
 
 
 def last_name(identifier: str) -> str:
@@ -154,12 +159,15 @@ class LoadBalancer(AzureModel):
     def probe_by_id(self, identifier: str) -> Probe | None:
         """Returns the probe of an id, or None if it is another load balancer's.
 
-        Where a load balancer does not say what its own id or name is, only the rest counts.
+        Where a load balancer does not say what its own id or name is, only the rest counts; and
+        so it is where one id is of Azure, and the other of a template that is deployed nowhere.
         """
         balancer, wanted = probe_names(identifier)
-        whole = identifier.rstrip("/").lower()
-        is_whole = whole.startswith("/subscriptions/") and (self.id or "").lower().startswith(
-            "/subscriptions/"
+        whole, own = identifier.rstrip("/").lower(), (self.id or "").lower()
+        is_whole = (
+            whole.startswith("/subscriptions/")
+            and own.startswith("/subscriptions/")
+            and whole.startswith(_NOWHERE) == own.startswith(_NOWHERE)
         )
         for probe in self.probes:
             if probe.name.lower() != wanted.lower():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,15 @@ def test_placeholders_of_quickstart_templates_are_filled() -> None:
     assert found.generated == ("n",)
     again = load_document(document, parameters={"n": "GEN-UNIQUE-9", "plain": "GEN-UNIQUELY"})
     assert again.model == found.model
+    web = scale_set()
+    profile = web["properties"]["virtualMachineProfile"]["osProfile"]
+    key = {"path": "/home/a/.ssh/authorized_keys", "keyData": "[parameters('key')]"}
+    profile["linuxConfiguration"] = {"ssh": {"publicKeys": [key]}}
+    document = template(web, parameters={"key": {"type": "securestring"}})
+    models = [load_document(document, parameters={"key": "GEN-SSH-PUB-KEY"}).model for _ in "12"]
+    made = models[0].full()["virtualMachineProfile"]["osProfile"]["linuxConfiguration"]["ssh"]
+    assert re.fullmatch(r"ssh-ed25519 [\w+/]{68} generated", str(made["publicKeys"][0]["keyData"]))
+    assert models[0] == models[1]
 
 
 def test_copy_loops_of_resources_properties_and_variables() -> None:
