@@ -10,7 +10,15 @@ from pytest_vmss.arm.functions import FUNCTIONS, unavailable_reason
 from pytest_vmss.arm.limits import MAX_COPIES, Budget, TemplateError, UnavailableError
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.syntax import Access, Call, Expression, Literal, is_expression, parse
-from pytest_vmss.arm.values import Unevaluated, boolean, integer, kind_of, look_up, text
+from pytest_vmss.arm.values import (
+    Unevaluated,
+    boolean,
+    integer,
+    kind_of,
+    look_up,
+    property_name,
+    text,
+)
 from pytest_vmss.secrecy import SecretText, conceal, has_secret, mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
@@ -109,7 +117,7 @@ class Scope:
                 if isinstance(found, Unevaluated):
                     made[key] = found  # what has no name has no value either
                     continue
-                name = text(found, "a property's name")
+                name = property_name(found)
             except TemplateError as error:
                 raise error.at(where) from None
             made[name] = self.value(item, where, depth + 1)
@@ -366,7 +374,9 @@ class Scope:
             raise TemplateError(f"takes an array; given {kind_of(values)}")
         key = self._lambda(call.arguments[1], depth)
         item = self._lambda(call.arguments[2], depth) if len(call.arguments) > 2 else None
-        return {text(key(value)): value if item is None else item(value) for value in values}
+        return {
+            property_name(key(value)): value if item is None else item(value) for value in values
+        }
 
 
 def _is_copy(value: Any) -> bool:

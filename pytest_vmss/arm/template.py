@@ -49,7 +49,7 @@ class Resource:
     name: str
     body: dict[str, Any] = field(repr=False)
     path: str
-    identifier: str
+    identifier: str = field(repr=False)
 
 
 def expand(

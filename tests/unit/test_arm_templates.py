@@ -145,6 +145,23 @@ def test_a_message_quotes_no_secure_parameter(expression: str) -> None:
     assert "hunter2" not in f"{wrong.value}{wrong.value.problems}".lower()
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"[parameters('pw')]": "x"},
+        {"[concat('a', parameters('pw'))]": "x"},
+        "[createObject(parameters('pw'), 'x')]",
+        "[toObject(createArray(parameters('pw')), lambda('x', lambdaVariables('x')))]",
+    ],
+)
+def test_a_secure_parameter_names_no_property(tags: Any) -> None:
+    """M5: names are shown in lists, paths and messages; values are not."""
+    document = template(scale_set(tags=tags), parameters={"pw": {"type": "securestring"}})
+    with pytest.raises(ModelError, match="a property's name is made of a secure") as caught:
+        load_document(document, parameters="pw=S3cr3tXyzzy")
+    assert "S3cr3t" not in str(caught.value)
+
+
 def test_placeholders_of_quickstart_templates_are_filled() -> None:
     """P1: as their own tests do."""
     document = template(
