@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import pytest
 
+from pytest_vmss.plugin_artifacts import ArtifactsPlugin
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -40,6 +42,9 @@ _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 #: What markers have published, by the lab's id.
 _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
+
+#: Name of the plugin that explains failed tests.
+_ARTIFACTS = "vmss-artifacts"
 
 _MARKER = (
     "vmss(model, *, images, name, capacity, parameters, load_balancer, custom_data, ports, "
@@ -123,6 +128,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="keep the VMs after the session; `vmss --lab NAME ssh …` gets at them",
     )
     group.addoption(
+        "--vmss-artifacts",
+        metavar="DIR",
+        help="folder that gets a folder for each failed test, with logs, records and timelines; "
+        "`off` for none (ini: vmss_artifacts; vmss-artifacts below rootdir)",
+    )
+    group.addoption(
         "--vmss-no-checkpoints",
         action="store_true",
         help="boot the set of every test, rather than restore it as it was when it first booted",
@@ -156,6 +167,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="GIB",
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )
+    parser.addini("vmss_artifacts", "folder of failed tests' artifacts; see --vmss-artifacts")
     parser.addini("vmss_size", "a VM size for every set; see --vmss-size")
     parser.addini("vmss_unknown_extensions", "refuse or skip; see --vmss-unknown-extensions")
     parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
@@ -183,6 +195,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, and duplicates the terminal's descriptor for the live view."""
     config.addinivalue_line("markers", _MARKER)
+    config.pluginmanager.register(ArtifactsPlugin(config), _ARTIFACTS)
     wanted = config.getoption("--vmss-live")
     if wanted == "on" or (wanted == "auto" and sys.stdout.isatty()):
         # While tests run, pytest captures what is written to descriptor 1 itself.
@@ -406,6 +419,7 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     except (KeyboardInterrupt, SystemExit):
         raise  # the session ends, and the lab with it
     except BaseException as error:
+        _artifacts(request.config).collect(request.node)
         if not vmss.settings.keep:
             for record in _records(vmss):
                 if record.unique_id not in before:
@@ -416,6 +430,10 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     yield created
     if not vmss.settings.keep:
         _delete(vmss, created.name, request)
+
+
+def _artifacts(config: pytest.Config) -> ArtifactsPlugin:
+    return cast("ArtifactsPlugin", config.pluginmanager.getplugin(_ARTIFACTS))
 
 
 def _publish_images(

@@ -6,10 +6,10 @@ masked as well (R2, M5).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import pairwise
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -37,7 +37,12 @@ _GROUPS = {
 
 
 def render_page(
-    title: str, timelines: Sequence[Timeline], *, notes: Sequence[str] = (), made: str = ""
+    title: str,
+    timelines: Sequence[Timeline],
+    *,
+    notes: Sequence[str] = (),
+    made: str = "",
+    masked: Callable[[str], str] = mask,
 ) -> str:
     """Returns an HTML page of operations.
 
@@ -46,20 +51,20 @@ def render_page(
         timelines: The operations, oldest first.
         notes: Sentences that are shown beneath the title.
         made: By what and when the page was made.
+        masked: Masks the secrets in a text.
     """
     sections = [_Section(number, timeline) for number, timeline in enumerate(timelines, 1)]
     troubled = [section for section in sections if section.is_trouble]
     for section in troubled or sections[-1:]:
         section.is_open = True
     return (
-        _engine()
+        _engine(masked)
         .get_template("page.html")
         .render(title=title, sections=sections, troubled=troubled, notes=notes, made=made)
     )
 
 
-@cache
-def _engine() -> Environment:
+def _engine(masked: Callable[[str], str]) -> Environment:
     engine = Environment(
         loader=PackageLoader("pytest_vmss.report.timeline"),
         autoescape=True,
@@ -71,7 +76,7 @@ def _engine() -> Environment:
     engine.filters["percent"] = lambda value: f"{value:.3f}%"
     engine.filters["clock"] = lambda time: f"{time:%H:%M:%S}"
     engine.filters["day"] = lambda time: f"{time:%Y-%m-%d %H:%M:%S} UTC"
-    engine.filters["shown"] = lambda text: mask(clean(str(text)))
+    engine.filters["shown"] = lambda text: masked(clean(str(text)))
     engine.filters["joined"] = words.joined
     return engine
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
+from pytest_vmss.report.masking import masker_of
 from pytest_vmss.report.timeline.console import ConsoleLog
 from pytest_vmss.report.timeline.page import render_page
 from pytest_vmss.report.timeline.reading import read_timeline
@@ -54,7 +55,11 @@ def set_page(lab: Lab, name: str, *, title: str = "", notes: Sequence[str] = ())
         where += f" {left} earlier operations are not shown."
     made = f"Made by pytest-vmss at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC."
     return render_page(
-        title or f"Operations of {name}", timelines, notes=(*notes, where), made=made
+        title or f"Operations of {name}",
+        timelines,
+        notes=(*notes, where),
+        made=made,
+        masked=masker_of(lab),
     )
 
 
