@@ -42,6 +42,7 @@ class _Known:
         collected: What was collected of it.
         trouble: Why nothing could be collected.
         told: Whether its message names that.
+        failed: Whether it has failed in its set-up or its call.
         names: The sets that it had to do with.
     """
 
@@ -49,6 +50,7 @@ class _Known:
     collected: Collected | None = None
     trouble: str = ""
     told: bool = False
+    failed: bool = False
     names: list[str] = field(default_factory=list)
 
 
@@ -60,11 +62,15 @@ class ArtifactsPlugin:
 
     Args:
         config: pytest's configuration.
+
+    Attributes:
+        any_failed: Whether a test failed that had to do with a lab's sets.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._lab: Lab | None = None
+        self.any_failed = False
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
@@ -111,6 +117,12 @@ class ArtifactsPlugin:
         except Exception as error:  # noqa: BLE001 - what is reported is the test's own failure
             known.trouble = _words(error)
 
+    @staticmethod
+    def has_failed(item: pytest.Item) -> bool:
+        """Whether a test has failed so far."""
+        known = item.stash.get(_KNOWN, None)
+        return known is not None and known.failed
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item
@@ -123,7 +135,9 @@ class ArtifactsPlugin:
         if report.when == "call" or report.failed:
             self._add_properties(item, report)
         if report.failed:
+            known.failed = True
             self.collect(item)
+            self.any_failed = self.any_failed or bool(known.names)
             if not known.told:
                 self._explain(known, report)
         return report

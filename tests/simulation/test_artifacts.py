@@ -293,3 +293,78 @@ def test_folders_of_tests_have_names_of_their_own(one: str, other: str) -> None:
         assert "/" not in name
         assert not name.startswith(".")
         assert len(name) < 140
+
+
+KEEPS = """
+import pytest
+
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.simulation.lab import SimulatedLab
+
+
+REAL = Lab.session
+
+
+def pytest_configure(config):
+    Lab.session = SimulatedLab.session
+
+
+def pytest_unconfigure(config):
+    Lab.session = REAL
+
+
+def pytest_vmss_configure_lab(config, lab):
+    lab.publish("1.0.0")
+"""
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [("never", []), ("failed", ["web"]), ("always", ["other", "web"])],
+)
+def test_vms_are_kept_as_asked_and_only_then_said_to_be(
+    pytester: pytest.Pytester, keep: str, kept: list[str]
+) -> None:
+    """A later test that needs the name of a set that is kept gets it."""
+    pytester.makeconftest(KEEPS)
+    result = run(
+        pytester,
+        """
+        @pytest.mark.vmss(model=web_model("other", capacity=1), load_balancer=LOAD_BALANCER)
+        def test_passes(scale_set):
+            assert scale_set.name == "other"
+
+        def test_fails(scale_set):
+            assert False, "of its own"
+
+        def test_needs_the_name(scale_set):
+            check(scale_set)
+            assert False, "again"
+        """.replace("\n        ", "\n"),
+        "--vmss-keep",
+        keep,
+        "--vmss-state-dir",
+        "state",
+        "--vmss-live",
+        "off",
+    )
+    result.assert_outcomes(passed=1, failed=2)
+    text = result.stdout.str()
+    names = [line.split()[-1] for line in text.splitlines() if " show " in line]
+    assert names == kept
+    assert ("VMs are kept" in text) == bool(kept)
+    labs = list((pytester.path / "state" / "labs").glob("*/vmss.db"))
+    assert [(path.parent / "keep").is_file() for path in labs] == ([True] if kept else [])
+    if kept:
+        result.stdout.fnmatch_lines(["  VMSS_STATE_DIR=* vmss --lab s* ssh web 0"])
+
+
+def test_nothing_is_kept_where_nothing_failed(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(KEEPS)
+    result = run(
+        pytester, "def test_passes(scale_set):\n    check(scale_set)\n",
+        "--vmss-keep", "failed", "--vmss-state-dir", "state", "--vmss-live", "off",
+    )  # fmt: skip
+    result.assert_outcomes(passed=1)
+    assert "VMs are kept" not in result.stdout.str()
+    assert not list((pytester.path / "state" / "labs").glob("*/keep"))

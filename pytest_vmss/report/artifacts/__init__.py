@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_vmss.report.artifacts.collect import Collected, collect
+from pytest_vmss.report.artifacts.collect import Collected, collect, ways_in
 from pytest_vmss.report.artifacts.folder import folder_name
 
-__all__ = ["Collected", "collect", "folder_name"]
+__all__ = ["Collected", "collect", "folder_name", "ways_in"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from pytest_vmss.report.artifacts.host import host_facts
 from pytest_vmss.report.masking import masker_of
 from pytest_vmss.report.timeline import Timeline, set_page, set_timelines
 from pytest_vmss.report.timeline.words import headline, verdicts, why_it_stopped
+from pytest_vmss.settings import default_state_dir
 from pytest_vmss.store import ScaleSetRecord
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["Collected", "collect"]
+__all__ = ["Collected", "collect", "ways_in"]
 
 #: Seconds for all of it; guests have less.
 _LIMIT_S = 90.0
@@ -76,6 +78,22 @@ def collect(lab: Lab, path: Path, *, test: str, names: Iterable[str]) -> Collect
         folder.notes.append(error_text(error))
     folder.close("\n".join((test, "", *found.lines, "")))
     return found
+
+
+def ways_in(lab: Lab, name: str) -> list[str]:
+    """Returns the commands by which one gets at a set that is kept, and removes it."""
+    program = lab.environment.program
+    if lab.settings.state_dir != default_state_dir():
+        program = f"VMSS_STATE_DIR={shlex.quote(str(lab.settings.state_dir))} {program}"
+    instances = lab.scale_set(name).instances
+    failed = [one for one in instances if one.record.provisioning == "Failed"]
+    number = (failed or instances)[0].instance_id if instances else "ID"
+    return [
+        f"{program} show {name}",
+        f"{program} ssh {name} {number}",
+        f"{program} console {name} {number}",
+        f"{program} delete {name}",
+    ]
 
 
 class _Collector:
@@ -183,7 +201,8 @@ def _lines_of(timelines: Sequence[Timeline]) -> list[str]:
         for one in timelines
         if one.record.status != "Completed" or any(row.error for row in one.rows)
     ]
-    chosen = (troubled or list(timelines))[-1]
+    others = [one for one in timelines if one.record.action != "checkpoint"]
+    chosen = (troubled or others or list(timelines))[-1]
     lines = [headline(chosen)]
     lines += [
         f"  {verdict.row.name}: {error.code}: {error.message}"

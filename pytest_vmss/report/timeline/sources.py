@@ -12,7 +12,7 @@ from pytest_vmss.report.timeline.console import ConsoleLog
 from pytest_vmss.report.timeline.page import render_page
 from pytest_vmss.report.timeline.reading import read_timeline
 from pytest_vmss.report.timeline.records import Timeline
-from pytest_vmss.store import GenerationRecord, OperationRecord
+from pytest_vmss.store import GenerationRecord, OperationRecord, ScaleSetRecord
 
 __all__ = ["MOST_OPERATIONS", "set_page", "set_timelines"]
 
@@ -31,7 +31,9 @@ def set_timelines(lab: Lab, name: str, *, most: int = MOST_OPERATIONS) -> list[T
     """
     records = lab.store.select(OperationRecord, name.lower())
     records.sort(key=lambda record: record.started)
-    mine = [record for record in records if record.set_id == records[-1].set_id][-most:]
+    known = lab.store.get(ScaleSetRecord, name.lower())
+    set_id = known.unique_id if known is not None else records[-1].set_id if records else ""
+    mine = [record for record in records if record.set_id == set_id][-most:]
     consoles = list(_consoles(lab, name))
     return [
         read_timeline(lab.store, Operation(lab.environment, record.scale_set, record.id), consoles)
@@ -50,9 +52,8 @@ def set_page(lab: Lab, name: str, *, title: str = "", notes: Sequence[str] = ())
     """
     timelines = set_timelines(lab, name)
     where = f"Lab {lab.paths.folder.name}."
-    left = len(lab.store.select(OperationRecord, name.lower())) - len(timelines)
-    if left > 0:
-        where += f" {left} earlier operations are not shown."
+    if len(timelines) == MOST_OPERATIONS:
+        where += f" These are the last {MOST_OPERATIONS} operations."
     made = f"Made by pytest-vmss at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC."
     return render_page(
         title or f"Operations of {name}",

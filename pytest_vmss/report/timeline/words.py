@@ -22,7 +22,8 @@ __all__ = [
 _ACTIONS = {
     "create": "Creation of {name}",
     "upgrade": "OS upgrade of {name}",
-    "delete": "Deletion from {name}",
+    "delete": "Deletion of instances of {name}",
+    "reimageall": "Reimage of {name} with its data disks",
     "extension-upgrade": "Extension upgrade of {name}",
     "update": "Model update of {name}",
 }
