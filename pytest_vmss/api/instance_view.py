@@ -179,6 +179,7 @@ def instance_view(context: InstanceContext) -> dict[str, Any]:
     handlers = {result.type: _handler(result) for result in extensions if not result.skipped}
     return {
         **view,
+        "hyperVGeneration": generation.hyper_v_generation,
         "disks": _disks(context, generation),
         "vmAgent": {"extensionHandlers": list(handlers.values())},
         "extensions": [_extension(result) for result in extensions],

@@ -51,9 +51,10 @@ def test_an_instance_as_azures_virtual_machine(lab: SimulatedLab) -> None:
     view = properties["instanceView"]
     assert view == web[0].instance_view()
     assert set(view) == {
-        "platformUpdateDomain", "placementGroupId", "computerName", "disks", "vmAgent",
-        "extensions", "statuses",
+        "platformUpdateDomain", "placementGroupId", "computerName", "hyperVGeneration", "disks",
+        "vmAgent", "extensions", "statuses",
     }  # fmt: skip
+    assert view["hyperVGeneration"] == "V1"
     assert [disk["statuses"][0]["code"] for disk in view["disks"]] == [
         "ProvisioningState/succeeded"
     ] * 2
