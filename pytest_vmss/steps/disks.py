@@ -199,7 +199,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Discard:
-    """Removes all OS disks but one, with their seeds; their console logs stay.
+    """Removes all OS disks but one, with what belongs to them; their console logs stay.
 
     Only if that one is the instance's current generation by its record and its disk exists:
     no earlier failure may cost an instance its last disk (Q1).
