@@ -27,7 +27,13 @@ from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.operations import DeleteScaleSet, Kind
 from pytest_vmss.operations.scale import scaling_to
-from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, ModelRecord, ScaleSetRecord
+from pytest_vmss.store import (
+    CheckpointRecord,
+    DetachedDiskRecord,
+    InstanceRecord,
+    ModelRecord,
+    ScaleSetRecord,
+)
 from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Engine"]
@@ -257,6 +263,8 @@ class Engine:
             with self._store.transaction():
                 for revision in self._store.select(ModelRecord, record.unique_id):
                     self._store.delete(revision)
+                for checkpoint in self._store.select(CheckpointRecord, record.name.lower()):
+                    self._store.delete(checkpoint)
                 self._store.delete(record)
                 self._store.event(record.name, "deleted", "deleted")
         self._environment.checks.pop(record.unique_id, None)
