@@ -85,6 +85,8 @@ __all__ = ["Ids", "ScaleSet", "require_durable"]
 Ids = Iterable[int | str] | None
 
 _HTTPS = 443
+#: Seconds for an operation that has just ended to give back its lock.
+_JUST_ENDED_S = 1.0
 
 
 class ScaleSet:
@@ -779,7 +781,7 @@ class ScaleSet:
             ProvisioningError: An instance came up neither from what was saved nor by a boot.
         """
         check_text(name, "name")
-        with self._engine.lock():
+        with self._engine.lock(wait=_JUST_ENDED_S):
             report = self._checkpoints.make(name)
         self._controller.wake()
         report.raise_for_status()
@@ -791,6 +793,7 @@ class ScaleSet:
         That is its model, its instances with their memory, OS disks and data disks, and the load
         balancer. Instances that were removed since come back, and added ones are removed.
         Publications, the history, protections, and who checks or approves stay as they are now.
+        What this process is doing to the set is stopped, and an unfinished operation ends with it.
         The instances are restored all at once; one whose memory cannot be restored boots on its
         restored disks, and an event says why.
 
@@ -799,14 +802,16 @@ class ScaleSet:
 
         Raises:
             NotFoundError: There is no such checkpoint; nothing was changed.
-            ConflictError: Another operation is in progress; nothing was changed.
+            ConflictError: Another process is working on it; nothing was changed.
+            UpgradeError: It is being deleted; nothing was changed.
             CapacityError: There is no room for instances that are to come back; nothing was
                 changed.
             HostError: Files of the checkpoint are not there; nothing was changed.
             ProvisioningError: An instance did not come up; it is kept for inspection.
         """
         check_text(name, "name")
-        with self._engine.lock():
+        self._engine.require_own()
+        with self._controller.stopped(self._engine):
             report = self._checkpoints.restore(name)
             left = {record.instance_id for record in self._records()}
             for number in self._instances.keys() - left:

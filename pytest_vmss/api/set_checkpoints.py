@@ -70,7 +70,7 @@ class SetCheckpoints:
         return report
 
     def restore(self, label: str) -> OperationReport:
-        """Restores the set to its checkpoint of a name.
+        """Restores the set to its checkpoint of a name; ends whatever is unfinished.
 
         Raises:
             NotFoundError: There is none; nothing was changed.
@@ -80,7 +80,6 @@ class SetCheckpoints:
             ProvisioningError: An instance did not come up.
             InterruptedOperationError: The host cannot continue for now.
         """
-        self._engine.journal.ensure_idle()
         saved = next((entry for entry in reversed(self._all()) if entry.label == label), None)
         if saved is None:
             known = ", ".join(

@@ -136,6 +136,7 @@ class Engine:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
             VmssError: It cannot be planned; nothing was changed.
         """
+        unfinished = None
         with self._store.transaction():
             if kind.ends_others and (unfinished := self.journal.unfinished()) is not None:
                 self.journal.abandon(unfinished.id, kind.ends_others)
@@ -150,6 +151,8 @@ class Engine:
             )
             if plan.replaced:
                 allocate_replacements(self._environment, self.journal, operation.id, plan.replaced)
+        if unfinished is not None and not isinstance(kind, DeleteScaleSet):
+            self._rollout.approvals.close(unfinished.id)
         return operation.id
 
     def run(self, operation_id: str) -> OperationReport:

@@ -20,6 +20,7 @@ from pytest_vmss.steps import (
     Commit,
     Discard,
     Drain,
+    PowerOff,
     ProveBoot,
     PutBackDisks,
     RestoreMemory,
@@ -46,6 +47,8 @@ class RestoreCheckpoint(Kind):
     """Puts a set back as it was at a checkpoint: model, instances, disks and memory.
 
     All instances are restored at once, and there is no way back: what was written since is gone.
+    Whatever is unfinished on the set is ended by it.
+
     One whose memory cannot be restored boots on the disks of the checkpoint. Instances that were
     removed since come back, and those that were added are removed.
 
@@ -54,6 +57,7 @@ class RestoreCheckpoint(Kind):
     """
 
     action = "restore"
+    ends_others = "the set is restored"
 
     checkpoint: CheckpointRecord
 
@@ -129,7 +133,7 @@ def _restore_steps(work: Work, saved: CheckpointRecord, plan: OutcomeRecord) -> 
     luns = tuple(entry.lun for entry in context.revision(disk.revision).model.data_disks)
     if disk.revision >= saved.profile_revision:  # it had the latest model, and has it again
         disk = disk.model_copy(update={"revision": work.operation.revision})
-    off: list[Step] = [Drain(), Stop(plan.source, abrupt=True)] if plan.source else []
+    off: list[Step] = [Drain(), PowerOff()] if plan.source else []
     return [
         *off,
         PutBackDisks(saved.name, new, disk, luns),

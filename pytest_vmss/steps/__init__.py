@@ -27,7 +27,7 @@ from pytest_vmss.steps.disks import (
 from pytest_vmss.steps.extensions import RunExtensions
 from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
 from pytest_vmss.steps.power import ProveBoot, SetPower, Start, Stop
-from pytest_vmss.steps.restore import PutBackDisks
+from pytest_vmss.steps.restore import PowerOff, PutBackDisks
 from pytest_vmss.steps.step import Conclusion, Step
 from pytest_vmss.steps.traffic import Drain, LeaveBalancer, Undrain
 
@@ -44,6 +44,7 @@ __all__ = [
     "Forget",
     "FreezeDisks",
     "LeaveBalancer",
+    "PowerOff",
     "PrepareDisk",
     "ProveBoot",
     "PutBackDisks",

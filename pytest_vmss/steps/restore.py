@@ -1,4 +1,4 @@
-"""The step that puts an instance's disks back as they were at a checkpoint of its set."""
+"""Steps that put an instance's disks back as they were at a checkpoint of its set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from pytest_vmss.errors import HostError
 from pytest_vmss.steps.checkpoint import copy_private, files_of
 from pytest_vmss.store import GenerationRecord
 
-__all__ = ["PutBackDisks"]
+__all__ = ["PowerOff", "PutBackDisks"]
+
+
+@dataclass(frozen=True)
+class PowerOff:
+    """Cuts the machine's power, whatever OS disk it runs on: nothing of what it does is kept."""
+
+    name: ClassVar[str] = "power off"
+    timed: ClassVar[bool] = False
+
+    def apply(self, context: InstanceContext) -> None:
+        context.leave()
+        context.environment.hypervisor.power_off(context.domain)
 
 
 @dataclass(frozen=True)

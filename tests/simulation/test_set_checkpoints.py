@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -17,8 +19,9 @@ from pytest_vmss.errors import (
     NotFoundError,
     UpgradeError,
 )
+from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.operations import Restart
-from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
 from pytest_vmss.store import CheckpointRecord, OperationRecord
 from tests.models import LOAD_BALANCER, custom_script, web_model
@@ -231,14 +234,55 @@ def test_what_cannot_be_is_refused_and_nothing_changes(
     assert seen(web) == before
 
 
-def test_while_another_operation_is_unfinished_both_are_refused(web: ScaleSet) -> None:
+def test_what_is_unfinished_ends_with_a_restore(web: ScaleSet) -> None:
+    """Q1: of a set that is half done there is no checkpoint."""
     web.checkpoint()
+    before = seen(web)
     web._engine.open(Restart([0]))
-    for act in (web.checkpoint, web.restore):
-        with pytest.raises(UpgradeError, match="was interrupted"):
-            act()
-    web.resume()
+    with pytest.raises(UpgradeError, match="was interrupted"):
+        web.checkpoint()
     web.restore()
+    assert web.unfinished is None
+    assert seen(web) == before
+
+
+@pytest.mark.parametrize("surge", [False, True])
+def test_an_upgrade_in_the_middle_is_stopped(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, surge: bool
+) -> None:
+    """Wherever it is: with an instance on its new OS disk, or with a replacement."""
+    lab.publish("1.0.0")
+    web = lab.create(
+        web_model(policy={"maxSurge": surge, "maxBatchInstancePercent": 50}),
+        load_balancer=LOAD_BALANCER,
+    )
+    write_data(web, "before")
+    web.checkpoint()
+    before, inside = seen(web), threading.Event()
+    real = SimulatedGuest.wait_cloud_init
+
+    def slow(self: SimulatedGuest) -> CloudInitResult:
+        inside.set()
+        for _ in range(2000):
+            self._clock.sleep(0.01)
+            time.sleep(0.01)
+        return real(self)
+
+    lab.watch()
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedGuest, "wait_cloud_init", slow)
+        lab.publish("1.1.0")
+        assert inside.wait(20)
+        web.restore()
+    assert seen(web) == before
+    assert web.is_healthy()
+    assert [i.name for i in web] == serving(lab, web)
+    (upgrade,) = web.history()
+    assert upgrade.record.status == "Cancelled"
+    assert upgrade.record.reason == "the set is restored"
+    lab.publish("1.2.0")
+    assert web.wait_for_upgrade().record.reason == "the set is restored"
+    assert web.wait_for_upgrade().completed
 
 
 def test_memory_that_cannot_be_restored_boots_on_the_restored_disks(
