@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_vmss.api.publications import StartImages
     from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
+    from pytest_vmss.interrupts import Interrupts
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
 
@@ -316,18 +317,30 @@ def _console(config: pytest.Config) -> Console | None:
 def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """The session's lab; removed with all its VMs at the end of the session."""
     from pytest_vmss.api.lab import Lab
+    from pytest_vmss.interrupts import Interrupts
     from pytest_vmss.labs.reap import reap
     from pytest_vmss.report import LiveView
     from pytest_vmss.settings import OUTBOUND
 
     settings = _settings(pytestconfig)
     reap(settings)
-    lab = Lab.session(settings)
+    interrupts = Interrupts(partial(_tell, pytestconfig))
+    pytestconfig.pluginmanager.register(interrupts)
+    pytestconfig.add_cleanup(interrupts.uninstall)
+    interrupts.install()
+    lab: Lab | None = None
+    try:
+        with interrupts.held():
+            lab = Lab.session(settings)
+    except KeyboardInterrupt:
+        if lab is not None:
+            lab.destroy()
+        raise
     lab.backends.listeners.append(partial(_tell, pytestconfig))
     if settings.guest_network == "outbound":
         warnings.warn(OUTBOUND, stacklevel=1)
     with contextlib.ExitStack() as ends:  # each runs, even if another fails
-        ends.callback(_end, lab)
+        ends.callback(_end, lab, interrupts)
         ends.callback(_keep_summary, lab, pytestconfig)
         console = _console(pytestconfig)
         if console is not None:
@@ -346,10 +359,11 @@ def _tell(config: pytest.Config, message: str) -> None:
             print(f"\n{f'[{worker}] ' if worker else ''}vmss {message}", file=stream, flush=True)
 
 
-def _end(lab: Lab) -> None:
+def _end(lab: Lab, interrupts: Interrupts) -> None:
     """Removes the session's lab, or marks it as kept and closes it."""
     if not lab.settings.keep:
-        lab.destroy()
+        with interrupts.held():
+            lab.destroy()
         return
     try:
         lab.paths.kept.touch()
