@@ -19,6 +19,7 @@ from pytest_vmss.labs.room import SharedRoom
 from pytest_vmss.settings import Settings, Timeouts
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
+from tests.simulation.suite_kills import kill_a_suite, left_by
 
 CONFTEST = """
 import pytest_vmss.api.lab
@@ -199,3 +200,10 @@ def test_what_was_promised_counts_before_it_is_used(
     assert two.take(700, 0, available=1000) is None  # the lab is dead
     assert json.loads((tmp_path / "state/labs/two/room.json").read_text())["mib"] == 700
     assert not (tmp_path / "state/room.lock").exists()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_killed_parallel_suite_is_cleared_by_one_start(tmp_path: Path, seed: int) -> None:
+    """L5, Q2: with checkpoints and several labs; the soak in tests/nightly kills twenty."""
+    kill_a_suite(tmp_path, seed)
+    assert left_by(tmp_path) == []
