@@ -132,6 +132,7 @@ class Journal:
                 "definition": version.definition,
                 "target": version.version,
                 "digest": version.digest,
+                "published": version.published,
             }
         operation = OperationRecord.model_validate(
             {
