@@ -79,6 +79,7 @@ class FreezeDisks:
             environment.hypervisor.create_layer(path, frozen)
         copy_private(environment.paths.seed(*place), files.seed(number))
         copy_private(environment.paths.console(*place), files.console(number))
+        copy_private(environment.paths.nvram(*place), files.nvram(number))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class PutBackDisks:
             environment.hypervisor.create_layer(path, frozen)
         copy_private(files.seed(instance), paths.seed(*place))
         copy_private(files.console(instance), paths.console(*place))
+        copy_private(files.nvram(instance), paths.nvram(*place))
         for path in folder.glob("lun*.qcow2"):
             if path not in layers:
                 path.unlink()

@@ -359,3 +359,19 @@ def test_the_image_of_a_checkpoint_stays_as_long_as_it_does(
     assert image.is_file()
     web.restore()
     assert [i.image_version for i in web] == ["1.0.0"] * 3
+
+
+def test_uefi_variables_are_put_back(lab: SimulatedLab) -> None:
+    """O5: of an image of generation 2."""
+    lab.gallery().define("web", hyper_v_generation="V2")
+    lab.publish("1.0.0")
+    web = lab.create(web_model(automatic=False), load_balancer=LOAD_BALANCER)
+    web.checkpoint()
+    lab.publish("1.1.0")
+    web.upgrade()
+    web.restore()
+    assert web.is_healthy()
+    for instance in web:
+        folder = instance.os_disk.parent
+        number = instance.record.generation
+        assert [path.name for path in folder.glob("nvram-*")] == [f"nvram-{number}.fd"]
