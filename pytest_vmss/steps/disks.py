@@ -307,6 +307,7 @@ class Forget:
             record = store.get(InstanceRecord, *context.key)
             if record is not None:
                 store.delete(record)
+        context.environment.room_is_free()
 
 
 def _make_folder(context: InstanceContext) -> None:
