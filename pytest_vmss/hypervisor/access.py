@@ -20,6 +20,8 @@ from pytest_vmss.hypervisor.protocol import Machine
 __all__ = ["Access"]
 
 _ENTER, _READ, _WRITE = 0o710, 0o640, 0o660
+#: Of the folder in which QEMU makes a socket.
+_FILL = 0o770
 #: Of frozen disks, which are links that labs share: whoever may enter the folder reads them.
 _READ_BY_ALL = 0o444
 
@@ -47,6 +49,9 @@ class Access:
         self._give(machine.seed, _READ)
         for path in (machine.os_disk, *(disk.path for disk in machine.data_disks)):
             self._give(path, _WRITE)
+        if machine.platform is not None:
+            self._give(machine.platform.files.nic.parent, _FILL)
+            self._give(LabPaths(self.lab).run, _ENTER)
         for folder in (
             *machine.os_disk.parents, LabPaths(self.lab).images, *self._checkpoints(),
         ):  # fmt: skip
