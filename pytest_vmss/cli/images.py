@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -16,11 +17,30 @@ from pytest_vmss.cli.base import (
     run_due,
 )
 from pytest_vmss.gallery import DEFAULT_GALLERY, ImageAddress
+from pytest_vmss.gallery.definitions import GENERATIONS, PROVISIONING
 from pytest_vmss.gallery.sbom import cyclonedx, describe
 from pytest_vmss.image_builder import ImageBuilder, find_recipes
 from pytest_vmss.report import plain
 
 __all__: list[str] = []
+
+
+def _definition_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that give an image definition's properties."""
+    for option in (
+        click.option(
+            "--provisioning",
+            type=click.Choice(PROVISIONING, case_sensitive=False),
+            help="Where guests look for what they are to be; NoCloud by default.",
+        ),
+        click.option(
+            "--hyper-v-generation",
+            type=click.Choice(GENERATIONS, case_sensitive=False),
+            help="V1 boots by BIOS (the default), V2 by UEFI.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @main.group()
@@ -57,6 +77,7 @@ def image_build(name: str, version: str | None, recipes: Path | None) -> None:
 @click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
 @click.option("--raw", is_flag=True, help="The file is a raw disk, not a qcow2.")
 @click.option("--exclude-from-latest", is_flag=True, help="'latest' never means this version.")
+@_definition_options
 @click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def image_publish(
     definition: str,
@@ -65,18 +86,44 @@ def image_publish(
     gallery: str,
     raw: bool,
     exclude_from_latest: bool,
+    hyper_v_generation: str | None,
+    provisioning: str | None,
     upgrade: bool,
 ) -> None:
     """Publish PATH as VERSION of DEFINITION; sets with automatic upgrades upgrade to it."""
     with open_lab() as lab:
         record = lab.gallery(gallery).publish(
-            definition, version, path, raw=raw, exclude_from_latest=exclude_from_latest
+            definition,
+            version,
+            path,
+            raw=raw,
+            exclude_from_latest=exclude_from_latest,
+            hyper_v_generation=hyper_v_generation,
+            provisioning=provisioning,
         )
         click.echo(
             f"published {gallery}/{definition} {record.version} {record.algorithm}:{record.digest}"
         )
         if upgrade:
             run_due(lab)
+
+
+@image.command("define")
+@click.argument("definition")
+@click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
+@_definition_options
+def image_define(
+    definition: str, gallery: str, hyper_v_generation: str | None, provisioning: str | None
+) -> None:
+    """Create the image DEFINITION before its first version."""
+    with open_lab() as lab:
+        record = lab.gallery(gallery).define(
+            definition, hyper_v_generation=hyper_v_generation, provisioning=provisioning
+        )
+        click.echo(
+            f"{gallery}/{record.name}  hyperVGeneration {record.hyper_v_generation}"
+            f"  provisioning {record.provisioning}"
+        )
 
 
 @image.command("list")
@@ -89,6 +136,7 @@ def image_list() -> None:
                     f"{record.gallery}/{record.definition} {record.version}"
                     f"  {record.size // 1024**2} MiB  {record.algorithm}:{record.digest[:12]}"
                     f"  {record.published:%Y-%m-%d %H:%M}"
+                    f"  {record.hyper_v_generation}  {record.provisioning}"
                     f"{'  excluded from latest' if record.exclude_from_latest else ''}"
                 )
 
@@ -110,6 +158,11 @@ def image_show(definition: str, version: str, gallery: str, as_json: bool) -> No
         click.echo(f"{record.gallery}/{record.definition} {record.version}")
         click.echo(f"published {record.published:%Y-%m-%d %H:%M}, digest {record.digest}")
         click.echo(f"{record.size // 1024**2} MiB, a disk of {record.virtual_size // 1024**2} MiB")
+        definition_record = lab.images.definition(record.gallery, record.definition)
+        click.echo(
+            f"hyperVGeneration {record.hyper_v_generation}, provisioning {record.provisioning}"
+            f"{' (auto)' if definition_record.provisioning == 'auto' else ''}"
+        )
         if not packages:
             click.echo("no list of packages: there was no PATH.cdx.json beside the file")
             return
