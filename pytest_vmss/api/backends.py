@@ -16,6 +16,7 @@ from pytest_vmss.guest.agent import guest_time, read_file, within
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import LogKeeper
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.guest_platform import launcher
 from pytest_vmss.health import (
     Observation,
     RollingUpgradeMetrics,
@@ -104,6 +105,11 @@ class LocalBackends:
         record, machine = context.record, context.machine(generation.number)
         model = context.revision(generation.revision).model
         hypervisor = context.environment.hypervisor
+        if (
+            machine.platform is not None
+            and hypervisor.running_generation(context.domain) == generation.number
+        ):
+            launcher.ensure(machine.platform)  # its process may have been killed
         return LinuxGuest(
             context.name,
             access=SshAccess(
@@ -122,6 +128,7 @@ class LocalBackends:
             files_port=lambda: self.blobs.port,
             dial_files=self.blobs.dial,
             ask=partial(hypervisor.agent, context.domain),
+            sightings=lambda: context.sightings(generation),
         )
 
     def require_balancer(self) -> None:

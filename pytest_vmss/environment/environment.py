@@ -16,6 +16,9 @@ from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageStore
 from pytest_vmss.guest import Check, Guest
 from pytest_vmss.guest.keys import KeyPair
+from pytest_vmss.guest_platform.config import Platform, PlatformFiles
+from pytest_vmss.guest_platform.description import describe
+from pytest_vmss.guest_platform.sightings import Sightings, read_sightings
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
@@ -326,7 +329,8 @@ class InstanceContext:
             NotFoundError: There is no such disk.
         """
         record, paths = self.record, self.environment.paths
-        model = self.revision(self.existing(number).revision).model
+        generation = self.existing(number)
+        model = self.revision(generation.revision).model
         size = self.environment.size_of(model)
         return Machine(
             name=self.domain,
@@ -346,7 +350,37 @@ class InstanceContext:
                 Disk(disk.lun, paths.data_disk(self.scale_set, self.instance_id, disk.lun))
                 for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
             ),
+            platform=self._platform(generation, model),
         )
+
+    def _platform(self, generation: GenerationRecord, model: ScaleSetModel) -> Platform | None:
+        """Azure as the guest of a generation sees it; None if it reads a NoCloud disk (O1)."""
+        if generation.provisioning != "Azure":
+            return None
+        record, environment = self.record, self.environment
+        return Platform(
+            files=PlatformFiles(environment.paths.platform(record.uuid)),
+            generation=generation.number,
+            instance_id=record.instance_id,
+            mac=record.mac,
+            forwards=tuple(
+                (record.address, host, guest) for guest, host in record.forwards.items()
+            ),
+            outbound=environment.guest_network == "outbound",
+            names={"container": record.uuid, "instance": self.name, "service": record.scale_set},
+            document=describe(
+                model, record, generation,
+                lab=environment.paths.folder.name,
+                lab_key=environment.lab_key.public,
+            ),
+        )  # fmt: skip
+
+    def sightings(self, generation: GenerationRecord) -> Sightings | None:
+        """What the platform saw of a generation's guest; None if it has none (O2)."""
+        if generation.provisioning != "Azure":
+            return None
+        files = PlatformFiles(self.environment.paths.platform(self.record.uuid))
+        return read_sightings(files.sightings, generation.number)
 
     def event(self, kind: str, message: str) -> None:
         """Writes an event about the instance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ class PlatformFiles:
     def lock(self) -> Path:
         """Locked by the process that serves the guest."""
         return self.folder / "lock"
+
+    def remove(self) -> None:
+        """Removes them; the VM must be gone."""
+        for folder in (self.folder, self.nic.parent):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -149,9 +149,7 @@ def _public_keys(model: ScaleSetModel, lab_key: str) -> list[dict[str, str]]:
     linux = profile.linux_configuration
     keys = [] if linux is None or linux.ssh is None else linux.ssh.public_keys
     path = f"/home/{profile.admin_username}/.ssh/authorized_keys"
-    return [
-        {"keyData": data, "path": path} for data in [*(key.key_data for key in keys), lab_key]
-    ]
+    return [{"keyData": data, "path": path} for data in [*(key.key_data for key in keys), lab_key]]
 
 
 def _image_reference(image: dict[str, Any]) -> dict[str, str]:

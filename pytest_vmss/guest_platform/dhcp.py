@@ -131,7 +131,5 @@ def _route(network: IPv4Network, gateway: IPv4Address) -> bytes:
     """A classless route (RFC 3442): only the significant bytes of the network."""
     significant = (network.prefixlen + 7) // 8
     return (
-        bytes([network.prefixlen])
-        + network.network_address.packed[:significant]
-        + gateway.packed
+        bytes([network.prefixlen]) + network.network_address.packed[:significant] + gateway.packed
     )

@@ -21,7 +21,14 @@ API_VERSIONS = (
     "2023-07-01", "2023-11-15", "2025-04-07",
 )  # fmt: skip
 #: Versions of the scheduled events, oldest first.
-EVENT_VERSIONS = ("2017-08-01", "2017-11-01", "2019-01-01", "2019-04-01", "2019-08-01", "2020-07-01")
+EVENT_VERSIONS = (
+    "2017-08-01",
+    "2017-11-01",
+    "2019-01-01",
+    "2019-04-01",
+    "2019-08-01",
+    "2020-07-01",
+)
 
 #: The first version that has each of these properties of ``compute``.
 _SINCE = {
@@ -72,7 +79,10 @@ class MetadataService:
                 return self._only(request, lambda: json_response({"apiVersions": API_VERSIONS}))
             case ["metadata", "instance", *place]:
                 return self._versioned(
-                    request, API_VERSIONS, ("GET",), lambda version: self._found(version, request, place)
+                    request,
+                    API_VERSIONS,
+                    ("GET",),
+                    lambda version: self._found(version, request, place),
                 )
             case ["metadata", "scheduledevents"]:
                 return self._versioned(

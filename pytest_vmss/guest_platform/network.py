@@ -133,9 +133,7 @@ class Network:
         self._saw = saw
         self._slirp = Slirp(stream.send, outbound=outbound)
         # The guest's address is known, so libslirp never has to ask for it.
-        self._slirp.input(
-            arp_reply(lease.address, lease.mac, lease.gateway, GATEWAY_MAC)
-        )
+        self._slirp.input(arp_reply(lease.address, lease.mac, lease.gateway, GATEWAY_MAC))
 
     def serve(self, metadata: str, wire_server: str) -> None:
         """Serves Azure's two addresses from Unix sockets.

@@ -118,9 +118,7 @@ class _Served:
         self._loop.set_exception_handler(lambda _loop, _context: None)
         self._loop.run_until_complete(self._server.listen())
         stream = FrameStream(_connect(files.nic))
-        self._network = Network(
-            stream, lease, outbound=config["outbound"], saw=recorder.saw
-        )
+        self._network = Network(stream, lease, outbound=config["outbound"], saw=recorder.saw)
         self._network.serve(_METADATA, _WIRE_SERVER)
         for address, port, guest_port in config["forwards"]:
             self._network.forward(address, port, guest_port)

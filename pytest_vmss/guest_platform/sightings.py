@@ -38,7 +38,9 @@ class Sightings:
         health: Its last report about its provisioning; None if there is none.
     """
 
-    def __init__(self, seen: frozenset[str] = frozenset(), health: HealthReport | None = None) -> None:
+    def __init__(
+        self, seen: frozenset[str] = frozenset(), health: HealthReport | None = None
+    ) -> None:
         self.seen = seen
         self.health = health
 
@@ -67,7 +69,9 @@ def read_sightings(path: Path, generation: int) -> Sightings:
         health = document["health"]
         return Sightings(
             frozenset(name for name in _ALL if name in document["seen"]),
-            None if health is None else HealthReport(*(shown(str(part), _CHARS) for part in health)),
+            None
+            if health is None
+            else HealthReport(*(shown(str(part), _CHARS) for part in health)),
         )
     except (OSError, UnreadableError, ValueError, KeyError, TypeError):
         return Sightings()

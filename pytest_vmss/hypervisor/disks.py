@@ -136,10 +136,10 @@ def _write_iso(path: Path, files: dict[str, bytes], *, label: str, udf: bool = F
     iso = pycdlib.PyCdlib()
     iso.new(vol_ident=label, rock_ridge="1.09", joliet=3, udf="2.60" if udf else None)
     for number, (name, content) in enumerate(files.items()):
-        places = {"rr_name": name, "joliet_path": f"/{name}"}
-        if udf:
-            places["udf_path"] = f"/{name}"
-        iso.add_fp(io.BytesIO(content), len(content), f"/F{number}.;1", **places)
+        iso.add_fp(
+            io.BytesIO(content), len(content), f"/F{number}.;1",
+            rr_name=name, joliet_path=f"/{name}", udf_path=f"/{name}" if udf else None,
+        )  # fmt: skip
     out = io.BytesIO()
     iso.write_fp(out)
     iso.close()

@@ -160,6 +160,11 @@ class SimulatedHypervisor:
         preempt(self._clock)
         self._place(path)
 
+    def write_provisioning_dvd(self, path: Path, ovf_env: bytes) -> None:  # noqa: ARG002
+        """Creates the DVD's file."""
+        preempt(self._clock)
+        self._place(path)
+
     def _place(self, path: Path) -> None:
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
