@@ -16,7 +16,6 @@ from pytest_vmss.guest.agent import guest_time, read_file, within
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import LogKeeper
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
-from pytest_vmss.guest_platform import launcher
 from pytest_vmss.health import (
     Observation,
     RollingUpgradeMetrics,
@@ -105,11 +104,6 @@ class LocalBackends:
         record, machine = context.record, context.machine(generation.number)
         model = context.revision(generation.revision).model
         hypervisor = context.environment.hypervisor
-        if (
-            machine.platform is not None
-            and hypervisor.running_generation(context.domain) == generation.number
-        ):
-            launcher.ensure(machine.platform)  # its process may have been killed
         return LinuxGuest(
             context.name,
             access=SshAccess(
@@ -129,6 +123,7 @@ class LocalBackends:
             dial_files=self.blobs.dial,
             ask=partial(hypervisor.agent, context.domain),
             sightings=lambda: context.sightings(generation),
+            serve=context.keep_served,
         )
 
     def require_balancer(self) -> None:

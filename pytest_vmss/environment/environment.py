@@ -16,6 +16,7 @@ from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageStore
 from pytest_vmss.guest import Check, Guest
 from pytest_vmss.guest.keys import KeyPair
+from pytest_vmss.guest_platform import launcher
 from pytest_vmss.guest_platform.config import Platform, PlatformFiles
 from pytest_vmss.guest_platform.description import describe
 from pytest_vmss.guest_platform.sightings import Sightings, read_sightings
@@ -374,6 +375,21 @@ class InstanceContext:
                 lab_key=environment.lab_key.public,
             ),
         )  # fmt: skip
+
+    def keep_served(self) -> None:
+        """Serves the running guest again, if the process for that was killed (O1).
+
+        Raises:
+            HostError: It cannot be served.
+        """
+        files = PlatformFiles(self.environment.paths.platform(self.record.uuid))
+        if not files.config.exists() or launcher.is_served(files):
+            return
+        running = self.environment.hypervisor.running_generation(self.domain)
+        if running is not None and self.generation(running) is not None:
+            platform = self.machine(running).platform
+            if platform is not None:
+                launcher.ensure(platform)
 
     def sightings(self, generation: GenerationRecord) -> Sightings | None:
         """What the platform saw of a generation's guest; None if it has none (O2)."""

@@ -204,6 +204,7 @@ class LinuxGuest:
         dial_files: Connects to that server, verifying that it is the lab's.
         ask: Sends a command to its guest agent; None if it has none.
         sightings: Returns what Azure's platform saw of it; None if it has no platform (O2).
+        serve: Makes sure that its network is there.
     """
 
     def __init__(
@@ -221,8 +222,10 @@ class LinuxGuest:
         dial_files: Callable[[], socket.socket] | None = None,
         ask: Ask | None = None,
         sightings: Callable[[], Sightings | None] = lambda: None,
+        serve: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
+        self._serve = serve
         self._sightings = sightings
         self._access = access
         self._console = console
@@ -605,6 +608,7 @@ class LinuxGuest:
     def _connected(self) -> Shell | None:
         if self._shell is not None and self._shell.alive:
             return self._shell
+        self._serve()
         try:
             self._shell = Shell.connect(
                 self._access.address,

@@ -50,9 +50,9 @@ def ensure(platform: Platform) -> None:
     Raises:
         HostError: It cannot be served.
     """
-    platform.write()  # the model may have changed
     if is_served(platform.files):
         return
+    platform.write()
     try:
         run(
             [sys.executable, "-m", "pytest_vmss.guest_platform.process", platform.files.folder],

@@ -167,7 +167,7 @@ def tcp(
     size = 20 + len(data)
 
     def checksum(content: bytes) -> int:
-        total = sum(struct.unpack(f"!{len(content) // 2}H", content))
+        total: int = sum(struct.unpack(f"!{len(content) // 2}H", content))
         total = (total >> 16) + (total & 0xFFFF)
         return ~(total + (total >> 16)) & 0xFFFF
 
@@ -187,7 +187,8 @@ def tcp(
 
 def flags_of(frame: bytes) -> int:
     """The flags of a frame's TCP segment."""
-    return frame[14 + 20 + 13]
+    flags: int = frame[14 + 20 + 13]
+    return flags
 
 
 @pytest.fixture
