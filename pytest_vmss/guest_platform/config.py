@@ -43,6 +43,16 @@ class PlatformFiles:
         return self.folder / "seen.json"
 
     @property
+    def health_port(self) -> Path:
+        """The socket of the guest's health port, which libvirt makes."""
+        return self.folder.with_suffix(".h")
+
+    @property
+    def health(self) -> Path:
+        """The last message from that port, on this start of the VM."""
+        return self.folder / "health.json"
+
+    @property
     def lock(self) -> Path:
         """Locked by the process that serves the guest."""
         return self.folder / "lock"
@@ -51,6 +61,7 @@ class PlatformFiles:
         """Removes them; the VM must be gone."""
         for folder in (self.folder, self.nic.parent):
             shutil.rmtree(folder, ignore_errors=True)
+        self.health_port.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

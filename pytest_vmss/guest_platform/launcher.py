@@ -37,7 +37,8 @@ def prepare(platform: Platform) -> None:
         )
         platform.write()
         platform.files.nic.parent.mkdir(mode=0o700, exist_ok=True)
-        platform.files.nic.unlink(missing_ok=True)
+        for old in (platform.files.nic, platform.files.health_port, platform.files.health):
+            old.unlink(missing_ok=True)
     except WaitTimeoutError as error:
         raise HostError(f"the guest at {platform.files.folder}: {error.message}") from error
     except OSError as error:

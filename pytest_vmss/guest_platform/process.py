@@ -23,6 +23,7 @@ from typing import Any
 from pytest_vmss.errors import HostError, VmssError
 from pytest_vmss.guest_platform.config import PlatformFiles, read_config
 from pytest_vmss.guest_platform.exchange import Request, Response
+from pytest_vmss.guest_platform.health_port import follow_in_thread
 from pytest_vmss.guest_platform.http_server import HttpServer
 from pytest_vmss.guest_platform.metadata_service import MetadataService
 from pytest_vmss.guest_platform.network import FrameStream, Network, lease_of
@@ -97,6 +98,7 @@ class _Served:
     def __init__(self, files: PlatformFiles) -> None:
         # Paths are relative, since the length of socket paths is limited.
         os.chdir(files.folder)
+        self._files = files
         self._lock = _lock(files)
         config = read_config(files.config)
         recorder = Recorder(files.sightings, config["generation"])
@@ -125,6 +127,7 @@ class _Served:
 
     def run(self) -> None:
         """Serves until QEMU ends."""
+        follow_in_thread(os.path.relpath(self._files.health_port), self._files.health)
         threading.Thread(target=self._loop.run_forever, name="vmss-platform", daemon=True).start()
         self._network.run()
 

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from pytest_vmss.guest_platform.config import Platform
+from pytest_vmss.guest_platform.health_port import HEALTH_PORT
 from pytest_vmss.guest_platform.provisioning import ASSET_TAG
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator, GuestNetwork
@@ -91,9 +92,9 @@ def domain_xml(
     serial = _add(devices, "serial", type="file")
     _add(serial, "source", path=str(machine.console), append="on")
     _add(serial, "target", port="0")
-    channel = _add(devices, "channel", type="unix")
-    _add(channel, "source", mode="bind", path=str(machine.agent))
-    _add(channel, "target", type="virtio", name=AGENT_CHANNEL)
+    _add_channel(devices, machine.agent, AGENT_CHANNEL)
+    if machine.platform is not None:
+        _add_channel(devices, machine.platform.files.health_port, HEALTH_PORT)
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     _add(devices, "memballoon", model="none")
@@ -137,6 +138,12 @@ def _add_disk(
     _add(disk, "serial", serial)
     if boot:
         _add(disk, "boot", order="1")
+
+
+def _add_channel(devices: ET.Element, path: Path, name: str) -> None:
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "source", mode="bind", path=str(path))
+    _add(channel, "target", type="virtio", name=name)
 
 
 def _add_smbios(domain: ET.Element, os: ET.Element, uuid: str) -> None:

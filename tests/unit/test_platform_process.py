@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 import threading
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,16 +28,25 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.in_guest import application_health
 from pytest_vmss.guest.shell import CommandResult, Shell
 from pytest_vmss.guest_platform import launcher
 from pytest_vmss.guest_platform.config import Platform, PlatformFiles
+from pytest_vmss.guest_platform.health_port import (
+    HEALTH_PORT,
+    HealthMessage,
+    follow_in_thread,
+    read_message,
+)
 from pytest_vmss.guest_platform.sightings import Sightings
 from pytest_vmss.guest_platform.slirp import LIBRARY
 from pytest_vmss.guest_platform.wire_server import HealthReport
+from pytest_vmss.health import read_report
 from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.hypervisor import Machine, PowerState
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.domain import domain_xml
+from pytest_vmss.model import ApplicationHealthSettings, Health
 from pytest_vmss.settings import Timeouts
 from pytest_vmss.simulation.clock import VirtualClock
 
@@ -315,3 +325,73 @@ def test_only_the_first_boot_of_a_disk_is_reported(
     """O2: cloud-init does not provision a disk twice."""
     again = guest(tmp_path, monkeypatch, Sightings(), VirtualClock())
     assert again.wait_boot("another-boot").boot_id == "12345678-abcd"
+
+
+# The health port.
+
+
+def test_the_programs_port_is_the_one_that_the_vm_has() -> None:
+    assert f"/dev/virtio-ports/{HEALTH_PORT}" == application_health.PORT
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ([b"\n[1]\n"], "[1]"),
+        ([b"\n[1]\n\n[2", b"3]\n"], "[23]"),
+        ([b"cut off", b"\n[1]\n"], "[1]"),
+        ([b"x" * 300_000, b"x\n[1]\n"], "[1]"),
+        ([b"\xff\n"], "\ufffd"),
+    ],
+)
+def test_the_last_message_at_the_health_port_is_kept(
+    tmp_path: Path, written: list[bytes], kept: str
+) -> None:
+    """F3, R2: whatever is written there."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "h"))
+    listener.listen()
+    follow_in_thread(str(tmp_path / "h"), tmp_path / "health.json")
+    link, _ = listener.accept()
+    for part in written:
+        link.sendall(part)
+
+    def arrived() -> HealthMessage | None:
+        found = read_message(tmp_path / "health.json")
+        return found if found is not None and found.text == kept else None
+
+    message = wait_for("the message", arrived, timeout=10, clock=SystemClock())
+    assert abs(message.received - time.time_ns()) < 60e9
+    link.close()
+    listener.accept()[0].close()  # it comes again
+
+
+def test_a_broken_file_of_messages_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "health.json"
+    assert read_message(path) is None
+    for content in ("", "[]", '{"text": 1}', '{"text": "a", "received": "x"}'):
+        path.write_text(content)
+        assert read_message(path) is None
+
+
+def test_a_report_from_the_port_is_as_old_as_its_arrival() -> None:
+    """F3: however the guest's clock stands."""
+    text = application_health.document("Healthy", "HTTP 200", None, "boot", 1)
+    settings = ApplicationHealthSettings(protocol="http", port=80, request_path="/healthz")
+    now = 10**18
+    fresh = read_report(text, now=now, settings=settings, received=now - 10**9)
+    assert fresh.health is Health.HEALTHY
+    old = read_report(text, now=now, settings=settings, received=now - 600 * 10**9)
+    assert (old.health, "600 s old" in old.detail) == (Health.UNKNOWN, True)
+
+
+def test_the_program_writes_to_the_port_and_needs_none(tmp_path: Path) -> None:
+    """F3."""
+    port = tmp_path / "port"
+    application_health._send(str(port), "[1]")
+    os.mkfifo(port)
+    application_health._send(str(port), "[1]")  # nobody reads
+    reader = os.open(port, os.O_RDONLY | os.O_NONBLOCK)
+    application_health._send(str(port), "[2]")
+    assert os.read(reader, 100) == b"\n[2]\n"
+    os.close(reader)
