@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from pytest_vmss.cli.base import (
@@ -75,7 +78,7 @@ def image_build(name: str, version: str | None, recipes: Path | None) -> None:
 @click.argument("version")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
-@click.option("--raw", is_flag=True, help="The file is a raw disk, not a qcow2.")
+@click.option("--raw", is_flag=True, help="The file is a raw disk, whatever it looks like.")
 @click.option("--exclude-from-latest", is_flag=True, help="'latest' never means this version.")
 @_definition_options
 @click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
@@ -90,22 +93,35 @@ def image_publish(
     provisioning: str | None,
     upgrade: bool,
 ) -> None:
-    """Publish PATH as VERSION of DEFINITION; sets with automatic upgrades upgrade to it."""
+    """Publish PATH as VERSION of DEFINITION; sets with automatic upgrades upgrade to it.
+
+    PATH is a qcow2, VHD, VHDX or raw disk, recognized by its content.
+    """
     with open_lab() as lab:
-        record = lab.gallery(gallery).publish(
-            definition,
-            version,
-            path,
-            raw=raw,
-            exclude_from_latest=exclude_from_latest,
-            hyper_v_generation=hyper_v_generation,
-            provisioning=provisioning,
-        )
+        with _conversion(path) as progress:
+            record = lab.gallery(gallery).publish(
+                definition,
+                version,
+                path,
+                raw=raw,
+                exclude_from_latest=exclude_from_latest,
+                hyper_v_generation=hyper_v_generation,
+                provisioning=provisioning,
+                progress=progress,
+            )
         click.echo(
             f"published {gallery}/{definition} {record.version} {record.algorithm}:{record.digest}"
         )
         if upgrade:
             run_due(lab)
+
+
+@contextlib.contextmanager
+def _conversion(path: Path) -> Iterator[Callable[[float], None]]:
+    """Shows how far a conversion has come, on a terminal, once there is one."""
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(f"converting {plain(path.name)}", total=1.0, visible=False)
+        yield lambda done: shown.update(task, completed=done, visible=True)
 
 
 @image.command("define")

@@ -21,11 +21,13 @@ from pytest_vmss.gallery.copy import (
     digest_of,
     open_regular,
     open_source,
+    refuse_stored_size,
     seen,
     shown,
 )
 from pytest_vmss.gallery.definitions import DefinitionProperties
-from pytest_vmss.gallery.qcow2 import check_head, convert, inspect
+from pytest_vmss.gallery.formats import ImageHead, recognize
+from pytest_vmss.gallery.qcow2 import Progress, convert, inspect
 from pytest_vmss.gallery.sbom import Package, read_sbom
 from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.host.locks import try_lock, wait_for_lock
@@ -256,6 +258,7 @@ class ImageStore:
         raw: bool,
         exclude_from_latest: bool,
         properties: DefinitionProperties,
+        progress: Progress | None = None,
     ) -> VersionRecord:
         """See :meth:`Gallery.publish`."""
         _check_name("image definition", definition)
@@ -266,12 +269,12 @@ class ImageStore:
         belongs = definitions.expected(self._store, gallery, definition, properties)
         try:
             with open_source(source) as file:
-                check_head(shown(source), file, raw=raw, limits=self._limits)
+                head = recognize(shown(source), file, raw=raw, limits=self._limits)
                 packages = read_sbom(source)
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._sweep()
                 with self._part() as part:
-                    self._fill(part, file, shown(source), raw=raw)
+                    self._fill(part, file, shown(source), head, progress)
                     virtual_size = inspect(part, name=shown(source), limits=self._limits)
                     with open_regular(part) as whole:
                         record = VersionRecord(
@@ -340,16 +343,29 @@ class ImageStore:
                 self._clear(part)
             writing.release()
 
-    def _fill(self, part: Path, source: int, name: str, *, raw: bool) -> None:
-        """Fills a part with a private copy of a file; only the copy is used from now on."""
-        if not raw:
+    def _fill(
+        self,
+        part: Path,
+        source: int,
+        name: str,
+        head: ImageHead,
+        progress: Progress | None,
+    ) -> None:
+        """Fills a part with a qcow2 of a file's content; only the part is used from now on."""
+        if head.format == "qcow2":
             copy_file(source, part, name=name, limits=self._limits)
             return
-        with self._part() as disk:
+        if head.is_plain:
+            refuse_stored_size(name, os.fstat(source).st_blocks * 512, self._limits)
+            convert(source, part, head=head, name=name, limits=self._limits, progress=progress)
+            return
+        with self._part() as disk:  # a program interprets it, so it must be what was checked
             copy_file(source, disk, name=name, limits=self._limits)
             with open_regular(disk) as file:
-                check_head(name, file, raw=True, limits=self._limits)
-            convert(disk, part, name=name, limits=self._limits)
+                copied = recognize(name, file, limits=self._limits)
+            if copied.format != head.format:
+                raise ImageError(f"{name} was changed while it was read; publish it again")
+            convert(disk, part, head=copied, name=name, limits=self._limits, progress=progress)
 
     def _settle(
         self,
@@ -446,20 +462,23 @@ class Gallery:
         identifier: tuple[str, str, str] | None = None,
         hyper_v_generation: str | None = None,
         provisioning: str | None = None,
+        progress: Progress | None = None,
     ) -> VersionRecord:
         """Publishes a disk as an immutable version; may start automatic OS upgrades to it.
 
         Args:
             definition: Name of the image definition; created if missing.
             version: ``Major.Minor.Patch``.
-            path: A qcow2 file without a backing file; it is copied.
-            raw: Whether the file is a raw disk.
+            path: A disk image: qcow2 without a backing file, VHD, VHDX or raw, which is recognized
+                by its content. A qcow2 is copied, everything else converted to one.
+            raw: Whether the file is a raw disk, whatever it looks like.
             exclude_from_latest: Whether ``latest`` never refers to this version.
             identifier: Publisher, offer and sku of a new image definition.
             hyper_v_generation: ``V1`` (BIOS, the default) or ``V2`` (UEFI) for a new image
                 definition; an existing one must have it.
             provisioning: ``NoCloud`` (the default), ``Azure`` or ``auto`` for a new image
                 definition; an existing one must have it.
+            progress: Told the fraction of the conversion that is done, if there is one.
 
         Returns:
             The record of the version.
@@ -486,6 +505,7 @@ class Gallery:
             raw=raw,
             exclude_from_latest=exclude_from_latest,
             properties=properties,
+            progress=progress,
         )
 
     def define(
