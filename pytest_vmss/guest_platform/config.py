@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,8 @@ class PlatformFiles:
 
     @property
     def config(self) -> Path:
-        """The description of the platform, which holds custom data."""
-        return self.folder / "platform.json"
+        """The description of the platform, which holds user data."""
+        return self.folder.with_suffix(".json")
 
     @property
     def sightings(self) -> Path:
@@ -61,7 +62,8 @@ class PlatformFiles:
         """Removes them; the VM must be gone."""
         for folder in (self.folder, self.nic.parent):
             shutil.rmtree(folder, ignore_errors=True)
-        self.health_port.unlink(missing_ok=True)
+        for path in (self.config, self.health_port):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,11 @@ class Platform:
         }
         try:
             self.files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            group = self.files.folder.stat().st_gid
             write_durably(self.files.config, json.dumps(body).encode())
+            if os.geteuid() == 0 and group:  # the process is of the account that has the folder
+                os.chown(self.files.config, -1, group)
+                self.files.config.chmod(0o640)
         except OSError as error:
             raise HostError(f"{self.files.config} cannot be written: {error.strerror}") from error
 

@@ -11,13 +11,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vmss.untrusted import UnreadableError, read_json, read_regular
 
-__all__ = ["HEALTH_PORT", "HealthMessage", "follow", "follow_in_thread", "read_message"]
+__all__ = ["HEALTH_PORT", "HealthMessage", "connect", "keep_in_thread", "read_message"]
 
 #: The port's name in the guest: ``/dev/virtio-ports/…``.
 HEALTH_PORT = "org.pytest-vmss.health"
@@ -25,9 +24,7 @@ HEALTH_PORT = "org.pytest-vmss.health"
 _LINE = 256 * 1024
 _CHUNK = 64 * 1024
 _FILE = 2 * _LINE + 1024
-#: Seconds between two attempts to connect to QEMU.
-_RETRY_S = 0.5
-#: Messages that are kept each second; a guest may write as many as it likes.
+#: Seconds between two messages that are kept; a guest may write as many as it likes.
 _SHORTEST_S = 0.05
 
 
@@ -45,7 +42,7 @@ class HealthMessage:
 
 
 def read_message(path: Path) -> HealthMessage | None:
-    """Reads the file that :func:`follow` writes; None if there is no message yet."""
+    """Reads the file that :func:`keep_in_thread` writes; None if there is no message yet."""
     try:
         document = read_json(read_regular(path, _FILE).decode())
         return HealthMessage(str(document["text"]), int(document["received"]))
@@ -53,27 +50,33 @@ def read_message(path: Path) -> HealthMessage | None:
         return None
 
 
-def follow(port: str, keep: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Keeps the port's last message in a file, for ever.
+def connect(port: str) -> socket.socket | None:
+    """Connects to the port's socket; None if there is none."""
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(port)
+    except OSError:
+        link.close()
+        return None
+    return link
+
+
+def keep_in_thread(link: socket.socket, path: Path) -> None:
+    """Keeps the port's last message in a file, in a thread of its own.
 
     Args:
-        port: The port's socket.
-        keep: The file.
-        sleep: Waits between attempts to connect.
+        link: The connection; it ends with the VM.
+        path: The file.
     """
-    while True:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
-            link.connect(port)
-            _take(link, keep, sleep)
-        sleep(_RETRY_S)
+    threading.Thread(target=_follow, args=[link, path], name="vmss-health", daemon=True).start()
 
 
-def follow_in_thread(port: str, keep: Path) -> None:
-    """Starts :func:`follow` in a thread of its own."""
-    threading.Thread(target=follow, args=[port, keep], name="vmss-health-port", daemon=True).start()
+def _follow(link: socket.socket, path: Path) -> None:
+    with contextlib.suppress(OSError), link:
+        _take(link, path)
 
 
-def _take(link: socket.socket, keep: Path, sleep: Callable[[float], None]) -> None:
+def _take(link: socket.socket, keep: Path) -> None:
     """Keeps messages until the connection ends; one that is too long is dropped."""
     waiting = bytearray()
     is_whole = True
@@ -85,7 +88,7 @@ def _take(link: socket.socket, keep: Path, sleep: Callable[[float], None]) -> No
             is_whole = True
             if lines and lines[-1].strip():
                 _keep(bytes(lines[-1]), keep)
-                sleep(_SHORTEST_S)
+                time.sleep(_SHORTEST_S)
         waiting = rest
         if len(waiting) > _LINE:
             waiting.clear()

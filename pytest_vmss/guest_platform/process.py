@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import resource
 import socket
@@ -23,7 +24,7 @@ from typing import Any
 from pytest_vmss.errors import HostError, VmssError
 from pytest_vmss.guest_platform.config import PlatformFiles, read_config
 from pytest_vmss.guest_platform.exchange import Request, Response
-from pytest_vmss.guest_platform.health_port import follow_in_thread
+from pytest_vmss.guest_platform.health_port import connect, keep_in_thread
 from pytest_vmss.guest_platform.http_server import HttpServer
 from pytest_vmss.guest_platform.metadata_service import MetadataService
 from pytest_vmss.guest_platform.network import FrameStream, Network, lease_of
@@ -40,6 +41,7 @@ _READY_S = 10.0
 _LOOK_S = 0.02
 _MEMORY = 512 * 1024**2
 _FILE = 1024**2
+_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
 
 
 def main(folder: Path) -> int:
@@ -99,6 +101,9 @@ class _Served:
         # Paths are relative, since the length of socket paths is limited.
         os.chdir(files.folder)
         self._files = files
+        # libvirt lets no other account connect.
+        self._health = connect(os.path.relpath(files.health_port))
+        _drop_rights()
         self._lock = _lock(files)
         config = read_config(files.config)
         recorder = Recorder(files.sightings, config["generation"])
@@ -127,9 +132,21 @@ class _Served:
 
     def run(self) -> None:
         """Serves until QEMU ends."""
-        follow_in_thread(os.path.relpath(self._files.health_port), self._files.health)
+        if self._health is not None:
+            keep_in_thread(self._health, self._files.health)
         threading.Thread(target=self._loop.run_forever, name="vmss-platform", daemon=True).start()
         self._network.run()
+
+
+def _drop_rights() -> None:
+    """Becomes the account that the folder belongs to, and gives up what it could regain (R4)."""
+    owner = Path().stat()
+    if os.geteuid() == 0 and owner.st_uid:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+    if ctypes.CDLL(None, use_errno=True).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "the process cannot give up rights")
 
 
 def _lock(files: PlatformFiles) -> Lock:

@@ -50,8 +50,13 @@ class Access:
         for path in (machine.os_disk, *(disk.path for disk in machine.data_disks)):
             self._give(path, _WRITE)
         if machine.platform is not None:
-            self._give(machine.platform.files.nic.parent, _FILL)
+            files = machine.platform.files
+            self._give(files.nic.parent, _FILL)
             self._give(LabPaths(self.lab).run, _ENTER)
+            # Of the process that reads the guest's frames: it must not be root's either.
+            for path in (*files.folder.iterdir(), files.folder):
+                chown(path, self.account.uid, self.account.gid, follow_symlinks=False)
+            machine.platform.write()
         for folder in (
             *machine.os_disk.parents, LabPaths(self.lab).images, *self._checkpoints(),
         ):  # fmt: skip

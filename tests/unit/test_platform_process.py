@@ -35,10 +35,11 @@ from pytest_vmss.guest_platform.config import Platform, PlatformFiles
 from pytest_vmss.guest_platform.health_port import (
     HEALTH_PORT,
     HealthMessage,
-    follow_in_thread,
+    connect,
+    keep_in_thread,
     read_message,
 )
-from pytest_vmss.guest_platform.sightings import Sightings
+from pytest_vmss.guest_platform.sightings import Sightings, read_sightings
 from pytest_vmss.guest_platform.slirp import LIBRARY
 from pytest_vmss.guest_platform.wire_server import HealthReport
 from pytest_vmss.health import read_report
@@ -249,11 +250,39 @@ def test_qemus_account_may_make_its_socket_and_read_nothing_else(tmp_path: Path)
     launcher.prepare(made.platform)
     Access(QemuAccount(4321, 4321), lab).grant(made)
     given = {
-        str(path.relative_to(lab)): oct(path.stat().st_mode & 0o777)
+        str(path.relative_to(lab)): (path.stat().st_uid, oct(path.stat().st_mode & 0o777))
         for path in lab.rglob("*")
         if path.stat().st_gid == 4321
     }
-    assert given == {"run": "0o710", "run/406a9d04.q": "0o770"}
+    assert given == {
+        "run": (0, "0o710"), "run/406a9d04.q": (0, "0o770"), "run/406a9d04.az": (4321, "0o700"),
+        "run/406a9d04.json": (0, "0o640"),
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="runs a process as another account")
+def test_what_reads_a_guests_frames_is_not_root(place: Path) -> None:
+    """R4: where QEMU is not, either; it still keeps what it saw, and reads what it is told."""
+    served = platform(place / "lab/run")
+    for folder in (place, *place.parents[:-1], place / "lab", place / "lab/run"):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(folder.stat().st_mode | 0o011)
+    launcher.prepare(served)
+    Access(QemuAccount(65534, 65534), place / "lab").grant(
+        replace(machine(place / "lab"), platform=served)
+    )
+    qemu = Qemu(served.files.nic)
+    os.chown(served.files.nic, 65534, 65534)
+    launcher.ensure(served)
+    (process,) = serving(served.files.folder)
+    assert set(process.uids()) == set(process.gids()) == {65534}
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    assert "CapEff:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    assert "Groups:\t \n" in status
+    assert get(served.files) == (200, UUID.encode())
+    assert read_sightings(served.files.sightings, 1).seen == {"metadata"}
+    qemu.end()
 
 
 # The guest's verdict.
@@ -351,7 +380,9 @@ def test_the_last_message_at_the_health_port_is_kept(
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "h"))
     listener.listen()
-    follow_in_thread(str(tmp_path / "h"), tmp_path / "health.json")
+    own = connect(str(tmp_path / "h"))
+    assert own is not None
+    keep_in_thread(own, tmp_path / "health.json")
     link, _ = listener.accept()
     for part in written:
         link.sendall(part)
@@ -363,7 +394,7 @@ def test_the_last_message_at_the_health_port_is_kept(
     message = wait_for("the message", arrived, timeout=10, clock=SystemClock())
     assert abs(message.received - time.time_ns()) < 60e9
     link.close()
-    listener.accept()[0].close()  # it comes again
+    assert connect(str(tmp_path / "none")) is None
 
 
 def test_a_broken_file_of_messages_has_none(tmp_path: Path) -> None:

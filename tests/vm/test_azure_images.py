@@ -17,10 +17,12 @@ import pytest
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.gallery import Gallery
 from pytest_vmss.image_builder import ImageBuilder
+from pytest_vmss.model import Health
 from pytest_vmss.settings import Settings
-from tests.models import LOAD_BALANCER, encode, web_model
+from tests.models import LOAD_BALANCER, encode, web_model, with_application_health
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 USER_DATA = encode("what the application reads")
@@ -45,7 +47,10 @@ def images(vmss: Lab, azure_built: Callable[[str], Path]) -> Gallery:
 
 @pytest.fixture(scope="module")
 def web(vmss: Lab, images: Gallery) -> Iterator[ScaleSet]:
-    model = web_model("azweb", capacity=2)
+    model = with_application_health(
+        web_model("azweb", capacity=2), "1.0", probe=True, requestPath="/healthz",
+        intervalInSeconds=5, numberOfProbes=1,
+    )  # fmt: skip
     model["tags"] = {"team": "shop"}
     profile = model["properties"]["virtualMachineProfile"]
     profile["userData"] = USER_DATA
@@ -117,6 +122,29 @@ def test_each_instance_is_told_its_own_truth(web: ScaleSet) -> None:
         assert json.loads(refused.stdout) == {
             "error": "Bad request. Required metadata header not specified"
         }
+
+
+def test_the_application_reports_its_health_without_an_agent(web: ScaleSet) -> None:
+    """F3, O1: over a virtio port, beside the load balancer's probe."""
+    for instance in web:
+        seen = instance.observations()
+        assert {found.health for found in seen.values()} == {Health.HEALTHY}
+        assert "Application Health extension" in seen
+    host = web[0].host
+    host.check_output("systemctl stop nginx")
+    wait_for(
+        "the report",
+        lambda: (
+            web[0].observations()["Application Health extension"].health is Health.UNHEALTHY or None
+        ),
+        timeout=120,
+        clock=SystemClock(),
+        interval=1.0,
+    )
+    host.check_output("systemctl start nginx")
+    wait_for(
+        "health", lambda: web.is_healthy() or None, timeout=120, clock=SystemClock(), interval=1.0
+    )
 
 
 def test_guests_reach_nothing_else(web: ScaleSet) -> None:
