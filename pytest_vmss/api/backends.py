@@ -19,6 +19,7 @@ from pytest_vmss.guest.console_log import LogKeeper
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.health_port import read_message
+from pytest_vmss.guest_platform.slirp import load
 from pytest_vmss.health import (
     Observation,
     RollingUpgradeMetrics,
@@ -137,6 +138,14 @@ class LocalBackends:
         """
         HAProxy(self._paths.balancer("any-other-set"), []).require()
 
+    def require_platform(self) -> None:
+        """Checks that guests that look for Azure can be served here (O1).
+
+        Raises:
+            HostError: libslirp is not installed.
+        """
+        load()
+
     def make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
         """Returns the load balancer of a set."""
         return HAProxy(self._paths.balancer(record.unique_id), rules)
@@ -154,9 +163,9 @@ class LocalBackends:
 
         Over the guest agent, or for a guest that looks for Azure from its health port.
         """
-        files = PlatformFiles(self._paths.platform(context.record.uuid))
-        if files.config.exists():
-            return _from_port(files, settings)
+        platform = context.running_platform()
+        if platform is not None:
+            return _from_port(platform.files, settings)
         ask = within(partial(context.environment.hypervisor.agent, context.domain), _REPORT_S)
         try:
             return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)

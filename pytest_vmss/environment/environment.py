@@ -385,11 +385,16 @@ class InstanceContext:
         files = PlatformFiles(self.environment.paths.platform(self.record.uuid))
         if not files.config.exists() or launcher.is_served(files):
             return
+        platform = self.running_platform()
+        if platform is not None:
+            launcher.ensure(platform)
+
+    def running_platform(self) -> Platform | None:
+        """Azure as the running guest sees it; None if it reads a NoCloud disk, or none runs."""
         running = self.environment.hypervisor.running_generation(self.domain)
-        if running is not None and self.generation(running) is not None:
-            platform = self.machine(running).platform
-            if platform is not None:
-                launcher.ensure(platform)
+        if running is None or self.generation(running) is None:
+            return None
+        return self.machine(running).platform
 
     def sightings(self, generation: GenerationRecord) -> Sightings | None:
         """What the platform saw of a generation's guest; None if it has none (O2)."""

@@ -29,7 +29,7 @@ from typing import ClassVar
 
 from pytest_vmss.errors import HostError
 
-__all__ = ["LIBRARY", "NAME_SERVER", "Slirp"]
+__all__ = ["LIBRARY", "NAME_SERVER", "Slirp", "load"]
 
 LIBRARY = "libslirp.so.0"
 
@@ -114,7 +114,7 @@ class _Callbacks(Structure):
     ]
 
 
-def _load() -> ctypes.CDLL:
+def load() -> ctypes.CDLL:
     """Loads the library.
 
     Raises:
@@ -152,7 +152,7 @@ class Slirp:
     """
 
     def __init__(self, send: Callable[[bytes], None], *, outbound: bool) -> None:
-        self._library = _load()
+        self._library = load()
         # The library keeps these pointers.
         self._callbacks = _Callbacks(
             _SendPacket(lambda data, size, _: _sent(send, data, size)),
