@@ -411,7 +411,8 @@ class InstanceContext:
 
 
 def _budgets(model: ScaleSetModel, factor: float) -> float:
-    """Seconds that a model gives its instances: for extensions, and as grace period."""
+    """Seconds that a model gives its instances: for extensions, as grace period, as notice."""
     application = application_health(model)
     grace = 0.0 if application is None else application.grace_seconds
-    return factor * model.extensions_time_budget.total_seconds() + grace
+    notice = model.os_image_notice or 0.0
+    return factor * model.extensions_time_budget.total_seconds() + grace + notice

@@ -183,6 +183,7 @@ _ANSWER_BYTES = 1024 * 1024
 _HANDLER_BYTES = 8 * 1024 * 1024
 _LOGIN_S = 10.0
 _CHECK_S = 60.0
+#: Seconds between two attempts to log in while a guest boots.
 _PATIENCE_S = 6.0
 #: The same once a guest has reported that it is ready; its SSH server starts later.
 _AFTER_READY_S = 0.5

@@ -54,15 +54,38 @@ class PlatformFiles:
         return self.folder / "health.json"
 
     @property
+    def events(self) -> Path:
+        """The instance's scheduled events."""
+        return self.folder.with_suffix(".events")
+
+    @property
+    def approvals(self) -> Path:
+        """The events that the guest has approved."""
+        return self.folder / "approved.json"
+
+    @property
     def lock(self) -> Path:
         """Locked by the process that serves the guest."""
         return self.folder / "lock"
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Writes a file that the process may read and not change.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        group = self.folder.stat().st_gid
+        write_durably(path, data)
+        if os.geteuid() == 0 and group:  # the process is of the account that has the folder
+            os.chown(path, -1, group)
+            path.chmod(0o640)
 
     def remove(self) -> None:
         """Removes them; the VM must be gone."""
         for folder in (self.folder, self.nic.parent):
             shutil.rmtree(folder, ignore_errors=True)
-        for path in (self.config, self.health_port):
+        for path in (self.config, self.events, self.health_port):
             path.unlink(missing_ok=True)
 
 
@@ -106,12 +129,7 @@ class Platform:
             "instance": json.loads(self.document),
         }
         try:
-            self.files.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            group = self.files.folder.stat().st_gid
-            write_durably(self.files.config, json.dumps(body).encode())
-            if os.geteuid() == 0 and group:  # the process is of the account that has the folder
-                os.chown(self.files.config, -1, group)
-                self.files.config.chmod(0o640)
+            self.files.write(self.files.config, json.dumps(body).encode())
         except OSError as error:
             raise HostError(f"{self.files.config} cannot be written: {error.strerror}") from error
 

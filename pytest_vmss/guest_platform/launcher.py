@@ -7,6 +7,7 @@ import sys
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, ToolError, WaitTimeoutError
 from pytest_vmss.guest_platform.config import Platform, PlatformFiles
+from pytest_vmss.guest_platform.events_file import publish
 from pytest_vmss.host.locks import is_locked
 from pytest_vmss.host.process import run
 
@@ -37,6 +38,7 @@ def prepare(platform: Platform) -> None:
         )
         platform.write()
         platform.files.nic.parent.mkdir(mode=0o700, exist_ok=True)
+        publish(platform.files)  # what was to come has begun
         for old in (platform.files.nic, platform.files.health_port, platform.files.health):
             old.unlink(missing_ok=True)
     except WaitTimeoutError as error:

@@ -23,6 +23,7 @@ from typing import Any
 
 from pytest_vmss.errors import HostError, VmssError
 from pytest_vmss.guest_platform.config import PlatformFiles, read_config
+from pytest_vmss.guest_platform.events_file import Approvals, read_events
 from pytest_vmss.guest_platform.exchange import Request, Response
 from pytest_vmss.guest_platform.health_port import connect, keep_in_thread
 from pytest_vmss.guest_platform.http_server import HttpServer
@@ -108,7 +109,10 @@ class _Served:
         config = read_config(files.config)
         recorder = Recorder(files.sightings, config["generation"])
         lease = lease_of(config["instanceId"], config["mac"], outbound=config["outbound"])
-        metadata = MetadataService(lambda: _instance(files), ScheduledEvents())
+        metadata = MetadataService(
+            lambda: _instance(files),
+            ScheduledEvents(lambda: read_events(files.events), Approvals(files.approvals).add),
+        )
         wire_server = WireServer(
             **config["names"],
             address=str(lease.address),

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
+
+from pytest_vmss.errors import HostError, InterruptedOperationError
+from pytest_vmss.guest_platform.config import PlatformFiles
+from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish
 from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.steps import notice
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
@@ -50,3 +57,102 @@ def test_other_sets_stay_as_they_are(lab: SimulatedLab) -> None:
     machine = lab.simulated.defined[f"vmss-{lab.environment.lab_id}-web_0"]
     assert machine.platform is None
     assert web[0].generation.host_key.startswith("ssh-ed25519 ")
+
+
+# Scheduled events (O4).
+
+
+def with_notice(seconds: int = 900) -> dict[str, Any]:
+    body = web_model(capacity=2)
+    body["properties"]["virtualMachineProfile"]["scheduledEventsProfile"] = {
+        "osImageNotificationProfile": {"enable": True, "notBeforeTimeout": f"PT{seconds}S"}
+    }
+    return body
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[ScheduledEvent]:
+    """All events that guests were told of."""
+    told: list[ScheduledEvent] = []
+
+    def keep(files: PlatformFiles, *published: ScheduledEvent) -> None:
+        told.extend(published)
+        publish(files, *published)
+
+    monkeypatch.setattr(notice, "publish", keep)
+    return told
+
+
+def said(lab: SimulatedLab) -> list[str]:
+    return [event.message for event in lab.store.events() if event.kind == "scheduled event"]
+
+
+def test_a_silent_application_is_upgraded_after_the_time_out(
+    lab: SimulatedLab, events: list[ScheduledEvent]
+) -> None:
+    """O4: and has its time however long the others' limits are."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+    begun = lab.clock.monotonic()
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed, upgrade.explain()
+    assert lab.clock.monotonic() - begun > 2 * 900
+    assert said(lab) == [
+        "Reimage: the guest may approve it within 900 s",
+        "Reimage: not approved in time; it begins anyway",
+    ] * 2  # fmt: skip
+    assert [(event.instance, event.started) for event in events] == [
+        ("web_0", False), ("web_0", True), ("web_1", False), ("web_1", True),
+    ]  # fmt: skip
+
+
+def test_an_application_that_approves_is_upgraded_at_once(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O4."""
+
+    def approve(files: PlatformFiles, *published: ScheduledEvent) -> None:
+        publish(files, *published)
+        Approvals(files.approvals).add(published[0].event_id)
+
+    monkeypatch.setattr(notice, "publish", approve)
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+    begun = lab.clock.monotonic()
+    assert lab.roll(web, "1.1.0").completed
+    assert lab.clock.monotonic() - begun < 900
+    assert said(lab)[1::2] == ["Reimage: approved by the guest"] * 2
+
+
+def test_an_event_that_is_pending_is_the_same_after_a_resume(
+    lab: SimulatedLab, events: list[ScheduledEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O4, M1: with the same id and the same end."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+
+    def fail(*_: object) -> bool:
+        raise HostError("the host has a fault")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(notice, "is_approved", fail)
+        lab.publish("1.1.0")
+        with pytest.raises(InterruptedOperationError):
+            lab.run_due()
+    lab.clock.sleep(300)
+    assert web.resume().completed
+    first, again = events[:2]
+    assert first.event_id == again.event_id
+    assert abs((first.not_before - again.not_before).total_seconds()) < 1
+    assert said(lab)[0].startswith("Reimage: the guest may approve")
+    assert said(lab)[1].startswith("Reimage: not approved in time")
+
+
+def test_without_the_profile_nobody_is_told(
+    lab: SimulatedLab, events: list[ScheduledEvent]
+) -> None:
+    """O4."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start_web(1)
+    assert lab.roll(web, "1.1.0").completed
+    assert not events

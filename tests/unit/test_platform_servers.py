@@ -8,6 +8,7 @@ import io
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.description import describe
+from pytest_vmss.guest_platform.events_file import (
+    Approvals,
+    ScheduledEvent,
+    is_approved,
+    publish,
+    published,
+    read_events,
+)
 from pytest_vmss.guest_platform.exchange import Request, Response
 from pytest_vmss.guest_platform.http_server import HttpServer
 from pytest_vmss.guest_platform.metadata_service import API_VERSIONS, MetadataService
@@ -65,7 +75,10 @@ def instance(number: int = 0, version: str = "1.0.0") -> dict[str, Any]:
 
 
 def service(number: int = 0) -> MetadataService:
-    return MetadataService(lambda: instance(number), ScheduledEvents())
+    return MetadataService(
+        lambda: instance(number),
+        ScheduledEvents(lambda: {"DocumentIncarnation": 1, "Events": []}, lambda _: None),
+    )
 
 
 def get(
@@ -202,6 +215,66 @@ def test_scheduled_events_are_answered() -> None:
     assert get(events, method="POST", body=unknown)[0] == 400
     for wrong in (b"", b"\xff", b"[]", b'{"StartRequests": 1}', b'{"StartRequests": [{}]}'):
         assert get(events, method="POST", body=wrong)[0] == 400
+
+
+def test_an_event_is_seen_and_approved(tmp_path: Path) -> None:
+    """O4: in Azure's form, which grew with the versions; only what is pending can be approved."""
+    files = PlatformFiles(tmp_path / "406a9d04.az")
+    when = datetime(2026, 1, 1, 12, 15, tzinfo=UTC)
+    event = ScheduledEvent("A-1", "web_0", when)
+    publish(files, event)
+    publish(files, event)
+    server = MetadataService(
+        instance,
+        ScheduledEvents(lambda: read_events(files.events), Approvals(files.approvals).add),
+    )
+
+    def ask(version: str, method: str = "GET", body: bytes = b"") -> tuple[int, Any]:
+        target = f"/metadata/scheduledevents?api-version={version}"
+        told = server.answer(Request(method, target, {"metadata": "true"}, body))
+        return told.status, json.loads(told.body) if told.body else None
+
+    _, told = ask("2020-07-01")
+    assert told["DocumentIncarnation"] == 2
+    assert told["Events"] == [
+        {
+            "EventId": "A-1",
+            "EventStatus": "Scheduled",
+            "EventType": "Reimage",
+            "ResourceType": "VirtualMachine",
+            "Resources": ["web_0"],
+            "NotBefore": "Thu, 01 Jan 2026 12:15:00 GMT",
+            "Description": "The OS disk is replaced by that of another image version.",
+            "EventSource": "Platform",
+            "DurationInSeconds": -1,
+        }
+    ]
+    _, old = ask("2017-11-01")
+    assert not {"Description", "EventSource", "DurationInSeconds"} & set(old["Events"][0])
+    assert published(files, "A-1") == when
+    assert published(files, "A-2") is None
+    assert not is_approved(files, "A-1")
+    for wrong in ("A-2", "A-1/../x"):
+        body = json.dumps({"StartRequests": [{"EventId": wrong}]}).encode()
+        assert ask("2020-07-01", "POST", body)[0] == 400
+    body = json.dumps({"StartRequests": [{"EventId": "A-1"}]}).encode()
+    assert ask("2020-07-01", "POST", body) == (200, None)
+    assert is_approved(files, "A-1")
+    publish(files, replace(event, started=True))
+    _, told = ask("2020-07-01")
+    assert told["DocumentIncarnation"] == 3
+    assert (told["Events"][0]["EventStatus"], told["Events"][0]["NotBefore"]) == ("Started", "")
+    publish(files)
+    assert ask("2020-07-01")[1] == {"DocumentIncarnation": 4, "Events": []}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2", '{"a": 1}'])
+def test_what_a_guest_left_as_approvals_is_none(tmp_path: Path, content: str) -> None:
+    """R2."""
+    files = PlatformFiles(tmp_path / "406a9d04.az")
+    files.folder.mkdir()
+    files.approvals.write_text(content)
+    assert not is_approved(files, "A-1")
 
 
 @given(st.text(max_size=60), st.binary(max_size=60))
