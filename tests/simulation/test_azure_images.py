@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_vmss.errors import HostError, InterruptedOperationError
+from pytest_vmss.errors import HostError, InterruptedOperationError, NotModelledWarning
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish
 from pytest_vmss.simulation.guest import Behaviour
@@ -140,7 +140,9 @@ def test_an_event_that_is_pending_is_the_same_after_a_resume(
         with pytest.raises(InterruptedOperationError):
             lab.run_due()
     lab.clock.sleep(300)
-    assert web.resume().completed
+    resumed = web.resume()
+    assert resumed is not None
+    assert resumed.completed
     first, again = events[:2]
     assert first.event_id == again.event_id
     assert abs((first.not_before - again.not_before).total_seconds()) < 1
@@ -156,3 +158,12 @@ def test_without_the_profile_nobody_is_told(
     web = lab.start_web(1)
     assert lab.roll(web, "1.1.0").completed
     assert not events
+
+
+def test_other_images_say_that_nobody_is_told(lab: SimulatedLab) -> None:
+    """O4, A6."""
+    with pytest.warns(NotModelledWarning, match="osImageNotificationProfile.*metadata service"):
+        web = lab.start(with_notice(), LOAD_BALANCER)
+    begun = lab.clock.monotonic()
+    assert lab.roll(web, "1.1.0").completed
+    assert lab.clock.monotonic() - begun < 900
