@@ -75,9 +75,12 @@ class Checkpoints:
         if not model.sku.capacity:
             yield Sought()
             return
-        if obstacle := (
-            _of_platform(version) or obstacle_to(model) or self._lack_of_room(document)
-        ):
+        obstacle = (
+            _of_platform(version)
+            or obstacle_to(model, version.hyper_v_generation)
+            or self._lack_of_room(document)
+        )
+        if obstacle:
             yield Sought(obstacle=obstacle)
             return
         key = checkpoint_key(

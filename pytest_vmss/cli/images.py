@@ -21,9 +21,10 @@ from pytest_vmss.cli.base import (
 )
 from pytest_vmss.gallery import DEFAULT_GALLERY, ImageAddress
 from pytest_vmss.gallery.definitions import GENERATIONS, PROVISIONING
+from pytest_vmss.gallery.inspection import Inspection, inspect_file
 from pytest_vmss.gallery.sbom import cyclonedx, describe
 from pytest_vmss.image_builder import ImageBuilder, find_recipes
-from pytest_vmss.report import plain
+from pytest_vmss.report import plain, say
 
 __all__: list[str] = []
 
@@ -155,6 +156,43 @@ def image_list() -> None:
                     f"  {record.hyper_v_generation}  {record.provisioning}"
                     f"{'  excluded from latest' if record.exclude_from_latest else ''}"
                 )
+
+
+@image.command("inspect")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--raw", is_flag=True, help="The file is a raw disk, whatever it looks like.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def image_inspect(path: Path, raw: bool, as_json: bool) -> None:
+    """Tell what FILE is, what the lab will do with it, and what would hinder it."""
+    settings, _ = context()
+    settings.cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = inspect_file(path, raw=raw, limits=settings.images, work=settings.cache_dir)
+    if as_json:
+        click.echo(json.dumps(found.to_wire(), indent=2))
+        return
+    for name, value in _told(found):
+        say(console, plain(f"{name:<13} "), value)
+    for told in found.plan():
+        say(console, plain("the lab       ", "green"), told)
+    for told in found.hindrances():
+        say(console, plain("hindrance     ", "yellow"), told)
+
+
+def _told(found: Inspection) -> Iterator[tuple[str, str]]:
+    """Yields what was found, by name."""
+    yield "format", f"{found.head.format}, a disk of {found.head.size // 1024**2} MiB"
+    yield "partitions", found.table.scheme or "none, the disk is one file system"
+    for each in found.table.partitions:
+        kind, holds = each.type or "unknown type", each.file_system or "no known file system"
+        yield "", f"{each.number}: {each.size // 1024**2} MiB  {kind}  {holds}"
+    if (contents := found.contents) is None:
+        return
+    yield "distribution", f"{contents.distribution} {contents.architecture}".strip()
+    yield "kernel", ", ".join(contents.kernels) or "none"
+    yield "cloud-init", "none" if contents.cloud_init is None else contents.cloud_init or "unknown"
+    if contents.cloud_init is not None:
+        yield "data sources", ", ".join(contents.data_sources) or "all that cloud-init knows"
+    yield "agents", ", ".join(contents.agents) or "none"
 
 
 @image.command("show")

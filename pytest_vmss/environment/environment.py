@@ -332,6 +332,7 @@ class InstanceContext:
         record, paths = self.record, self.environment.paths
         generation = self.existing(number)
         model = self.revision(generation.revision).model
+        nvram = paths.nvram(self.scale_set, self.instance_id, number)
         size = self.environment.size_of(model)
         return Machine(
             name=self.domain,
@@ -352,6 +353,7 @@ class InstanceContext:
                 for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
             ),
             platform=self._platform(generation, model),
+            nvram=nvram if generation.hyper_v_generation == "V2" else None,
         )
 
     def _platform(self, generation: GenerationRecord, model: ScaleSetModel) -> Platform | None:

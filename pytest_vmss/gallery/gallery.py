@@ -27,6 +27,7 @@ from pytest_vmss.gallery.copy import (
 )
 from pytest_vmss.gallery.definitions import DefinitionProperties
 from pytest_vmss.gallery.formats import ImageHead, recognize
+from pytest_vmss.gallery.inspection import found_provisioning
 from pytest_vmss.gallery.qcow2 import Progress, convert, inspect
 from pytest_vmss.gallery.sbom import Package, read_sbom
 from pytest_vmss.host.files import PART, sync_folder
@@ -276,6 +277,7 @@ class ImageStore:
                 with self._part() as part:
                     self._fill(part, file, shown(source), head, progress)
                     virtual_size = inspect(part, name=shown(source), limits=self._limits)
+                    provisioning = self._provisioning(belongs, part, shown(source))
                     with open_regular(part) as whole:
                         record = VersionRecord(
                             gallery=gallery,
@@ -288,7 +290,7 @@ class ImageStore:
                             published=self._clock.now(),
                             exclude_from_latest=exclude_from_latest,
                             hyper_v_generation=belongs.hyper_v_generation,
-                            provisioning=_resolved(belongs),
+                            provisioning=provisioning,
                         )
                     published = self._settle(part, record, belongs, packages)
         except OSError as error:
@@ -366,6 +368,15 @@ class ImageStore:
             if copied.format != head.format:
                 raise ImageError(f"{name} was changed while it was read; publish it again")
             convert(disk, part, head=copied, name=name, limits=self._limits, progress=progress)
+
+    def _provisioning(
+        self, belongs: DefinitionRecord, part: Path, name: str
+    ) -> Literal["NoCloud", "Azure"]:
+        """How guests of a new version are provisioned; looks into it if that is to be found out."""
+        if belongs.provisioning != "auto":
+            return belongs.provisioning
+        with self._part() as disk:
+            return found_provisioning(part, disk, name=name, limits=self._limits)
 
     def _settle(
         self,
@@ -592,11 +603,6 @@ def _check_name(what: str, name: str) -> None:
             f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"
         )
-
-
-def _resolved(definition: DefinitionRecord) -> Literal["NoCloud", "Azure"]:
-    """How guests of a new version are provisioned."""
-    return "NoCloud" if definition.provisioning == "auto" else definition.provisioning
 
 
 def _has_content(part: Path, published: VersionRecord) -> bool:

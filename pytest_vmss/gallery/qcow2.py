@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from pytest_vmss.errors import ImageError, ToolError
-from pytest_vmss.gallery.copy import open_source, shown
+from pytest_vmss.errors import HostError, ImageError, ToolError
+from pytest_vmss.gallery.copy import open_source, refuse_stored_size, shown
 from pytest_vmss.gallery.formats import Format, ImageHead
 from pytest_vmss.gallery.header import check_header, refuse_virtual_size
 from pytest_vmss.host.files import sync
@@ -27,6 +29,7 @@ _CONVERT_LIMIT_S = 1800.0
 #: How QEMU is told each format that is converted. A VHD's size is the one that it names: QEMU
 #: would compute it from the geometry for creators that it does not know, and cut the disk off.
 _DRIVERS: Mapping[Format, str] = {
+    "qcow2": "driver=qcow2",
     "raw": "driver=raw",
     "VHD (fixed)": "driver=raw,size={size}",
     "VHD (dynamic)": "driver=vpc,force_size_calc=current_size",
@@ -143,7 +146,7 @@ def convert(
         ToolError: The conversion failed.
     """
     kept = (source,) if isinstance(source, int) else ()
-    path = source if isinstance(source, Path) else Path(f"/proc/self/fd/{source}")
+    path = source if isinstance(source, Path) else _inherited(source)
     run(
         ["qemu-img", "convert", *(["-p"] if progress else []), "--image-opts", "-O", "qcow2",
          f"{_DRIVERS[head.format].format(size=head.size)},{_file_options(path)}",
@@ -158,6 +161,50 @@ def convert(
     )  # fmt: skip
     target.chmod(0o444)
     sync(target)
+
+
+def to_raw(source: int, target: Path, *, head: ImageHead, name: str, limits: ImageLimits) -> None:
+    """Writes an image's disk to a raw file, in which holes stay holes, to look into it.
+
+    Args:
+        source: Descriptor of the image.
+        target: An existing file to overwrite.
+        head: What its headers say.
+        name: The user's name for it, for messages.
+        limits: The largest image that may be published.
+
+    Raises:
+        ImageError: It holds more than an image may.
+        HostError: The host's disk has no room for it.
+        ToolError: It cannot be read.
+    """
+    disk = f"{_DRIVERS[head.format].format(size=head.size)},{_file_options(_inherited(source))}"
+    measured = run(
+        ["qemu-img", "measure", "--output=json", "-O", "qcow2", "--image-opts", disk],
+        what=f"measuring {name}", timeout=_CHECK_LIMIT_S, pass_fds=(source,), bounds=_CHECK_BOUNDS,
+    )  # fmt: skip
+    needed = int(json.loads(measured)["required"])
+    refuse_stored_size(name, needed, limits)
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise HostError(
+            f"looking into {name} takes {needed // 1024**2} MiB of disk at {target.parent}, and "
+            f"{free // 1024**2} MiB are free"
+        )
+    run(
+        ["qemu-img", "convert", "--image-opts", "-O", "raw", disk, target.absolute()],
+        what=f"looking into {name}",
+        timeout=_CONVERT_LIMIT_S,
+        pass_fds=(source,),
+        # The file is as long as the disk; what it takes was measured.
+        bounds=Bounds(memory_mib=1024, cpu_s=int(_CONVERT_LIMIT_S),
+                      file_mib=head.size // 1024**2 + 64),
+    )  # fmt: skip
+
+
+def _inherited(descriptor: int) -> Path:
+    """The path by which a program opens a file whose descriptor it inherits."""
+    return Path(f"/proc/self/fd/{descriptor}")
 
 
 class _Fractions:

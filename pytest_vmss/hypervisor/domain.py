@@ -8,6 +8,7 @@ from pathlib import Path
 from pytest_vmss.guest_platform.config import Platform
 from pytest_vmss.guest_platform.health_port import HEALTH_PORT
 from pytest_vmss.guest_platform.provisioning import ASSET_TAG
+from pytest_vmss.hypervisor.firmware import Firmware
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator, GuestNetwork
 
@@ -43,6 +44,7 @@ def domain_xml(
     accelerator: Accelerator,
     run_as: str | None,
     guest_network: GuestNetwork = "isolated",
+    firmware: Firmware | None = None,
 ) -> str:
     """Returns the domain XML of a VM.
 
@@ -52,6 +54,7 @@ def domain_xml(
         run_as: Owner of the QEMU process as a libvirt label, ``+uid:+gid``, if it is not the
             connection's default.
         guest_network: What the guest may reach.
+        firmware: The UEFI firmware, for a machine that has variables.
     """
     domain = ET.Element("domain", {"type": "kvm" if accelerator == "kvm" else "qemu"})
     _add(domain, "name", machine.name)
@@ -60,10 +63,7 @@ def domain_xml(
     ET.SubElement(metadata, f"{{{_VMSS}}}instance", {"generation": str(machine.generation)})
     _add(domain, "memory", str(machine.memory_mib), unit="MiB")
     _add(domain, "vcpu", str(machine.vcpus))
-    os = _add(domain, "os")
-    _add(os, "type", "hvm", arch="x86_64", machine="pc")
-    if machine.platform is not None:
-        _add_smbios(domain, os, machine.uuid)
+    _add_os(domain, machine, firmware)
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
@@ -106,6 +106,17 @@ def domain_xml(
     else:
         _add_network(domain, _platform_network(machine.platform), machine)
     return ET.tostring(domain, encoding="unicode")
+
+
+def _add_os(domain: ET.Element, machine: Machine, firmware: Firmware | None) -> None:
+    """Adds what boots, and what it is told of the machine."""
+    os = _add(domain, "os")
+    _add(os, "type", "hvm", arch="x86_64", machine="pc")
+    if machine.platform is not None:
+        _add_smbios(domain, os, machine.uuid)
+    if machine.nvram is not None and firmware is not None:
+        _add(os, "loader", str(firmware.code), readonly="yes", type="pflash")
+        _add(os, "nvram", str(machine.nvram))
 
 
 def _target(number: int) -> str:

@@ -21,6 +21,7 @@ from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.connection import Connection, open_connection
 from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
+from pytest_vmss.hypervisor.firmware import create_nvram, find_firmware
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.hypervisor.saved import copy_for
 from pytest_vmss.settings import Settings
@@ -161,6 +162,14 @@ class LibvirtHypervisor:
         """Creates a new copy-on-write disk on an image."""
         disks.create_os_disk(path, image, size_gib)
 
+    def require_uefi(self) -> None:
+        """Checks that the host has UEFI firmware."""
+        find_firmware()
+
+    def create_nvram(self, path: Path) -> None:
+        """Creates the UEFI variables of a new OS disk."""
+        create_nvram(path, find_firmware())
+
     def freeze_disk(self, path: Path, frozen: Path, image: str | None) -> None:
         """Gives a disk that no VM uses a second, read-only name."""
         disks.freeze_disk(path, frozen, image)
@@ -213,6 +222,7 @@ class LibvirtHypervisor:
             accelerator=self.choice.accelerator,
             run_as=self.connection.run_as,
             guest_network=self._guest_network,
+            firmware=find_firmware() if machine.nvram else None,
         )
 
     def _define(self, xml: str) -> libvirt.virDomain:
@@ -337,7 +347,8 @@ class LibvirtHypervisor:
         if domain is None:
             return
         try:
-            domain.undefine()
+            # Of UEFI variables, which are removed with their OS disk.
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise HypervisorError(f"{name} cannot be undefined: {error}") from error

@@ -69,6 +69,7 @@ class Machine:
         agent: Socket of the guest agent's channel.
         data_disks: The data disks.
         platform: Azure as the guest sees it (O1); None for a guest that reads a NoCloud disk.
+        nvram: This generation's UEFI variables; None for a machine that boots by BIOS.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Machine:
     agent: Path
     data_disks: tuple[Disk, ...]
     platform: Platform | None = None
+    nvram: Path | None = None
 
 
 class Hypervisor(Protocol):
@@ -106,6 +108,20 @@ class Hypervisor(Protocol):
 
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
         """Creates a new copy-on-write disk on an image, replacing an older file."""
+
+    def require_uefi(self) -> None:
+        """Checks that machines with UEFI variables can be run here.
+
+        Raises:
+            HostError: The host has no UEFI firmware; the message says how to get it.
+        """
+
+    def create_nvram(self, path: Path) -> None:
+        """Creates the UEFI variables of a new OS disk, replacing an older file.
+
+        Raises:
+            HostError: The host has no UEFI firmware, or the file cannot be written.
+        """
 
     def freeze_disk(self, path: Path, frozen: Path, image: str | None) -> None:
         """Gives a disk that no VM uses a second, read-only name; for :meth:`create_layer`.

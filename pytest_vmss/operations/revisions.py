@@ -69,6 +69,8 @@ def check_document(
         raise ModelError(problems, source=document.source)
     version = environment.images.version_for(model.image_reference)
     environment.images.path_of(version)
+    if version.hyper_v_generation == "V2":
+        environment.hypervisor.require_uefi()
     gib = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
     if gib is not None and gib * 1024**3 < version.virtual_size:
         problem = ModelProblem(

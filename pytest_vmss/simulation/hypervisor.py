@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import HypervisorError, ToolError
+from pytest_vmss.errors import HostError, HypervisorError, ToolError
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.simulation.clock import preempt
 
@@ -82,6 +82,7 @@ class SimulatedHypervisor:
         self.boots: dict[str, int] = {}
         self.deaf: set[str] = set()
         self.fail_os_disks = False
+        self.lacks_uefi = False
         self.images: dict[str, str] = {}
         self.disks: dict[str, SimulatedDisk] = {}
 
@@ -165,6 +166,16 @@ class SimulatedHypervisor:
         preempt(self._clock)
         self._place(path)
 
+    def require_uefi(self) -> None:
+        """Checks that the host has UEFI firmware; this one has unless a test says otherwise."""
+        if self.lacks_uefi:
+            raise HostError("no UEFI firmware was found", mend="apt-get install ovmf")
+
+    def create_nvram(self, path: Path) -> None:
+        """Creates the file of UEFI variables."""
+        preempt(self._clock)
+        self._place(path)
+
     def _place(self, path: Path) -> None:
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
@@ -183,7 +194,9 @@ class SimulatedHypervisor:
         preempt(self._clock)
         if self.running_generation(machine.name) == machine.generation:
             return
-        for disk in (machine.os_disk, machine.seed, *(disk.path for disk in machine.data_disks)):
+        variables = () if machine.nvram is None else (machine.nvram,)
+        disks = (disk.path for disk in machine.data_disks)
+        for disk in (machine.os_disk, machine.seed, *variables, *disks):
             if not disk.exists():
                 raise HypervisorError(f"{machine.name} cannot be started: {disk} is not there")
         self._clock.sleep(0.2)

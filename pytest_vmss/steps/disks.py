@@ -108,7 +108,7 @@ def _published(context: InstanceContext, address: ImageAddress) -> VersionRecord
 
 @dataclass(frozen=True)
 class PrepareDisk:
-    """Creates a generation's OS disk and seed beside the ones in use."""
+    """Creates a generation's OS disk, seed and UEFI variables beside the ones in use."""
 
     name: ClassVar[str] = "prepare OS disk"
     timed: ClassVar[bool] = True
@@ -146,6 +146,8 @@ class PrepareDisk:
         environment.hypervisor.create_os_disk(
             environment.paths.os_disk(*place), image, size if grow else None
         )
+        if generation.hyper_v_generation == "V2":
+            environment.hypervisor.create_nvram(environment.paths.nvram(*place))
         if host_key is None:
             environment.hypervisor.write_provisioning_dvd(
                 environment.paths.seed(*place),
@@ -182,7 +184,6 @@ class Commit:
     stopped: bool = False
 
     def apply(self, context: InstanceContext) -> Conclusion:
-        context.existing(self.generation)
         _require_disk(context, self.generation)
         return lambda: self._commit(context)
 
@@ -240,6 +241,7 @@ class Discard:
             for path in (
                 context.environment.paths.os_disk(*place),
                 context.environment.paths.seed(*place),
+                context.environment.paths.nvram(*place),
             ):
                 path.unlink(missing_ok=True)
         for part in _parts(context):
@@ -336,13 +338,15 @@ def _parts(context: InstanceContext) -> list[Path]:
 
 
 def _require_disk(context: InstanceContext, number: int) -> None:
-    """Checks that a generation's OS disk and seed exist and are not empty.
+    """Checks that a generation's OS disk, seed and UEFI variables exist and are not empty.
 
     Raises:
         HostError: One of them is missing or empty.
     """
-    place = (context.scale_set, context.instance_id, number)
-    for path in (context.environment.paths.os_disk(*place), context.environment.paths.seed(*place)):
+    place, paths = (context.scale_set, context.instance_id, number), context.environment.paths
+    has_variables = context.existing(number).hyper_v_generation == "V2"
+    variables = [paths.nvram(*place)] if has_variables else []
+    for path in (paths.os_disk(*place), paths.seed(*place), *variables):
         if not path.is_file() or not path.stat().st_size:
             raise HostError(
                 f"{path}, which {context.name} is to run on, is not there; nothing was removed, "
