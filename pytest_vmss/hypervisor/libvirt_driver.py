@@ -85,6 +85,7 @@ class LibvirtHypervisor:
         account = None if access is None else access.account
         self.choice: Choice = choose_accelerator(settings.accelerator, account)
         self._access = access
+        self._folder = folder
         self._factor = settings.timeout_factor or self.choice.slow_factor
         self._guest_network = settings.guest_network
         self._open = functools.partial(
@@ -425,6 +426,27 @@ class LibvirtHypervisor:
             raise HypervisorError(f"the link of {name} cannot be set: {error}") from error
         if "error" in answer:
             raise HypervisorError(f"the link of {name} cannot be set: {answer['error']['desc']}")
+
+    @_through_restarts
+    def describe(self, name: str) -> str:
+        """Returns the XML of a VM as it runs, or as it is defined; empty if there is none."""
+        domain = self._find(name)
+        if domain is None:
+            return ""
+        try:
+            xml: str = domain.XMLDesc()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _DOMAIN_GONE:
+                return ""
+            raise _unanswered(error) from error
+        return xml
+
+    def log(self, name: str) -> Path | None:
+        """Returns the path of QEMU's log of a VM, whether or not this account can read it."""
+        if self.uri.startswith("qemu:///embed"):
+            return self._folder / "log" / "qemu" / f"{name}.log"
+        folder = _LOGS.get(self.uri)
+        return None if folder is None else folder.expanduser() / f"{name}.log"
 
     def close(self) -> None:
         """Closes the connection; VMs keep running."""

@@ -213,5 +213,11 @@ class Hypervisor(Protocol):
     def machines(self, prefix: str) -> list[str]:
         """Returns the names of all VMs with a prefix."""
 
+    def describe(self, name: str) -> str:
+        """Returns the libvirt XML of a VM, without secrets; empty if there is no such VM."""
+
+    def log(self, name: str) -> Path | None:
+        """Returns the path of QEMU's own log of a VM; None if this connection has none."""
+
     def close(self) -> None:
         """Closes the connection; VMs keep running."""

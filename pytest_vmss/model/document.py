@@ -14,8 +14,15 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from pytest_vmss.arm import Resource
 from pytest_vmss.errors import ModelError, ModelProblem
-from pytest_vmss.model.load_balancer import LoadBalancer, Probe, probe_names
+from pytest_vmss.model.load_balancer import (
+    LoadBalancer,
+    Probe,
+    pool_balancers,
+    probe_names,
+    served_rules,
+)
 from pytest_vmss.model.reading import OPAQUE, copied, label_of, read
 from pytest_vmss.model.refusals import check_kind
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
@@ -99,12 +106,14 @@ class Change:
         unevaluated: As in :class:`ScaleSetDocument`.
         unread_settings: As in :class:`ScaleSetDocument`.
         clusters: The Service Fabric clusters in the same template.
+        balancers: The load balancers in it, as they are.
     """
 
     body: dict[str, Any] = field(repr=False)
     unevaluated: tuple[ModelProblem, ...] = ()
     unread_settings: tuple[ModelProblem, ...] = ()
     clusters: tuple[Cluster, ...] = ()
+    balancers: tuple[Resource, ...] = ()
 
 
 def load_document(
@@ -116,6 +125,7 @@ def load_document(
     custom_data: str | None = None,
     known_balancer: LoadBalancer | None = None,
     known_clusters: tuple[Cluster, ...] = (),
+    known_resources: Sequence[Resource] = (),
     parameters: Parameters | None = None,
     supply: Supply | None = None,
     is_stored: bool = False,
@@ -131,6 +141,7 @@ def load_document(
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure never returns.
         known_balancer: On an update, the load balancer that the set has had so far.
         known_clusters: On an update, the Service Fabric clusters given with it so far (C7).
+        known_resources: On an update by a template, the load balancers in it.
         parameters: Values for a template's parameters: a parameters file, ``name=value``, an
             object, or a list of these.
         supply: Asks for the value of a secure parameter that has none.
@@ -170,7 +181,8 @@ def load_document(
     model = validate(ScaleSetModel, body, label, refused)
 
     given = None if load_balancer is None else _flatten(read(load_balancer, "the load balancer"))
-    probe, balancer = _find_probe(model, given, made, known_balancer, label)
+    declared = known_resources if made is None else made.of(LOAD_BALANCER)
+    probe, balancer = _find_probe(model, given, declared, known_balancer, label)
     clusters = _clusters(made, label) or known_clusters
     return ScaleSetDocument(
         model,
@@ -227,6 +239,7 @@ def read_change(
         tuple(spelled.unevaluated),
         tuple(spelled.extension_settings),
         _clusters(made, label),
+        tuple(made.of(LOAD_BALANCER)) if made else (),
     )
 
 
@@ -361,18 +374,19 @@ def _explain(error: dict[str, Any]) -> str:
 def _find_probe(
     model: ScaleSetModel,
     given: Any,
-    made: Expansion | None,
+    made: Sequence[Resource],
     known: LoadBalancer | None,
     label: str,
 ) -> tuple[Probe | None, LoadBalancer | None]:
     """Finds the probe that the model names, and the load balancer that has it.
 
-    Only the load balancer that it names is validated, and one that was given beside the model.
+    A set without a health probe is behind the load balancer in whose backend pool its instances
+    are. Only the load balancer that it names is validated, and one that was given beside the model.
 
     Args:
         model: The scale set.
         given: The body of a load balancer that was given beside it, or None.
-        made: The resources of the template that holds it, if one does.
+        made: The load balancers of the template that holds it, if one does.
         known: The load balancer that the set has had so far.
         label: The document's name in messages.
 
@@ -386,13 +400,14 @@ def _find_probe(
     if given is not None:
         found = spell(LoadBalancer, given)
         candidates.append(validate(LoadBalancer, found.body, "the load balancer", found.problems))
+    if given is not None:
+        made = ()
     if not wanted:
-        return None, None
-    for resource in made.of(LOAD_BALANCER) if made is not None and given is None else ():
+        return None, _balancer_by_pool(model, candidates, made, label)
+    for resource in made:
         if resource.name.lower() != (balancer_name or resource.name).lower():
             continue
-        body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
-        candidates.insert(0, validate(LoadBalancer, body, "the load balancer"))
+        candidates.insert(0, _balancer_in(resource, label))
     for balancer in candidates:
         probe = balancer.probe_by_id(wanted)
         if probe is not None:
@@ -411,3 +426,26 @@ def _find_probe(
     )
     path = "$.virtualMachineProfile.networkProfile.healthProbe.id"
     raise ModelError([ModelProblem(path, "InvalidResourceReference", message)], source=label)
+
+
+def _balancer_by_pool(
+    model: ScaleSetModel,
+    candidates: list[LoadBalancer],
+    made: Sequence[Resource],
+    label: str,
+) -> LoadBalancer | None:
+    """Returns the load balancer whose backend pool the model names; None if there is none.
+
+    If there are several, such as an inner and an outer one, it is the first that has rules to serve.
+    """
+    names = pool_balancers(model)
+    found = [_balancer_in(entry, label) for entry in made if entry.name.lower() in names]
+    found += [balancer for balancer in candidates if balancer.has_pool_of(model)]
+    return next((balancer for balancer in found if served_rules(balancer, model)), None) or (
+        found[0] if found else None
+    )
+
+
+def _balancer_in(resource: Resource, label: str) -> LoadBalancer:
+    body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
+    return validate(LoadBalancer, body, "the load balancer")

@@ -11,7 +11,7 @@ from pytest_vmss.errors import ModelProblem
 from pytest_vmss.model.document import ScaleSetDocument
 from pytest_vmss.model.load_balancer import LoadBalancer, unserved_rules
 from pytest_vmss.model.not_modelled import why_not_modelled
-from pytest_vmss.model.scale_set import AzureModel, Extension
+from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 from pytest_vmss.model.sizes import VmSize
 from pytest_vmss.secrecy import mask
 
@@ -65,7 +65,7 @@ def review(
     found = Review(counts=sorted(_counting(document.model, "$")))
     found.not_modelled.extend(document.not_modelled())
     if document.balancer is not None:
-        found.not_modelled.extend(_of_balancer(document.balancer))
+        found.not_modelled.extend(_of_balancer(document.balancer, document.model))
     found.left_out.extend(f"{problem.path} {problem.message}" for problem in document.unevaluated)
     for index, extension in enumerate(document.model.extensions):
         if extension.name.lower() in left_out:
@@ -97,12 +97,12 @@ def _called(extension: Extension) -> str:
     return f"{mask(extension.publisher)}/{mask(extension.type)}"
 
 
-def _of_balancer(balancer: LoadBalancer) -> Iterator[str]:
+def _of_balancer(balancer: LoadBalancer, model: ScaleSetModel) -> Iterator[str]:
     path = f"the load balancer {mask(balancer.title)}"
     yield from sorted(
         f"{path}{found[1:]}" for found in balancer.unknown("$") if found.lower() not in _ENVELOPE
     )
-    yield from (f"{path}.{told}" for told in unserved_rules(balancer))
+    yield from (f"{path}.{told}" for told in unserved_rules(balancer, model))
 
 
 def _counting(model: AzureModel, path: str) -> Iterator[str]:

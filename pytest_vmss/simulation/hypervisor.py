@@ -315,5 +315,14 @@ class SimulatedHypervisor:
         """Names of all machines with a prefix."""
         return sorted(name for name in self.defined if name.startswith(prefix))
 
+    def describe(self, name: str) -> str:
+        """A domain that has nothing but its name; empty if there is none."""
+        machine = self.defined.get(name)
+        return "" if machine is None else f"<domain><name>{name}</name></domain>\n"
+
+    def log(self, name: str) -> Path | None:  # noqa: ARG002
+        """None: there is no QEMU."""
+        return None
+
     def close(self) -> None:
         """Does nothing: machines keep running."""

@@ -93,6 +93,7 @@ class GenerationRecord(Record):
         boot_id: Id of the last verified boot.
         boot_before: The ``boot_id`` at the last start of the VM.
         console_from: Length of its console log at that start, in bytes.
+        started_at: When that start was.
     """
 
     kind: ClassVar[str] = "generation"
@@ -117,6 +118,7 @@ class GenerationRecord(Record):
     boot_id: str | None = None
     boot_before: str | None = None
     console_from: int = 0
+    started_at: datetime | None = None
     kernel: str | None = None
     cloud_init: str | None = None
     extensions: tuple[ExtensionResult, ...] = ()

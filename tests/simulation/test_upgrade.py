@@ -24,7 +24,7 @@ from pytest_vmss.hypervisor import Machine
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import Start
 from pytest_vmss.store import Outcome
-from tests.models import IMAGE_ID
+from tests.models import IMAGE_ID, LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
@@ -189,6 +189,26 @@ def test_a_bad_version_is_stopped_and_undone(
         assert (instance.os_disk, instance.boot_id) == before[instance.name]
     assert web.is_healthy()
     check_accounts(lab, web)
+
+
+def test_an_image_larger_than_the_os_disk_is_not_begun(lab: SimulatedLab) -> None:
+    """B4, C1: as at creation; a larger disk in the model makes the version due."""
+    body = web_model(capacity=2)
+    disk = body["properties"]["virtualMachineProfile"]["storageProfile"]["osDisk"]
+    disk["diskSizeGB"] = 1
+    web = lab.start(body, LOAD_BALANCER)
+    upgrade = lab.roll(web, "1.1.25")  # of 1.1 GiB
+    assert upgrade.faulted
+    assert upgrade.error is not None
+    assert upgrade.error.code == "InvalidParameter"
+    assert "osDisk.diskSizeGB is 1 GiB, smaller than the 1.1 GiB" in upgrade.error.message
+    assert set(upgrade.outcomes.values()) == {Outcome.NOT_STARTED}
+    assert [instance.image_version for instance in web] == ["1.0.0", "1.0.0"]
+    lab.run_due()
+    assert len(web.history()) == 1
+    web.update({"virtualMachineProfile": {"storageProfile": {"osDisk": {"diskSizeGB": 2}}}})
+    lab.run_due()
+    assert [instance.image_version for instance in web] == ["1.1.25", "1.1.25"]
 
 
 def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:

@@ -317,3 +317,14 @@ def test_the_console_is_logged_from_the_first_byte(tmp_path: Path) -> None:
     finally:
         hypervisor.remove(NAME)
         hypervisor.close()
+
+
+def test_a_machine_is_described(hypervisor: Hypervisor, machine: Machine) -> None:
+    """L3: for reports of failures."""
+    assert hypervisor.describe(NAME) == ""
+    hypervisor.start(machine)
+    assert f"<name>{NAME}</name>" in hypervisor.describe(NAME)
+    log = hypervisor.log(NAME)
+    assert log is None or log.name == f"{NAME}.log"
+    hypervisor.remove(NAME)
+    assert hypervisor.describe(NAME) == ""
