@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,6 +17,9 @@ from pytest_vmss.guest.agent import guest_time, read_file, within
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import LogKeeper
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
+from pytest_vmss.guest_platform.config import PlatformFiles
+from pytest_vmss.guest_platform.health_port import read_message
+from pytest_vmss.guest_platform.slirp import load
 from pytest_vmss.health import (
     Observation,
     RollingUpgradeMetrics,
@@ -213,6 +217,8 @@ class LocalBackends:
             files_port=lambda: self.blobs.port,
             dial_files=self.blobs.dial,
             ask=partial(hypervisor.agent, context.domain),
+            sightings=lambda: context.sightings(generation),
+            serve=context.keep_served,
         )
 
     def require_balancer(self) -> None:
@@ -222,6 +228,14 @@ class LocalBackends:
             HostError: HAProxy is not installed.
         """
         HAProxy(self._paths.balancer("any-other-set"), []).require()
+
+    def require_platform(self) -> None:
+        """Checks that guests that look for Azure can be served here (O1).
+
+        Raises:
+            HostError: libslirp is not installed.
+        """
+        load()
 
     def make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
         """Returns the load balancer of a set."""
@@ -236,7 +250,13 @@ class LocalBackends:
     def health_report(
         self, context: InstanceContext, settings: ApplicationHealthSettings
     ) -> Observation:
-        """F3: reads the extension's report over the guest agent, which needs no network."""
+        """F3: reads the extension's report without a network.
+
+        Over the guest agent, or for a guest that looks for Azure from its health port.
+        """
+        platform = context.running_platform()
+        if platform is not None:
+            return _from_port(platform.files, settings)
         ask = within(partial(context.environment.hypervisor.agent, context.domain), _REPORT_S)
         try:
             return read_report(read_file(ask, STATUS_FILE), now=guest_time(ask), settings=settings)
@@ -271,6 +291,15 @@ class LocalBackends:
     def close_files(self) -> None:
         """Stops the file server of this process."""
         self.blobs.close()
+
+
+def _from_port(files: PlatformFiles, settings: ApplicationHealthSettings) -> Observation:
+    message = read_message(files.health)
+    if message is None:
+        return Observation(Health.UNKNOWN, "it reports nothing at its health port")
+    return read_report(
+        message.text, now=time.time_ns(), settings=settings, received=message.received
+    )
 
 
 def reported_metrics(context: InstanceContext) -> RollingUpgradeMetrics:

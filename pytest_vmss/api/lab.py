@@ -288,6 +288,8 @@ class Lab:
         announce(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
             self.backends.require_balancer()
+        if version.provisioning == "Azure":
+            self.backends.require_platform()
         self.environment.require_room(model.sku.capacity, model)
         with contextlib.ExitStack() as making:
             sought = (

@@ -110,6 +110,10 @@ class LabPaths:
         """The guest agent's socket; short, since socket paths are limited in length."""
         return self.run / f"{uuid[:8]}.ga"
 
+    def platform(self, uuid: str) -> Path:
+        """The folder of Azure as one guest sees it; short, since socket paths are limited."""
+        return self.run / f"{uuid[:8]}.az"
+
     def scale_set(self, name: str) -> Path:
         """The folder of one scale set."""
         return self.sets / name

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import HypervisorError, ToolError
+from pytest_vmss.errors import HostError, HypervisorError, ToolError
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.simulation.clock import preempt
 
@@ -82,6 +82,7 @@ class SimulatedHypervisor:
         self.boots: dict[str, int] = {}
         self.deaf: set[str] = set()
         self.fail_os_disks = False
+        self.lacks_uefi = False
         self.images: dict[str, str] = {}
         self.disks: dict[str, SimulatedDisk] = {}
 
@@ -161,6 +162,16 @@ class SimulatedHypervisor:
         """Creates the seed's file."""
         preempt(self._clock)
         self._place(path)
+
+    def write_provisioning_dvd(self, path: Path, ovf_env: bytes) -> None:  # noqa: ARG002
+        """Creates the DVD's file."""
+        preempt(self._clock)
+        self._place(path)
+
+    def require_uefi(self) -> None:
+        """Checks that the host has UEFI firmware; this one has unless a test says otherwise."""
+        if self.lacks_uefi:
+            raise HostError("no UEFI firmware was found", mend="apt-get install ovmf")
 
     def create_nvram(self, path: Path) -> None:
         """Creates the file of UEFI variables."""

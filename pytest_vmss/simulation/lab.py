@@ -300,6 +300,9 @@ class SimulatedBackends(LocalBackends):
     def require_balancer(self) -> None:
         """Does nothing: a simulated load balancer is always available."""
 
+    def require_platform(self) -> None:
+        """Does nothing: no guest is served."""
+
     def make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
         """Returns the simulated load balancer of a set."""
         made = self._lab.balancers.get(record.unique_id)

@@ -62,9 +62,11 @@ class Start:
 
     def apply(self, context: InstanceContext) -> None:
         hypervisor = context.environment.hypervisor
-        if hypervisor.running_generation(context.domain) == self.generation:
-            return  # started before a crash, or never stopped
         machine = context.machine(self.generation)
+        if hypervisor.running_generation(context.domain) == self.generation:
+            if machine.platform is not None:
+                hypervisor.start(machine)  # serves its guest, if the process for that was killed
+            return  # started before a crash, or never stopped
         generation = context.existing(self.generation)
         # ProveBoot needs to know what was there before the start.
         log = machine.console.stat().st_size if machine.console.exists() else 0
@@ -102,6 +104,7 @@ class ProveBoot:
                 boot_id=facts.boot_id,
                 kernel=facts.kernel,
                 found_version=facts.image_version,
+                host_key=generation.host_key or facts.host_key,
             )
             context.event(
                 "boot",
