@@ -42,6 +42,7 @@ class Scenario:
         replaces_data_disks: Whether it puts other files in the place of data disks.
         rolling: No more instances may be out than the policy's batch holds (M2).
         model: Makes the set's body.
+        hyper_v_generation: That of its image.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Scenario:
     replaces_data_disks: bool = False
     rolling: bool = False
     model: Callable[..., dict[str, Any]] = web_model
+    hyper_v_generation: str = "V1"
 
     @property
     def most_out(self) -> int:
@@ -93,6 +95,16 @@ def _make_checkpoint(lab: SimulatedLab) -> None:
     web = _web(lab)
     with web._engine.lock():
         web._engine.perform(MakeCheckpoint("0.1"))
+
+
+def _checkpoint_and_upgrade(lab: SimulatedLab) -> None:
+    """What a set is restored from: another version, another model, and other instances."""
+    web = _web(lab)
+    web.checkpoint()
+    lab.run_due()
+    web.update({"sku": {"name": "Standard_B1s"}})
+    web.delete_instances([1])
+    web.scale(3)
 
 
 _OTHER = custom_script("other", settings={"commandToExecute": "true"})
@@ -146,6 +158,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario(
             "rollback on policy breach",
             lambda lab: _web(lab).upgrade(),
+            hyper_v_generation="V2",
             policy={"rollbackFailedInstancesOnPolicyBreach": True},
             automatic=False,
             behaviour=Behaviour.EXTENSION_FAILS,
@@ -180,6 +193,15 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
         Scenario("create", _create, 1),
         Scenario("make a checkpoint", _make_checkpoint, 2, replaces_data_disks=True),
+        Scenario("checkpoint", lambda lab: _web(lab).checkpoint(), 2, replaces_data_disks=True),
+        Scenario(
+            "restore",
+            lambda lab: _web(lab).restore(),
+            3,
+            behaviour=Behaviour.GOOD,
+            prepare=_checkpoint_and_upgrade,
+            replaces_data_disks=True,
+        ),
         Scenario("create from a checkpoint", _create_pristine, 1, prepare=_cache_checkpoint),
         Scenario("scale out", lambda lab: _web(lab).scale(6)),
         Scenario("scale in", lambda lab: _web(lab).scale(1)),
@@ -197,7 +219,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             automatic=False,
             rolling=True,
         ),
-        Scenario("delete", lambda lab: _web(lab).delete()),
+        Scenario("delete", lambda lab: _web(lab).delete(), hyper_v_generation="V2"),
     )
 }
 
@@ -221,6 +243,7 @@ class Stage:
         self._cache, self._cached = folder / "cache", folder / "cached"
         self._settings = Settings(state_dir=self._state, cache_dir=self._cache)
         lab = self._open(0)
+        lab.gallery().define("web", hyper_v_generation=scenario.hyper_v_generation)
         body = scenario.model(
             capacity=7 if scenario.capacity == 4 else scenario.capacity,
             policy={"maxBatchInstancePercent": 50, **scenario.policy},

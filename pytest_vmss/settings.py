@@ -20,6 +20,7 @@ __all__ = [
     "Accelerator",
     "GuestNetwork",
     "ImageLimits",
+    "Keep",
     "Settings",
     "Timeouts",
     "UnknownExtensions",
@@ -32,6 +33,8 @@ __all__ = [
 
 Accelerator = Literal["kvm", "tcg"]
 GuestNetwork = Literal["isolated", "outbound"]
+#: Whether a session's VMs outlive it.
+Keep = Literal["never", "failed", "always"]
 #: What becomes of extensions that nobody registered: an error, or they are left out.
 UnknownExtensions = Literal["refuse", "skip"]
 
@@ -151,8 +154,8 @@ class Timeouts:
     ``extensionsTimeBudget`` (PT1H30M by default), an application has its ``gracePeriod`` (H3, F6).
     What is set here may undercut them.
 
-    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade`` and ``wait`` are
-    multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
+    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade``, ``wait`` and ``room``
+    are multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
         drain: For an instance's connections to close before it is stopped.
@@ -167,6 +170,7 @@ class Timeouts:
         upgrade: For a whole upgrade; one that times out stops between two batches (G4). None for
             no limit but those of its instances.
         wait: For ``wait_for_upgrade``, unless a call has its own.
+        room: For other labs on this host to give back memory that new instances need (L4).
     """
 
     drain: float = 30.0
@@ -179,6 +183,7 @@ class Timeouts:
     approval: float = 3600.0
     upgrade: float | None = None
     wait: float = 86_400.0
+    room: float = 900.0
 
     def scaled(self, factor: float) -> Self:
         """Returns the timeouts for a host whose guests are slower by a factor."""
@@ -234,9 +239,12 @@ class Settings:
         unknown_extensions: What becomes of extensions that nobody registered. ``refuse``: the model
             is refused. ``skip``: they are left out, and the report says so (P4).
         images: The largest image that may be published.
-        keep: Whether to keep a session's VMs for inspection.
+        keep: Whether a session's VMs outlive it, for inspection: ``never``, ``failed``: if a test
+            that had to do with them failed, or ``always``.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
             are removed: ``VMSS_MAX_CHECKPOINTS_GIB``, or else 20.
+        memory_mib: Most memory in MiB that the instances of all labs in the state directory may
+            have together; None for what the host has available (L4).
         first_rollout_delay: Seconds from enabling automatic OS upgrades until the first one may
             start; Azure takes up to 3 hours (C2).
         repair_grace: Seconds that replace each ``automaticRepairsPolicy.gracePeriod``, which is at
@@ -263,10 +271,11 @@ class Settings:
     size: str | None = None
     unknown_extensions: UnknownExtensions = "refuse"
     images: ImageLimits = field(default_factory=ImageLimits)
-    keep: bool = False
+    keep: Keep = "never"
     checkpoints_gib: int = field(
         default_factory=lambda: _from_environment("VMSS_MAX_CHECKPOINTS_GIB", 20)
     )
+    memory_mib: int | None = None
     first_rollout_delay: float = 0.0
     rollout_delay: tuple[float, float] = (0.0, 0.0)
     repair_grace: float | None = None
@@ -279,8 +288,7 @@ class Settings:
         if self.timeout_factor is not None:
             check_factor(self.timeout_factor)
         _check_timeouts(self.timeouts)
-        for name in ("keep", "degraded_is_fatal"):
-            _check_flag(name, getattr(self, name))
+        _check_flag("degraded_is_fatal", self.degraded_is_fatal)
         _check_time("first_rollout_delay", self.first_rollout_delay)
         if self.repair_grace is not None:
             _check_time("repair_grace", self.repair_grace)
@@ -288,6 +296,10 @@ class Settings:
         limits = {f"images.{name}": limit for name, limit in vars(self.images).items()}
         for name, limit in {**limits, "checkpoints_gib": self.checkpoints_gib}.items():
             check_gib(limit, name)
+        if self.memory_mib is not None and (
+            not _is_whole(self.memory_mib) or not 1 <= self.memory_mib <= _MOST_MIB
+        ):
+            _refuse("memory_mib", f"a whole number of MiB from 1 to {_MOST_MIB}", self.memory_mib)
         for name, size in self.sizes.items():
             _check_size(name, size)
 
@@ -296,6 +308,8 @@ class Settings:
             _refuse("accelerator", "kvm or tcg", self.accelerator)
         if self.guest_network not in get_args(GuestNetwork):
             _refuse("guest_network", "isolated or outbound", self.guest_network)
+        if self.keep not in get_args(Keep):
+            _refuse("keep", "never, failed or always", self.keep)
         if self.unknown_extensions not in get_args(UnknownExtensions):
             _refuse("unknown_extensions", "refuse or skip", self.unknown_extensions)
         if self.size is not None and not isinstance(self.size, str):

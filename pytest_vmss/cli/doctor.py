@@ -14,11 +14,13 @@ import psutil
 from platformdirs import user_cache_path, user_config_path
 
 from pytest_vmss.errors import HostError, VmssError
+from pytest_vmss.guest_platform.slirp import LIBRARY, load
 from pytest_vmss.host.accelerator import choose_accelerator
 from pytest_vmss.host.ownership import account_name, mend_ownership, obstacle
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.host.process import PACKAGES, require
 from pytest_vmss.host.qemu_account import choose_account
+from pytest_vmss.hypervisor.firmware import find_firmware
 from pytest_vmss.image_builder.bootstrap import choose_way
 from pytest_vmss.labs.identity import labs_folder, read_identity
 from pytest_vmss.settings import Settings, former_state_dir
@@ -60,7 +62,9 @@ def examine(settings: Settings) -> list[Finding]:
         *_confinement(settings),
         *_accelerator(settings),
         *_room(settings),
+        *_uefi(),
         *_programs(("haproxy",), "by scale sets behind a load balancer"),
+        *_platform(),
         *_programs(_BUILD, "to build images"),
         *_files(),
         *_root_filesystems(settings),
@@ -79,6 +83,25 @@ def _programs(programs: tuple[str, ...], purpose: str) -> Iterator[Finding]:
                 f"{program} is not installed (needed {purpose})",
                 f"apt-get install {PACKAGES.get(program, program)}",
             )
+
+
+def _platform() -> Iterator[Finding]:
+    """What guests that look for Azure need (O1)."""
+    try:
+        load()
+    except HostError as error:
+        yield Finding(
+            "lacking", f"{LIBRARY} is not installed (needed by images made for Azure)", error.mend
+        )
+    else:
+        yield Finding("ok", f"{LIBRARY} is there, for images made for Azure")
+
+
+def _uefi() -> Iterator[Finding]:
+    try:
+        yield Finding("ok", f"UEFI firmware: {find_firmware().code}")
+    except HostError as error:
+        yield Finding("lacking", f"{error} (needed by images of generation 2)", error.mend)
 
 
 def _files() -> Iterator[Finding]:

@@ -322,6 +322,14 @@ class HAProxy:
         # "DOWN 1/2" is on its way up, but still down.
         return all(row["status"].startswith(_IN_HEALTH) for row in rows)
 
+    def report(self) -> str:
+        """Returns HAProxy's ``show stat``: also when and why each check failed.
+
+        Raises:
+            BalancerError: It does not answer.
+        """
+        return self._ask("show stat")
+
     def _servers(self) -> set[tuple[str, str]]:
         """Returns (rule, member) of every server; after a kill some may be missing."""
         return {(row["pxname"], row["svname"]) for row in self._rows()}

@@ -77,5 +77,12 @@ class Balancer(Protocol):
     def healthy(self, name: str) -> bool | None:
         """Whether a member is healthy by the set's own probe; None if that is not known yet."""
 
+    def report(self) -> str:
+        """Returns its own account of its members, their checks and what it sent them, as CSV.
+
+        Raises:
+            BalancerError: It does not answer.
+        """
+
     def stop(self) -> None:
         """Stops the load balancer, and removes all of its files."""

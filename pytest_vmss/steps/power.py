@@ -53,7 +53,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Start:
-    """Starts the machine on a generation."""
+    """Starts the machine on one of its OS disks."""
 
     name: ClassVar[str] = "start"
     timed: ClassVar[bool] = False
@@ -62,15 +62,23 @@ class Start:
 
     def apply(self, context: InstanceContext) -> None:
         hypervisor = context.environment.hypervisor
-        if hypervisor.running_generation(context.domain) == self.generation:
-            return  # started before a crash, or never stopped
         machine = context.machine(self.generation)
+        if hypervisor.running_generation(context.domain) == self.generation:
+            if machine.platform is not None:
+                hypervisor.start(machine)  # serves its guest, if the process for that was killed
+            return  # started before a crash, or never stopped
         generation = context.existing(self.generation)
         # ProveBoot needs to know what was there before the start.
         log = machine.console.stat().st_size if machine.console.exists() else 0
         store = context.environment.store
         with store.transaction():
-            store.amend(generation, boot_before=generation.boot_id, console_from=log, started=True)
+            store.amend(
+                generation,
+                boot_before=generation.boot_id,
+                console_from=log,
+                started=True,
+                started_at=context.environment.clock.now(),
+            )
             if context.record.power != "running":
                 store.amend(context.record, power="running")
         hypervisor.start(machine)
@@ -78,7 +86,7 @@ class Start:
 
 @dataclass(frozen=True)
 class ProveBoot:
-    """Waits for a new boot of a generation, proven by its boot id."""
+    """Waits for a new boot from the OS disk, proven by its boot id."""
 
     name: ClassVar[str] = "boot"
     timed: ClassVar[bool] = True
@@ -96,6 +104,7 @@ class ProveBoot:
                 boot_id=facts.boot_id,
                 kernel=facts.kernel,
                 found_version=facts.image_version,
+                host_key=generation.host_key or facts.host_key,
             )
             context.event(
                 "boot",

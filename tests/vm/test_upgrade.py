@@ -28,10 +28,12 @@ from pytest_vmss.gallery import Gallery
 from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.labs.place import LabPlace
+from pytest_vmss.report.artifacts import collect
 from pytest_vmss.store import Outcome
 from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
 from tests.vm.conftest import qemu_processes
+from tests.vm.permissions import permissions
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 SECRET = "correct-horse-battery-staple"
@@ -238,21 +240,15 @@ def test_others_see_the_same(web: ScaleSet, vmss: Lab) -> None:
 def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab) -> None:
     """M5, R4: 0600 in a 0700 folder, but for QEMU's group; nothing in events, steps, arguments."""
     account = QemuAccount.parse(vmss.identity.account)
-
-    def mode(path: Path) -> tuple[int, bool]:
-        """The owner's and the group's permissions, and whether the group is QEMU's."""
-        about = path.stat()
-        assert about.st_mode & 0o007 == 0, path
-        return about.st_mode & 0o770, account is not None and about.st_gid == account.gid
-
     given = account is not None
-    assert mode(vmss.paths.folder) == ((0o710, True) if given else (0o700, False))
-    assert mode(vmss.paths.database) == mode(vmss.paths.key) == (0o600, False)
+    assert permissions(vmss, vmss.paths.folder) == ((0o710, True) if given else (0o700, False))
+    for path in (vmss.paths.database, vmss.paths.key):
+        assert permissions(vmss, path) == (0o600, False)
     for path in (web[0].os_disk, *web[0].data_disks.values()):
-        assert mode(path) == ((0o660, True) if given else (0o600, False))
+        assert permissions(vmss, path) == ((0o660, True) if given else (0o600, False))
     for instance in web:
         seed = vmss.paths.seed("web", int(instance.instance_id), instance.generation.number)
-        assert mode(seed) == ((0o640, True) if given else (0o600, False))
+        assert permissions(vmss, seed) == ((0o640, True) if given else (0o600, False))
     told = " ".join(event.message for event in vmss.store.events())
     told += " ".join(upgrade.explain() for upgrade in web.history())
     assert SECRET not in told
@@ -262,6 +258,25 @@ def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab)
         owner = Path(f"/proc/{pid}").stat().st_uid
         assert owner == (os.geteuid() if account is None else account.uid)
         assert "hostfwd=tcp:127." in line
+
+
+def test_artifacts_of_a_failure_hold_what_the_guests_say(
+    web: ScaleSet, vmss: Lab, tmp_path: Path
+) -> None:
+    """L3, M5: also the log of an OS disk that was rolled back, and no secret."""
+    found = collect(vmss, tmp_path / "artifacts" / "it", test="it", names=[web.name])
+    folder = found.folder / "web"
+    for instance in web:
+        mine = folder / instance.name
+        assert "Linux version" in (mine / "console-1.log").read_text()
+        assert f"<name>{instance._context.domain}</name>" in (mine / "domain.xml").read_text()
+        assert "cloud-init" in (mine / "guest" / "journal.log").read_text()
+        assert (mine / "guest" / "cloud-init.log").stat().st_size
+        assert "status: " in (mine / "guest" / "cloud-init-analyze.txt").read_text()
+    assert len(list((folder / "web_0").glob("console-*.log"))) > 1
+    assert "web_0" in (folder / "haproxy-stat.csv").read_text()
+    for path in found.folder.rglob("*"):
+        assert path.is_dir() or SECRET not in path.read_text(), path
 
 
 def test_the_guests_contract(web: ScaleSet, vmss: Lab) -> None:
