@@ -368,8 +368,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "instances are not drained",
         "operations/disk_swap.py",
-        "        PrepareDisk(new, version, revision),\n        Drain(),",
-        "        PrepareDisk(new, version, revision),",
+        "        *notice,\n        Drain(),\n",
+        "        *notice,\n",
         _tests("tests/simulation/test_traffic.py"),
     ),
     _mutant(

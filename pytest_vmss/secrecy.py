@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, SupportsIndex
 from urllib.parse import unquote, unquote_plus
@@ -22,11 +22,13 @@ __all__ = [
     "SecretBytes",
     "SecretText",
     "conceal",
+    "concealed_at",
     "digits_of",
     "has_secret",
     "is_secret_name",
     "mask",
     "names_secret",
+    "own_secrets",
     "plain_name",
     "published",
     "quote",
@@ -403,6 +405,49 @@ def conceal(value: Any, *, secret: bool = False) -> Any:
     if isinstance(value, (list, tuple)):
         return [conceal(item, secret=secret) for item in value]
     return _concealed(value, secret=secret)
+
+
+def own_secrets(value: Any) -> Iterator[tuple[str | int, ...]]:
+    """Yields the paths of texts in a JSON value that are secret although nothing in it tells so.
+
+    Such is what a template made of a secure parameter: the mark is not stored with the text.
+    """
+    yield from _own_secrets(value, conceal(_unmarked(value)), ())
+
+
+def _own_secrets(
+    value: Any, told: Any, path: tuple[str | int, ...]
+) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _own_secrets(item, told[key], (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _own_secrets(item, told[index], (*path, index))
+    elif isinstance(value, SecretText) and not isinstance(told, SecretText):
+        yield path
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _unmarked(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_unmarked(item) for item in value]
+    return str.__str__(value) if isinstance(value, SecretText) else value
+
+
+def concealed_at(value: Any, paths: Collection[Sequence[str | int]]) -> Any:
+    """Returns a copy of a JSON value in which the texts at some paths are masked in ``repr``."""
+    if () in [tuple(path) for path in paths]:
+        return conceal(value, secret=True)
+    heads: dict[str | int, list[Sequence[str | int]]] = {}
+    for path in paths:
+        heads.setdefault(path[0], []).append(path[1:])
+    if isinstance(value, Mapping):
+        return {key: concealed_at(item, heads.get(key, ())) for key, item in value.items()}
+    if isinstance(value, list):
+        return [concealed_at(item, heads.get(index, ())) for index, item in enumerate(value)]
+    return value
 
 
 def names_secret(key: object, siblings: Mapping[Any, Any]) -> bool:

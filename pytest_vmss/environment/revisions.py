@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.model import Cluster, LoadBalancer, Probe, ScaleSetModel
+from pytest_vmss.secrecy import concealed_at
 from pytest_vmss.store import ModelRecord, Store
 from pytest_vmss.store.queries import find_scale_set
 
@@ -53,7 +54,7 @@ class Revisions:
                 raise NotFoundError(f"there is no revision {number} of the scale set {set_id}")
             found = Revision(
                 number,
-                ScaleSetModel.model_validate(record.model),
+                ScaleSetModel.model_validate(concealed_at(record.model, record.secrets)),
                 None if record.probe is None else Probe.model_validate(record.probe),
                 None if record.balancer is None else LoadBalancer.model_validate(record.balancer),
                 tuple(Cluster.model_validate(cluster) for cluster in record.clusters),

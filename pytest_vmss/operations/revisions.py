@@ -24,6 +24,7 @@ from pytest_vmss.model import (
     profile_of,
 )
 from pytest_vmss.model.load_balancer import served_rules
+from pytest_vmss.secrecy import own_secrets
 from pytest_vmss.store import InstanceRecord, ModelRecord, ScaleSetRecord, VersionRecord
 
 __all__ = [
@@ -301,12 +302,14 @@ def add_revision(environment: Environment, document: ScaleSetDocument) -> ScaleS
 def _put_revision(
     environment: Environment, record: ScaleSetRecord, document: ScaleSetDocument
 ) -> None:
+    model = document.model.full()
     environment.store.put(
         ModelRecord(
             set_id=record.unique_id,
             revision=record.revision,
             created=environment.clock.now(),
-            model=document.model.full(),
+            model=model,
+            secrets=list(own_secrets(model)),
             probe=None if document.probe is None else document.probe.full(),
             balancer=None if document.balancer is None else document.balancer.full(),
             clusters=[cluster.full() for cluster in document.clusters],

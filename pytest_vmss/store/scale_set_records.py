@@ -73,6 +73,7 @@ class ModelRecord(Record):
     Attributes:
         set_id: The set's ``unique_id``.
         model: The whole model, with secrets.
+        secrets: Paths of its texts that are secret although neither name nor content tells so.
         probe: The load-balancer probe that it names.
         balancer: That load balancer.
         clusters: The Service Fabric clusters that were given with it (C7).
@@ -84,6 +85,7 @@ class ModelRecord(Record):
     revision: int
     created: datetime
     model: dict[str, Any] = Field(repr=False)
+    secrets: list[tuple[str | int, ...]] = Field(default_factory=list)
     probe: dict[str, Any] | None
     balancer: dict[str, Any] | None = None
     clusters: list[dict[str, Any]] = Field(default_factory=list)

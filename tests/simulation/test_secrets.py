@@ -13,7 +13,7 @@ import pytest
 
 from pytest_vmss.cli import main
 from pytest_vmss.simulation.guest import Behaviour
-from tests.models import LOAD_BALANCER, web_model
+from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.test_fixture import CONFTEST
 
@@ -226,3 +226,26 @@ def test_what_a_failed_run_leaves_holds_secrets_in_private_files_alone(
             if path.is_file() and spelling.encode() in path.read_bytes():
                 assert path.stat().st_mode & 0o077 == 0, path
                 assert path.name.startswith((lab.paths.database.name, "seed")), path
+
+
+def test_what_a_secure_parameter_made_stays_secret_in_the_store(lab: SimulatedLab) -> None:
+    """M5, P1: in a tag and a setting too, after it was stored, changed and read again."""
+    lab.publish("1.0.0")
+    body = web_model(capacity=1, automatic=False, extensions=False)
+    body["tags"] = {"plain": "shown", "secret": "[concat('x-', parameters('pw'))]"}
+    del body["properties"]["virtualMachineProfile"]["networkProfile"]
+    run = {"commandToExecute": "[concat('echo ', parameters('pw'))]"}
+    body["properties"]["virtualMachineProfile"]["extensionProfile"] = {
+        "extensions": [custom_script("a", settings=run)]
+    }
+    resource = {"type": "Microsoft.Compute/virtualMachineScaleSets", **body}
+    document = {"parameters": {"pw": {"type": "securestring"}}, "resources": [resource]}
+    web = lab.create(document, parameters="pw=S3cr3tXyzzy")
+    web.update({"properties": {"overprovision": False}})
+    web.scale(2)
+    lab.environment.revisions._revisions.clear()  # as another process reads it
+    shown = [repr(web.model), web.model.wire(), web.virtual_machines(), lab.store.events()]
+    assert "S3cr3t" not in str(shown)
+    assert web.model.wire()["tags"] == {"plain": "shown", "secret": "**********"}
+    assert web.model.full()["tags"]["secret"] == "x-S3cr3tXyzzy"
+    assert web.model.tags["secret"] == "x-S3cr3tXyzzy"
