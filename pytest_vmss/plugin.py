@@ -215,16 +215,38 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
     return [f"{short.repr(left)} {op} {short.repr(right)}", "what is secret in it is masked"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
+    """Hides this package's frames in the traceback of an error of its own.
+
+    The error says what was wrong; where the suite's code caused it is what is left to show.
+    ``--full-trace`` shows all frames.
+    """
+    if call.excinfo is None or not _explains_itself(call.excinfo):
+        return
+    package = Path(__file__).parent
+    for entry in call.excinfo.traceback:
+        if package in Path(entry.path).parents:
+            entry.frame.f_globals.setdefault("__tracebackhide__", _explains_itself)
+
+
+def _explains_itself(raised: pytest.ExceptionInfo[BaseException] | None) -> bool:
+    """Whether an exception is one of this package, for pytest's ``__tracebackhide__``."""
+    errors = sys.modules.get("pytest_vmss.errors")
+    kinds = (pytest.UsageError,) if errors is None else (pytest.UsageError, errors.VmssError)
+    return raised is not None and raised.errisinstance(kinds)
+
+
 def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
     sizes = {}
     for line in cast("list[str]", config.getini("vmss_sizes")):
         name, _, value = line.partition("=")
         try:
             vcpus, memory = (int(part) for part in value.split(","))
-        except ValueError as error:
+        except ValueError:
             raise pytest.UsageError(
                 f"vmss_sizes: {line!r} is not of the form NAME = VCPUS, MEMORY_MIB"
-            ) from error
+            ) from None
         sizes[name.strip()] = (vcpus, memory)
     return sizes
 
@@ -288,7 +310,7 @@ def _settings(config: pytest.Config) -> Settings:
         arguments["images"] = _image_limits(config, arguments.get("images") or ImageLimits())
         settings = Settings(**arguments, keep=bool(config.getoption("--vmss-keep")))
     except LabError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(str(error)) from None
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)
     return changed or settings
 
@@ -445,6 +467,8 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     from pytest_vmss.secrecy import SecretBytes, seal, seal_text
 
     marker = request.node.get_closest_marker("vmss")
+    if marker:
+        _check_marker(marker)
     # Sealed here already, so that no error message shows secrets (M5).
     named = dict(marker.kwargs) if marker else {}
     images = {"images": named.pop("images")} if "images" in named else {}
@@ -459,9 +483,20 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         raise pytest.UsageError(
             "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
         )
+    _locate(request, arguments)
+    return arguments.pop("model"), arguments
+
+
+def _locate(request: pytest.FixtureRequest, arguments: dict[str, Any]) -> None:
+    """Replaces the names of files in a marker's arguments by paths, beside the test first."""
+    from pytest_vmss.secrecy import seal
+
     for name in ("model", "load_balancer", "custom_data"):
         if name in arguments:
             arguments[name] = _beside(request, arguments[name])
+    for name in ("model", "load_balancer"):
+        if isinstance(given := arguments.get(name), (str, Path)) and not _exists(given):
+            arguments[name] = request.path.parent / given  # which the error then names
     given = arguments.get("parameters")
     if isinstance(given, (list, tuple)):
         arguments["parameters"] = [_beside(request, seal(entry)) for entry in given]
@@ -471,7 +506,24 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         arguments["images"] = {
             version: _beside(request, path) for version, path in arguments["images"].items()
         }
-    return arguments.pop("model"), arguments
+
+
+def _check_marker(marker: pytest.Mark) -> None:
+    """Refuses arguments that the marker does not have.
+
+    Raises:
+        ModelError: There are some, or the model is given twice.
+    """
+    from pytest_vmss.api.lab import Lab
+    from pytest_vmss.errors import ModelError, ModelProblem
+    from pytest_vmss.model.arguments import argument_names, check_argument_names
+
+    owner = "@pytest.mark.vmss"
+    if len(marker.args) > 1 or (marker.args and "model" in marker.kwargs):
+        message = "takes the model alone without a name: @pytest.mark.vmss('web.json', capacity=3)"
+        problem = ModelProblem(owner, "InvalidParameter", message)
+        raise ModelError([problem], source="what was asked for", expected="possible")
+    check_argument_names(marker.kwargs, ["model", "images", *argument_names(Lab.create)], owner)
 
 
 def _beside(request: pytest.FixtureRequest, value: Any) -> Any:
@@ -481,6 +533,13 @@ def _beside(request: pytest.FixtureRequest, value: Any) -> Any:
     if isinstance(value, (str, Path)) and "\n" not in str(value):
         return beside(value, request.path.parent) or value
     return value
+
+
+def _exists(path: str | Path) -> bool:
+    try:
+        return "\n" in str(path) or Path(path).exists()
+    except (OSError, ValueError):  # it is too long for a name, or no name at all
+        return True  # what reads it says so
 
 
 def _records(lab: Lab) -> list[ScaleSetRecord]:

@@ -46,7 +46,8 @@ def announce(
     found = review_of(environment, document, current)
     if current is not None:
         before = set(current.model.not_modelled())
-        found.not_modelled[:] = [path for path in found.not_modelled if path not in before]
+        for paths in (found.not_modelled, found.unknown):
+            paths[:] = [path for path in paths if path not in before]
     lines = list(found.lines())
     if lines:
         told = "".join(f"\n  {line}" for line in lines)

@@ -80,4 +80,4 @@ def _is_base64(value: object) -> bool:
 
 def _problem(message: str) -> ModelError:
     problem = ModelProblem("custom_data", "InvalidParameter", message)
-    return ModelError([problem], source="what was asked for")
+    return ModelError([problem], source="what was asked for", expected="possible")

@@ -54,6 +54,7 @@ from pytest_vmss.model.arguments import (
     check_ports,
     check_seconds,
     check_text,
+    known_arguments,
 )
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
@@ -208,6 +209,7 @@ class Lab:
 
     # Scale sets.
 
+    @known_arguments
     def create(
         self,
         source: Source,

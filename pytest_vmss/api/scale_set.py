@@ -851,4 +851,4 @@ def require_durable(model: ScaleSetModel, approver: Approver | None) -> None:
             "would never be asked: the model has no Service Fabric extension "
             "(Microsoft.Azure.ServiceFabric) of durabilityLevel Silver or Gold",
         )
-        raise ModelError([problem], source="what was asked for")
+        raise ModelError([problem], source="what was asked for", expected="possible")

@@ -51,6 +51,7 @@ Source = str | Path | Mapping[str, Any] | SealedDocument
 #: Maximum number of problems reported for one document; a hostile one may have any number.
 _TOLD_PROBLEMS = 100
 _NAME_CHARS = 200
+_BALANCER, _VALID_BALANCER = "the load balancer", "a valid load balancer"
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,12 @@ def load_document(
             },
             "capacity": capacity,
         }
-    spelled = spell(ScaleSetModel, body, in_template=made is not None or is_stored)
+    spelled = spell(
+        ScaleSetModel,
+        body,
+        in_template=made is not None or is_stored,
+        catch_misspelt=not is_stored,
+    )
     body = spelled.body
     if custom_data is not None:
         machine = body.get("virtualMachineProfile")
@@ -169,8 +175,10 @@ def load_document(
     refused = [*check_kind(body), *spelled.problems]
     model = validate(ScaleSetModel, body, label, refused)
 
-    given = None if load_balancer is None else _flatten(read(load_balancer, "the load balancer"))
-    probe, balancer = _find_probe(model, given, made, known_balancer, label)
+    given, balancer_label = None, label_of(load_balancer, _BALANCER)
+    if load_balancer is not None:
+        given = _flatten(read(load_balancer, balancer_label, _VALID_BALANCER))
+    probe, balancer = _find_probe(model, given, made, known_balancer, label, balancer_label)
     clusters = _clusters(made, label) or known_clusters
     return ScaleSetDocument(
         model,
@@ -219,7 +227,7 @@ def read_change(
     raw = read(source, label)
     made = _expanded(raw, source, label, parameters, None, is_change=True)
     flat = _flatten(raw if made is None else copied(made.scale_set(name, label), label))
-    spelled = spell(ScaleSetModel, flat, in_template=made is not None)
+    spelled = spell(ScaleSetModel, flat, in_template=made is not None, catch_misspelt=True)
     if spelled.problems:
         raise ModelError(spelled.problems, source=label)
     return Change(
@@ -294,7 +302,13 @@ def _flatten(value: Any) -> Any:
 _M = TypeVar("_M", bound=AzureModel)
 
 
-def validate(kind: type[_M], body: Any, label: str, known: Sequence[ModelProblem] = ()) -> _M:
+def validate(
+    kind: type[_M],
+    body: Any,
+    label: str,
+    known: Sequence[ModelProblem] = (),
+    expected: str = "a valid scale set",
+) -> _M:
     """Validates a body, converting pydantic's errors to Azure's.
 
     Args:
@@ -303,6 +317,7 @@ def validate(kind: type[_M], body: Any, label: str, known: Sequence[ModelProblem
         label: Its name in messages.
         known: Problems that were found before; they come first, and each of them stands for what
             is wrong at its path.
+        expected: What it must be, for messages.
 
     Raises:
         ModelError: The body is invalid; it has a problem for each wrong value, up to a maximum.
@@ -325,7 +340,9 @@ def validate(kind: type[_M], body: Any, label: str, known: Sequence[ModelProblem
     else:
         if not problems:
             return checked
-    raise ModelError(problems, source=label)  # here: pydantic's error shows its input
+    raise ModelError(
+        problems, source=label, expected=expected
+    )  # here: pydantic's error shows its input
 
 
 def _judged(path: str) -> Iterator[str]:
@@ -364,6 +381,7 @@ def _find_probe(
     made: Expansion | None,
     known: LoadBalancer | None,
     label: str,
+    balancer_label: str,
 ) -> tuple[Probe | None, LoadBalancer | None]:
     """Finds the probe that the model names, and the load balancer that has it.
 
@@ -375,6 +393,7 @@ def _find_probe(
         made: The resources of the template that holds it, if one does.
         known: The load balancer that the set has had so far.
         label: The document's name in messages.
+        balancer_label: The name in messages of the load balancer that was given beside it.
 
     Raises:
         ModelError: The model names a probe that no load balancer has.
@@ -384,15 +403,18 @@ def _find_probe(
     balancer_name, probe_name = probe_names(wanted)
     candidates = [known] if known is not None and given is None else []
     if given is not None:
-        found = spell(LoadBalancer, given)
-        candidates.append(validate(LoadBalancer, found.body, "the load balancer", found.problems))
+        found = spell(LoadBalancer, given, catch_misspelt=True)
+        candidates.append(
+            validate(LoadBalancer, found.body, balancer_label, found.problems, _VALID_BALANCER)
+        )
     if not wanted:
         return None, None
     for resource in made.of(LOAD_BALANCER) if made is not None and given is None else ():
         if resource.name.lower() != (balancer_name or resource.name).lower():
             continue
         body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
-        candidates.insert(0, validate(LoadBalancer, body, "the load balancer"))
+        title = f"{_BALANCER} {quote(resource.name)} of {label}"
+        candidates.insert(0, validate(LoadBalancer, body, title, expected=_VALID_BALANCER))
     for balancer in candidates:
         probe = balancer.probe_by_id(wanted)
         if probe is not None:

@@ -98,24 +98,25 @@ def label_of(source: object, what: str) -> str:
     return one_line(str(source)) if isinstance(source, (str, Path)) else what
 
 
-def read(source: Any, label: str) -> dict[str, Any]:
+def read(source: Any, label: str, expected: str = "a valid scale set") -> dict[str, Any]:
     """Reads an object from a file, or validates one that was passed in.
 
     Args:
         source: The path of a file (``.json``, otherwise YAML), or the object.
         label: Its name in messages.
+        expected: What it must be, for messages.
 
     Raises:
         ModelError: It cannot be read, exceeds a limit, or is not a JSON object.
     """
     source = seal(source)
-    data = refusals(lambda: _checked(_load(source)), label)
+    data = refusals(lambda: _checked(_load(source)), label, expected)
     if not isinstance(data, dict):
-        raise _error("$", f"must be an object, is {type(data).__name__}", label)
+        raise _error("$", f"must be an object, is {type(data).__name__}", label, expected)
     return data
 
 
-def refusals(work: Callable[[], Any], label: str) -> Any:
+def refusals(work: Callable[[], Any], label: str, expected: str = "a valid scale set") -> Any:
     """Calls a function that processes a document, converting its errors to ModelError.
 
     Raises:
@@ -130,11 +131,12 @@ def refusals(work: Callable[[], Any], label: str) -> Any:
     except Exception as error:  # noqa: BLE001 - foreign objects may raise anything on access
         path, message = "$", f"cannot be read: it raises {type(error).__name__}"
     # Not in the except block: tracebacks would show the values being processed.
-    raise _error(path, message, label)
+    raise _error(path, message, label, expected)
 
 
-def _error(path: str, message: str, label: str) -> ModelError:
-    return ModelError([ModelProblem(path, "InvalidRequestContent", message)], source=label)
+def _error(path: str, message: str, label: str, expected: str) -> ModelError:
+    problem = ModelProblem(path, "InvalidRequestContent", message)
+    return ModelError([problem], source=label, expected=expected)
 
 
 def _load(source: object) -> object:
@@ -195,12 +197,22 @@ def _text(path: Path) -> SecretText:
             message = f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates"
             raise _RefusedError("$", message) from None
         reason = getattr(error, "strerror", None) or "it has no valid name"
-        raise _RefusedError("$", f"cannot be read: {reason}") from None
+        raise _RefusedError("$", f"cannot be read: {reason}{_where(path)}") from None
     try:
         return SecretText(decode(content), "<a document's text>")
     except UnicodeDecodeError as error:
         message = f"cannot be read: it is not {error.encoding.upper()} at byte {error.start}"
     raise _RefusedError("$", message)
+
+
+def _where(path: Path) -> str:
+    """Tells the folder in which a relative path was looked for."""
+    if path.is_absolute():
+        return ""
+    try:
+        return f", in {Path.cwd()}"
+    except OSError:
+        return ""
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
