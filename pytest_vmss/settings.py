@@ -90,6 +90,7 @@ def _absolute(path: Path) -> Path:
 
 
 _LONGEST_S = 100 * 365 * 86400.0
+_LONGEST_DAYS = 36500
 _LARGEST_FACTOR = 1000.0
 _MOST_GIB = 10**9 - 1
 #: More than any host has.
@@ -235,6 +236,7 @@ class Settings:
             is refused. ``skip``: they are left out, and the report says so (P4).
         images: The largest image that may be published.
         keep: Whether to keep a session's VMs for inspection.
+        kept_days: Days after which ``vmss reap`` removes a session's lab that was kept.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
             are removed: ``VMSS_MAX_CHECKPOINTS_GIB``, or else 20.
         first_rollout_delay: Seconds from enabling automatic OS upgrades until the first one may
@@ -264,6 +266,7 @@ class Settings:
     unknown_extensions: UnknownExtensions = "refuse"
     images: ImageLimits = field(default_factory=ImageLimits)
     keep: bool = False
+    kept_days: float = 7.0
     checkpoints_gib: int = field(
         default_factory=lambda: _from_environment("VMSS_MAX_CHECKPOINTS_GIB", 20)
     )
@@ -282,6 +285,8 @@ class Settings:
         for name in ("keep", "degraded_is_fatal"):
             _check_flag(name, getattr(self, name))
         _check_time("first_rollout_delay", self.first_rollout_delay)
+        if not _is_number(self.kept_days) or not 0 <= self.kept_days <= _LONGEST_DAYS:
+            _refuse("kept_days", f"a number of days from 0 to {_LONGEST_DAYS}", self.kept_days)
         if self.repair_grace is not None:
             _check_time("repair_grace", self.repair_grace)
         _check_range("rollout_delay", self.rollout_delay)

@@ -34,6 +34,7 @@ from pytest_vmss.errors import (
     VmssError,
     error_text,
 )
+from pytest_vmss.labs.inventory import require_lab
 from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary
 from pytest_vmss.settings import OUTBOUND, Settings
 from pytest_vmss.untrusted import one_line, read_regular
@@ -170,9 +171,18 @@ def _project() -> Path | None:
 
 
 @contextmanager
-def open_lab() -> Iterator[Lab]:
-    """Opens the lab that the options name, and closes it at the end."""
+def open_lab(*, make: bool = False) -> Iterator[Lab]:
+    """Opens the lab that the options name, and closes it at the end.
+
+    Args:
+        make: Whether to make the lab if there is none.
+
+    Raises:
+        NotFoundError: There is none.
+    """
     settings, name = context()
+    if not make:
+        require_lab(settings, name)
     lab = Lab.open(settings, name)
     try:
         yield lab

@@ -68,7 +68,7 @@ def image_publish(
     upgrade: bool,
 ) -> None:
     """Publish PATH as VERSION of DEFINITION; sets with automatic upgrades upgrade to it."""
-    with open_lab() as lab:
+    with open_lab(make=True) as lab:
         record = lab.gallery(gallery).publish(
             definition, version, path, raw=raw, exclude_from_latest=exclude_from_latest
         )

@@ -60,7 +60,7 @@ def create(
 
     Automatic upgrades that are due then are run.
     """
-    with open_lab() as lab:
+    with open_lab(make=True) as lab:
         with announced(), LiveView(lab.store, console):
             scale_set = lab.create(
                 model,

@@ -84,7 +84,7 @@ class AwaitHealth:
         if health < context.base_timeouts.health:
             allowed += ", all that was left of the time for the instance"
         if grace:
-            allowed += f", and {grace:.0f} s of its extension's grace period before"
+            allowed += f", and {grace:.0f} s before that for its extension's grace period"
 
         def healthy() -> bool | None:
             seen = watch.look()
