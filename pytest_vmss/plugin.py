@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_vmss.api.publications import StartImages
     from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
+    from pytest_vmss.report import LiveView
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
 
@@ -322,7 +323,39 @@ def _console(config: pytest.Config) -> Console | None:
         return None
     from rich.console import Console
 
-    return Console(file=terminal, force_terminal=terminal.isatty())
+    # With -s, the tests' own output would be mixed with the table, which nobody could keep apart.
+    as_table = terminal.isatty() and config.getoption("capture") != "no"
+    return Console(file=terminal, force_terminal=as_table)
+
+
+def _writer(config: pytest.Config) -> Any:
+    """What pytest writes its lines to the terminal with; None if it has no terminal."""
+    return getattr(config.pluginmanager.getplugin("terminalreporter"), "_tw", None)
+
+
+def _column(writer: Any) -> int:
+    """The width of the line that pytest has begun, such as that of a file's dots."""
+    return 0 if writer is None else cast("int", writer.width_of_current_line)
+
+
+@contextlib.contextmanager
+def _shared(writer: Any, view: LiveView) -> Iterator[None]:
+    """Erases the live view whenever pytest writes, so that neither overwrites the other."""
+    if writer is None:
+        yield
+        return
+    write = writer.write
+
+    def write_alone(message: str, *, flush: bool = False, **markup: bool) -> None:
+        del flush  # always, for the view writes to the terminal by itself
+        with view.writing():
+            write(message, flush=True, **markup)
+
+    writer.write = write_alone
+    try:
+        yield
+    finally:
+        del writer.write
 
 
 @pytest.fixture(scope="session")
@@ -343,7 +376,10 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
         ends.callback(_keep_summary, lab, pytestconfig)
         console = _console(pytestconfig)
         if console is not None:
-            ends.enter_context(LiveView(lab.store, console))
+            writer = _writer(pytestconfig)
+            view = LiveView.of(lab, console, column=lambda: _column(writer))
+            ends.enter_context(_shared(writer, view))
+            ends.enter_context(view)
         lab.watch()
         pytestconfig.hook.pytest_vmss_configure_lab(config=pytestconfig, lab=lab)
         yield lab

@@ -271,7 +271,7 @@ def show_upgrade(lab: Lab, upgrade: Operation) -> None:
 def run_due(lab: Lab) -> None:
     """Runs the automatic upgrades that are due, and prints them; exits with status 1 if one failed."""
     before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}
-    with LiveView(lab.store, console):
+    with LiveView.of(lab, console):
         lab.run_due()
     fresh = [
         entry

@@ -52,7 +52,7 @@ def update(
     """
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with announced(), LiveView(lab.store, console):
+        with announced(), LiveView.of(lab, console):
             ended = scale_set.update(
                 change,
                 replace=replace,
@@ -78,7 +78,7 @@ def update(
 def scale(name: str, capacity: int) -> None:
     """Scale a set out or in to CAPACITY instances."""
     with open_lab() as lab:
-        with LiveView(lab.store, console):
+        with LiveView.of(lab, console):
             lab.scale_set(name).scale(capacity)
         console.print(instance_table(lab.scale_set(name)))
 
@@ -89,7 +89,7 @@ _IDS = click.argument("instance_ids", type=int, nargs=-1)
 def _act(name: str, act: Callable[[ScaleSet], object]) -> None:
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with LiveView(lab.store, console):
+        with LiveView.of(lab, console):
             act(scale_set)
         console.print(instance_table(scale_set))
 
@@ -159,7 +159,7 @@ def repair(name: str) -> None:
     """Check all instances once, and repair those that are due by automaticRepairsPolicy."""
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with LiveView(lab.store, console):
+        with LiveView.of(lab, console):
             ended = scale_set.repair()
         if ended is not None:
             finish(lab, ended)
