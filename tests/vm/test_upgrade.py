@@ -32,6 +32,7 @@ from pytest_vmss.store import Outcome
 from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
 from tests.vm.conftest import qemu_processes
+from tests.vm.permissions import permissions
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 SECRET = "correct-horse-battery-staple"
@@ -238,21 +239,15 @@ def test_others_see_the_same(web: ScaleSet, vmss: Lab) -> None:
 def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab) -> None:
     """M5, R4: 0600 in a 0700 folder, but for QEMU's group; nothing in events, steps, arguments."""
     account = QemuAccount.parse(vmss.identity.account)
-
-    def mode(path: Path) -> tuple[int, bool]:
-        """The owner's and the group's permissions, and whether the group is QEMU's."""
-        about = path.stat()
-        assert about.st_mode & 0o007 == 0, path
-        return about.st_mode & 0o770, account is not None and about.st_gid == account.gid
-
     given = account is not None
-    assert mode(vmss.paths.folder) == ((0o710, True) if given else (0o700, False))
-    assert mode(vmss.paths.database) == mode(vmss.paths.key) == (0o600, False)
+    assert permissions(vmss, vmss.paths.folder) == ((0o710, True) if given else (0o700, False))
+    for path in (vmss.paths.database, vmss.paths.key):
+        assert permissions(vmss, path) == (0o600, False)
     for path in (web[0].os_disk, *web[0].data_disks.values()):
-        assert mode(path) == ((0o660, True) if given else (0o600, False))
+        assert permissions(vmss, path) == ((0o660, True) if given else (0o600, False))
     for instance in web:
         seed = vmss.paths.seed("web", int(instance.instance_id), instance.generation.number)
-        assert mode(seed) == ((0o640, True) if given else (0o600, False))
+        assert permissions(vmss, seed) == ((0o640, True) if given else (0o600, False))
     told = " ".join(event.message for event in vmss.store.events())
     told += " ".join(upgrade.explain() for upgrade in web.history())
     assert SECRET not in told
