@@ -39,6 +39,8 @@ _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: Sets that could not be deleted, and why.
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
+#: The folder of the running test.
+_FOLDER: pytest.StashKey[Path] = pytest.StashKey()
 #: What markers have published, by the lab's id.
 _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
 
@@ -217,6 +219,12 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Notes where the test's files are."""
+    item.config.stash[_FOLDER] = item.path.parent
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
     """Hides this package's frames in the traceback of an error of its own.
 
@@ -380,6 +388,7 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
             view = LiveView.of(lab, console, column=lambda: _column(writer))
             ends.enter_context(_shared(writer, view))
             ends.enter_context(view)
+        lab.environment.folder = lambda: pytestconfig.stash.get(_FOLDER, None)
         lab.watch()
         pytestconfig.hook.pytest_vmss_configure_lab(config=pytestconfig, lab=lab)
         yield lab

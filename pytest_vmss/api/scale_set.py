@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pytest_vmss.api.announcement import announce
-from pytest_vmss.api.custom_data import CustomData, encode_custom_data
+from pytest_vmss.api.custom_data import CustomData, encode_custom_data, located
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
@@ -174,8 +174,8 @@ class ScaleSet:
         record, declared = self.record, self._revision.balancer
         if record.frontend is None or declared is None or not declared.load_balancing_rules:
             raise NotFoundError(
-                f"no load balancer stands before {self.name!r}: give one with loadBalancingRules, "
-                "whose probe networkProfile.healthProbe names (load_balancer=)"
+                f"no load balancer stands before {self.name!r}: give one with loadBalancingRules "
+                "(load_balancer=, or in a template)"
             )
         port = declared.load_balancing_rules[0].frontend_port
         scheme = "https" if port == _HTTPS else "http"
@@ -528,8 +528,9 @@ class ScaleSet:
             ProvisioningError: New instances did not come up.
         """
         # Sealed first, so that no error message shows secrets (M5).
-        change, load_balancer = seal(change), seal(load_balancer)
-        encoded = custom_data = encode_custom_data(custom_data)
+        beside = self._environment.folder()
+        change, load_balancer = located(seal(change), beside), located(seal(load_balancer), beside)
+        encoded = custom_data = encode_custom_data(custom_data, beside)
         check_flag(replace, "replace")
         found = read_change(change, seal_parameters(parameters), self.name)
         part = found.body
@@ -540,7 +541,7 @@ class ScaleSet:
             body = keep_secrets(stored, part) if replace else merge(stored, part)
             document = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=encoded,
-                known_balancer=current.balancer,
+                known_balancer=current.balancer, keep_balancer=current.probe is None,
                 known_clusters=found.clusters or current.clusters,
                 is_stored=True,
             )  # fmt: skip

@@ -68,6 +68,7 @@ class Environment:
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
         own_size: The size of every set that is made, whatever its model says (A3).
+        folder: The folder in which files that are named relatively are looked for first.
         unknown_extensions: What becomes of extensions that nobody registered (P4).
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
@@ -94,6 +95,7 @@ class Environment:
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     own_size: VmSize | None = None
+    folder: Callable[[], Path | None] = lambda: None
     unknown_extensions: UnknownExtensions = "refuse"
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = "isolated"

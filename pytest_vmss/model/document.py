@@ -7,6 +7,7 @@ is a load balancer's, that load balancer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from pytest_vmss.arm import Resource
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.load_balancer import LoadBalancer, Probe, probe_names
 from pytest_vmss.model.reading import OPAQUE, copied, label_of, read
@@ -45,12 +47,13 @@ from pytest_vmss.untrusted import listed
 
 __all__ = ["Change", "ScaleSetDocument", "Source", "load_document", "read_change", "read_part"]
 
-#: The path of a file, or the document itself.
-Source = str | Path | Mapping[str, Any] | SealedDocument
+#: The path of a file, or the document itself: an object, or its JSON or YAML as bytes.
+Source = str | Path | bytes | Mapping[str, Any] | SealedDocument
 
 #: Maximum number of problems reported for one document; a hostile one may have any number.
 _TOLD_PROBLEMS = 100
 _NAME_CHARS = 200
+_POOL_ID = re.compile(r"(?i)/loadBalancers/([^/]+)/backendAddressPools/")
 _BALANCER, _VALID_BALANCER = "the load balancer", "a valid load balancer"
 
 
@@ -116,6 +119,7 @@ def load_document(
     capacity: int | None = None,
     custom_data: str | None = None,
     known_balancer: LoadBalancer | None = None,
+    keep_balancer: bool = False,
     known_clusters: tuple[Cluster, ...] = (),
     parameters: Parameters | None = None,
     supply: Supply | None = None,
@@ -131,6 +135,7 @@ def load_document(
         capacity: Replaces ``sku.capacity``.
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure never returns.
         known_balancer: On an update, the load balancer that the set has had so far.
+        keep_balancer: Whether it stays although the model names none of its probes.
         known_clusters: On an update, the Service Fabric clusters given with it so far (C7).
         parameters: Values for a template's parameters: a parameters file, ``name=value``, an
             object, or a list of these.
@@ -178,7 +183,15 @@ def load_document(
     given, balancer_label = None, label_of(load_balancer, _BALANCER)
     if load_balancer is not None:
         given = _flatten(read(load_balancer, balancer_label, _VALID_BALANCER))
-    probe, balancer = _find_probe(model, given, made, known_balancer, label, balancer_label)
+    probe, balancer = _find_probe(
+        model,
+        given,
+        made,
+        known_balancer,
+        label,
+        balancer_label,
+        keep_balancer=keep_balancer,
+    )
     clusters = _clusters(made, label) or known_clusters
     return ScaleSetDocument(
         model,
@@ -375,6 +388,46 @@ def _explain(error: dict[str, Any]) -> str:
     return f"{message}; given {quote(given)}"
 
 
+def _balancer_without_probe(
+    model: ScaleSetModel,
+    candidates: Sequence[LoadBalancer],
+    made: Expansion | None,
+    label: str,
+) -> LoadBalancer | None:
+    """Finds the load balancer of a set whose health no probe decides on.
+
+    That is the one given beside it, or the one in its template whose backend pool it names.
+    """
+    if candidates:
+        return candidates[0]
+    pools = _backend_pools(model.virtual_machine_profile.network_profile)
+    for resource in made.of(LOAD_BALANCER) if made is not None else ():
+        if resource.name.lower() in pools:
+            return _of_template(resource, label)
+    return None
+
+
+def _of_template(resource: Resource, label: str) -> LoadBalancer:
+    body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
+    title = f"{_BALANCER} {quote(resource.name)} of {label}"
+    return validate(LoadBalancer, body, title, expected=_VALID_BALANCER)
+
+
+def _backend_pools(network: AzureModel | None) -> set[str]:
+    """The names, in lower case, of the load balancers whose backend pools a set is in."""
+    found: set[str] = set()
+    left: list[Any] = [] if network is None else [network.model_extra or {}]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, str) and (pool := _POOL_ID.search(value)):
+            found.add(pool[1].lower())
+    return found
+
+
 def _find_probe(
     model: ScaleSetModel,
     given: Any,
@@ -382,6 +435,8 @@ def _find_probe(
     known: LoadBalancer | None,
     label: str,
     balancer_label: str,
+    *,
+    keep_balancer: bool = False,
 ) -> tuple[Probe | None, LoadBalancer | None]:
     """Finds the probe that the model names, and the load balancer that has it.
 
@@ -394,6 +449,7 @@ def _find_probe(
         known: The load balancer that the set has had so far.
         label: The document's name in messages.
         balancer_label: The name in messages of the load balancer that was given beside it.
+        keep_balancer: Whether ``known`` stays although the model names none of its probes.
 
     Raises:
         ModelError: The model names a probe that no load balancer has.
@@ -401,20 +457,19 @@ def _find_probe(
     network = model.virtual_machine_profile.network_profile
     wanted = "" if network is None or network.health_probe is None else network.health_probe.id
     balancer_name, probe_name = probe_names(wanted)
-    candidates = [known] if known is not None and given is None else []
+    keeps = known is not None and given is None and (bool(wanted) or keep_balancer)
+    candidates = [known] if known is not None and keeps else []
     if given is not None:
         found = spell(LoadBalancer, given, catch_misspelt=True)
         candidates.append(
             validate(LoadBalancer, found.body, balancer_label, found.problems, _VALID_BALANCER)
         )
     if not wanted:
-        return None, None
+        return None, _balancer_without_probe(model, candidates, made, label)
     for resource in made.of(LOAD_BALANCER) if made is not None and given is None else ():
         if resource.name.lower() != (balancer_name or resource.name).lower():
             continue
-        body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
-        title = f"{_BALANCER} {quote(resource.name)} of {label}"
-        candidates.insert(0, validate(LoadBalancer, body, title, expected=_VALID_BALANCER))
+        candidates.insert(0, _of_template(resource, label))
     for balancer in candidates:
         probe = balancer.probe_by_id(wanted)
         if probe is not None:

@@ -144,16 +144,28 @@ def _load(source: object) -> object:
         return source.content
     if isinstance(source, SecretText):
         raise _RefusedError("$", "is a document's text, not a file's path: parse it first")
+    if isinstance(source, bytes):
+        return _parsed(_decoded(source), is_json=False)
     if not isinstance(source, (str, Path)):
-        raise _RefusedError("$", f"must be a file's path or an object, is {type(source).__name__}")
+        raise _RefusedError(
+            "$", f"must be a file's path, an object or bytes, is {type(source).__name__}"
+        )
     path = Path(source)
     if path.suffix.lower() in (".bicep", ".bicepparam"):
         raise _RefusedError(
             "$", f"is Bicep: give the JSON that {_COMPILERS[path.suffix.lower()]} makes"
         )
-    text = _text(path)
+    return _parsed(_text(path), is_json=path.suffix.lower() == ".json")
+
+
+def _parsed(text: SecretText, *, is_json: bool) -> object:
+    """Parses a document's text.
+
+    Raises:
+        _RefusedError: It cannot be parsed; the message quotes nothing of it.
+    """
     try:
-        return _json(str(text)) if path.suffix.lower() == ".json" else _yaml(str(text))
+        return _json(str(text)) if is_json else _yaml(str(text))
     except _RefusedError:
         raise
     except RecursionError:
@@ -198,6 +210,17 @@ def _text(path: Path) -> SecretText:
             raise _RefusedError("$", message) from None
         reason = getattr(error, "strerror", None) or "it has no valid name"
         raise _RefusedError("$", f"cannot be read: {reason}{_where(path)}") from None
+    return _decoded(content)
+
+
+def _decoded(content: bytes) -> SecretText:
+    """Decodes a document.
+
+    Raises:
+        _RefusedError: It is neither UTF-8 nor UTF-16, or too large.
+    """
+    if len(content) > MAX_BYTES:
+        raise _RefusedError("$", f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates")
     try:
         return SecretText(decode(content), "<a document's text>")
     except UnicodeDecodeError as error:
