@@ -45,9 +45,11 @@ _FOLDER: pytest.StashKey[Path] = pytest.StashKey()
 _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
 
 _MARKER = (
-    "vmss(model, *, images, name, capacity, parameters, load_balancer, custom_data, ports, "
-    "health_timeout, health, pristine): the scale set that the fixture scale_set creates for the "
-    "test, and the versions of its image that there are when it does"
+    "vmss(model, *, images, name, capacity, parameters, supply, load_balancer, custom_data, ports, "
+    "health_timeout, health, approver, pristine): the scale set that the fixture scale_set creates "
+    "for the test from `model`, Azure's JSON, and `images`, the versions of its image that are "
+    "published before, as {version: file}; files are looked for beside the test. The other "
+    "arguments are those of Lab.create"
 )
 
 
@@ -368,7 +370,11 @@ def _shared(writer: Any, view: LiveView) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
-    """The session's lab; removed with all its VMs at the end of the session."""
+    """The session's lab, a pytest_vmss.Lab; removed with all its VMs at the end of the session.
+
+    ``vmss.create("web.json", capacity=3)`` creates a scale set of VMs and returns it once it is
+    healthy; ``vmss.gallery("other")`` is another gallery. Automatic upgrades run by themselves.
+    """
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.labs.reap import reap
     from pytest_vmss.report import LiveView
@@ -441,6 +447,9 @@ def pytest_terminal_summary(
 def gallery(vmss: Lab) -> Iterator[Gallery]:
     """The lab's default gallery; versions that the test publishes with it are deleted afterwards.
 
+    ``gallery.publish("web", "1.1.0", "web-1.1.0.qcow2")`` publishes a version, and the sets whose
+    model lets them upgrade to it.
+
     For publications that outlive the test, and for other galleries, call ``vmss.gallery(name)``.
     """
     from pytest_vmss.api.publications import OwnGallery
@@ -453,6 +462,9 @@ def gallery(vmss: Lab) -> Iterator[Gallery]:
 @pytest.fixture
 def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     """The scale set that the test's marker ``vmss`` describes; deleted after the test.
+
+    A pytest_vmss.ScaleSet: a sequence of its instances, each of which has a testinfra ``host``.
+    ``scale_set.wait_for_upgrade()`` returns the upgrade that a published version has started.
 
     The first one on this host is booted, and the same set of any later test is restored as that
     was when it had come up, in seconds (``--vmss-no-checkpoints`` boots each).

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from pytest_vmss.cli import blobs, cache, host, images, labs, operations, sets, upgrades, validate
+from pytest_vmss.cli import (
+    blobs,
+    cache,
+    guide,
+    host,
+    images,
+    labs,
+    operations,
+    sets,
+    upgrades,
+    validate,
+)
 from pytest_vmss.cli.base import main
 
 __all__ = [
     "blobs",
     "cache",
+    "guide",
     "host",
     "images",
     "labs",

@@ -54,7 +54,9 @@ def image_build(name: str, version: str | None, recipes: Path | None) -> None:
 @click.argument("definition")
 @click.argument("version")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
+@click.option(
+    "--gallery", default=DEFAULT_GALLERY, show_default=True, help="The gallery that it is in."
+)
 @click.option("--raw", is_flag=True, help="The file is a raw disk, not a qcow2.")
 @click.option("--exclude-from-latest", is_flag=True, help="'latest' never means this version.")
 @click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
@@ -96,7 +98,9 @@ def image_list() -> None:
 @image.command("show")
 @click.argument("definition")
 @click.argument("version")
-@click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
+@click.option(
+    "--gallery", default=DEFAULT_GALLERY, show_default=True, help="The gallery that it is in."
+)
 @click.option("--json", "as_json", is_flag=True, help="The packages as CycloneDX JSON.")
 def image_show(definition: str, version: str, gallery: str, as_json: bool) -> None:
     """Show VERSION of DEFINITION and its packages."""

@@ -170,8 +170,18 @@ def repair(name: str) -> None:
 
 @main.command("set-orchestration-service-state")
 @click.argument("name")
-@click.option("--action", type=click.Choice(["Suspend", "Resume"]), required=True)
-@click.option("--service-name", type=click.Choice(["AutomaticRepairs"]), default="AutomaticRepairs")
+@click.option(
+    "--action",
+    type=click.Choice(["Suspend", "Resume"]),
+    required=True,
+    help="What is done to it.",
+)
+@click.option(
+    "--service-name",
+    type=click.Choice(["AutomaticRepairs"]),
+    default="AutomaticRepairs",
+    help="The service; there is one.",
+)
 def set_orchestration_service_state(
     name: str, action: Literal["Suspend", "Resume"], service_name: str
 ) -> None:
@@ -209,8 +219,14 @@ def delete_instances(name: str, instance_ids: tuple[int, ...]) -> None:
 @main.command()
 @click.argument("name")
 @click.argument("instance_id", type=int)
-@click.option("--from-scale-in/--no-from-scale-in", default=None)
-@click.option("--from-scale-set-actions/--no-from-scale-set-actions", default=None)
+@click.option(
+    "--from-scale-in/--no-from-scale-in", default=None, help="Scaling in never removes it."
+)
+@click.option(
+    "--from-scale-set-actions/--no-from-scale-set-actions",
+    default=None,
+    help="Set-wide actions such as upgrades leave it out.",
+)
 def protect(
     name: str, instance_id: int, from_scale_in: bool | None, from_scale_set_actions: bool | None
 ) -> None:
