@@ -361,7 +361,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "an instance serves before it is healthy",
         "steps/traffic.py",
-        "            if self.wait:\n                self._wait(context, balancer)\n",
+        "            if self.wait and balancer.judges:\n                self._wait(context, balancer)\n",
         "",
         _tests("tests/simulation/test_defects.py"),
     ),

@@ -203,6 +203,11 @@ def _unknown_files(lab: SimulatedLab, instance: Instance) -> list[str]:
         generations = instance._context.generations()
         kept |= {entry.number for entry in generations if entry.state == "previous"}
     known = {"lun0.qcow2"} | {f"os-{n}.qcow2" for n in kept} | {f"seed-{n}.iso" for n in kept}
+    known |= {
+        f"nvram-{entry.number}.fd"
+        for entry in instance._context.generations()
+        if entry.number in kept and entry.hyper_v_generation == "V2"
+    }
     return [f"{instance.name}/{name}" for name in sorted(there - known) if "console" not in name]
 
 

@@ -42,6 +42,7 @@ class Scenario:
         replaces_data_disks: Whether it puts other files in the place of data disks.
         rolling: No more instances may be out than the policy's batch holds (M2).
         model: Makes the set's body.
+        hyper_v_generation: That of its image.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Scenario:
     replaces_data_disks: bool = False
     rolling: bool = False
     model: Callable[..., dict[str, Any]] = web_model
+    hyper_v_generation: str = "V1"
 
     @property
     def most_out(self) -> int:
@@ -146,6 +148,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         Scenario(
             "rollback on policy breach",
             lambda lab: _web(lab).upgrade(),
+            hyper_v_generation="V2",
             policy={"rollbackFailedInstancesOnPolicyBreach": True},
             automatic=False,
             behaviour=Behaviour.EXTENSION_FAILS,
@@ -197,7 +200,7 @@ SCENARIOS: Mapping[str, Scenario] = {
             automatic=False,
             rolling=True,
         ),
-        Scenario("delete", lambda lab: _web(lab).delete()),
+        Scenario("delete", lambda lab: _web(lab).delete(), hyper_v_generation="V2"),
     )
 }
 
@@ -221,6 +224,7 @@ class Stage:
         self._cache, self._cached = folder / "cache", folder / "cached"
         self._settings = Settings(state_dir=self._state, cache_dir=self._cache)
         lab = self._open(0)
+        lab.gallery().define("web", hyper_v_generation=scenario.hyper_v_generation)
         body = scenario.model(
             capacity=7 if scenario.capacity == 4 else scenario.capacity,
             policy={"maxBatchInstancePercent": 50, **scenario.policy},

@@ -12,13 +12,15 @@ import os
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import pytest
+
+from pytest_vmss.plugin_artifacts import ArtifactsPlugin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_vmss.api.publications import StartImages
     from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
+    from pytest_vmss.model import ScaleSetModel
     from pytest_vmss.report import LiveView
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
@@ -38,11 +41,16 @@ _T = TypeVar("_T")
 _SUMMARIES: pytest.StashKey[list[str]] = pytest.StashKey()
 #: Sets that could not be deleted, and why.
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+#: Names of sets of earlier tests that are kept, in lower case.
+_KEPT: pytest.StashKey[set[str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 #: The folder of the running test.
 _FOLDER: pytest.StashKey[Path] = pytest.StashKey()
 #: What markers have published, by the lab's id.
 _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
+
+#: Name of the plugin that explains failed tests.
+_ARTIFACTS = "vmss-artifacts"
 
 _MARKER = (
     "vmss(model, *, images, name, capacity, parameters, supply, load_balancer, custom_data, ports, "
@@ -124,8 +132,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--vmss-keep",
-        action="store_true",
-        help="keep the VMs after the session; `vmss --lab NAME ssh …` gets at them",
+        choices=["never", "failed", "always"],
+        default="never",
+        help="whether VMs outlive the session: those of failed tests, or all; the summary has the "
+        "commands to get in",
+    )
+    group.addoption(
+        "--vmss-artifacts",
+        metavar="DIR",
+        help="folder that gets a folder for each failed test, with logs, records and timelines; "
+        "`off` for none (ini: vmss_artifacts; vmss-artifacts below rootdir)",
     )
     group.addoption(
         "--vmss-no-checkpoints",
@@ -161,6 +177,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="GIB",
         help="most that an image's file may hold, holes not counted (VMSS_MAX_IMAGE_FILE_GIB; 64)",
     )
+    parser.addini("vmss_artifacts", "folder of failed tests' artifacts; see --vmss-artifacts")
     parser.addini("vmss_size", "a VM size for every set; see --vmss-size")
     parser.addini("vmss_unknown_extensions", "refuse or skip; see --vmss-unknown-extensions")
     parser.addini("vmss_guest_network", "isolated or outbound; see --vmss-guest-network")
@@ -188,6 +205,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker, and duplicates the terminal's descriptor for the live view."""
     config.addinivalue_line("markers", _MARKER)
+    config.pluginmanager.register(ArtifactsPlugin(config), _ARTIFACTS)
     wanted = config.getoption("--vmss-live")
     if wanted == "on" or (wanted == "auto" and sys.stdout.isatty()):
         # While tests run, pytest captures what is written to descriptor 1 itself.
@@ -319,7 +337,7 @@ def _settings(config: pytest.Config) -> Settings:
         arguments.update((name, value) for name, value in given.items() if value is not None)
         arguments["sizes"] = arguments.get("sizes", {}) | _sizes(config)
         arguments["images"] = _image_limits(config, arguments.get("images") or ImageLimits())
-        settings = Settings(**arguments, keep=bool(config.getoption("--vmss-keep")))
+        settings = Settings(**arguments, keep=config.getoption("--vmss-keep"))
     except LabError as error:
         raise pytest.UsageError(str(error)) from None
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)
@@ -386,7 +404,7 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     if settings.guest_network == "outbound":
         warnings.warn(OUTBOUND, stacklevel=1)
     with contextlib.ExitStack() as ends:  # each runs, even if another fails
-        ends.callback(_end, lab)
+        ends.callback(_end, lab, pytestconfig)
         ends.callback(_keep_summary, lab, pytestconfig)
         console = _console(pytestconfig)
         if console is not None:
@@ -400,9 +418,9 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
         yield lab
 
 
-def _end(lab: Lab) -> None:
+def _end(lab: Lab, config: pytest.Config) -> None:
     """Removes the session's lab, or marks it as kept and closes it."""
-    if not lab.settings.keep:
+    if not _kept_sets(lab, config):
         lab.destroy()
         return
     try:
@@ -411,12 +429,20 @@ def _end(lab: Lab) -> None:
         lab.close()
 
 
+def _kept_sets(lab: Lab, config: pytest.Config) -> list[str]:
+    """Names of the sets that outlive the session: those that are left, if any may be."""
+    keep = lab.settings.keep
+    if keep == "never" or (keep == "failed" and not _artifacts(config).any_failed):
+        return []
+    return [record.name for record in _records(lab)]
+
+
 def _keep_summary(lab: Lab, config: pytest.Config) -> None:
     """Stores the summary that is shown after the lab is gone."""
-    config.stash[_SUMMARIES] = _summarise(lab)
+    config.stash[_SUMMARIES] = _summarise(lab, _kept_sets(lab, config))
 
 
-def _summarise(lab: Lab) -> list[str]:
+def _summarise(lab: Lab, kept: Sequence[str]) -> list[str]:
     """Summarises the session's upgrades, their stages' durations, and where kept VMs are."""
     from rich.console import Console
 
@@ -427,9 +453,12 @@ def _summarise(lab: Lab) -> list[str]:
     for report in lab.finished_upgrades():
         console.print(upgrade_summary(report))
         console.print(stage_table(report.record, lab.store.steps(report.record.id)))
-    if lab.settings.keep:
-        console.print(f"VMs are kept: vmss --lab {lab.paths.folder.name} list")
-    return out.getvalue().splitlines()
+    lines = out.getvalue().splitlines()
+    if kept:
+        from pytest_vmss.report.artifacts import ways_in
+
+        lines += ["VMs are kept:", *(f"  {line}" for name in kept for line in ways_in(lab, name))]
+    return lines
 
 
 def pytest_terminal_summary(
@@ -475,8 +504,8 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     images = arguments.pop("images", None)
     arguments.setdefault("pristine", not request.config.getoption("--vmss-no-checkpoints"))
     leftovers = request.config.stash.setdefault(_LEFTOVERS, {})
-    if not vmss.settings.keep:
-        _clear(vmss, leftovers)
+    _clear(vmss, leftovers)
+    _make_way(vmss, request, source, arguments)
     before = {record.unique_id for record in _records(vmss)}
     try:
         if images is not None:
@@ -485,16 +514,50 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     except (KeyboardInterrupt, SystemExit):
         raise  # the session ends, and the lab with it
     except BaseException as error:
-        if not vmss.settings.keep:
-            for record in _records(vmss):
-                if record.unique_id not in before:
-                    _delete(vmss, record.name, request, error)
+        _artifacts(request.config).collect(request.node)
+        for record in _records(vmss):
+            if record.unique_id in before:
+                continue
+            if vmss.settings.keep == "never":
+                _delete(vmss, record.name, request, error)
+            else:
+                _keep(request, record.name)
         for left in leftovers.values():
             error.add_note(left)
         raise
     yield created
-    if not vmss.settings.keep:
+    keep, failed = vmss.settings.keep, _artifacts(request.config).has_failed(request.node)
+    if keep == "always" or (keep == "failed" and failed):
+        _keep(request, created.name)
+    else:
         _delete(vmss, created.name, request)
+
+
+def _keep(request: pytest.FixtureRequest, name: str) -> None:
+    """Notes that a test's set is kept, until another test needs its name."""
+    request.config.stash.setdefault(_KEPT, set()).add(name.lower())
+
+
+def _make_way(
+    lab: Lab, request: pytest.FixtureRequest, source: Any, arguments: Mapping[str, Any]
+) -> None:
+    """Deletes the set of an earlier test that is kept, if this one needs its name."""
+    from pytest_vmss.errors import LabError
+
+    kept = request.config.stash.get(_KEPT, set())
+    if not kept:
+        return
+    try:
+        name = _model_of(source, arguments).name
+    except LabError:
+        return  # it is reported where the set is created
+    if name.lower() in kept:
+        kept.discard(name.lower())
+        _delete(lab, name, request)
+
+
+def _artifacts(config: pytest.Config) -> ArtifactsPlugin:
+    return cast("ArtifactsPlugin", config.pluginmanager.getplugin(_ARTIFACTS))
 
 
 def _publish_images(
@@ -502,6 +565,15 @@ def _publish_images(
 ) -> None:
     """Publishes the versions that a test's marker names, of the image in its model."""
     from pytest_vmss.api.publications import StartImages
+
+    model = _model_of(source, arguments)
+    known = request.config.stash.setdefault(_START_IMAGES, {})
+    of_lab = known.setdefault(lab.identity.id, StartImages(lab))
+    of_lab.publish(model.image_reference, images)
+
+
+def _model_of(source: Any, arguments: Mapping[str, Any]) -> ScaleSetModel:
+    """The model that a test's marker describes."""
     from pytest_vmss.model import load_document
 
     of_document = {
@@ -509,10 +581,7 @@ def _publish_images(
         for name, value in arguments.items()
         if name in ("name", "capacity", "parameters", "load_balancer")
     }
-    model = load_document(source, **of_document).model
-    known = request.config.stash.setdefault(_START_IMAGES, {})
-    of_lab = known.setdefault(lab.identity.id, StartImages(lab))
-    of_lab.publish(model.image_reference, images)
+    return load_document(source, **of_document).model
 
 
 def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:

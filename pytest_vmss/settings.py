@@ -20,6 +20,7 @@ __all__ = [
     "Accelerator",
     "GuestNetwork",
     "ImageLimits",
+    "Keep",
     "Settings",
     "Timeouts",
     "UnknownExtensions",
@@ -32,6 +33,8 @@ __all__ = [
 
 Accelerator = Literal["kvm", "tcg"]
 GuestNetwork = Literal["isolated", "outbound"]
+#: Whether a session's VMs outlive it.
+Keep = Literal["never", "failed", "always"]
 #: What becomes of extensions that nobody registered: an error, or they are left out.
 UnknownExtensions = Literal["refuse", "skip"]
 
@@ -235,7 +238,8 @@ class Settings:
         unknown_extensions: What becomes of extensions that nobody registered. ``refuse``: the model
             is refused. ``skip``: they are left out, and the report says so (P4).
         images: The largest image that may be published.
-        keep: Whether to keep a session's VMs for inspection.
+        keep: Whether a session's VMs outlive it, for inspection: ``never``, ``failed``: if a test
+            that had to do with them failed, or ``always``.
         kept_days: Days after which ``vmss reap`` removes a session's lab that was kept.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
             are removed: ``VMSS_MAX_CHECKPOINTS_GIB``, or else 20.
@@ -265,7 +269,7 @@ class Settings:
     size: str | None = None
     unknown_extensions: UnknownExtensions = "refuse"
     images: ImageLimits = field(default_factory=ImageLimits)
-    keep: bool = False
+    keep: Keep = "never"
     kept_days: float = 7.0
     checkpoints_gib: int = field(
         default_factory=lambda: _from_environment("VMSS_MAX_CHECKPOINTS_GIB", 20)
@@ -282,8 +286,7 @@ class Settings:
         if self.timeout_factor is not None:
             check_factor(self.timeout_factor)
         _check_timeouts(self.timeouts)
-        for name in ("keep", "degraded_is_fatal"):
-            _check_flag(name, getattr(self, name))
+        _check_flag("degraded_is_fatal", self.degraded_is_fatal)
         _check_time("first_rollout_delay", self.first_rollout_delay)
         if not _is_number(self.kept_days) or not 0 <= self.kept_days <= _LONGEST_DAYS:
             _refuse("kept_days", f"a number of days from 0 to {_LONGEST_DAYS}", self.kept_days)
@@ -301,6 +304,8 @@ class Settings:
             _refuse("accelerator", "kvm or tcg", self.accelerator)
         if self.guest_network not in get_args(GuestNetwork):
             _refuse("guest_network", "isolated or outbound", self.guest_network)
+        if self.keep not in get_args(Keep):
+            _refuse("keep", "never, failed or always", self.keep)
         if self.unknown_extensions not in get_args(UnknownExtensions):
             _refuse("unknown_extensions", "refuse or skip", self.unknown_extensions)
         if self.size is not None and not isinstance(self.size, str):

@@ -75,7 +75,8 @@ class Checkpoints:
         if not model.sku.capacity:
             yield Sought()
             return
-        if obstacle := obstacle_to(model) or self._lack_of_room(document):
+        obstacle = obstacle_to(model, version.hyper_v_generation) or self._lack_of_room(document)
+        if obstacle:
             yield Sought(obstacle=obstacle)
             return
         key = checkpoint_key(

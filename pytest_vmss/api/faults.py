@@ -54,7 +54,8 @@ class Faults:
         domain: The name of its libvirt domain.
         hypervisor: Returns the connection to the hypervisor.
         shell: Returns an SSH connection to the instance.
-        tell: Called with a description of each fault that could not be repaired.
+        tell: Called with the kind of an event and its message: ``fault`` where a fault begins and
+            ends, ``warning`` for one that could not be repaired.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Faults:
         *,
         hypervisor: Callable[[], Hypervisor],
         shell: Callable[[], Runner],
-        tell: Callable[[str], None] = lambda _: None,
+        tell: Callable[[str, str], None] = lambda _kind, _message: None,
     ) -> None:
         self.name = name
         self._domain = domain
@@ -79,6 +80,7 @@ class Faults:
     def kill(self) -> None:
         """Cuts its power, as if its host failed; :meth:`ScaleSet.start` brings it back."""
         self._hypervisor.power_off(self._domain)
+        self._report("fault", "killed: its power is cut")
 
     @contextlib.contextmanager
     def _fault(
@@ -91,17 +93,24 @@ class Faults:
             begin: Causes it; may fail half-way.
             mend: Repairs it; harmless if there is nothing to repair.
         """
+        begun, left = False, ""
         try:
             begin()
+            begun = True
+            self._report("fault", f"{what}: begins")
             yield
         except BaseException as error:
             left = self._mended(what, mend)
             if left:
                 error.add_note(left)
             raise
-        left = self._mended(what, mend)
-        if left:
-            warnings.warn(left, stacklevel=3)
+        else:
+            left = self._mended(what, mend)
+            if left:
+                warnings.warn(left, stacklevel=3)
+        finally:
+            if begun and not left:
+                self._report("fault", f"{what}: is over")
 
     def _mended(self, what: str, mend: Callable[[], object]) -> str:
         """Repairs the fault; returns what may be left of it, in words, or an empty string."""
@@ -111,10 +120,14 @@ class Faults:
             if not self._runs():
                 return ""  # it has lost its fault
             left = f"{self.name} may still be {what}, for mending it failed: {error_text(error)}"
-            with contextlib.suppress(Exception):
-                self._tell(left)
+            self._report("warning", left)
             return left
         return ""
+
+    def _report(self, kind: str, message: str) -> None:
+        """Writes an event; a store that refuses it must not end a fault or hide its failure."""
+        with contextlib.suppress(Exception):
+            self._tell(kind, message)
 
     def _runs(self) -> bool:
         """Whether its machine may be running; True if that is unknown."""
@@ -184,7 +197,7 @@ class Faults:
             if thread.is_alive():
                 raise TimeoutError(f"the hypervisor did not answer within {_SLOW_END_S:.0f} s")
 
-        with self._fault("paused", begin, mend):
+        with self._fault("slowed down or paused", begin, mend):
             yield
 
     def _halt_and_go(self, share: float, end: threading.Event) -> None:

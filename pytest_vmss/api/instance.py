@@ -282,7 +282,7 @@ class Instance:
             context.domain,
             hypervisor=lambda: environment.hypervisor,
             shell=self.shell,
-            tell=lambda left: context.event("warning", left),
+            tell=context.event,
         )
 
     def close(self) -> None:

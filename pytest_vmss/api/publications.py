@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
+from pytest_vmss.errors import ConflictError, ModelError, ModelProblem, NotFoundError
 from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore
 from pytest_vmss.gallery.gallery import DEFAULT_GALLERY
 from pytest_vmss.model import ImageReference
@@ -16,7 +16,7 @@ from pytest_vmss.model.arguments import check_text
 
 if TYPE_CHECKING:
     from pytest_vmss.api.lab import Lab
-    from pytest_vmss.store import VersionRecord
+    from pytest_vmss.store import DefinitionRecord, VersionRecord
 
 __all__ = ["OwnGallery", "StartImages"]
 
@@ -31,6 +31,13 @@ class OwnGallery(Gallery):
     def __init__(self, lab: Lab) -> None:
         super().__init__(DEFAULT_GALLERY, lab.images)
         self._published: list[VersionRecord] = []
+        self._defined: list[DefinitionRecord] = []
+
+    def define(self, definition: str, **options: Any) -> DefinitionRecord:
+        """See :meth:`~pytest_vmss.gallery.Gallery.define`."""
+        record = super().define(definition, **options)
+        self._defined.append(record)
+        return record
 
     def publish(
         self, definition: str, version: str, path: str | Path, **options: Any
@@ -43,8 +50,10 @@ class OwnGallery(Gallery):
         return record
 
     def delete_published(self) -> None:
-        """Deletes the versions that were published with it."""
+        """Deletes the versions and definitions that were created with it."""
         with contextlib.ExitStack() as ends:  # each is deleted, even if another cannot be
+            for definition in self._defined:
+                ends.callback(_undefine, self._images, definition)
             for record in self._published:
                 ends.callback(_withdraw, self._images, record)
 
@@ -119,6 +128,12 @@ def _withdraw(images: ImageStore, record: VersionRecord) -> None:
     if record in images.versions(record.gallery, record.definition):
         with contextlib.suppress(NotFoundError):  # just now
             images.delete(record.gallery, record.definition, record.version)
+
+
+def _undefine(images: ImageStore, record: DefinitionRecord) -> None:
+    """Deletes a definition unless it is gone, or has versions that others published."""
+    with contextlib.suppress(NotFoundError, ConflictError):
+        images.delete_definition(record.gallery, record.name)
 
 
 def _address(

@@ -57,6 +57,7 @@ from pytest_vmss.model.arguments import (
     check_seconds,
 )
 from pytest_vmss.model.extension_result import ExtensionResult
+from pytest_vmss.model.load_balancer import served_rules
 from pytest_vmss.operations import (
     Deallocate,
     ExtensionUpgrade,
@@ -166,18 +167,21 @@ class ScaleSet:
 
     @property
     def url(self) -> str:
-        """The URL of the load balancer's first rule.
+        """The URL of the first rule that the load balancer serves.
 
         Raises:
             NotFoundError: The set has no load balancer with a rule.
         """
-        record, declared = self.record, self._revision.balancer
-        if record.frontend is None or declared is None or not declared.load_balancing_rules:
+        record, revision = self.record, self._revision
+        declared = revision.balancer
+        rules = [] if declared is None else served_rules(declared, revision.model)
+        if record.frontend is None or not rules:
             raise NotFoundError(
                 f"no load balancer stands before {self.name!r}: give one with loadBalancingRules "
-                "(load_balancer=, or in a template)"
+                "for TCP (load_balancer=, or in a template whose scale set names its probe or backend "
+                "pool)"
             )
-        port = declared.load_balancing_rules[0].frontend_port
+        port = rules[0].frontend_port
         scheme = "https" if port == _HTTPS else "http"
         return f"{scheme}://{record.frontend}:{host_port(port)}"
 
@@ -543,6 +547,7 @@ class ScaleSet:
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=encoded,
                 known_balancer=current.balancer, keep_balancer=current.probe is None,
                 known_clusters=found.clusters or current.clusters,
+                known_resources=found.balancers,
                 is_stored=True,
             )  # fmt: skip
             return dataclasses.replace(

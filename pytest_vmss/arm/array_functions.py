@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_vmss.arm.limits import TemplateError
 from pytest_vmss.arm.number_functions import is_equal
-from pytest_vmss.arm.values import integer, kind_of, look_up, text, to_text
+from pytest_vmss.arm.values import integer, kind_of, look_up, property_name, text, to_text
 
 __all__ = ["ARRAY_FUNCTIONS"]
 
@@ -52,7 +52,7 @@ def _create_object(*arguments: Any) -> dict[str, Any]:
     if len(arguments) % 2:
         raise TemplateError("takes pairs of a property's name and its value")
     return {
-        text(name, "a property's name"): value
+        property_name(name): value
         for name, value in zip(arguments[::2], arguments[1::2], strict=True)
     }
 

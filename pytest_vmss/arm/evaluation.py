@@ -10,7 +10,15 @@ from pytest_vmss.arm.functions import FUNCTIONS, unavailable_reason
 from pytest_vmss.arm.limits import MAX_COPIES, Budget, TemplateError, UnavailableError
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.syntax import Access, Call, Expression, Literal, is_expression, parse
-from pytest_vmss.arm.values import Unevaluated, boolean, integer, kind_of, look_up, text
+from pytest_vmss.arm.values import (
+    Unevaluated,
+    boolean,
+    integer,
+    kind_of,
+    look_up,
+    property_name,
+    text,
+)
 from pytest_vmss.secrecy import SecretText, conceal, has_secret, mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
@@ -38,6 +46,12 @@ class Names(Protocol):
         Raises:
             UnavailableError: It is another resource.
         """
+
+    def references(self, symbol: str) -> list[Any]:
+        """What ``references()`` returns of a copy loop of deployments; raises likewise."""
+
+    def resource_info(self, symbol: str) -> dict[str, Any]:
+        """What ``resourceInfo()`` returns of a resource with a symbolic name."""
 
     def user_function(self, name: str) -> Mapping[str, Any] | None:
         """The definition of a function of the template's own, or None."""
@@ -99,7 +113,11 @@ class Scope:
                 made.update(self._copies(item, where, depth))
                 continue
             try:
-                name = text(self._string(key, depth), "a property's name")
+                found = self._string(key, depth)
+                if isinstance(found, Unevaluated):
+                    made[key] = found  # what has no name has no value either
+                    continue
+                name = property_name(found)
             except TemplateError as error:
                 raise error.at(where) from None
             made[name] = self.value(item, where, depth + 1)
@@ -281,7 +299,16 @@ class Scope:
         return None
 
     def _reference(self, call: Call, depth: int) -> Any:
-        return self.names.reference(text(self._known(call.arguments[0], depth)))
+        identifier, *options = [self._known(argument, depth) for argument in call.arguments]
+        found = self.names.reference(text(identifier))
+        is_full = len(options) > 1 and text(options[1]).lower() == "full"
+        return {"properties": found} if is_full else found
+
+    def _references(self, call: Call, depth: int) -> list[Any]:
+        return self.names.references(text(self._known(call.arguments[0], depth)))
+
+    def _resource_info(self, call: Call, depth: int) -> dict[str, Any]:
+        return self.names.resource_info(text(self._known(call.arguments[0], depth)))
 
     def _fail(self, call: Call, depth: int) -> Any:
         raise TemplateError(f"fails: {mask(text(self._known(call.arguments[0], depth)))[:200]}")
@@ -347,7 +374,9 @@ class Scope:
             raise TemplateError(f"takes an array; given {kind_of(values)}")
         key = self._lambda(call.arguments[1], depth)
         item = self._lambda(call.arguments[2], depth) if len(call.arguments) > 2 else None
-        return {text(key(value)): value if item is None else item(value) for value in values}
+        return {
+            property_name(key(value)): value if item is None else item(value) for value in values
+        }
 
 
 def _is_copy(value: Any) -> bool:
@@ -411,6 +440,8 @@ _SPECIAL: Mapping[str, Callable[[Scope, Call, int], Any]] = {
     "parameters": Scope._parameters,
     "reduce": Scope._reduce,
     "reference": Scope._reference,
+    "references": Scope._references,
+    "resourceinfo": Scope._resource_info,
     "sort": Scope._sort,
     "toobject": Scope._to_object,
     "variables": Scope._variables,

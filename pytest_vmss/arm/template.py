@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from pytest_vmss.arm.date_functions import formatted_time
 from pytest_vmss.arm.evaluation import Scope
 from pytest_vmss.arm.limits import Budget, TemplateError, UnavailableError
-from pytest_vmss.arm.parameters import Given, Parameter, declared_parameters, parsed
+from pytest_vmss.arm.parameters import Given, Parameter, declared_parameters, given_in_file, parsed
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.values import Unevaluated, look_up
 from pytest_vmss.secrecy import mask, quote
@@ -49,7 +49,7 @@ class Resource:
     name: str
     body: dict[str, Any] = field(repr=False)
     path: str
-    identifier: str
+    identifier: str = field(repr=False)
 
 
 def expand(
@@ -101,6 +101,7 @@ class Template:
         path: Where it stands in the outermost template.
         nesting: How many deployments contain it.
         name: The name of its deployment.
+        place: Where its resources are made; where the expansion is deployed unless it is given.
     """
 
     def __init__(
@@ -112,17 +113,20 @@ class Template:
         path: str = "$",
         nesting: int = 0,
         name: str = "main",
+        place: Site | None = None,
     ) -> None:
         self._body = _sections(body, path)
         self._run, self._supply, self._path = run, supply, path
         self._nesting, self._name = nesting, name
-        self.site, self.budget = run.site, run.budget
+        self._place = place or run.site
+        self.site, self.budget = self._place, run.budget
         self._declared = declared_parameters(self._body)
         self._given: dict[str, Any] = {}
         self._values: dict[str, Any] = {}
         self._variables: dict[str, Any] = {}
         self._pending: list[str] = []
-        self._deployments: dict[str, tuple[Template, str] | None] = {}
+        self._deployments: dict[str, Template | None] = {}
+        self._symbols: dict[str, str] = {}
         self._is_walked = False
 
     # Parameters.
@@ -269,19 +273,60 @@ class Template:
     def reference(self, identifier: str) -> Any:
         """Returns the outputs of a deployment in this template.
 
+        Args:
+            identifier: Its id, its name, or its symbolic name.
+
         Raises:
             UnavailableError: It is another resource.
         """
         name = identifier.rstrip("/").rpartition("/")[2].lower()
-        if not (self._deployments or self._is_walked):
-            self._is_walked = True
-            for _ in self._walk(frozenset()):
-                pass
-        found = self._deployments.get(name)
+        found = self._deployment_of(name)
         if found is None:
             raise UnavailableError("reference() asks Azure for what exists there")
-        inner, _ = found
-        return {"outputs": _Outputs(inner)}
+        return {"outputs": _Outputs(found)}
+
+    def references(self, symbol: str) -> list[Any]:
+        """Returns the outputs of each deployment of a copy loop with a symbolic name.
+
+        Raises:
+            UnavailableError: It loops over other resources.
+        """
+        made: list[Any] = []
+        while (found := self._deployment_of(f"{symbol.lower()}[{len(made)}]")) is not None:
+            made.append({"outputs": _Outputs(found)})
+        if not made:
+            raise UnavailableError("references() asks Azure for what exists there")
+        return made
+
+    def _deployment_of(self, name: str) -> Template | None:
+        """Returns a deployment by its name, or its symbolic name; it may be declared further on."""
+        if not self._is_walked and self._known_deployment(name) is None:
+            for _ in self._walk(frozenset()):
+                pass
+            self._is_walked = True
+        return self._known_deployment(name)
+
+    def _known_deployment(self, name: str) -> Template | None:
+        return self._deployments.get(self._symbols.get(name, name))
+
+    def resource_info(self, symbol: str) -> dict[str, Any]:
+        """Returns what a resource with a symbolic name is called.
+
+        Raises:
+            TemplateError: There is none.
+            UnavailableError: It is a copy loop.
+        """
+        resources = self._body["resources"]
+        known = self._look_up(resources, symbol) if isinstance(resources, Mapping) else None
+        entry = resources[known] if known is not None else None
+        plain = {key.lower(): item for key, item in entry.items()} if _is_object(entry) else {}
+        kind, path = plain.get("type"), f"{self._path}.resources.{one_line(mask(symbol))}"
+        if not isinstance(kind, str):
+            raise TemplateError(f"there is no resource with the symbolic name {quote(symbol)}")
+        if "copy" in plain:
+            raise UnavailableError("resourceInfo() of a copy loop is not known")
+        name = self._named(plain.get("name"), Scope(self), path, "")
+        return {"id": self._id(kind, name), "name": name, "type": kind}
 
     def output(self, name: str) -> Any:
         """Returns the value of an output.
@@ -312,16 +357,25 @@ class Template:
 
     def _walk(self, wanted: frozenset[str]) -> Iterator[Resource]:
         listed_resources = self._body["resources"]
-        entries: list[tuple[str, Any]] = (
-            [(f"resources.{one_line(mask(key))}", item) for key, item in listed_resources.items()]
+        entries: list[tuple[str, Any, str]] = (
+            [
+                (f"resources.{one_line(mask(key))}", item, key)
+                for key, item in listed_resources.items()
+            ]
             if isinstance(listed_resources, Mapping)
-            else [(f"resources[{index}]", item) for index, item in enumerate(listed_resources)]
+            else [(f"resources[{index}]", item, "") for index, item in enumerate(listed_resources)]
         )
-        for where, entry in entries:
-            yield from self._expanded(entry, f"{self._path}.{where}", wanted, "", "")
+        for where, entry, symbol in entries:
+            yield from self._expanded(entry, f"{self._path}.{where}", wanted, "", "", symbol)
 
     def _expanded(
-        self, entry: Any, path: str, wanted: frozenset[str], parent: str, parent_name: str
+        self,
+        entry: Any,
+        path: str,
+        wanted: frozenset[str],
+        parent: str,
+        parent_name: str,
+        symbol: str = "",
     ) -> Iterator[Resource]:
         """Yields what a resource's declaration makes.
 
@@ -331,6 +385,7 @@ class Template:
             wanted: The types to yield.
             parent: The type of the resource that contains it, or empty.
             parent_name: That resource's name.
+            symbol: Its symbolic name, if it has one.
         """
         try:
             self.budget.step()
@@ -361,6 +416,7 @@ class Template:
                 continue
             name = self._named(plain.get("name"), scope, path, parent_name)
             if kind == _DEPLOYMENT:
+                self._note_symbol(symbol, name, plain, scope)
                 yield from self._deployed(plain, name, scope, path, wanted)
                 continue
             if kind in wanted:
@@ -373,7 +429,7 @@ class Template:
 
     def _id(self, kind: str, name: str) -> str:
         try:
-            return self.site.resource_id(kind, name)
+            return self._place.resource_id(kind, name)
         except TemplateError:
             return ""
 
@@ -412,6 +468,12 @@ class Template:
 
     # Deployments.
 
+    def _note_symbol(self, symbol: str, name: str, plain: Mapping[str, Any], scope: Scope) -> None:
+        """Notes the symbolic name of a deployment; in a copy loop, with its index."""
+        if symbol:
+            at = "" if plain.get("copy") is None else f"[{scope.resource_index}]"
+            self._symbols[f"{symbol}{at}".lower()] = name.lower()
+
     def _deployed(
         self,
         plain: Mapping[str, Any],
@@ -427,11 +489,11 @@ class Template:
             self._deployments[key] = self._inner(plain, name, scope, path)
         found = self._deployments[key]
         if found is not None and wanted:
-            yield from found[0]._walk(wanted)
+            yield from found._walk(wanted)
 
     def _inner(
         self, plain: Mapping[str, Any], name: str, scope: Scope, path: str
-    ) -> tuple[Template, str] | None:
+    ) -> Template | None:
         """Returns the template of a deployment; None if a linked one is not at hand."""
         properties = plain.get("properties")
         if not isinstance(properties, Mapping):
@@ -449,18 +511,25 @@ class Template:
         is_inner = isinstance(options, Mapping) and str(options.get("scope", "")).lower() == "inner"
         is_linked = not isinstance(body, Mapping)
         if is_linked:
-            body = self._linked(parts.get("templatelink"), scope, where)
+            body = self._linked(parts.get("templatelink"), scope, f"{where}.templateLink")
         if not isinstance(body, Mapping):
             return None
+        place = self._place_of(plain, scope, path)
         inner = (
             Template(
-                body, self._run, path=f"{where}.template", nesting=self._nesting + 1, name=name
+                body, self._run, path=f"{where}.template", nesting=self._nesting + 1, name=name,
+                place=place,
             )
             if is_linked or is_inner
-            else _Outer(body, self._run, self, scope, f"{where}.template", self._nesting + 1, name)
-        )
+            else _Outer(
+                body, self._run, self, scope, f"{where}.template", self._nesting + 1, name, place
+            )
+        )  # fmt: skip
         given = parts.get("parameters")
-        if isinstance(given, Mapping) and (is_linked or is_inner):
+        link = parts.get("parameterslink")
+        if isinstance(link, Mapping) and (is_linked or is_inner):
+            inner.give(Given(self._linked_parameters(link, scope, f"{where}.parametersLink")))
+        elif isinstance(given, Mapping) and (is_linked or is_inner):
             values = {
                 key: scope.value(
                     entry["value"] if isinstance(entry, Mapping) and "value" in entry
@@ -469,19 +538,35 @@ class Template:
                 for key, entry in given.items()
             }  # fmt: skip
             inner.give(Given(values))
-        return inner, path
+        return inner
+
+    def _place_of(self, plain: Mapping[str, Any], scope: Scope, path: str) -> Site:
+        """Returns where a deployment makes its resources: it may name another resource group."""
+        place = self._place
+        for key, name in (("resourcegroup", "resource_group"), ("subscriptionid", "subscription")):
+            found = scope.value(plain.get(key), f"{path}.{key}")
+            if isinstance(found, str) and found:
+                place = replace(place, **{name: found})
+        return place
 
     def _linked(self, link: Any, scope: Scope, path: str) -> Mapping[str, Any] | None:
+        """Returns the file that a link means; None if it is not at hand."""
         if not isinstance(link, Mapping):
             return None
         for key in ("relativePath", "uri"):
             known = look_up(link, key)
             if known is None:
                 continue
-            found = scope.value(link[known], f"{path}.templateLink.{known}")
+            found = scope.value(link[known], f"{path}.{known}")
             if isinstance(found, str):
                 return self._run.load(found)
         return None
+
+    def _linked_parameters(self, link: Any, scope: Scope, path: str) -> dict[str, Any]:
+        found = self._linked(link, scope, path)
+        if found is None:
+            raise TemplateError("links to a parameters file that is not beside the template", path)
+        return given_in_file(found)
 
 
 _IN_VAULT = None
@@ -499,11 +584,13 @@ class _Outer(Template):
         path: str,
         nesting: int,
         name: str,
+        place: Site,
     ) -> None:
         super().__init__(
             {key: item for key, item in body.items() if key.lower() != "parameters"},
-            run, path=path, nesting=nesting, name=name,
+            run, path=path, nesting=nesting, name=name, place=place,
         )  # fmt: skip
+        self.site = outside.site
         self._outside, self._scope = outside, scope
 
     def parameter(self, name: str) -> Any:
@@ -517,6 +604,13 @@ class _Outer(Template):
     def user_function(self, name: str) -> Mapping[str, Any] | None:
         """Returns a function of the template around it."""
         return self._outside.user_function(name)
+
+    def reference(self, identifier: str) -> Any:
+        """Returns the outputs of a deployment in it, or in the template around it."""
+        try:
+            return super().reference(identifier)
+        except UnavailableError:
+            return self._outside.reference(identifier)
 
     def _iterations(self, loop: Any, path: str) -> Iterator[Scope]:
         for inner in super()._iterations(loop, path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_vmss.arm.limits import TemplateError, UnavailableError
+from pytest_vmss.secrecy import SecretText
 
 __all__ = [
     "Unevaluated",
@@ -17,6 +18,7 @@ __all__ = [
     "is_integer",
     "kind_of",
     "look_up",
+    "property_name",
     "read_json",
     "text",
     "to_text",
@@ -65,6 +67,20 @@ def text(value: Any, what: str = "an argument") -> str:
     if isinstance(value, str):
         return value
     raise TemplateError(f"{what} must be a string, is {kind_of(value)}")
+
+
+def property_name(value: Any) -> str:
+    """Returns the name of a property, which is shown wherever its object is.
+
+    Raises:
+        TemplateError: It is no string, or is made of a secure parameter.
+    """
+    if isinstance(value, SecretText):
+        raise TemplateError(
+            "a property's name is made of a secure parameter, and names are shown everywhere; use "
+            "a parameter that is no secret"
+        )
+    return text(value, "a property's name")
 
 
 def integer(value: Any, what: str = "an argument") -> int:

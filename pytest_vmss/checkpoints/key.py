@@ -18,11 +18,17 @@ __all__ = ["checkpoint_key", "obstacle_to"]
 _FORMAT = 1
 
 
-def obstacle_to(model: ScaleSetModel) -> str:
+def obstacle_to(model: ScaleSetModel, hyper_v_generation: str = "V1") -> str:
     """Returns why sets of a model must be booted each time; empty if they can be restored.
 
     They must if something runs in their guests that the key cannot cover.
+
+    Args:
+        model: The model.
+        hyper_v_generation: That of its image.
     """
+    if hyper_v_generation == "V2":
+        return "its machines are of generation 2, whose UEFI variables a checkpoint does not hold"
     for extension in filter(is_known, model.extensions):
         if find_handler(extension.publisher, extension.type).fingerprint is None:
             return f"the extension {extension.name} is run by a handler of the suite's own"

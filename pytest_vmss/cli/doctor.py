@@ -19,6 +19,7 @@ from pytest_vmss.host.ownership import account_name, mend_ownership, obstacle
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.host.process import PACKAGES, require
 from pytest_vmss.host.qemu_account import choose_account
+from pytest_vmss.hypervisor.firmware import find_firmware
 from pytest_vmss.image_builder.bootstrap import choose_way
 from pytest_vmss.labs.identity import labs_folder, read_identity
 from pytest_vmss.settings import Settings, former_state_dir
@@ -60,6 +61,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_confinement(settings),
         *_accelerator(settings),
         *_room(settings),
+        *_uefi(),
         *_programs(("haproxy",), "by scale sets behind a load balancer"),
         *_programs(_BUILD, "to build images"),
         *_files(),
@@ -79,6 +81,13 @@ def _programs(programs: tuple[str, ...], purpose: str) -> Iterator[Finding]:
                 f"{program} is not installed (needed {purpose})",
                 f"apt-get install {PACKAGES.get(program, program)}",
             )
+
+
+def _uefi() -> Iterator[Finding]:
+    try:
+        yield Finding("ok", f"UEFI firmware: {find_firmware().code}")
+    except HostError as error:
+        yield Finding("lacking", f"{error} (needed by images of generation 2)", error.mend)
 
 
 def _files() -> Iterator[Finding]:

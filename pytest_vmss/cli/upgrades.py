@@ -6,9 +6,11 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
+from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.cli.base import (
@@ -17,8 +19,10 @@ from pytest_vmss.cli.base import (
     main,
     open_lab,
 )
-from pytest_vmss.errors import UpgradeError
+from pytest_vmss.errors import LabError, UpgradeError
+from pytest_vmss.host.files import write_durably
 from pytest_vmss.report import LiveView, upgrade_summary
+from pytest_vmss.report.timeline import set_page
 
 __all__: list[str] = []
 
@@ -105,9 +109,18 @@ def cancel(name: str) -> None:
 @click.argument("name")
 @click.option("--explain", is_flag=True, help="Every decision and error, with evidence.")
 @click.option("--json", "as_json", is_flag=True, help="As Azure's osUpgradeHistory.")
-def history(name: str, explain: bool, as_json: bool) -> None:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a page with the timeline of every operation, not of upgrades alone.",
+)
+def history(name: str, explain: bool, as_json: bool, html: Path | None) -> None:
     """Show the last OS upgrades of a scale set, newest first."""
     with open_lab() as lab:
+        if html is not None:
+            _write_page(lab, name, html)
+            return
         if as_json:
             click.echo(json.dumps({"value": lab.scale_set(name).os_upgrade_history()}, indent=2))
             return
@@ -119,6 +132,20 @@ def history(name: str, explain: bool, as_json: bool) -> None:
                 click.echo(entry.explain())
             else:
                 console.print(upgrade_summary(entry.report))
+
+
+def _write_page(lab: Lab, name: str, path: Path) -> None:
+    """Writes the timelines of a set that there is.
+
+    Raises:
+        LabError: The file cannot be written.
+    """
+    page = set_page(lab, lab.scale_set(name).name)
+    try:
+        write_durably(path, page.encode())
+    except OSError as error:
+        raise LabError(f"{path} cannot be written: {error.strerror}") from error
+    click.echo(f"written: {path}")
 
 
 @main.command()

@@ -131,6 +131,19 @@ class Approvals:
             self._store.amend(task, state="Completed", completed=self._environment.clock.now())
             self._event(operation_id, f"{_what(task)} is reported to the cluster: {result}")
 
+    def close_all(self) -> None:
+        """Reports what was asked for an operation that the set's deletion ended.
+
+        A process that does not know the suite's function deletes too: that is a warning.
+        """
+        for task in self._store.select(RepairTaskRecord, self._scale_set.lower()):
+            if task.state == "Completed":
+                continue
+            try:
+                self.close(task.operation)
+            except NotFoundError as error:
+                self._not_told(task, error.message)
+
     def _task(self, operation_id: str) -> RepairTaskRecord | None:
         """The repair task that is not completed yet; there is one at most."""
         tasks = self._store.select(RepairTaskRecord, self._scale_set.lower(), operation_id)
@@ -196,12 +209,15 @@ class Approvals:
         else:
             return
         if wrong:
-            self._store.event(
-                self._scale_set,
-                "warning",
-                f"the cluster was not told of {_what(task)}: {wrong}",
-                operation=task.operation,
-            )
+            self._not_told(task, wrong)
+
+    def _not_told(self, task: RepairTaskRecord, reason: str) -> None:
+        self._store.event(
+            self._scale_set,
+            "warning",
+            f"the cluster was not told of {_what(task)}: {reason}",
+            operation=task.operation,
+        )
 
     def _post_report(self, url: str, told: RepairTask) -> str:
         wrong = ""

@@ -250,6 +250,7 @@ class Engine:
         """Removes what is left of a set whose instances are gone."""
         folder = self._environment.paths.scale_set(record.name)
         with self.journal.outside("deletion"):
+            self._rollout.approvals.close_all()
             for gone in (folder, *self._checkpoints(record)):
                 if gone.exists():
                     shutil.rmtree(gone)

@@ -16,12 +16,15 @@ from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, WaitTimeoutError
+from pytest_vmss.gallery.gallery import ImageAddress
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import ENDED, OperationReport
+from pytest_vmss.model import ScaleSetModel
 from pytest_vmss.operations import kind_of
 from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.operations.placement import Spot
-from pytest_vmss.store import InstanceRecord, Outcome
+from pytest_vmss.operations.revisions import disk_problem
+from pytest_vmss.store import InstanceRecord, OperationRecord, Outcome
 from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Rollout", "allocate_replacements"]
@@ -57,7 +60,7 @@ class Rollout:
             Exception: It cannot continue for now.
         """
         begun = self._environment.clock.monotonic() - self._journal.operation(operation_id).elapsed
-        if not self._reach_resources(operation_id):
+        if not self._may_begin(operation_id):
             return
         self._read_metrics(operation_id)
         # A killed process may have left some in progress.
@@ -71,31 +74,41 @@ class Rollout:
             )
             busy = self._next(operation_id)
 
-    def _reach_resources(self, operation_id: str) -> bool:
-        """Whether the model's URIs can be reached; if not, ends the operation (C8).
+    def _may_begin(self, operation_id: str) -> bool:
+        """Whether the image fits and the model's URIs can be reached; if not, ends the operation.
 
-        Checked only before the first batch; after that, instances find out themselves.
+        Checked only before the first batch; after that, instances find out themselves (B4, C8).
         """
         report = self._journal.report(operation_id)
         model = self._environment.revisions.get(report.record.set_id, report.record.revision).model
-        if (
-            report.batch_records
-            or report.record.error_code is not None
-            or not any(file_uris(model))
-        ):
+        if report.batch_records or report.record.error_code is not None:
             return True
-        self._environment.serve_files(self._scale_set)
-        wrong = unreachable(self._environment, model)
+        wrong, code = self._misfit(report.record, model)
+        if not wrong and any(file_uris(model)):
+            self._environment.serve_files(self._scale_set)
+            wrong, code = unreachable(self._environment, model), UNREACHABLE
         if not wrong:
             return True
         self._journal.end(
             operation_id,
             "Faulted",
-            code=UNREACHABLE,
+            code=code,
             message="What the model names was checked before the first batch, and no instance was "
             f"touched: {'; '.join(wrong)}",
         )
         return False
+
+    def _misfit(
+        self, operation: OperationRecord, model: ScaleSetModel
+    ) -> tuple[list[str], str | None]:
+        """What is wrong if the operation's image does not fit the model's OS disk, and its code."""
+        if not operation.target:
+            return [], None
+        address = ImageAddress(operation.gallery, operation.definition, operation.target)
+        problem = disk_problem(model, self._environment.images.resolve(address))
+        return (
+            ([], None) if problem is None else ([f"{problem.path} {problem.message}"], problem.code)
+        )
 
     def _read_metrics(self, operation_id: str) -> None:
         """Reads the applications' custom metrics, once, at the start (D5)."""

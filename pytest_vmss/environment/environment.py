@@ -328,7 +328,9 @@ class InstanceContext:
             NotFoundError: There is no such disk.
         """
         record, paths = self.record, self.environment.paths
-        model = self.revision(self.existing(number).revision).model
+        generation = self.existing(number)
+        model = self.revision(generation.revision).model
+        nvram = paths.nvram(self.scale_set, self.instance_id, number)
         size = self.environment.size_of(model)
         return Machine(
             name=self.domain,
@@ -348,6 +350,7 @@ class InstanceContext:
                 Disk(disk.lun, paths.data_disk(self.scale_set, self.instance_id, disk.lun))
                 for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
             ),
+            nvram=nvram if generation.hyper_v_generation == "V2" else None,
         )
 
     def event(self, kind: str, message: str) -> None:

@@ -190,7 +190,7 @@ def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -
     probes.
     """
     verdict = None
-    if balancer is not None and probe.protocol != "Tcp":
+    if balancer is not None and balancer.judges and probe.protocol != "Tcp":
         with contextlib.suppress(BalancerError):  # the next batch restarts it, or reports it
             verdict = balancer.healthy(context.name)
     if verdict is not None:

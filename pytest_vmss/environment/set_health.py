@@ -51,4 +51,10 @@ def observe_instances(
                 now = seen[record.instance_id]
                 with contextlib.suppress(NotFoundError):  # it was deleted meanwhile
                     environment.store.amend(record, health=now.health, health_detail=now.detail)
+                    environment.store.event(
+                        scale_set,
+                        "health",
+                        f"{now.health}: {now.detail}",
+                        instance_id=record.instance_id,
+                    )
     return seen

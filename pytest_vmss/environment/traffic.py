@@ -36,7 +36,8 @@ class Traffic:
     def balancer(self, scale_set: str) -> Balancer | None:
         """The load balancer in front of a set; None if the model declares none with rules."""
         record = find_scale_set(self._store, scale_set)
-        declared = self._revisions.get(record.unique_id, record.revision).balancer
+        revision = self._revisions.get(record.unique_id, record.revision)
+        declared = revision.balancer
         if record.frontend is None or declared is None:
             return None
         rules = [
@@ -45,9 +46,10 @@ class Traffic:
                 record.frontend,
                 host_port(rule.frontend_port),
                 rule.backend_port,
-                declared.probe_of(rule),
+                probe := declared.probe_of(rule),
+                judges=probe is not None and probe == revision.probe,
             )
-            for rule in served_rules(declared)
+            for rule in served_rules(declared, revision.model)
         ]
         return self._make_balancer(record, rules) if rules else None
 

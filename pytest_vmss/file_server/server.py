@@ -127,6 +127,7 @@ class FileServer:
         self._answer = answer
         self._clients: list[_Client] = []
         self._digests: dict[tuple[int, ...], tuple[str, str]] = {}
+        self._readings: dict[tuple[int, ...], asyncio.Task[None]] = {}
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -190,6 +191,9 @@ class FileServer:
         finally:
             for client in list(self._clients):
                 await _drop(client)
+            for reading in list(self._readings.values()):
+                reading.cancel()
+                await asyncio.wait([reading])
 
     async def _make_room(self) -> None:
         """Drops the slowest client, or refuses one that waits for a file; otherwise pauses."""
@@ -357,7 +361,7 @@ class FileServer:
         file: int,
     ) -> None:
         about = os.fstat(file)
-        md5, sha256 = await self._digests_of(file, about)
+        md5, sha256 = await self._digests_of(client, file, about)
         headers = [("ETag", f'"{sha256}"'), ("Accept-Ranges", "bytes")]
         first, end = 0, about.st_size
         # Ranges apply only to GET (RFC 9110, 14.2).
@@ -408,19 +412,46 @@ class FileServer:
             while await self._loop.sock_recv(client.link, 4096):
                 pass
 
-    async def _digests_of(self, file: int, about: os.stat_result) -> tuple[str, str]:
-        """Returns a file's MD5, in Azure's format, and SHA-256; cached by content."""
+    async def _digests_of(
+        self, client: _Client, file: int, about: os.stat_result
+    ) -> tuple[str, str]:
+        """Returns a file's MD5, in Azure's format, and SHA-256; cached by content.
+
+        A file is read once, however many ask for it, and also if they all leave. Who waits for
+        that does not stall.
+        """
         key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
         if key not in self._digests:
-            md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-            for piece in _pieces(file, about):
-                md5.update(piece)
-                sha256.update(piece)
-                await asyncio.sleep(0)  # others are served meanwhile
-            while len(self._digests) >= _DIGESTS:
-                del self._digests[next(iter(self._digests))]
-            self._digests[key] = base64.b64encode(md5.digest()).decode(), sha256.hexdigest()
+            reading = self._readings.get(key) or self._begin_reading(key, os.dup(file), about)
+            while not reading.done():
+                client.progress = client.since = time.monotonic()
+                await asyncio.wait([reading], timeout=_LOOK_S)
+            await reading  # raises what it raised
         return self._digests[key]
+
+    def _begin_reading(
+        self, key: tuple[int, ...], file: int, about: os.stat_result
+    ) -> asyncio.Task[None]:
+        """Begins to compute the digests of a file, which is closed at the end."""
+
+        def ended(_: asyncio.Task[None]) -> None:  # also if it was cancelled before it began
+            os.close(file)
+            del self._readings[key]
+
+        reading = self._loop.create_task(self._read(key, file, about))
+        reading.add_done_callback(ended)
+        self._readings[key] = reading
+        return reading
+
+    async def _read(self, key: tuple[int, ...], file: int, about: os.stat_result) -> None:
+        md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+        for piece in _pieces(file, about):
+            md5.update(piece)
+            sha256.update(piece)
+            await asyncio.sleep(0)  # others are served meanwhile
+        while len(self._digests) >= _DIGESTS:
+            del self._digests[next(iter(self._digests))]
+        self._digests[key] = base64.b64encode(md5.digest()).decode(), sha256.hexdigest()
 
 
 def _open(path: Path) -> int:

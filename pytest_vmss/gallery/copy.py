@@ -20,7 +20,16 @@ from typing import Literal
 from pytest_vmss.errors import HostError, ImageError
 from pytest_vmss.settings import GIB, ImageLimits
 
-__all__ = ["Algorithm", "copy_file", "digest_of", "open_regular", "open_source", "seen", "shown"]
+__all__ = [
+    "Algorithm",
+    "copy_file",
+    "digest_of",
+    "open_regular",
+    "open_source",
+    "refuse_stored_size",
+    "seen",
+    "shown",
+]
 
 #: ``sha256``: of all bytes, as in records of earlier versions. ``sha256-data``: of the length and
 #: the blocks that are not all zeros, each preceded by its offset; holes cost nothing.
@@ -99,7 +108,7 @@ def copy_file(source: int, target: Path, *, name: str, limits: ImageLimits) -> N
         OSError: The copy cannot be written.
     """
     status = os.fstat(source)
-    _refuse_stored_size(name, status.st_blocks * 512, limits)
+    refuse_stored_size(name, status.st_blocks * 512, limits)
     descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         try:
@@ -107,7 +116,7 @@ def copy_file(source: int, target: Path, *, name: str, limits: ImageLimits) -> N
         except OSError:  # another file system, or one that cannot share blocks
             _copy_data(source, descriptor, status.st_size, name=name, limits=limits)
         else:
-            _refuse_stored_size(name, os.fstat(descriptor).st_blocks * 512, limits)
+            refuse_stored_size(name, os.fstat(descriptor).st_blocks * 512, limits)
         os.fchmod(descriptor, 0o444)
         os.fsync(descriptor)
     finally:
@@ -130,7 +139,7 @@ def _copy_data(source: int, target: int, size: int, *, name: str, limits: ImageL
                 return  # truncated meanwhile, which is fine: the copy is what gets checked
             if piece != _ZEROS[: len(piece)]:
                 copied += len(piece)
-                _refuse_stored_size(name, copied, limits)
+                refuse_stored_size(name, copied, limits)
                 _write_at(target, piece, offset + done)
             done += len(piece)
             if time.monotonic() > deadline:
@@ -148,7 +157,12 @@ def _write_at(target: int, piece: bytes, offset: int) -> None:
         rest = rest[written:]
 
 
-def _refuse_stored_size(name: str, size: int, limits: ImageLimits) -> None:
+def refuse_stored_size(name: str, size: int, limits: ImageLimits) -> None:
+    """Rejects a file that takes more room on the disk than is allowed.
+
+    Raises:
+        ImageError: It does.
+    """
     if size > limits.stored_gib * GIB:
         raise ImageError(
             f"{name} takes {size / GIB:,.1f} GiB on the disk, and {limits.stored_gib:,} GiB are "

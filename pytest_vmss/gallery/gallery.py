@@ -10,19 +10,25 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import ConflictError, HostError, ImageError, NotFoundError, VmssError
+from pytest_vmss.gallery import definitions
 from pytest_vmss.gallery.copy import (
     Algorithm,
     copy_file,
     digest_of,
     open_regular,
     open_source,
+    refuse_stored_size,
     seen,
     shown,
 )
-from pytest_vmss.gallery.qcow2 import check_head, convert, inspect
+from pytest_vmss.gallery.definitions import DefinitionProperties
+from pytest_vmss.gallery.formats import ImageHead, recognize
+from pytest_vmss.gallery.inspection import found_provisioning
+from pytest_vmss.gallery.qcow2 import Progress, convert, inspect
 from pytest_vmss.gallery.sbom import Package, read_sbom
 from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.host.locks import try_lock, wait_for_lock
@@ -51,8 +57,6 @@ _LINK = ".link"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
 _NUMBER = r"(0|[1-9][0-9]{0,9})"
 _VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
-#: What identifies an image definition besides its name.
-_IDENTIFIER = ("publisher", "offer", "sku")
 _IN_ID = re.compile(
     r".*/galleries/(?P<gallery>[^/\n]+)/images/(?P<definition>[^/\n]+)"
     r"(/versions/(?P<version>[^/\n]+))?/?",
@@ -191,6 +195,25 @@ class ImageStore:
         named = found.packages if found is not None else ()
         return [Package(name=name, version=version) for name, version in named]
 
+    def define(
+        self, gallery: str, definition: str, properties: DefinitionProperties
+    ) -> DefinitionRecord:
+        """See :meth:`Gallery.define`."""
+        _check_name("image definition", definition)
+        return definitions.create(self._store, gallery, definition, properties)
+
+    def delete_definition(self, gallery: str, definition: str) -> None:
+        """See :meth:`Gallery.delete_definition`."""
+        definitions.delete(self._store, gallery, definition)
+
+    def definition(self, gallery: str, name: str) -> DefinitionRecord:
+        """Returns an image definition.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        return definitions.get(self._store, gallery, name)
+
     def definitions(self) -> list[DefinitionRecord]:
         """Returns all image definitions of the lab."""
         return self._store.select(DefinitionRecord)
@@ -235,7 +258,8 @@ class ImageStore:
         *,
         raw: bool,
         exclude_from_latest: bool,
-        identifier: tuple[str, str, str] | None,
+        properties: DefinitionProperties,
+        progress: Progress | None = None,
     ) -> VersionRecord:
         """See :meth:`Gallery.publish`."""
         _check_name("image definition", definition)
@@ -243,15 +267,17 @@ class ImageStore:
             raise ImageError(
                 f"{version!r} is no image version; expected Major.Minor.Patch, e.g. 1.0.0"
             )
+        belongs = definitions.expected(self._store, gallery, definition, properties)
         try:
             with open_source(source) as file:
-                check_head(shown(source), file, raw=raw, limits=self._limits)
+                head = recognize(shown(source), file, raw=raw, limits=self._limits)
                 packages = read_sbom(source)
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._sweep()
                 with self._part() as part:
-                    self._fill(part, file, shown(source), raw=raw)
+                    self._fill(part, file, shown(source), head, progress)
                     virtual_size = inspect(part, name=shown(source), limits=self._limits)
+                    provisioning = self._provisioning(belongs, part, shown(source))
                     with open_regular(part) as whole:
                         record = VersionRecord(
                             gallery=gallery,
@@ -263,8 +289,10 @@ class ImageStore:
                             virtual_size=virtual_size,
                             published=self._clock.now(),
                             exclude_from_latest=exclude_from_latest,
+                            hyper_v_generation=belongs.hyper_v_generation,
+                            provisioning=provisioning,
                         )
-                    published = self._settle(part, record, identifier, packages)
+                    published = self._settle(part, record, belongs, packages)
         except OSError as error:
             raise HostError(
                 f"{definition} {version} cannot be stored in {self._folder}: {error}; mend "
@@ -317,22 +345,44 @@ class ImageStore:
                 self._clear(part)
             writing.release()
 
-    def _fill(self, part: Path, source: int, name: str, *, raw: bool) -> None:
-        """Fills a part with a private copy of a file; only the copy is used from now on."""
-        if not raw:
+    def _fill(
+        self,
+        part: Path,
+        source: int,
+        name: str,
+        head: ImageHead,
+        progress: Progress | None,
+    ) -> None:
+        """Fills a part with a qcow2 of a file's content; only the part is used from now on."""
+        if head.format == "qcow2":
             copy_file(source, part, name=name, limits=self._limits)
             return
-        with self._part() as disk:
+        if head.is_plain:
+            refuse_stored_size(name, os.fstat(source).st_blocks * 512, self._limits)
+            convert(source, part, head=head, name=name, limits=self._limits, progress=progress)
+            return
+        with self._part() as disk:  # a program interprets it, so it must be what was checked
             copy_file(source, disk, name=name, limits=self._limits)
             with open_regular(disk) as file:
-                check_head(name, file, raw=True, limits=self._limits)
-            convert(disk, part, name=name, limits=self._limits)
+                copied = recognize(name, file, limits=self._limits)
+            if copied.format != head.format:
+                raise ImageError(f"{name} was changed while it was read; publish it again")
+            convert(disk, part, head=copied, name=name, limits=self._limits, progress=progress)
+
+    def _provisioning(
+        self, belongs: DefinitionRecord, part: Path, name: str
+    ) -> Literal["NoCloud", "Azure"]:
+        """How guests of a new version are provisioned; looks into it if that is to be found out."""
+        if belongs.provisioning != "auto":
+            return belongs.provisioning
+        with self._part() as disk:
+            return found_provisioning(part, disk, name=name, limits=self._limits)
 
     def _settle(
         self,
         part: Path,
         record: VersionRecord,
-        identifier: tuple[str, str, str] | None,
+        belongs: DefinitionRecord,
         packages: list[Package],
     ) -> VersionRecord | None:
         """Renames a finished file and records it, in one transaction across all processes.
@@ -341,7 +391,8 @@ class ImageStore:
             The existing record, if the version was already published with the same content.
 
         Raises:
-            ConflictError: It was already published with different content.
+            ConflictError: It was already published with different content, or its definition was
+                changed meanwhile.
         """
         with self._store.transaction():
             published = self._store.get(VersionRecord, *record.key)
@@ -357,7 +408,7 @@ class ImageStore:
             link.replace(self._folder / f"{(published or record).digest}.qcow2")
             sync_folder(self._folder)
             if published is None:
-                self._record(record, identifier)
+                self._record(record, belongs)
                 self._store.put(
                     PackagesRecord(
                         gallery=record.gallery,
@@ -368,17 +419,8 @@ class ImageStore:
                 )
         return published
 
-    def _record(self, record: VersionRecord, identifier: tuple[str, str, str] | None) -> None:
-        publisher, offer, sku = identifier or ("local", record.definition, record.definition)
-        definition = DefinitionRecord(
-            gallery=record.gallery,
-            name=record.definition,
-            publisher=publisher,
-            offer=offer,
-            sku=sku,
-        )
-        if self._store.get(DefinitionRecord, *definition.key) is None:
-            self._store.put(definition)
+    def _record(self, record: VersionRecord, belongs: DefinitionRecord) -> None:
+        definitions.ensure(self._store, belongs)
         self._store.put(record)
         self._store.event(
             "",
@@ -429,16 +471,25 @@ class Gallery:
         raw: bool = False,
         exclude_from_latest: bool = False,
         identifier: tuple[str, str, str] | None = None,
+        hyper_v_generation: str | None = None,
+        provisioning: str | None = None,
+        progress: Progress | None = None,
     ) -> VersionRecord:
         """Publishes a disk as an immutable version; may start automatic OS upgrades to it.
 
         Args:
             definition: Name of the image definition; created if missing.
             version: ``Major.Minor.Patch``.
-            path: A qcow2 file without a backing file; it is copied.
-            raw: Whether the file is a raw disk.
+            path: A disk image: qcow2 without a backing file, VHD, VHDX or raw, which is recognized
+                by its content. A qcow2 is copied, everything else converted to one.
+            raw: Whether the file is a raw disk, whatever it looks like.
             exclude_from_latest: Whether ``latest`` never refers to this version.
             identifier: Publisher, offer and sku of a new image definition.
+            hyper_v_generation: ``V1`` (BIOS, the default) or ``V2`` (UEFI) for a new image
+                definition; an existing one must have it.
+            provisioning: ``NoCloud`` (the default), ``Azure`` or ``auto`` for a new image
+                definition; an existing one must have it.
+            progress: Told the fraction of the conversion that is done, if there is one.
 
         Returns:
             The record of the version.
@@ -446,7 +497,8 @@ class Gallery:
         Raises:
             ImageError: The file is not a valid image, or a name is none; nothing was stored (B4).
             ModelError: Another argument cannot be used; nothing was stored.
-            ConflictError: The version is already published, with different content.
+            ConflictError: The version is already published, with different content, or the image
+                definition has other properties than those given.
             HostError: It cannot be stored; nothing was.
         """
         if not isinstance(path, (str, Path)):
@@ -455,7 +507,7 @@ class Gallery:
             )
         check_flag(raw, "raw")
         check_flag(exclude_from_latest, "exclude_from_latest")
-        _check_identifier(identifier)
+        properties = definitions.properties(identifier, hyper_v_generation, provisioning)
         return self._images.publish(
             self.name,
             definition,
@@ -463,8 +515,51 @@ class Gallery:
             Path(path),
             raw=raw,
             exclude_from_latest=exclude_from_latest,
-            identifier=identifier,
+            properties=properties,
+            progress=progress,
         )
+
+    def define(
+        self,
+        definition: str,
+        *,
+        identifier: tuple[str, str, str] | None = None,
+        hyper_v_generation: str | None = None,
+        provisioning: str | None = None,
+    ) -> DefinitionRecord:
+        """Creates an image definition before its first version; replaces one without versions.
+
+        Args:
+            definition: Its name.
+            identifier: Publisher, offer and sku.
+            hyper_v_generation: ``V1`` (BIOS, the default) or ``V2`` (UEFI).
+            provisioning: Where guests look for what they are to be: ``NoCloud`` (the default) on
+                a disk, ``Azure`` on Azure's provisioning DVD and endpoints, ``auto`` as each
+                version is found to when it is published.
+
+        Returns:
+            The definition.
+
+        Raises:
+            ImageError: The name is none, or the identifier is not three texts.
+            ModelError: Another argument cannot be used.
+            ConflictError: The definition has versions, and other properties.
+        """
+        return self._images.define(
+            self.name,
+            definition,
+            definitions.properties(identifier, hyper_v_generation, provisioning),
+        )
+
+    def delete_definition(self, definition: str) -> None:
+        """Deletes an image definition that has no versions.
+
+        Raises:
+            ModelError: The definition is not a text.
+            NotFoundError: There is no such definition.
+            ConflictError: It has versions.
+        """
+        self._images.delete_definition(self.name, check_text(definition, "definition"))
 
     def delete(self, definition: str, version: str) -> None:
         """Deletes a version: from now on it is not ``latest``, and nothing can be made from it.
@@ -508,18 +603,6 @@ def _check_name(what: str, name: str) -> None:
             f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"
         )
-
-
-def _check_identifier(identifier: tuple[str, str, str] | None) -> None:
-    if identifier is None:
-        return
-    if not isinstance(identifier, (tuple, list)) or len(identifier) != len(_IDENTIFIER):
-        raise ImageError(
-            f"the identifier of an image definition must be its {', '.join(_IDENTIFIER)}; "
-            f"given a {type(identifier).__name__}"
-        )
-    for text, what in zip(identifier, _IDENTIFIER, strict=True):
-        check_text(text, f"identifier.{what}")
 
 
 def _has_content(part: Path, published: VersionRecord) -> bool:

@@ -142,6 +142,10 @@ class LabPaths:
         """The file of a generation's NoCloud disk."""
         return self.instance(scale_set, instance_id) / f"seed-{generation}.iso"
 
+    def nvram(self, scale_set: str, instance_id: int, generation: int) -> Path:
+        """The file of a generation's UEFI variables, if it boots by UEFI."""
+        return self.instance(scale_set, instance_id) / f"nvram-{generation}.fd"
+
     def console(self, scale_set: str, instance_id: int, generation: int) -> Path:
         """The file of a generation's console log."""
         return self.instance(scale_set, instance_id) / f"console-{generation}.log"

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -134,6 +134,7 @@ def run(
     bounds: Bounds | None = None,
     output_mib: int = 64,
     daemon: bool = False,
+    on_output: Callable[[bytes], None] | None = None,
 ) -> bytes:
     """Runs a program of the host and returns its standard output.
 
@@ -154,6 +155,7 @@ def run(
         bounds: Its resource limits; it fails if it exceeds them.
         output_mib: Maximum size of its standard output, in MiB.
         daemon: Whether processes that it started keep running if it succeeds.
+        on_output: Called with each part of its standard output, as it is written; must not fail.
 
     Raises:
         HostError: The program is not installed.
@@ -179,7 +181,9 @@ def run(
     lives_on = False
     with process:
         try:
-            with contextlib.closing(_Talk(process, stdin or b"", output_mib * 1024**2)) as talk:
+            with contextlib.closing(
+                _Talk(process, stdin or b"", output_mib * 1024**2, on_output)
+            ) as talk:
                 wrong = _exchange(process, talk, time.monotonic() + timeout, grace)
             lives_on = daemon and not wrong and _status(process) == 0
         finally:  # also after a second Ctrl-C
@@ -214,9 +218,17 @@ class _Talk:
         process: The program, with pipes.
         stdin: Its standard input.
         limit: Maximum size of its standard output, in bytes.
+        on_output: Called with each part of its standard output.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: bytes, limit: int) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        stdin: bytes,
+        limit: int,
+        on_output: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._on_output = on_output
         self.output, self.error = bytearray(), bytearray()
         self._process = process
         self._left = memoryview(stdin)
@@ -288,6 +300,8 @@ class _Talk:
                 self._selector.unregister(pipe)
             elif pipe is self._process.stdout:
                 self.output += part
+                if self._on_output is not None:
+                    self._on_output(part)
             else:
                 self.error += part
                 del self.error[:-_KEPT_ERROR]

@@ -45,6 +45,8 @@ class Access:
             OSError: A mode or a group cannot be changed.
         """
         self._give(machine.seed, _READ)
+        if machine.nvram is not None:
+            self._give(machine.nvram, _WRITE)
         for path in (machine.os_disk, *(disk.path for disk in machine.data_disks)):
             self._give(path, _WRITE)
         for folder in (

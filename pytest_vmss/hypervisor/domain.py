@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from pytest_vmss.hypervisor.firmware import Firmware
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator, GuestNetwork
 
@@ -40,6 +41,7 @@ def domain_xml(
     accelerator: Accelerator,
     run_as: str | None,
     guest_network: GuestNetwork = "isolated",
+    firmware: Firmware | None = None,
 ) -> str:
     """Returns the domain XML of a VM.
 
@@ -49,6 +51,7 @@ def domain_xml(
         run_as: Owner of the QEMU process as a libvirt label, ``+uid:+gid``, if it is not the
             connection's default.
         guest_network: What the guest may reach.
+        firmware: The UEFI firmware, for a machine that has variables.
     """
     domain = ET.Element("domain", {"type": "kvm" if accelerator == "kvm" else "qemu"})
     _add(domain, "name", machine.name)
@@ -59,6 +62,9 @@ def domain_xml(
     _add(domain, "vcpu", str(machine.vcpus))
     os = _add(domain, "os")
     _add(os, "type", "hvm", arch="x86_64", machine="pc")
+    if machine.nvram is not None and firmware is not None:
+        _add(os, "loader", str(firmware.code), readonly="yes", type="pflash")
+        _add(os, "nvram", str(machine.nvram))
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")

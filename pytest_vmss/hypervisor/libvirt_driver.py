@@ -20,6 +20,7 @@ from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.connection import Connection, open_connection
 from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
+from pytest_vmss.hypervisor.firmware import create_nvram, find_firmware
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.hypervisor.saved import copy_for
 from pytest_vmss.settings import Settings
@@ -83,6 +84,7 @@ class LibvirtHypervisor:
         account = None if access is None else access.account
         self.choice: Choice = choose_accelerator(settings.accelerator, account)
         self._access = access
+        self._folder = folder
         self._factor = settings.timeout_factor or self.choice.slow_factor
         self._guest_network = settings.guest_network
         self._open = functools.partial(
@@ -160,6 +162,10 @@ class LibvirtHypervisor:
         """Creates a new copy-on-write disk on an image."""
         disks.create_os_disk(path, image, size_gib)
 
+    def create_nvram(self, path: Path) -> None:
+        """Creates the UEFI variables of a new OS disk."""
+        create_nvram(path, find_firmware())
+
     def freeze_disk(self, path: Path, frozen: Path, image: str | None) -> None:
         """Gives a disk that no VM uses a second, read-only name."""
         disks.freeze_disk(path, frozen, image)
@@ -201,6 +207,7 @@ class LibvirtHypervisor:
             accelerator=self.choice.accelerator,
             run_as=self.connection.run_as,
             guest_network=self._guest_network,
+            firmware=find_firmware() if machine.nvram else None,
         )
 
     def _define(self, xml: str) -> libvirt.virDomain:
@@ -325,7 +332,8 @@ class LibvirtHypervisor:
         if domain is None:
             return
         try:
-            domain.undefine()
+            # Of UEFI variables, which are removed with their OS disk.
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise HypervisorError(f"{name} cannot be undefined: {error}") from error
@@ -402,6 +410,27 @@ class LibvirtHypervisor:
             raise HypervisorError(f"the link of {name} cannot be set: {error}") from error
         if "error" in answer:
             raise HypervisorError(f"the link of {name} cannot be set: {answer['error']['desc']}")
+
+    @_through_restarts
+    def describe(self, name: str) -> str:
+        """Returns the XML of a VM as it runs, or as it is defined; empty if there is none."""
+        domain = self._find(name)
+        if domain is None:
+            return ""
+        try:
+            xml: str = domain.XMLDesc()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in _DOMAIN_GONE:
+                return ""
+            raise _unanswered(error) from error
+        return xml
+
+    def log(self, name: str) -> Path | None:
+        """Returns the path of QEMU's log of a VM, whether or not this account can read it."""
+        if self.uri.startswith("qemu:///embed"):
+            return self._folder / "log" / "qemu" / f"{name}.log"
+        folder = _LOGS.get(self.uri)
+        return None if folder is None else folder.expanduser() / f"{name}.log"
 
     def close(self) -> None:
         """Closes the connection; VMs keep running."""

@@ -66,6 +66,7 @@ class Machine:
         console: This generation's log of the serial console.
         agent: Socket of the guest agent's channel.
         data_disks: The data disks.
+        nvram: This generation's UEFI variables; None for a machine that boots by BIOS.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Machine:
     console: Path
     agent: Path
     data_disks: tuple[Disk, ...]
+    nvram: Path | None = None
 
 
 class Hypervisor(Protocol):
@@ -102,6 +104,13 @@ class Hypervisor(Protocol):
 
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
         """Creates a new copy-on-write disk on an image, replacing an older file."""
+
+    def create_nvram(self, path: Path) -> None:
+        """Creates the UEFI variables of a new OS disk, replacing an older file.
+
+        Raises:
+            HostError: The host has no UEFI firmware, or the file cannot be written.
+        """
 
     def freeze_disk(self, path: Path, frozen: Path, image: str | None) -> None:
         """Gives a disk that no VM uses a second, read-only name; for :meth:`create_layer`.
@@ -184,6 +193,12 @@ class Hypervisor(Protocol):
 
     def machines(self, prefix: str) -> list[str]:
         """Returns the names of all VMs with a prefix."""
+
+    def describe(self, name: str) -> str:
+        """Returns the libvirt XML of a VM, without secrets; empty if there is no such VM."""
+
+    def log(self, name: str) -> Path | None:
+        """Returns the path of QEMU's own log of a VM; None if this connection has none."""
 
     def close(self) -> None:
         """Closes the connection; VMs keep running."""

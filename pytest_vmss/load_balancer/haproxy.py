@@ -91,6 +91,11 @@ class HAProxy:
         """
         require("haproxy")
 
+    @property
+    def judges(self) -> bool:
+        """Whether it has the set's own health probe, and so knows what is healthy."""
+        return any(rule.judges and rule.probe is not None for rule in self._rules)
+
     # Process.
 
     @property
@@ -309,12 +314,21 @@ class HAProxy:
         return sum(int(row["scur"] or 0) for row in self._rows() if row["svname"] == name)
 
     def healthy(self, name: str) -> bool | None:
-        """Whether a member is healthy by its probes; None if that is not known yet."""
-        rows = [row for row in self._rows() if row["svname"] == name]
+        """Whether a member is healthy by the set's own probe; None if that is not known yet."""
+        judging = {rule.name for rule in self._rules if rule.judges and rule.probe is not None}
+        rows = [row for row in self._rows() if row["svname"] == name and row["pxname"] in judging]
         if not rows or any(row["check_status"].endswith("INI") for row in rows):
             return None
         # "DOWN 1/2" is on its way up, but still down.
         return all(row["status"].startswith(_IN_HEALTH) for row in rows)
+
+    def report(self) -> str:
+        """Returns HAProxy's ``show stat``: also when and why each check failed.
+
+        Raises:
+            BalancerError: It does not answer.
+        """
+        return self._ask("show stat")
 
     def _servers(self) -> set[tuple[str, str]]:
         """Returns (rule, member) of every server; after a kill some may be missing."""

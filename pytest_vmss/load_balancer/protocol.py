@@ -21,6 +21,7 @@ class Rule:
         port: Port of the host on that address.
         backend_port: Port of the guests.
         probe: The probe that decides whether an instance gets traffic; None if all do.
+        judges: Whether that is the set's own health probe, which decides on health too.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Rule:
     port: int
     backend_port: int
     probe: Probe | None
+    judges: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Member:
 class Balancer(Protocol):
     """Distributes traffic over the healthy instances of one set."""
 
+    @property
+    def judges(self) -> bool:
+        """Whether it has the set's own health probe, and so knows what is healthy."""
+
     def ensure(self, members: Sequence[Member]) -> None:
         """Ensures that it runs with exactly these members, in or out of service as specified."""
 
@@ -69,7 +75,14 @@ class Balancer(Protocol):
         """Returns the number of a member's current connections."""
 
     def healthy(self, name: str) -> bool | None:
-        """Whether a member is healthy by its probes; None if that is not known yet."""
+        """Whether a member is healthy by the set's own probe; None if that is not known yet."""
+
+    def report(self) -> str:
+        """Returns its own account of its members, their checks and what it sent them, as CSV.
+
+        Raises:
+            BalancerError: It does not answer.
+        """
 
     def stop(self) -> None:
         """Stops the load balancer, and removes all of its files."""

@@ -7,7 +7,6 @@ is a load balancer's, that load balancer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,13 @@ from pydantic import ValidationError
 
 from pytest_vmss.arm import Resource
 from pytest_vmss.errors import ModelError, ModelProblem
-from pytest_vmss.model.load_balancer import LoadBalancer, Probe, probe_names
+from pytest_vmss.model.load_balancer import (
+    LoadBalancer,
+    Probe,
+    pool_balancers,
+    probe_names,
+    served_rules,
+)
 from pytest_vmss.model.reading import OPAQUE, copied, label_of, read
 from pytest_vmss.model.refusals import check_kind
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
@@ -53,7 +58,6 @@ Source = str | Path | bytes | Mapping[str, Any] | SealedDocument
 #: Maximum number of problems reported for one document; a hostile one may have any number.
 _TOLD_PROBLEMS = 100
 _NAME_CHARS = 200
-_POOL_ID = re.compile(r"(?i)/loadBalancers/([^/]+)/backendAddressPools/")
 _BALANCER, _VALID_BALANCER = "the load balancer", "a valid load balancer"
 
 
@@ -103,12 +107,14 @@ class Change:
         unevaluated: As in :class:`ScaleSetDocument`.
         unread_settings: As in :class:`ScaleSetDocument`.
         clusters: The Service Fabric clusters in the same template.
+        balancers: The load balancers in it, as they are.
     """
 
     body: dict[str, Any] = field(repr=False)
     unevaluated: tuple[ModelProblem, ...] = ()
     unread_settings: tuple[ModelProblem, ...] = ()
     clusters: tuple[Cluster, ...] = ()
+    balancers: tuple[Resource, ...] = ()
 
 
 def load_document(
@@ -121,6 +127,7 @@ def load_document(
     known_balancer: LoadBalancer | None = None,
     keep_balancer: bool = False,
     known_clusters: tuple[Cluster, ...] = (),
+    known_resources: Sequence[Resource] = (),
     parameters: Parameters | None = None,
     supply: Supply | None = None,
     is_stored: bool = False,
@@ -137,6 +144,7 @@ def load_document(
         known_balancer: On an update, the load balancer that the set has had so far.
         keep_balancer: Whether it stays although the model names none of its probes.
         known_clusters: On an update, the Service Fabric clusters given with it so far (C7).
+        known_resources: On an update by a template, the load balancers in it.
         parameters: Values for a template's parameters: a parameters file, ``name=value``, an
             object, or a list of these.
         supply: Asks for the value of a secure parameter that has none.
@@ -183,10 +191,11 @@ def load_document(
     given, balancer_label = None, label_of(load_balancer, _BALANCER)
     if load_balancer is not None:
         given = _flatten(read(load_balancer, balancer_label, _VALID_BALANCER))
+    declared = known_resources if made is None else made.of(LOAD_BALANCER)
     probe, balancer = _find_probe(
         model,
         given,
-        made,
+        declared,
         known_balancer,
         label,
         balancer_label,
@@ -248,6 +257,7 @@ def read_change(
         tuple(spelled.unevaluated),
         tuple(spelled.extension_settings),
         _clusters(made, label),
+        tuple(made.of(LOAD_BALANCER)) if made else (),
     )
 
 
@@ -388,50 +398,10 @@ def _explain(error: dict[str, Any]) -> str:
     return f"{message}; given {quote(given)}"
 
 
-def _balancer_without_probe(
-    model: ScaleSetModel,
-    candidates: Sequence[LoadBalancer],
-    made: Expansion | None,
-    label: str,
-) -> LoadBalancer | None:
-    """Finds the load balancer of a set whose health no probe decides on.
-
-    That is the one given beside it, or the one in its template whose backend pool it names.
-    """
-    if candidates:
-        return candidates[0]
-    pools = _backend_pools(model.virtual_machine_profile.network_profile)
-    for resource in made.of(LOAD_BALANCER) if made is not None else ():
-        if resource.name.lower() in pools:
-            return _of_template(resource, label)
-    return None
-
-
-def _of_template(resource: Resource, label: str) -> LoadBalancer:
-    body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
-    title = f"{_BALANCER} {quote(resource.name)} of {label}"
-    return validate(LoadBalancer, body, title, expected=_VALID_BALANCER)
-
-
-def _backend_pools(network: AzureModel | None) -> set[str]:
-    """The names, in lower case, of the load balancers whose backend pools a set is in."""
-    found: set[str] = set()
-    left: list[Any] = [] if network is None else [network.model_extra or {}]
-    while left:
-        value = left.pop()
-        if isinstance(value, list):
-            left += value
-        elif isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, str) and (pool := _POOL_ID.search(value)):
-            found.add(pool[1].lower())
-    return found
-
-
 def _find_probe(
     model: ScaleSetModel,
     given: Any,
-    made: Expansion | None,
+    made: Sequence[Resource],
     known: LoadBalancer | None,
     label: str,
     balancer_label: str,
@@ -440,12 +410,13 @@ def _find_probe(
 ) -> tuple[Probe | None, LoadBalancer | None]:
     """Finds the probe that the model names, and the load balancer that has it.
 
-    Only the load balancer that it names is validated, and one that was given beside the model.
+    A set without a health probe is behind the load balancer in whose backend pool its instances
+    are, or else behind the one that was given beside it. Only the load balancer that it names is validated, and one that was given beside the model.
 
     Args:
         model: The scale set.
         given: The body of a load balancer that was given beside it, or None.
-        made: The resources of the template that holds it, if one does.
+        made: The load balancers of the template that holds it, if one does.
         known: The load balancer that the set has had so far.
         label: The document's name in messages.
         balancer_label: The name in messages of the load balancer that was given beside it.
@@ -457,19 +428,21 @@ def _find_probe(
     network = model.virtual_machine_profile.network_profile
     wanted = "" if network is None or network.health_probe is None else network.health_probe.id
     balancer_name, probe_name = probe_names(wanted)
-    keeps = known is not None and given is None and (bool(wanted) or keep_balancer)
-    candidates = [known] if known is not None and keeps else []
+    candidates = [known] if known is not None and given is None else []
     if given is not None:
         found = spell(LoadBalancer, given, catch_misspelt=True)
         candidates.append(
             validate(LoadBalancer, found.body, balancer_label, found.problems, _VALID_BALANCER)
         )
+        made = ()
     if not wanted:
-        return None, _balancer_without_probe(model, candidates, made, label)
-    for resource in made.of(LOAD_BALANCER) if made is not None and given is None else ():
+        stays = given is not None or keep_balancer
+        other = candidates[0] if candidates and stays else None
+        return None, _balancer_by_pool(model, candidates, made, label) or other
+    for resource in made:
         if resource.name.lower() != (balancer_name or resource.name).lower():
             continue
-        candidates.insert(0, _of_template(resource, label))
+        candidates.insert(0, _balancer_in(resource, label))
     for balancer in candidates:
         probe = balancer.probe_by_id(wanted)
         if probe is not None:
@@ -488,3 +461,27 @@ def _find_probe(
     )
     path = "$.virtualMachineProfile.networkProfile.healthProbe.id"
     raise ModelError([ModelProblem(path, "InvalidResourceReference", message)], source=label)
+
+
+def _balancer_by_pool(
+    model: ScaleSetModel,
+    candidates: list[LoadBalancer],
+    made: Sequence[Resource],
+    label: str,
+) -> LoadBalancer | None:
+    """Returns the load balancer whose backend pool the model names; None if there is none.
+
+    If there are several, such as an inner and an outer one, it is the first that has rules to serve.
+    """
+    names = pool_balancers(model)
+    found = [_balancer_in(entry, label) for entry in made if entry.name.lower() in names]
+    found += [balancer for balancer in candidates if balancer.has_pool_of(model)]
+    return next((balancer for balancer in found if served_rules(balancer, model)), None) or (
+        found[0] if found else None
+    )
+
+
+def _balancer_in(resource: Resource, label: str) -> LoadBalancer:
+    body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
+    title = f"{_BALANCER} {quote(resource.name)} of {label}"
+    return validate(LoadBalancer, body, title, expected=_VALID_BALANCER)

@@ -12,7 +12,7 @@ from pytest_vmss.model.azure_names import is_azure_name, nearest
 from pytest_vmss.model.document import ScaleSetDocument
 from pytest_vmss.model.load_balancer import LoadBalancer, unserved_rules
 from pytest_vmss.model.not_modelled import why_not_modelled
-from pytest_vmss.model.scale_set import AzureModel, Extension
+from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 from pytest_vmss.model.sizes import VmSize
 from pytest_vmss.secrecy import mask
 from pytest_vmss.untrusted import listed
@@ -87,7 +87,7 @@ def review(
     paths = document.not_modelled()
     if document.balancer is not None:
         paths += _of_balancer(document.balancer)
-        found.not_modelled.extend(_unserved(document.balancer))
+        found.not_modelled.extend(_unserved(document.balancer, document.model))
     for path in paths:
         known = path.startswith(_RESOURCE) or is_azure_name(_name(path))
         (found.not_modelled if known else found.unknown).append(path)
@@ -129,9 +129,9 @@ def _of_balancer(balancer: LoadBalancer) -> Iterator[str]:
     )
 
 
-def _unserved(balancer: LoadBalancer) -> Iterator[str]:
+def _unserved(balancer: LoadBalancer, model: ScaleSetModel) -> Iterator[str]:
     path = f"the load balancer {mask(balancer.title)}"
-    yield from (f"{path}.{told}" for told in unserved_rules(balancer))
+    yield from (f"{path}.{told}" for told in unserved_rules(balancer, model))
 
 
 def _name(path: str) -> str:

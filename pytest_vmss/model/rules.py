@@ -272,12 +272,23 @@ def _check_balancer(model: ScaleSetModel, balancer: LoadBalancer | None) -> Iter
                 "names no probe of this load balancer; there are: "
                 + listed(mask(probe.name) for probe in balancer.probes),
             )
-    yield from _check_frontends(balancer)
+    yield from _check_frontends(model, balancer)
 
 
-def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
+def _check_frontends(model: ScaleSetModel, balancer: LoadBalancer) -> Iterator[ModelProblem]:
     path = f"the load balancer {quote(balancer.title)}.loadBalancingRules"
     rules = balancer.load_balancing_rules
+    for rule in rules:
+        if {rule.protocol == "All", rule.frontend_port == 0, rule.backend_port == 0} == {
+            True,
+            False,
+        }:
+            yield ModelProblem(
+                f"{path}[{rule.name!r}]",
+                "InvalidParameter",
+                f"has the protocol {rule.protocol} and the ports {rule.frontend_port} and "
+                f"{rule.backend_port}; the protocol All goes with 0 for both, and 0 with All",
+            )
     taken = Counter(
         (rule.frontend, rule.frontend_port, protocol)
         for rule in rules
@@ -295,7 +306,7 @@ def _check_frontends(balancer: LoadBalancer) -> Iterator[ModelProblem]:
             yield ModelProblem(path, "InvalidParameter", f"{count} rules have the name {name!r}")
     # URLs must not change, so conflicts are rejected instead of mapping to another port.
     by_host: dict[int, list[int]] = {}
-    for port in sorted(rule.frontend_port for rule in served_rules(balancer)):
+    for port in sorted(rule.frontend_port for rule in served_rules(balancer, model)):
         by_host.setdefault(host_port(port), []).append(port)
     for port, (first, *others) in by_host.items():
         if others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import secrets
@@ -38,7 +39,7 @@ LOAD_BALANCER = "microsoft.network/loadbalancers"
 CLUSTER = "microsoft.servicefabric/clusters"
 STANDBY_POOL = "microsoft.standbypool/standbyvirtualmachinepools"
 #: What stands in the parameters files of Azure's quickstart templates for a value of one's own.
-_PLACEHOLDER = re.compile(r"GEN-(PASSWORD|GUID|UNIQUE)(?:-(\d{1,2}))?")
+_PLACEHOLDER = re.compile(r"GEN-(PASSWORD|GUID|UNIQUE|SSH-PUB-KEY)(?:-(\d{1,2}))?")
 _WANTED = frozenset({SCALE_SET, EXTENSION, LOAD_BALANCER, CLUSTER, STANDBY_POOL})
 
 #: How much of a link is looked at, in folders, and the most templates that are read for one.
@@ -215,6 +216,8 @@ def _generated(name: str, placeholder: re.Match[str]) -> str:
     digest = hashlib.sha256(name.lower().encode()).hexdigest()
     if placeholder[1] == "PASSWORD":
         return _password()
+    if placeholder[1] == "SSH-PUB-KEY":
+        return _public_key(bytes.fromhex(digest))
     if placeholder[1] == "GUID":
         return str(uuid.UUID(digest[:32]))
     return f"u{digest}"[: int(placeholder[2] or 13)]
@@ -223,6 +226,13 @@ def _generated(name: str, placeholder: re.Match[str]) -> str:
 def _password() -> SecretText:
     """Returns a secret with every kind of character, as Azure wants passwords."""
     return SecretText(f"{secrets.token_urlsafe(18)}-aA1")
+
+
+def _public_key(point: bytes) -> str:
+    """Returns an SSH key as OpenSSH writes it, whose private half nobody has."""
+    kind = b"ssh-ed25519"
+    parts = b"".join(len(part).to_bytes(4) + part for part in (kind, point))
+    return f"{kind.decode()} {base64.b64encode(parts).decode()} generated"
 
 
 def _entries(parameters: Parameters) -> Iterable[Any]:

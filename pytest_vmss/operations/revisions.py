@@ -70,15 +70,23 @@ def check_document(
         raise ModelError(problems, source=document.source)
     version = environment.images.version_for(model.image_reference)
     environment.images.path_of(version)
-    gib = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
-    if gib is not None and gib * 1024**3 < version.virtual_size:
-        problem = ModelProblem(
-            "$.virtualMachineProfile.storageProfile.osDisk.diskSizeGB",
-            "InvalidParameter",
-            f"is {gib} GiB, smaller than the image's {version.virtual_size / 1024**3:.1f} GiB",
-        )
+    problem = disk_problem(model, version)
+    if problem is not None:
         raise ModelError([problem], source=document.source)
     return version
+
+
+def disk_problem(model: ScaleSetModel, version: VersionRecord) -> ModelProblem | None:
+    """What is wrong if an image is larger than the OS disk that the model asks for; None if it fits."""
+    gib = model.virtual_machine_profile.storage_profile.os_disk.disk_size_gb
+    if gib is None or gib * 1024**3 >= version.virtual_size:
+        return None
+    return ModelProblem(
+        "$.virtualMachineProfile.storageProfile.osDisk.diskSizeGB",
+        "InvalidParameter",
+        f"is {gib} GiB, smaller than the {version.virtual_size / 1024**3:.1f} GiB of the image "
+        f"{version.definition} {version.version}; give a larger one, or leave it out",
+    )
 
 
 def model_problems(
@@ -173,12 +181,12 @@ def _check_custom_data(environment: Environment, model: ScaleSetModel) -> list[M
 
 
 def _ports_of(document: ScaleSetDocument) -> set[int]:
-    """The guest ports of the probe and the load balancer's rules."""
+    """The guest ports of the load balancer's rules and their probes, and of the set's own."""
     ports = {document.probe.port} if document.probe else set()
     balancer = document.balancer
-    for rule in served_rules(balancer) if balancer else []:
+    for rule in served_rules(balancer, document.model) if balancer else ():
         probe = balancer.probe_of(rule) if balancer else None
-        ports |= {rule.backend_port} | ({probe.port} if probe else set())
+        ports |= {rule.backend_port} if probe is None else {rule.backend_port, probe.port}
     return ports
 
 

@@ -160,6 +160,11 @@ class SimulatedHypervisor:
         preempt(self._clock)
         self._place(path)
 
+    def create_nvram(self, path: Path) -> None:
+        """Creates the file of UEFI variables."""
+        preempt(self._clock)
+        self._place(path)
+
     def _place(self, path: Path) -> None:
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
@@ -178,7 +183,9 @@ class SimulatedHypervisor:
         preempt(self._clock)
         if self.running_generation(machine.name) == machine.generation:
             return
-        for disk in (machine.os_disk, machine.seed, *(disk.path for disk in machine.data_disks)):
+        variables = () if machine.nvram is None else (machine.nvram,)
+        disks = (disk.path for disk in machine.data_disks)
+        for disk in (machine.os_disk, machine.seed, *variables, *disks):
             if not disk.exists():
                 raise HypervisorError(f"{machine.name} cannot be started: {disk} is not there")
         self._clock.sleep(0.2)
@@ -296,6 +303,15 @@ class SimulatedHypervisor:
     def machines(self, prefix: str) -> list[str]:
         """Names of all machines with a prefix."""
         return sorted(name for name in self.defined if name.startswith(prefix))
+
+    def describe(self, name: str) -> str:
+        """A domain that has nothing but its name; empty if there is none."""
+        machine = self.defined.get(name)
+        return "" if machine is None else f"<domain><name>{name}</name></domain>\n"
+
+    def log(self, name: str) -> Path | None:  # noqa: ARG002
+        """None: there is no QEMU."""
+        return None
 
     def close(self) -> None:
         """Does nothing: machines keep running."""

@@ -297,10 +297,12 @@ class SimulatedBackends(LocalBackends):
     def require_balancer(self) -> None:
         """Does nothing: a simulated load balancer is always available."""
 
-    def make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:  # noqa: ARG002
+    def make_balancer(self, record: ScaleSetRecord, rules: Sequence[Rule]) -> Balancer:
         """Returns the simulated load balancer of a set."""
         made = self._lab.balancers.get(record.unique_id)
-        return made or self._lab.balancers.setdefault(record.unique_id, self._lab.new_balancer())
+        made = made or self._lab.balancers.setdefault(record.unique_id, self._lab.new_balancer())
+        made.judges = any(rule.judges for rule in rules)
+        return made
 
     def check_room(self, count: int, size: VmSize, hypervisor: Hypervisor) -> None:  # noqa: ARG002
         """Checks that the lab has ``room`` for so many machines more."""

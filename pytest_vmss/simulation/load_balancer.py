@@ -21,6 +21,7 @@ class SimulatedBalancer:
     Attributes:
         members: Whether each member is in service, by name.
         busy: Connections by name.
+        judges: Whether it has the set's own health probe.
     """
 
     def __init__(self, probe: Callable[[str], bool], clock: Clock) -> None:
@@ -29,6 +30,7 @@ class SimulatedBalancer:
         self.members: dict[str, bool] = {}
         self.busy: dict[str, int] = {}
         self.running = False
+        self.judges = True
 
     def ensure(self, members: Sequence[Member]) -> None:
         """Starts it with exactly these members."""
@@ -67,6 +69,10 @@ class SimulatedBalancer:
     def healthy(self, name: str) -> bool | None:
         """Whether the probe finds a member healthy; None for no such member."""
         return self._probe(name) if name in self.members else None
+
+    def report(self) -> str:
+        """Its members, as CSV."""
+        return "\n".join(("# svname", *sorted(self.members))) + "\n"
 
     def stop(self) -> None:
         """Stops it."""

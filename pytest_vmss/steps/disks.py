@@ -106,7 +106,7 @@ def _published(context: InstanceContext, address: ImageAddress) -> VersionRecord
 
 @dataclass(frozen=True)
 class PrepareDisk:
-    """Creates a generation's OS disk and seed beside the ones in use."""
+    """Creates a generation's OS disk, seed and UEFI variables beside the ones in use."""
 
     name: ClassVar[str] = "prepare OS disk"
     timed: ClassVar[bool] = True
@@ -153,6 +153,8 @@ class PrepareDisk:
             outbound=environment.guest_network == "outbound",
         )
         environment.hypervisor.write_seed(environment.paths.seed(*place), seed)
+        if generation.hyper_v_generation == "V2":
+            environment.hypervisor.create_nvram(environment.paths.nvram(*place))
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,6 @@ class Commit:
     stopped: bool = False
 
     def apply(self, context: InstanceContext) -> Conclusion:
-        context.existing(self.generation)
         _require_disk(context, self.generation)
         return lambda: self._commit(context)
 
@@ -230,6 +231,7 @@ class Discard:
             for path in (
                 context.environment.paths.os_disk(*place),
                 context.environment.paths.seed(*place),
+                context.environment.paths.nvram(*place),
             ):
                 path.unlink(missing_ok=True)
         for part in _parts(context):
@@ -325,13 +327,15 @@ def _parts(context: InstanceContext) -> list[Path]:
 
 
 def _require_disk(context: InstanceContext, number: int) -> None:
-    """Checks that a generation's OS disk and seed exist and are not empty.
+    """Checks that a generation's OS disk, seed and UEFI variables exist and are not empty.
 
     Raises:
         HostError: One of them is missing or empty.
     """
-    place = (context.scale_set, context.instance_id, number)
-    for path in (context.environment.paths.os_disk(*place), context.environment.paths.seed(*place)):
+    place, paths = (context.scale_set, context.instance_id, number), context.environment.paths
+    has_variables = context.existing(number).hyper_v_generation == "V2"
+    variables = [paths.nvram(*place)] if has_variables else []
+    for path in (paths.os_disk(*place), paths.seed(*place), *variables):
         if not path.is_file() or not path.stat().st_size:
             raise HostError(
                 f"{path}, which {context.name} is to run on, is not there; nothing was removed, "

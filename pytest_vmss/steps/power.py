@@ -70,7 +70,13 @@ class Start:
         log = machine.console.stat().st_size if machine.console.exists() else 0
         store = context.environment.store
         with store.transaction():
-            store.amend(generation, boot_before=generation.boot_id, console_from=log, started=True)
+            store.amend(
+                generation,
+                boot_before=generation.boot_id,
+                console_from=log,
+                started=True,
+                started_at=context.environment.clock.now(),
+            )
             if context.record.power != "running":
                 store.amend(context.record, power="running")
         hypervisor.start(machine)

@@ -51,7 +51,7 @@ class Undrain:
     """Puts the instance back into load balancing.
 
     Attributes:
-        wait: Wait until the load balancer's own probe reports it as healthy.
+        wait: Wait until the load balancer finds it healthy, if it has the set's health probe.
     """
 
     name: ClassVar[str] = "undrain"
@@ -63,7 +63,7 @@ class Undrain:
         balancer = context.environment.traffic.balancer(context.scale_set)
         if balancer is not None:
             balancer.add(member_of(context.record.model_copy(update={"in_service": True})))
-            if self.wait:
+            if self.wait and balancer.judges:
                 self._wait(context, balancer)
         return _in_service(context, True)
 

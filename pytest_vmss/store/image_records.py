@@ -11,7 +11,13 @@ __all__ = ["DefinitionRecord", "PackagesRecord", "VersionRecord"]
 
 
 class DefinitionRecord(Record):
-    """An image definition of a gallery."""
+    """An image definition of a gallery.
+
+    Attributes:
+        provisioning: Where guests look for what they are to be: ``NoCloud``, ``Azure``, or
+            ``auto``, as each version is found to.
+        implicit: Whether it was created by publishing its first version, not by itself.
+    """
 
     kind: ClassVar[str] = "definition"
 
@@ -22,6 +28,8 @@ class DefinitionRecord(Record):
     sku: str
     os_type: Literal["Linux", "Windows"] = "Linux"
     hyper_v_generation: Literal["V1", "V2"] = "V1"
+    provisioning: Literal["NoCloud", "Azure", "auto"] = "NoCloud"
+    implicit: bool = True
 
     @property
     def key(self) -> tuple[str | int, ...]:
@@ -38,6 +46,8 @@ class VersionRecord(Record):
             holes were skipped, or ``sha256-data``.
         size: Size of the stored file in bytes.
         virtual_size: Size of the disk that a guest sees, in bytes.
+        hyper_v_generation: That of its definition.
+        provisioning: That of its definition; for ``auto``, what this version was found to need.
     """
 
     kind: ClassVar[str] = "version"
@@ -51,6 +61,8 @@ class VersionRecord(Record):
     published: datetime
     exclude_from_latest: bool = False
     algorithm: Literal["sha256", "sha256-data"] = "sha256"
+    hyper_v_generation: Literal["V1", "V2"] = "V1"
+    provisioning: Literal["NoCloud", "Azure"] = "NoCloud"
 
     @property
     def key(self) -> tuple[str | int, ...]:

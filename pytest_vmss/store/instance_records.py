@@ -81,6 +81,8 @@ class GenerationRecord(Record):
     Attributes:
         version: Image version that it was created from.
         digest: That version's digest.
+        hyper_v_generation: That version's: ``V1`` boots by BIOS, ``V2`` by UEFI.
+        provisioning: That version's: where the guest looks for what it is to be.
         revision: Revision of the model that it was created from, or that was applied since.
         cloud_instance_id: ``instance-id`` of its seed.
         host_key: The guest's public SSH host key, which is pinned.
@@ -91,6 +93,7 @@ class GenerationRecord(Record):
         boot_id: Id of the last verified boot.
         boot_before: The ``boot_id`` at the last start of the VM.
         console_from: Length of its console log at that start, in bytes.
+        started_at: When that start was.
     """
 
     kind: ClassVar[str] = "generation"
@@ -102,6 +105,8 @@ class GenerationRecord(Record):
     definition: str
     version: str
     digest: str
+    hyper_v_generation: Literal["V1", "V2"] = "V1"
+    provisioning: Literal["NoCloud", "Azure"] = "NoCloud"
     revision: int
     cloud_instance_id: str
     host_key: str
@@ -113,6 +118,7 @@ class GenerationRecord(Record):
     boot_id: str | None = None
     boot_before: str | None = None
     console_from: int = 0
+    started_at: datetime | None = None
     kernel: str | None = None
     cloud_init: str | None = None
     extensions: tuple[ExtensionResult, ...] = ()
@@ -148,6 +154,8 @@ class GenerationRecord(Record):
             definition=version.definition,
             version=version.version,
             digest=version.digest,
+            hyper_v_generation=version.hyper_v_generation,
+            provisioning=version.provisioning,
             **facts,
         )
 

@@ -106,3 +106,20 @@ def test_watch_tells_what_it_leaves_unfinished(
     result = vmss_command("watch")
     assert result.exit_code == 0, result.output
     assert "unfinished: web; go on with: vmss" in result.output
+
+
+def test_history_writes_the_timeline_of_every_operation(
+    lab: SimulatedLab, vmss_command: Vmss, tmp_path: Path
+) -> None:
+    """L3: private, for it shows what guests wrote; where it cannot be written, the reason."""
+    web = lab.start_web(1)
+    lab.roll(web, "1.1.0", Behaviour.PANICS)
+    page = tmp_path / "web.html"
+    result = vmss_command("history", "web", "--html", page)
+    assert result.exit_code == 0, result.output
+    assert "Creation of web" in page.read_text()
+    assert "web_0 failed at “boot” and was rolled back" in page.read_text()
+    assert page.stat().st_mode & 0o777 == 0o600
+    result = vmss_command("history", "web", "--html", tmp_path / "none" / "web.html")
+    assert result.exit_code == 1
+    assert "cannot be written: No such file or directory" in result.output

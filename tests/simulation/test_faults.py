@@ -50,16 +50,20 @@ def guest() -> Guest:
 
 
 @pytest.fixture
-def told() -> list[str]:
+def told() -> list[tuple[str, str]]:
     return []
 
 
+def warned(told: list[tuple[str, str]]) -> list[str]:
+    return [message for kind, message in told if kind == "warning"]
+
+
 @pytest.fixture
-def faults(lab: SimulatedLab, guest: Guest, told: list[str]) -> Faults:
+def faults(lab: SimulatedLab, guest: Guest, told: list[tuple[str, str]]) -> Faults:
     web = lab.start_web(1)
     return Faults(
         "web_0", web[0]._context.domain, hypervisor=lambda: lab.simulated, shell=lambda: guest,
-        tell=told.append,
+        tell=lambda kind, message: told.append((kind, message)),
     )  # fmt: skip
 
 
@@ -73,7 +77,7 @@ def faults(lab: SimulatedLab, guest: Guest, told: list[str]) -> Faults:
 def test_what_was_begun_is_mended_although_it_broke(
     faults: Faults,
     guest: Guest,
-    told: list[str],
+    told: list[tuple[str, str]],
     fault: Callable[[Faults], AbstractContextManager[None]],
     begins: str,
     mends: str,
@@ -86,7 +90,7 @@ def test_what_was_begun_is_mended_although_it_broke(
     guest.breaks_at = (mends,)
     with pytest.warns(UserWarning, match="mending it failed: GuestCommandError"), fault(faults):
         pass
-    assert "web_0 may still be" in told[0]
+    assert "web_0 may still be" in warned(told)[0]
 
     def block() -> None:
         with fault(faults):
@@ -109,7 +113,7 @@ def test_what_was_begun_is_mended_although_it_broke(
 def test_a_hypervisor_that_fails_half_way(
     lab: SimulatedLab,
     faults: Faults,
-    told: list[str],
+    told: list[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
     fault: Callable[[Faults], AbstractContextManager[None]],
     begin: str,
@@ -143,18 +147,18 @@ def test_a_hypervisor_that_fails_half_way(
         fault(faults),
     ):
         patched.setattr(lab.simulated, mend, gone)
-    assert [type(error).__name__ in left for left in told] == [True]
+    assert [type(error).__name__ in left for left in warned(told)] == [True]
 
 
 def test_a_machine_that_has_gone_has_lost_its_faults(
-    faults: Faults, guest: Guest, told: list[str]
+    faults: Faults, guest: Guest, told: list[tuple[str, str]]
 ) -> None:
     guest.breaks_at = ("systemctl start",)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with faults.paused(), faults.network_cut(), faults.slowed(), faults.without("nginx"):
             faults.kill()
-    assert told == []
+    assert warned(told) == []
 
 
 @pytest.mark.parametrize("unit", ["nginx\n", "a b", "", "x;reboot", "ä", "u" * 256])
@@ -163,3 +167,17 @@ def test_only_units_are_stopped(faults: Faults, guest: Guest, unit: str) -> None
     with pytest.raises(ValueError, match="is no name of a systemd unit"), faults.without(unit):
         pass
     assert guest.calls == []
+
+
+def test_a_fault_is_an_event_where_it_begins_and_ends(lab: SimulatedLab) -> None:
+    """J4: so that reports show which failures a test caused itself."""
+    web = lab.start_web(1)
+    with web[0].faults.paused():
+        pass
+    web[0].faults.kill()
+    events = [event for event in lab.store.events(scale_set="web") if event.kind == "fault"]
+    assert [(event.instance_id, event.message) for event in events] == [
+        (0, "paused: begins"),
+        (0, "paused: is over"),
+        (0, "killed: its power is cut"),
+    ]

@@ -333,3 +333,15 @@ def test_a_probe_that_no_rule_uses_is_refused(lab: SimulatedLab, named: str | No
     with pytest.raises(ModelError, match="cannot use probe healthz as a HealthProbe") as refused:
         lab.create(web_model(), load_balancer=balancer)
     assert [problem.code for problem in refused.value.problems] == ["CannotUseInactiveHealthProbe"]
+
+
+def test_a_change_of_health_is_an_event(lab: SimulatedLab) -> None:
+    """J4: so that reports show health over time; what stays as it was is none."""
+    web = lab.start_web(2)
+    assert web.is_healthy()
+    assert web.is_healthy()
+    lab.sick.add("web_1")
+    assert not web.is_healthy()
+    events = [event for event in lab.store.events(scale_set="web") if event.kind == "health"]
+    seen = [(event.instance_id, event.message.partition(":")[0]) for event in events]
+    assert sorted(seen) == [(0, "Healthy"), (1, "Healthy"), (1, "Unhealthy")]

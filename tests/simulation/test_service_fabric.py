@@ -220,6 +220,36 @@ def test_killed_while_it_asks_the_same_is_asked_again(lab: SimulatedLab) -> None
     assert len({task.task_id for task in cluster.heard}) == 5
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("begun", "result"), [(False, "Cancelled"), (True, "Failed")])
+def test_a_deletion_in_mid_upgrade_is_told(
+    lab: SimulatedLab, begun: bool, result: str, known: bool
+) -> None:
+    """I3: whoever approved is told of the end; without the function it is a warning."""
+    cluster = Cluster(patience=0 if begun else 10**6)
+    web = start(lab, cluster)
+    lab.publish("1.1.0")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def kill(*_: object) -> None:
+            if cluster.heard:
+                raise Killed
+
+        patch.setattr(lab.virtual, "sleep", kill)
+        patch.setattr(lab.simulated, "create_os_disk", kill)
+        with pytest.raises(Killed):
+            web.upgrade()
+    assert cluster.told == [("Preparing", 0, "Pending")]
+    if not known:
+        lab.environment.approvers.clear()
+    web.delete()
+    assert cluster.told[1:] == ([("Completed", 0, result)] if known else [])
+    warnings = [event.message for event in lab.store.events() if event.kind == "warning"]
+    assert any("the cluster was not told of update domain 0" in text for text in warnings) is (
+        not known
+    )
+
+
 def test_a_process_without_the_function_approves_nothing(lab: SimulatedLab) -> None:
     """The upgrade waits for one who knows it, or for another approver."""
     web = start(lab, Cluster())

@@ -208,3 +208,58 @@ def test_a_load_balancer_comes_and_goes_with_the_model(lab: SimulatedLab) -> Non
     assert not balancer.running
     with pytest.raises(NotFoundError):
         _ = web.url
+
+
+def test_a_load_balancer_without_a_health_probe_serves_all(lab: SimulatedLab) -> None:
+    """F2: its rules' probes decide on traffic alone; the set's health is its own (F1)."""
+    lab.publish("1.0.0")
+    body = web_model(automatic=False, capacity=2)
+    pools = [{"id": "/…/loadBalancers/web-lb/backendAddressPools/web"}]
+    body["properties"]["virtualMachineProfile"]["networkProfile"] = {
+        "networkInterfaceConfigurations": [
+            {"name": "n", "ipConfigurations": [{"loadBalancerBackendAddressPools": pools}]}
+        ]
+    }
+    web = lab.create(body, load_balancer=LOAD_BALANCER)
+    assert web.url == f"http://{web.record.frontend}:10080"
+    lab.sick.add("web_0")
+    lab.publish("1.1.0")
+    upgrade = web.upgrade()
+    assert upgrade.status == "Completed", upgrade.explain()
+    assert web.is_healthy()
+    assert set(lab.balancers[web.record.unique_id].members.values()) == {True}
+
+
+def test_ports_of_other_rules_probes_are_forwarded(lab: SimulatedLab) -> None:
+    """F2: a load balancer probes at each rule's own probe."""
+    lab.publish("1.0.0")
+    balancer = balancer_with({**RULE, "probe": {"id": "/…/loadBalancers/web-lb/probes/admin"}})
+    probe = {"name": "admin", "protocol": "Tcp", "port": 9000, "intervalInSeconds": 5}
+    balancer["properties"]["probes"] = [*LOAD_BALANCER["properties"]["probes"], probe]
+    web = lab.create(web_model(capacity=1), load_balancer=balancer)
+    assert set(web[0].record.forwards) == {22, 80, 9000}
+
+
+def test_the_url_is_of_a_rule_that_is_served(lab: SimulatedLab) -> None:
+    """F2: neither of UDP, nor of port 0."""
+    lab.publish("1.0.0")
+    balancer = balancer_with()
+    own = balancer["properties"]["loadBalancingRules"]
+    udp = {"name": "dns", "frontendPort": 53, "backendPort": 53, "protocol": "Udp"}
+    balancer["properties"]["loadBalancingRules"] = [udp, *own]
+    web = lab.create(web_model(capacity=1), load_balancer=balancer)
+    assert web.url == f"http://{web.record.frontend}:10080"
+
+
+def test_an_update_by_a_template_takes_its_load_balancer(lab: SimulatedLab) -> None:
+    """F2, P1: as deploying it does in Azure."""
+    web = lab.start_web(1)
+    kinds = "Microsoft.Compute/virtualMachineScaleSets", "Microsoft.Network/loadBalancers"
+    resources = [
+        {"type": kind, **body}
+        for kind, body in zip(kinds, (web_model(capacity=1), balancer_with(RULE)), strict=True)
+    ]
+    web.update({"resources": resources})
+    declared = lab.environment.revisions.current("web").balancer
+    assert declared is not None
+    assert [rule.name for rule in declared.load_balancing_rules] == ["http", "admin"]

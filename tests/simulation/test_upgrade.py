@@ -19,10 +19,11 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.health import Observation
 from pytest_vmss.host.process import run
+from pytest_vmss.hypervisor import Machine
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import Start
 from pytest_vmss.store import Outcome
-from tests.models import IMAGE_ID
+from tests.models import IMAGE_ID, LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
@@ -67,6 +68,61 @@ def test_a_good_version_rolls_through(lab: SimulatedLab) -> None:
         (generation, what) for generation in (1, 2) for what in ("custom data", "register")
     }
     check_accounts(lab, web)
+
+
+def variables(web: ScaleSet) -> dict[str, int]:
+    """The files of UEFI variables of a set's instances, with their inodes."""
+    return {
+        f"{instance.name}/{path.name}": path.stat().st_ino
+        for instance in web
+        for path in instance.os_disk.parent.glob("nvram*")
+    }
+
+
+def test_uefi_variables_follow_the_os_disk(lab: SimulatedLab) -> None:
+    """O5, G1: fresh ones with each new OS disk, the old ones with the old disk; none is left."""
+    lab.gallery().define("web", hyper_v_generation="V2")
+    web = lab.start_web(2)
+    first = variables(web)
+    assert set(first) == {"web_0/nvram-1.fd", "web_1/nvram-1.fd"}
+    assert lab.roll(web, "1.1.0", Behaviour.PANICS).outcomes["web_0"] is Outcome.ROLLED_BACK
+    assert variables(web) == first
+    assert lab.roll(web, "1.2.0").completed
+    assert len(variables(web)) == 2
+    for instance in web:
+        number = instance.record.generation
+        assert instance._context.machine(number).nvram == (
+            instance.os_disk.parent / f"nvram-{number}.fd"
+        )
+    folder = web[0].os_disk.parent
+    web.delete()
+    assert not folder.exists()
+
+
+def test_a_machine_of_generation_1_has_no_variables(lab: SimulatedLab) -> None:
+    """O5."""
+    web = lab.start_web(1)
+    assert variables(web) == {}
+    assert web[0]._context.machine(1).nvram is None
+
+
+def test_an_os_disk_whose_variables_are_gone_is_not_committed(lab: SimulatedLab) -> None:
+    """O5, Q1: it would start with others, and boot otherwise or not at all."""
+    lab.gallery().define("web", hyper_v_generation="V2")
+    web = lab.start_web(1)
+    old = web[0].os_disk
+    lab.publish("1.1.0")
+    real = lab.simulated.start
+
+    def start(machine: Machine) -> None:
+        real(machine)
+        assert machine.nvram is not None
+        machine.nvram.unlink()
+
+    lab.simulated.start = start  # type: ignore[method-assign]
+    with pytest.raises(InterruptedOperationError, match=r"nvram-2\.fd.*is not there"):
+        web.upgrade()
+    assert old.exists()
 
 
 def test_an_instance_that_stays_sick_is_told_apart_and_nothing_is_left(lab: SimulatedLab) -> None:
@@ -120,6 +176,26 @@ def test_a_bad_version_is_stopped_and_undone(
         assert (instance.os_disk, instance.boot_id) == before[instance.name]
     assert web.is_healthy()
     check_accounts(lab, web)
+
+
+def test_an_image_larger_than_the_os_disk_is_not_begun(lab: SimulatedLab) -> None:
+    """B4, C1: as at creation; a larger disk in the model makes the version due."""
+    body = web_model(capacity=2)
+    disk = body["properties"]["virtualMachineProfile"]["storageProfile"]["osDisk"]
+    disk["diskSizeGB"] = 1
+    web = lab.start(body, LOAD_BALANCER)
+    upgrade = lab.roll(web, "1.1.25")  # of 1.1 GiB
+    assert upgrade.faulted
+    assert upgrade.error is not None
+    assert upgrade.error.code == "InvalidParameter"
+    assert "osDisk.diskSizeGB is 1 GiB, smaller than the 1.1 GiB" in upgrade.error.message
+    assert set(upgrade.outcomes.values()) == {Outcome.NOT_STARTED}
+    assert [instance.image_version for instance in web] == ["1.0.0", "1.0.0"]
+    lab.run_due()
+    assert len(web.history()) == 1
+    web.update({"virtualMachineProfile": {"storageProfile": {"osDisk": {"diskSizeGB": 2}}}})
+    lab.run_due()
+    assert [instance.image_version for instance in web] == ["1.1.25", "1.1.25"]
 
 
 def test_the_same_bad_version_is_not_tried_again(lab: SimulatedLab) -> None:

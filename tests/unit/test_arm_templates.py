@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,23 @@ def test_a_message_quotes_no_secure_parameter(expression: str) -> None:
     assert "hunter2" not in f"{wrong.value}{wrong.value.problems}".lower()
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"[parameters('pw')]": "x"},
+        {"[concat('a', parameters('pw'))]": "x"},
+        "[createObject(parameters('pw'), 'x')]",
+        "[toObject(createArray(parameters('pw')), lambda('x', lambdaVariables('x')))]",
+    ],
+)
+def test_a_secure_parameter_names_no_property(tags: Any) -> None:
+    """M5: names are shown in lists, paths and messages; values are not."""
+    document = template(scale_set(tags=tags), parameters={"pw": {"type": "securestring"}})
+    with pytest.raises(ModelError, match="a property's name is made of a secure") as caught:
+        load_document(document, parameters="pw=S3cr3tXyzzy")
+    assert "S3cr3t" not in str(caught.value)
+
+
 def test_placeholders_of_quickstart_templates_are_filled() -> None:
     """P1: as their own tests do."""
     document = template(
@@ -155,6 +173,15 @@ def test_placeholders_of_quickstart_templates_are_filled() -> None:
     assert found.generated == ("n",)
     again = load_document(document, parameters={"n": "GEN-UNIQUE-9", "plain": "GEN-UNIQUELY"})
     assert again.model == found.model
+    web = scale_set()
+    profile = web["properties"]["virtualMachineProfile"]["osProfile"]
+    key = {"path": "/home/a/.ssh/authorized_keys", "keyData": "[parameters('key')]"}
+    profile["linuxConfiguration"] = {"ssh": {"publicKeys": [key]}}
+    document = template(web, parameters={"key": {"type": "securestring"}})
+    models = [load_document(document, parameters={"key": "GEN-SSH-PUB-KEY"}).model for _ in "12"]
+    made = models[0].full()["virtualMachineProfile"]["osProfile"]["linuxConfiguration"]["ssh"]
+    assert re.fullmatch(r"ssh-ed25519 [\w+/]{68} generated", str(made["publicKeys"][0]["keyData"]))
+    assert models[0] == models[1]
 
 
 def test_copy_loops_of_resources_properties_and_variables() -> None:

@@ -16,6 +16,7 @@ from pytest_vmss.api.lab import Lab
 from pytest_vmss.cli import main
 from pytest_vmss.cli.demo import example
 from pytest_vmss.errors import NotFoundError
+from pytest_vmss.host.process import run
 from pytest_vmss.image_builder import find_recipes
 from pytest_vmss.model import load_document
 from pytest_vmss.settings import Settings
@@ -55,6 +56,24 @@ def test_not_a_qcow2(vmss_command: Vmss, tmp_path: Path) -> None:
     assert "is not a qcow2 image" in result.output
     assert "qemu-img convert" in result.output
     assert vmss_command("image", "list").output == ""
+
+
+def test_generation_and_provisioning_are_given_and_shown(
+    vmss_command: Vmss, tmp_path: Path
+) -> None:
+    """O5."""
+    path = tmp_path / "web.qcow2"
+    run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], what="an image")
+    defined = vmss_command("image", "define", "web", "--hyper-v-generation", "v2")
+    assert "web  hyperVGeneration V2  provisioning NoCloud" in defined.output
+    asked = ("image", "publish", "web", "1.0.0", path, "--no-upgrade")
+    refused = vmss_command(*asked, "--provisioning", "Azure")
+    assert refused.exit_code == 1
+    assert "provisioning NoCloud, and provisioning Azure was asked for" in refused.output
+    assert vmss_command(*asked).exit_code == 0
+    assert "V2  NoCloud" in vmss_command("image", "list").output
+    shown = vmss_command("image", "show", "web", "1.0.0").output
+    assert "hyperVGeneration V2, provisioning NoCloud" in shown
 
 
 def test_a_set_of_an_image_that_is_not_published(vmss_command: Vmss, tmp_path: Path) -> None:

@@ -261,6 +261,46 @@ def test_a_few_readers_of_one_token_are_all_served(server: FileServer) -> None:
     assert got == [BIG] * len(threads)
 
 
+def test_a_file_is_read_once_for_its_digests_however_many_wait(
+    server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H5: whoever waits for the host does not stall, and is not dropped for others."""
+    read: list[int] = []
+
+    def slowly(file: int, _: os.stat_result) -> Iterator[bytes]:
+        read.append(file)
+        for _number in range(200):
+            time.sleep(0.02)
+            yield b""
+
+    monkeypatch.setattr("pytest_vmss.file_server.server._pieces", slowly)
+    for limit in ("_STALLED_S", "_TURN_S"):
+        monkeypatch.setattr(f"pytest_vmss.file_server.server.{limit}", 1.5)
+    statuses: list[int] = []
+    clients = [
+        threading.Thread(target=lambda: statuses.append(ask(server, "/a?token")[0]))
+        for _ in range(20)
+    ]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(30)
+    assert statuses == [200] * 20
+    assert len(read) == 1
+    monkeypatch.undo()
+    (folder / "b").write_bytes(b"b" * (8 << 20))
+    descriptors = psutil.Process().num_fds()
+    with crowd(server, 4, b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n"):
+        pass  # all leave at once; the file is read all the same, and closed
+    deadline = time.monotonic() + 20
+    while (server._readings or psutil.Process().num_fds() > descriptors) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.05)
+    assert psutil.Process().num_fds() <= descriptors
+    assert ask(server, "/b")[1] == b"b" * (8 << 20)
+
+
 def test_an_answer_has_its_time(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """R2: in all, however steadily it is taken."""
     monkeypatch.setattr("pytest_vmss.file_server.server._ANSWER_S", 0.5)

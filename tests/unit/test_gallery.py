@@ -282,3 +282,78 @@ def test_a_publication_that_cannot_be_recorded_leaves_nothing(
     assert stored(images) == []
     assert gallery.versions("web") == []
     gallery.publish("web", "1.0.0", tmp_path / "a")
+
+
+def test_generation_and_provisioning_belong_to_the_definition(
+    gallery: Gallery, images: ImageStore, tmp_path: Path
+) -> None:
+    """O5: a version has those of its definition, and one that contradicts is refused."""
+    source = qcow2(tmp_path / "a")
+    first = gallery.publish("web", "1.0.0", source, hyper_v_generation="v2", provisioning="azure")
+    assert (first.hyper_v_generation, first.provisioning) == ("V2", "Azure")
+    second = gallery.publish("web", "1.1.0", source)
+    assert (second.hyper_v_generation, second.provisioning) == ("V2", "Azure")
+    contradictions: list[dict[str, Any]] = [
+        {"hyper_v_generation": "V1"},
+        {"provisioning": "NoCloud"},
+    ]
+    for contradiction in contradictions:
+        with pytest.raises(ConflictError, match="belong to the definition") as refused:
+            gallery.publish("web", "1.2.0", source, **contradiction)
+        assert refused.value.code == "PropertyChangeNotAllowed"
+        with pytest.raises(ConflictError, match="belong to the definition"):
+            gallery.define("web", **contradiction)
+    assert gallery.versions("web") == ["1.0.0", "1.1.0"]
+    assert len(stored(images)) == 1
+
+
+def test_without_properties_a_definition_is_as_before(gallery: Gallery, tmp_path: Path) -> None:
+    """O5: generation 1 and NoCloud, which every image was published as."""
+    record = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
+    assert (record.hyper_v_generation, record.provisioning) == ("V1", "NoCloud")
+    assert (
+        VersionRecord.model_validate_json(
+            record.model_dump_json(exclude={"hyper_v_generation", "provisioning"})
+        )
+        == record
+    )
+
+
+def test_a_definition_before_its_first_version(
+    gallery: Gallery, images: ImageStore, tmp_path: Path
+) -> None:
+    """O5: it can be replaced and deleted while it has no versions."""
+    gallery.define("web", hyper_v_generation="V1")
+    gallery.define("web", hyper_v_generation="V2", identifier=("p", "o", "s"))
+    source = qcow2(tmp_path / "a")
+    with pytest.raises(ConflictError, match="V1 was asked for"):
+        gallery.publish("web", "1.0.0", source, hyper_v_generation="V1")
+    assert gallery.publish("web", "1.0.0", source).hyper_v_generation == "V2"
+    assert images.definition("gallery", "WEB").publisher == "p"
+    with pytest.raises(ConflictError, match="has versions"):
+        gallery.delete_definition("web")
+    gallery.delete("web", "1.0.0")
+    gallery.delete_definition("web")
+    with pytest.raises(NotFoundError):
+        gallery.delete_definition("web")
+    gallery.publish("web", "1.0.0", source)
+    gallery.delete("web", "1.0.0")
+    # A definition that only a deleted version made binds no later one.
+    assert gallery.publish("web", "2.0.0", source, hyper_v_generation="V2")
+
+
+@pytest.mark.parametrize("given", [5, "V3", "Gen2", b"V1", ["V1"]])
+def test_properties_that_no_definition_can_have(
+    gallery: Gallery, images: ImageStore, tmp_path: Path, given: Any
+) -> None:
+    """A6, O5."""
+    source = qcow2(tmp_path / "a")
+    for ask in (
+        lambda: gallery.publish("web", "1.0.0", source, hyper_v_generation=given),
+        lambda: gallery.publish("web", "1.0.0", source, provisioning=given),
+        lambda: gallery.define("web", hyper_v_generation=given),
+        lambda: gallery.define("web", provisioning=given),
+    ):
+        with pytest.raises(ModelError):
+            ask()
+    assert stored(images) == []

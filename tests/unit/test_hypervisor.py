@@ -7,9 +7,10 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import libvirt
 import libvirt_qemu
@@ -30,6 +31,7 @@ from pytest_vmss.host.capacity import check_capacity
 from pytest_vmss.hypervisor import Disk, Forward, Machine, connection, disks, libvirt_driver
 from pytest_vmss.hypervisor.connection import Connection
 from pytest_vmss.hypervisor.domain import domain_xml, generation_in
+from pytest_vmss.hypervisor.firmware import Firmware, create_nvram, find_firmware
 from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
 from pytest_vmss.model import load_document
 from pytest_vmss.settings import Settings, Timeouts
@@ -71,6 +73,67 @@ def test_domain_xml(tmp_path: Path, accelerator: Literal["kvm", "tcg"]) -> None:
     assert all(part.startswith("hostfwd=tcp:127.") for part in forwards)  # M5
 
 
+def test_a_machine_with_variables_boots_by_uefi(tmp_path: Path) -> None:
+    """O5: generation 2; the firmware is only read, the variables are the OS disk's own."""
+    firmware = Firmware(tmp_path / "CODE.fd", tmp_path / "VARS.fd")
+    made = replace(machine(tmp_path), nvram=tmp_path / "nvram-7.fd")
+    root = ET.fromstring(domain_xml(made, accelerator="tcg", run_as=None, firmware=firmware))
+    loader = root.find("os/loader")
+    assert loader is not None
+    assert loader.text == str(firmware.code)
+    assert (loader.get("readonly"), loader.get("type")) == ("yes", "pflash")
+    assert root.findtext("os/nvram") == str(made.nvram)
+    bios = ET.fromstring(domain_xml(machine(tmp_path), accelerator="tcg", run_as=None))
+    assert bios.find("os/loader") is None
+
+
+def describe(folder: Path, name: str, **changes: Any) -> None:
+    """Writes a description of firmware, with its files beside it."""
+    folder.mkdir(exist_ok=True)
+    for part in ("code", "vars"):
+        (folder / f"{name}.{part}").write_text(f"{name} {part}")
+    described = {
+        "interface-types": ["uefi"],
+        "mapping": {
+            "device": "flash",
+            "executable": {"filename": str(folder / f"{name}.code"), "format": "raw"},
+            "nvram-template": {"filename": str(folder / f"{name}.vars"), "format": "raw"},
+        },
+        "targets": [{"architecture": "x86_64", "machines": ["pc-i440fx-*", "pc-q35-*"]}],
+        "features": ["acpi-s3", "verbose-dynamic"],
+        **changes,
+    }
+    (folder / f"{name}.json").write_text(json.dumps(described))
+
+
+def test_firmware_is_found_by_its_description(tmp_path: Path) -> None:
+    """O5: as libvirt finds it; what cannot be read is passed over."""
+    own, shipped = tmp_path / "etc", tmp_path / "usr"
+    folders = (own, shipped)
+    with pytest.raises(HostError, match="apt-get install ovmf") as lacking:
+        find_firmware(folders)
+    assert lacking.value.mend == "apt-get install ovmf"
+    describe(shipped, "10-secure", features=["requires-smm", "secure-boot"])
+    describe(shipped, "20-arm", targets=[{"architecture": "aarch64", "machines": ["virt-*"]}])
+    describe(shipped, "30-q35", targets=[{"architecture": "x86_64", "machines": ["pc-q35-*"]}])
+    describe(shipped, "40-memory", mapping={"device": "memory", "filename": "/x"})
+    (shipped / "50-text.json").write_text("{")
+    (shipped / "51-list.json").write_text("[]")
+    with pytest.raises(HostError):
+        find_firmware(folders)
+    describe(shipped, "60-good")
+    found = find_firmware(folders)
+    assert found == Firmware(shipped / "60-good.code", shipped / "60-good.vars")
+    describe(own, "60-good")
+    assert find_firmware(folders).code == own / "60-good.code"
+    create_nvram(tmp_path / "nvram", found)
+    assert (tmp_path / "nvram").read_text() == "60-good vars"
+    assert (tmp_path / "nvram").stat().st_mode & 0o777 == 0o600
+    found.code.unlink()
+    with pytest.raises(HostError, match="cannot be written"):
+        create_nvram(tmp_path / "missing" / "nvram", found)
+
+
 @pytest.mark.parametrize(
     ("guest_network", "access"),
     [(None, {"restrict=on", "ipv6=off"}), ("outbound", {"restrict=off"})],
@@ -79,7 +142,7 @@ def test_guests_are_isolated_unless_they_are_let_out(
     tmp_path: Path, guest_network: Literal["outbound"] | None, access: set[str]
 ) -> None:
     """M6."""
-    given = {} if guest_network is None else {"guest_network": guest_network}
+    given: dict[str, Any] = {} if guest_network is None else {"guest_network": guest_network}
     xml = domain_xml(machine(tmp_path), accelerator="tcg", run_as=None, **given)
     arguments = [
         element.get("value", "") for element in ET.fromstring(xml).iter()

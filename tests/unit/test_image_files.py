@@ -23,6 +23,7 @@ from pytest_vmss.gallery import ImageStore
 from pytest_vmss.gallery import copy as copying
 from pytest_vmss.gallery import gallery as publishing
 from pytest_vmss.gallery.copy import copy_file, digest_of, open_regular
+from pytest_vmss.gallery.formats import ImageHead
 from pytest_vmss.gallery.qcow2 import convert, inspect
 from pytest_vmss.host.process import Bounds, run
 from pytest_vmss.hypervisor.disks import create_os_disk
@@ -385,7 +386,9 @@ def test_qemu_img_runs_bounded_on_our_name(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("pytest_vmss.gallery.qcow2.run", spy)
     inspect(good)
     Path("out").touch()
-    convert(Path("in,put"), Path("out"), name="x", limits=ImageLimits())
+    for kind in ("raw", "VHD (fixed)", "VHD (dynamic)", "VHDX"):
+        head = ImageHead(kind, 4096)
+        convert(Path("in,put"), Path("out"), head=head, name="x", limits=ImageLimits())
     here = str(Path.cwd())
     for argv, bounds in seen:
         assert bounds is not None

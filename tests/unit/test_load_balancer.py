@@ -11,13 +11,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule
-from pytest_vmss.model import Probe, load_document
+from pytest_vmss.model import Probe, ScaleSetDocument, check_model, load_document
+from pytest_vmss.model.load_balancer import served_rules
+from pytest_vmss.model.review import review
 from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from tests.http_server import HttpServer
@@ -349,3 +352,185 @@ def test_an_answer_of_its_socket_is_bounded(
         with pytest.raises(BalancerError, match=words):
             HAProxy(tmp_path, [])._ask("show stat")
         assert time.monotonic() - begun < 5
+
+
+BALANCER_ID = "/subscriptions/0/resourceGroups/g/providers/Microsoft.Network/loadBalancers/web-lb"
+
+
+def balancer_of(*rules: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    """Azure's JSON of a load balancer with an Http and a Tcp probe."""
+    tcp = {"name": "ssh", "properties": {"protocol": "Tcp", "port": 22, "intervalInSeconds": 5}}
+    probes = [*LOAD_BALANCER["properties"]["probes"], tcp]
+    return {
+        "name": "web-lb",
+        "properties": {"loadBalancingRules": list(rules), "probes": probes, **parts},
+    }
+
+
+def rule_of(name: str, port: int, protocol: str = "Tcp", **parts: Any) -> dict[str, Any]:
+    """A rule in Azure's JSON; its probe is the Http one, unless it is to have another, or none."""
+    probe = parts.pop("probe", "healthz")
+    if probe:
+        parts["probe"] = {"id": f"{BALANCER_ID}/probes/{probe}"}
+    ports = {"frontendPort": port, "backendPort": port}
+    return {"name": name, "properties": {"protocol": protocol, **ports, **parts}}
+
+
+def frontend_of(name: str) -> dict[str, Any]:
+    return {"frontendIPConfiguration": {"id": f"{BALANCER_ID}/frontendIPConfigurations/{name}"}}
+
+
+def judged(balancer: dict[str, Any], body: dict[str, Any] | None = None) -> ScaleSetDocument:
+    """A document that was found to be right."""
+    document = load_document(body or web_model(), load_balancer=balancer)
+    problems = check_model(
+        document.model,
+        probe=document.probe,
+        sizes={},
+        extension_types=frozenset({("microsoft.azure.extensions", "customscript")}),
+        balancer=document.balancer,
+    )
+    assert problems == []
+    return document
+
+
+def served_of(document: ScaleSetDocument) -> dict[str, tuple[int, int]]:
+    assert document.balancer is not None
+    return {
+        rule.name: (rule.frontend_port, rule.backend_port)
+        for rule in served_rules(document.balancer, document.model)
+    }
+
+
+def told_of(document: ScaleSetDocument) -> list[str]:
+    prefix = "the load balancer web-lb."
+    return [
+        told.removeprefix(prefix)
+        for told in review(document).not_modelled
+        if told.startswith(prefix)
+    ]
+
+
+def test_of_ha_ports_the_probes_port_is_served() -> None:
+    """F2."""
+    document = judged(balancer_of(rule_of("all", 0, "All")))
+    assert served_of(document) == {"all": (80, 80)}
+    assert told_of(document) == ["loadBalancingRules['all']: of all ports, 80 is served"]
+    both = judged(balancer_of(rule_of("all", 0, "All", probe=None), rule_of("http", 80)))
+    assert served_of(both) == {"http": (80, 80)}
+    (told,) = told_of(both)
+    assert told.startswith("loadBalancingRules['all']: it is for all ports, and has no probe")
+
+
+@pytest.mark.parametrize(("protocol", "port"), [("All", 80), ("Tcp", 0), ("Udp", 0)])
+def test_all_protocols_go_with_all_ports(protocol: str, port: int) -> None:
+    """F2: as Azure has it."""
+    with pytest.raises(AssertionError, match="the protocol All goes with 0 for both"):
+        judged(balancer_of(rule_of("odd", port, protocol), rule_of("http", 8080)))
+
+
+def test_tcp_and_udp_share_a_port() -> None:
+    """F2: TCP is served, in either order; UDP is told."""
+    for rules in (("dns", "Udp"), ("http", "Tcp")), (("http", "Tcp"), ("dns", "Udp")):
+        document = judged(balancer_of(*(rule_of(name, 80, kind) for name, kind in rules)))
+        assert served_of(document) == {"http": (80, 80)}
+        assert told_of(document) == ["loadBalancingRules['dns']: UDP is not served"]
+    with pytest.raises(AssertionError, match="2 rules have the frontend port 80 for Tcp"):
+        judged(balancer_of(rule_of("http", 80), rule_of("again", 80)))
+
+
+def test_several_frontends_may_have_one_port() -> None:
+    """F2: the lab has one address, on which the first of them is served."""
+    document = judged(
+        balancer_of(
+            rule_of("one", 80, **frontend_of("outer")), rule_of("two", 80, **frontend_of("inner"))
+        )
+    )
+    assert served_of(document) == {"one": (80, 80)}
+    assert told_of(document) == ["loadBalancingRules['two']: another rule serves its port"]
+
+
+def test_what_else_a_load_balancer_has_is_listed() -> None:
+    """F2, A6: pools, NAT and outbound rules."""
+    parts = ["backendAddressPools", "inboundNatPools", "inboundNatRules", "outboundRules"]
+    document = judged(balancer_of(rule_of("http", 80), **{name: [{"name": "x"}] for name in parts}))
+    assert told_of(document) == parts
+
+
+def in_pool(body: dict[str, Any], pool: str = "web", balancer: str = BALANCER_ID) -> dict[str, Any]:
+    """Takes the health probe away, and puts the instances into a backend pool."""
+    inner = {"loadBalancerBackendAddressPools": [{"id": f"{balancer}/backendAddressPools/{pool}"}]}
+    body["properties"]["virtualMachineProfile"]["networkProfile"] = {
+        "networkInterfaceConfigurations": [
+            {
+                "name": "nic",
+                "properties": {"ipConfigurations": [{"name": "ip", "properties": inner}]},
+            }
+        ]
+    }
+    return body
+
+
+def template_of(body: dict[str, Any], *balancers: dict[str, Any]) -> dict[str, Any]:
+    set_resource = {"type": "Microsoft.Compute/virtualMachineScaleSets", **body}
+    kind = {"type": "Microsoft.Network/loadBalancers"}
+    return {"resources": [set_resource, *({**kind, **balancer} for balancer in balancers)]}
+
+
+def test_a_set_without_a_health_probe_is_behind_the_balancer_of_its_pool() -> None:
+    """F2: as in Azure, where a probe of a rule decides on traffic alone."""
+    body = in_pool(web_model(automatic=False))
+    other = {**balancer_of(rule_of("http", 81)), "name": "other"}
+    document = load_document(template_of(body, other, balancer_of(rule_of("http", 80, probe=None))))
+    assert document.probe is None
+    assert served_of(document) == {"http": (80, 80)}
+    given = load_document(body, load_balancer=balancer_of(rule_of("http", 80)))
+    assert served_of(given) == {"http": (80, 80)}
+    body["properties"]["virtualMachineProfile"].pop("networkProfile")
+    assert load_document(template_of(body, other)).balancer is None
+
+
+def test_load_balancers_of_others_are_not_validated() -> None:
+    """F2: neither those that a set with a probe leaves alone, nor those of a set with none."""
+    wrong = {"name": "wrong", "properties": {"loadBalancingRules": [{"frontendPort": "x"}]}}
+    assert load_document(template_of(web_model(), wrong, LOAD_BALANCER)).probe is not None
+    body = in_pool(web_model(automatic=False))
+    assert load_document(template_of(body, wrong)).balancer is None
+    with pytest.raises(ModelError, match="loadBalancingRules"):
+        load_document(template_of(body, {**wrong, "name": "WEB-lb"}))
+
+
+def test_rules_of_other_pools_send_this_set_nothing() -> None:
+    """F2: two sets may share a load balancer."""
+    body = in_pool(web_model(automatic=False), "green")
+    pools: dict[str, dict[str, Any]] = {
+        name: {"backendAddressPool": {"id": f"{BALANCER_ID}/backendAddressPools/{name}"}}
+        for name in ("blue", "Green")
+    }
+    document = judged(
+        balancer_of(rule_of("b", 80, **pools["blue"]), rule_of("g", 81, **pools["Green"])), body
+    )
+    assert served_of(document) == {"g": (81, 81)}
+    assert told_of(document) == ["loadBalancingRules['b']: the set is not in its backend pool"]
+
+
+def test_haproxy_serves_what_the_rules_say(tmp_path: Path, backends: dict[str, Backend]) -> None:
+    """F2: a rule without a probe sends to all, and only the set's own probe says who is healthy."""
+    other = PROBE.model_copy(update={"name": "other", "request_path": "/missing"})
+    made = HAProxy(
+        tmp_path / "b",
+        [
+            Rule("all", ADDRESS, PORT, 80, None, judges=False),
+            Rule("own", ADDRESS, PORT + 1, 80, PROBE),
+            Rule("other", ADDRESS, PORT + 2, 80, other, judges=False),
+        ],
+    )
+    backends["web_0"].healthy = False
+    try:
+        made.ensure([backend.member for backend in backends.values()])
+        assert made.judges
+        until(lambda: made.healthy("web_0") is False and made.healthy("web_1") is True)
+        assert served() == {"web_0": 5, "web_1": 5}
+        assert HAProxy(tmp_path, [Rule("all", ADDRESS, 1, 80, None, judges=False)]).judges is False
+    finally:
+        made.stop()

@@ -159,9 +159,17 @@ def machine_in(paths: LabPaths) -> Machine:
         name="vmss-lab-web_0", uuid="", generation=1, vcpus=1, memory_mib=64, mac="", forwards=(),
         os_disk=paths.os_disk("web", 0, 1), seed=paths.seed("web", 0, 1),
         console=paths.console("web", 0, 1), agent=paths.run / "ga",
-        data_disks=(Disk(0, paths.data_disk("web", 0, 0)),),
+        data_disks=(Disk(0, paths.data_disk("web", 0, 0)),), nvram=paths.nvram("web", 0, 1),
     )  # fmt: skip
-    for path in (made.os_disk, made.seed, made.data_disks[0].path, paths.database, paths.key):
+    variables = paths.nvram("web", 0, 1)
+    for path in (
+        made.os_disk,
+        made.seed,
+        variables,
+        made.data_disks[0].path,
+        paths.database,
+        paths.key,
+    ):
         path.touch(mode=0o600)
     return made
 
@@ -184,7 +192,7 @@ def test_a_machines_files_and_no_others_are_given(tmp_path: Path) -> None:
     assert given == {
         ".": "0o710", "sets": "0o710", "sets/web": "0o710", "sets/web/0": "0o710",
         "images": "0o710", "sets/web/0/os-1.qcow2": "0o660", "sets/web/0/lun0.qcow2": "0o660",
-        "sets/web/0/seed-1.iso": "0o640",
+        "sets/web/0/seed-1.iso": "0o640", "sets/web/0/nvram-1.fd": "0o660",
     }  # fmt: skip
     assert {path.stat().st_uid for path in paths.folder.rglob("*")} == {0}
     assert tmp_path.stat().st_gid == 0

@@ -98,6 +98,31 @@ def test_a_machines_life(hypervisor: Hypervisor, machine: Machine) -> None:
     hypervisor.remove(NAME)  # is gone already
 
 
+def test_a_machine_of_generation_2_keeps_its_variables(
+    hypervisor: Hypervisor, machine: Machine
+) -> None:
+    """O5: each OS disk its own; they stay when the machine is removed, and must be there."""
+    folder = machine.os_disk.parent
+    first = replace(machine, nvram=folder / "nvram-1.fd")
+    second = replace(next_generation(machine), nvram=folder / "nvram-2.fd")
+    assert first.nvram is not None
+    assert second.nvram is not None
+    hypervisor.create_nvram(first.nvram)
+    hypervisor.create_nvram(second.nvram)
+    fresh = second.nvram.read_bytes()
+    hypervisor.start(first)
+    assert hypervisor.running_generation(NAME) == 1
+    hypervisor.power_off(NAME)
+    hypervisor.start(second)
+    hypervisor.power_off(NAME)
+    hypervisor.start(machine)  # of generation 1 again
+    hypervisor.remove(NAME)
+    assert first.nvram.exists()
+    assert len(second.nvram.read_bytes()) == len(fresh)
+    hypervisor.create_nvram(second.nvram)  # a fresh one, for a disk that is prepared again
+    assert second.nvram.read_bytes() == fresh
+
+
 def test_a_saved_machine_is_restored_under_another_name(
     hypervisor: Hypervisor, machine: Machine, tmp_path: Path
 ) -> None:
@@ -243,3 +268,14 @@ def test_the_console_is_logged_from_the_first_byte(tmp_path: Path) -> None:
     finally:
         hypervisor.remove(NAME)
         hypervisor.close()
+
+
+def test_a_machine_is_described(hypervisor: Hypervisor, machine: Machine) -> None:
+    """L3: for reports of failures."""
+    assert hypervisor.describe(NAME) == ""
+    hypervisor.start(machine)
+    assert f"<name>{NAME}</name>" in hypervisor.describe(NAME)
+    log = hypervisor.log(NAME)
+    assert log is None or log.name == f"{NAME}.log"
+    hypervisor.remove(NAME)
+    assert hypervisor.describe(NAME) == ""

@@ -1,0 +1,72 @@
+"""Reads files from an ext4 file system in a disk, without mounting it and without root (R3, O5)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pytest_vmss.errors import ToolError
+from pytest_vmss.host.process import Bounds, run
+
+__all__ = ["ExtFileSystem"]
+
+#: For the whole program, which reads what nobody has checked.
+_BOUNDS = Bounds(memory_mib=512, cpu_s=20, file_mib=0)
+_LIMIT_S = 60.0
+_OUTPUT_MIB = 16
+#: Paths are the lab's own, or names that it has read and these allow.
+_NAME = re.compile(r"[A-Za-z0-9@._+~-]{1,200}")
+
+
+@dataclass(frozen=True)
+class ExtFileSystem:
+    """An ext2, ext3 or ext4 file system inside a file.
+
+    Attributes:
+        disk: Descriptor of the file.
+        offset: Where the file system starts in it, in bytes.
+    """
+
+    disk: int
+    offset: int
+
+    def read(self, path: str) -> bytes:
+        """Returns a file's content; empty if there is none, or it cannot be read.
+
+        Symbolic links are followed on the way to it, but it may be none itself.
+
+        Args:
+            path: Its absolute path.
+        """
+        return self._ask(f"cat {path}")
+
+    def names(self, folder: str) -> list[str]:
+        """Returns the names in a folder, sorted; empty if there is none.
+
+        Names that a configuration or a program would not have are left out.
+
+        Args:
+            folder: Its absolute path.
+        """
+        listed = self._ask(f"ls -p {folder}").decode(errors="replace")
+        names = (line.split("/")[5] for line in listed.splitlines() if line.count("/") > 5)
+        return sorted(name for name in names if _NAME.fullmatch(name) and name not in (".", ".."))
+
+    def has(self, *paths: str) -> bool:
+        """Whether one of some absolute paths exists, as a file, folder or link."""
+        return any(
+            path.rpartition("/")[2] in self.names(path.rpartition("/")[0] or "/") for path in paths
+        )
+
+    def _ask(self, request: str) -> bytes:
+        try:
+            return run(
+                ["debugfs", "-R", request, f"/proc/self/fd/{self.disk}?offset={self.offset}"],
+                what="reading the image's file system",
+                timeout=_LIMIT_S,
+                pass_fds=(self.disk,),
+                bounds=_BOUNDS,
+                output_mib=_OUTPUT_MIB,
+            )
+        except ToolError:
+            return b""  # whatever is wrong with it, nothing was found

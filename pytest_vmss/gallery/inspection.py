@@ -1,0 +1,355 @@
+"""Looks into a disk image: what it is, what is in it, and what the lab would do with it (O5, B6).
+
+Nothing is mounted and nothing is changed. What an image says is never trusted: it is bounded, and
+shown without control characters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pytest_vmss.errors import ImageError
+from pytest_vmss.gallery.copy import copy_file, open_regular, open_source, shown
+from pytest_vmss.gallery.file_system import ExtFileSystem
+from pytest_vmss.gallery.formats import ImageHead, recognize
+from pytest_vmss.gallery.partitions import Partition, PartitionTable, read_partitions
+from pytest_vmss.gallery.qcow2 import to_raw
+from pytest_vmss.settings import ImageLimits
+from pytest_vmss.untrusted import one_line
+
+__all__ = ["Contents", "Inspection", "found_provisioning", "inspect_file"]
+
+_MIB = 1024**2
+_CONFIG_BYTES = 256 * 1024
+_MOST_CONFIGS = 50
+#: The data sources that the lab serves.
+_SERVED = ("NoCloud", "Azure")
+_X86_64, _MACHINES = 62, {62: "x86_64", 183: "aarch64", 3: "i386", 243: "riscv64"}
+_PROGRAMS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_VERSION_PY = re.compile(
+    rb"^(?:__VERSION__|_PACKAGED_VERSION) = [\"']([0-9][\w.+~-]{0,60})[\"']", re.M
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in the file system that holds a distribution.
+
+    Attributes:
+        distribution: Its name and version.
+        architecture: What its programs are for; empty if that was not found out.
+        kernels: Releases of the kernels in it.
+        cloud_init: cloud-init's version; None if there is none, empty if it was not found out.
+        disabled: Whether cloud-init is switched off.
+        data_sources: The data sources that it may look for; empty for all that it knows.
+        ssh: Whether there is an SSH server.
+        agents: The agents in it: ``qemu-ga``, ``waagent``.
+        unreadable: Configurations that could not be parsed.
+    """
+
+    distribution: str = ""
+    architecture: str = ""
+    kernels: tuple[str, ...] = ()
+    cloud_init: str | None = None
+    disabled: bool = False
+    data_sources: tuple[str, ...] = ()
+    ssh: bool = False
+    agents: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found out about an image.
+
+    Attributes:
+        head: Its format and size.
+        table: Its partitions.
+        contents: What is in it; None if no file system in it could be read.
+    """
+
+    head: ImageHead
+    table: PartitionTable
+    contents: Contents | None
+
+    @property
+    def generations(self) -> tuple[str, ...]:
+        """The ``hyperVGeneration`` as which it can boot."""
+        able = {"V1": self.table.boots_by_bios, "V2": self.table.boots_by_uefi}
+        return tuple(generation for generation, is_able in able.items() if is_able)
+
+    @property
+    def provisioning(self) -> Literal["NoCloud", "Azure"]:
+        """What ``provisioning: auto`` makes of it."""
+        sources = () if self.contents is None else self.contents.data_sources
+        if "Azure" in sources and "NoCloud" not in sources:
+            return "Azure"
+        return "NoCloud"
+
+    def plan(self) -> list[str]:
+        """Says what the lab will do with it."""
+        kept = self.head.format == "qcow2"
+        told = [
+            "it is stored as it is" if kept else "it is converted to qcow2 when it is published"
+        ]
+        if self.generations == ("V2",):
+            told.append("it boots by UEFI alone: publish it with --hyper-v-generation V2")
+        elif self.generations:
+            firmware = {"V1": "BIOS (V1, the default)", "V2": "UEFI (V2)"}
+            told.append(f"it boots by {' or '.join(firmware[each] for each in self.generations)}")
+        if self.contents is not None:
+            told.append(
+                "it looks for Azure: publish it with --provisioning Azure (or auto)"
+                if self.provisioning == "Azure"
+                else "it is provisioned by a NoCloud disk"
+            )
+        return told
+
+    def hindrances(self) -> list[str]:
+        """Says what would keep it from coming up, or from being told how it fares."""
+        told = []
+        if not self.generations:
+            told.append(
+                "nothing to boot was found: neither a BIOS boot loader nor an EFI partition"
+            )
+        if any(each.file_system == "ntfs" for each in self.table.partitions):
+            told.append("it seems to be Windows, which cannot be run here")
+        if self.head.size % _MIB:
+            told.append(
+                f"its size of {self.head.size} bytes is no whole number of MiB: Azure refuses such "
+                "an image, the lab does not"
+            )
+        if self.contents is None:
+            kinds = sorted({p.file_system for p in self.table.partitions if p.file_system})
+            told.append(
+                "no distribution was found in it: only ext4 is read, and it holds "
+                f"{', '.join(kinds) or 'nothing that is known'}; cloud-init cannot be checked, and "
+                "provisioning auto means NoCloud"
+            )
+            return told
+        return [*told, *_hindrances_in(self.contents)]
+
+    def to_wire(self) -> dict[str, Any]:
+        """Returns everything as JSON's values."""
+        contents = self.contents or Contents()
+        return {
+            "format": self.head.format,
+            "sizeBytes": self.head.size,
+            "partitionTable": self.table.scheme or None,
+            "partitions": [
+                {
+                    "number": each.number,
+                    "offsetBytes": each.offset,
+                    "sizeBytes": each.size,
+                    "type": each.type or None,
+                    "fileSystem": each.file_system or None,
+                }
+                for each in self.table.partitions
+            ],
+            "hyperVGenerations": list(self.generations),
+            "distribution": contents.distribution or None,
+            "architecture": contents.architecture or None,
+            "kernels": list(contents.kernels),
+            "cloudInit": None
+            if contents.cloud_init is None
+            else {
+                "version": contents.cloud_init or None,
+                "disabled": contents.disabled,
+                "dataSources": list(contents.data_sources) or None,
+            },
+            "agents": list(contents.agents),
+            "sshServer": contents.ssh if self.contents else None,
+            "provisioning": self.provisioning,
+            "plan": self.plan(),
+            "hindrances": self.hindrances(),
+        }
+
+
+def _hindrances_in(contents: Contents) -> Iterator[str]:
+    if contents.architecture not in ("", _MACHINES[_X86_64]):
+        yield f"its programs are for {contents.architecture}, and machines here are x86_64"
+    if not contents.kernels:
+        yield "no kernel was found in it"
+    if contents.cloud_init is None:
+        yield "cloud-init is not in it: nothing gives a guest its name, keys and custom data"
+    elif contents.disabled:
+        yield "cloud-init is switched off (/etc/cloud/cloud-init.disabled)"
+    elif contents.data_sources and not set(_SERVED) & set(contents.data_sources):
+        yield (
+            f"cloud-init looks for {', '.join(contents.data_sources)} alone, and the lab has "
+            f"{' and '.join(_SERVED)}: add one of them to datasource_list"
+        )
+    for name in contents.unreadable:
+        yield f"{name} cannot be parsed, by the lab at least"
+    if not contents.ssh:
+        yield "no SSH server was found in it: the lab cannot look inside"
+
+
+def inspect_file(path: Path, *, raw: bool = False, limits: ImageLimits, work: Path) -> Inspection:
+    """Looks into a disk image.
+
+    Args:
+        path: The image, of any format that can be published.
+        raw: Whether it is a raw disk, whatever it looks like.
+        limits: The largest image that may be published.
+        work: Folder for a temporary raw copy, which other formats than raw and fixed VHD need.
+
+    Raises:
+        ImageError: It is no image, or cannot be published.
+        HostError: A program or room on the disk is missing.
+    """
+    name = shown(path)
+    with open_source(path) as file:
+        head = recognize(name, file, raw=raw, limits=limits)
+        if head.is_plain:
+            return _inspect_raw(head, file)
+        with tempfile.TemporaryDirectory(dir=work, prefix="inspect-") as folder:
+            copy = Path(folder) / "image"  # a program interprets it, so it must be what was checked
+            copy.touch(mode=0o600)
+            copy_file(file, copy, name=name, limits=limits)
+            disk = Path(folder) / "disk"
+            disk.touch(mode=0o600)
+            return _inspect_private(copy, disk, name, limits)
+
+
+def _inspect_private(image: Path, disk: Path, name: str, limits: ImageLimits) -> Inspection:
+    """Looks into an image that nobody else may be able to change.
+
+    Args:
+        image: The image.
+        disk: An existing file, which becomes a raw copy.
+        name: The user's name for the image, for messages.
+        limits: The largest image that may be published.
+    """
+    with open_regular(image) as file:
+        head = recognize(name, file, limits=limits)
+        to_raw(file, disk, head=head, name=name, limits=limits)
+    with open_regular(disk) as opened:
+        return _inspect_raw(head, opened)
+
+
+def found_provisioning(
+    image: Path, disk: Path, *, name: str, limits: ImageLimits
+) -> Literal["NoCloud", "Azure"]:
+    """Finds out where a stored image looks for what it is to be, for ``provisioning: auto``.
+
+    Args:
+        image: The image, which nobody else may be able to change.
+        disk: An existing file, which becomes a raw copy.
+        name: The user's name for the image, for messages.
+        limits: The largest image that may be published.
+    """
+    return _inspect_private(image, disk, name, limits).provisioning
+
+
+def _inspect_raw(head: ImageHead, disk: int) -> Inspection:
+    try:
+        table = read_partitions(disk, head.size)
+    except OSError as error:
+        raise ImageError(f"the image cannot be read: {error.strerror}") from error
+    readable = [each for each in table.partitions if each.file_system == "ext4"]
+    for partition in readable:
+        found = ExtFileSystem(disk, partition.offset)
+        release = found.read("/usr/lib/os-release") or found.read("/etc/os-release")
+        if release:
+            return Inspection(head, table, _look_inside(found, release, disk, readable))
+    return Inspection(head, table, None)
+
+
+def _look_inside(
+    root: ExtFileSystem, release: bytes, disk: int, readable: list[Partition]
+) -> Contents:
+    programs = {name for folder in _PROGRAMS for name in root.names(folder)}
+    sources, unreadable = _data_sources(root)
+    version = _cloud_init_version(root) if "cloud-init" in programs else None
+    kernels = _kernels(root, disk, readable)
+    return Contents(
+        distribution=_distribution(release),
+        architecture=_architecture(root),
+        kernels=kernels,
+        cloud_init=version,
+        disabled=root.has("/etc/cloud/cloud-init.disabled"),
+        data_sources=sources,
+        ssh="sshd" in programs,
+        agents=tuple(name for name in ("qemu-ga", "waagent") if name in programs),
+        unreadable=unreadable,
+    )
+
+
+def _distribution(release: bytes) -> str:
+    fields = dict(
+        line.split("=", 1)
+        for line in release[:_CONFIG_BYTES].decode(errors="replace").splitlines()
+        if "=" in line
+    )
+    name = fields.get("PRETTY_NAME") or f"{fields.get('ID', '')} {fields.get('VERSION_ID', '')}"
+    return one_line(name.strip().strip("\"'"), 100)
+
+
+def _architecture(root: ExtFileSystem) -> str:
+    for path in ("/usr/bin/env", "/usr/bin/true", "/bin/true"):
+        head = root.read(path)[:20]
+        if head[:4] == b"\x7fELF" and len(head) == 20:
+            machine = int.from_bytes(head[18:20], "little")
+            return _MACHINES.get(machine, f"ELF machine {machine}")
+    return ""
+
+
+def _kernels(root: ExtFileSystem, disk: int, readable: list[Partition]) -> tuple[str, ...]:
+    """Finds kernels in /boot, or in a file system of their own that is mounted there."""
+    places = [(root, "/boot")]
+    places += [(ExtFileSystem(disk, each.offset), "/") for each in readable]
+    found = {
+        name.removeprefix("vmlinuz-")
+        for place, folder in places
+        for name in place.names(folder)
+        if name.startswith("vmlinuz-")
+    }
+    return tuple(sorted(found or root.names("/usr/lib/modules")))
+
+
+def _cloud_init_version(root: ExtFileSystem) -> str:
+    """Reads cloud-init's version from its own code, or else from dpkg."""
+    folders = ["/usr/lib/python3/dist-packages"]
+    folders += [
+        f"/usr/lib/{name}/site-packages" for name in root.names("/usr/lib") if "python3" in name
+    ]
+    for folder in folders:
+        if found := _VERSION_PY.findall(root.read(f"{folder}/cloudinit/version.py")):
+            return str(found[-1].decode())
+    return ""
+
+
+def _data_sources(root: ExtFileSystem) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Reads the data sources that cloud-init may look for; a later file counts for an earlier one.
+
+    Returns:
+        The data sources, and the files that could not be parsed.
+    """
+    folder = "/etc/cloud/cloud.cfg.d"
+    names = [name for name in root.names(folder) if name.endswith(".cfg")][:_MOST_CONFIGS]
+    sources: tuple[str, ...] = ()
+    unreadable = []
+    for path in ("/etc/cloud/cloud.cfg", *(f"{folder}/{name}" for name in names)):
+        content = root.read(path)
+        if b"datasource_list" not in content:
+            continue
+        parsed: object = None
+        if len(content) <= _CONFIG_BYTES:
+            with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
+                # Everything is text to this loader, so that no value costs more than its bytes.
+                parsed = yaml.load(content, Loader=yaml.BaseLoader)  # noqa: S506
+        listed = parsed.get("datasource_list", ()) if isinstance(parsed, dict) else None
+        if not isinstance(listed, (list, tuple)):
+            unreadable.append(path)
+        elif listed:
+            sources = tuple(one_line(str(each), 40) for each in listed[:_MOST_CONFIGS])
+    return sources, tuple(unreadable)

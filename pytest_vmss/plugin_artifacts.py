@@ -1,0 +1,233 @@
+"""The part of the pytest plugin that explains failed tests: artifacts, messages, properties (L3).
+
+A failure here is told, and never becomes a test's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vmss.api.lab import Lab
+    from pytest_vmss.report.artifacts import Collected
+
+__all__ = ["ArtifactsPlugin", "artifacts_root"]
+
+#: The folder below pytest's rootdir, if none is named.
+_FOLDER = "vmss-artifacts"
+_OFF = "off"
+_TITLE = "pytest-vmss"
+
+
+def artifacts_root(config: pytest.Config) -> Path | None:
+    """The folder that has a folder for each failed test; None if there is to be none."""
+    given: str = config.getoption("--vmss-artifacts") or str(config.getini("vmss_artifacts"))
+    if given.strip() == _OFF:
+        return None
+    return config.rootpath / (given.strip() or _FOLDER)
+
+
+@dataclass
+class _Known:
+    """What is known of the running test.
+
+    Attributes:
+        since: Id of the lab's last event before the test.
+        collected: What was collected of it.
+        trouble: Why nothing could be collected.
+        told: Whether its message names that.
+        failed: Whether it has failed in its set-up or its call.
+        names: The sets that it had to do with.
+    """
+
+    since: int = 0
+    collected: Collected | None = None
+    trouble: str = ""
+    told: bool = False
+    failed: bool = False
+    names: list[str] = field(default_factory=list)
+
+
+_KNOWN: pytest.StashKey[_Known] = pytest.StashKey()
+
+
+class ArtifactsPlugin:
+    """Collects artifacts of failed tests, and adds properties to all that use a lab.
+
+    Args:
+        config: pytest's configuration.
+
+    Attributes:
+        any_failed: Whether a test failed that had to do with a lab's sets.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._lab: Lab | None = None
+        self.any_failed = False
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any]
+    ) -> Generator[None, object, object]:
+        """Learns of the session's lab, also where a suite replaces the fixture ``vmss``."""
+        value = yield
+        if fixturedef.argname == "vmss":
+            from pytest_vmss.api.lab import Lab
+
+            self._lab = value if isinstance(value, Lab) else None
+        return value
+
+    def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        """Forgets the lab, which is closed now."""
+        if fixturedef.argname == "vmss":
+            self._lab = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Notes what has happened before the test."""
+        known = item.stash[_KNOWN] = _Known()
+        if self._lab is not None:
+            try:
+                known.since = max(
+                    (one.id for one in self._lab.store.last_events(None, 1)), default=0
+                )
+            except Exception as error:  # noqa: BLE001 - the test itself will meet it
+                known.trouble = _words(error)
+
+    def collect(self, item: pytest.Item) -> None:
+        """Collects what explains the test's failure now, before what it made is deleted."""
+        known = item.stash.get(_KNOWN, None)
+        lab, root = self._lab, artifacts_root(self._config)
+        if lab is None or known is None or known.collected is not None:
+            return
+        try:
+            from pytest_vmss.report.artifacts import collect, folder_name
+
+            known.names = _sets_of(lab, known.since)
+            if root is not None and known.names:
+                path = root / folder_name(item.nodeid)
+                known.collected = collect(lab, path, test=item.nodeid, names=known.names)
+        except Exception as error:  # noqa: BLE001 - what is reported is the test's own failure
+            known.trouble = _words(error)
+
+    @staticmethod
+    def has_failed(item: pytest.Item) -> bool:
+        """Whether a test has failed so far."""
+        known = item.stash.get(_KNOWN, None)
+        return known is not None and known.failed
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Adds to the report of a failure what explains it, and where the rest is."""
+        report = yield
+        known = item.stash.get(_KNOWN, None)
+        if known is None or self._lab is None:
+            return report
+        if report.when == "call" or report.failed:
+            self._add_properties(item, report)
+        if report.failed:
+            known.failed = True
+            self.collect(item)
+            self.any_failed = self.any_failed or bool(known.names)
+            if not known.told:
+                self._explain(known, report)
+        return report
+
+    def _explain(self, known: _Known, report: pytest.TestReport) -> None:
+        """Adds the few lines that matter, and names the folder."""
+        lines: list[str] = []
+        collected = known.collected
+        if collected is not None:
+            _rename_logs(report, collected)
+            lines += collected.lines
+            lines += [f"timeline: {_relative(page)}" for page in collected.pages]
+            lines.append(f"logs and records: {_relative(collected.folder)}")
+        if known.trouble:
+            lines.append(f"artifacts could not be collected: {known.trouble}")
+        if not lines:
+            return
+        known.told = True
+        text = "\n".join(lines)
+        add = getattr(report.longrepr, "addsection", None)
+        if add is None:
+            report.sections.append((_TITLE, text))
+        else:
+            add(_TITLE, text)
+        self._add_extras(report, collected, text)
+
+    def _add_extras(
+        self, report: pytest.TestReport, collected: Collected | None, text: str
+    ) -> None:
+        """Adds links to the report of pytest-html, if that is installed and in use."""
+        if collected is None or not self._config.pluginmanager.hasplugin("html"):
+            return
+        try:
+            from pytest_html import extras
+        except ImportError:
+            return
+        own: list[Any] = [extras.text(text, name=_TITLE)]
+        own += [extras.url(page.as_uri(), name=f"timeline of {page.parent.name}")
+                for page in collected.pages]  # fmt: skip
+        report.extras = [*getattr(report, "extras", []), *own]  # type: ignore[attr-defined]
+
+    def _add_properties(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Adds JUnit properties: versions, digests, the accelerator, seconds by stage."""
+        known, lab = item.stash[_KNOWN], self._lab
+        if lab is None or any(name.startswith("vmss.") for name, _ in item.user_properties):
+            return
+        try:
+            from pytest_vmss.report.properties import properties_of
+
+            names = _sets_of(lab, known.since)
+            if not names or "vmss" not in getattr(item, "fixturenames", ("vmss",)):
+                return
+            found = properties_of(lab, names, since=known.since)
+        except Exception as error:  # noqa: BLE001 - no test fails because it cannot be described
+            found = [("vmss.error", _words(error))]
+        item.user_properties += found
+        report.user_properties += found
+
+
+def _sets_of(lab: Lab, since: int) -> list[str]:
+    """The sets that a test had to do with: those that there are, and those that events tell of."""
+    from pytest_vmss.store import ScaleSetRecord
+
+    now = [record.name for record in lab.store.select(ScaleSetRecord)]
+    told = [event.scale_set for event in lab.store.events(after=since) if event.scale_set]
+    return list(dict.fromkeys([*now, *told]))
+
+
+def _rename_logs(report: pytest.TestReport, collected: Collected) -> None:
+    """Replaces the paths of logs that will be deleted by those of their copies."""
+    for lines in _texts(report):
+        for index, line in enumerate(lines):
+            for log, copy in collected.copies.items():
+                if log in line:
+                    lines[index] = line = line.replace(log, copy)  # noqa: PLW2901
+
+
+def _texts(report: pytest.TestReport) -> Iterable[list[str]]:
+    """The lines of a failure as pytest shows it."""
+    for traceback, *_ in getattr(report.longrepr, "chain", ()):
+        for entry in getattr(traceback, "reprentries", ()):
+            if isinstance(getattr(entry, "lines", None), list):
+                yield entry.lines
+
+
+def _relative(path: Path) -> str:
+    """A path as one may paste it into the shell that started pytest."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:500]

@@ -1,0 +1,220 @@
+"""O5, B6: what is found in an image, without mounting it, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pytest_vmss.cli import main
+from pytest_vmss.errors import ImageError
+from pytest_vmss.gallery import ImageStore
+from pytest_vmss.gallery.formats import ImageHead
+from pytest_vmss.gallery.inspection import Inspection, _inspect_raw, inspect_file
+from pytest_vmss.host.process import run
+from pytest_vmss.settings import ImageLimits
+
+MIB = 1024**2
+ROOT_AT = 2 * MIB
+
+DEBIAN: Mapping[str, bytes] = {
+    "usr/lib/os-release": b'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"\nID=debian\n',
+    "usr/bin/env": b"\x7fELF" + bytes(14) + b"\x3e\0" + bytes(100),
+    "usr/bin/cloud-init": b"#!/usr/bin/python3\n",
+    "usr/lib/python3/dist-packages/cloudinit/version.py": (
+        b'__VERSION__ = "25.1.4"\n_PACKAGED_VERSION = "25.1.4-1"\n'
+    ),
+    "usr/sbin/sshd": b"",
+    "boot/vmlinuz-6.12.1-cloud-amd64": b"",
+    "etc/cloud/cloud.cfg": b"users:\n - default\ndatasource_list: [ NoCloud, None ]\n",
+}
+AZURE: Mapping[str, bytes] = {
+    **DEBIAN,
+    "etc/cloud/cloud.cfg.d/10-azure.cfg": b"datasource_list: [ Azure ]\n",
+    "usr/sbin/waagent": b"",
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def disk(files: Mapping[str, bytes], *, types: tuple[str, ...] = ("bios", "esp")) -> Path:
+    """Makes a raw disk with a GPT, a BIOS boot and an EFI partition, and an ext4 root."""
+    tree = Path("tree")
+    for name, content in files.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    raw = Path("disk.raw")
+    with raw.open("wb") as file:
+        file.truncate(16 * MIB)
+    guids = {
+        "bios": "21686148-6449-6E6F-744E-656564454649",
+        "esp": "C12A7328-F81F-11D2-BA4B-00A0C93EC93B",
+    }
+    lines = ["label: gpt"]
+    lines += [f"start={2048 + 1024 * n}, size=1024, type={guids[t]}" for n, t in enumerate(types)]
+    lines.append(f"start={ROOT_AT // 512}, size={13 * MIB // 512}")
+    run(["sfdisk", "-q", raw], what="a table", stdin="\n".join(lines).encode())
+    with raw.open("r+b") as file:
+        file.write(b"\xeb\x63")  # a boot loader begins with a jump
+    run(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, "-E", f"offset={ROOT_AT}", raw, "13M"],
+        what="a file system",
+    )
+    return raw
+
+
+def look(path: Path, **options: bool) -> Inspection:
+    return inspect_file(path, limits=ImageLimits(), work=Path.cwd(), **options)
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2", "vpc", "vhdx"])
+def test_an_image_for_azure(form: str) -> None:
+    """O5: read in each format; nothing is left, and nothing is changed."""
+    source = disk(AZURE)
+    if form != "raw":
+        run(["qemu-img", "convert", "-f", "raw", "-O", form, source, "image"], what="an image")
+        source = Path("image")
+    before, there = source.read_bytes(), sorted(Path.cwd().iterdir())
+    found = look(source)
+    assert found.contents is not None
+    assert found.contents.distribution == "Debian GNU/Linux 13 (trixie)"
+    assert found.contents.architecture == "x86_64"
+    assert found.contents.kernels == ("6.12.1-cloud-amd64",)
+    assert found.contents.cloud_init == "25.1.4-1"
+    assert found.contents.data_sources == ("Azure",)
+    assert found.contents.agents == ("waagent",)
+    assert [(p.type, p.file_system) for p in found.table.partitions] == [
+        ("BIOS boot", ""), ("EFI system", ""), ("Linux", "ext4"),
+    ]  # fmt: skip
+    assert found.generations == ("V1", "V2")
+    assert found.provisioning == "Azure"
+    assert [told for told in found.hindrances() if "MiB" not in told] == []
+    assert any("--provisioning Azure" in told for told in found.plan())
+    assert source.read_bytes() == before
+    assert sorted(Path.cwd().iterdir()) == there
+
+
+@pytest.mark.parametrize(
+    ("types", "generations"),
+    [(("bios", "esp"), ("V1", "V2")), (("esp",), ("V2",)), (("bios",), ("V1",)), ((), ())],
+)
+def test_which_firmware_boots_it(types: tuple[str, ...], generations: tuple[str, ...]) -> None:
+    """O5."""
+    found = look(disk(DEBIAN, types=types))
+    assert found.generations == generations
+    assert any("nothing to boot" in told for told in found.hindrances()) == (not generations)
+    assert any("--hyper-v-generation V2" in told for told in found.plan()) == (
+        generations == ("V2",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"usr/bin/cloud-init": None}, "cloud-init is not in it"),
+        ({"etc/cloud/cloud-init.disabled": b""}, "switched off"),
+        ({"etc/cloud/cloud.cfg": b"datasource_list: [Ec2]"}, "looks for Ec2 alone"),
+        ({"etc/cloud/cloud.cfg": b"datasource_list: [Ec2"}, "cloud.cfg cannot be parsed"),
+        ({"etc/cloud/cloud.cfg": b"datasource_list: " + b"[" * 9000}, "cannot be parsed"),
+        ({"usr/sbin/sshd": None}, "no SSH server"),
+        ({"boot/vmlinuz-6.12.1-cloud-amd64": None}, "no kernel"),
+        ({"usr/bin/env": b"\x7fELF" + bytes(14) + b"\xb7\0" + bytes(9)}, "for aarch64"),
+        ({"usr/lib/os-release": None}, "no distribution was found"),
+    ],
+)
+def test_what_would_hinder_it(changes: dict[str, bytes | None], words: str) -> None:
+    """B6: each is told, and nothing else."""
+    files = {
+        name: content for name, content in {**DEBIAN, **changes}.items() if content is not None
+    }
+    (told,) = look(disk(files)).hindrances()
+    assert words in told
+
+
+def test_what_an_image_says_is_shown_as_text() -> None:
+    """R2, R3: no control characters, and not without end."""
+    hostile = b'PRETTY_NAME="\x1b]0;evil\x07' + b"x" * 5000 + b'"\n'
+    found = look(disk({**DEBIAN, "usr/lib/os-release": hostile}))
+    assert found.contents is not None
+    assert found.contents.distribution.isprintable()
+    assert len(found.contents.distribution) <= 101
+
+
+def test_other_file_systems_are_named() -> None:
+    """O5: what cannot be read is told, and auto means NoCloud."""
+    raw = Path("disk.raw")
+    raw.write_bytes(b"XFSB".ljust(510, b"\0") + b"\x55\xaa" + bytes(4 * MIB - 512))
+    found = look(raw)
+    assert found.table.scheme == ""
+    assert any("it holds xfs" in told for told in found.hindrances())
+    assert found.provisioning == "NoCloud"
+
+
+def test_damaged_disks_are_looked_into() -> None:
+    """R3: whatever is damaged, there is an answer, in time."""
+    content = disk(AZURE).read_bytes()
+    chance = random.Random(5)
+    for _ in range(12):
+        bad = bytearray(content)
+        for start, size in ((446, 66), (512, 4096), (ROOT_AT + 1024, 4096), (ROOT_AT, 300_000)):
+            for _ in range(chance.randrange(6)):
+                bad[start + chance.randrange(size)] = chance.randrange(256)
+        Path("bad.raw").write_bytes(bad)
+        with Path("bad.raw").open("rb") as file:
+            found = _inspect_raw(ImageHead("raw", len(bad)), file.fileno())
+        assert json.dumps(found.to_wire()).isprintable()
+
+
+@pytest.mark.parametrize(("files", "expected"), [(AZURE, "Azure"), (DEBIAN, "NoCloud")])
+def test_auto_looks_into_each_version(
+    images: ImageStore, files: Mapping[str, bytes], expected: str
+) -> None:
+    """O5: when it is published, and remembers what it found."""
+    gallery = images.gallery()
+    record = gallery.publish("web", "1.0.0", disk(files), provisioning="auto")
+    assert record.provisioning == expected
+    assert images.definition("gallery", "web").provisioning == "auto"
+    assert [path.name for path in images.path_of(record).parent.iterdir()] == [
+        f"{record.digest}.qcow2"
+    ]
+    assert gallery.publish("web", "1.0.0", "disk.raw").provisioning == expected
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O5."""
+    monkeypatch.setenv("VMSS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("VMSS_CACHE_DIR", str(tmp_path / "cache"))
+
+    def vmss_command(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(word) for word in arguments])
+
+    source = disk(AZURE)
+    told = vmss_command("image", "inspect", source)
+    assert told.exit_code == 0, told.output
+    for words in ("Debian GNU/Linux 13", "data sources  Azure", "25.1.4-1", "waagent", "raw"):
+        assert words in told.output
+    wire = json.loads(vmss_command("image", "inspect", source, "--json").output)
+    assert wire["provisioning"] == "Azure"
+    assert wire["hyperVGenerations"] == ["V1", "V2"]
+    assert wire["cloudInit"] == {
+        "version": "25.1.4-1", "disabled": False, "dataSources": ["Azure"],
+    }  # fmt: skip
+    Path("text").write_text("no image")
+    refused = vmss_command("image", "inspect", "text")
+    assert refused.exit_code == 1
+    assert "no boot sector" in refused.output
+
+
+def test_what_is_no_image_is_refused() -> None:
+    """B4."""
+    Path("text").write_text("no image")
+    with pytest.raises(ImageError):
+        look(Path("text"))
