@@ -12,7 +12,7 @@ import os
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.model import ScaleSetModel
+    from pytest_vmss.plugin_hooks import HookCaller
     from pytest_vmss.report import LiveView
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
@@ -46,6 +47,10 @@ _KEPT: pytest.StashKey[set[str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
 #: The folder of the running test.
 _FOLDER: pytest.StashKey[Path] = pytest.StashKey()
+_RUNNING: pytest.StashKey[str] = pytest.StashKey()
+#: Why the session's lab could not be set up.
+_BROKEN: pytest.StashKey[str] = pytest.StashKey()
+_HOOKS: pytest.StashKey[HookCaller] = pytest.StashKey()
 #: What markers have published, by the lab's id.
 _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
 
@@ -240,8 +245,44 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Notes where the test's files are."""
-    item.config.stash[_FOLDER] = item.path.parent
+    """Notes where the test's files are, and skips it if the lab that it needs is not there."""
+    stash = item.config.stash
+    stash[_FOLDER], stash[_RUNNING] = item.path.parent, item.nodeid
+    broken = stash.get(_BROKEN, "")
+    if broken and "vmss" in getattr(item, "fixturenames", ()):
+        pytest.skip(broken)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Notes why the session's lab could not be set up, for the tests behind the first one."""
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception) as error:
+        if fixturedef.argname == "vmss":
+            stash = request.config.stash
+            told = (str(error).splitlines() or [""])[0]
+            stash[_BROKEN] = (
+                f"the lab could not be set up, see the error of {stash.get(_RUNNING, 'the first')}: "
+                f"{type(error).__name__}: {told}"
+            )
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Fails a test during which a hook has failed.
+
+    Raises:
+        BaseException: What the hook raised.
+    """
+    result = yield
+    hooks = item.config.stash.get(_HOOKS, None)
+    if hooks is not None:
+        hooks.raise_failures()
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -395,6 +436,7 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.labs.reap import reap
+    from pytest_vmss.plugin_hooks import HookCaller
     from pytest_vmss.report import LiveView
     from pytest_vmss.settings import OUTBOUND
 
@@ -413,6 +455,8 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
             ends.enter_context(_shared(writer, view))
             ends.enter_context(view)
         lab.environment.folder = lambda: pytestconfig.stash.get(_FOLDER, None)
+        hooks = pytestconfig.stash[_HOOKS] = HookCaller(lab, pytestconfig)
+        lab.environment.observers.add(hooks)
         lab.watch()
         pytestconfig.hook.pytest_vmss_configure_lab(config=pytestconfig, lab=lab)
         yield lab

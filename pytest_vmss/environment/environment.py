@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_vmss.clock import Clock
+from pytest_vmss.environment.observers import Observers
 from pytest_vmss.environment.revisions import Revision, Revisions
 from pytest_vmss.environment.traffic import Traffic
 from pytest_vmss.errors import NotFoundError
@@ -68,6 +69,7 @@ class Environment:
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
         own_size: The size of every set that is made, whatever its model says (A3).
+        observers: Functions that are called while operations of this process run.
         folder: The folder in which files that are named relatively are looked for first.
         unknown_extensions: What becomes of extensions that nobody registered (P4).
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
@@ -102,6 +104,7 @@ class Environment:
     checks: dict[str, Check] = field(default_factory=dict)
     approvers: dict[str, Callable[[RepairTask], object]] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
+    observers: Observers = field(default_factory=Observers)
     program: str = "vmss"
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)
