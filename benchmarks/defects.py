@@ -73,6 +73,20 @@ MUTANTS: tuple[Mutant, ...] = (
         _tests(f"{_UPGRADE}::test_a_good_version_rolls_through"),
     ),
     _mutant(
+        "the old UEFI variables are not removed",
+        _DISKS,
+        "                context.environment.paths.nvram(*place),\n",
+        "",
+        _tests(f"{_UPGRADE}::test_uefi_variables_follow_the_os_disk"),
+    ),
+    _mutant(
+        "the blocks of a VHD may overlap",
+        "gallery/vhd.py",
+        "sector < last_end or ",
+        "",
+        _tests("tests/unit/test_image_formats.py::test_a_dynamic_vhd_that_is_not_sound"),
+    ),
+    _mutant(
         "the old disk is discarded before the commit",
         "operations/disk_swap.py",
         "        Commit(new),\n        Discard(new),",

@@ -35,6 +35,7 @@ __all__ = [
     "NoBootError",
     "NotFoundError",
     "NotModelledWarning",
+    "NotProvisionedError",
     "ProvisioningError",
     "ToolError",
     "UnhealthyError",
@@ -283,6 +284,12 @@ class GuestUnreachableError(BootError):
     """The guest runs but does not answer over SSH."""
 
     code = "OSProvisioningTimedOut"
+
+
+class NotProvisionedError(BootError):
+    """The guest reported to Azure's wire server that it could not be provisioned (O2)."""
+
+    code = "OSProvisioningClientError"
 
 
 class CloudInitError(InstanceError):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
-from pytest_vmss.errors import NotModelledWarning
-from pytest_vmss.model import Review, ScaleSetDocument, VmSize, review
+from pytest_vmss.errors import NotFoundError, NotModelledWarning
+from pytest_vmss.model import Review, ScaleSetDocument, ScaleSetModel, VmSize, review
 from pytest_vmss.operations.revisions import left_out_of
 
 __all__ = ["announce", "review_of"]
+
+_NOTICE = "$.virtualMachineProfile.scheduledEventsProfile.osImageNotificationProfile"
 
 
 def review_of(
@@ -27,8 +30,19 @@ def review_of(
     if current is not None:
         own = environment.set_record(current.model.name).own_size
         size = None if own is None else VmSize(*own)
-    left_out = left_out_of(environment, document.model, current)
-    return review(document, left_out=left_out, own_size=size)
+    model = document.model
+    left_out = left_out_of(environment, model, current)
+    found = review(document, left_out=left_out, own_size=size)
+    if model.os_image_notice is not None and not _looks_for_azure(environment, model):
+        found.not_modelled.append(_NOTICE)
+    return found
+
+
+def _looks_for_azure(environment: Environment, model: ScaleSetModel) -> bool:
+    """Whether a model's image looks for Azure; also if there is no such image, which is told."""
+    with contextlib.suppress(NotFoundError):
+        return environment.images.version_for(model.image_reference).provisioning == "Azure"
+    return True
 
 
 def announce(
@@ -45,7 +59,9 @@ def announce(
     """
     found = review_of(environment, document, current)
     if current is not None:
-        before = set(current.model.not_modelled())
+        before = {*current.model.not_modelled()}
+        if current.model.os_image_notice is not None:
+            before.add(_NOTICE)
         for paths in (found.not_modelled, found.unknown):
             paths[:] = [path for path in paths if path not in before]
     lines = list(found.lines())

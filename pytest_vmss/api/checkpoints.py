@@ -75,7 +75,11 @@ class Checkpoints:
         if not model.sku.capacity:
             yield Sought()
             return
-        obstacle = obstacle_to(model, version.hyper_v_generation) or self._lack_of_room(document)
+        obstacle = (
+            _of_platform(version)
+            or obstacle_to(model, version.hyper_v_generation)
+            or self._lack_of_room(document)
+        )
         if obstacle:
             yield Sought(obstacle=obstacle)
             return
@@ -190,3 +194,10 @@ class Checkpoints:
             created=self._environment.clock.now(),
             instances=tuple(saved),
         )
+
+
+def _of_platform(version: VersionRecord) -> str:
+    """Why instances of a version cannot be saved; empty if they can (O1)."""
+    if version.provisioning != "Azure":
+        return ""
+    return "its guests look for Azure, and what Azure told them cannot be told to others"

@@ -133,6 +133,7 @@ class Lab:
             free_addresses=self.networks.free_addresses,
             make_balancer=self.backends.make_balancer,
             check_room=self.backends.check_room,
+            give_back_room=self.backends.give_back_room,
         )
         self._is_closed = False
         self._sets: dict[str, ScaleSet] = {}
@@ -294,6 +295,8 @@ class Lab:
         announce(self.environment, document)
         if document.balancer is not None and document.balancer.load_balancing_rules:
             self.backends.require_balancer()
+        if version.provisioning == "Azure":
+            self.backends.require_platform()
         self.environment.require_room(model.sku.capacity, model)
         with contextlib.ExitStack() as making:
             sought = (

@@ -14,6 +14,7 @@ import psutil
 from platformdirs import user_cache_path, user_config_path
 
 from pytest_vmss.errors import HostError, VmssError
+from pytest_vmss.guest_platform.slirp import LIBRARY, load
 from pytest_vmss.host.accelerator import choose_accelerator
 from pytest_vmss.host.ownership import account_name, mend_ownership, obstacle
 from pytest_vmss.host.paths import LabPaths
@@ -63,6 +64,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_room(settings),
         *_uefi(),
         *_programs(("haproxy",), "by scale sets behind a load balancer"),
+        *_platform(),
         *_programs(_BUILD, "to build images"),
         *_files(),
         *_root_filesystems(settings),
@@ -81,6 +83,18 @@ def _programs(programs: tuple[str, ...], purpose: str) -> Iterator[Finding]:
                 f"{program} is not installed (needed {purpose})",
                 f"apt-get install {PACKAGES.get(program, program)}",
             )
+
+
+def _platform() -> Iterator[Finding]:
+    """What guests that look for Azure need (O1)."""
+    try:
+        load()
+    except HostError as error:
+        yield Finding(
+            "lacking", f"{LIBRARY} is not installed (needed by images made for Azure)", error.mend
+        )
+    else:
+        yield Finding("ok", f"{LIBRARY} is there, for images made for Azure")
 
 
 def _uefi() -> Iterator[Finding]:

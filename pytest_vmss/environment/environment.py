@@ -17,6 +17,10 @@ from pytest_vmss.errors import NotFoundError
 from pytest_vmss.gallery import ImageStore
 from pytest_vmss.guest import Check, Guest
 from pytest_vmss.guest.keys import KeyPair
+from pytest_vmss.guest_platform import launcher
+from pytest_vmss.guest_platform.config import Platform, PlatformFiles
+from pytest_vmss.guest_platform.description import describe
+from pytest_vmss.guest_platform.sightings import Sightings, read_sightings
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
@@ -34,7 +38,7 @@ from pytest_vmss.model import (
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.settings import GuestNetwork, Timeouts, UnknownExtensions
 from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store
-from pytest_vmss.store.queries import find_scale_set
+from pytest_vmss.store.queries import find_scale_set, instances_of
 
 __all__ = ["Environment", "InstanceContext", "Prober"]
 
@@ -75,7 +79,10 @@ class Environment:
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
         make_balancer: Creates the load balancer of a set, from its rules.
-        check_room: Raises CapacityError if so many instances of a size do not fit on the host.
+        check_room: Claims memory for so many instances of a size; waits for other labs to give some
+            back, and raises CapacityError if they do not fit on the host. It is told the memory
+            of each instance that there is.
+        give_back_room: Called once instances are gone, with what returns the same of the others.
     """
 
     lab_id: str
@@ -93,7 +100,8 @@ class Environment:
     serve_files: Callable[[str], None]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
-    check_room: Callable[[int, VmSize, Hypervisor], None]
+    check_room: Callable[[int, VmSize, Hypervisor, Sequence[int]], None]
+    give_back_room: Callable[[Hypervisor, Callable[[], Sequence[int]]], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     own_size: VmSize | None = None
@@ -181,13 +189,26 @@ class Environment:
         return size
 
     def require_room(self, count: int, model: ScaleSetModel) -> None:
-        """Checks that so many more instances of a model fit on the host.
+        """Checks that so many more instances of a model fit on the host, beside other labs'.
 
         Raises:
-            CapacityError: They do not.
+            CapacityError: They do not, or other labs did not make room in time.
             NotFoundError: Their size is not known.
         """
-        self.check_room(count, self.size_of(model), self.hypervisor)
+        self.check_room(count, self.size_of(model), self.hypervisor, self._memory())
+
+    def room_is_free(self) -> None:
+        """Lets other labs have the memory of instances that are gone."""
+        self.give_back_room(self.hypervisor, self._memory)
+
+    def _memory(self) -> list[int]:
+        """The memory of each of the lab's instances, in MiB."""
+        found = []
+        for record in self.store.select(ScaleSetRecord):
+            model = self.revisions.get(record.unique_id, record.revision).model
+            count = len(instances_of(self.store, record.name))
+            found += [self.size_of(model).memory_mib] * count
+        return found
 
     def close(self) -> None:
         """Closes the connection to the hypervisor, if open; machines keep running."""
@@ -353,8 +374,58 @@ class InstanceContext:
                 Disk(disk.lun, paths.data_disk(self.scale_set, self.instance_id, disk.lun))
                 for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
             ),
+            platform=self._platform(generation, model),
             nvram=nvram if generation.hyper_v_generation == "V2" else None,
         )
+
+    def _platform(self, generation: GenerationRecord, model: ScaleSetModel) -> Platform | None:
+        """Azure as the guest of a generation sees it; None if it reads a NoCloud disk (O1)."""
+        if generation.provisioning != "Azure":
+            return None
+        record, environment = self.record, self.environment
+        return Platform(
+            files=PlatformFiles(environment.paths.platform(record.uuid)),
+            generation=generation.number,
+            instance_id=record.instance_id,
+            mac=record.mac,
+            forwards=tuple(
+                (record.address, host, guest) for guest, host in record.forwards.items()
+            ),
+            outbound=environment.guest_network == "outbound",
+            names={"container": record.uuid, "instance": self.name, "service": record.scale_set},
+            document=describe(
+                model, record, generation,
+                lab=environment.paths.folder.name,
+                lab_key=environment.lab_key.public,
+            ),
+        )  # fmt: skip
+
+    def keep_served(self) -> None:
+        """Serves the running guest again, if the process for that was killed (O1).
+
+        Raises:
+            HostError: It cannot be served.
+        """
+        files = PlatformFiles(self.environment.paths.platform(self.record.uuid))
+        if not files.config.exists() or launcher.is_served(files):
+            return
+        platform = self.running_platform()
+        if platform is not None:
+            launcher.ensure(platform)
+
+    def running_platform(self) -> Platform | None:
+        """Azure as the running guest sees it; None if it reads a NoCloud disk, or none runs."""
+        running = self.environment.hypervisor.running_generation(self.domain)
+        if running is None or self.generation(running) is None:
+            return None
+        return self.machine(running).platform
+
+    def sightings(self, generation: GenerationRecord) -> Sightings | None:
+        """What the platform saw of a generation's guest; None if it has none (O2)."""
+        if generation.provisioning != "Azure":
+            return None
+        files = PlatformFiles(self.environment.paths.platform(self.record.uuid))
+        return read_sightings(files.sightings, generation.number)
 
     def event(self, kind: str, message: str) -> None:
         """Writes an event about the instance."""
@@ -364,7 +435,8 @@ class InstanceContext:
 
 
 def _budgets(model: ScaleSetModel, factor: float) -> float:
-    """Seconds that a model gives its instances: for extensions, and as grace period."""
+    """Seconds that a model gives its instances: for extensions, as grace period, as notice."""
     application = application_health(model)
     grace = 0.0 if application is None else application.grace_seconds
-    return factor * model.extensions_time_budget.total_seconds() + grace
+    notice = model.os_image_notice or 0.0
+    return factor * model.extensions_time_budget.total_seconds() + grace + notice

@@ -169,6 +169,7 @@ def _sources(
 def _not_running(context: InstanceContext) -> Observation | None:
     state = context.environment.hypervisor.state(context.domain)
     if state is PowerState.RUNNING:
+        context.keep_served()
         return None
     return Observation(Health.UNHEALTHY, f"the machine does not run ({state})")
 

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from pytest_vmss.errors import (
     InstanceError,
     KernelPanicError,
     NoBootError,
+    NotProvisionedError,
     WaitTimeoutError,
     error_text,
 )
@@ -36,6 +37,7 @@ from pytest_vmss.guest.extensions import Target, broken_handler, find_handler, g
 from pytest_vmss.guest.extensions.checked import checked_result, checked_words
 from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
+from pytest_vmss.guest_platform.sightings import Sightings
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -62,11 +64,13 @@ class BootFacts:
         boot_id: The kernel's boot id, new with every boot.
         kernel: Release, as printed by ``uname -r``.
         image_version: ``IMAGE_VERSION`` in its os-release; None if there is none (E2).
+        host_key: The SSH host key that it showed, in OpenSSH's format.
     """
 
     boot_id: str
     kernel: str
     image_version: str | None
+    host_key: str = ""
 
     def __post_init__(self) -> None:
         """Cleans and limits text from the guest."""
@@ -179,7 +183,10 @@ _ANSWER_BYTES = 1024 * 1024
 _HANDLER_BYTES = 8 * 1024 * 1024
 _LOGIN_S = 10.0
 _CHECK_S = 60.0
+#: Seconds between two attempts to log in while a guest boots.
 _PATIENCE_S = 6.0
+#: The same once a guest has reported that it is ready; its SSH server starts later.
+_AFTER_READY_S = 0.5
 
 
 class LinuxGuest:
@@ -197,6 +204,8 @@ class LinuxGuest:
         files_port: Returns the current port of the lab's file server; None if it is not running.
         dial_files: Connects to that server, verifying that it is the lab's.
         ask: Sends a command to its guest agent; None if it has none.
+        sightings: Returns what Azure's platform saw of it; None if it has no platform (O2).
+        serve: Makes sure that its network is there.
     """
 
     def __init__(
@@ -213,8 +222,12 @@ class LinuxGuest:
         files_port: Callable[[], int | None] = lambda: None,
         dial_files: Callable[[], socket.socket] | None = None,
         ask: Ask | None = None,
+        sightings: Callable[[], Sightings | None] = lambda: None,
+        serve: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
+        self._serve = serve
+        self._sightings = sightings
         self._access = access
         self._console = console
         self._timeouts = timeouts
@@ -242,12 +255,16 @@ class LinuxGuest:
         Raises:
             KernelPanicError: The kernel panicked.
             NoBootError: Nothing to boot was found, or the VM stopped.
-            GuestUnreachableError: SSH did not answer in time.
+            NotProvisionedError: The guest reported that it could not be provisioned (O2).
+            GuestUnreachableError: SSH did not answer in time, or the guest did not report that
+                it is ready.
         """
         timeout = self._timeouts().boot
 
         def probe() -> BootFacts | None:
             self._check_console()
+            if not self._is_provisioned(previous_boot_id):
+                return None
             shell = self._connect() if self._worth_trying() else None
             if shell is None:
                 return None
@@ -263,7 +280,7 @@ class LinuxGuest:
             if facts.boot_id == previous_boot_id:
                 self.close()  # the old boot, on its way down
                 return None
-            return facts
+            return replace(facts, host_key=shell.host_key)
 
         try:
             return wait_for(
@@ -275,12 +292,44 @@ class LinuxGuest:
             )
         except WaitTimeoutError as error:
             raise GuestUnreachableError(
-                f"did not answer over SSH within {timeout:.0f} s; the boot "
+                f"{self._missing(previous_boot_id)} within {timeout:.0f} s; the boot "
                 f"{self._console.milestone()}",
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._console.path,
             ) from error
+
+    def _is_provisioned(self, previous_boot_id: str | None) -> bool:
+        """Whether the guest has reported to Azure's wire server that it is ready (O2).
+
+        It does so at the first boot of an OS disk only; other guests never do.
+
+        Raises:
+            NotProvisionedError: It has reported that it is not.
+        """
+        seen = self._sightings()
+        if seen is None or previous_boot_id is not None:
+            return True
+        if seen.health is None:
+            return False
+        if seen.health.state == "Ready":
+            # Its network is up, so its kernel refuses what comes too early, at no cost.
+            self._next_try = min(self._next_try, self._clock.monotonic() + _AFTER_READY_S)
+            return True
+        told = " ".join(filter(None, (seen.health.sub_status, seen.health.description)))
+        raise NotProvisionedError(
+            f"the guest reported that it could not be provisioned: {told or 'without a reason'}",
+            instance=self.name,
+            console_tail=self._console.tail(),
+            log=self._console.path,
+        )
+
+    def _missing(self, previous_boot_id: str | None) -> str:
+        """What did not happen at a boot, in words."""
+        seen = self._sightings()
+        if seen is None or previous_boot_id is not None or seen.health is not None:
+            return "did not answer over SSH"
+        return f"did not report that it is provisioned ({seen.hint})"
 
     def wake(self) -> str:
         """Sets a restored guest's clock and reseeds its random number generator.
@@ -561,6 +610,7 @@ class LinuxGuest:
     def _connected(self) -> Shell | None:
         if self._shell is not None and self._shell.alive:
             return self._shell
+        self._serve()
         try:
             self._shell = Shell.connect(
                 self._access.address,

@@ -80,9 +80,13 @@ class Shell:
     """An SSH connection; several commands may run over it concurrently.
 
     Create it with :meth:`connect`.
+
+    Attributes:
+        host_key: The key that the guest's server showed, in OpenSSH's format.
     """
 
-    def __init__(self, transport: GuestTransport, name: str) -> None:
+    def __init__(self, transport: GuestTransport, name: str, host_key: str) -> None:
+        self.host_key = host_key
         self._transport = transport
         self._name = name
         self._tunnels: dict[int, Tunnel] = {}
@@ -108,7 +112,8 @@ class Shell:
             port: Port on it.
             user: Login name.
             key: Path of the private key.
-            host_key: The only host key to accept, in OpenSSH's format.
+            host_key: The only host key to accept, in OpenSSH's format; empty to accept any, as
+                at the first login to a guest that made its own.
             name: The instance's name, for messages.
             timeout: For the login, in seconds, once the server answers.
 
@@ -130,10 +135,11 @@ class Shell:
                     failed.callback(_end, transport, link)
                     transport.banner_timeout = timeout
                     transport.auth_timeout = timeout
-                    transport.get_security_options().key_types = (kind,)
+                    if host_key:
+                        transport.get_security_options().key_types = (kind,)
                     transport.start_client(timeout=timeout)
                     shown = transport.get_remote_server_key()
-                    is_pinned = shown.get_base64() == blob.split()[0]
+                    is_pinned = not host_key or shown.get_base64() == blob.split()[0]
                     seen = f"shows the host key {shown.get_name()} {shown.fingerprint}"
                 if not is_pinned:
                     raise HostKeyMismatchError(seen)
@@ -148,7 +154,7 @@ class Shell:
                     ) from error
                 return None
             failed.pop_all()
-        return cls(transport, name)
+        return cls(transport, name, f"{shown.get_name()} {shown.get_base64()}")
 
     @property
     def alive(self) -> bool:

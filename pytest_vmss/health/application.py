@@ -15,13 +15,20 @@ _MISSED_LOOKS = 3
 _SLACK_S = 10
 
 
-def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSettings) -> Observation:
+def read_report(
+    text: str | bytes,
+    *,
+    now: int,
+    settings: ApplicationHealthSettings,
+    received: int | None = None,
+) -> Observation:
     """Parses the extension's status file.
 
     Args:
         text: The file's content.
-        now: The guest's time of day in nanoseconds since the epoch.
+        now: The guest's time of day in nanoseconds since the epoch; the host's if ``received`` is.
         settings: The extension's settings.
+        received: When the report came; by default it is as old as the guest dated it.
 
     Returns:
         The reported health. Unknown if the file is invalid, or too old because its writer hangs, or
@@ -30,7 +37,8 @@ def read_report(text: str | bytes, *, now: int, settings: ApplicationHealthSetti
     try:
         status, entry = read_status_file(text)
         told = {part.name: part.message for part in status.substatus or ()}
-        age = (now - read_whole(entry["nanoseconds"], "nanoseconds")) / 1e9
+        dated = read_whole(entry["nanoseconds"], "nanoseconds")
+        age = (now - (dated if received is None else received)) / 1e9
         boot = one_line(str(entry["bootId"]))
     except KeyError as error:
         return Observation(Health.UNKNOWN, f"its report cannot be read: it has no {error}")

@@ -68,6 +68,11 @@ class LabPaths:
         return self.folder / "lab.json"
 
     @property
+    def room(self) -> Path:
+        """The file that says how much memory the lab's instances may take."""
+        return self.folder / "room.json"
+
+    @property
     def key(self) -> Path:
         """The lab's private SSH key."""
         return self.folder / "id_ed25519"
@@ -104,6 +109,10 @@ class LabPaths:
     def agent_socket(self, uuid: str) -> Path:
         """The guest agent's socket; short, since socket paths are limited in length."""
         return self.run / f"{uuid[:8]}.ga"
+
+    def platform(self, uuid: str) -> Path:
+        """The folder of Azure as one guest sees it; short, since socket paths are limited."""
+        return self.run / f"{uuid[:8]}.az"
 
     def scale_set(self, name: str) -> Path:
         """The folder of one scale set."""

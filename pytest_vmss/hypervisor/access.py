@@ -20,6 +20,8 @@ from pytest_vmss.hypervisor.protocol import Machine
 __all__ = ["Access"]
 
 _ENTER, _READ, _WRITE = 0o710, 0o640, 0o660
+#: Of the folder in which QEMU makes a socket.
+_FILL = 0o770
 #: Of frozen disks, which are links that labs share: whoever may enter the folder reads them.
 _READ_BY_ALL = 0o444
 
@@ -49,6 +51,14 @@ class Access:
             self._give(machine.nvram, _WRITE)
         for path in (machine.os_disk, *(disk.path for disk in machine.data_disks)):
             self._give(path, _WRITE)
+        if machine.platform is not None:
+            files = machine.platform.files
+            self._give(files.nic.parent, _FILL)
+            self._give(LabPaths(self.lab).run, _ENTER)
+            # Of the process that reads the guest's frames: it must not be root's either.
+            for path in (*files.folder.iterdir(), files.folder):
+                chown(path, self.account.uid, self.account.gid, follow_symlinks=False)
+            machine.platform.write()
         for folder in (
             *machine.os_disk.parents, LabPaths(self.lab).images, *self._checkpoints(),
         ):  # fmt: skip

@@ -9,11 +9,19 @@ from pathlib import Path
 import pycdlib
 
 from pytest_vmss.errors import HostError
+from pytest_vmss.guest_platform.provisioning import DVD_LABEL, OVF_FILE
 from pytest_vmss.host.files import settle, write_durably
 from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor.protocol import Seed
 
-__all__ = ["create_data_disk", "create_layer", "create_os_disk", "freeze_disk", "write_seed"]
+__all__ = [
+    "create_data_disk",
+    "create_layer",
+    "create_os_disk",
+    "freeze_disk",
+    "write_provisioning_dvd",
+    "write_seed",
+]
 
 
 def create_data_disk(path: Path, size_gib: int) -> None:
@@ -103,12 +111,34 @@ def write_seed(path: Path, seed: Seed) -> None:
         "vendor-data": seed.vendor_data.encode(),
         "user-data": seed.user_data,
     }
+    _write_iso(path, files, label="cidata")
+
+
+def write_provisioning_dvd(path: Path, ovf_env: bytes) -> None:
+    """Writes Azure's provisioning DVD: ISO 9660 with UDF, and ``ovf-env.xml`` (O1).
+
+    Args:
+        path: The file to write, with mode 0600 since it contains custom data.
+        ovf_env: The content of ``ovf-env.xml``.
+
+    Raises:
+        HostError: The file cannot be written.
+    """
+    _write_iso(path, {OVF_FILE: ovf_env}, label=DVD_LABEL, udf=True)
+
+
+def _write_iso(path: Path, files: dict[str, bytes], *, label: str, udf: bool = False) -> None:
+    """Writes an ISO 9660 file system.
+
+    Raises:
+        HostError: The file cannot be written.
+    """
     iso = pycdlib.PyCdlib()
-    iso.new(vol_ident="cidata", rock_ridge="1.09", joliet=3)
+    iso.new(vol_ident=label, rock_ridge="1.09", joliet=3, udf="2.60" if udf else None)
     for number, (name, content) in enumerate(files.items()):
         iso.add_fp(
             io.BytesIO(content), len(content), f"/F{number}.;1",
-            rr_name=name, joliet_path=f"/{name}",
+            rr_name=name, joliet_path=f"/{name}", udf_path=f"/{name}" if udf else None,
         )  # fmt: skip
     out = io.BytesIO()
     iso.write_fp(out)
@@ -116,4 +146,4 @@ def write_seed(path: Path, seed: Seed) -> None:
     try:
         write_durably(path, out.getvalue())
     except OSError as error:
-        raise HostError(f"the seed {path} cannot be written: {error.strerror}") from error
+        raise HostError(f"{path} cannot be written: {error.strerror}") from error

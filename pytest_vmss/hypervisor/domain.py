@@ -5,6 +5,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from pytest_vmss.guest_platform.config import Platform
+from pytest_vmss.guest_platform.health_port import HEALTH_PORT
+from pytest_vmss.guest_platform.provisioning import ASSET_TAG
 from pytest_vmss.hypervisor.firmware import Firmware
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator, GuestNetwork
@@ -60,11 +63,7 @@ def domain_xml(
     ET.SubElement(metadata, f"{{{_VMSS}}}instance", {"generation": str(machine.generation)})
     _add(domain, "memory", str(machine.memory_mib), unit="MiB")
     _add(domain, "vcpu", str(machine.vcpus))
-    os = _add(domain, "os")
-    _add(os, "type", "hvm", arch="x86_64", machine="pc")
-    if machine.nvram is not None and firmware is not None:
-        _add(os, "loader", str(firmware.code), readonly="yes", type="pflash")
-        _add(os, "nvram", str(machine.nvram))
+    _add_os(domain, machine, firmware)
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
@@ -83,24 +82,41 @@ def domain_xml(
 
     devices = _add(domain, "devices")
     _add_disk(devices, machine.os_disk, "vda", serial="os", boot=True)
-    _add_disk(devices, machine.seed, "vdb", serial="seed", format="raw", readonly=True)
+    if machine.platform is None:
+        _add_disk(devices, machine.seed, "vdb", serial="seed", format="raw", readonly=True)
+    else:
+        _add_dvd(devices, machine.seed)
     for number, disk in enumerate(machine.data_disks):
         _add_disk(devices, disk.path, _target(number + 2), serial=f"lun{disk.lun}")
     _add(devices, "controller", type="usb", model="none")
     serial = _add(devices, "serial", type="file")
     _add(serial, "source", path=str(machine.console), append="on")
     _add(serial, "target", port="0")
-    channel = _add(devices, "channel", type="unix")
-    _add(channel, "source", mode="bind", path=str(machine.agent))
-    _add(channel, "target", type="virtio", name=AGENT_CHANNEL)
+    _add_channel(devices, machine.agent, AGENT_CHANNEL)
+    if machine.platform is not None:
+        _add_channel(devices, machine.platform.files.health_port, HEALTH_PORT)
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
     _add(devices, "memballoon", model="none")
     if run_as is not None:
         label = _add(domain, "seclabel", type="static", model="dac", relabel="no")
         _add(label, "label", run_as)
-    _add_network(domain, machine, guest_network)
+    if machine.platform is None:
+        _add_network(domain, _user_network(machine, guest_network), machine)
+    else:
+        _add_network(domain, _platform_network(machine.platform), machine)
     return ET.tostring(domain, encoding="unicode")
+
+
+def _add_os(domain: ET.Element, machine: Machine, firmware: Firmware | None) -> None:
+    """Adds what boots, and what it is told of the machine."""
+    os = _add(domain, "os")
+    _add(os, "type", "hvm", arch="x86_64", machine="pc")
+    if machine.platform is not None:
+        _add_smbios(domain, os, machine.uuid)
+    if machine.nvram is not None and firmware is not None:
+        _add(os, "loader", str(firmware.code), readonly="yes", type="pflash")
+        _add(os, "nvram", str(machine.nvram))
 
 
 def _target(number: int) -> str:
@@ -135,8 +151,40 @@ def _add_disk(
         _add(disk, "boot", order="1")
 
 
-def _add_network(domain: ET.Element, machine: Machine, guest_network: GuestNetwork) -> None:
-    """Adds QEMU's user network, which needs no root and forwards from loopback only (M5).
+def _add_channel(devices: ET.Element, path: Path, name: str) -> None:
+    channel = _add(devices, "channel", type="unix")
+    _add(channel, "source", mode="bind", path=str(path))
+    _add(channel, "target", type="virtio", name=name)
+
+
+def _add_smbios(domain: ET.Element, os: ET.Element, uuid: str) -> None:
+    """Adds what tells a guest that it is in Azure, and which VM it is (O1)."""
+    _add(os, "smbios", mode="sysinfo")
+    sysinfo = _add(domain, "sysinfo", type="smbios")
+    system = _add(sysinfo, "system")
+    for name, value in (
+        ("manufacturer", "Microsoft Corporation"),
+        ("product", "Virtual Machine"),
+        ("uuid", uuid),
+    ):
+        _add(system, "entry", value, name=name)
+    chassis = _add(sysinfo, "chassis")
+    _add(chassis, "entry", "Microsoft Corporation", name="manufacturer")
+    _add(chassis, "entry", ASSET_TAG, name="asset")
+
+
+def _add_dvd(devices: ET.Element, path: Path) -> None:
+    """Adds the provisioning DVD, on SCSI: cloud kernels have no ATA."""
+    _add(devices, "controller", type="scsi", index="0", model="virtio-scsi")
+    disk = _add(devices, "disk", type="file", device="cdrom")
+    _add(disk, "driver", name="qemu", type="raw")
+    _add(disk, "source", file=str(path))
+    _add(disk, "target", dev="sda", bus="scsi")
+    _add(disk, "readonly")
+
+
+def _user_network(machine: Machine, guest_network: GuestNetwork) -> str:
+    """QEMU's user network, which needs no root and forwards from loopback only (M5).
 
     libvirt supports port forwards only since version 9.2, and only for passt. In restricted
     mode QEMU refuses connections from the guest, but still forwards to it.
@@ -147,9 +195,26 @@ def _add_network(domain: ET.Element, machine: Machine, guest_network: GuestNetwo
     )
     # Nothing is forwarded over IPv6, so there is one protocol less to trust.
     access = "restrict=off" if guest_network == "outbound" else "restrict=on,ipv6=off"
+    return f"user,id=vmss0,{access}{forwards}"
+
+
+def _platform_network(platform: Platform) -> str:
+    """A socket at which the platform's process takes the guest's frames (O1).
+
+    QEMU listens again when the connection ends, so another process can go on.
+    """
+    return f"stream,id=vmss0,server=on,addr.type=unix,addr.path={_escaped(platform.files.nic)}"
+
+
+def _escaped(path: Path) -> str:
+    """Escapes a path for QEMU's options, in which a comma is doubled."""
+    return str(path).replace(",", ",,")
+
+
+def _add_network(domain: ET.Element, network: str, machine: Machine) -> None:
     command = ET.SubElement(domain, f"{{{_QEMU}}}commandline")
     for value in (
-        "-netdev", f"user,id=vmss0,{access}{forwards}",
+        "-netdev", network,
         "-device",
         f"virtio-net-pci,id={NIC},netdev=vmss0,mac={machine.mac},addr={_NIC_SLOT},romfile=",
         # Without a graphics card the firmware's messages go to the serial console.

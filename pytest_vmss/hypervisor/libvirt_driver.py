@@ -15,6 +15,7 @@ import libvirt_qemu
 
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
+from pytest_vmss.guest_platform import launcher
 from pytest_vmss.host.accelerator import Choice, choose_accelerator, describe_cpu
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.access import Access
@@ -162,6 +163,10 @@ class LibvirtHypervisor:
         """Creates a new copy-on-write disk on an image."""
         disks.create_os_disk(path, image, size_gib)
 
+    def require_uefi(self) -> None:
+        """Checks that the host has UEFI firmware."""
+        find_firmware()
+
     def create_nvram(self, path: Path) -> None:
         """Creates the UEFI variables of a new OS disk."""
         create_nvram(path, find_firmware())
@@ -178,19 +183,30 @@ class LibvirtHypervisor:
         """Writes a NoCloud disk with mode 0600."""
         disks.write_seed(path, seed)
 
+    def write_provisioning_dvd(self, path: Path, ovf_env: bytes) -> None:
+        """Writes Azure's provisioning DVD with mode 0600."""
+        disks.write_provisioning_dvd(path, ovf_env)
+
     @_through_restarts
     def start(self, machine: Machine) -> None:
-        """Defines the domain anew and starts it.
+        """Defines the domain anew and starts it, and the process that serves its platform.
 
         Raises:
             HypervisorError: libvirt refused; the message is its own.
+            HostError: Its platform cannot be served.
         """
         running = self.running_generation(machine.name)
-        if running == machine.generation:
-            return
-        if running is not None:
-            self.power_off(machine.name)
+        if running != machine.generation:
+            if running is not None:
+                self.power_off(machine.name)
+            self._start(machine)
+        if machine.platform is not None:
+            launcher.ensure(machine.platform)
+
+    def _start(self, machine: Machine) -> None:
         machine.agent.unlink(missing_ok=True)
+        if machine.platform is not None:
+            launcher.prepare(machine.platform)
         try:
             self._grant(machine)
             self._define(self._xml(machine)).create()

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from pytest_vmss.guest_platform.config import Platform
+
 __all__ = ["Disk", "Forward", "Hypervisor", "Machine", "PowerState", "Seed"]
 
 
@@ -62,10 +64,11 @@ class Machine:
         mac: MAC address of the network card.
         forwards: Ports that are forwarded to the guest.
         os_disk: The copy-on-write disk.
-        seed: The NoCloud disk.
+        seed: The NoCloud disk; Azure's provisioning DVD if there is a platform.
         console: This generation's log of the serial console.
         agent: Socket of the guest agent's channel.
         data_disks: The data disks.
+        platform: Azure as the guest sees it (O1); None for a guest that reads a NoCloud disk.
         nvram: This generation's UEFI variables; None for a machine that boots by BIOS.
     """
 
@@ -81,6 +84,7 @@ class Machine:
     console: Path
     agent: Path
     data_disks: tuple[Disk, ...]
+    platform: Platform | None = None
     nvram: Path | None = None
 
 
@@ -105,6 +109,13 @@ class Hypervisor(Protocol):
     def create_os_disk(self, path: Path, image: Path, size_gib: int | None) -> None:
         """Creates a new copy-on-write disk on an image, replacing an older file."""
 
+    def require_uefi(self) -> None:
+        """Checks that machines with UEFI variables can be run here.
+
+        Raises:
+            HostError: The host has no UEFI firmware; the message says how to get it.
+        """
+
     def create_nvram(self, path: Path) -> None:
         """Creates the UEFI variables of a new OS disk, replacing an older file.
 
@@ -128,8 +139,16 @@ class Hypervisor(Protocol):
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes a NoCloud disk with mode 0600."""
 
+    def write_provisioning_dvd(self, path: Path, ovf_env: bytes) -> None:
+        """Writes Azure's provisioning DVD with mode 0600 (O1)."""
+
     def start(self, machine: Machine) -> None:
-        """Starts a VM; does nothing if it is already running on that generation."""
+        """Starts a VM; if it is already running on that generation, only sees that it is served.
+
+        Raises:
+            HypervisorError: It cannot be started.
+            HostError: Its platform cannot be served.
+        """
 
     def save(self, name: str, memory: Path) -> None:
         """Saves a running VM's memory and devices into a file, and powers it off.

@@ -16,6 +16,7 @@ _WHY: Mapping[str, str] = {
     "disablepasswordauthentication": "nobody logs in by password; SSH keys do",
     "evictionpolicy": _SPOT,
     "lifecyclehooksprofile": "no hook is called, and upgrades wait for none",
+    "osimagenotificationprofile": "the image does not look for Azure, so its guests have no metadata service",
     "osrollingupgradedeferral": _DEFERRED,
     "priority": _SPOT,
     "prioritymixpolicy": _SPOT,

@@ -362,6 +362,21 @@ class ExtensionProfile(AzureModel):
     ) = None
 
 
+class OSImageNotificationProfile(AzureModel):
+    """Whether guests are told before their OS disk is replaced (O4)."""
+
+    enable: bool = False
+    not_before_timeout: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(minutes=15))] = (
+        timedelta(minutes=15)
+    )
+
+
+class ScheduledEventsProfile(AzureModel):
+    """The scheduled events that guests are told of."""
+
+    os_image_notification_profile: OSImageNotificationProfile | None = None
+
+
 class VirtualMachineProfile(AzureModel):
     """The profile that every instance is created from."""
 
@@ -370,6 +385,7 @@ class VirtualMachineProfile(AzureModel):
     network_profile: NetworkProfile | None = None
     extension_profile: ExtensionProfile | None = None
     user_data: Base64Secret | None = Field(default=None, exclude=True)
+    scheduled_events_profile: ScheduledEventsProfile | None = None
 
 
 class ScaleInPolicy(AzureModel):
@@ -459,6 +475,13 @@ class ScaleSetModel(AzureModel):
     def data_disks(self) -> list[DataDisk]:
         """The data disks, in the model's order."""
         return self.virtual_machine_profile.storage_profile.data_disks
+
+    @property
+    def os_image_notice(self) -> float | None:
+        """Seconds that a guest has to approve the replacement of its OS disk; None for no event."""
+        events = self.virtual_machine_profile.scheduled_events_profile
+        told = None if events is None else events.os_image_notification_profile
+        return told.not_before_timeout.total_seconds() if told and told.enable else None
 
     @property
     def image_reference(self) -> ImageReference:

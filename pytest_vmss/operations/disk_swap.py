@@ -22,6 +22,7 @@ from pytest_vmss.steps import (
     Discard,
     Drain,
     FinishCloudInit,
+    GiveNotice,
     PrepareDisk,
     ProveBoot,
     ReplaceDataDisks,
@@ -31,6 +32,7 @@ from pytest_vmss.steps import (
     Stop,
     Sync,
     Undrain,
+    gives_notice,
 )
 from pytest_vmss.store import Outcome, OutcomeRecord
 
@@ -85,7 +87,13 @@ def prove_steps(generation: int) -> Sequence[Step]:
 
 
 def swap_steps(
-    old: int, new: int, version: ImageAddress, revision: int, *, data_disks: bool = False
+    old: int,
+    new: int,
+    version: ImageAddress,
+    revision: int,
+    *,
+    data_disks: bool = False,
+    notice: Sequence[Step] = (),
 ) -> Sequence[Step]:
     """Steps that swap the OS disk (E1); the new disk is created before the machine stops.
 
@@ -95,10 +103,12 @@ def swap_steps(
         version: Image version of the new disk.
         revision: Revision of the model for the new disk.
         data_disks: Replace data disks by new, empty ones too (``reimageall``).
+        notice: Steps that tell the guest first (O4).
     """
     disks: Step = ReplaceDataDisks(revision) if data_disks else CreateDataDisks(revision)
     return [
         PrepareDisk(new, version, revision),
+        *notice,
         Drain(),
         Stop(old),
         disks,
@@ -280,14 +290,19 @@ def undrain(work: Work) -> None:
 
 
 def swap(
-    plan: OutcomeRecord, *, version: ImageAddress, revision: int,
+    work: Work, plan: OutcomeRecord, *, version: ImageAddress, revision: int,
     data_disks: bool = False,
 ) -> tuple[str, Sequence[Step]]:  # fmt: skip
     """The phase that gives an instance a new OS disk."""
     old = plan.source or plan.result - 1  # one that never came up has no disk yet
     if plan.stopped:
         return "swap", stopped_swap_steps(old, plan.result, version, revision)
-    return "swap", swap_steps(old, plan.result, version, revision, data_disks=data_disks)
+    notice: list[Step] = []
+    if gives_notice(work.context, plan.source, plan.source_revision):
+        notice = [GiveNotice(plan.source_revision)]
+    return "swap", swap_steps(
+        old, plan.result, version, revision, data_disks=data_disks, notice=notice
+    )
 
 
 def change(

@@ -56,7 +56,7 @@ class _Update(Kind):
 
         def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
             if plan.result != plan.source:
-                return swap(plan, version=target_of(work), revision=revision)
+                return swap(work, plan, version=target_of(work), revision=revision)
             return change(work, plan, revision=revision)
 
         change_or_go_back(work, new_disk=new_disk, forward=forward, keep_power=True)

@@ -62,7 +62,7 @@ class OSUpgrade(Kind):
             return
 
         def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
-            return swap(plan, version=target_of(work), revision=work.operation.revision)
+            return swap(work, plan, version=target_of(work), revision=work.operation.revision)
 
         change_or_go_back(work, new_disk=lambda: True, forward=forward, keep_power=True)
 

@@ -49,7 +49,7 @@ class Reimage(OnInstances):
 
         def forward(work: Work, plan: OutcomeRecord) -> tuple[str, Sequence[Step]]:
             return swap(
-                plan, version=version_of(work.context, plan.source),
+                work, plan, version=version_of(work.context, plan.source),
                 revision=plan.source_revision, data_disks=cls.data_disks,
             )  # fmt: skip
 

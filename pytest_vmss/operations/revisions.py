@@ -70,6 +70,8 @@ def check_document(
         raise ModelError(problems, source=document.source)
     version = environment.images.version_for(model.image_reference)
     environment.images.path_of(version)
+    if version.hyper_v_generation == "V2":
+        environment.hypervisor.require_uefi()
     problem = disk_problem(model, version)
     if problem is not None:
         raise ModelError([problem], source=document.source)

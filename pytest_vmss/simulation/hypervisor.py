@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import HypervisorError, ToolError
+from pytest_vmss.errors import HostError, HypervisorError, ToolError
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.simulation.clock import preempt
 
@@ -82,6 +82,7 @@ class SimulatedHypervisor:
         self.boots: dict[str, int] = {}
         self.deaf: set[str] = set()
         self.fail_os_disks = False
+        self.lacks_uefi = False
         self.images: dict[str, str] = {}
         self.disks: dict[str, SimulatedDisk] = {}
 
@@ -135,7 +136,7 @@ class SimulatedHypervisor:
         if frozen.exists():
             return
         disk = self.disks.get(str(path))
-        content = None if disk is None else {"image": disk.image, "ran": sorted(disk.ran)}
+        content = {"image": disk.image, "ran": sorted(disk.ran)} if disk else path.read_text()
         frozen.write_text(json.dumps(content))
 
     def create_layer(self, path: Path, frozen: Path) -> None:
@@ -150,8 +151,10 @@ class SimulatedHypervisor:
                 returncode=1,
                 stderr="No such file or directory",
             ) from error
-        self._place(path)
-        if content is not None:
+        if isinstance(content, str):  # a data disk
+            self._place(path, content)
+        else:
+            self._place(path)
             ran = {(what, run) for what, run in content["ran"]}
             self.disks[str(path)] = SimulatedDisk(content["image"], ran)
 
@@ -160,15 +163,28 @@ class SimulatedHypervisor:
         preempt(self._clock)
         self._place(path)
 
+    def write_provisioning_dvd(self, path: Path, ovf_env: bytes) -> None:  # noqa: ARG002
+        """Creates the DVD's file."""
+        preempt(self._clock)
+        self._place(path)
+
+    def require_uefi(self) -> None:
+        """Checks that the host has UEFI firmware; this one has unless a test says otherwise."""
+        if self.lacks_uefi:
+            raise HostError("no UEFI firmware was found", mend="apt-get install ovmf")
+
     def create_nvram(self, path: Path) -> None:
         """Creates the file of UEFI variables."""
         preempt(self._clock)
         self._place(path)
 
-    def _place(self, path: Path) -> None:
+    def _place(self, path: Path, content: str = "") -> None:
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
-        os.link(self._blank, part)
+        if content:
+            part.write_text(content)
+        else:
+            os.link(self._blank, part)
         self._half_done()
         if path.exists() and path.samefile(part):
             part.unlink()  # rename does nothing if both are the same file

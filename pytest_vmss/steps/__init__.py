@@ -26,7 +26,9 @@ from pytest_vmss.steps.disks import (
 )
 from pytest_vmss.steps.extensions import RunExtensions
 from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
+from pytest_vmss.steps.notice import GiveNotice, gives_notice
 from pytest_vmss.steps.power import ProveBoot, SetPower, Start, Stop
+from pytest_vmss.steps.restore import PowerOff, PutBackDisks
 from pytest_vmss.steps.step import Conclusion, Step
 from pytest_vmss.steps.traffic import Drain, LeaveBalancer, Undrain
 
@@ -42,9 +44,12 @@ __all__ = [
     "FinishCloudInit",
     "Forget",
     "FreezeDisks",
+    "GiveNotice",
     "LeaveBalancer",
+    "PowerOff",
     "PrepareDisk",
     "ProveBoot",
+    "PutBackDisks",
     "RemoveFiles",
     "RemoveMachine",
     "ReplaceDataDisks",
@@ -59,4 +64,5 @@ __all__ = [
     "Sync",
     "Undrain",
     "Wake",
+    "gives_notice",
 ]

@@ -12,6 +12,8 @@ from pytest_vmss.errors import HostError, InstanceError, LabError, NotFoundError
 from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.guest import keys
 from pytest_vmss.guest.seed import build_seed
+from pytest_vmss.guest_platform.config import PlatformFiles
+from pytest_vmss.guest_platform.provisioning import ovf_env
 from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import (
@@ -106,7 +108,7 @@ def _published(context: InstanceContext, address: ImageAddress) -> VersionRecord
 
 @dataclass(frozen=True)
 class PrepareDisk:
-    """Creates a generation's OS disk, seed and UEFI variables beside the ones in use."""
+    """Creates a new OS disk, its seed and UEFI variables beside the ones in use."""
 
     name: ClassVar[str] = "prepare OS disk"
     timed: ClassVar[bool] = True
@@ -119,7 +121,9 @@ class PrepareDisk:
         environment, record = context.environment, context.record
         version = _published(context, self.version)
         model = context.revision(self.revision).model
-        host_key = keys.generate(record.computer_name)
+        # A guest that looks for Azure makes its own; the first login shows it.
+        has_platform = version.provisioning == "Azure"
+        host_key = None if has_platform else keys.generate(record.computer_name)
         identity = f"{environment.lab_id}-{context.name}-{self.number}"
         generation = GenerationRecord.from_version(
             version,
@@ -127,8 +131,8 @@ class PrepareDisk:
             instance_id=context.instance_id,
             number=self.number,
             revision=self.revision,
-            cloud_instance_id=identity,
-            host_key=host_key.public,
+            cloud_instance_id=record.uuid if host_key is None else identity,
+            host_key="" if host_key is None else host_key.public,
             created=environment.clock.now(),
         )
         environment.store.put(generation)  # before its files exist
@@ -142,6 +146,14 @@ class PrepareDisk:
         environment.hypervisor.create_os_disk(
             environment.paths.os_disk(*place), image, size if grow else None
         )
+        if generation.hyper_v_generation == "V2":
+            environment.hypervisor.create_nvram(environment.paths.nvram(*place))
+        if host_key is None:
+            environment.hypervisor.write_provisioning_dvd(
+                environment.paths.seed(*place),
+                ovf_env(model, computer_name=record.computer_name),
+            )
+            return
         seed = build_seed(
             model,
             cloud_instance_id=identity,
@@ -153,13 +165,11 @@ class PrepareDisk:
             outbound=environment.guest_network == "outbound",
         )
         environment.hypervisor.write_seed(environment.paths.seed(*place), seed)
-        if generation.hyper_v_generation == "V2":
-            environment.hypervisor.create_nvram(environment.paths.nvram(*place))
 
 
 @dataclass(frozen=True)
 class Commit:
-    """Commits a generation as the instance's current OS disk; the older ones can go.
+    """Commits an OS disk as the instance's current one; the older ones can go.
 
     Attributes:
         provisioning: The instance's provisioning state from then on.
@@ -199,7 +209,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Discard:
-    """Removes the disks of all generations but one; their console logs stay.
+    """Removes all OS disks but one, with what belongs to them; their console logs stay.
 
     Only if that one is the instance's current generation by its record and its disk exists:
     no earlier failure may cost an instance its last disk (Q1).
@@ -257,6 +267,7 @@ class RemoveMachine:
         record = context.environment.store.get(InstanceRecord, *context.key)
         if record is not None:
             context.environment.paths.agent_socket(record.uuid).unlink(missing_ok=True)
+            PlatformFiles(context.environment.paths.platform(record.uuid)).remove()
 
 
 @dataclass(frozen=True)
@@ -307,6 +318,7 @@ class Forget:
             record = store.get(InstanceRecord, *context.key)
             if record is not None:
                 store.delete(record)
+        context.environment.room_is_free()
 
 
 def _make_folder(context: InstanceContext) -> None:

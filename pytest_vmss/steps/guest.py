@@ -63,6 +63,9 @@ class ApplyModel:
     def apply(self, context: InstanceContext) -> None:
         generation = context.existing(self.generation)
         context.environment.store.amend(generation, revision=self.revision)
+        platform = context.machine(self.generation).platform
+        if platform is not None:
+            platform.write()  # the metadata service says so at once
 
 
 @dataclass(frozen=True)

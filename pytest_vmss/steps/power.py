@@ -53,7 +53,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Start:
-    """Starts the machine on a generation."""
+    """Starts the machine on one of its OS disks."""
 
     name: ClassVar[str] = "start"
     timed: ClassVar[bool] = False
@@ -62,9 +62,11 @@ class Start:
 
     def apply(self, context: InstanceContext) -> None:
         hypervisor = context.environment.hypervisor
-        if hypervisor.running_generation(context.domain) == self.generation:
-            return  # started before a crash, or never stopped
         machine = context.machine(self.generation)
+        if hypervisor.running_generation(context.domain) == self.generation:
+            if machine.platform is not None:
+                hypervisor.start(machine)  # serves its guest, if the process for that was killed
+            return  # started before a crash, or never stopped
         generation = context.existing(self.generation)
         # ProveBoot needs to know what was there before the start.
         log = machine.console.stat().st_size if machine.console.exists() else 0
@@ -84,7 +86,7 @@ class Start:
 
 @dataclass(frozen=True)
 class ProveBoot:
-    """Waits for a new boot of a generation, proven by its boot id."""
+    """Waits for a new boot from the OS disk, proven by its boot id."""
 
     name: ClassVar[str] = "boot"
     timed: ClassVar[bool] = True
@@ -102,6 +104,7 @@ class ProveBoot:
                 boot_id=facts.boot_id,
                 kernel=facts.kernel,
                 found_version=facts.image_version,
+                host_key=generation.host_key or facts.host_key,
             )
             context.event(
                 "boot",

@@ -71,6 +71,9 @@ def whole_body() -> dict[str, Any]:
     properties["upgradePolicy"]["automaticOSUpgradePolicy"]["useRollingUpgradePolicy"] = False
     profile = properties["virtualMachineProfile"]
     profile["userData"] = encode("data")
+    profile["scheduledEventsProfile"] = {
+        "osImageNotificationProfile": {"enable": True, "notBeforeTimeout": "PT1M"}
+    }
     profile["osProfile"] |= {
         "adminPassword": "S3cret-pass",
         "linuxConfiguration": {

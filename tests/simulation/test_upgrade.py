@@ -12,6 +12,7 @@ from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import (
     ConflictError,
+    HostError,
     HypervisorError,
     InterruptedOperationError,
     ProvisioningError,
@@ -97,6 +98,18 @@ def test_uefi_variables_follow_the_os_disk(lab: SimulatedLab) -> None:
     folder = web[0].os_disk.parent
     web.delete()
     assert not folder.exists()
+
+
+def test_a_set_of_generation_2_needs_firmware(lab: SimulatedLab) -> None:
+    """O5, A6: it is refused before anything is made."""
+    lab.gallery().define("web", hyper_v_generation="V2")
+    lab.simulated.lacks_uefi = True
+    with pytest.raises(HostError, match="UEFI firmware"):
+        lab.start_web(1)
+    assert not list(lab.paths.sets.glob("*/*"))
+    assert lab.scale_sets() == []
+    lab.simulated.lacks_uefi = False
+    assert lab.start_web(1).is_healthy()
 
 
 def test_a_machine_of_generation_1_has_no_variables(lab: SimulatedLab) -> None:

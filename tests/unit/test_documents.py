@@ -209,3 +209,10 @@ def test_settings_of_extensions_count_in_any_case() -> None:
     assert check_settings(model.extensions) == []
     assert [uri for _, uri in file_uris(model)] == ["https://a/b"]
     assert "downloads files" in obstacle_to(model)
+
+
+def test_sets_of_generation_2_are_booted() -> None:
+    """L1, O5: a checkpoint has no UEFI variables, and says so."""
+    model = loaded(web_model())
+    assert obstacle_to(model) == ""
+    assert "UEFI variables" in obstacle_to(model, "V2")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from pydantic import ValidationError
 
 import pytest_vmss
 from pytest_vmss.cli import main
@@ -17,6 +18,7 @@ from pytest_vmss.image_builder import (
     ImageBuilder,
     ImageRecipe,
     VersionRecipe,
+    bootstrap,
     find_recipes,
     write_recipe,
 )
@@ -44,6 +46,27 @@ def test_a_recipe_that_is_not_valid(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(NotFoundError, match="no recipe"):
         load_image(tmp_path / "nothing")
+
+
+def test_a_package_of_another_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B5: only what is named with a suite comes from it; updates and security are the base's own."""
+    base = load_image(find_recipes() / "web").base_recipe()
+    assert "cloud-init/trixie" in base.packages
+    seen: list[str] = []
+    way = bootstrap.Way("root", tmp_path)
+    monkeypatch.setattr(bootstrap, "choose_way", lambda _: way)
+    monkeypatch.setattr(
+        bootstrap, "_mmdebstrap", lambda _, options, *__, **___: seen.extend(options)
+    )
+    with (tmp_path / "tar").open("wb") as tar:
+        bootstrap.bootstrap(base, tmp_path, tar)
+    (default,) = (option for option in seen if "Default-Release" in option)
+    pattern = default.partition("/")[2].rpartition("/")[0]
+    suites = ["bookworm", "bookworm-updates", "bookworm-security", "trixie", "bookworm-backports"]
+    assert [bool(re.search(pattern, suite)) for suite in suites] == [True] * 3 + [False] * 2
+    for wrong in ("a/../b", "a/", "/a", "a/b/c", "a=1"):
+        with pytest.raises(ValidationError, match="packages"):
+            type(base).model_validate({**dict(base), "packages": [wrong]})
 
 
 def test_every_file_counts_for_the_digest(tmp_path: Path) -> None:

@@ -5,15 +5,18 @@ The real machines run firmware only: they start in half a second.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HypervisorError, ToolError
 from pytest_vmss.guest.console import Console
+from pytest_vmss.guest_platform.config import Platform, PlatformFiles
 from pytest_vmss.host.paths import process_root
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine, PowerState, Seed
 from pytest_vmss.hypervisor.libvirt_driver import LibvirtHypervisor
@@ -186,6 +189,52 @@ def test_another_generation_takes_the_place_of_a_running_one(
     hypervisor.start(machine)
     hypervisor.start(next_generation(machine))
     assert hypervisor.running_generation(NAME) == 2
+
+
+def test_a_guest_that_looks_for_azure_is_served(
+    hypervisor: Hypervisor, machine: Machine, tmp_path: Path
+) -> None:
+    """O1: from each start on, also on another generation, and again after a kill."""
+    files = PlatformFiles(tmp_path / "406a9d04.az")
+    served = replace(
+        machine,
+        forwards=(),
+        platform=Platform(
+            files=files, generation=1, instance_id=0, mac=machine.mac,
+            forwards=(("127.62.0.1", 10022, 22),), outbound=False,
+            names={"container": machine.uuid, "instance": "web_0", "service": "web"},
+            document='{"compute": {}, "network": {}}',
+        ),
+    )  # fmt: skip
+    for generation in (1, 2):
+        hypervisor.write_provisioning_dvd(tmp_path / f"seed-{generation}.iso", b"<Environment/>")
+    hypervisor.start(served)
+    hypervisor.start(served)  # runs already
+    hypervisor.start(next_generation(served))
+    assert hypervisor.running_generation(NAME) == 2
+    if isinstance(hypervisor, LibvirtHypervisor):
+        (process,) = processes_of(files)
+        process.kill()
+        process.wait(10)
+        hypervisor.start(next_generation(served))
+        socket.create_connection(("127.62.0.1", 10022), 5).close()
+    hypervisor.power_off(NAME)
+    wait_for(
+        "its process to end",
+        lambda: not processes_of(files) or None,
+        timeout=10,
+        clock=SystemClock(),
+    )
+
+
+def processes_of(files: PlatformFiles) -> list[psutil.Process]:
+    """The processes that serve a guest."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(files.folder) in (process.info["cmdline"] or ())
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 def test_what_does_not_exist_can_be_asked_for(hypervisor: Hypervisor) -> None:

@@ -1,0 +1,121 @@
+"""What the platform has seen of a guest, kept in a file that outlives the processes (O2)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from pytest_vmss.guest_platform.wire_server import HealthReport
+from pytest_vmss.host.files import write_durably
+from pytest_vmss.untrusted import UnreadableError, read_json, read_regular, shown
+
+__all__ = ["Recorder", "Sightings", "read_sightings"]
+
+#: Reports that are kept of one OS disk; a guest may send as many as it likes.
+_REPORTS = 100
+_CHARS = 4096
+_BYTES = 64 * 1024
+
+_ALL = ("dhcp", "lease", "metadata", "goal state")
+_HINTS = {
+    "dhcp": "it never asked for an address by DHCP: does its network come up, and has it a DHCP "
+    "client?",
+    "lease": "it was offered an address by DHCP, and never took it",
+    "metadata": "it has an address, and never asked the metadata service: did cloud-init find "
+    "Azure as its data source, with the chassis asset tag and the provisioning DVD?",
+    "goal state": "it asked the metadata service, and never the wire server for its goal state",
+}
+
+
+class Sightings:
+    """What was seen of a guest on one OS disk.
+
+    Attributes:
+        seen: What it has done, of ``dhcp``, ``lease``, ``metadata`` and ``goal state``.
+        health: Its last report about its provisioning; None if there is none.
+    """
+
+    def __init__(
+        self, seen: frozenset[str] = frozenset(), health: HealthReport | None = None
+    ) -> None:
+        self.seen = seen
+        self.health = health
+
+    @property
+    def hint(self) -> str:
+        """How far the guest got on its way to a report, in words."""
+        if self.health is not None:
+            return f"it reported {self.health.state}"
+        for name in _ALL:
+            if name not in self.seen:
+                return _HINTS[name]
+        return "it fetched its goal state, and never reported whether it is ready"
+
+
+def read_sightings(path: Path, generation: int) -> Sightings:
+    """Reads the file; whatever it lacks was not seen.
+
+    Args:
+        path: The file.
+        generation: Number of the OS disk; sightings on another one do not count.
+    """
+    try:
+        document = read_json(read_regular(path, _BYTES).decode())
+        if document["generation"] != generation:
+            return Sightings()
+        health = document["health"]
+        return Sightings(
+            frozenset(name for name in _ALL if name in document["seen"]),
+            None
+            if health is None
+            else HealthReport(*(shown(str(part), _CHARS) for part in health)),
+        )
+    except (OSError, UnreadableError, ValueError, KeyError, TypeError):
+        return Sightings()
+
+
+class Recorder:
+    """Keeps a file of sightings; its methods may be called by several threads.
+
+    Args:
+        path: The file.
+        generation: Number of the OS disk.
+    """
+
+    def __init__(self, path: Path, generation: int) -> None:
+        self._path = path
+        self._generation = generation
+        found = read_sightings(path, generation)
+        self._seen, self._health = set(found.seen), found.health
+        self._left = _REPORTS
+        self._lock = threading.Lock()
+
+    def saw(self, what: str) -> None:
+        """Records that the guest did something, once."""
+        if what not in self._seen:
+            with self._lock:
+                self._seen.add(what)
+                if what == "lease":
+                    self._seen.add("dhcp")
+                self._write()
+
+    def report(self, health: HealthReport) -> None:
+        """Records the guest's report, if it differs from the last one."""
+        with self._lock:
+            if health != self._health and self._left > 0:
+                self._left -= 1
+                self._health = health
+                self._write()
+
+    def _write(self) -> None:
+        health = self._health
+        document: dict[str, Any] = {
+            "generation": self._generation,
+            "seen": sorted(self._seen),
+            "health": health and [health.state, health.sub_status, health.description],
+        }
+        with contextlib.suppress(OSError):  # a full disk: the guest goes on
+            write_durably(self._path, json.dumps(document).encode())

@@ -1,0 +1,98 @@
+"""The step that tells a guest of the coming replacement of its OS disk, and waits (O4)."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import ClassVar
+
+from pytest_vmss.clock import wait_for
+from pytest_vmss.environment.environment import InstanceContext
+from pytest_vmss.errors import HostError, WaitTimeoutError
+from pytest_vmss.guest_platform.events_file import (
+    ScheduledEvent,
+    is_approved,
+    publish,
+    published,
+)
+
+__all__ = ["GiveNotice", "gives_notice"]
+
+_NAMESPACE = uuid.UUID("6d9e4c52-6d3c-4a9e-8a8b-0f8d7a5d2c11")
+_LOOK_S = 0.5
+
+
+def gives_notice(context: InstanceContext, generation: int, revision: int) -> bool:
+    """Whether a guest is told before its OS disk is replaced.
+
+    Args:
+        context: The instance.
+        generation: Number of the OS disk that it is on; 0 if it has none.
+        revision: Revision of the model that is applied to it.
+    """
+    if not generation or context.existing(generation).provisioning != "Azure":
+        return False
+    return context.revision(revision).model.os_image_notice is not None
+
+
+@dataclass(frozen=True)
+class GiveNotice:
+    """Schedules the event, and waits until the guest approves it or its time has come.
+
+    Attributes:
+        revision: Revision of the model that says how long the guest may take.
+    """
+
+    name: ClassVar[str] = "scheduled event"
+    timed: ClassVar[bool] = True
+
+    revision: int
+
+    def apply(self, context: InstanceContext) -> None:
+        platform, clock = context.running_platform(), context.environment.clock
+        notice = context.revision(self.revision).model.os_image_notice
+        if platform is None or notice is None:
+            return  # it does not run, so there is nobody to tell
+        # The same after a crash, with the same end.
+        event_id = str(uuid.uuid5(_NAMESPACE, f"{context.operation} {context.record.uuid}"))
+        begins = published(platform.files, event_id)
+        event = ScheduledEvent(
+            event_id, context.name, begins or clock.now() + timedelta(seconds=notice)
+        )
+        try:
+            publish(platform.files, event)
+            if begins is None:
+                context.event(
+                    "scheduled event",
+                    f"Reimage: the guest may approve it within {notice:.0f} s",
+                )
+            self._wait(context, event)
+            publish(platform.files, replace(event, started=True))
+        except OSError as error:
+            raise HostError(
+                f"the scheduled event of {context.name} cannot be written: {error}"
+            ) from error
+
+    def _wait(self, context: InstanceContext, event: ScheduledEvent) -> None:
+        platform, clock = context.running_platform(), context.environment.clock
+        if platform is None:
+            return
+        files, left = platform.files, (event.not_before - clock.now()).total_seconds()
+
+        def approved() -> bool | None:
+            context.keep_served()
+            return is_approved(files, event.event_id) or None
+
+        try:
+            wait_for(
+                f"{context.name} to approve its scheduled event",
+                approved,
+                timeout=max(left, 0.0),
+                clock=clock,
+                interval=_LOOK_S,
+            )
+        except WaitTimeoutError:
+            context.event("scheduled event", "Reimage: not approved in time; it begins anyway")
+        else:
+            context.event("scheduled event", "Reimage: approved by the guest")

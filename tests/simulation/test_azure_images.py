@@ -1,0 +1,169 @@
+"""O1–O3: sets of images that look for Azure, through the real engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pytest_vmss.errors import HostError, InterruptedOperationError, NotModelledWarning
+from pytest_vmss.guest_platform.config import PlatformFiles
+from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish
+from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.steps import notice
+from tests.models import LOAD_BALANCER, web_model
+from tests.simulation.conftest import SimulatedLab
+
+
+def told(lab: SimulatedLab, number: int) -> dict[str, str]:
+    """What the metadata service tells an instance of the image it runs."""
+    machine = lab.simulated.defined[f"vmss-{lab.environment.lab_id}-web_{number}"]
+    assert machine.platform is not None
+    compute = json.loads(machine.platform.document)["compute"]
+    assert compute["name"] == f"web_{number}"
+    image: dict[str, str] = compute["storageProfile"]["imageReference"]
+    return image
+
+
+def test_a_set_is_upgraded_and_rolled_back(lab: SimulatedLab) -> None:
+    """O1, O3, G1: each OS disk is told the version that it was made from."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(web_model(capacity=3), LOAD_BALANCER)
+    first = web[0]
+    assert first.generation.cloud_instance_id == first.record.uuid
+    assert first.generation.host_key == ""  # the guest makes its own
+    assert [told(lab, n)["exactVersion"] for n in range(3)] == ["1.0.0"] * 3
+    assert lab.roll(web, "1.1.0").completed
+    assert [told(lab, n)["exactVersion"] for n in range(3)] == ["1.1.0"] * 3
+    faulted = lab.roll(web, "1.2.0", Behaviour.UNHEALTHY)
+    assert faulted.faulted
+    assert web.is_healthy()
+    assert [told(lab, n)["exactVersion"] for n in range(3)] == ["1.1.0"] * 3
+
+
+def test_no_checkpoint_is_made_of_such_a_set(lab: SimulatedLab) -> None:
+    """O1, L1: it is booted, and an event says why."""
+    lab.gallery().define("web", provisioning="Azure")
+    lab.publish("1.0.0")
+    web = lab.create(web_model(capacity=1), load_balancer=LOAD_BALANCER, pristine=True)
+    assert web.is_healthy()
+    assert any("look for Azure" in event.message for event in lab.store.events())
+
+
+def test_other_sets_stay_as_they_are(lab: SimulatedLab) -> None:
+    """O1: without a platform, and with a host key from the seed."""
+    web = lab.start_web(1)
+    machine = lab.simulated.defined[f"vmss-{lab.environment.lab_id}-web_0"]
+    assert machine.platform is None
+    assert web[0].generation.host_key.startswith("ssh-ed25519 ")
+
+
+# Scheduled events (O4).
+
+
+def with_notice(seconds: int = 900) -> dict[str, Any]:
+    body = web_model(capacity=2)
+    body["properties"]["virtualMachineProfile"]["scheduledEventsProfile"] = {
+        "osImageNotificationProfile": {"enable": True, "notBeforeTimeout": f"PT{seconds}S"}
+    }
+    return body
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[ScheduledEvent]:
+    """All events that guests were told of."""
+    told: list[ScheduledEvent] = []
+
+    def keep(files: PlatformFiles, *published: ScheduledEvent) -> None:
+        told.extend(published)
+        publish(files, *published)
+
+    monkeypatch.setattr(notice, "publish", keep)
+    return told
+
+
+def said(lab: SimulatedLab) -> list[str]:
+    return [event.message for event in lab.store.events() if event.kind == "scheduled event"]
+
+
+def test_a_silent_application_is_upgraded_after_the_time_out(
+    lab: SimulatedLab, events: list[ScheduledEvent]
+) -> None:
+    """O4: and has its time however long the others' limits are."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+    begun = lab.clock.monotonic()
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed, upgrade.explain()
+    assert lab.clock.monotonic() - begun > 2 * 900
+    assert said(lab) == [
+        "Reimage: the guest may approve it within 900 s",
+        "Reimage: not approved in time; it begins anyway",
+    ] * 2  # fmt: skip
+    assert [(event.instance, event.started) for event in events] == [
+        ("web_0", False), ("web_0", True), ("web_1", False), ("web_1", True),
+    ]  # fmt: skip
+
+
+def test_an_application_that_approves_is_upgraded_at_once(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O4."""
+
+    def approve(files: PlatformFiles, *published: ScheduledEvent) -> None:
+        publish(files, *published)
+        Approvals(files.approvals).add(published[0].event_id)
+
+    monkeypatch.setattr(notice, "publish", approve)
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+    begun = lab.clock.monotonic()
+    assert lab.roll(web, "1.1.0").completed
+    assert lab.clock.monotonic() - begun < 900
+    assert said(lab)[1::2] == ["Reimage: approved by the guest"] * 2
+
+
+def test_an_event_that_is_pending_is_the_same_after_a_resume(
+    lab: SimulatedLab, events: list[ScheduledEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O4, M1: with the same id and the same end."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+
+    def fail(*_: object) -> bool:
+        raise HostError("the host has a fault")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(notice, "is_approved", fail)
+        lab.publish("1.1.0")
+        with pytest.raises(InterruptedOperationError):
+            lab.run_due()
+    lab.clock.sleep(300)
+    resumed = web.resume()
+    assert resumed is not None
+    assert resumed.completed
+    first, again = events[:2]
+    assert first.event_id == again.event_id
+    assert abs((first.not_before - again.not_before).total_seconds()) < 1
+    assert said(lab)[0].startswith("Reimage: the guest may approve")
+    assert said(lab)[1].startswith("Reimage: not approved in time")
+
+
+def test_without_the_profile_nobody_is_told(
+    lab: SimulatedLab, events: list[ScheduledEvent]
+) -> None:
+    """O4."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start_web(1)
+    assert lab.roll(web, "1.1.0").completed
+    assert not events
+
+
+def test_other_images_say_that_nobody_is_told(lab: SimulatedLab) -> None:
+    """O4, A6."""
+    with pytest.warns(NotModelledWarning, match="osImageNotificationProfile.*metadata service"):
+        web = lab.start(with_notice(), LOAD_BALANCER)
+    begun = lab.clock.monotonic()
+    assert lab.roll(web, "1.1.0").completed
+    assert lab.clock.monotonic() - begun < 900
