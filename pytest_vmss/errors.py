@@ -193,12 +193,18 @@ class ModelError(VmssError):
 
     code = "InvalidParameter"
 
-    def __init__(self, problems: Sequence[ModelProblem], *, source: str = "the model") -> None:
+    def __init__(
+        self,
+        problems: Sequence[ModelProblem],
+        *,
+        source: str = "the model",
+        expected: str = "a valid scale set",
+    ) -> None:
         self.problems = tuple(problems[:_TOLD_PROBLEMS])
         lines = "\n".join(f"  {problem}"[:_PROBLEM_CHARS] for problem in self.problems)
         if more := len(problems) - len(self.problems):
             lines += f"\n  and {more} more"
-        super().__init__(f"{source} is not a valid scale set:\n{lines}")
+        super().__init__(f"{source} is not {expected}:\n{lines}")
         if self.problems:
             self.code = self.problems[0].code
 

@@ -12,7 +12,7 @@ import os
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from io import StringIO
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pytest_vmss.gallery import Gallery
     from pytest_vmss.interrupts import Interrupts
     from pytest_vmss.model import ScaleSetModel
+    from pytest_vmss.plugin_hooks import HookCaller
+    from pytest_vmss.report import LiveView
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
 
@@ -46,6 +48,12 @@ _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 #: Names of sets of earlier tests that are kept, in lower case.
 _KEPT: pytest.StashKey[set[str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
+#: The folder of the running test.
+_FOLDER: pytest.StashKey[Path] = pytest.StashKey()
+_RUNNING: pytest.StashKey[str] = pytest.StashKey()
+#: Why the session's lab could not be set up.
+_BROKEN: pytest.StashKey[str] = pytest.StashKey()
+_HOOKS: pytest.StashKey[HookCaller] = pytest.StashKey()
 #: Standard error as it was before pytest captured it.
 _ERRORS: pytest.StashKey[TextIO] = pytest.StashKey()
 #: Name in pytest-xdist's ``workeroutput`` of what a worker tells the controller.
@@ -57,9 +65,11 @@ _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
 _ARTIFACTS = "vmss-artifacts"
 
 _MARKER = (
-    "vmss(model, *, images, name, capacity, parameters, load_balancer, custom_data, ports, "
-    "health_timeout, health, pristine): the scale set that the fixture scale_set creates for the "
-    "test, and the versions of its image that there are when it does"
+    "vmss(model, *, images, name, capacity, parameters, supply, load_balancer, custom_data, ports, "
+    "health_timeout, health, approver, pristine): the scale set that the fixture scale_set creates "
+    "for the test from `model`, Azure's JSON, and `images`, the versions of its image that are "
+    "published before, as {version: file}; files are looked for beside the test. The other "
+    "arguments are those of Lab.create"
 )
 
 
@@ -243,16 +253,80 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
     return [f"{short.repr(left)} {op} {short.repr(right)}", "what is secret in it is masked"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Notes where the test's files are, and skips it if the lab that it needs is not there."""
+    stash = item.config.stash
+    stash[_FOLDER], stash[_RUNNING] = item.path.parent, item.nodeid
+    broken = stash.get(_BROKEN, "")
+    if broken and "vmss" in getattr(item, "fixturenames", ()):
+        pytest.skip(broken)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Notes why the session's lab could not be set up, for the tests behind the first one."""
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception) as error:
+        if fixturedef.argname == "vmss":
+            stash = request.config.stash
+            told = (str(error).splitlines() or [""])[0]
+            stash[_BROKEN] = (
+                f"the lab could not be set up, see the error of {stash.get(_RUNNING, 'the first')}: "
+                f"{type(error).__name__}: {told}"
+            )
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Fails a test during which a hook has failed.
+
+    Raises:
+        BaseException: What the hook raised.
+    """
+    result = yield
+    hooks = item.config.stash.get(_HOOKS, None)
+    if hooks is not None:
+        hooks.raise_failures()
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
+    """Hides this package's frames in the traceback of an error of its own.
+
+    The error says what was wrong; where the suite's code caused it is what is left to show.
+    ``--full-trace`` shows all frames.
+    """
+    if call.excinfo is None or not _explains_itself(call.excinfo):
+        return
+    package = Path(__file__).parent
+    for entry in call.excinfo.traceback:
+        if package in Path(entry.path).parents:
+            entry.frame.f_globals.setdefault("__tracebackhide__", _explains_itself)
+
+
+def _explains_itself(raised: pytest.ExceptionInfo[BaseException] | None) -> bool:
+    """Whether an exception is one of this package, for pytest's ``__tracebackhide__``."""
+    errors = sys.modules.get("pytest_vmss.errors")
+    kinds = (pytest.UsageError,) if errors is None else (pytest.UsageError, errors.VmssError)
+    return raised is not None and raised.errisinstance(kinds)
+
+
 def _sizes(config: pytest.Config) -> dict[str, tuple[int, int]]:
     sizes = {}
     for line in cast("list[str]", config.getini("vmss_sizes")):
         name, _, value = line.partition("=")
         try:
             vcpus, memory = (int(part) for part in value.split(","))
-        except ValueError as error:
+        except ValueError:
             raise pytest.UsageError(
                 f"vmss_sizes: {line!r} is not of the form NAME = VCPUS, MEMORY_MIB"
-            ) from error
+            ) from None
         sizes[name.strip()] = (vcpus, memory)
     return sizes
 
@@ -316,7 +390,7 @@ def _settings(config: pytest.Config) -> Settings:
         arguments["images"] = _image_limits(config, arguments.get("images") or ImageLimits())
         settings = Settings(**arguments, keep=config.getoption("--vmss-keep"))
     except LabError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(str(error)) from None
     changed: Settings | None = config.hook.pytest_vmss_settings(config=config, settings=settings)
     return changed or settings
 
@@ -328,15 +402,52 @@ def _console(config: pytest.Config) -> Console | None:
         return None
     from rich.console import Console
 
-    return Console(file=terminal, force_terminal=terminal.isatty())
+    # With -s, the tests' own output would be mixed with the table, which nobody could keep apart.
+    as_table = terminal.isatty() and config.getoption("capture") != "no"
+    return Console(file=terminal, force_terminal=as_table)
+
+
+def _writer(config: pytest.Config) -> Any:
+    """What pytest writes its lines to the terminal with; None if it has no terminal."""
+    return getattr(config.pluginmanager.getplugin("terminalreporter"), "_tw", None)
+
+
+def _column(writer: Any) -> int:
+    """The width of the line that pytest has begun, such as that of a file's dots."""
+    return 0 if writer is None else cast("int", writer.width_of_current_line)
+
+
+@contextlib.contextmanager
+def _shared(writer: Any, view: LiveView) -> Iterator[None]:
+    """Erases the live view whenever pytest writes, so that neither overwrites the other."""
+    if writer is None:
+        yield
+        return
+    write = writer.write
+
+    def write_alone(message: str, *, flush: bool = False, **markup: bool) -> None:
+        del flush  # always, for the view writes to the terminal by itself
+        with view.writing():
+            write(message, flush=True, **markup)
+
+    writer.write = write_alone
+    try:
+        yield
+    finally:
+        del writer.write
 
 
 @pytest.fixture(scope="session")
 def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
-    """The session's lab; removed with all its VMs at the end of the session."""
+    """The session's lab, a pytest_vmss.Lab; removed with all its VMs at the end of the session.
+
+    ``vmss.create("web.json", capacity=3)`` creates a scale set of VMs and returns it once it is
+    healthy; ``vmss.gallery("other")`` is another gallery. Automatic upgrades run by themselves.
+    """
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.interrupts import Interrupts
     from pytest_vmss.labs.reap import reap
+    from pytest_vmss.plugin_hooks import HookCaller
     from pytest_vmss.report import LiveView
     from pytest_vmss.settings import OUTBOUND
 
@@ -362,7 +473,13 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
         ends.callback(_keep_summary, lab, pytestconfig)
         console = _console(pytestconfig)
         if console is not None:
-            ends.enter_context(LiveView(lab.store, console))
+            writer = _writer(pytestconfig)
+            view = LiveView.of(lab, console, column=lambda: _column(writer))
+            ends.enter_context(_shared(writer, view))
+            ends.enter_context(view)
+        lab.environment.folder = lambda: pytestconfig.stash.get(_FOLDER, None)
+        hooks = pytestconfig.stash[_HOOKS] = HookCaller(lab, pytestconfig)
+        lab.environment.observers.add(hooks)
         lab.watch()
         pytestconfig.hook.pytest_vmss_configure_lab(config=pytestconfig, lab=lab)
         yield lab
@@ -450,6 +567,9 @@ def pytest_terminal_summary(
 def gallery(vmss: Lab) -> Iterator[Gallery]:
     """The lab's default gallery; versions that the test publishes with it are deleted afterwards.
 
+    ``gallery.publish("web", "1.1.0", "web-1.1.0.qcow2")`` publishes a version, and the sets whose
+    model lets them upgrade to it.
+
     For publications that outlive the test, and for other galleries, call ``vmss.gallery(name)``.
     """
     from pytest_vmss.api.publications import OwnGallery
@@ -462,6 +582,9 @@ def gallery(vmss: Lab) -> Iterator[Gallery]:
 @pytest.fixture
 def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     """The scale set that the test's marker ``vmss`` describes; deleted after the test.
+
+    A pytest_vmss.ScaleSet: a sequence of its instances, each of which has a testinfra ``host``.
+    ``scale_set.wait_for_upgrade()`` returns the upgrade that a published version has started.
 
     The first one on this host is booted, and the same set of any later test is restored as that
     was when it had come up, in seconds (``--vmss-no-checkpoints`` boots each).
@@ -628,6 +751,8 @@ def _arguments_of(
     """
     from pytest_vmss.secrecy import SecretBytes, seal, seal_text
 
+    if marker:
+        _check_marker(marker)
     # Sealed here already, so that no error message shows secrets (M5).
     named = dict(marker.kwargs) if marker else {}
     images = {"images": named.pop("images")} if "images" in named else {}
@@ -640,9 +765,20 @@ def _arguments_of(
         arguments["custom_data"] = SecretBytes(arguments["custom_data"])
     if "model" not in arguments:
         raise pytest.UsageError("the set needs a model: @pytest.mark.vmss(model='web.json')")
+    _locate(node, arguments)
+    return arguments.pop("model"), arguments
+
+
+def _locate(node: pytest.Item | pytest.Collector, arguments: dict[str, Any]) -> None:
+    """Replaces the names of files in a marker's arguments by paths, beside the test first."""
+    from pytest_vmss.secrecy import seal
+
     for name in ("model", "load_balancer", "custom_data"):
         if name in arguments:
             arguments[name] = _beside(node, arguments[name])
+    for name in ("model", "load_balancer"):
+        if isinstance(given := arguments.get(name), (str, Path)) and not _exists(given):
+            arguments[name] = node.path.parent / given  # which the error then names
     given = arguments.get("parameters")
     if isinstance(given, (list, tuple)):
         arguments["parameters"] = [_beside(node, seal(entry)) for entry in given]
@@ -652,7 +788,24 @@ def _arguments_of(
         arguments["images"] = {
             version: _beside(node, path) for version, path in arguments["images"].items()
         }
-    return arguments.pop("model"), arguments
+
+
+def _check_marker(marker: pytest.Mark) -> None:
+    """Refuses arguments that the marker does not have.
+
+    Raises:
+        ModelError: There are some, or the model is given twice.
+    """
+    from pytest_vmss.api.lab import Lab
+    from pytest_vmss.errors import ModelError, ModelProblem
+    from pytest_vmss.model.arguments import argument_names, check_argument_names
+
+    owner = "@pytest.mark.vmss"
+    if len(marker.args) > 1 or (marker.args and "model" in marker.kwargs):
+        message = "takes the model alone without a name: @pytest.mark.vmss('web.json', capacity=3)"
+        problem = ModelProblem(owner, "InvalidParameter", message)
+        raise ModelError([problem], source="what was asked for", expected="possible")
+    check_argument_names(marker.kwargs, ["model", "images", *argument_names(Lab.create)], owner)
 
 
 def _beside(node: pytest.Item | pytest.Collector, value: Any) -> Any:
@@ -662,6 +815,13 @@ def _beside(node: pytest.Item | pytest.Collector, value: Any) -> Any:
     if isinstance(value, (str, Path)) and "\n" not in str(value):
         return beside(value, node.path.parent) or value
     return value
+
+
+def _exists(path: str | Path) -> bool:
+    try:
+        return "\n" in str(path) or Path(path).exists()
+    except (OSError, ValueError):  # it is too long for a name, or no name at all
+        return True  # what reads it says so
 
 
 def _records(lab: Lab) -> list[ScaleSetRecord]:

@@ -249,6 +249,8 @@ def seal(source: Any) -> Any:
         return SealedDocument(source)
     if type(source) is str and (len(source) > 4096 or re.search(r"[\n{]", source)):
         return SecretText(source, "<a text>")  # a document, not a path: may contain anything
+    if type(source) is bytes:
+        return SecretBytes(source)
     return source
 
 

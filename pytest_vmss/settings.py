@@ -93,6 +93,7 @@ def _absolute(path: Path) -> Path:
 
 
 _LONGEST_S = 100 * 365 * 86400.0
+_LONGEST_DAYS = 36500
 _LARGEST_FACTOR = 1000.0
 _MOST_GIB = 10**9 - 1
 #: More than any host has.
@@ -241,6 +242,7 @@ class Settings:
         images: The largest image that may be published.
         keep: Whether a session's VMs outlive it, for inspection: ``never``, ``failed``: if a test
             that had to do with them failed, or ``always``.
+        kept_days: Days after which ``vmss reap`` removes a session's lab that was kept.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
             are removed: ``VMSS_MAX_CHECKPOINTS_GIB``, or else 20.
         memory_mib: Most memory in MiB that the instances of all labs in the state directory may
@@ -272,6 +274,7 @@ class Settings:
     unknown_extensions: UnknownExtensions = "refuse"
     images: ImageLimits = field(default_factory=ImageLimits)
     keep: Keep = "never"
+    kept_days: float = 7.0
     checkpoints_gib: int = field(
         default_factory=lambda: _from_environment("VMSS_MAX_CHECKPOINTS_GIB", 20)
     )
@@ -290,6 +293,8 @@ class Settings:
         _check_timeouts(self.timeouts)
         _check_flag("degraded_is_fatal", self.degraded_is_fatal)
         _check_time("first_rollout_delay", self.first_rollout_delay)
+        if not _is_number(self.kept_days) or not 0 <= self.kept_days <= _LONGEST_DAYS:
+            _refuse("kept_days", f"a number of days from 0 to {_LONGEST_DAYS}", self.kept_days)
         if self.repair_grace is not None:
             _check_time("repair_grace", self.repair_grace)
         _check_range("rollout_delay", self.rollout_delay)

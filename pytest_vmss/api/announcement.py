@@ -62,7 +62,8 @@ def announce(
         before = {*current.model.not_modelled()}
         if current.model.os_image_notice is not None:
             before.add(_NOTICE)
-        found.not_modelled[:] = [path for path in found.not_modelled if path not in before]
+        for paths in (found.not_modelled, found.unknown):
+            paths[:] = [path for path in paths if path not in before]
     lines = list(found.lines())
     if lines:
         told = "".join(f"\n  {line}" for line in lines)

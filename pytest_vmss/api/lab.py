@@ -10,7 +10,7 @@ from typing import Self
 from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.backends import LocalBackends
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
-from pytest_vmss.api.custom_data import CustomData, encode_custom_data
+from pytest_vmss.api.custom_data import CustomData, encode_custom_data, located
 from pytest_vmss.api.scale_set import ScaleSet, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import Clock, SystemClock
@@ -54,6 +54,7 @@ from pytest_vmss.model.arguments import (
     check_ports,
     check_seconds,
     check_text,
+    known_arguments,
 )
 from pytest_vmss.operations import CreateScaleSet
 from pytest_vmss.operations.revisions import check_document
@@ -209,6 +210,7 @@ class Lab:
 
     # Scale sets.
 
+    @known_arguments
     def create(
         self,
         source: Source,
@@ -228,18 +230,22 @@ class Lab:
         """Creates a scale set and waits until all its instances are healthy.
 
         Args:
-            source: Azure's JSON or YAML: a file or the document itself.
+            source: Azure's JSON or YAML: a file (beside the running test first), bytes, or the
+                document itself.
             name: Replaces the model's name; in a template with several sets, chooses one.
             capacity: Replaces the model's capacity.
             parameters: Values for a template's parameters: a parameters file, ``name=value``, an
                 object, or a list of these (P1).
             supply: Returns the value of a secure parameter of that name that has none; without it,
                 and where it returns None, one is generated.
-            load_balancer: Azure's JSON of the load balancer that holds the
-                health probe, if the model does not contain it.
-            custom_data: Replaces the model's custom data: a file, bytes, text or base64; see
+            load_balancer: Azure's JSON of the load balancer, if the document does not contain it:
+                the one that holds the health probe, or that stands before a set whose health the
+                Application Health extension reports.
+            custom_data: Replaces the model's custom data: a file, bytes, text, base64, or an object
+                for cloud-config; see
                 :func:`~pytest_vmss.api.custom_data.encode_custom_data`.
-            ports: Guest ports to forward besides those of SSH and the probe.
+            ports: Guest ports to forward besides those of SSH, the probe, the load balancer's
+                rules and the Application Health extension.
             health_timeout: Seconds to wait for health, in place of Azure's 300.
             health: A custom health source in addition to Azure's (F4): a command that is run
                 over SSH and judged by its exit status, or a function that takes a testinfra
@@ -259,8 +265,9 @@ class Lab:
             ProvisioningError: Instances did not come up; the set was created.
         """
         # Sealed first, so that no error message shows secrets (M5).
-        source, load_balancer = seal(source), seal(load_balancer)
-        encoded = custom_data = encode_custom_data(custom_data)
+        folder = self.environment.folder()
+        source, load_balancer = located(seal(source), folder), located(seal(load_balancer), folder)
+        encoded = custom_data = encode_custom_data(custom_data, folder)
         parameters = seal_parameters(parameters)
         name, capacity = check_name(name), check_instance_count(capacity, none=True)
         ports, health = check_ports(ports), check_health(health)

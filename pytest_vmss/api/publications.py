@@ -103,6 +103,7 @@ class StartImages:
             raise ModelError(
                 [ModelProblem("images", "InvalidParameter", f"must be {expected}")],
                 source="the marker vmss",
+                expected="valid",
             )
         address, identifier = _address(self._lab, reference)
         named = (address.gallery, address.definition)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pytest_vmss.api.announcement import announce
-from pytest_vmss.api.custom_data import CustomData, encode_custom_data
+from pytest_vmss.api.custom_data import CustomData, encode_custom_data, located
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
@@ -182,8 +182,8 @@ class ScaleSet:
         if record.frontend is None or not rules:
             raise NotFoundError(
                 f"no load balancer stands before {self.name!r}: give one with loadBalancingRules "
-                "for TCP, whose probe networkProfile.healthProbe names or in whose backend pool "
-                "the set is (load_balancer=)"
+                "for TCP (load_balancer=, or in a template whose scale set names its probe or backend "
+                "pool)"
             )
         port = rules[0].frontend_port
         scheme = "https" if port == _HTTPS else "http"
@@ -536,8 +536,9 @@ class ScaleSet:
             ProvisioningError: New instances did not come up.
         """
         # Sealed first, so that no error message shows secrets (M5).
-        change, load_balancer = seal(change), seal(load_balancer)
-        encoded = custom_data = encode_custom_data(custom_data)
+        beside = self._environment.folder()
+        change, load_balancer = located(seal(change), beside), located(seal(load_balancer), beside)
+        encoded = custom_data = encode_custom_data(custom_data, beside)
         check_flag(replace, "replace")
         found = read_change(change, seal_parameters(parameters), self.name)
         part = found.body
@@ -548,7 +549,7 @@ class ScaleSet:
             body = keep_secrets(stored, part) if replace else merge(stored, part)
             document = load_document(
                 {**body, "name": self.name}, load_balancer=load_balancer, custom_data=encoded,
-                known_balancer=current.balancer,
+                known_balancer=current.balancer, keep_balancer=current.probe is None,
                 known_clusters=found.clusters or current.clusters,
                 known_resources=found.balancers,
                 is_stored=True,
@@ -928,4 +929,4 @@ def require_durable(model: ScaleSetModel, approver: Approver | None) -> None:
             "would never be asked: the model has no Service Fabric extension "
             "(Microsoft.Azure.ServiceFabric) of durabilityLevel Silver or Gold",
         )
-        raise ModelError([problem], source="what was asked for")
+        raise ModelError([problem], source="what was asked for", expected="possible")

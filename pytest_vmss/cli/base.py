@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -34,11 +34,14 @@ from pytest_vmss.errors import (
     VmssError,
     error_text,
 )
+from pytest_vmss.labs.identity import labs_folder
+from pytest_vmss.labs.inventory import require_lab
 from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary
 from pytest_vmss.settings import OUTBOUND, Settings
 from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = [
+    "SECTIONS",
     "announced",
     "ask_for_secret",
     "console",
@@ -62,8 +65,37 @@ _MESSAGE_CHARS = 1000
 _SCRIPT_BYTES = 1024**2
 
 
+#: The commands by what they are for, in the order of their use.
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "Begin": ("doctor", "demo", "validate", "help", "completion"),
+    "Images": ("image",),
+    "Scale sets": ("create", "list", "show", "update", "scale", "delete", "watch"),
+    "Upgrades": (
+        "upgrade", "upgrade-extensions", "update-instances", "status", "history", "cancel",
+        "resume", "set-approver",
+    ),
+    "Instances": (
+        "ssh", "console", "run-command", "start", "stop", "restart", "deallocate", "redeploy",
+        "reimage", "protect", "repair", "set-orchestration-service-state", "delete-instances",
+    ),
+    "Labs and files": ("lab", "reap", "cache", "blob"),
+}  # fmt: skip
+
+
 class _Group(click.Group):
     """Shows this package's errors as messages, never as tracebacks."""
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - as click calls it
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """Writes the commands by sections, with the whole first paragraph of each."""
+        for title, names in SECTIONS.items():
+            known = [(name, self.commands[name]) for name in names if name in self.commands]
+            if known:
+                with formatter.section(title):
+                    formatter.write_dl([(name, _first_line(command)) for name, command in known])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -85,6 +117,17 @@ class _Group(click.Group):
             with contextlib.suppress(OSError):
                 sys.stderr.write(f"Error: {error_text(error)}\n")
             sys.exit(1)
+
+
+def _first_line(command: click.Command) -> str:
+    return (command.help or "").partition("\n\n")[0].replace("\n", " ").strip()
+
+
+def _complete_lab(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """The names of labs that begin with what has been typed."""
+    folder = labs_folder(Settings())
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def _wrong(error: Exception) -> click.ClickException:
@@ -110,7 +153,13 @@ def _forget_output() -> None:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vmss")
-@click.option("--lab", default="default", show_default=True, help="Name of the lab.")
+@click.option(
+    "--lab",
+    default="default",
+    show_default=True,
+    shell_complete=_complete_lab,
+    help="Name of the lab.",
+)
 @click.option("--connect", help="libvirt connection URI; chosen by the host otherwise.")
 @click.option("--accel", type=click.Choice(["kvm", "tcg"]), help="Force the accelerator.")
 @click.option(
@@ -170,9 +219,18 @@ def _project() -> Path | None:
 
 
 @contextmanager
-def open_lab() -> Iterator[Lab]:
-    """Opens the lab that the options name, and closes it at the end."""
+def open_lab(*, make: bool = False) -> Iterator[Lab]:
+    """Opens the lab that the options name, and closes it at the end.
+
+    Args:
+        make: Whether to make the lab if there is none.
+
+    Raises:
+        NotFoundError: There is none.
+    """
     settings, name = context()
+    if not make:
+        require_lab(settings, name)
     lab = Lab.open(settings, name)
     try:
         yield lab
@@ -261,7 +319,7 @@ def show_upgrade(lab: Lab, upgrade: Operation) -> None:
 def run_due(lab: Lab) -> None:
     """Runs the automatic upgrades that are due, and prints them; exits with status 1 if one failed."""
     before = {entry.id for web in lab.scale_sets() for entry in web.history(limit=None)}
-    with LiveView(lab.store, console):
+    with LiveView.of(lab, console):
         lab.run_due()
     fresh = [
         entry

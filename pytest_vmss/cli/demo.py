@@ -117,7 +117,7 @@ def _play(
     gallery = lab.gallery()
     stage("Three instances of 1.0.0, each with a data disk at LUN 0")
     gallery.publish("web", "1.0.0", disks["1.0.0"])
-    with LiveView(lab.store, console):
+    with LiveView.of(lab, console):
         web = lab.create(
             example("template.yaml"),
             capacity=3,
@@ -132,7 +132,7 @@ def _play(
     lab.watch()
 
     stage("Publish 1.1.0: it rolls through the set by itself, one instance at a time")
-    with LiveView(lab.store, console), _users(web, claims):
+    with LiveView.of(lab, console), _users(web, claims):
         gallery.publish("web", "1.1.0", disks["1.1.0"])
         upgrade = web.wait_for_upgrade()
     _show(lab, console, upgrade, web)
@@ -145,7 +145,7 @@ def _play(
     previous = web[0].os_disk
     identity = previous.stat().st_ino
     boots = {instance.name: instance.boot_id for instance in web}
-    with LiveView(lab.store, console), _users(web, claims):
+    with LiveView.of(lab, console), _users(web, claims):
         gallery.publish("web", "1.2.0", disks["1.2.0"])
         upgrade = web.wait_for_upgrade()
     _show(lab, console, upgrade, web)

@@ -11,6 +11,7 @@ from pytest_vmss.cli.base import (
     context,
     main,
 )
+from pytest_vmss.labs.inventory import find_labs
 from pytest_vmss.labs.reap import reap as reap_labs
 from pytest_vmss.report import plain, say
 
@@ -19,13 +20,16 @@ __all__: list[str] = []
 
 @main.command()
 def reap() -> None:
-    """Remove what dead test sessions left behind."""
+    """Remove what dead test sessions left behind, and kept labs whose time is over."""
     settings, _ = context()
     lines = reap_labs(settings)
     for line in lines:
         click.echo(line)
     if not lines:
         click.echo("nothing was left behind")
+    remaining = find_labs(settings)
+    if remaining:
+        click.echo(f"labs on this host: {len(remaining)}; `vmss lab list` shows them")
 
 
 @main.command()

@@ -23,7 +23,7 @@ from pytest_vmss.gallery import DEFAULT_GALLERY, ImageAddress
 from pytest_vmss.gallery.definitions import GENERATIONS, PROVISIONING
 from pytest_vmss.gallery.inspection import Inspection, inspect_file
 from pytest_vmss.gallery.sbom import cyclonedx, describe
-from pytest_vmss.image_builder import ImageBuilder, find_recipes
+from pytest_vmss.image_builder import ImageBuilder, find_recipes, write_recipe
 from pytest_vmss.report import plain, say
 
 __all__: list[str] = []
@@ -47,6 +47,10 @@ def _definition_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+#: Where recipes of one's own are by default.
+_OWN = Path("images")
+
+
 @main.group()
 def image() -> None:
     """Build, publish and list image versions."""
@@ -58,13 +62,13 @@ def image() -> None:
 @click.option(
     "--recipes",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
-    help="Folder of recipes; the ones that ship with pytest-vmss otherwise.",
+    help="Folder of recipes; otherwise ./images if NAME is there, or those of pytest-vmss.",
 )
 def image_build(name: str, version: str | None, recipes: Path | None) -> None:
     """Build a version (or all) of the image NAME, and print the path of each qcow2."""
     settings, _ = context()
     builder = ImageBuilder(
-        (recipes or find_recipes()) / name,
+        _recipes(name, recipes) / name,
         settings.cache_dir,
         say=lambda text: click.echo(text, err=True),
     )
@@ -74,11 +78,37 @@ def image_build(name: str, version: str | None, recipes: Path | None) -> None:
         click.echo(disk)
 
 
+def _recipes(name: str, given: Path | None) -> Path:
+    """The folder of recipes that has an image: the one given, the working directory's, or ours."""
+    if given is not None:
+        return given
+    return _OWN if (_OWN / name / "image.yaml").is_file() else find_recipes()
+
+
+@image.command("new")
+@click.argument("name")
+@click.option(
+    "--recipes",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=_OWN,
+    show_default=True,
+    help="Folder of recipes; made if there is none.",
+)
+def image_new(name: str, recipes: Path) -> None:
+    """Write a commented recipe for an image NAME of your own."""
+    folder = write_recipe(name, recipes)
+    option = "" if recipes == _OWN else f" --recipes {recipes}"
+    click.echo(f"{folder}/image.yaml and {folder}/1.0.0/version.yaml are written; then")
+    click.echo(f"    vmss image build {name} 1.0.0{option}")
+
+
 @image.command("publish")
 @click.argument("definition")
 @click.argument("version")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
+@click.option(
+    "--gallery", default=DEFAULT_GALLERY, show_default=True, help="The gallery that it is in."
+)
 @click.option("--raw", is_flag=True, help="The file is a raw disk, whatever it looks like.")
 @click.option("--exclude-from-latest", is_flag=True, help="'latest' never means this version.")
 @_definition_options
@@ -98,7 +128,7 @@ def image_publish(
 
     PATH is a qcow2, VHD, VHDX or raw disk, recognized by its content.
     """
-    with open_lab() as lab:
+    with open_lab(make=True) as lab:
         with _conversion(path) as progress:
             record = lab.gallery(gallery).publish(
                 definition,
@@ -133,7 +163,7 @@ def image_define(
     definition: str, gallery: str, hyper_v_generation: str | None, provisioning: str | None
 ) -> None:
     """Create the image DEFINITION before its first version."""
-    with open_lab() as lab:
+    with open_lab(make=True) as lab:
         record = lab.gallery(gallery).define(
             definition, hyper_v_generation=hyper_v_generation, provisioning=provisioning
         )
@@ -198,7 +228,9 @@ def _told(found: Inspection) -> Iterator[tuple[str, str]]:
 @image.command("show")
 @click.argument("definition")
 @click.argument("version")
-@click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
+@click.option(
+    "--gallery", default=DEFAULT_GALLERY, show_default=True, help="The gallery that it is in."
+)
 @click.option("--json", "as_json", is_flag=True, help="The packages as CycloneDX JSON.")
 def image_show(definition: str, version: str, gallery: str, as_json: bool) -> None:
     """Show VERSION of DEFINITION and its packages."""

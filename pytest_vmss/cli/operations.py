@@ -52,7 +52,7 @@ def update(
     """
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with announced(), LiveView(lab.store, console):
+        with announced(), LiveView.of(lab, console):
             ended = scale_set.update(
                 change,
                 replace=replace,
@@ -78,7 +78,7 @@ def update(
 def scale(name: str, capacity: int) -> None:
     """Scale a set out or in to CAPACITY instances."""
     with open_lab() as lab:
-        with LiveView(lab.store, console):
+        with LiveView.of(lab, console):
             lab.scale_set(name).scale(capacity)
         console.print(instance_table(lab.scale_set(name)))
 
@@ -89,7 +89,7 @@ _IDS = click.argument("instance_ids", type=int, nargs=-1)
 def _act(name: str, act: Callable[[ScaleSet], object]) -> None:
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with LiveView(lab.store, console):
+        with LiveView.of(lab, console):
             act(scale_set)
         console.print(instance_table(scale_set))
 
@@ -178,7 +178,7 @@ def repair(name: str) -> None:
     """Check all instances once, and repair those that are due by automaticRepairsPolicy."""
     with open_lab() as lab:
         scale_set = lab.scale_set(name)
-        with LiveView(lab.store, console):
+        with LiveView.of(lab, console):
             ended = scale_set.repair()
         if ended is not None:
             finish(lab, ended)
@@ -189,8 +189,18 @@ def repair(name: str) -> None:
 
 @main.command("set-orchestration-service-state")
 @click.argument("name")
-@click.option("--action", type=click.Choice(["Suspend", "Resume"]), required=True)
-@click.option("--service-name", type=click.Choice(["AutomaticRepairs"]), default="AutomaticRepairs")
+@click.option(
+    "--action",
+    type=click.Choice(["Suspend", "Resume"]),
+    required=True,
+    help="What is done to it.",
+)
+@click.option(
+    "--service-name",
+    type=click.Choice(["AutomaticRepairs"]),
+    default="AutomaticRepairs",
+    help="The service; there is one.",
+)
 def set_orchestration_service_state(
     name: str, action: Literal["Suspend", "Resume"], service_name: str
 ) -> None:
@@ -228,8 +238,14 @@ def delete_instances(name: str, instance_ids: tuple[int, ...]) -> None:
 @main.command()
 @click.argument("name")
 @click.argument("instance_id", type=int)
-@click.option("--from-scale-in/--no-from-scale-in", default=None)
-@click.option("--from-scale-set-actions/--no-from-scale-set-actions", default=None)
+@click.option(
+    "--from-scale-in/--no-from-scale-in", default=None, help="Scaling in never removes it."
+)
+@click.option(
+    "--from-scale-set-actions/--no-from-scale-set-actions",
+    default=None,
+    help="Set-wide actions such as upgrades leave it out.",
+)
 def protect(
     name: str, instance_id: int, from_scale_in: bool | None, from_scale_set_actions: bool | None
 ) -> None:

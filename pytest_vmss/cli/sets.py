@@ -60,8 +60,8 @@ def create(
 
     Automatic upgrades that are due then are run.
     """
-    with open_lab() as lab:
-        with announced(), LiveView(lab.store, console):
+    with open_lab(make=True) as lab:
+        with announced(), LiveView.of(lab, console):
             scale_set = lab.create(
                 model,
                 name=name,

@@ -29,7 +29,7 @@ __all__: list[str] = []
 
 def _roll(name: str, act: Callable[[ScaleSet], Operation | None]) -> None:
     with open_lab() as lab:
-        with LiveView(lab.store, console):
+        with LiveView.of(lab, console):
             ended = act(lab.scale_set(name))
         if ended is None:
             raise UpgradeError(f"no operation on {name!r} was interrupted")
@@ -58,7 +58,7 @@ def watch() -> None:
     """
     with open_lab() as lab:
         shown = {report.record.id for report in lab.finished_upgrades()}
-        with contextlib.suppress(KeyboardInterrupt), LiveView(lab.store, console):
+        with contextlib.suppress(KeyboardInterrupt), LiveView.of(lab, console):
             lab.watch()
             while True:
                 _look(_LOOK_S)

@@ -92,6 +92,7 @@ def _wire(
         "valid": not problems,
         "counts": found.counts,
         "notModelled": found.not_modelled,
+        "unknown": found.unknown,
         "leftOut": found.left_out,
         "notes": [*found.notes, *warnings],
         "problems": [
@@ -104,8 +105,11 @@ def _wire(
 def _show(found: Review, warnings: list[str], problems: list[ModelProblem]) -> None:
     for path in found.counts:
         say(console, plain("counts       ", "green"), path)
-    for path in found.not_modelled:
-        say(console, plain("not modelled ", "dim"), path)
+    if found.not_modelled:
+        told = f"{len(found.not_modelled)}: {', '.join(found.not_modelled)}"
+        say(console, plain("not modelled ", "dim"), told)
+    for told in found.misspelt():
+        say(console, plain("unknown      ", "yellow"), told)
     for told in found.left_out:
         say(console, plain("left out     ", "yellow"), told)
     for told in (*found.notes, *warnings):

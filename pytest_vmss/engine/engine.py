@@ -16,6 +16,7 @@ from pytest_vmss.clock import Stopped, stoppable
 from pytest_vmss.engine.rollout import Rollout, allocate_replacements
 from pytest_vmss.engine.work import Worker
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.errors import (
     ConflictError,
     InterruptedOperationError,
@@ -172,6 +173,8 @@ class Engine:
                 self._rollout.run(operation_id)
             else:
                 self._run_at_once(operation_id)
+        told = Told(Moment.OPERATION_ENDED, self.name, operation_id)
+        self._environment.observers.tell(told)
         return self.journal.report(operation_id)
 
     def _run_at_once(self, operation_id: str) -> None:

@@ -13,6 +13,7 @@ from pytest_vmss.engine.preflight import UNREACHABLE, file_uris, unreachable
 from pytest_vmss.engine.work import Worker
 from pytest_vmss.engine.zones import claim_zone
 from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, WaitTimeoutError
@@ -66,13 +67,21 @@ class Rollout:
         # A killed process may have left some in progress.
         busy: Sequence[int] | None = self._journal.report(operation_id).busy
         while busy is not None:
+            self._tell(Moment.BEFORE_BATCH, operation_id, busy)
             self._worker.run(operation_id, busy)
             self._journal.update(
                 operation_id,
                 elapsed=self._environment.clock.monotonic() - begun,
                 batch_ended=self._environment.clock.now(),
             )
+            self._tell(Moment.AFTER_BATCH, operation_id, busy)
             busy = self._next(operation_id)
+
+    def _tell(self, moment: Moment, operation_id: str, ids: Sequence[int]) -> None:
+        if ids:
+            self._environment.observers.tell(
+                Told(moment, self._scale_set, operation_id, tuple(ids))
+            )
 
     def _may_begin(self, operation_id: str) -> bool:
         """Whether the image fits and the model's URIs can be reached; if not, ends the operation.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_vmss.clock import Clock
+from pytest_vmss.environment.observers import Observers
 from pytest_vmss.environment.revisions import Revision, Revisions
 from pytest_vmss.environment.traffic import Traffic
 from pytest_vmss.errors import NotFoundError
@@ -72,6 +73,8 @@ class Environment:
         program: The ``vmss`` command for this lab, as shown in messages.
         sizes: VM sizes besides the built-in ones.
         own_size: The size of every set that is made, whatever its model says (A3).
+        observers: Functions that are called while operations of this process run.
+        folder: The folder in which files that are named relatively are looked for first.
         unknown_extensions: What becomes of extensions that nobody registered (P4).
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
@@ -102,12 +105,14 @@ class Environment:
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     own_size: VmSize | None = None
+    folder: Callable[[], Path | None] = lambda: None
     unknown_extensions: UnknownExtensions = "refuse"
     degraded_is_fatal: bool = False
     guest_network: GuestNetwork = "isolated"
     checks: dict[str, Check] = field(default_factory=dict)
     approvers: dict[str, Callable[[RepairTask], object]] = field(default_factory=dict)
     working: dict[str, threading.Event] = field(default_factory=dict)
+    observers: Observers = field(default_factory=Observers)
     program: str = "vmss"
     _opened: Hypervisor | None = None
     _opening: threading.Lock = field(default_factory=threading.Lock)

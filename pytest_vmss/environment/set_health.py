@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pytest_vmss.clock import run_concurrently
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.health import HealthSources, observe_health
+from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.store import InstanceRecord
@@ -57,4 +58,14 @@ def observe_instances(
                         f"{now.health}: {now.detail}",
                         instance_id=record.instance_id,
                     )
+    for record in changed:
+        environment.observers.tell(
+            Told(
+                Moment.HEALTH_CHANGED,
+                scale_set,
+                instance_ids=(record.instance_id,),
+                health=seen[record.instance_id].health,
+                before=record.health,
+            )
+        )
     return seen

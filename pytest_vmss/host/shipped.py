@@ -14,8 +14,8 @@ def shipped(name: str) -> Path:
     """Returns the path of a shipped file or folder, whichever module asks for it.
 
     Args:
-        name: Its path in a checkout, below ``images/`` or ``examples/``; an installed package
-            has a copy below a folder of that name with an underscore in front.
+        name: Its path in a checkout, below ``images/``, ``examples/`` or ``docs/``; an installed
+            package has a copy below a folder of that name with an underscore in front.
 
     Raises:
         NotFoundError: The installation is incomplete.

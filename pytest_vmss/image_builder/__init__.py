@@ -8,6 +8,7 @@ BIOS and UEFI; building one takes seconds.
 from __future__ import annotations
 
 from pytest_vmss.image_builder.builder import BuiltImage, ImageBuilder
+from pytest_vmss.image_builder.new import write_recipe
 from pytest_vmss.image_builder.recipe import BaseRecipe, ImageRecipe, VersionRecipe, find_recipes
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "ImageRecipe",
     "VersionRecipe",
     "find_recipes",
+    "write_recipe",
 ]

@@ -24,6 +24,7 @@ from pytest_vmss.image_builder.recipe import (
     load_image,
 )
 from pytest_vmss.image_builder.scratch import scratch
+from pytest_vmss.settings import Settings
 
 __all__ = ["BuiltImage", "ImageBuilder"]
 
@@ -50,22 +51,35 @@ class BuiltImage:
 class ImageBuilder:
     """Builds the versions of one image definition.
 
+    ``ImageBuilder("images/web").build("1.0.0").path`` is a qcow2 to publish; the same recipe is
+    built once on this host, whoever asks, and a second call returns it from the cache.
+
     Args:
         folder: The image definition's folder, e.g. ``images/web``.
-        cache: Folder where root filesystems and disks are cached.
+        cache: Folder where root filesystems and disks are cached; that of the settings by default.
         say: Called with progress messages.
+
+    Attributes:
+        recipe: The recipe; ``recipe.versions()`` are the versions that it has.
+
+    Raises:
+        NotFoundError: There is no ``image.yaml`` in the folder.
+        ImageError: It is invalid.
     """
 
     def __init__(
-        self, folder: Path, cache: Path, say: Callable[[str], None] = lambda _: None
+        self,
+        folder: str | Path,
+        cache: Path | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.recipe = load_image(folder.resolve())
-        self._cache = cache
+        self.recipe = load_image(Path(folder).resolve())
+        self._cache = cache or Settings().cache_dir
         self._say = say
 
     @classmethod
     def named(
-        cls, name: str, cache: Path, say: Callable[[str], None] = lambda _: None
+        cls, name: str, cache: Path | None = None, say: Callable[[str], None] = lambda _: None
     ) -> ImageBuilder:
         """Returns the builder of an image that ships with pytest-vmss."""
         return cls(find_recipes() / name, cache, say)

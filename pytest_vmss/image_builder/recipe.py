@@ -7,6 +7,7 @@ them is copied over the root filesystem.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import stat
@@ -21,7 +22,8 @@ from pytest_vmss.host.shipped import shipped
 
 __all__ = ["BaseRecipe", "ImageRecipe", "VersionRecipe", "find_recipes"]
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}"
+Name = Annotated[str, StringConstraints(pattern=f"^{_NAME}$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Unit = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9@_.:\\-]+$")]
 #: A package, or ``package/suite``.
@@ -76,7 +78,7 @@ class ImageRecipe(_Recipe):
 
     Attributes:
         publisher: Azure's identifier, with ``offer`` and ``sku``.
-        base: Folder of the :class:`BaseRecipe`.
+        base: Folder of the :class:`BaseRecipe`, beside the image's or shipped with pytest-vmss.
         size_mib: Virtual size of the OS disk in MiB.
         cmdline: Kernel command line besides ``root=``.
     """
@@ -117,8 +119,20 @@ class ImageRecipe(_Recipe):
         return _load(VersionRecipe, folder, "version.yaml")
 
     def base_recipe(self) -> BaseRecipe:
-        """Loads the recipe of the root filesystem."""
-        return _load(BaseRecipe, self.folder.parent / self.base, "base.yaml")
+        """Loads the recipe of the root filesystem: one beside the image's, or a shipped one.
+
+        Raises:
+            NotFoundError: There is none of that name.
+            ImageError: It is invalid.
+        """
+        places = (self.folder.parent, find_recipes())
+        for place in places:
+            if (place / self.base / "base.yaml").is_file():
+                return _load(BaseRecipe, place / self.base, "base.yaml")
+        looked = " nor ".join(str(place / self.base / "base.yaml") for place in places)
+        raise NotFoundError(
+            f"no recipe of the base {self.base!r} of the image {self.name}: there is neither {looked}"
+        )
 
 
 class VersionRecipe(_Recipe):
@@ -150,8 +164,27 @@ def _load(kind: type[_R], folder: Path, filename: str) -> _R:
         return kind.model_validate({**data, "folder": folder})
     except FileNotFoundError as error:
         raise NotFoundError(f"no recipe at {path}") from error
-    except (yaml.YAMLError, ValidationError, TypeError) as error:
+    except ValidationError as error:
+        told = "; ".join(_problem(kind, entry["loc"], entry["msg"]) for entry in error.errors())
+        raise ImageError(f"the recipe {path} is not valid: {told}") from None
+    except (yaml.YAMLError, TypeError) as error:
         raise ImageError(f"the recipe {path} is not valid: {error}") from error
+
+
+def _problem(kind: type[_Recipe], location: tuple[int | str, ...], message: str) -> str:
+    """Says what is wrong with a key, and which one was probably meant."""
+    key = ".".join(map(str, location))
+    if key in kind.model_fields:
+        return f"{key}: {message[:1].lower()}{message[1:]}"
+    names = [name for name in kind.model_fields if name != "folder"]
+    near = difflib.get_close_matches(key, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+    return f"{key}: {message[:1].lower()}{message[1:]}; {hint}"
+
+
+def is_recipe_name(name: str) -> bool:
+    """Whether an image definition or base may have this name."""
+    return re.fullmatch(_NAME, name) is not None
 
 
 def find_recipes() -> Path:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pytest_vmss.environment.environment import Environment, InstanceContext
+from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.errors import (
     BalancerError,
     HostError,
@@ -367,6 +368,8 @@ class Journal:
                     context.operation, self._name, context.instance_id, phase, sequence, step.name
                 )
                 context.event("step", f"{phase}: {step.name}")
+            name = f"{phase}: {step.name}"
+            self._tell(Moment.BEFORE_STEP, context, name)
             try:
                 self._environment.clock.check()
                 if step.timed:
@@ -374,12 +377,26 @@ class Journal:
                 conclude = step.apply(context)
             except Exception as error:
                 self._store.done(entry, error=error_summary(error)[1])
+                self._tell(Moment.AFTER_STEP, context, name, error)
                 raise
+            self._tell(Moment.AFTER_STEP, context, name)
             ended = entry
         with self._store.transaction():
             end()
             if outcome is not None:
                 self.outcome(context, outcome)
+        if outcome is Outcome.ROLLED_BACK:
+            self._tell(Moment.ROLLED_BACK, context)
+
+    def _tell(
+        self,
+        moment: Moment,
+        context: InstanceContext,
+        step: str = "",
+        error: Exception | None = None,
+    ) -> None:
+        told = Told(moment, self._name, context.operation, (context.instance_id,), step, error)
+        self._environment.observers.tell(told)
 
     def has_begun(self, context: InstanceContext, phase: str) -> bool:
         """Whether any step of a phase has been started."""

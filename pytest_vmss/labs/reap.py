@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_vmss.errors import VmssError
+from pytest_vmss.errors import ConflictError, LabError, VmssError
 from pytest_vmss.host.addresses import claims, clear_claims, release_network
 from pytest_vmss.host.locks import is_locked, try_lock
 from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
@@ -28,10 +28,11 @@ from pytest_vmss.labs.identity import (
     open_hypervisor,
     read_identity,
 )
+from pytest_vmss.labs.inventory import LabState, lab_state
 from pytest_vmss.labs.removal import is_stub, remove_files, remove_machines, remove_unfinished
 from pytest_vmss.settings import Settings, former_state_dir
 
-__all__ = ["reap"]
+__all__ = ["reap", "remove_lab"]
 
 _LIMIT = 300.0
 _NOT_OURS = (
@@ -45,7 +46,7 @@ _NOT_MINE = os.EX_TEMPFAIL
 def reap(settings: Settings) -> list[str]:
     """Removes the labs of sessions whose process has ended, and what killed processes left.
 
-    Lasting labs, kept labs and labs that a process has open are not touched.
+    Lasting labs, labs that are still kept and labs that a process has open are not touched.
 
     Args:
         settings: The settings, with the state directory.
@@ -102,16 +103,16 @@ def _look(settings: Settings, paths: LabPaths) -> list[str]:
                 remove_unfinished(settings, paths)
                 return [f"removed {what}, whose making was cut short"]
             identity = read_identity(paths)
-        if not _is_over(paths, identity):
+        if not _is_over(settings, paths, identity):
             return []
         return _remove(settings, paths, identity)
     except (VmssError, OSError, ValueError, TypeError) as error:
         return [f"{what} stays: {error}"]
 
 
-def _is_over(paths: LabPaths, identity: LabIdentity) -> bool:
+def _is_over(settings: Settings, paths: LabPaths, identity: LabIdentity) -> bool:
     """Whether a lab that no process has open is to be removed."""
-    return identity.ending or (identity.kind == "session" and not paths.kept.exists())
+    return lab_state(settings, paths, identity) is LabState.LEFT
 
 
 def _remove(settings: Settings, paths: LabPaths, identity: LabIdentity) -> list[str]:
@@ -200,11 +201,44 @@ def _remove_here(paths: LabPaths) -> bool:
         if not dead or not paths.identity.exists():
             return False
         identity = read_identity(paths)
-        if not _is_over(paths, identity):
+        if not _is_over(settings, paths, identity):
             return False
         remove_machines(paths, identity, lambda: open_hypervisor(settings, identity))
         remove_files(settings, paths, identity)
     return True
+
+
+def remove_lab(settings: Settings, paths: LabPaths) -> None:
+    """Removes a lab of any kind that no process has open; its database need not be readable.
+
+    Args:
+        settings: The settings, with the lab's state directory.
+        paths: Its paths.
+
+    Raises:
+        ConflictError: A process has it open; nothing was changed.
+        LabError: It is not a lab's folder, or something could not be removed.
+    """
+    name = paths.folder.name
+    try:
+        with _dead(paths) as dead:
+            if not dead:
+                raise ConflictError(
+                    f"another process has the lab {name} open (`fuser -v {paths.in_use}` tells "
+                    "which); end it, and try again"
+                )
+            if not paths.identity.exists():
+                if not is_stub(paths):
+                    raise LabError(f"the folder {paths.folder} stays: {_NOT_OURS}")
+                remove_unfinished(settings, paths)
+                return
+            identity = read_identity(paths)
+            remove_machines(paths, identity, lambda: open_hypervisor(settings, identity))
+            remove_files(settings, paths, identity)
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(
+            f"the lab {name} cannot be removed: {error}; mend that, then try again"
+        ) from error
 
 
 def main() -> None:

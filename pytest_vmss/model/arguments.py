@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
+import functools
+import inspect
 import ipaddress
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from pytest_vmss.errors import ModelError, ModelProblem
@@ -19,7 +22,9 @@ from pytest_vmss.model.ports import LAST_PORT
 from pytest_vmss.secrecy import quote
 
 __all__ = [
+    "argument_names",
     "check_approver",
+    "check_argument_names",
     "check_choice",
     "check_custom_data",
     "check_flag",
@@ -33,7 +38,11 @@ __all__ = [
     "check_script",
     "check_seconds",
     "check_text",
+    "known_arguments",
 ]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 #: The limit of Azure's Uniform sets.
 _MOST_INSTANCES = 1000
@@ -62,7 +71,7 @@ def _refuse(path: str, expected: str, given: object, *, secret: bool = False) ->
         f"given {quote(given)}"
     )  # fmt: skip
     problem = ModelProblem(path, "InvalidParameter", f"{expected}; {told}")
-    raise ModelError([problem], source="what was asked for")
+    raise ModelError([problem], source="what was asked for", expected="possible")
 
 
 def _is_plain(value: object) -> bool:
@@ -85,6 +94,54 @@ def _is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def argument_names(function: Callable[..., object]) -> list[str]:
+    """Returns the names of a function's arguments that are given by name."""
+    return [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+
+
+def check_argument_names(given: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Validates the names of arguments.
+
+    Args:
+        given: The names given.
+        known: Those that there are.
+        owner: What takes the arguments, for messages.
+
+    Raises:
+        ModelError: There is no argument of such a name.
+    """
+    names = list(known)
+    problems = []
+    for name in given:
+        if name in names:
+            continue
+        shown = quote(name)
+        near = difflib.get_close_matches(name.lower()[:_NAME_CHARS], names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(names)}"
+        problems.append(ModelProblem(owner, "InvalidParameter", f"has no argument {shown}; {hint}"))
+    if problems:
+        raise ModelError(problems, source="what was asked for", expected="possible")
+
+
+def known_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorates a function so that an argument's misspelt name is refused with the one meant."""
+    names = argument_names(function)
+
+    @functools.wraps(function)
+    def call(*arguments: _P.args, **named: _P.kwargs) -> _R:
+        positional = inspect.signature(function).parameters
+        check_argument_names(
+            (name for name in named if name not in positional), names, function.__name__
+        )
+        return function(*arguments, **named)
+
+    return call
 
 
 def check_instance_count(value: Any, path: str = "capacity", *, none: bool = False) -> int | None:

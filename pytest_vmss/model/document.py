@@ -52,12 +52,13 @@ from pytest_vmss.untrusted import listed
 
 __all__ = ["Change", "ScaleSetDocument", "Source", "load_document", "read_change", "read_part"]
 
-#: The path of a file, or the document itself.
-Source = str | Path | Mapping[str, Any] | SealedDocument
+#: The path of a file, or the document itself: an object, or its JSON or YAML as bytes.
+Source = str | Path | bytes | Mapping[str, Any] | SealedDocument
 
 #: Maximum number of problems reported for one document; a hostile one may have any number.
 _TOLD_PROBLEMS = 100
 _NAME_CHARS = 200
+_BALANCER, _VALID_BALANCER = "the load balancer", "a valid load balancer"
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def load_document(
     capacity: int | None = None,
     custom_data: str | None = None,
     known_balancer: LoadBalancer | None = None,
+    keep_balancer: bool = False,
     known_clusters: tuple[Cluster, ...] = (),
     known_resources: Sequence[Resource] = (),
     parameters: Parameters | None = None,
@@ -140,6 +142,7 @@ def load_document(
         capacity: Replaces ``sku.capacity``.
         custom_data: Replaces ``osProfile.customData`` (base64), which Azure never returns.
         known_balancer: On an update, the load balancer that the set has had so far.
+        keep_balancer: Whether it stays although the model names none of its probes.
         known_clusters: On an update, the Service Fabric clusters given with it so far (C7).
         known_resources: On an update by a template, the load balancers in it.
         parameters: Values for a template's parameters: a parameters file, ``name=value``, an
@@ -170,7 +173,12 @@ def load_document(
             },
             "capacity": capacity,
         }
-    spelled = spell(ScaleSetModel, body, in_template=made is not None or is_stored)
+    spelled = spell(
+        ScaleSetModel,
+        body,
+        in_template=made is not None or is_stored,
+        catch_misspelt=not is_stored,
+    )
     body = spelled.body
     if custom_data is not None:
         machine = body.get("virtualMachineProfile")
@@ -180,9 +188,19 @@ def load_document(
     refused = [*check_kind(body), *spelled.problems]
     model = validate(ScaleSetModel, body, label, refused)
 
-    given = None if load_balancer is None else _flatten(read(load_balancer, "the load balancer"))
+    given, balancer_label = None, label_of(load_balancer, _BALANCER)
+    if load_balancer is not None:
+        given = _flatten(read(load_balancer, balancer_label, _VALID_BALANCER))
     declared = known_resources if made is None else made.of(LOAD_BALANCER)
-    probe, balancer = _find_probe(model, given, declared, known_balancer, label)
+    probe, balancer = _find_probe(
+        model,
+        given,
+        declared,
+        known_balancer,
+        label,
+        balancer_label,
+        keep_balancer=keep_balancer,
+    )
     clusters = _clusters(made, label) or known_clusters
     return ScaleSetDocument(
         model,
@@ -231,7 +249,7 @@ def read_change(
     raw = read(source, label)
     made = _expanded(raw, source, label, parameters, None, is_change=True)
     flat = _flatten(raw if made is None else copied(made.scale_set(name, label), label))
-    spelled = spell(ScaleSetModel, flat, in_template=made is not None)
+    spelled = spell(ScaleSetModel, flat, in_template=made is not None, catch_misspelt=True)
     if spelled.problems:
         raise ModelError(spelled.problems, source=label)
     return Change(
@@ -307,7 +325,13 @@ def _flatten(value: Any) -> Any:
 _M = TypeVar("_M", bound=AzureModel)
 
 
-def validate(kind: type[_M], body: Any, label: str, known: Sequence[ModelProblem] = ()) -> _M:
+def validate(
+    kind: type[_M],
+    body: Any,
+    label: str,
+    known: Sequence[ModelProblem] = (),
+    expected: str = "a valid scale set",
+) -> _M:
     """Validates a body, converting pydantic's errors to Azure's.
 
     Args:
@@ -316,6 +340,7 @@ def validate(kind: type[_M], body: Any, label: str, known: Sequence[ModelProblem
         label: Its name in messages.
         known: Problems that were found before; they come first, and each of them stands for what
             is wrong at its path.
+        expected: What it must be, for messages.
 
     Raises:
         ModelError: The body is invalid; it has a problem for each wrong value, up to a maximum.
@@ -338,7 +363,9 @@ def validate(kind: type[_M], body: Any, label: str, known: Sequence[ModelProblem
     else:
         if not problems:
             return checked
-    raise ModelError(problems, source=label)  # here: pydantic's error shows its input
+    raise ModelError(
+        problems, source=label, expected=expected
+    )  # here: pydantic's error shows its input
 
 
 def _judged(path: str) -> Iterator[str]:
@@ -377,11 +404,14 @@ def _find_probe(
     made: Sequence[Resource],
     known: LoadBalancer | None,
     label: str,
+    balancer_label: str,
+    *,
+    keep_balancer: bool = False,
 ) -> tuple[Probe | None, LoadBalancer | None]:
     """Finds the probe that the model names, and the load balancer that has it.
 
     A set without a health probe is behind the load balancer in whose backend pool its instances
-    are. Only the load balancer that it names is validated, and one that was given beside the model.
+    are, or else behind the one that was given beside it. Only the load balancer that it names is validated, and one that was given beside the model.
 
     Args:
         model: The scale set.
@@ -389,6 +419,8 @@ def _find_probe(
         made: The load balancers of the template that holds it, if one does.
         known: The load balancer that the set has had so far.
         label: The document's name in messages.
+        balancer_label: The name in messages of the load balancer that was given beside it.
+        keep_balancer: Whether ``known`` stays although the model names none of its probes.
 
     Raises:
         ModelError: The model names a probe that no load balancer has.
@@ -398,12 +430,15 @@ def _find_probe(
     balancer_name, probe_name = probe_names(wanted)
     candidates = [known] if known is not None and given is None else []
     if given is not None:
-        found = spell(LoadBalancer, given)
-        candidates.append(validate(LoadBalancer, found.body, "the load balancer", found.problems))
-    if given is not None:
+        found = spell(LoadBalancer, given, catch_misspelt=True)
+        candidates.append(
+            validate(LoadBalancer, found.body, balancer_label, found.problems, _VALID_BALANCER)
+        )
         made = ()
     if not wanted:
-        return None, _balancer_by_pool(model, candidates, made, label)
+        stays = given is not None or keep_balancer
+        other = candidates[0] if candidates and stays else None
+        return None, _balancer_by_pool(model, candidates, made, label) or other
     for resource in made:
         if resource.name.lower() != (balancer_name or resource.name).lower():
             continue
@@ -448,4 +483,5 @@ def _balancer_by_pool(
 
 def _balancer_in(resource: Resource, label: str) -> LoadBalancer:
     body = {**_spelled(LoadBalancer, resource.body, label)[0], "id": resource.identifier}
-    return validate(LoadBalancer, body, "the load balancer")
+    title = f"{_BALANCER} {quote(resource.name)} of {label}"
+    return validate(LoadBalancer, body, title, expected=_VALID_BALANCER)

@@ -98,24 +98,25 @@ def label_of(source: object, what: str) -> str:
     return one_line(str(source)) if isinstance(source, (str, Path)) else what
 
 
-def read(source: Any, label: str) -> dict[str, Any]:
+def read(source: Any, label: str, expected: str = "a valid scale set") -> dict[str, Any]:
     """Reads an object from a file, or validates one that was passed in.
 
     Args:
         source: The path of a file (``.json``, otherwise YAML), or the object.
         label: Its name in messages.
+        expected: What it must be, for messages.
 
     Raises:
         ModelError: It cannot be read, exceeds a limit, or is not a JSON object.
     """
     source = seal(source)
-    data = refusals(lambda: _checked(_load(source)), label)
+    data = refusals(lambda: _checked(_load(source)), label, expected)
     if not isinstance(data, dict):
-        raise _error("$", f"must be an object, is {type(data).__name__}", label)
+        raise _error("$", f"must be an object, is {type(data).__name__}", label, expected)
     return data
 
 
-def refusals(work: Callable[[], Any], label: str) -> Any:
+def refusals(work: Callable[[], Any], label: str, expected: str = "a valid scale set") -> Any:
     """Calls a function that processes a document, converting its errors to ModelError.
 
     Raises:
@@ -130,11 +131,12 @@ def refusals(work: Callable[[], Any], label: str) -> Any:
     except Exception as error:  # noqa: BLE001 - foreign objects may raise anything on access
         path, message = "$", f"cannot be read: it raises {type(error).__name__}"
     # Not in the except block: tracebacks would show the values being processed.
-    raise _error(path, message, label)
+    raise _error(path, message, label, expected)
 
 
-def _error(path: str, message: str, label: str) -> ModelError:
-    return ModelError([ModelProblem(path, "InvalidRequestContent", message)], source=label)
+def _error(path: str, message: str, label: str, expected: str) -> ModelError:
+    problem = ModelProblem(path, "InvalidRequestContent", message)
+    return ModelError([problem], source=label, expected=expected)
 
 
 def _load(source: object) -> object:
@@ -142,16 +144,28 @@ def _load(source: object) -> object:
         return source.content
     if isinstance(source, SecretText):
         raise _RefusedError("$", "is a document's text, not a file's path: parse it first")
+    if isinstance(source, bytes):
+        return _parsed(_decoded(source), is_json=False)
     if not isinstance(source, (str, Path)):
-        raise _RefusedError("$", f"must be a file's path or an object, is {type(source).__name__}")
+        raise _RefusedError(
+            "$", f"must be a file's path, an object or bytes, is {type(source).__name__}"
+        )
     path = Path(source)
     if path.suffix.lower() in (".bicep", ".bicepparam"):
         raise _RefusedError(
             "$", f"is Bicep: give the JSON that {_COMPILERS[path.suffix.lower()]} makes"
         )
-    text = _text(path)
+    return _parsed(_text(path), is_json=path.suffix.lower() == ".json")
+
+
+def _parsed(text: SecretText, *, is_json: bool) -> object:
+    """Parses a document's text.
+
+    Raises:
+        _RefusedError: It cannot be parsed; the message quotes nothing of it.
+    """
     try:
-        return _json(str(text)) if path.suffix.lower() == ".json" else _yaml(str(text))
+        return _json(str(text)) if is_json else _yaml(str(text))
     except _RefusedError:
         raise
     except RecursionError:
@@ -195,12 +209,33 @@ def _text(path: Path) -> SecretText:
             message = f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates"
             raise _RefusedError("$", message) from None
         reason = getattr(error, "strerror", None) or "it has no valid name"
-        raise _RefusedError("$", f"cannot be read: {reason}") from None
+        raise _RefusedError("$", f"cannot be read: {reason}{_where(path)}") from None
+    return _decoded(content)
+
+
+def _decoded(content: bytes) -> SecretText:
+    """Decodes a document.
+
+    Raises:
+        _RefusedError: It is neither UTF-8 nor UTF-16, or too large.
+    """
+    if len(content) > MAX_BYTES:
+        raise _RefusedError("$", f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates")
     try:
         return SecretText(decode(content), "<a document's text>")
     except UnicodeDecodeError as error:
         message = f"cannot be read: it is not {error.encoding.upper()} at byte {error.start}"
     raise _RefusedError("$", message)
+
+
+def _where(path: Path) -> str:
+    """Tells the folder in which a relative path was looked for."""
+    if path.is_absolute():
+        return ""
+    try:
+        return f", in {Path.cwd()}"
+    except OSError:
+        return ""
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]

@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vmss.errors import ModelProblem
+from pytest_vmss.model.azure_names import is_azure_name, nearest
 from pytest_vmss.model.document import ScaleSetDocument
 from pytest_vmss.model.load_balancer import LoadBalancer, unserved_rules
 from pytest_vmss.model.not_modelled import why_not_modelled
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 from pytest_vmss.model.sizes import VmSize
 from pytest_vmss.secrecy import mask
+from pytest_vmss.untrusted import listed
 
 __all__ = ["Review", "review", "setting_of"]
 
 _EXTENSIONS = "$.virtualMachineProfile.extensionProfile.extensions"
 #: What surrounds a load balancer, in lower case.
 _ENVELOPE = ("$.apiversion", "$.location", "$.tags")
+#: What a path of a resource in a template begins with.
+_RESOURCE = "Microsoft."
 _SETTING = re.compile(r".*?\.extensions\[(\d+)\]\.\w+\.?([^.\[]*)")
 
 
@@ -30,23 +34,40 @@ class Review:
     Attributes:
         counts: JSON paths of the properties that have an effect here.
         not_modelled: Those that are kept and returned, and have none.
+        unknown: Those of them that Azure does not have either.
         left_out: What the document asks for and is not done, and why.
         notes: What is done in another way than the document says.
     """
 
     counts: list[str] = field(default_factory=list)
     not_modelled: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
         """Yields what deserves to be known before anything is made, one line each."""
-        for path in self.not_modelled:
+        yield from self.misspelt()
+        if len(self.not_modelled) == 1:
+            (path,) = self.not_modelled
             reason = why_not_modelled(path)
             yield f"not modelled here: {path}" + (f" ({reason})" if reason else "")
+        elif self.not_modelled:
+            names = dict.fromkeys(_name(path) for path in self.not_modelled)
+            yield (
+                f"not modelled here: {len(self.not_modelled)} properties, which have no effect "
+                f"(`vmss validate` lists them): {listed(names)}"
+            )
         for told in self.left_out:
             yield f"left out: {told}"
         yield from self.notes
+
+    def misspelt(self) -> Iterator[str]:
+        """Yields what is to be said of names that Azure does not have, one line each."""
+        for path in self.unknown:
+            meant = nearest(_name(path))
+            hint = f"did you mean {meant}?" if meant else "it is kept and has no effect"
+            yield f"no property that Azure has: {path}; {hint}"
 
 
 def review(
@@ -63,9 +84,13 @@ def review(
         own_size: The size that the instances get whatever the model says.
     """
     found = Review(counts=sorted(_counting(document.model, "$")))
-    found.not_modelled.extend(document.not_modelled())
+    paths = document.not_modelled()
     if document.balancer is not None:
-        found.not_modelled.extend(_of_balancer(document.balancer, document.model))
+        paths += _of_balancer(document.balancer)
+        found.not_modelled.extend(_unserved(document.balancer, document.model))
+    for path in paths:
+        known = path.startswith(_RESOURCE) or is_azure_name(_name(path))
+        (found.not_modelled if known else found.unknown).append(path)
     found.left_out.extend(f"{problem.path} {problem.message}" for problem in document.unevaluated)
     for index, extension in enumerate(document.model.extensions):
         if extension.name.lower() in left_out:
@@ -97,12 +122,21 @@ def _called(extension: Extension) -> str:
     return f"{mask(extension.publisher)}/{mask(extension.type)}"
 
 
-def _of_balancer(balancer: LoadBalancer, model: ScaleSetModel) -> Iterator[str]:
+def _of_balancer(balancer: LoadBalancer) -> Iterator[str]:
     path = f"the load balancer {mask(balancer.title)}"
     yield from sorted(
         f"{path}{found[1:]}" for found in balancer.unknown("$") if found.lower() not in _ENVELOPE
     )
+
+
+def _unserved(balancer: LoadBalancer, model: ScaleSetModel) -> Iterator[str]:
+    path = f"the load balancer {mask(balancer.title)}"
     yield from (f"{path}.{told}" for told in unserved_rules(balancer, model))
+
+
+def _name(path: str) -> str:
+    """Returns the last property name in a path."""
+    return path.rpartition(".")[2].partition("[")[0]
 
 
 def _counting(model: AzureModel, path: str) -> Iterator[str]:

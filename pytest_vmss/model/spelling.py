@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from pytest_vmss.arm import Budget, Unevaluated, is_parsed
 from pytest_vmss.errors import ModelProblem
+from pytest_vmss.model.azure_names import is_azure_name, nearest
 from pytest_vmss.model.reading import OPAQUE
 from pytest_vmss.secrecy import mask
 from pytest_vmss.untrusted import one_line
@@ -45,16 +46,25 @@ class Spelled:
     extension_settings: list[ModelProblem] = field(default_factory=list)
 
 
-def spell(kind: type[BaseModel], body: Any, *, in_template: bool = False) -> Spelled:
+def spell(
+    kind: type[BaseModel],
+    body: Any,
+    *,
+    in_template: bool = False,
+    catch_misspelt: bool = False,
+) -> Spelled:
     """Returns a flattened body in the spelling of a model.
 
     Args:
         kind: The model.
         body: The body.
         in_template: Whether it comes from a template, whose expressions have been evaluated.
+        catch_misspelt: Whether a name that Azure does not have is a problem if it is near one
+            that is missing.
     """
     found = Spelled()
-    found.body = _Speller(found, in_template=in_template).typed(kind, body, "$")
+    speller = _Speller(found, in_template=in_template, catch_misspelt=catch_misspelt)
+    found.body = speller.typed(kind, body, "$")
     del found.problems[_TOLD:]
     return found
 
@@ -106,8 +116,9 @@ def _parts(annotation: Any) -> list[Any]:
 
 
 class _Speller:
-    def __init__(self, found: Spelled, *, in_template: bool) -> None:
+    def __init__(self, found: Spelled, *, in_template: bool, catch_misspelt: bool) -> None:
         self._found, self._in_template = found, in_template
+        self._catch_misspelt = catch_misspelt
         self._budget = Budget()
 
     def typed(self, kind: type[BaseModel], body: Any, path: str) -> Any:
@@ -127,6 +138,8 @@ class _Speller:
             name = known[0] if known else key
             where = f"{path}.{one_line(mask(name))}"
             if known is None:
+                if self._catch_misspelt:
+                    self._check_name(name, where, body, fields)
                 self._put(spelled, name, self.untyped(item, where), item)
                 continue
             if name in given:
@@ -138,6 +151,28 @@ class _Speller:
             given.add(name)
             self._put(spelled, name, self._field(name, known[1], item, where), item)
         return spelled
+
+    def _check_name(
+        self,
+        name: str,
+        path: str,
+        body: Mapping[str, Any],
+        fields: Mapping[str, tuple[str, _Shape]],
+    ) -> None:
+        """Refuses a name that Azure does not have if one is missing that it is near to (A6)."""
+        if is_azure_name(name) or len(self._found.problems) >= _TOLD:
+            return
+        given = {key.lower() for key in body}
+        missing = {alias for alias, _ in fields.values() if alias.lower() not in given}
+        meant = nearest(name, sorted(missing))
+        if meant:
+            self._found.problems.append(
+                ModelProblem(
+                    path,
+                    "InvalidRequestContent",
+                    f"is no property that Azure has; did you mean {meant}?",
+                )
+            )
 
     @staticmethod
     def _put(spelled: dict[str, Any], name: str, value: Any, item: Any) -> None:

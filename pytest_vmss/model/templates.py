@@ -44,6 +44,7 @@ _WANTED = frozenset({SCALE_SET, EXTENSION, LOAD_BALANCER, CLUSTER, STANDBY_POOL}
 
 #: How much of a link is looked at, in folders, and the most templates that are read for one.
 _MAX_FOLDERS, _MAX_LINKED = 16, 16
+_VALID_PARAMETERS = "a valid file of parameters"
 
 #: A parameters file, ``name=value``, or an object of either form; or several of these.
 Parameters = str | Path | Mapping[str, Any] | SealedDocument | Sequence[Any]
@@ -186,13 +187,13 @@ def _given(parameters: Parameters | None) -> Given:
         source = seal(Path(entry.removeprefix("@")) if isinstance(entry, str) else entry)
         label = label_of(source, "the parameters")
         try:
-            found = given_in_file(read(source, label))
+            found = given_in_file(read(source, label, _VALID_PARAMETERS))
         except TemplateError as error:
             problem = ModelProblem(error.path or "$", "InvalidTemplate", error.message)
         else:
             values.update(found)
             continue
-        raise ModelError([problem], source=label)
+        raise ModelError([problem], source=label, expected=_VALID_PARAMETERS)
     return Given(values, texts)
 
 
@@ -244,7 +245,7 @@ def _entries(parameters: Parameters) -> Iterable[Any]:
             "must be a file, name=value, an object of names and values, or a list of these; "
             f"given a {type(parameters).__name__}",
         )
-        raise ModelError([problem], source="what was asked for")
+        raise ModelError([problem], source="what was asked for", expected="possible")
     return entries
 
 
@@ -271,7 +272,7 @@ class _Linked:
         if path not in self._known:
             if len(self._known) >= _MAX_LINKED:
                 raise TemplateError(f"links to more than {_MAX_LINKED} templates of its folder")
-            self._known[path] = read(path, label_of(path, "a linked template"))
+            self._known[path] = read(path, label_of(path, "a linked template"), "a template")
         return self._known[path]
 
     def _path(self, uri: str) -> Path | None:

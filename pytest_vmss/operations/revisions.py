@@ -18,6 +18,7 @@ from pytest_vmss.model import (
     ScaleSetDocument,
     ScaleSetModel,
     VmSize,
+    application_health,
     check_model,
     check_update,
     model_warnings,
@@ -224,7 +225,8 @@ def register_scale_set(
     Args:
         environment: The lab's environment.
         document: Its model, validated.
-        ports: Guest ports to forward besides those of SSH and the probe.
+        ports: Guest ports to forward besides those of SSH, the probe, the load balancer's rules and
+            the Application Health extension.
         health_timeout: Seconds to wait for health, in place of the lab's timeout.
         health_command: A command as custom health source (F4).
         health_function: Whether this process has a function as custom health source.
@@ -236,6 +238,8 @@ def register_scale_set(
     """
     model, now = document.model, environment.clock.now()
     forwarded = {SSH_PORT, *ports, *_ports_of(document)}
+    if (extension := application_health(model)) is not None and extension.port is not None:
+        forwarded.add(extension.port)
     record = ScaleSetRecord(
         name=model.name,
         unique_id=str(uuid.uuid4()),

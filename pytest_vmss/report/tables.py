@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -91,14 +92,16 @@ def _what(record: OperationRecord) -> str:
     return record.action
 
 
-def stage_table(record: OperationRecord, steps: Iterable[StepRecord]) -> Table:
-    """A table of the seconds that each stage of each instance took.
+def stage_table(record: OperationRecord, steps: Iterable[StepRecord]) -> Table | Group:
+    """A table of the seconds that each stage of each instance took; empty if none was taken.
 
     Args:
         record: The operation.
         steps: Its journalled steps.
     """
     stages = stages_of(steps)
+    if not stages:
+        return Group()
     names = list(dict.fromkeys(name for stage in stages.values() for name in stage))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("seconds")

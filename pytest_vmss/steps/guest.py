@@ -82,7 +82,12 @@ class AwaitHealth:
         health_sources = HealthSources.of(context.environment, context.scale_set, applied)
         watch = HealthMonitor(context, health_sources)
         # Initializing is no verdict: the timeout counts from the end of the grace period.
-        timeout = context.timeouts.health + health_sources.grace
+        health, grace = context.timeouts.health, health_sources.grace
+        allowed = f"{health:.0f} s"
+        if health < context.base_timeouts.health:
+            allowed += ", all that was left of the time for the instance"
+        if grace:
+            allowed += f", and {grace:.0f} s before that for its extension's grace period"
 
         def healthy() -> bool | None:
             seen = watch.look()
@@ -92,7 +97,7 @@ class AwaitHealth:
             wait_for(
                 f"{context.name} to be healthy",
                 healthy,
-                timeout=timeout,
+                timeout=health + grace,
                 clock=context.environment.clock,
                 interval=HEALTH_INTERVAL,
                 describe=lambda: worst(watch.last).detail,
@@ -100,7 +105,7 @@ class AwaitHealth:
         except WaitTimeoutError as error:
             console = Console(context.machine(self.generation).console)
             raise UnhealthyError(
-                f"the application did not become healthy within {timeout:.0f} s: "
+                f"the application did not become healthy within {allowed}: "
                 f"{worst(watch.last).detail}{self._deaf_ports(context, health_sources)}",
                 instance=context.name,
                 console_tail=console.tail(),

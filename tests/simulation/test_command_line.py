@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pytest_vmss.api.lab import Lab
-from pytest_vmss.cli import main, upgrades
+from pytest_vmss.cli import base, main, upgrades
 from pytest_vmss.simulation.guest import Behaviour
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
@@ -23,6 +23,7 @@ Vmss = Callable[..., Result]
 @pytest.fixture
 def vmss_command(lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch) -> Vmss:
     """The command line on the simulated lab, which stays open after each command."""
+    monkeypatch.setattr(base, "require_lab", lambda *_: None)  # it is a session's
     monkeypatch.setattr(Lab, "open", lambda *_: lab)
     monkeypatch.setattr(lab, "close", lambda: None)
     return lambda *arguments: CliRunner().invoke(main, [str(word) for word in arguments])

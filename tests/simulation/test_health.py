@@ -116,6 +116,26 @@ def test_a_grace_period_that_ends_without_health_fails(lab: SimulatedLab) -> Non
     assert "it is Unknown" in failed.value.evidence
 
 
+@pytest.mark.parametrize(
+    ("grace", "told"),
+    [
+        (0, "within 30 s: "),
+        (600, "within 30 s, and 610 s before that for its extension's grace period: "),
+    ],
+)
+def test_a_health_timeout_is_told_as_it_was_given(lab: SimulatedLab, grace: int, told: str) -> None:
+    """F6: with what was added to it."""
+    body = web_model(capacity=1)
+    if grace:
+        body = with_application_health(body, gracePeriod=grace)
+    lab.publish("1.0.0")
+    lab.sick.add("web_0")
+    balancer = None if grace else LOAD_BALANCER
+    with pytest.raises(ProvisioningError) as failed:
+        lab.create(body, load_balancer=balancer, health_timeout=30)
+    assert f"did not become healthy {told}" in failed.value.evidence
+
+
 def test_an_agent_that_hangs_gives_unknown(lab: SimulatedLab) -> None:
     """F3."""
     web = start(lab)

@@ -79,7 +79,7 @@ def test_the_url_is_the_frontends(lab: SimulatedLab) -> None:
     assert web.record.frontend not in {i.record.address for i in web}
     body = web_model("bare", automatic=False)
     body["properties"]["virtualMachineProfile"].pop("networkProfile")
-    bare = lab.start(body, LOAD_BALANCER)
+    bare = lab.create(body)
     with pytest.raises(NotFoundError, match="no load balancer stands before 'bare'"):
         _ = bare.url
 

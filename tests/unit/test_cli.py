@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from pytest_vmss.api.lab import Lab
 from pytest_vmss.cli import main
 from pytest_vmss.cli.demo import example
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.host.process import run
 from pytest_vmss.image_builder import find_recipes
 from pytest_vmss.model import load_document
+from pytest_vmss.settings import Settings
 from tests.models import LOAD_BALANCER, web_model
 
 Vmss = Callable[..., Result]
@@ -26,6 +28,7 @@ Vmss = Callable[..., Result]
 @pytest.fixture
 def vmss_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Vmss:
     monkeypatch.setenv("VMSS_STATE_DIR", str(tmp_path / "state"))
+    Lab.open(Settings()).close()
     return lambda *arguments: CliRunner().invoke(main, [str(word) for word in arguments])
 
 
@@ -96,7 +99,9 @@ def test_a_set_that_is_not_there(vmss_command: Vmss, command: str) -> None:
 
 
 def test_nothing_to_reap(vmss_command: Vmss) -> None:
-    assert vmss_command("reap").output == "nothing was left behind\n"
+    assert vmss_command("reap").output == (
+        "nothing was left behind\nlabs on this host: 1; `vmss lab list` shows them\n"
+    )
 
 
 def told(result: Result, words: str) -> None:
@@ -168,6 +173,7 @@ def test_a_lab_whose_file_is_broken(vmss_command: Vmss, tmp_path: Path, text: st
         assert isinstance(result.exception, SystemExit)
         assert "default" in vmss_command("reap").output
         assert path.read_text() == broken
+    Lab.open(Settings(), "other").close()
     assert vmss_command("--lab", "other", "list").exit_code == 0
 
 

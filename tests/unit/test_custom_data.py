@@ -48,15 +48,15 @@ def test_text_of_one_line_and_none() -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ("no-such-file.yaml", "must be a path, bytes, or a string"),
-        ("role=secret", "must be a path, bytes, or a string"),
+        ("no-such-file.yaml", "must be a path, bytes, an object, or a string"),
+        ("role=secret", "must be a path, bytes, an object, or a string"),
         (Path("no-such-file.yaml"), "no-such-file.yaml cannot be read: No such file"),
         (Path(), "cannot be read: .*give a regular file of at most 64 KiB"),
         (b"secret" * 20000, "must be at most 65536 bytes"),
         ("#secret" * 20000, "must be at most 65536 bytes"),
-        (5, "must be a path, bytes, or a string"),
-        ("x" * 5001, "must be a path, bytes, or a string"),
-        ("a\0", "must be a path, bytes, or a string"),
+        (5, "must be a path, bytes, an object, or a string"),
+        ("x" * 5001, "must be a path, bytes, an object, or a string"),
+        ("a\0", "must be a path, bytes, an object, or a string"),
     ],
 )
 def test_what_it_cannot_be(given: Any, problem: str) -> None:

@@ -6,10 +6,22 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 
-from pytest_vmss.errors import ImageError, NotFoundError
-from pytest_vmss.image_builder import bootstrap, find_recipes
+import pytest_vmss
+from pytest_vmss.cli import main
+from pytest_vmss.errors import ConflictError, HostError, ImageError, NotFoundError
+from pytest_vmss.image_builder import (
+    BaseRecipe,
+    BuiltImage,
+    ImageBuilder,
+    ImageRecipe,
+    VersionRecipe,
+    bootstrap,
+    find_recipes,
+    write_recipe,
+)
 from pytest_vmss.image_builder.initramfs import build_initramfs
 from pytest_vmss.image_builder.recipe import digest_of, load_image
 
@@ -91,3 +103,76 @@ def test_initramfs_loads_what_modules_depend_on_first(tmp_path: Path) -> None:
     assert b"virtio.ko\nvirtio_ring.ko\nvirtio-pci.ko\n" in archive
     with pytest.raises(ImageError, match="no module 'nothing'"):
         build_initramfs(tmp_path, "6.1", ("nothing",))
+
+
+def test_a_base_is_found_beside_the_image_first(tmp_path: Path) -> None:
+    """B5: a recipe folder of one's own needs no copy of the shipped base."""
+    image = write_recipe("own", tmp_path / "recipes")
+    shipped = load_image(image).base_recipe()
+    assert shipped.folder == find_recipes() / "debian-12"
+    own = tmp_path / "recipes/debian-12"
+    own.mkdir()
+    (own / "base.yaml").write_text((shipped.folder / "base.yaml").read_text())
+    assert load_image(image).base_recipe().folder == own
+    (image / "image.yaml").write_text("{publisher: p, offer: o, sku: s, base: nothing}")
+    with pytest.raises(NotFoundError, match=r"the base 'nothing' .* neither .*recipes/nothing/"):
+        load_image(image).base_recipe()
+
+
+def test_a_new_recipe_is_valid_and_commented(tmp_path: Path) -> None:
+    folder = write_recipe("shop", tmp_path / "images")
+    recipe = load_image(folder)
+    assert recipe.versions() == ["1.0.0"]
+    assert recipe.version("1.0.0").kernel in recipe.base_recipe().kernels
+    text = (folder / "image.yaml").read_text() + (folder / "1.0.0/version.yaml").read_text()
+    for kind in (ImageRecipe, VersionRecipe):
+        for key in set(kind.model_fields) - {"folder"}:
+            assert re.search(rf"^(# )?{key}:", text, re.MULTILINE), key
+    assert text.count("#") > 10
+    with pytest.raises(ConflictError, match=r"there is .*shop already"):
+        write_recipe("shop", tmp_path / "images")
+    for name in ("", "../x", "a/b", ".x", "x" * 81):
+        with pytest.raises(ImageError, match="cannot name an image"):
+            write_recipe(name, tmp_path / "images")
+
+
+def test_a_misspelt_key_names_the_one_meant(tmp_path: Path) -> None:
+    text = "{publisher: p, offer: o, sku: s, base: b, size_mb: 2000}"
+    (tmp_path / "image.yaml").write_text(text)
+    with pytest.raises(ImageError, match=r"size_mb: .*; did you mean size_mib\?") as refused:
+        load_image(tmp_path)
+    assert "http" not in str(refused.value)
+
+
+def test_each_key_is_in_the_reference() -> None:
+    reference = (Path(__file__).parents[2] / "docs/reference.md").read_text()
+    section = reference.partition("## Recipe keys\n")[2].partition("\n## ")[0]
+    for kind in (ImageRecipe, VersionRecipe, BaseRecipe):
+        for key in set(kind.model_fields) - {"folder"}:
+            assert f"`{key}`" in section, key
+
+
+def test_the_command_writes_and_finds_recipes_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built: list[tuple[Path, str]] = []
+
+    def build(builder: ImageBuilder, version: str) -> BuiltImage:
+        built.append((builder.recipe.folder, version))
+        raise HostError("far enough")
+
+    monkeypatch.setattr(ImageBuilder, "build", build)
+    told = CliRunner().invoke(main, ["image", "new", "web"])
+    assert told.exit_code == 0, told.output
+    assert "vmss image build web 1.0.0" in told.output
+    CliRunner().invoke(main, ["image", "build", "web", "1.0.0"])
+    (tmp_path / "images/web/image.yaml").unlink()
+    CliRunner().invoke(main, ["image", "build", "web", "1.1.0"])
+    assert built == [(tmp_path / "images/web", "1.0.0"), (find_recipes() / "web", "1.1.0")]
+
+
+def test_the_builder_is_public() -> None:
+    assert pytest_vmss.ImageBuilder is ImageBuilder
+    assert ImageBuilder(str(find_recipes() / "web")).recipe.name == "web"
+    assert ImageBuilder.named("web").recipe.versions()

@@ -1,0 +1,68 @@
+"""Functions that are called while operations run: what a suite's hooks are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pytest_vmss.model import Health
+
+__all__ = ["Moment", "Observer", "Observers", "Told"]
+
+
+class Moment(StrEnum):
+    """When observers are called; each after what it tells is durable."""
+
+    BEFORE_BATCH = "before batch"
+    AFTER_BATCH = "after batch"
+    BEFORE_STEP = "before step"
+    AFTER_STEP = "after step"
+    HEALTH_CHANGED = "health changed"
+    ROLLED_BACK = "rolled back"
+    OPERATION_ENDED = "operation ended"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an observer is told.
+
+    Attributes:
+        moment: When it is called.
+        scale_set: The set's name.
+        operation: The operation's id; empty outside of one.
+        instance_ids: The instances of the batch, or the one instance.
+        step: The phase and the step, such as ``swap: boot``.
+        error: What a step failed with; None if it did not.
+        health: The instance's health now.
+        before: Its health before; None if it was not known.
+    """
+
+    moment: Moment
+    scale_set: str
+    operation: str = ""
+    instance_ids: tuple[int, ...] = ()
+    step: str = ""
+    error: Exception | None = None
+    health: Health | None = None
+    before: Health | None = None
+
+
+#: Called in the thread that does the work, so that the work waits for it; it must not raise.
+Observer = Callable[[Told], None]
+
+
+class Observers:
+    """The observers of a lab in this process."""
+
+    def __init__(self) -> None:
+        self._all: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        """Calls a function from now on; instances of one batch do so from several threads."""
+        self._all.append(observer)
+
+    def tell(self, told: Told) -> None:
+        """Calls all observers, in the order in which they were added."""
+        for observer in self._all:
+            observer(told)

@@ -1,0 +1,127 @@
+"""L5: the labs on a host, what each holds and costs; list, reap and delete agree."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pytest_vmss.api.lab import Lab
+from pytest_vmss.cli import main
+from pytest_vmss.labs.inventory import LabState, find_labs
+from pytest_vmss.labs.reap import reap
+from pytest_vmss.settings import Settings
+from pytest_vmss.simulation.lab import SimulatedLab
+from tests.models import LOAD_BALANCER, web_model
+
+Vmss = Callable[..., Result]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("VMSS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("VMSS_CACHE_DIR", str(tmp_path / "cache"))
+    return Settings()
+
+
+@pytest.fixture
+def vmss_command(settings: Settings) -> Vmss:
+    assert settings
+    return lambda *arguments: CliRunner().invoke(main, [str(word) for word in arguments])
+
+
+def session_left(settings: Settings, *, kept_since: float | None = None) -> str:
+    """A session's lab whose process has ended; returns its name."""
+    lab = Lab.session(settings)
+    if kept_since is not None:
+        lab.paths.kept.touch()
+        os.utime(lab.paths.kept, (kept_since, kept_since))
+    lab._place._is_maker = False  # as it is in every other process
+    lab.close()
+    return lab.paths.folder.name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "list", "show web", "history web", "upgrade web", "watch", "delete web", "image list",
+        "blob list", "lab show",
+    ],
+)  # fmt: skip
+def test_a_typo_makes_no_lab(vmss_command: Vmss, settings: Settings, arguments: str) -> None:
+    Lab.open(settings, "mine").close()
+    result = vmss_command("--lab", "mime", *arguments.split())
+    assert result.exit_code == 1
+    assert "there is no lab 'mime'; `vmss create`" in result.output
+    assert "there are: mine" in result.output
+    assert [lab.name for lab in find_labs(settings)] == ["mine"]
+
+
+def test_each_lab_is_listed_with_what_it_holds(vmss_command: Vmss, settings: Settings) -> None:
+    assert "there is no lab" in vmss_command("lab", "list").output
+    lab = SimulatedLab.open(settings, "shop")
+    try:
+        lab.start(web_model(capacity=2), LOAD_BALANCER)
+        (found,) = find_labs(settings)
+        assert found.state is LabState.OPEN
+        (web,) = found.holdings.sets
+        assert (web.name, web.instances, web.running, web.memory_mib) == ("web", 2, 2, 1024)
+        assert found.holdings.images == 1
+        assert found.disk_bytes > 0
+        listed = vmss_command("lab", "list").output
+        assert "shop" in listed
+        assert "1024 MiB" in listed
+        assert "open in a process" in listed
+        shown = vmss_command("lab", "show", "shop").output
+        assert "set:     web, 2 instances, 2 of them running in 1024 MiB of memory" in shown
+        refused = vmss_command("lab", "delete", "shop", "--yes")
+        assert refused.exit_code == 1
+        assert "another process has the lab shop open" in refused.output
+    finally:
+        lab.destroy()
+    assert find_labs(settings) == []
+
+
+def test_reap_and_list_agree(vmss_command: Vmss, settings: Settings) -> None:
+    Lab.open(settings, "mine").close()
+    left, kept = session_left(settings), session_left(settings, kept_since=time.time())
+    old = session_left(settings, kept_since=time.time() - 8 * 86400)
+    states = {lab.name: lab.state for lab in find_labs(settings)}
+    assert states == {
+        "mine": LabState.LASTING, left: LabState.LEFT, kept: LabState.KEPT, old: LabState.LEFT,
+    }  # fmt: skip
+    output = vmss_command("lab", "list").output
+    assert output.count("left behind  ") == 2
+    assert "`vmss reap` removes what sessions have left behind" in output
+    assert "kept until" in output
+    told = "\n".join(reap(settings))
+    assert left in told
+    assert old in told
+    assert kept not in told
+    assert {lab.name for lab in find_labs(settings)} == {"mine", kept}
+    assert "labs on this host: 2; `vmss lab list`" in vmss_command("reap").output
+
+
+def test_until_when_a_lab_is_kept_is_a_setting(vmss_command: Vmss, settings: Settings) -> None:
+    name = session_left(settings, kept_since=time.time() - 8 * 86400)
+    shown = vmss_command("--set", "kept_days=9", "lab", "show", name)
+    assert "kept until" in shown.output
+    assert "left behind" in vmss_command("lab", "show", name).output
+
+
+def test_a_lab_is_deleted_even_if_its_records_are_broken(
+    vmss_command: Vmss, settings: Settings
+) -> None:
+    lab = Lab.open(settings, "mine")
+    lab.close()
+    lab.paths.database.write_text("no database")
+    assert "?" in vmss_command("lab", "list").output
+    assert "cannot be read" in vmss_command("lab", "show", "mine").output
+    result = vmss_command("lab", "delete", "mine", "--yes")
+    assert result.exit_code == 0, result.output
+    assert find_labs(settings) == []
+    assert not lab.paths.folder.exists()
