@@ -76,7 +76,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "Instances": (
         "ssh", "console", "run-command", "start", "stop", "restart", "deallocate", "redeploy",
-        "reimage", "protect", "repair", "set-orchestration-service-state", "delete-instances",
+        "reimage", "checkpoint", "restore", "protect", "repair", "set-orchestration-service-state", "delete-instances",
     ),
     "Labs and files": ("lab", "reap", "cache", "blob"),
 }  # fmt: skip

@@ -157,7 +157,9 @@ def _conversion(path: Path) -> Iterator[Callable[[float], None]]:
 
 @image.command("define")
 @click.argument("definition")
-@click.option("--gallery", default=DEFAULT_GALLERY, show_default=True)
+@click.option(
+    "--gallery", default=DEFAULT_GALLERY, show_default=True, help="The gallery that it is in."
+)
 @_definition_options
 def image_define(
     definition: str, gallery: str, hyper_v_generation: str | None, provisioning: str | None
