@@ -12,7 +12,7 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.simulation.lab import SimulatedLab
-from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
+from pytest_vmss.store import CheckpointRecord, InstanceRecord, Outcome, OutcomeRecord
 
 __all__ = [
     "OutageMonitor",
@@ -313,13 +313,22 @@ def _not_done(
     """What an instance lacks for which the operation is told to have succeeded."""
     action, target = report.record.action, report.record.target
     stopped = result.stopped and instance is not None and instance.record.power != "running"
-    if action == "delete" or result.replacement:
+    if action == "delete" or result.replacement or _is_removed_by(lab, report, result):
         if instance is not None:
             yield "it is still there"
         return
     yield from _not_well(lab, instance, stopped=stopped or action in ("stop", "deallocate"))
     if instance and target not in ("", instance.image_version):
         yield f"it is on {instance.image_version}"
+
+
+def _is_removed_by(lab: SimulatedLab, report: OperationReport, result: OutcomeRecord) -> bool:
+    """Whether an operation restores a checkpoint that does not have an instance."""
+    record = report.record
+    saved = lab.store.get(CheckpointRecord, record.scale_set.lower(), record.checkpoint)
+    if record.action != "restore" or saved is None:
+        return False
+    return saved.disk_of(result.instance_id) is None
 
 
 def _not_well(

@@ -97,6 +97,16 @@ def _make_checkpoint(lab: SimulatedLab) -> None:
         web._engine.perform(MakeCheckpoint("0.1"))
 
 
+def _checkpoint_and_upgrade(lab: SimulatedLab) -> None:
+    """What a set is restored from: another version, another model, and other instances."""
+    web = _web(lab)
+    web.checkpoint()
+    lab.run_due()
+    web.update({"sku": {"name": "Standard_B1s"}})
+    web.delete_instances([1])
+    web.scale(3)
+
+
 _OTHER = custom_script("other", settings={"commandToExecute": "true"})
 _OTHER_EXTENSION = {"virtualMachineProfile": {"extensionProfile": {"extensions": [_OTHER]}}}
 _NEW_SIZE = {"sku": {"name": "Standard_B1s"}}
@@ -183,6 +193,15 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
         Scenario("create", _create, 1),
         Scenario("make a checkpoint", _make_checkpoint, 2, replaces_data_disks=True),
+        Scenario("checkpoint", lambda lab: _web(lab).checkpoint(), 2, replaces_data_disks=True),
+        Scenario(
+            "restore",
+            lambda lab: _web(lab).restore(),
+            3,
+            behaviour=Behaviour.GOOD,
+            prepare=_checkpoint_and_upgrade,
+            replaces_data_disks=True,
+        ),
         Scenario("create from a checkpoint", _create_pristine, 1, prepare=_cache_checkpoint),
         Scenario("scale out", lambda lab: _web(lab).scale(6)),
         Scenario("scale in", lambda lab: _web(lab).scale(1)),

@@ -6,6 +6,7 @@ All three name settings alike, as :class:`~pytest_vmss.settings.Settings` does:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import tomllib
@@ -36,11 +37,15 @@ _SHOWN_CHARS = 100
 
 
 def find_project(folder: Path) -> Path | None:
-    """The nearest ``pyproject.toml`` in a folder or above it; None if there is none."""
+    """The nearest ``pyproject.toml`` in a folder or above it; None if there is none.
+
+    Folders that may not be entered have none, as for whoever works below another's home.
+    """
     for parent in (folder, *folder.parents):
         path = parent / _PROJECT
-        if path.is_file():
-            return path
+        with contextlib.suppress(PermissionError):
+            if path.is_file():
+                return path
     return None
 
 

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
@@ -25,15 +26,17 @@ from pytest_vmss.plugin_artifacts import ArtifactsPlugin
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pytest_vmss.api.instance import Instance
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.api.publications import StartImages
     from pytest_vmss.api.scale_set import ScaleSet
     from pytest_vmss.gallery import Gallery
+    from pytest_vmss.interrupts import Interrupts
     from pytest_vmss.model import ScaleSetModel
     from pytest_vmss.settings import Accelerator, ImageLimits, Settings
     from pytest_vmss.store import ScaleSetRecord
 
-__all__ = ["gallery", "scale_set", "vmss"]
+__all__ = ["gallery", "instance", "module_scale_set", "scale_set", "vmss"]
 
 _T = TypeVar("_T")
 
@@ -43,6 +46,10 @@ _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 #: Names of sets of earlier tests that are kept, in lower case.
 _KEPT: pytest.StashKey[set[str]] = pytest.StashKey()
 _TERMINAL: pytest.StashKey[TextIO] = pytest.StashKey()
+#: Standard error as it was before pytest captured it.
+_ERRORS: pytest.StashKey[TextIO] = pytest.StashKey()
+#: Name in pytest-xdist's ``workeroutput`` of what a worker tells the controller.
+_OUTPUT = "vmss_upgrades"
 #: What markers have published, by the lab's id.
 _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
 
@@ -198,8 +205,10 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker, and duplicates the terminal's descriptor for the live view."""
+    """Registers the marker, and duplicates descriptors: pytest captures the originals."""
     config.addinivalue_line("markers", _MARKER)
+    with contextlib.suppress(OSError):
+        config.stash[_ERRORS] = os.fdopen(os.dup(2), "w", encoding="utf-8")
     config.pluginmanager.register(ArtifactsPlugin(config), _ARTIFACTS)
     wanted = config.getoption("--vmss-live")
     if wanted == "on" or (wanted == "auto" and sys.stdout.isatty()):
@@ -210,10 +219,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Closes the duplicated terminal descriptor."""
-    terminal = config.stash.get(_TERMINAL, None)
-    if terminal is not None:
-        terminal.close()
+    """Closes the duplicated descriptors."""
+    for key in (_TERMINAL, _ERRORS):
+        stream = config.stash.get(key, None)
+        if stream is not None:
+            stream.close()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -325,17 +335,30 @@ def _console(config: pytest.Config) -> Console | None:
 def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     """The session's lab; removed with all its VMs at the end of the session."""
     from pytest_vmss.api.lab import Lab
+    from pytest_vmss.interrupts import Interrupts
     from pytest_vmss.labs.reap import reap
     from pytest_vmss.report import LiveView
     from pytest_vmss.settings import OUTBOUND
 
     settings = _settings(pytestconfig)
     reap(settings)
-    lab = Lab.session(settings)
+    interrupts = Interrupts(partial(_tell, pytestconfig))
+    pytestconfig.pluginmanager.register(interrupts)
+    pytestconfig.add_cleanup(interrupts.uninstall)
+    interrupts.install()
+    lab: Lab | None = None
+    try:
+        with interrupts.held():
+            lab = Lab.session(settings)
+    except KeyboardInterrupt:
+        if lab is not None:
+            lab.destroy()
+        raise
+    lab.backends.listeners.append(partial(_tell, pytestconfig))
     if settings.guest_network == "outbound":
         warnings.warn(OUTBOUND, stacklevel=1)
     with contextlib.ExitStack() as ends:  # each runs, even if another fails
-        ends.callback(_end, lab, pytestconfig)
+        ends.callback(_end, lab, pytestconfig, interrupts)
         ends.callback(_keep_summary, lab, pytestconfig)
         console = _console(pytestconfig)
         if console is not None:
@@ -345,10 +368,20 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
         yield lab
 
 
-def _end(lab: Lab, config: pytest.Config) -> None:
+def _tell(config: pytest.Config, message: str) -> None:
+    """Tells at once what the lab waits for, although pytest captures what tests print."""
+    stream = config.stash.get(_ERRORS, None)
+    if stream is not None:
+        worker = os.environ.get("PYTEST_XDIST_WORKER")
+        with contextlib.suppress(OSError, ValueError):
+            print(f"\n{f'[{worker}] ' if worker else ''}vmss {message}", file=stream, flush=True)
+
+
+def _end(lab: Lab, config: pytest.Config, interrupts: Interrupts) -> None:
     """Removes the session's lab, or marks it as kept and closes it."""
     if not _kept_sets(lab, config):
-        lab.destroy()
+        with interrupts.held():
+            lab.destroy()
         return
     try:
         lab.paths.kept.touch()
@@ -365,8 +398,22 @@ def _kept_sets(lab: Lab, config: pytest.Config) -> list[str]:
 
 
 def _keep_summary(lab: Lab, config: pytest.Config) -> None:
-    """Stores the summary that is shown after the lab is gone."""
-    config.stash[_SUMMARIES] = _summarise(lab, _kept_sets(lab, config))
+    """Stores the summary that is shown after the lab is gone: by a worker's controller, if any."""
+    lines = _summarise(lab, _kept_sets(lab, config))
+    output: dict[str, object] | None = getattr(config, "workeroutput", None)
+    if output is None:
+        config.stash[_SUMMARIES] = lines
+    else:
+        output[_OUTPUT] = lines
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:  # noqa: ARG001 - pytest-xdist's
+    """Takes the summary of a worker of pytest-xdist that has ended."""
+    lines = getattr(node, "workeroutput", {}).get(_OUTPUT)
+    if lines:
+        summaries = node.config.stash.setdefault(_SUMMARIES, [])
+        summaries += [f"{node.gateway.id}:", *lines]
 
 
 def _summarise(lab: Lab, kept: Sequence[str]) -> list[str]:
@@ -421,6 +468,66 @@ def scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
 
     It is deleted even if an operation on it is running, so that the next test can use its name.
     """
+    yield from _marked_set(vmss, request)
+
+
+@pytest.fixture(scope="module")
+def module_scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
+    """The scale set that the module's ``pytestmark`` describes; deleted after its last test.
+
+    All tests of the module share it, and each finds it as the one before has left it, unless
+    they restore it: ``checkpoint()`` in the first place, ``restore()`` afterwards.
+    """
+    yield from _marked_set(vmss, request)
+
+
+@pytest.fixture
+def instance(scale_set: ScaleSet, request: pytest.FixtureRequest) -> Instance:
+    """One instance of ``scale_set``; the test runs once for each instance that the marker asks for."""
+    index: int = request.param
+    return scale_set[index]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrises tests that use ``instance`` over the instances of their set.
+
+    Raises:
+        pytest.UsageError: The marker's model cannot be read.
+    """
+    if "instance" not in metafunc.fixturenames or _is_given(metafunc, "instance"):
+        return
+    marker = metafunc.definition.get_closest_marker("vmss")
+    if marker is None:
+        return  # scale_set says what is missing
+    from pytest_vmss.errors import VmssError
+
+    try:
+        capacity = _capacity(metafunc.definition, marker)
+    except VmssError as error:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from error
+    metafunc.parametrize("instance", range(capacity), indirect=True)
+
+
+def _is_given(metafunc: pytest.Metafunc, name: str) -> bool:
+    """Whether a fixture is the suite's own, or its values are."""
+    found = metafunc._arg2fixturedefs.get(name)
+    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args]
+    named = [
+        one for names in given for one in (names.split(",") if isinstance(names, str) else names)
+    ]
+    return not found or found[-1].func.__module__ != __name__ or name in map(str.strip, named)
+
+
+def _capacity(node: pytest.Item, marker: pytest.Mark) -> int:
+    """How many instances the set of a marker has."""
+    from pytest_vmss.model import load_document
+
+    source, arguments = _arguments_of(node, marker)
+    return load_document(source, **_of_document(arguments)).model.sku.capacity
+
+
+def _marked_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
+    """Creates the set that a marker describes, and deletes it afterwards."""
     source, arguments = _arguments(request)
     images = arguments.pop("images", None)
     arguments.setdefault("pristine", not request.config.getoption("--vmss-no-checkpoints"))
@@ -497,23 +604,30 @@ def _model_of(source: Any, arguments: Mapping[str, Any]) -> ScaleSetModel:
     """The model that a test's marker describes."""
     from pytest_vmss.model import load_document
 
-    of_document = {
-        name: value
-        for name, value in arguments.items()
-        if name in ("name", "capacity", "parameters", "load_balancer")
-    }
-    return load_document(source, **of_document).model
+    return load_document(source, **_of_document(arguments)).model
+
+
+def _of_document(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a marker's arguments that make the model."""
+    names = ("name", "capacity", "parameters", "load_balancer")
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
-    """The model and the other arguments of the test's marker.
+    """The model and the other arguments of the marker; see :func:`_arguments_of`."""
+    return _arguments_of(request.node, request.node.get_closest_marker("vmss"))
+
+
+def _arguments_of(
+    node: pytest.Item | pytest.Collector, marker: pytest.Mark | None
+) -> tuple[Any, dict[str, Any]]:
+    """The model and the other arguments of a marker.
 
     Raises:
-        pytest.UsageError: The marker names no model.
+        pytest.UsageError: It names no model.
     """
     from pytest_vmss.secrecy import SecretBytes, seal, seal_text
 
-    marker = request.node.get_closest_marker("vmss")
     # Sealed here already, so that no error message shows secrets (M5).
     named = dict(marker.kwargs) if marker else {}
     images = {"images": named.pop("images")} if "images" in named else {}
@@ -525,30 +639,28 @@ def _arguments(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
     elif isinstance(arguments.get("custom_data"), bytes):
         arguments["custom_data"] = SecretBytes(arguments["custom_data"])
     if "model" not in arguments:
-        raise pytest.UsageError(
-            "the fixture scale_set needs a model: @pytest.mark.vmss(model='web.json')"
-        )
+        raise pytest.UsageError("the set needs a model: @pytest.mark.vmss(model='web.json')")
     for name in ("model", "load_balancer", "custom_data"):
         if name in arguments:
-            arguments[name] = _beside(request, arguments[name])
+            arguments[name] = _beside(node, arguments[name])
     given = arguments.get("parameters")
     if isinstance(given, (list, tuple)):
-        arguments["parameters"] = [_beside(request, seal(entry)) for entry in given]
+        arguments["parameters"] = [_beside(node, seal(entry)) for entry in given]
     elif given is not None:
-        arguments["parameters"] = _beside(request, given)
+        arguments["parameters"] = _beside(node, given)
     if isinstance(arguments.get("images"), Mapping):
         arguments["images"] = {
-            version: _beside(request, path) for version, path in arguments["images"].items()
+            version: _beside(node, path) for version, path in arguments["images"].items()
         }
     return arguments.pop("model"), arguments
 
 
-def _beside(request: pytest.FixtureRequest, value: Any) -> Any:
+def _beside(node: pytest.Item | pytest.Collector, value: Any) -> Any:
     """A file relative to the test's file, wherever pytest was started; other values as they are."""
     from pytest_vmss.api.custom_data import beside
 
     if isinstance(value, (str, Path)) and "\n" not in str(value):
-        return beside(value, request.path.parent) or value
+        return beside(value, node.path.parent) or value
     return value
 
 

@@ -110,7 +110,8 @@ class ArtifactsPlugin:
         try:
             from pytest_vmss.report.artifacts import collect, folder_name
 
-            known.names = _sets_of(lab, known.since)
+            if not known.names:
+                known.names = _sets_of(lab, item, known.since)
             if root is not None and known.names:
                 path = root / folder_name(item.nodeid)
                 known.collected = collect(lab, path, test=item.nodeid, names=known.names)
@@ -187,8 +188,8 @@ class ArtifactsPlugin:
         try:
             from pytest_vmss.report.properties import properties_of
 
-            names = _sets_of(lab, known.since)
-            if not names or "vmss" not in getattr(item, "fixturenames", ("vmss",)):
+            names = _sets_of(lab, item, known.since)
+            if not names:
                 return
             found = properties_of(lab, names, since=known.since)
         except Exception as error:  # noqa: BLE001 - no test fails because it cannot be described
@@ -197,13 +198,18 @@ class ArtifactsPlugin:
         report.user_properties += found
 
 
-def _sets_of(lab: Lab, since: int) -> list[str]:
-    """The sets that a test had to do with: those that there are, and those that events tell of."""
+def _sets_of(lab: Lab, item: pytest.Item, since: int) -> list[str]:
+    """The sets that a test had to do with.
+
+    These are all that there are, if it uses the lab, and those of which events tell since it began.
+    """
     from pytest_vmss.store import ScaleSetRecord
 
-    now = [record.name for record in lab.store.select(ScaleSetRecord)]
     told = [event.scale_set for event in lab.store.events(after=since) if event.scale_set]
-    return list(dict.fromkeys([*now, *told]))
+    if "vmss" not in getattr(item, "fixturenames", ()):
+        return list(dict.fromkeys(told))
+    there = [record.name for record in lab.store.select(ScaleSetRecord)]
+    return list(dict.fromkeys([*there, *told]))
 
 
 def _rename_logs(report: pytest.TestReport, collected: Collected) -> None:

@@ -154,8 +154,8 @@ class Timeouts:
     ``extensionsTimeBudget`` (PT1H30M by default), an application has its ``gracePeriod`` (H3, F6).
     What is set here may undercut them.
 
-    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade`` and ``wait`` are
-    multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
+    Without KVM, all but ``drain``, ``health``, ``approval``, ``upgrade``, ``wait`` and ``room``
+    are multiplied; ``health`` is Azure's five minutes (F6), which is ample under TCG too.
 
     Attributes:
         drain: For an instance's connections to close before it is stopped.
@@ -170,6 +170,7 @@ class Timeouts:
         upgrade: For a whole upgrade; one that times out stops between two batches (G4). None for
             no limit but those of its instances.
         wait: For ``wait_for_upgrade``, unless a call has its own.
+        room: For other labs on this host to give back memory that new instances need (L4).
     """
 
     drain: float = 30.0
@@ -182,6 +183,7 @@ class Timeouts:
     approval: float = 3600.0
     upgrade: float | None = None
     wait: float = 86_400.0
+    room: float = 900.0
 
     def scaled(self, factor: float) -> Self:
         """Returns the timeouts for a host whose guests are slower by a factor."""
@@ -241,6 +243,8 @@ class Settings:
             that had to do with them failed, or ``always``.
         checkpoints_gib: Size in GiB above which the least recently used checkpoints of booted sets
             are removed: ``VMSS_MAX_CHECKPOINTS_GIB``, or else 20.
+        memory_mib: Most memory in MiB that the instances of all labs in the state directory may
+            have together; None for what the host has available (L4).
         first_rollout_delay: Seconds from enabling automatic OS upgrades until the first one may
             start; Azure takes up to 3 hours (C2).
         repair_grace: Seconds that replace each ``automaticRepairsPolicy.gracePeriod``, which is at
@@ -271,6 +275,7 @@ class Settings:
     checkpoints_gib: int = field(
         default_factory=lambda: _from_environment("VMSS_MAX_CHECKPOINTS_GIB", 20)
     )
+    memory_mib: int | None = None
     first_rollout_delay: float = 0.0
     rollout_delay: tuple[float, float] = (0.0, 0.0)
     repair_grace: float | None = None
@@ -291,6 +296,10 @@ class Settings:
         limits = {f"images.{name}": limit for name, limit in vars(self.images).items()}
         for name, limit in {**limits, "checkpoints_gib": self.checkpoints_gib}.items():
             check_gib(limit, name)
+        if self.memory_mib is not None and (
+            not _is_whole(self.memory_mib) or not 1 <= self.memory_mib <= _MOST_MIB
+        ):
+            _refuse("memory_mib", f"a whole number of MiB from 1 to {_MOST_MIB}", self.memory_mib)
         for name, size in self.sizes.items():
             _check_size(name, size)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from pytest_vmss.clock import Clock
+from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.engine.preflight import reach
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.errors import HypervisorError
+from pytest_vmss.errors import CapacityError, HostError, HypervisorError, WaitTimeoutError
 from pytest_vmss.file_server.blobs import Blobs, names_server
 from pytest_vmss.guest import SSH_PORT, Guest, LinuxGuest, SshAccess
 from pytest_vmss.guest.agent import guest_time, read_file, within
@@ -27,11 +27,12 @@ from pytest_vmss.health import (
     probe_once,
     read_report,
 )
-from pytest_vmss.host.capacity import check_capacity
+from pytest_vmss.host.capacity import available_mib, check_capacity, memory_of
 from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import LabNetworks, networks_folder, open_hypervisor
 from pytest_vmss.labs.place import LabPlace
+from pytest_vmss.labs.room import SharedRoom
 from pytest_vmss.load_balancer import Balancer, HAProxy, Rule
 from pytest_vmss.model import ApplicationHealthSettings, Health, Probe, VmSize, application_health
 from pytest_vmss.store import GenerationRecord, InstanceRecord, ModelRecord, ScaleSetRecord, Store
@@ -43,6 +44,8 @@ _AS_ROOT = "QEMU runs as root"
 _PROBE_TIMEOUT = 5.0
 #: Seconds to read a report of the Application Health extension over the guest agent.
 _REPORT_S = 10.0
+#: Seconds between two looks at what other labs have.
+_ROOM_INTERVAL_S = 0.5
 
 
 class LocalBackends:
@@ -55,6 +58,7 @@ class LocalBackends:
 
     Attributes:
         networks: The lab's loopback networks.
+        listeners: Called with what the lab waits for.
         blobs: The files that guests download (H5).
     """
 
@@ -67,6 +71,9 @@ class LocalBackends:
         self.networks = LabNetworks(
             networks_folder(place.settings), place.paths.folder.name, place.identity, store
         )
+        self.listeners: list[Callable[[str], object]] = []
+        self._room = SharedRoom(place.settings, place.paths, place.identity.id)
+        self._room_clock: Clock = clock
         self.blobs = Blobs(place.paths.blobs, store, clock)
 
     def connect(self) -> Hypervisor:
@@ -89,19 +96,103 @@ class LocalBackends:
         why = f"{chosen.reason}: {chosen.mend}" if chosen.reason else "the lab was made so"
         self._store.event("", "warning", f"{_AS_ROOT}, since {why}")
 
-    def check_room(self, count: int, size: VmSize, hypervisor: Hypervisor) -> None:
-        """Checks that so many instances of a size fit on the host.
+    def check_room(
+        self, count: int, size: VmSize, hypervisor: Hypervisor, memory: Sequence[int]
+    ) -> None:
+        """Claims the memory for so many instances of a size, and checks that they fit on the host.
+
+        Waits for other labs if it is they who have the memory, and says so.
 
         Raises:
-            CapacityError: They do not.
+            CapacityError: They do not fit, or other labs did not make room in time.
+            HostError: What labs have cannot be read or written.
         """
-        check_capacity(
-            count,
-            size.memory_mib,
-            accelerator=hypervisor.accelerator,
-            folder=self._paths.folder,
-            what=f"room for {count} of {size.name}",
-        )
+        accelerator = hypervisor.accelerator
+
+        def check() -> None:
+            check_capacity(
+                count,
+                size.memory_mib,
+                accelerator=accelerator,
+                folder=self._paths.folder,
+                what=f"room for {count} of {size.name}",
+            )
+
+        held = sum(memory_of(mib, accelerator) for mib in memory)
+        needed = count * memory_of(size.memory_mib, accelerator)
+        self._take_room(needed, held, available=available_mib, hopeless=check)
+        try:
+            check()
+        except CapacityError:
+            self._room.give_back(held)
+            raise
+
+    def _take_room(
+        self,
+        needed: int,
+        held: int,
+        *,
+        available: Callable[[], int | None],
+        hopeless: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Claims memory, and waits for other labs to give some back if need be.
+
+        Args:
+            needed: For new instances, in MiB.
+            held: What the lab's instances have.
+            available: Returns what the host has available; None if that does not matter.
+            hopeless: Called where waiting cannot help; may raise an error that says more.
+
+        Raises:
+            CapacityError: There is not enough, or other labs did not make room in time.
+            HostError: What labs have cannot be read or written.
+        """
+        last = ""
+
+        def attempt() -> bool | None:
+            nonlocal last
+            try:
+                shortage = self._room.take(needed, held, available=available())
+            except OSError as error:
+                raise HostError(f"the memory that labs have cannot be told: {error}") from error
+            if shortage is None:
+                return True
+            if shortage.hopeless:
+                hopeless()
+                raise CapacityError(f"{shortage.message}; use a smaller size or fewer instances")
+            if not last:
+                limit = self._place.settings.timeouts.room
+                self.tell(f"waits for room, up to {limit:.0f} s: {shortage.message}")
+            last = shortage.message
+            return None
+
+        try:
+            wait_for(
+                "other labs to give back memory",
+                attempt,
+                timeout=self._place.settings.timeouts.room,
+                clock=self._room_clock,
+                interval=_ROOM_INTERVAL_S,
+            )
+        except WaitTimeoutError as error:
+            raise CapacityError(
+                f"other labs gave no memory back within {error.timeout:.0f} s (timeouts.room): "
+                f"{last}; end some, run fewer workers, or use a smaller size or fewer instances"
+            ) from error
+        if last:
+            self.tell("has found room")
+
+    def tell(self, message: str) -> None:
+        """Reports a wait for other labs: as an event, and to whoever listens in this process."""
+        self._store.event("", "warning", message)
+        for listener in self.listeners:
+            listener(message)
+
+    def give_back_room(self, hypervisor: Hypervisor, memory: Callable[[], Sequence[int]]) -> None:
+        """Claims no more memory than for the instances that are left, if any was claimed."""
+        if self._room.is_claimed:
+            left = sum(memory_of(mib, hypervisor.accelerator) for mib in memory())
+            self._room.give_back(left)
 
     def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> Guest:
         """Returns the guest of a generation, over SSH."""

@@ -132,6 +132,7 @@ class Lab:
             free_addresses=self.networks.free_addresses,
             make_balancer=self.backends.make_balancer,
             check_room=self.backends.check_room,
+            give_back_room=self.backends.give_back_room,
         )
         self._is_closed = False
         self._sets: dict[str, ScaleSet] = {}

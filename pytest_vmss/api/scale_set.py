@@ -13,6 +13,7 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.instance_view import set_instance_view
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
+from pytest_vmss.api.set_checkpoints import SetCheckpoints
 from pytest_vmss.api.upgrade_status import history_info, is_recent, status_info
 from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.controller.controller import Controller
@@ -55,6 +56,7 @@ from pytest_vmss.model.arguments import (
     check_instance_count,
     check_instance_ids,
     check_seconds,
+    check_text,
 )
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.model.load_balancer import served_rules
@@ -84,6 +86,8 @@ __all__ = ["Ids", "ScaleSet", "require_durable"]
 Ids = Iterable[int | str] | None
 
 _HTTPS = 443
+#: Seconds for an operation that has just ended to give back its lock.
+_JUST_ENDED_S = 1.0
 
 
 class ScaleSet:
@@ -762,6 +766,74 @@ class ScaleSet:
         Raises as :meth:`start`.
         """
         return self._perform(ids, Redeploy, spares=True)
+
+    # Its checkpoints (L1).
+
+    def checkpoint(self, name: str = "") -> Operation:
+        """Saves the whole set, so that :meth:`restore` puts it back as it is now.
+
+        Its instances are saved all at once, with memory and disks, and go on from there. A
+        checkpoint lives as long as the set; another of the same name replaces it.
+
+        Args:
+            name: By which it is asked for; one may have none.
+
+        Raises:
+            ConflictError: An instance is stopped or failed, so that it cannot be saved, or
+                another operation is in progress; nothing was changed.
+            CapacityError: The disk has no room for it; nothing was changed.
+            CheckpointError: An instance could not be saved, and was booted again.
+            ProvisioningError: An instance came up neither from what was saved nor by a boot.
+        """
+        check_text(name, "name")
+        with self._engine.lock(wait=_JUST_ENDED_S):
+            report = self._checkpoints.make(name)
+        self._controller.wake()
+        report.raise_for_status()
+        return self._operation(report.record)
+
+    def restore(self, name: str = "") -> Operation:
+        """Puts the set back as it was at a checkpoint; what was written since is gone.
+
+        That is its model, its instances with their memory, OS disks and data disks, and the load
+        balancer. Instances that were removed since come back, and added ones are removed.
+        Publications, the history, protections, and who checks or approves stay as they are now.
+        What this process is doing to the set is stopped, and an unfinished operation ends with it.
+        The instances are restored all at once; one whose memory cannot be restored boots on its
+        restored disks, and an event says why.
+
+        Args:
+            name: As it was given to :meth:`checkpoint`.
+
+        Raises:
+            NotFoundError: There is no such checkpoint; nothing was changed.
+            ConflictError: Another process is working on it; nothing was changed.
+            UpgradeError: It is being deleted; nothing was changed.
+            CapacityError: There is no room for instances that are to come back; nothing was
+                changed.
+            HostError: Files of the checkpoint are not there; nothing was changed.
+            ProvisioningError: An instance did not come up; it is kept for inspection.
+        """
+        check_text(name, "name")
+        self._engine.require_own()
+        with self._controller.stopped(self._engine):
+            report = self._checkpoints.restore(name)
+            left = {record.instance_id for record in self._records()}
+            for number in self._instances.keys() - left:
+                self._instances.pop(number).close()
+        self._controller.wake()
+        report.raise_for_status()
+        return self._operation(report.record)
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The names of its checkpoints, the oldest first."""
+        self._engine.require_own()
+        return self._checkpoints.labels()
+
+    @property
+    def _checkpoints(self) -> SetCheckpoints:
+        return SetCheckpoints(self._environment, self._engine)
 
     def _perform(
         self,

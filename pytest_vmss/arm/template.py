@@ -18,7 +18,7 @@ from pytest_vmss.arm.limits import Budget, TemplateError, UnavailableError
 from pytest_vmss.arm.parameters import Given, Parameter, declared_parameters, given_in_file, parsed
 from pytest_vmss.arm.site import Site
 from pytest_vmss.arm.values import Unevaluated, look_up
-from pytest_vmss.secrecy import mask, quote
+from pytest_vmss.secrecy import SecretText, mask, quote
 from pytest_vmss.untrusted import listed, one_line
 
 __all__ = ["Loader", "Resource", "Supplier", "Template", "expand"]
@@ -464,6 +464,12 @@ class Template:
             raise TemplateError(f"has no value here: {found.reason}", f"{path}.name")
         if not isinstance(found, str):
             raise TemplateError("must be a string", f"{path}.name")
+        if isinstance(found, SecretText):
+            raise TemplateError(
+                "is made of a secure parameter, and names are shown everywhere; use a parameter "
+                "that is no secret",
+                f"{path}.name",
+            )
         return f"{parent}/{found}" if parent else found
 
     # Deployments.

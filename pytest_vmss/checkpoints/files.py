@@ -107,6 +107,10 @@ class CheckpointFiles:
         """The NoCloud disk of an instance."""
         return self.folder / f"{instance_id}-seed.iso"
 
+    def nvram(self, instance_id: int) -> Path:
+        """The UEFI variables of an instance of generation 2, in a checkpoint of its own set."""
+        return self.folder / f"{instance_id}-nvram.fd"
+
     def console(self, instance_id: int) -> Path:
         """The console log of an instance up to the checkpoint."""
         return self.folder / f"{instance_id}-console.log"

@@ -153,6 +153,25 @@ def reimage(name: str, instance_ids: tuple[int, ...], data_disks: bool) -> None:
     _act(name, lambda s: s.reimage_all(ids) if data_disks else s.reimage(ids))
 
 
+_LABEL = click.argument("checkpoint_name", default="")
+
+
+@main.command()
+@click.argument("name")
+@_LABEL
+def checkpoint(name: str, checkpoint_name: str) -> None:
+    """Save a set with the memory and the disks of its instances, for `vmss restore`."""
+    _act(name, lambda scale_set: scale_set.checkpoint(checkpoint_name))
+
+
+@main.command()
+@click.argument("name")
+@_LABEL
+def restore(name: str, checkpoint_name: str) -> None:
+    """Put a set back as it was at a checkpoint; what was written since is gone."""
+    _act(name, lambda scale_set: scale_set.restore(checkpoint_name))
+
+
 @main.command()
 @click.argument("name")
 def repair(name: str) -> None:

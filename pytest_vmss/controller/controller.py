@@ -29,6 +29,8 @@ __all__ = ["Controller"]
 
 #: Seconds for this process's work on a set to stop: as long as the longest call to a guest.
 _STOP_S = 120.0
+#: Seconds for a lock that is being given back.
+_GIVEN_BACK_S = 0.5
 #: Called with a set's name, the error, and the id of the operation that failed, if any.
 _Failed = Callable[[str, BaseException, str | None], None]
 
@@ -116,11 +118,11 @@ class Controller:
             InterruptedOperationError: The host could not remove everything; call this again,
                 or resume.
         """
-        with self._stopped(engine):
+        with self.stopped(engine):
             engine.delete()
 
     @contextlib.contextmanager
-    def _stopped(self, engine: Engine) -> Iterator[None]:
+    def stopped(self, engine: Engine) -> Iterator[None]:
         """Stops this process's work on a set, and locks the set.
 
         Raises:
@@ -131,8 +133,12 @@ class Controller:
                 stack.enter_context(engine.lock())
             except ConflictError:
                 signal = self._environment.working.get(engine.name.lower())
-                if signal is None or is_stopped_by(signal):
-                    raise  # another process has it, or this call runs inside it
+                if signal is None:  # another process has it, or it is given back just now
+                    stack.enter_context(engine.lock(wait=_GIVEN_BACK_S))
+                    yield
+                    return
+                if is_stopped_by(signal):
+                    raise  # this call runs inside it
                 self._environment.stop(engine.name)
                 self._environment.store.event(
                     engine.name, "warning", "what is done to it is stopped"

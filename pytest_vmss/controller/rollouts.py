@@ -224,7 +224,9 @@ def _image(record: GenerationRecord | VersionRecord | OperationRecord) -> tuple[
 
 
 def _brings(operation: OperationRecord, target: VersionRecord) -> bool:
-    return _image(operation) == _image(target) and operation.target == target.version
+    """Whether an operation installs a version, as it is published now and not an earlier one."""
+    same = _image(operation) == _image(target) and operation.target == target.version
+    return same and operation.published in (None, target.published)
 
 
 def _raise(error: Exception) -> None:

@@ -27,7 +27,13 @@ from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.operations import DeleteScaleSet, Kind
 from pytest_vmss.operations.scale import scaling_to
-from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, ModelRecord, ScaleSetRecord
+from pytest_vmss.store import (
+    CheckpointRecord,
+    DetachedDiskRecord,
+    InstanceRecord,
+    ModelRecord,
+    ScaleSetRecord,
+)
 from pytest_vmss.store.queries import instances_of
 
 __all__ = ["Engine"]
@@ -130,6 +136,7 @@ class Engine:
             UpgradeError: An earlier operation was interrupted; nothing was changed.
             VmssError: It cannot be planned; nothing was changed.
         """
+        unfinished = None
         with self._store.transaction():
             if kind.ends_others and (unfinished := self.journal.unfinished()) is not None:
                 self.journal.abandon(unfinished.id, kind.ends_others)
@@ -144,6 +151,8 @@ class Engine:
             )
             if plan.replaced:
                 allocate_replacements(self._environment, self.journal, operation.id, plan.replaced)
+        if unfinished is not None and not isinstance(kind, DeleteScaleSet):
+            self._rollout.approvals.close(unfinished.id)
         return operation.id
 
     def run(self, operation_id: str) -> OperationReport:
@@ -258,6 +267,8 @@ class Engine:
             with self._store.transaction():
                 for revision in self._store.select(ModelRecord, record.unique_id):
                     self._store.delete(revision)
+                for checkpoint in self._store.select(CheckpointRecord, record.name.lower()):
+                    self._store.delete(checkpoint)
                 self._store.delete(record)
                 self._store.event(record.name, "deleted", "deleted")
         self._environment.checks.pop(record.unique_id, None)

@@ -37,7 +37,7 @@ from pytest_vmss.model import (
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.settings import GuestNetwork, Timeouts, UnknownExtensions
 from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, Store
-from pytest_vmss.store.queries import find_scale_set
+from pytest_vmss.store.queries import find_scale_set, instances_of
 
 __all__ = ["Environment", "InstanceContext", "Prober"]
 
@@ -76,7 +76,10 @@ class Environment:
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
         free_addresses: Returns a given number of unused loopback addresses.
         make_balancer: Creates the load balancer of a set, from its rules.
-        check_room: Raises CapacityError if so many instances of a size do not fit on the host.
+        check_room: Claims memory for so many instances of a size; waits for other labs to give some
+            back, and raises CapacityError if they do not fit on the host. It is told the memory
+            of each instance that there is.
+        give_back_room: Called once instances are gone, with what returns the same of the others.
     """
 
     lab_id: str
@@ -94,7 +97,8 @@ class Environment:
     serve_files: Callable[[str], None]
     sizes: Mapping[str, tuple[int, int]]
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
-    check_room: Callable[[int, VmSize, Hypervisor], None]
+    check_room: Callable[[int, VmSize, Hypervisor, Sequence[int]], None]
+    give_back_room: Callable[[Hypervisor, Callable[[], Sequence[int]]], None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     own_size: VmSize | None = None
@@ -180,13 +184,26 @@ class Environment:
         return size
 
     def require_room(self, count: int, model: ScaleSetModel) -> None:
-        """Checks that so many more instances of a model fit on the host.
+        """Checks that so many more instances of a model fit on the host, beside other labs'.
 
         Raises:
-            CapacityError: They do not.
+            CapacityError: They do not, or other labs did not make room in time.
             NotFoundError: Their size is not known.
         """
-        self.check_room(count, self.size_of(model), self.hypervisor)
+        self.check_room(count, self.size_of(model), self.hypervisor, self._memory())
+
+    def room_is_free(self) -> None:
+        """Lets other labs have the memory of instances that are gone."""
+        self.give_back_room(self.hypervisor, self._memory)
+
+    def _memory(self) -> list[int]:
+        """The memory of each of the lab's instances, in MiB."""
+        found = []
+        for record in self.store.select(ScaleSetRecord):
+            model = self.revisions.get(record.unique_id, record.revision).model
+            count = len(instances_of(self.store, record.name))
+            found += [self.size_of(model).memory_mib] * count
+        return found
 
     def close(self) -> None:
         """Closes the connection to the hypervisor, if open; machines keep running."""

@@ -48,6 +48,8 @@ _CUSTOM_DATA_MAX = 1 << 20
 _PROBE = "/lab/"
 _CHALLENGE = re.compile(r"[0-9a-f]{32}")
 _PROBE_S = 5.0
+#: The same timeout for a guest's download, which fails if a busy host misses it.
+_DIAL_S = 30.0
 #: The same timeout for a mere check of who listens.
 _LOOK_S = 1.0
 #: Maximum size in bytes of the response to a challenge, with its headers.
@@ -286,7 +288,7 @@ class Blobs:
             OSError: The server does not respond.
         """
         port = self.port
-        link = None if port is None else self._proved(port)
+        link = None if port is None else self._proved(port, _DIAL_S)
         if link is None:
             raise HostError(self._told_taken(port))
         return link

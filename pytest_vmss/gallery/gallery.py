@@ -36,6 +36,7 @@ from pytest_vmss.model import ImageReference
 from pytest_vmss.model.arguments import check_flag, check_text
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import (
+    CheckpointRecord,
     DefinitionRecord,
     GenerationRecord,
     PackagesRecord,
@@ -321,13 +322,18 @@ class ImageStore:
             self._remove_unused()
 
     def _remove_unused(self) -> None:
-        """Removes files of deleted versions on which no OS disk is based any more."""
+        """Removes files of deleted versions on which no OS disk or checkpoint is based any more."""
         with self._store.transaction():  # so that none is recorded meanwhile
             used = {record.digest for record in self._store.select(VersionRecord)}
             used |= {
                 record.digest
                 for record in self._store.select(GenerationRecord)
                 if record.state != "discarded"
+            }
+            used |= {
+                disk.digest
+                for checkpoint in self._store.select(CheckpointRecord)
+                for disk in checkpoint.disks
             }
             for path in self._folder.glob("*.qcow2"):
                 if path.stem not in used and path.stat().st_nlink == 1:

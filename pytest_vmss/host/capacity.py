@@ -9,14 +9,24 @@ import psutil
 
 from pytest_vmss.errors import CapacityError
 
-__all__ = ["check_capacity"]
+__all__ = ["RESERVE_MIB", "available_mib", "check_capacity", "memory_of"]
 
 #: Memory of a QEMU process besides the guest's, in MiB (measured).
 _OVERHEAD_MIB = {"kvm": 96, "tcg": 256}
 #: Memory left for the host, in MiB.
-_RESERVE_MIB = 256
+RESERVE_MIB = 256
 #: Minimum that an instance writes to its OS disk, in MiB.
 _OS_DISK_MIB = 512
+
+
+def available_mib() -> int:
+    """The memory that the host has available, in MiB."""
+    return int(psutil.virtual_memory().available // 1024**2)
+
+
+def memory_of(memory_mib: int, accelerator: str) -> int:
+    """The memory that an instance takes with its QEMU process, in MiB."""
+    return memory_mib + _OVERHEAD_MIB[accelerator]
 
 
 def check_capacity(
@@ -35,12 +45,12 @@ def check_capacity(
         CapacityError: Memory or disk space is insufficient; the message has the numbers.
     """
     overhead = _OVERHEAD_MIB[accelerator]
-    needed = count * (memory_mib + overhead) + _RESERVE_MIB
-    available = psutil.virtual_memory().available // 1024**2
+    needed = count * (memory_mib + overhead) + RESERVE_MIB
+    available = available_mib()
     if needed > available:
         raise CapacityError(
             f"{what} needs {needed} MiB of memory ({count} x ({memory_mib} + {overhead}) + "
-            f"{_RESERVE_MIB} for the host), and {available} MiB are available; "
+            f"{RESERVE_MIB} for the host), and {available} MiB are available; "
             "use a smaller size or fewer instances"
         )
     free = shutil.disk_usage(folder).free // 1024**2

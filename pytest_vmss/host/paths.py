@@ -68,6 +68,11 @@ class LabPaths:
         return self.folder / "lab.json"
 
     @property
+    def room(self) -> Path:
+        """The file that says how much memory the lab's instances may take."""
+        return self.folder / "room.json"
+
+    @property
     def key(self) -> Path:
         """The lab's private SSH key."""
         return self.folder / "id_ed25519"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,6 +118,8 @@ def bootstrap(base: BaseRecipe, cache: Path, tar: BinaryIO) -> None:
         "--variant=apt", "--format=tar",
         f"--include={','.join(base.packages)}",
         '--aptopt=Apt::Install-Recommends "false"',
+        # Of other suites only what is named with them, and what that needs of them.
+        f'--aptopt=APT::Default-Release "/^{re.escape(base.suite)}(-updates|-security)?$/"',
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         # Passed as text, since its root may not be allowed to read our files.
         f"--customize-hook={HOOK.format(kernels=' '.join(base.kernels))}",

@@ -24,6 +24,8 @@ __all__ = ["BaseRecipe", "ImageRecipe", "VersionRecipe", "find_recipes"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Unit = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9@_.:\\-]+$")]
+#: A package, or ``package/suite``.
+Selected = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(/[a-z][a-z0-9-]*)?$")]
 GuestPath = Annotated[str, StringConstraints(pattern=r"^/[A-Za-z0-9@%+=:,./_*\[\]-]+$")]
 
 _VERSION = re.compile(r"^\d+\.\d+\.\d+$")
@@ -48,7 +50,8 @@ class BaseRecipe(_Recipe):
     Attributes:
         suite: Debian release, e.g. ``bookworm``.
         mirrors: ``apt`` source lines; ``{suite}`` is replaced.
-        packages: Packages that mmdebstrap installs.
+        packages: Packages that mmdebstrap installs; ``name/suite`` takes one from another suite
+            of the mirrors, everything else comes from ``suite``.
         kernels: Kernel metapackages; each version of an image uses one.
         initramfs_modules: Modules needed to find the root disk, in any order.
         mask: systemd units to mask, which the lab's guests do not need.
@@ -59,7 +62,7 @@ class BaseRecipe(_Recipe):
 
     suite: Name
     mirrors: tuple[str, ...]
-    packages: tuple[Package, ...]
+    packages: tuple[Selected, ...]
     kernels: tuple[Package, ...]
     initramfs_modules: tuple[Name, ...]
     mask: tuple[Unit, ...] = ()

@@ -132,6 +132,7 @@ class Journal:
                 "definition": version.definition,
                 "target": version.version,
                 "digest": version.digest,
+                "published": version.published,
             }
         operation = OperationRecord.model_validate(
             {
@@ -269,7 +270,7 @@ class Journal:
         )
 
     def abandon(self, operation_id: str, reason: str) -> None:
-        """Ends an operation whose set is being deleted; instances in progress count as failed."""
+        """Ends an operation in favour of another one; instances in progress count as failed."""
         with self._store.transaction():
             for number in self.report(operation_id).unsettled:
                 context = InstanceContext(self._environment, self._name, number, operation_id)

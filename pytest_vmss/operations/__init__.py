@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_vmss.errors import LabError
-from pytest_vmss.operations.checkpoint import MakeCheckpoint
+from pytest_vmss.operations.checkpoint import MakeCheckpoint, SaveScaleSet, checkpoints_of
 from pytest_vmss.operations.create import Create, CreateScaleSet, ScaleOut
 from pytest_vmss.operations.delete import Delete, DeleteScaleSet, ScaleIn
 from pytest_vmss.operations.extension_upgrade import ExtensionUpgrade
@@ -14,6 +14,7 @@ from pytest_vmss.operations.power import Deallocate, Restart, StartInstances, St
 from pytest_vmss.operations.redeploy import Redeploy
 from pytest_vmss.operations.reimage import Reimage, ReimageAll
 from pytest_vmss.operations.replace import Replace
+from pytest_vmss.operations.restore import RestoreCheckpoint, missing_from
 
 __all__ = [
     "KINDS",
@@ -31,6 +32,8 @@ __all__ = [
     "ReimageAll",
     "Replace",
     "Restart",
+    "RestoreCheckpoint",
+    "SaveScaleSet",
     "ScaleIn",
     "ScaleOut",
     "StartInstances",
@@ -38,7 +41,9 @@ __all__ = [
     "StopInstances",
     "UpdateInstances",
     "at_once",
+    "checkpoints_of",
     "kind_of",
+    "missing_from",
 ]
 
 #: Every kind by its action, to resume an operation that another process started.
@@ -56,6 +61,7 @@ KINDS: dict[str, type[Kind]] = {
         ReimageAll,
         Replace,
         Restart,
+        RestoreCheckpoint,
         StartInstances,
         StopInstances,
         UpdateInstances,

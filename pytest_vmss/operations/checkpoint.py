@@ -1,4 +1,4 @@
-"""Makes a checkpoint of a set whose instances have just been created (L1)."""
+"""Makes checkpoints of a set: for the cache, or for the set itself (L1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment
-from pytest_vmss.errors import error_summary, is_verdict
+from pytest_vmss.errors import ConflictError, error_summary, is_verdict
+from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import undrain
 from pytest_vmss.operations.kind import Kind, Plan, at_once
@@ -23,18 +24,24 @@ from pytest_vmss.steps import (
     Undrain,
     Wake,
 )
-from pytest_vmss.store import Outcome
-from pytest_vmss.store.queries import instances_of
+from pytest_vmss.store import CheckpointRecord, GenerationRecord, InstanceRecord, Outcome
+from pytest_vmss.store.queries import current_disk, instances_of
 
-__all__ = ["MakeCheckpoint", "checkpoint_steps"]
+__all__ = ["MakeCheckpoint", "SaveScaleSet", "checkpoint_steps", "checkpoints_of"]
 
 
-def checkpoint_steps(checkpoint: str, generation: int) -> Sequence[Step]:
-    """Steps that save an instance, and continue it from what was saved like any other."""
+def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) -> Sequence[Step]:
+    """Steps that save an instance, and continue it from what was saved like any other.
+
+    Args:
+        checkpoint: Name of the checkpoint's folder in the lab.
+        generation: Number of the OS disk.
+        movable: Whether other labs are to use it.
+    """
     return [
         Drain(),
         SaveMemory(checkpoint),
-        FreezeDisks(checkpoint, generation),
+        FreezeDisks(checkpoint, generation, movable=movable),
         RestoreMemory(checkpoint, generation),
         Wake(generation),
         AwaitHealth(generation),
@@ -76,10 +83,12 @@ class MakeCheckpoint(Kind):
     @classmethod
     def run(cls, work: Work) -> None:
         """See the class."""
-        generation = work.context.record.generation
+        generation, name = work.context.record.generation, work.operation.checkpoint
+        own = work.environment.store.get(CheckpointRecord, work.context.key[0], name)
         if not work.has_begun("boot again"):
             try:
-                work.run("checkpoint", checkpoint_steps(work.operation.checkpoint, generation))
+                steps = checkpoint_steps(name, generation, movable=own is None)
+                work.run("checkpoint", steps)
             except Exception as error:
                 if not is_verdict(error):
                     raise
@@ -93,3 +102,78 @@ class MakeCheckpoint(Kind):
             work.fail(error)
             undrain(work)
             work.end_failed(Outcome.FAILED)
+
+
+@dataclass(frozen=True)
+class SaveScaleSet(MakeCheckpoint):
+    """Makes a checkpoint to which the set itself can be restored.
+
+    Attributes:
+        label: The name by which it is asked for; may be empty.
+    """
+
+    label: str = ""
+
+    def plan(self, environment: Environment, scale_set: str) -> Plan:
+        """Records the instances as they are, if each can be saved.
+
+        Raises:
+            ConflictError: One cannot; nothing was changed.
+        """
+        record = environment.set_record(scale_set)
+        instances = instances_of(environment.store, scale_set)
+        disks = [_disk_to_save(environment, instance) for instance in instances]
+        if not instances:
+            raise ConflictError(f"{scale_set!r} has no instances of which a checkpoint could be")
+        environment.store.put(
+            CheckpointRecord(
+                scale_set=record.name,
+                set_id=record.unique_id,
+                name=self.checkpoint,
+                label=self.label,
+                created=environment.clock.now(),
+                revision=record.revision,
+                profile_revision=record.profile_revision,
+                instances=tuple(instances),
+                disks=tuple(disks),
+            )
+        )
+        return MakeCheckpoint.plan(self, environment, scale_set)
+
+
+def _disk_to_save(environment: Environment, instance: InstanceRecord) -> GenerationRecord:
+    """The OS disk of an instance that runs and is well.
+
+    Raises:
+        ConflictError: It is not.
+    """
+    disk = current_disk(environment.store, instance)
+    state = f"its provisioning state is {instance.provisioning}"
+    if instance.power != "running":
+        state = f"it is {instance.power}"
+    elif instance.provisioning == "Succeeded" and disk is not None and not instance.unproven:
+        return disk
+    raise ConflictError(
+        f"a checkpoint has the memory of every instance, and {instance.name} has none to save "
+        f"({state}); nothing was changed: start it, mend it (update_instances) or remove it"
+    )
+
+
+def checkpoints_of(environment: Environment, scale_set: str) -> list[CheckpointRecord]:
+    """The checkpoints to which a set can be restored, the oldest first.
+
+    One counts once the operation that made it has succeeded on all instances.
+    """
+    record = environment.set_record(scale_set)
+    journal = Journal(environment, record.name)
+    made = set()
+    for operation in journal.operations():
+        if operation.action == MakeCheckpoint.action and operation.status == "Completed":
+            outcomes = journal.report(operation.id).outcomes.values()
+            if all(outcome is Outcome.SUCCEEDED for outcome in outcomes):
+                made.add(operation.checkpoint)
+    found = environment.store.select(CheckpointRecord, record.name.lower())
+    return sorted(
+        (entry for entry in found if entry.set_id == record.unique_id and entry.name in made),
+        key=lambda entry: entry.created,
+    )

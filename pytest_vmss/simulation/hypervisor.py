@@ -136,7 +136,7 @@ class SimulatedHypervisor:
         if frozen.exists():
             return
         disk = self.disks.get(str(path))
-        content = None if disk is None else {"image": disk.image, "ran": sorted(disk.ran)}
+        content = {"image": disk.image, "ran": sorted(disk.ran)} if disk else path.read_text()
         frozen.write_text(json.dumps(content))
 
     def create_layer(self, path: Path, frozen: Path) -> None:
@@ -151,8 +151,10 @@ class SimulatedHypervisor:
                 returncode=1,
                 stderr="No such file or directory",
             ) from error
-        self._place(path)
-        if content is not None:
+        if isinstance(content, str):  # a data disk
+            self._place(path, content)
+        else:
+            self._place(path)
             ran = {(what, run) for what, run in content["ran"]}
             self.disks[str(path)] = SimulatedDisk(content["image"], ran)
 
@@ -176,10 +178,13 @@ class SimulatedHypervisor:
         preempt(self._clock)
         self._place(path)
 
-    def _place(self, path: Path) -> None:
+    def _place(self, path: Path, content: str = "") -> None:
         part = path.with_suffix(".part")
         part.unlink(missing_ok=True)
-        os.link(self._blank, part)
+        if content:
+            part.write_text(content)
+        else:
+            os.link(self._blank, part)
         self._half_done()
         if path.exists() and path.samefile(part):
             part.unlink()  # rename does nothing if both are the same file

@@ -21,11 +21,13 @@ from pytest_vmss.api.backends import LocalBackends
 from pytest_vmss.api.lab import DEFAULT_LAB, Lab
 from pytest_vmss.api.operation import Upgrade
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.clock import SystemClock
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import CapacityError
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
+from pytest_vmss.host.capacity import memory_of
 from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import find_lab
@@ -274,6 +276,7 @@ class SimulatedBackends(LocalBackends):
     def __init__(self, lab: SimulatedLab, place: LabPlace, store: Store) -> None:
         super().__init__(place, store, lab.virtual)
         self._lab = lab
+        self._room_clock = SystemClock()  # other labs are other processes
 
     def connect(self) -> Hypervisor:
         """Returns the simulated hypervisor."""
@@ -307,13 +310,21 @@ class SimulatedBackends(LocalBackends):
         made.judges = any(rule.judges for rule in rules)
         return made
 
-    def check_room(self, count: int, size: VmSize, hypervisor: Hypervisor) -> None:  # noqa: ARG002
-        """Checks that the lab has ``room`` for so many machines more."""
+    def check_room(
+        self, count: int, size: VmSize, hypervisor: Hypervisor, memory: Sequence[int]
+    ) -> None:
+        """Checks that the lab has ``room`` for so many machines more, and claims their memory.
+
+        Simulated machines take none of the host's; only the setting ``memory_mib`` counts.
+        """
         if len(self._lab.simulated.defined) + count > self._lab.room:
             raise CapacityError(
                 f"{count} more instances of {size.name} do not fit: there is room for "
                 f"{self._lab.room}"
             )
+        held = sum(memory_of(mib, hypervisor.accelerator) for mib in memory)
+        needed = count * memory_of(size.memory_mib, hypervisor.accelerator)
+        self._take_room(needed, held, available=lambda: None)
 
     def probe(self, probe: Probe, record: InstanceRecord) -> Observation:  # noqa: ARG002
         """Returns what a probe from outside finds."""

@@ -28,6 +28,7 @@ from pytest_vmss.steps.extensions import RunExtensions
 from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
 from pytest_vmss.steps.notice import GiveNotice, gives_notice
 from pytest_vmss.steps.power import ProveBoot, SetPower, Start, Stop
+from pytest_vmss.steps.restore import PowerOff, PutBackDisks
 from pytest_vmss.steps.step import Conclusion, Step
 from pytest_vmss.steps.traffic import Drain, LeaveBalancer, Undrain
 
@@ -45,8 +46,10 @@ __all__ = [
     "FreezeDisks",
     "GiveNotice",
     "LeaveBalancer",
+    "PowerOff",
     "PrepareDisk",
     "ProveBoot",
+    "PutBackDisks",
     "RemoveFiles",
     "RemoveMachine",
     "ReplaceDataDisks",

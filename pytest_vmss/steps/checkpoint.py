@@ -15,10 +15,20 @@ from pytest_vmss.host.files import PART, settle
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import GenerationRecord
 
-__all__ = ["DropRestored", "FreezeDisks", "RestoreDisks", "RestoreMemory", "SaveMemory", "Wake"]
+__all__ = [
+    "DropRestored",
+    "FreezeDisks",
+    "RestoreDisks",
+    "RestoreMemory",
+    "SaveMemory",
+    "Wake",
+    "copy_private",
+    "files_of",
+]
 
 
-def _files(context: InstanceContext, checkpoint: str) -> CheckpointFiles:
+def files_of(context: InstanceContext, checkpoint: str) -> CheckpointFiles:
+    """The files of a checkpoint in the instance's lab."""
     return CheckpointFiles(context.environment.paths.checkpoint(checkpoint))
 
 
@@ -33,36 +43,43 @@ class SaveMemory:
 
     def apply(self, context: InstanceContext) -> None:
         context.leave()  # no connection survives
-        files = _files(context, self.checkpoint)
+        files = files_of(context, self.checkpoint)
         files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         context.environment.hypervisor.save(context.domain, files.memory(context.instance_id))
 
 
 @dataclass(frozen=True)
 class FreezeDisks:
-    """Freezes the disks of the saved machine, and puts layers on them in their place."""
+    """Freezes the disks of the saved machine, and puts layers on them in their place.
+
+    Attributes:
+        movable: Whether other labs are to use them: the OS disk must then be based on nothing
+            but its image. One that was restored is based on another frozen disk.
+    """
 
     name: ClassVar[str] = "freeze disks"
     timed: ClassVar[bool] = False
 
     checkpoint: str
     generation: int
+    movable: bool = True
 
     def apply(self, context: InstanceContext) -> None:
         environment, number = context.environment, context.instance_id
-        files, generation = _files(context, self.checkpoint), context.existing(self.generation)
+        files, generation = files_of(context, self.checkpoint), context.existing(self.generation)
         place = (context.scale_set, number, self.generation)
         disks: list[tuple[Path, Path, str | None]] = [
             (disk.path, files.data_disk(number, disk.lun), None)
             for disk in context.machine(self.generation).data_disks
         ]
-        image = files.image(generation.digest)
+        image = files.image(generation.digest) if self.movable else None
         disks.append((environment.paths.os_disk(*place), files.os_disk(number), image))
         for path, frozen, base in disks:
             environment.hypervisor.freeze_disk(path, frozen, base)
             environment.hypervisor.create_layer(path, frozen)
-        _copy(environment.paths.seed(*place), files.seed(number))
-        _copy(environment.paths.console(*place), files.console(number))
+        copy_private(environment.paths.seed(*place), files.seed(number))
+        copy_private(environment.paths.console(*place), files.console(number))
+        copy_private(environment.paths.nvram(*place), files.nvram(number))
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class RestoreDisks:
 
     def apply(self, context: InstanceContext) -> None:
         environment, number = context.environment, context.instance_id
-        files = _files(context, self.checkpoint)
+        files = files_of(context, self.checkpoint)
         saved = _saved(files, number)
         place = (context.scale_set, number, self.number)
         disks = [(environment.paths.os_disk(*place), files.os_disk(number))]
@@ -138,8 +155,8 @@ class RestoreDisks:
             return  # restored before a crash; its disks are in use
         for path, frozen in disks:
             environment.hypervisor.create_layer(path, frozen)
-        _copy(files.seed(number), environment.paths.seed(*place))
-        _copy(files.console(number), environment.paths.console(*place))
+        copy_private(files.seed(number), environment.paths.seed(*place))
+        copy_private(files.console(number), environment.paths.console(*place))
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,7 @@ class RestoreMemory:
         context.environment.store.amend(generation, started=True)
         context.environment.hypervisor.restore(
             context.machine(self.generation),
-            _files(context, self.checkpoint).memory(context.instance_id),
+            files_of(context, self.checkpoint).memory(context.instance_id),
         )
 
 
@@ -238,7 +255,7 @@ def _require(*paths: Path) -> None:
             raise CheckpointError(f"the checkpoint lacks {path}")
 
 
-def _copy(path: Path, other: Path) -> None:
+def copy_private(path: Path, other: Path) -> None:
     """Copies a log or a seed, if there is one, replacing what is there.
 
     A seed holds secrets, and a lab's group may read its own: it is no link that labs share.

@@ -108,7 +108,7 @@ def _published(context: InstanceContext, address: ImageAddress) -> VersionRecord
 
 @dataclass(frozen=True)
 class PrepareDisk:
-    """Creates a generation's OS disk, seed and UEFI variables beside the ones in use."""
+    """Creates a new OS disk, its seed and UEFI variables beside the ones in use."""
 
     name: ClassVar[str] = "prepare OS disk"
     timed: ClassVar[bool] = True
@@ -169,7 +169,7 @@ class PrepareDisk:
 
 @dataclass(frozen=True)
 class Commit:
-    """Commits a generation as the instance's current OS disk; the older ones can go.
+    """Commits an OS disk as the instance's current one; the older ones can go.
 
     Attributes:
         provisioning: The instance's provisioning state from then on.
@@ -209,7 +209,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Discard:
-    """Removes the disks of all generations but one; their console logs stay.
+    """Removes all OS disks but one, with what belongs to them; their console logs stay.
 
     Only if that one is the instance's current generation by its record and its disk exists:
     no earlier failure may cost an instance its last disk (Q1).
@@ -318,6 +318,7 @@ class Forget:
             record = store.get(InstanceRecord, *context.key)
             if record is not None:
                 store.delete(record)
+        context.environment.room_is_free()
 
 
 def _make_folder(context: InstanceContext) -> None:

@@ -53,7 +53,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Start:
-    """Starts the machine on a generation."""
+    """Starts the machine on one of its OS disks."""
 
     name: ClassVar[str] = "start"
     timed: ClassVar[bool] = False
@@ -86,7 +86,7 @@ class Start:
 
 @dataclass(frozen=True)
 class ProveBoot:
-    """Waits for a new boot of a generation, proven by its boot id."""
+    """Waits for a new boot from the OS disk, proven by its boot id."""
 
     name: ClassVar[str] = "boot"
     timed: ClassVar[bool] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pytest_vmss.store.checkpoint_records import CheckpointRecord
 from pytest_vmss.store.database import Store
 from pytest_vmss.store.host_records import NetworkRecord, PortRecord
 from pytest_vmss.store.image_records import DefinitionRecord, PackagesRecord, VersionRecord
@@ -21,6 +22,7 @@ from pytest_vmss.store.scale_set_records import ModelRecord, ScaleSetRecord
 
 __all__ = [
     "BatchRecord",
+    "CheckpointRecord",
     "DefinitionRecord",
     "DetachedDiskRecord",
     "ErrorRecord",

@@ -55,6 +55,7 @@ class OperationRecord(Record):
         started_by: Azure's ``startedBy``.
         rolling: Whether it goes batch by batch, by the policy, or does all instances at once.
         target: Image version that an upgrade installs.
+        published: When that was published; one that is deleted and published anew is another.
         revision: Revision of the model that it applies.
         protections: The set's ``protections`` when it was opened.
         rollback: Whether to roll back an instance that does not recover.
@@ -82,6 +83,7 @@ class OperationRecord(Record):
     source_versions: tuple[str, ...] = ()
     target: str = ""
     digest: str = ""
+    published: datetime | None = None
     revision: int = 0
     protections: int = 0
     rollback: bool = False

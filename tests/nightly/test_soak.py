@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.suite_kills import kill_a_suite, left_by
 from tests.simulation.test_machine import live
 from tests.vm.command import Command
 from tests.vm.shop import Shop, create
@@ -57,3 +58,10 @@ def test_kills_at_random_moments(
             shop.check([on, on])
     finally:
         command("delete", "--yes", "shop", ok=False)
+
+
+def test_twenty_killed_parallel_suites(tmp_path: Path) -> None:
+    """L5, Q2: each at a random moment, and cleared by one start; the cache is shared by all."""
+    for seed in range(20):
+        kill_a_suite(tmp_path, seed, within=20.0)
+        assert left_by(tmp_path) == [], f"after the kill of seed {seed}"

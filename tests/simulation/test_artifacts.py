@@ -9,10 +9,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_vmss.errors import LabError
 from pytest_vmss.report.artifacts import collect, folder_name
 from pytest_vmss.report.artifacts import guests as asked
 from pytest_vmss.report.artifacts.folder import ArtifactFolder
 from pytest_vmss.report.masking import mask_lines
+from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
@@ -121,11 +123,18 @@ def test_what_passes_or_is_expected_to_fail_leaves_nothing(suite: pytest.Pyteste
         def test_known(scale_set):
             assert False
 
+        @pytest.fixture(scope="module")
+        def lasting(vmss):
+            return vmss.create(web_model("lasting", capacity=1), load_balancer=LOAD_BALANCER)
+
+        def test_shared(lasting):
+            assert lasting.is_healthy()
+
         def test_without_a_lab():
             assert False
         """.replace("\n        ", "\n"),
     )
-    result.assert_outcomes(passed=1, xfailed=1, failed=1)
+    result.assert_outcomes(passed=2, xfailed=1, failed=1)
     assert not (suite.path / "vmss-artifacts").exists()
 
 
@@ -368,3 +377,9 @@ def test_nothing_is_kept_where_nothing_failed(pytester: pytest.Pytester) -> None
     result.assert_outcomes(passed=1)
     assert "VMs are kept" not in result.stdout.str()
     assert not list((pytester.path / "state" / "labs").glob("*/keep"))
+
+
+@pytest.mark.parametrize("keep", [True, False, "Always", ""])
+def test_only_the_three_ways_of_keeping_are_taken(keep: object) -> None:
+    with pytest.raises(LabError, match="the setting keep must be never, failed or always"):
+        Settings(keep=keep)  # type: ignore[arg-type]

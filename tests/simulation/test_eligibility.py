@@ -445,3 +445,15 @@ def test_without_its_failed_instance_a_set_is_well(lab: SimulatedLab) -> None:
     assert state(web) == "Failed"
     web.delete_instances([2])
     assert state(web) == "Succeeded"
+
+
+def test_a_version_that_is_published_anew_is_due_again(lab: SimulatedLab) -> None:
+    """C1: its earlier upgrade was to another image, although of the same number."""
+    web = lab.start_web()
+    assert lab.roll(web, "1.1.0", Behaviour.UNHEALTHY).faulted
+    lab.run_due()
+    assert len(web.history()) == 1
+    lab.gallery().delete("web", "1.1.0")
+    assert lab.roll(web, "1.1.0").completed
+    lab.run_due()
+    assert len(web.history()) == 2

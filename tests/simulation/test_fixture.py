@@ -355,3 +355,84 @@ def test_only_what_a_test_published_goes_with_it(suite: pytest.Pytester) -> None
     result = run(suite, tests)
     result.assert_outcomes(passed=7, errors=2)
     result.stdout.fnmatch_lines(["*hooked 2.0.0 is published already*"])
+
+
+def test_a_module_shares_a_set_and_restores_it(suite: pytest.Pytester) -> None:
+    """L1: it is deleted after the module's last test."""
+    result = run(
+        suite,
+        """
+        @pytest.fixture(autouse=True)
+        def restored(module_scale_set):
+            if "fresh" not in module_scale_set.checkpoints:
+                module_scale_set.checkpoint("fresh")
+            yield
+            module_scale_set.restore("fresh")
+
+        SEEN = []
+
+        @pytest.mark.parametrize("version", ["1.1.0", "1.2.0"])
+        def test_it(vmss, module_scale_set, version):
+            check(module_scale_set)
+            assert module_scale_set[0].image_version == "1.0.0"
+            SEEN.append(module_scale_set.record.unique_id)
+            vmss.publish(version)
+            assert module_scale_set.wait_for_upgrade().completed
+
+        def test_the_same(module_scale_set):
+            assert {module_scale_set.record.unique_id} == set(SEEN)
+            assert module_scale_set[0].image_version == "1.0.0"
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(passed=3)
+    suite.makepyfile(
+        test_zz="""
+        def test_it_is_gone(vmss):
+            assert vmss.scale_sets() == []
+        """
+    )
+    suite.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist").assert_outcomes(passed=4)
+
+
+def test_a_test_runs_for_each_instance(suite: pytest.Pytester) -> None:
+    """L1: as many as the marker or its model says; a suite's own fixture stays the suite's own."""
+    result = run(
+        suite,
+        """
+        def test_each(instance, scale_set):
+            assert instance is scale_set[int(instance.instance_id)]
+            print("seen:", instance.name)
+
+        @pytest.mark.vmss(model=web_model(), load_balancer=LOAD_BALANCER, capacity=1)
+        def test_one(instance):
+            assert instance.instance_id == "0"
+
+        @pytest.mark.parametrize("instance", [1], indirect=True)
+        def test_chosen(instance):
+            assert instance.instance_id == "1"
+
+        class TestOwn:
+            @pytest.fixture
+            def instance(self):
+                return "mine"
+
+            def test_own(self, instance):
+                assert instance == "mine"
+
+            @pytest.mark.parametrize("instance, x", [("a", 1), ("b", 2)])
+            def test_values(self, instance, x):
+                assert instance in "ab"
+
+        @pytest.mark.parametrize(("instance", "x"), [("a", 1)])
+        def test_direct(instance, x):
+            assert instance == "a"
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(passed=8)
+    suite.makepyfile(
+        "import pytest\n@pytest.mark.vmss(model='gone.json')\ndef test_it(instance): pass"
+    )
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
+    text = result.stdout.str() + result.stderr.str()
+    assert "test_it" in text
+    assert "gone.json" in text

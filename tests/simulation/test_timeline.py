@@ -82,6 +82,7 @@ def test_a_failed_upgrade_says_who_failed_at_which_step_and_why_it_stopped(
     text = page_of(lab).text
     assert "Failed at the step “boot” in batch 1" in text
     assert "Kernel panic - not syncing" in text
+    assert failed[0].console == ("Kernel panic - not syncing: Attempted to kill init!",)
 
 
 def test_batches_health_and_traffic_are_beneath_the_steps(lab: SimulatedLab) -> None:

@@ -162,6 +162,19 @@ def test_a_secure_parameter_names_no_property(tags: Any) -> None:
     assert "S3cr3t" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["[parameters('pw')]", "[concat('web-', parameters('pw'))]"])
+def test_a_secure_parameter_names_no_resource(name: str) -> None:
+    """M5: a set's name is in paths, events and reports."""
+    for document in (
+        template(scale_set(name=name)),
+        template(scale_set(), {"type": "Microsoft.Network/loadBalancers", "name": name}),
+    ):
+        document["parameters"] = {"pw": {"type": "securestring"}}
+        with pytest.raises(ModelError, match=r"name: is made of a secure parameter") as caught:
+            load_document(document, parameters="pw=S3cr3tXyzzy")
+        assert "S3cr3t" not in str(caught.value)
+
+
 def test_placeholders_of_quickstart_templates_are_filled() -> None:
     """P1: as their own tests do."""
     document = template(

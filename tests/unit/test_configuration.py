@@ -218,3 +218,22 @@ def test_in_pytest(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
     result = pytester.runpytest_subprocess(*options, "--vmss-set", "timeouts.boot=x")
     result.stdout.fnmatch_lines(["*UsageError: --vmss-set: 'timeouts.boot=x'*"])
+
+
+def test_a_folder_above_that_may_not_be_entered_has_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L1: such as another account's home; what is further up counts."""
+    closed = tmp_path / "closed"
+    below = closed / "work"
+    below.mkdir(parents=True)
+    path = project(tmp_path)
+    is_file = Path.is_file
+
+    def asked(self: Path) -> bool:
+        if self.parent in (closed, below):
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", asked)
+    assert find_project(below) == path

@@ -546,6 +546,31 @@ def test_a_download_that_cannot_be_stored_says_so(
         assert "failed to download file[0]: it cannot be written: " in capsys.readouterr().err
 
 
+def test_a_download_survives_a_server_that_is_away_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """H2: the pauses are those of the CustomScript extension, three minutes in all."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(6):
+                server.accept()[0].close()
+            with server.accept()[0] as link:
+                link.recv(9999)
+                link.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\ndone")
+
+        serving = threading.Thread(target=answer, name="answer")
+        serving.start()
+        try:
+            port = server.getsockname()[1]
+            assert download.fetch(f"http://127.0.0.1:{port}/x") == b"done"
+        finally:
+            serving.join(10)
+    assert pauses == [3, 6, 12, 24, 48, 96]
+
+
 def test_a_server_that_does_not_speak_http_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -553,7 +578,7 @@ def test_a_server_that_does_not_speak_http_is_told_of(
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
-            for _ in range(4):
+            for _ in range(7):
                 with server.accept()[0] as link:
                     link.recv(9999)
                     link.sendall(b"s3cr3tPass\r\n\r\n")

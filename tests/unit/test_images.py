@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from pytest_vmss.errors import ImageError, NotFoundError
-from pytest_vmss.image_builder import find_recipes
+from pytest_vmss.image_builder import bootstrap, find_recipes
 from pytest_vmss.image_builder.initramfs import build_initramfs
 from pytest_vmss.image_builder.recipe import digest_of, load_image
 
@@ -32,6 +34,27 @@ def test_a_recipe_that_is_not_valid(tmp_path: Path) -> None:
         load_image(tmp_path)
     with pytest.raises(NotFoundError, match="no recipe"):
         load_image(tmp_path / "nothing")
+
+
+def test_a_package_of_another_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B5: only what is named with a suite comes from it; updates and security are the base's own."""
+    base = load_image(find_recipes() / "web").base_recipe()
+    assert "cloud-init/trixie" in base.packages
+    seen: list[str] = []
+    way = bootstrap.Way("root", tmp_path)
+    monkeypatch.setattr(bootstrap, "choose_way", lambda _: way)
+    monkeypatch.setattr(
+        bootstrap, "_mmdebstrap", lambda _, options, *__, **___: seen.extend(options)
+    )
+    with (tmp_path / "tar").open("wb") as tar:
+        bootstrap.bootstrap(base, tmp_path, tar)
+    (default,) = (option for option in seen if "Default-Release" in option)
+    pattern = default.partition("/")[2].rpartition("/")[0]
+    suites = ["bookworm", "bookworm-updates", "bookworm-security", "trixie", "bookworm-backports"]
+    assert [bool(re.search(pattern, suite)) for suite in suites] == [True] * 3 + [False] * 2
+    for wrong in ("a/../b", "a/", "/a", "a/b/c", "a=1"):
+        with pytest.raises(ValidationError, match="packages"):
+            type(base).model_validate({**dict(base), "packages": [wrong]})
 
 
 def test_every_file_counts_for_the_digest(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pytest_vmss.gallery import Gallery
 from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.labs.place import LabPlace
+from pytest_vmss.report.artifacts import collect
 from pytest_vmss.store import Outcome
 from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
@@ -257,6 +258,25 @@ def test_files_are_the_owners_alone_and_hold_no_secret(web: ScaleSet, vmss: Lab)
         owner = Path(f"/proc/{pid}").stat().st_uid
         assert owner == (os.geteuid() if account is None else account.uid)
         assert "hostfwd=tcp:127." in line
+
+
+def test_artifacts_of_a_failure_hold_what_the_guests_say(
+    web: ScaleSet, vmss: Lab, tmp_path: Path
+) -> None:
+    """L3, M5: also the log of an OS disk that was rolled back, and no secret."""
+    found = collect(vmss, tmp_path / "artifacts" / "it", test="it", names=[web.name])
+    folder = found.folder / "web"
+    for instance in web:
+        mine = folder / instance.name
+        assert "Linux version" in (mine / "console-1.log").read_text()
+        assert f"<name>{instance._context.domain}</name>" in (mine / "domain.xml").read_text()
+        assert "cloud-init" in (mine / "guest" / "journal.log").read_text()
+        assert (mine / "guest" / "cloud-init.log").stat().st_size
+        assert "status: " in (mine / "guest" / "cloud-init-analyze.txt").read_text()
+    assert len(list((folder / "web_0").glob("console-*.log"))) > 1
+    assert "web_0" in (folder / "haproxy-stat.csv").read_text()
+    for path in found.folder.rglob("*"):
+        assert path.is_dir() or SECRET not in path.read_text(), path
 
 
 def test_the_guests_contract(web: ScaleSet, vmss: Lab) -> None:

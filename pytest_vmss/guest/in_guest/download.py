@@ -16,7 +16,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-_TRIES = 4
+#: As the CustomScript extension has it: 3, 6, 12, ... seconds between the tries.
+_TRIES = 7
+_PAUSE_S = 3
 _TIMEOUT_S = 60
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 512
@@ -97,7 +99,7 @@ def fetch(uri: str) -> bytes:
         except (http.client.HTTPException, OSError) as failed:
             if attempt == _TRIES:
                 raise ValueError(f"http request failed: {_reason(failed)}") from None
-        time.sleep(2**attempt)
+        time.sleep(_PAUSE_S * 2 ** (attempt - 1))
     raise ValueError("not reached")
 
 

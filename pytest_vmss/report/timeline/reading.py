@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
 from pytest_vmss.api.operation import Operation
 from pytest_vmss.report.timeline.bars import bars_of
 from pytest_vmss.report.timeline.console import ConsoleLog, with_console
-from pytest_vmss.report.timeline.records import Bar, Batch, Interruption, Mark, Row, Timeline
+from pytest_vmss.report.timeline.records import (
+    Bar,
+    BarState,
+    Batch,
+    Interruption,
+    Mark,
+    Row,
+    Timeline,
+)
 from pytest_vmss.report.timeline.states import health_spans, traffic_spans
-from pytest_vmss.store import EventRecord, Store
+from pytest_vmss.store import ErrorRecord, EventRecord, Store
 
 __all__ = ["read_timeline"]
 
@@ -62,7 +71,8 @@ def read_timeline(
     rows = []
     for number in sorted({*report.results, *bars}):
         result = report.results.get(number)
-        mine = with_console(bars.get(number, []), logs[number])
+        error = None if result is None else result.error
+        mine = _with_tail(with_console(bars.get(number, []), logs[number]), error)
         rows.append(
             Row(
                 instance_id=number,
@@ -72,7 +82,7 @@ def read_timeline(
                 health=health_spans(mine, health[number], start, end),
                 traffic=traffic_spans(mine, earlier[number], start, end),
                 marks=_marks(marked, number),
-                error=None if result is None else result.error,
+                error=error,
                 stopped=result is not None and result.stopped,
                 replaces=replaced.get(number, ""),
             )
@@ -89,6 +99,16 @@ def read_timeline(
         go_on=operation.go_on,
         left_out=report.left_out,
     )
+
+
+def _with_tail(bars: list[Bar], error: ErrorRecord | None) -> list[Bar]:
+    """Gives the step that failed the console's last lines, if no others are known."""
+    if error is None or not error.console_tail:
+        return bars
+    index = next((i for i, bar in enumerate(bars) if bar.state is BarState.FAILED), None)
+    if index is not None and not bars[index].console:
+        bars[index] = replace(bars[index], console=tuple(error.console_tail.splitlines()))
+    return bars
 
 
 def _grouped(pairs: Iterable[tuple[_K, _V]]) -> defaultdict[_K, list[_V]]:
