@@ -373,6 +373,27 @@ MUTANTS: tuple[Mutant, ...] = (
         _tests("tests/simulation/test_traffic.py"),
     ),
     _mutant(
+        "a guest that reported that it is not ready is waited for",
+        "guest/guest.py",
+        '        if seen.health.state == "Ready":\n',
+        '        if seen.health.state in ("Ready", "NotReady"):\n',
+        _tests("tests/unit/test_platform_process.py"),
+    ),
+    _mutant(
+        "a scheduled event is another one after a resume",
+        "steps/notice.py",
+        'uuid.uuid5(_NAMESPACE, f"{context.operation} {context.record.uuid}")',
+        "uuid.uuid4()",
+        _tests("tests/simulation/test_azure_images.py"),
+    ),
+    _mutant(
+        "a closed guest's datagrams leave its network",
+        "guest_platform/network.py",
+        "        elif self._outbound or is_tcp(frame):\n",
+        "        elif True:\n",
+        _tests("tests/unit/test_platform_network.py"),
+    ),
+    _mutant(
         "an instance serves before it is healthy",
         "steps/traffic.py",
         "            if self.wait and balancer.judges:\n                self._wait(context, balancer)\n",

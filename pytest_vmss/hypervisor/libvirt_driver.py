@@ -257,10 +257,16 @@ class LibvirtHypervisor:
         Raises:
             HypervisorError: libvirt refused; the message is its own.
         """
-        if self.running_generation(machine.name) == machine.generation:
-            return
-        self.power_off(machine.name)
-        machine.agent.unlink(missing_ok=True)
+        if self.running_generation(machine.name) != machine.generation:
+            self.power_off(machine.name)
+            machine.agent.unlink(missing_ok=True)
+            if machine.platform is not None:
+                launcher.prepare(machine.platform)
+            self._restore(machine, memory)
+        if machine.platform is not None:
+            launcher.ensure(machine.platform)
+
+    def _restore(self, machine: Machine, memory: Path) -> None:
         copy = machine.os_disk.with_name("memory.part")
         try:
             self._grant(machine)
