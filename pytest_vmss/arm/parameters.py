@@ -183,11 +183,15 @@ def given_in_file(document: Mapping[str, Any]) -> dict[str, Any]:
 def parsed(parameter: Parameter, given: str) -> Any:
     """Returns the value that ``name=value`` means for a parameter of some type.
 
+    Args:
+        parameter: The parameter.
+        given: The value's text, sealed as long as nobody knew whether it is a secret.
+
     Raises:
         TemplateError: It is not a value of that type.
     """
     if parameter.kind in ("string", "securestring", ""):
-        return given
+        return given if parameter.is_secure else str.__str__(given)
     if parameter.kind == "bool" and given.lower() in ("true", "false"):
         return given.lower() == "true"
     try:

@@ -546,3 +546,15 @@ def test_many_expressions_in_a_body_are_refused_in_time() -> None:
     with pytest.raises(ModelError, match=r"zzz\[59\]: is an expression"):
         load_document({**scale_set(), "zzz": heavy})
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(("kind", "is_shown"), [("string", True), ("securestring", False)])
+def test_what_is_given_by_value_is_a_secret_only_if_its_parameter_is_secure(
+    kind: str, is_shown: bool
+) -> None:
+    """P1, M5."""
+    document = template(
+        scale_set(tags={"team": "[parameters('p')]"}), parameters={"p": {"type": kind}}
+    )
+    model = load_document(document, parameters=["p=platform"]).model
+    assert (model.wire()["tags"]["team"] == "platform") is is_shown
