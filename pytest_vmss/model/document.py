@@ -411,7 +411,8 @@ def _find_probe(
     """Finds the probe that the model names, and the load balancer that has it.
 
     A set without a health probe is behind the load balancer in whose backend pool its instances
-    are, or else behind the one that was given beside it. Only the load balancer that it names is validated, and one that was given beside the model.
+    are, or else behind the one that was given beside it. Only the load balancer that it names is
+    validated, and one that was given beside the model.
 
     Args:
         model: The scale set.

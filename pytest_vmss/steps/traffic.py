@@ -79,13 +79,6 @@ class Undrain:
                 interval=_LOOK_S,
             )
         except WaitTimeoutError as error:
-            if context.environment.revisions.current(context.scale_set).probe is None:
-                context.event(
-                    "warning",
-                    "the load balancer's probe does not find it healthy, and sends it no traffic; "
-                    "its health is not for that probe to decide",
-                )
-                return
             raise UnhealthyError(
                 f"its own port answers, but the load balancer's probe did not find it healthy "
                 f"within {timeout:.0f} s",

@@ -236,7 +236,7 @@ def test_a_deletion_that_cannot_end_is_gone_on_with(
 ) -> None:
     web = lab.start_web(1)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(16, "Device or resource busy")
 
     with monkeypatch.context() as patch:

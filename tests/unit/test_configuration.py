@@ -177,6 +177,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Lab, "open", opened)
     monkeypatch.setenv("VMSS_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "state/labs/default").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     project(tmp_path)
 
