@@ -23,6 +23,7 @@ from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.model import Health
 from pytest_vmss.settings import Settings
 from tests.models import encode, web_model, with_application_health
+from tests.processes import wait_until_ended
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
 USER_DATA = encode("what the application reads")
@@ -179,7 +180,7 @@ def test_a_guest_keeps_its_network_when_its_process_is_killed(web: ScaleSet) -> 
     instance = web[0]
     (process,) = servers(instance)
     process.kill()
-    process.wait(10)
+    wait_until_ended(process.pid)
     assert metadata(instance)["compute"]["vmId"] == instance.record.uuid
     assert web.is_healthy()
 
