@@ -50,6 +50,7 @@ from pytest_vmss.hypervisor.domain import domain_xml
 from pytest_vmss.model import ApplicationHealthSettings, Health
 from pytest_vmss.settings import Timeouts
 from pytest_vmss.simulation.clock import VirtualClock
+from tests.processes import wait_until_ended
 
 UUID = "406a9d04-57d7-48fb-9e7b-f19fe24fd39e"
 DOCUMENT = json.dumps({"compute": {"vmId": UUID, "userData": "c2VjcmV0"}, "network": {}})
@@ -156,7 +157,7 @@ def test_a_guest_is_served_until_its_vm_ends(place: Path, free_port: int) -> Non
     for path in (served.files.config, served.files.folder / "metadata", served.files.sightings):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600  # M5
     process.kill()
-    process.wait(5)
+    wait_until_ended(process.pid)
     assert not launcher.is_served(served.files)
     launcher.ensure(served)
     assert get(served.files) == (200, UUID.encode())

@@ -24,6 +24,7 @@ from pytest_vmss.hypervisor.saved import copy_for
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
+from tests.processes import wait_until_ended
 
 NAME = "vmss-contract-web_0"
 OTHER = "vmss-another1-web_0"
@@ -215,7 +216,7 @@ def test_a_guest_that_looks_for_azure_is_served(
     if isinstance(hypervisor, LibvirtHypervisor):
         (process,) = processes_of(files)
         process.kill()
-        process.wait(10)
+        wait_until_ended(process.pid)
         hypervisor.start(next_generation(served))
         socket.create_connection(("127.62.0.1", 10022), 5).close()
     hypervisor.power_off(NAME)
