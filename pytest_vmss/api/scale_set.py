@@ -372,7 +372,8 @@ class ScaleSet:
             timeout: Seconds; None for the setting ``timeouts.wait``, a day.
 
         Returns:
-            The oldest upgrade that no earlier call has returned, once it has ended.
+            The oldest upgrade that no earlier call has returned, once it has ended and its hooks
+            have been called.
 
         Raises:
             InterruptedOperationError: The host could not continue it; use :meth:`resume`.
@@ -386,7 +387,7 @@ class ScaleSet:
             idle = self._controller.is_idle(self.name)
             fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
             if fresh and fresh[-1].ended:
-                return fresh[-1]
+                return fresh[-1] if self._environment.observers.know(fresh[-1].id) else None
             self._controller.failures.check(self.name)
             if fresh:
                 self._require_going_on(fresh[-1], idle=idle)

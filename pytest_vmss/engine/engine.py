@@ -168,13 +168,14 @@ class Engine:
         Raises:
             InterruptedOperationError: The host cannot continue for now; see :meth:`resume`.
         """
-        with self.journal.resumable(operation_id):
-            if self.journal.operation(operation_id).rolling:
-                self._rollout.run(operation_id)
-            else:
-                self._run_at_once(operation_id)
-        told = Told(Moment.OPERATION_ENDED, self.name, operation_id)
-        self._environment.observers.tell(told)
+        observers = self._environment.observers
+        with observers.running(operation_id):
+            with self.journal.resumable(operation_id):
+                if self.journal.operation(operation_id).rolling:
+                    self._rollout.run(operation_id)
+                else:
+                    self._run_at_once(operation_id)
+            observers.tell(Told(Moment.OPERATION_ENDED, self.name, operation_id))
         return self.journal.report(operation_id)
 
     def _run_at_once(self, operation_id: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -57,10 +59,24 @@ class Observers:
 
     def __init__(self) -> None:
         self._all: list[Observer] = []
+        self._running: dict[str, int] = {}  # to the thread that runs it
 
     def add(self, observer: Observer) -> None:
         """Calls a function from now on; instances of one batch do so from several threads."""
         self._all.append(observer)
+
+    @contextmanager
+    def running(self, operation: str) -> Iterator[None]:
+        """An operation that this thread runs and tells of."""
+        self._running[operation] = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._running.pop(operation, None)
+
+    def know(self, operation: str) -> bool:
+        """Whether all was told of an operation that has ended; observers themselves know it."""
+        return self._running.get(operation) in (None, threading.get_ident())
 
     def tell(self, told: Told) -> None:
         """Calls all observers, in the order in which they were added."""

@@ -10,11 +10,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pytest_vmss import plugin
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.cli import main
 from pytest_vmss.cli.base import SECTIONS
 from pytest_vmss.model.arguments import argument_names
+from pytest_vmss.plugin import marker
+from pytest_vmss.plugin import options as plugin_options
 
 
 def said(*arguments: str) -> str:
@@ -77,16 +78,16 @@ def test_topics() -> None:
 
 
 def test_the_marker_names_each_argument() -> None:
-    names = re.findall(r"\w+", plugin._MARKER.partition("(")[2].partition(")")[0])
+    names = re.findall(r"\w+", marker.MARKER.partition("(")[2].partition(")")[0])
     assert set(names) == {"model", "images", *argument_names(Lab.create)}
 
 
 def test_pytest_says_what_options_fixtures_and_marker_are(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): pass")
     options = pytester.runpytest("--help").stdout.str()
-    for name in re.findall(r'"(--vmss-[a-z-]+)"', inspect.getsource(plugin.pytest_addoption)):
+    for name in re.findall(r'"(--vmss-[a-z-]+)"', inspect.getsource(plugin_options.add_options)):
         assert name in options
-    for name in re.findall(r'addini\(\s*"(\w+)"', inspect.getsource(plugin.pytest_addoption)):
+    for name in re.findall(r'addini\(\s*"(\w+)"', inspect.getsource(plugin_options.add_options)):
         assert name in options
     fixtures = pytester.runpytest("--fixtures", "-v").stdout.str()
     for words in ("vmss.create(", "gallery.publish(", "scale_set.wait_for_upgrade()"):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -17,12 +17,23 @@ if TYPE_CHECKING:
     from pytest_vmss.api.lab import Lab
     from pytest_vmss.report.artifacts import Collected
 
-__all__ = ["ArtifactsPlugin", "artifacts_root"]
+__all__ = ["ArtifactsPlugin", "artifacts_of", "artifacts_root", "register"]
 
 #: The folder below pytest's rootdir, if none is named.
 _FOLDER = "vmss-artifacts"
 _OFF = "off"
 _TITLE = "pytest-vmss"
+_PLUGIN = "vmss-artifacts"
+
+
+def register(config: pytest.Config) -> None:
+    """Adds this part to pytest's plugins."""
+    config.pluginmanager.register(ArtifactsPlugin(config), _PLUGIN)
+
+
+def artifacts_of(config: pytest.Config) -> ArtifactsPlugin:
+    """The part that was registered."""
+    return cast("ArtifactsPlugin", config.pluginmanager.getplugin(_PLUGIN))
 
 
 def artifacts_root(config: pytest.Config) -> Path | None:
