@@ -144,7 +144,8 @@ def test_junit_properties_say_what_ran_and_how_long(suite: pytest.Pytester) -> N
     found = [(one.get("name"), one.get("value")) for one in tree.iter("property")]
     names = dict(found)
     assert names["vmss.accelerator"] == "tcg"
-    assert float(names["vmss.seconds.web.upgrade.boot"] or 0) == pytest.approx(30, abs=1)
+    # Others take their turns on the same clock.
+    assert 30 <= float(names["vmss.seconds.web.upgrade.boot"] or 0) < 60
     assert "vmss.seconds.web.upgrade.rollback-boot" in names
     images = [value or "" for name, value in found if name == "vmss.image.web"]
     assert [image.split()[0:2] for image in images] == [
