@@ -15,7 +15,7 @@ def with_argument(mark: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
 
 
-def wait_until_ended(pid: int, limit: float = 10.0) -> None:
+def wait_until_ended(pid: int, limit: float = 30.0) -> None:
     """Waits for the end of a process that was killed, whether or not somebody collects it.
 
     Args:
@@ -28,6 +28,11 @@ def wait_until_ended(pid: int, limit: float = 10.0) -> None:
     deadline = time.monotonic() + limit
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        while process.is_running() and not _is_dead(process):
             assert time.monotonic() < deadline, f"{process} still runs {limit:g} s after its end"
             time.sleep(0.01)
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    """Whether all its threads have ended: until then it holds its locks, a zombie or not."""
+    return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
