@@ -48,11 +48,13 @@ class Connection:
         libvirt: libvirt's own object.
         uri: The connection's URI.
         run_as: See :func:`~pytest_vmss.hypervisor.domain.domain_xml`.
+        shared: Whether it is the process's, and stays open when this is closed.
     """
 
     libvirt: libvirt.virConnect
     uri: str
     run_as: str | None
+    shared: bool = False
 
     @property
     def alive(self) -> bool:
@@ -64,6 +66,8 @@ class Connection:
 
     def close(self) -> None:
         """Closes the connection; VMs keep running."""
+        if self.shared:
+            return
         with contextlib.suppress(libvirt.libvirtError):  # its daemon may be gone
             self.libvirt.close()
 
@@ -100,6 +104,7 @@ def open_connection(
     """
     _start_event_loop()
     uri = uri or default_uri(folder)
+    embedded = None
     if uri.startswith("qemu:///embed"):
         root = Path(uri.partition("root=")[2].partition("&")[0] or folder)
         embedded = _Embedded.claim(root, cache)
@@ -107,12 +112,13 @@ def open_connection(
             embedded.let_in()
         uri = embedded.uri
     try:
-        connection = libvirt.open(uri)
+        connection = libvirt.open(uri) if embedded is None else embedded.connect()
     except libvirt.libvirtError as error:
         raise _no_answer(uri, error) from error
     # The system daemon's own user has no access to the files of a lab without an account.
     own = "+0:+0" if uri.endswith("/system") and os.geteuid() == 0 else None
-    return Connection(connection, uri, own if account is None else account.label)
+    run_as = own if account is None else account.label
+    return Connection(connection, uri, run_as, shared=embedded is not None)
 
 
 def _no_answer(uri: str, refused: libvirt.libvirtError) -> HostError:
@@ -151,7 +157,8 @@ class _Embedded:
     """libvirt's QEMU driver inside this process.
 
     libvirt can open one folder per process, until the process ends, and only one process at a
-    time may use a folder. So it is claimed once and kept.
+    time may use a folder. So it is claimed once and kept. So is the connection: with each one
+    that is opened libvirt registers its driver anew, and has room for twenty.
     """
 
     _claimed: ClassVar[_Embedded | None] = None
@@ -183,6 +190,7 @@ class _Embedded:
                 f"libvirt's embedded driver cannot keep its files in {root}: {error}"
             ) from error
         self.uri = f"qemu:///embed?root={self._link or root}"
+        self._connection: libvirt.virConnect | None = None
         self._reaper = _Reaper()
         atexit.register(self._release)
 
@@ -209,6 +217,17 @@ class _Embedded:
                     "libvirt daemon"
                 )
             return cls._claimed
+
+    def connect(self) -> libvirt.virConnect:
+        """Returns the process's connection.
+
+        Raises:
+            libvirt.libvirtError: It cannot be opened.
+        """
+        with self._claiming:
+            if self._connection is None or not self._connection.isAlive():
+                self._connection = libvirt.open(self.uri)
+            return self._connection
 
     def let_in(self) -> None:
         """Lets QEMU's account reach the folders that libvirt makes for each machine (R4).
@@ -245,6 +264,9 @@ class _Embedded:
     def _release(self) -> None:
         if self._process != os.getpid():
             return  # a forked child ends; the driver and its folder belong to its parent
+        if self._connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.close()
         self._reaper.stop()
         if not any(self.root.glob("etc/qemu/*.xml")):
             # While there are VMs, the driver may write to its folder until the very end.

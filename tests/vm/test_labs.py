@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pytest_vmss.api.lab import Lab
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.identity import labs_folder, read_identity
@@ -96,3 +97,11 @@ def test_a_killed_session_and_a_killed_reaping(place: Path) -> None:
     left = [path for path in state.rglob("*") if path.is_symlink() or not path.is_dir()]
     assert left == []
     assert list(labs.iterdir()) == []
+
+
+def test_a_process_opens_as_many_labs_as_it_likes(vmss: Lab) -> None:
+    """L4, R4: libvirt's embedded driver has room for twenty connections in a process's life."""
+    for _ in range(25):
+        lab = Lab.session(vmss.settings)
+        assert lab.hypervisor.running_generation("nothing") is None
+        lab.destroy()
