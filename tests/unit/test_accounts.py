@@ -173,6 +173,7 @@ def test_a_runtime_folder_of_another_account_is_told(ordinary: Path) -> None:
     """qemu:///session after a run as root: nothing needs to be installed."""
     folder = ordinary / "libvirt"
     folder.mkdir(mode=0o500)
+    libvirt.virResetLastError()  # whose words the exception would take over
     refused = libvirt.libvirtError(
         f"Unable to create lock '{folder}/libvirtd.lock': Permission denied"
     )

@@ -268,7 +268,7 @@ def test_artifacts_of_a_failure_hold_what_the_guests_say(
     folder = found.folder / "web"
     for instance in web:
         mine = folder / instance.name
-        assert "Linux version" in (mine / "console-1.log").read_text()
+        assert "Booting from Hard Disk" in (mine / "console-1.log").read_text()
         assert f"<name>{instance._context.domain}</name>" in (mine / "domain.xml").read_text()
         assert "cloud-init" in (mine / "guest" / "journal.log").read_text()
         assert (mine / "guest" / "cloud-init.log").stat().st_size
