@@ -36,6 +36,8 @@ _I = TypeVar("_I")
 _T = TypeVar("_T")
 
 _MOST_THREADS = 32
+#: Seconds in which Ctrl-C is noticed, whichever thread the kernel gives it to.
+_WAKE_S = 0.25
 #: The shortest sleep between two probes, in seconds.
 _LEAST_S = 0.001
 
@@ -157,7 +159,9 @@ class SystemClock:
         try:
             for item in items:
                 futures.append(pool.submit(copy_context().run, act, item))  # noqa: PERF401 - each counts
-            wait(futures)
+            # The kernel may give a signal to any thread; Python acts on it when this one wakes.
+            while wait(futures, timeout=_WAKE_S).not_done:
+                pass
         except BaseException as error:  # noqa: BLE001 - raised once all have ended
             ended_by = error
         while True:
