@@ -36,6 +36,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.nightly  # two minutes; tests/simulation/test_host_faults.py has it in each run
 def test_disk_full_while_the_new_overlay_is_written(
     small_disk: Path, tmp_path: Path, built: Callable[[str], Path]
 ) -> None:
