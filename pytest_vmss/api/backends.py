@@ -197,6 +197,7 @@ class LocalBackends:
     def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> Guest:
         """Returns the guest of a generation, over SSH."""
         record, machine = context.record, context.machine(generation.number)
+        platform = machine.platform
         model = context.revision(generation.revision).model
         hypervisor = context.environment.hypervisor
         return LinuxGuest(
@@ -207,6 +208,7 @@ class LocalBackends:
                 user=model.virtual_machine_profile.os_profile.admin_username,
                 key=context.ssh_key(generation),
                 host_key=generation.host_key,
+                server=None if platform is None else lambda: platform.files.folder.stat().st_uid,
             ),
             console=Console(machine.console, generation.console_from),
             timeouts=lambda: context.timeouts,

@@ -148,13 +148,25 @@ SSH_PORT = 22
 
 @dataclass(frozen=True)
 class SshAccess:
-    """How to log in to one generation of an instance."""
+    """How to log in to one generation of an instance.
+
+    Attributes:
+        address: Loopback address that leads to the guest.
+        port: Port on it.
+        user: Login name.
+        key: Path of the private key.
+        host_key: The only host key to accept; empty before the first login to a guest that makes
+            its own.
+        server: Returns the user id of the process that leads there. It is asked for where there is
+            no host key yet: nobody else's connection is taken for the guest's (M6).
+    """
 
     address: str
     port: int
     user: str
     key: Path
     host_key: str
+    server: Callable[[], int] | None = None
 
 
 _FACTS = """\
@@ -618,13 +630,20 @@ class LinuxGuest:
                 user=self._access.user,
                 key=self._access.key,
                 host_key=self._access.host_key,
+                server=self._access.server,
                 name=self.name,
                 timeout=self._login_limit,
             )
         except HostKeyMismatchError as error:
-            raise GuestUnreachableError(
+            told = (
                 f"answers over SSH with another host key than its seed gave it ({error}); "
-                "does the custom data or the image bring ssh_keys of its own?",
+                "does the custom data or the image bring ssh_keys of its own?"
+                if self._access.host_key
+                else f"is answered for by another account's process ({error}); end what listens at "
+                f"{self._access.address}:{self._access.port} (`ss -ltnp` tells), and try again"
+            )
+            raise GuestUnreachableError(
+                told,
                 instance=self.name,
                 console_tail=self._console.tail(),
                 log=self._console.path,

@@ -23,6 +23,7 @@ from pytest_vmss.guest.transport import (
     transport_errors,
 )
 from pytest_vmss.guest.tunnel import Tunnel
+from pytest_vmss.host.peers import owner_of_peer
 
 __all__ = ["CommandResult", "HostKeyMismatchError", "Lasting", "Runner", "Shell"]
 
@@ -104,6 +105,7 @@ class Shell:
         host_key: str,
         name: str,
         timeout: float,
+        server: Callable[[], int] | None = None,
     ) -> Shell | None:
         """Tries once to log in.
 
@@ -112,10 +114,12 @@ class Shell:
             port: Port on it.
             user: Login name.
             key: Path of the private key.
-            host_key: The only host key to accept, in OpenSSH's format; empty to accept any, as
-                at the first login to a guest that made its own.
+            host_key: The only host key to accept, in OpenSSH's format; empty at the first login
+                to a guest that made its own, which then needs ``server``.
             name: The instance's name, for messages.
             timeout: For the login, in seconds, once the server answers.
+            server: Returns the user id whose process must be at the other end if there is no host
+                key to tell the guest by.
 
         Returns:
             The connection; None if no server answers yet, or it does not let the user in yet.
@@ -139,7 +143,10 @@ class Shell:
                         transport.get_security_options().key_types = (kind,)
                     transport.start_client(timeout=timeout)
                     shown = transport.get_remote_server_key()
-                    is_pinned = not host_key or shown.get_base64() == blob.split()[0]
+                    if host_key:
+                        is_pinned = shown.get_base64() == blob.split()[0]
+                    else:
+                        is_pinned = server is not None and owner_of_peer(link) == server()
                     seen = f"shows the host key {shown.get_name()} {shown.fingerprint}"
                 if not is_pinned:
                     raise HostKeyMismatchError(seen)

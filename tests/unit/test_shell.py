@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import struct
 import threading
@@ -54,10 +55,11 @@ class Guest(paramiko.ServerInterface):
                 self.transports.append(transport)
                 transport.start_server(event=threading.Event(), server=self)
 
-    def connect(self) -> Shell:
+    def connect(self, *, pinned: bool = True, server: Callable[[], int] | None = None) -> Shell:
         made = Shell.connect(
             "127.0.0.1", self._listener.getsockname()[1], user="u", key=self._folder / "key",
-            host_key=self._host_key.public, name="web_0", timeout=10,
+            host_key=self._host_key.public if pinned else "", server=server,
+            name="web_0", timeout=10,
         )  # fmt: skip
         assert made is not None
         return made
@@ -128,6 +130,16 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     made = Guest(tmp_path)
     yield made
     made.close()
+
+
+def test_without_a_host_key_only_the_guests_own_server_is_logged_in_to(guest: Guest) -> None:
+    """M6, O1: it shows its key then; whoever else has taken the port is not asked anything."""
+    shell = guest.connect(pinned=False, server=os.geteuid)
+    assert shell.host_key.split() == guest._host_key.public.split()[:2]
+    shell.close()
+    for server in (None, lambda: os.geteuid() + 1):
+        with pytest.raises(HostKeyMismatchError, match="shows the host key"):
+            guest.connect(pinned=False, server=server)
 
 
 def test_a_command_is_run(guest: Guest) -> None:
