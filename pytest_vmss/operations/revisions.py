@@ -187,9 +187,12 @@ def _ports_of(document: ScaleSetDocument) -> set[int]:
     """The guest ports of the load balancer's rules and their probes, and of the set's own."""
     ports = {document.probe.port} if document.probe else set()
     balancer = document.balancer
-    for rule in served_rules(balancer, document.model) if balancer else ():
-        probe = balancer.probe_of(rule) if balancer else None
-        ports |= {rule.backend_port} if probe is None else {rule.backend_port, probe.port}
+    if balancer is None:
+        return ports
+    for rule in served_rules(balancer, document.model):
+        ports.add(rule.backend_port)
+        if (probe := balancer.probe_of(rule)) is not None:
+            ports.add(probe.port)
     return ports
 
 

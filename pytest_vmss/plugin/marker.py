@@ -92,11 +92,9 @@ def _check_marker(marker: pytest.Mark) -> None:
 
 def _beside(node: pytest.Item | pytest.Collector, value: Any) -> Any:
     """A file relative to the test's file, wherever pytest was started; other values as they are."""
-    from pytest_vmss.api.custom_data import beside
+    from pytest_vmss.api.custom_data import located
 
-    if isinstance(value, (str, Path)) and "\n" not in str(value):
-        return beside(value, node.path.parent) or value
-    return value
+    return located(value, node.path.parent)
 
 
 def _exists(path: str | Path) -> bool:

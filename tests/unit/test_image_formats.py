@@ -152,6 +152,16 @@ def _same_block(content: bytearray) -> None:
     content[1540:1544] = content[1536:1540]
 
 
+def refused_once_patched(source: Path, patch: Callable[[bytearray], None], words: str) -> None:
+    """R3: refused by its headers and tables, before any program sees it."""
+    content = bytearray(source.read_bytes())
+    patch(content)
+    source.write_bytes(content)
+    with pytest.raises(ImageError, match=words) as refused:
+        head_of(source)
+    assert str(refused.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
@@ -185,12 +195,7 @@ def _same_block(content: bytearray) -> None:
 def test_a_dynamic_vhd_that_is_not_sound(patch: Callable[[bytearray], None], words: str) -> None:
     """R3: refused by its headers and table, before any program sees it."""
     source = made("vpc", "subformat=dynamic,force_size=on")
-    content = bytearray(source.read_bytes())
-    patch(content)
-    source.write_bytes(content)
-    with pytest.raises(ImageError, match=words) as refused:
-        head_of(source)
-    assert str(refused.value).isprintable()
+    refused_once_patched(source, patch, words)
 
 
 def test_a_fixed_vhd_that_is_cut_off() -> None:
@@ -270,12 +275,7 @@ def bat(number: int, value: int) -> Callable[[bytearray], None]:
 def test_a_vhdx_that_is_not_sound(patch: Callable[[bytearray], None], words: str) -> None:
     """R3: refused by its headers and tables, before any program sees it."""
     source = made("vhdx", "subformat=dynamic")
-    content = bytearray(source.read_bytes())
-    patch(content)
-    source.write_bytes(content)
-    with pytest.raises(ImageError, match=words) as refused:
-        head_of(source)
-    assert str(refused.value).isprintable()
+    refused_once_patched(source, patch, words)
 
 
 def test_a_vhdx_whose_blocks_overlap() -> None:

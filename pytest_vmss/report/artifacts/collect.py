@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pytest_vmss.api.instance import Instance
@@ -114,15 +115,15 @@ class _Collector:
         """Collects all of it: what is on this host first, then what guests answer."""
         guests: list[tuple[Instance, str]] = []
         for name in names:
-            self._try(f"{name}/timeline.html", lambda name=name: self._timeline(name, test))  # type: ignore[misc]
-            self._try(f"{name}/events.jsonl", lambda name=name: self._events(name))  # type: ignore[misc]
+            self._try(f"{name}/timeline.html", partial(self._timeline, name, test))
+            self._try(f"{name}/events.jsonl", partial(self._events, name))
             if self._lab.store.get(ScaleSetRecord, name.lower()) is None:
                 continue
             scale_set = self._lab.scale_set(name)
-            self._try(f"{name}/model.json", lambda one=scale_set: self._set(one))  # type: ignore[misc]
+            self._try(f"{name}/model.json", partial(self._set, scale_set))
             for instance in scale_set.instances[:_INSTANCES]:
                 where = f"{name}/{instance.name}"
-                self._try(where, lambda one=instance, at=where: self._instance(one, at))  # type: ignore[misc]
+                self._try(where, partial(self._instance, instance, where))
                 guests.append((instance, f"{where}/guest"))
         self._try("host.json", lambda: self._folder.json("host.json", host_facts(self._lab)))
         with ThreadPoolExecutor(_THREADS, "vmss-artifacts") as pool:
