@@ -389,7 +389,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a closed guest's datagrams leave its network",
         "guest_platform/network.py",
-        "        elif self._outbound or is_tcp(frame):\n",
+        "        elif self._leads_out(frame) if self._outbound else is_tcp(frame):\n",
         "        elif True:\n",
         _tests("tests/unit/test_platform_network.py"),
     ),

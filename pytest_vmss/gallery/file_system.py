@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
-from pytest_vmss.errors import ToolError
+from pytest_vmss.errors import ImageError, ToolError
 from pytest_vmss.host.process import Bounds, run
 
-__all__ = ["ExtFileSystem"]
+__all__ = ["ExtFileSystem", "Patience"]
 
 #: For the whole program, which reads what nobody has checked.
 _BOUNDS = Bounds(memory_mib=512, cpu_s=20, file_mib=0)
 _LIMIT_S = 60.0
 _OUTPUT_MIB = 16
+#: For all that is read from one image. A usual one takes a second or two.
+_WHOLE_LIMIT_S = 120.0
 #: Paths are the lab's own, or names that it has read and these allow.
 _NAME = re.compile(r"[A-Za-z0-9@._+~-]{1,200}")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an image may be looked into; how often, its own names and partitions decide."""
+
+    ends: float = field(default_factory=lambda: time.monotonic() + _WHOLE_LIMIT_S)
+
+    def left(self) -> float:
+        """Returns the seconds that are left.
+
+        Raises:
+            ImageError: None are.
+        """
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise ImageError(
+                f"looking into the image took longer than its limit of {_WHOLE_LIMIT_S:.0f} s: its "
+                "file systems are damaged, or made to cost time; try: e2fsck on a copy of it, or "
+                "say how it is provisioned instead of auto"
+            )
+        return left
 
 
 @dataclass(frozen=True)
@@ -25,10 +50,12 @@ class ExtFileSystem:
     Attributes:
         disk: Descriptor of the file.
         offset: Where the file system starts in it, in bytes.
+        patience: How long all file systems of the disk may be read; ends with ImageError.
     """
 
     disk: int
     offset: int
+    patience: Patience
 
     def read(self, path: str) -> bytes:
         """Returns a file's content; empty if there is none, or it cannot be read.
@@ -63,7 +90,7 @@ class ExtFileSystem:
             return run(
                 ["debugfs", "-R", request, f"/proc/self/fd/{self.disk}?offset={self.offset}"],
                 what="reading the image's file system",
-                timeout=_LIMIT_S,
+                timeout=min(_LIMIT_S, self.patience.left()),
                 pass_fds=(self.disk,),
                 bounds=_BOUNDS,
                 output_mib=_OUTPUT_MIB,

@@ -18,9 +18,9 @@ import yaml
 
 from pytest_vmss.errors import ImageError
 from pytest_vmss.gallery.copy import copy_file, open_regular, open_source, shown
-from pytest_vmss.gallery.file_system import ExtFileSystem
+from pytest_vmss.gallery.file_system import ExtFileSystem, Patience
 from pytest_vmss.gallery.formats import ImageHead, recognize
-from pytest_vmss.gallery.partitions import Partition, PartitionTable, read_partitions
+from pytest_vmss.gallery.partitions import PartitionTable, read_partitions
 from pytest_vmss.gallery.qcow2 import first_part_to_raw, to_raw
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.untrusted import one_line
@@ -30,6 +30,7 @@ __all__ = ["Contents", "Inspection", "boots_only_by_uefi", "found_provisioning",
 _MIB = 1024**2
 _CONFIG_BYTES = 256 * 1024
 _MOST_CONFIGS = 50
+_MOST_KERNELS = 20
 #: The data sources that the lab serves.
 _SERVED = ("NoCloud", "Azure")
 _X86_64, _MACHINES = 62, {62: "x86_64", 183: "aarch64", 3: "i386", 243: "riscv64"}
@@ -270,22 +271,24 @@ def _inspect_raw(head: ImageHead, disk: int) -> Inspection:
         table = read_partitions(disk, head.size)
     except OSError as error:
         raise ImageError(f"the image cannot be read: {error.strerror}") from error
-    readable = [each for each in table.partitions if each.file_system == "ext4"]
-    for partition in readable:
-        found = ExtFileSystem(disk, partition.offset)
+    patience = Patience()
+    readable = [
+        ExtFileSystem(disk, each.offset, patience)
+        for each in table.partitions
+        if each.file_system == "ext4"
+    ]
+    for found in readable:
         release = found.read("/usr/lib/os-release") or found.read("/etc/os-release")
         if release:
-            return Inspection(head, table, _look_inside(found, release, disk, readable))
+            return Inspection(head, table, _look_inside(found, release, readable))
     return Inspection(head, table, None)
 
 
-def _look_inside(
-    root: ExtFileSystem, release: bytes, disk: int, readable: list[Partition]
-) -> Contents:
+def _look_inside(root: ExtFileSystem, release: bytes, readable: list[ExtFileSystem]) -> Contents:
     programs = {name for folder in _PROGRAMS for name in root.names(folder)}
     sources, unreadable = _data_sources(root)
     version = _cloud_init_version(root) if "cloud-init" in programs else None
-    kernels = _kernels(root, disk, readable)
+    kernels = _kernels(root, readable)
     return Contents(
         distribution=_distribution(release),
         architecture=_architecture(root),
@@ -318,17 +321,17 @@ def _architecture(root: ExtFileSystem) -> str:
     return ""
 
 
-def _kernels(root: ExtFileSystem, disk: int, readable: list[Partition]) -> tuple[str, ...]:
+def _kernels(root: ExtFileSystem, readable: list[ExtFileSystem]) -> tuple[str, ...]:
     """Finds kernels in /boot, or in a file system of their own that is mounted there."""
     places = [(root, "/boot")]
-    places += [(ExtFileSystem(disk, each.offset), "/") for each in readable]
+    places += [(each, "/") for each in readable]
     found = {
         name.removeprefix("vmlinuz-")
         for place, folder in places
         for name in place.names(folder)
         if name.startswith("vmlinuz-")
     }
-    return tuple(sorted(found or root.names("/usr/lib/modules")))
+    return tuple(sorted(found or root.names("/usr/lib/modules"))[:_MOST_KERNELS])
 
 
 def _cloud_init_version(root: ExtFileSystem) -> str:
@@ -357,14 +360,16 @@ def _data_sources(root: ExtFileSystem) -> tuple[tuple[str, ...], tuple[str, ...]
         content = root.read(path)
         if b"datasource_list" not in content:
             continue
+        root.patience.left()  # parsing takes its time too
         parsed: object = None
         if len(content) <= _CONFIG_BYTES:
             with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
                 # Everything is text to this loader, so that no value costs more than its bytes.
                 parsed = yaml.load(content, Loader=yaml.BaseLoader)  # noqa: S506
         listed = parsed.get("datasource_list", ()) if isinstance(parsed, dict) else None
-        if not isinstance(listed, (list, tuple)):
+        # Of text only: YAML's aliases make lists that are endless once they are written out.
+        if not isinstance(listed, (list, tuple)) or not all(isinstance(s, str) for s in listed):
             unreadable.append(path)
         elif listed:
-            sources = tuple(one_line(str(each), 40) for each in listed[:_MOST_CONFIGS])
+            sources = tuple(one_line(each, 40) for each in listed[:_MOST_CONFIGS])
     return sources, tuple(unreadable)

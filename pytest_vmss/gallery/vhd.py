@@ -98,7 +98,10 @@ def check_dynamic(name: str, file: BinaryIO, length: int, limits: ImageLimits) -
         )
     if table_offset % 512 or table_offset < FOOTER_BYTES or table_offset + entries * 4 > length:
         raise _broken(name, f"its table is at {table_offset}, which is no place in the file")
-    _refuse_blocks(name, _read_table(name, file, table_offset, entries), block, length)
+    held = [(footer.data_offset, _HEADER_BYTES), (table_offset, -(-entries * 4 // 512) * 512)]
+    if held[0][0] < sum(held[1]) and held[1][0] < sum(held[0]):
+        raise _broken(name, "its header and its table overlap")
+    _refuse_blocks(name, _read_table(name, file, table_offset, entries), block, length, held)
     return footer.size
 
 
@@ -150,8 +153,18 @@ def _read_table(name: str, file: BinaryIO, offset: int, entries: int) -> array[i
     return table
 
 
-def _refuse_blocks(name: str, table: array[int], block: int, length: int) -> None:
-    """Rejects blocks outside the file, and those that overlap: few bytes would be a large disk."""
+def _refuse_blocks(
+    name: str, table: array[int], block: int, length: int, held: list[tuple[int, int]]
+) -> None:
+    """Rejects blocks outside the file, and those that overlap: few bytes would be a large disk.
+
+    Args:
+        name: The user's name for the image, for messages.
+        table: The sectors at which blocks are stored.
+        block: Size of a block in bytes.
+        length: The file's length in bytes.
+        held: Offset and length of its header and its table.
+    """
     bitmap = -(-(block // 512) // 8 // 512) * 512
     stored = len(table) - table.count(_NOT_STORED)
     if stored * (block + bitmap) > length:
@@ -159,7 +172,10 @@ def _refuse_blocks(name: str, table: array[int], block: int, length: int) -> Non
     last_end = FOOTER_BYTES // 512
     step = (block + bitmap) // 512
     for sector in sorted(entry for entry in table if entry != _NOT_STORED):
-        if sector < last_end or (sector + step) * 512 > length:
+        start, end = sector * 512, (sector + step) * 512
+        if sector < last_end or end > length or any(
+            start < at + size and at < end for at, size in held
+        ):  # fmt: skip
             raise _broken(name, f"it stores a block at sector {sector}, which is no place for one")
         last_end = sector + step
 

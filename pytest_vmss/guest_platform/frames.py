@@ -15,8 +15,10 @@ __all__ = [
     "arp_reply",
     "arp_target",
     "ethernet",
+    "ipv4_target",
     "is_tcp",
     "read_datagram",
+    "target_port",
     "udp_frame",
 ]
 
@@ -79,6 +81,19 @@ def _packet(frame: bytes, protocol: int) -> tuple[bytes, bytes] | None:
     if first >> 4 != 4 or header < _IP.size or kind != protocol or fragment & _FRAGMENT:
         return None
     return source + target, frame[start + header : start + length]
+
+
+def ipv4_target(frame: bytes) -> IPv4Address | None:
+    """Whom an IPv4 packet, also a fragment of one, is for; None if the frame holds none."""
+    if _kind(frame) != _IPV4 or len(frame) < _ETHERNET.size + _IP.size:
+        return None
+    return IPv4Address(_IP.unpack_from(frame, _ETHERNET.size)[-1])
+
+
+def target_port(frame: bytes) -> int | None:
+    """The port that TCP or UDP in a frame is for; None for anything else, fragments included."""
+    found = _packet(frame, _TCP) or _packet(frame, _UDP)
+    return None if found is None or len(found[1]) < 4 else int.from_bytes(found[1][2:4])
 
 
 def is_tcp(frame: bytes) -> bool:

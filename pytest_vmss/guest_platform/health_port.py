@@ -96,8 +96,14 @@ def _take(link: socket.socket, keep: Path) -> None:
 
 
 def _keep(line: bytes, path: Path) -> None:
+    """Replaces the file; whatever fails, the next message is kept again."""
     message = {"text": line[:_LINE].decode(errors="replace"), "received": time.time_ns()}
+    # A message that is JSON grows to twice its size at most.
+    body = json.dumps(message, ensure_ascii=False).encode()
+    if len(body) > _FILE:
+        return
     part = path.with_suffix(".part")
-    with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(message, file)
-    part.replace(path)
+    with contextlib.suppress(OSError):  # such as a full disk
+        with os.fdopen(os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(body)
+        part.replace(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h11
 
+from pytest_vmss.errors import VmssError
 from pytest_vmss.guest_platform.exchange import Request, Response
 
 __all__ = ["HttpServer"]
@@ -20,6 +21,8 @@ _REQUEST_HEAD = 16 << 10
 _BODY = 256 << 10
 #: Seconds from the connection to the end of the response.
 _EXCHANGE_S = 60.0
+#: Seconds in which a guest must have received the response, once all of it was handed over.
+_CLOSE_S = 5.0
 _CHUNK = 16 << 10
 
 
@@ -70,10 +73,19 @@ class HttpServer:
         except (OSError, TimeoutError, h11.ProtocolError):
             pass  # the guest is gone, too slow, or does not speak HTTP
         finally:
-            self._open -= 1
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            try:
+                await _close(writer)
+            finally:
+                self._open -= 1
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Closes a connection, also if the guest does not receive what it asked for."""
+    writer.close()
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_CLOSE_S):
+            await writer.wait_closed()
+    writer.transport.abort()
 
 
 async def _exchange(
@@ -95,6 +107,8 @@ async def _exchange(
             response = answer(request)
         except ValueError:  # not a URL
             response = Response(400)
+        except (OSError, VmssError):  # something of the host's cannot be read or kept now
+            response = Response(503)
     head = h11.Response(
         status_code=response.status,
         headers=[

@@ -10,7 +10,7 @@ import select
 import socket
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from pytest_vmss.guest_platform import dhcp
 from pytest_vmss.guest_platform.addresses import GATEWAY_MAC, METADATA, WIRE_SERVER, Lease
@@ -19,8 +19,10 @@ from pytest_vmss.guest_platform.frames import (
     Datagram,
     arp_reply,
     arp_target,
+    ipv4_target,
     is_tcp,
     read_datagram,
+    target_port,
     udp_frame,
 )
 from pytest_vmss.guest_platform.slirp import NAME_SERVER, Slirp
@@ -33,6 +35,8 @@ _PLUGIN_PORT = 32526
 _DNS_PORT = 53
 _DNS_HEAD = 12
 _ALL = IPv4Address("255.255.255.255")
+#: Linux connects 0.0.0.0 to its loopback.
+_THIS_HOST = IPv4Network("0.0.0.0/8")
 
 _LENGTH = 4
 #: Largest frame that is accepted; QEMU sends no larger ones.
@@ -117,7 +121,7 @@ class Network:
     Args:
         stream: The guest's frames.
         lease: What the guest gets by DHCP.
-        outbound: Whether it reaches what the host reaches.
+        outbound: Whether it reaches what the host reaches, its loopback excepted.
         saw: Called with ``dhcp`` when the guest asks for a lease, and ``lease`` when it has one.
 
     Raises:
@@ -180,10 +184,21 @@ class Network:
         datagram = read_datagram(frame)
         if datagram is not None and datagram.target_port == dhcp.SERVER_PORT:
             self._lend(datagram)
-        elif self._outbound or is_tcp(frame):
+        elif self._leads_out(frame) if self._outbound else is_tcp(frame):
             self._slirp.input(frame)
         elif datagram is not None and datagram.target_port == _DNS_PORT:
             self._refuse_name(datagram)
+
+    def _leads_out(self, frame: bytes) -> bool:
+        """Whether a frame of a guest that is let out leads elsewhere than to the host's loopback.
+
+        libslirp keeps loopback from a guest at its own addresses only: it would connect to
+        127.0.0.1 as such, and to any port of a name server that listens there.
+        """
+        target = ipv4_target(frame)
+        if target is None or target.is_loopback or target in _THIS_HOST:
+            return False
+        return target != NAME_SERVER or target_port(frame) == _DNS_PORT
 
     def _lend(self, asked: Datagram) -> None:
         reply = dhcp.answer(asked.payload, self._lease)

@@ -100,22 +100,27 @@ class Recorder:
                 self._seen.add(what)
                 if what == "lease":
                     self._seen.add("dhcp")
-                self._write()
+                with contextlib.suppress(OSError):  # a full disk: the next one may be kept
+                    self._write(self._health)
 
     def report(self, health: HealthReport) -> None:
-        """Records the guest's report, if it differs from the last one."""
+        """Records the guest's report, if it differs from the last one.
+
+        Raises:
+            OSError: It cannot be written; the guest should report again.
+        """
         with self._lock:
             if health != self._health and self._left > 0:
+                self._write(health)
                 self._left -= 1
                 self._health = health
-                self._write()
 
-    def _write(self) -> None:
-        health = self._health
+    def _write(self, health: HealthReport | None) -> None:
         document: dict[str, Any] = {
             "generation": self._generation,
             "seen": sorted(self._seen),
             "health": health and [health.state, health.sub_status, health.description],
         }
-        with contextlib.suppress(OSError):  # a full disk: the guest goes on
-            write_durably(self._path, json.dumps(document).encode())
+        # At most 4 bytes a character, so that all of it can be read.
+        body = json.dumps(document, ensure_ascii=False)
+        write_durably(self._path, body.encode(errors="replace"))

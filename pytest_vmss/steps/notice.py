@@ -57,9 +57,8 @@ class GiveNotice:
         # The same after a crash, with the same end.
         event_id = str(uuid.uuid5(_NAMESPACE, f"{context.operation} {context.record.uuid}"))
         begins = published(platform.files, event_id)
-        event = ScheduledEvent(
-            event_id, context.name, begins or clock.now() + timedelta(seconds=notice)
-        )
+        latest = clock.now() + timedelta(seconds=notice)  # also if the clock was set back since
+        event = ScheduledEvent(event_id, context.name, min(begins or latest, latest))
         try:
             publish(platform.files, event)
             if begins is None:

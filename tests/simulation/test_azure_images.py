@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -148,6 +149,29 @@ def test_an_event_that_is_pending_is_the_same_after_a_resume(
     assert abs((first.not_before - again.not_before).total_seconds()) < 1
     assert said(lab)[0].startswith("Reimage: the guest may approve")
     assert said(lab)[1].startswith("Reimage: not approved in time")
+
+
+def test_a_clock_that_was_set_back_does_not_lengthen_the_notice(
+    lab: SimulatedLab, events: list[ScheduledEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O4, Q2: 15 minutes at most, whatever the time of day was when the event was published."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+
+    def fail(*_: object) -> bool:
+        raise HostError("the host has a fault")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(notice, "is_approved", fail)
+        lab.publish("1.1.0")
+        with pytest.raises(InterruptedOperationError):
+            lab.run_due()
+    now = lab.clock.now
+    monkeypatch.setattr(lab.clock, "now", lambda: now() - timedelta(hours=5))
+    assert web.resume() is not None
+    first, again = events[:2]
+    assert first.event_id == again.event_id
+    assert again.not_before == first.not_before - timedelta(hours=5)
 
 
 def test_without_the_profile_nobody_is_told(

@@ -190,6 +190,9 @@ def refused_once_patched(source: Path, patch: Callable[[bytearray], None], words
         (entry(0, 1 << 30), "stores a block at sector"),
         (entry(0, 0), "stores a block at sector 0"),
         (_same_block, "stores a block at sector"),
+        (entry(0, 1), "stores a block at sector 1, which"),  # its header
+        (entry(0, 3), "stores a block at sector 3, which"),  # its table
+        (sparse("Q", 16, 1024), "its header and its table overlap"),
     ],
 )
 def test_a_dynamic_vhd_that_is_not_sound(patch: Callable[[bytearray], None], words: str) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from pytest_vmss.cli import main
 from pytest_vmss.errors import ImageError
-from pytest_vmss.gallery import ImageStore
+from pytest_vmss.gallery import ImageStore, file_system
 from pytest_vmss.gallery.formats import ImageHead
 from pytest_vmss.gallery.inspection import Inspection, _inspect_raw, inspect_file
 from pytest_vmss.host.process import run
@@ -37,6 +37,14 @@ AZURE: Mapping[str, bytes] = {
     "etc/cloud/cloud.cfg.d/10-azure.cfg": b"datasource_list: [ Azure ]\n",
     "usr/sbin/waagent": b"",
 }
+#: YAML of half a KiB; what it lists would be 10 to the 12th characters if it were written out.
+ENDLESS = "\n".join(
+    [
+        "a0: &a0 [x,x,x,x,x,x,x,x,x,x]",
+        *(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)),
+        "datasource_list: [*a11]",
+    ]
+).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +130,7 @@ def test_which_firmware_boots_it(types: tuple[str, ...], generations: tuple[str,
         ({"etc/cloud/cloud.cfg": b"datasource_list: [Ec2]"}, "looks for Ec2 alone"),
         ({"etc/cloud/cloud.cfg": b"datasource_list: [Ec2"}, "cloud.cfg cannot be parsed"),
         ({"etc/cloud/cloud.cfg": b"datasource_list: " + b"[" * 9000}, "cannot be parsed"),
+        ({"etc/cloud/cloud.cfg": ENDLESS}, "cannot be parsed"),
         ({"usr/sbin/sshd": None}, "no SSH server"),
         ({"boot/vmlinuz-6.12.1-cloud-amd64": None}, "no kernel"),
         ({"usr/bin/env": b"\x7fELF" + bytes(14) + b"\xb7\0" + bytes(9)}, "for aarch64"),
@@ -154,6 +163,20 @@ def test_other_file_systems_are_named() -> None:
     assert found.table.scheme == ""
     assert any("it holds xfs" in told for told in found.hindrances())
     assert found.provisioning == "NoCloud"
+
+
+def test_an_image_with_names_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: each is looked into with a program; together they have a limit of time."""
+    names = {f"usr/lib/python3.{number}/x": b"" for number in range(200)}
+    kernels = {f"boot/vmlinuz-{number}": b"" for number in range(100)}
+    files = {name: content for name, content in DEBIAN.items() if "version.py" not in name}
+    image = disk({**files, **names, **kernels})
+    found = look(image)
+    assert found.contents is not None
+    assert len(found.contents.kernels) == 20
+    monkeypatch.setattr(file_system, "_WHOLE_LIMIT_S", 0.1)
+    with pytest.raises(ImageError, match=r"longer than its limit of .* e2fsck"):
+        look(image)
 
 
 def test_damaged_disks_are_looked_into() -> None:

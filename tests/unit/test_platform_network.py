@@ -24,8 +24,10 @@ from pytest_vmss.guest_platform.frames import (
     arp_reply,
     arp_target,
     ethernet,
+    ipv4_target,
     is_tcp,
     read_datagram,
+    target_port,
     udp_frame,
 )
 from pytest_vmss.guest_platform.network import FrameStream, Network, lease_of
@@ -122,6 +124,8 @@ def test_whatever_a_guest_sends_as_a_frame_is_read_or_not(data: bytes, kind: byt
     for frame in (data, BROADCAST + MAC + kind + data, BROADCAST + MAC + kind + b"\x45" + data):
         arp_target(frame)
         is_tcp(frame)
+        ipv4_target(frame)
+        target_port(frame)
         read_datagram(frame)
 
 
@@ -312,6 +316,37 @@ def test_nothing_else_is_reached(guest: Wire, address: str, port: int) -> None:
     guest.send(tcp(address, port))
     answer = guest.receive(within=0.3)
     assert answer is None or flags_of(answer) & SYN == 0
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.64.0.9", "0.0.0.0", "168.63.129.15"])
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_guest_that_is_let_out_does_not_reach_loopback(
+    address: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R1: whatever its frames say; neither by the name server, if that is at loopback."""
+    if not has_libslirp():
+        pytest.skip("needs libslirp0, which comes with QEMU")
+    own, end = socket.socketpair()
+    let_out = Network(FrameStream(own), LEASE, outbound=True, saw=lambda _: None)
+    given_: list[bytes] = []
+    monkeypatch.setattr(let_out._slirp, "input", given_.append)
+    target = IPv4Address(address)
+    for port in (80, 53):
+        frame = (
+            tcp(address, port)
+            if kind == "tcp"
+            else udp_frame(
+                Datagram(GUEST, 4000, target, port, b"x"), source_mac=MAC, target_mac=GATEWAY_MAC
+            )
+        )
+        let_out.take(frame)
+        let_out.take(frame[:20] + b"\x20\x00" + frame[22:])  # a fragment
+        let_out.take(frame[:23] + b"\x01" + frame[24:])  # ICMP
+    assert len(given_) == (1 if target == NAME_SERVER else 0)
+    let_out.take(tcp("1.1.1.1", 80))
+    assert given_[-1] == tcp("1.1.1.1", 80)
+    end.close()
+    let_out.run()
 
 
 def test_a_forward_leads_to_the_guest(network: Network) -> None:

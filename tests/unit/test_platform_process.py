@@ -398,6 +398,32 @@ def test_the_last_message_at_the_health_port_is_kept(
     assert connect(str(tmp_path / "none")) is None
 
 
+def test_a_message_that_cannot_be_kept_costs_no_later_one(tmp_path: Path) -> None:
+    """F3, Q1, R2: neither a full disk nor a message that grows ends the health port."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "h"))
+    listener.listen()
+    own = connect(str(tmp_path / "h"))
+    assert own is not None
+    keep = tmp_path / "run/health.json"
+    keep_in_thread(own, keep)
+    link, _ = listener.accept()
+    link.sendall(b"[1]\n")
+    time.sleep(0.3)
+    keep.parent.mkdir()
+    letters = "\u00e9" * 120_000
+    for line in (b"\x01" * 250_000, f'["{letters}"]'.encode()):
+        link.sendall(line + b"\n")
+        time.sleep(0.2)
+
+    def arrived() -> bool | None:
+        found = read_message(keep)
+        return (found is not None and found.text == f'["{letters}"]') or None
+
+    wait_for("the message", arrived, timeout=10, clock=SystemClock())
+    link.close()
+
+
 def test_a_broken_file_of_messages_has_none(tmp_path: Path) -> None:
     path = tmp_path / "health.json"
     assert read_message(path) is None

@@ -18,6 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_vmss.errors import HostError
+from pytest_vmss.guest_platform import http_server
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.description import describe
 from pytest_vmss.guest_platform.events_file import (
@@ -403,6 +405,28 @@ def test_sightings_outlive_the_process_and_end_with_the_disk(tmp_path: Path) -> 
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("letter", ["\U0001f600", "\u00e9", '"', "\\", "\n"])
+def test_a_report_of_any_letters_is_read_again(tmp_path: Path, letter: str) -> None:
+    """O2: a report that the guest was told was taken never becomes silence."""
+    path = tmp_path / "seen.json"
+    report = HealthReport("NotReady", letter * 4096, letter * 4096)
+    Recorder(path, 1).report(report)
+    assert read_sightings(path, 1).health == report
+
+
+def test_a_report_that_cannot_be_kept_is_not_taken(tmp_path: Path) -> None:
+    """O2, Q1: the guest is told to try again, and what it reports then is kept."""
+    folder = tmp_path / "run"
+    recorder = Recorder(folder / "seen.json", 1)
+    recorder.saw("dhcp")
+    with pytest.raises(OSError, match="No such file"):
+        recorder.report(HealthReport("Ready"))
+    folder.mkdir()
+    recorder.report(HealthReport("Ready"))
+    assert read_sightings(folder / "seen.json", 1).health == HealthReport("Ready")
+    assert read_sightings(folder / "seen.json", 1).seen == {"dhcp"}
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"generation": 1, "seen": 4}', "\x00"])
 def test_a_broken_file_of_sightings_saw_nothing(tmp_path: Path, content: str) -> None:
     path = tmp_path / "seen.json"
@@ -504,3 +528,39 @@ def test_requests_over_a_socket(
     assert answer.startswith(begin)
     assert answer.endswith(end)
     assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), HostError("config.json")])
+def test_what_the_host_cannot_do_now_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """O2, Q1: so that the guest tries again, as with Azure's own servers."""
+    monkeypatch.chdir(tmp_path)
+
+    def fail(_: Request) -> Response:
+        raise error
+
+    async def exchange() -> bytes:
+        await HttpServer({"socket": fail}).listen()
+        return await asked("socket", b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+
+    assert asyncio.run(exchange()).startswith(b"HTTP/1.1 503")
+
+
+def test_guests_that_receive_nothing_hold_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R2: a response that is not received ends, with its connection."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(http_server, "_EXCHANGE_S", 0.1)
+    monkeypatch.setattr(http_server, "_CLOSE_S", 0.1)
+
+    async def exchange() -> int:
+        await HttpServer({"socket": lambda _: Response(200, bytes(4_000_000))}).listen()
+        links = [await asyncio.open_unix_connection("socket", limit=10) for _ in range(5)]
+        for _, writer in links:
+            writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(1)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(exchange()) == 1
