@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,12 +28,13 @@ _PLUGIN = "vmss-artifacts"
 
 def register(config: pytest.Config) -> None:
     """Adds this part to pytest's plugins."""
-    config.pluginmanager.register(ArtifactsPlugin(config), _PLUGIN)
+    part = config.stash[_PART] = ArtifactsPlugin(config)
+    config.pluginmanager.register(part, _PLUGIN)
 
 
 def artifacts_of(config: pytest.Config) -> ArtifactsPlugin:
-    """The part that was registered."""
-    return cast("ArtifactsPlugin", config.pluginmanager.getplugin(_PLUGIN))
+    """This part; pytest does not call it where it is blocked (``-p no:vmss-artifacts``)."""
+    return config.stash[_PART]
 
 
 def artifacts_root(config: pytest.Config) -> Path | None:
@@ -66,6 +67,7 @@ class _Known:
 
 
 _KNOWN: pytest.StashKey[_Known] = pytest.StashKey()
+_PART: pytest.StashKey[ArtifactsPlugin] = pytest.StashKey()
 #: Set for a class or module of which a test has failed that had to do with a lab's sets.
 _FAILED: pytest.StashKey[bool] = pytest.StashKey()
 

@@ -127,6 +127,17 @@ def test_the_set_of_a_module_that_never_came_up_leaves_its_artifacts_too(
     assert (folder / "web" / "web_0" / "instance.json").is_file()
 
 
+def test_a_suite_may_block_what_explains_failures(suite: pytest.Pytester) -> None:
+    """L1: its sets are made and deleted all the same."""
+    result = run(
+        suite,
+        "def test_it(scale_set):\n    check(scale_set)\n",
+        "-p",
+        "no:vmss-artifacts",
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_a_folder_that_cannot_be_made_is_told_beside_the_failure(suite: pytest.Pytester) -> None:
     """The test fails of its own, and of nothing else."""
     (suite.path / "taken").write_text("")
