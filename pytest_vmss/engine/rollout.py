@@ -210,22 +210,29 @@ class Rollout:
         self._stop(self._journal.report(operation_id))
 
     def _take(self, report: OperationReport, ids: tuple[int, ...], reason: str) -> None:
-        """Records a batch, with its replacements if the upgrade surges (D9)."""
-        operation = report.record
-        surges = self._revision().model.rolling_policy.max_surge
+        """Records a batch, with its replacements if the upgrade surges (D9).
+
+        Their memory may be waited for, with the store free for whoever is to give some back.
+        """
+        operation, replaced = report.record, self._to_replace(report, ids)
+        if replaced:
+            try:
+                self._environment.require_room(len(replaced), self._revision().model)
+            except CapacityError as error:
+                reason += f"; in place, for there is no room for more: {error.message}"
+                replaced = []
         with self._store.transaction():
-            running = [r.instance_id for r in self._instances() if r.power == "running"]
-            replaced = [number for number in ids if number in running]
-            if surges and kind_of(operation.action).surges and replaced:
-                try:
-                    self._environment.require_room(len(replaced), self._revision().model)
-                except CapacityError as error:
-                    reason += f"; in place, for there is no room for more: {error.message}"
-                else:
-                    self._journal.add_batch(report, ids, reason)
-                    allocate_replacements(self._environment, self._journal, operation.id, replaced)
-                    return
             self._journal.add_batch(report, ids, reason)
+            if replaced:
+                allocate_replacements(self._environment, self._journal, operation.id, replaced)
+
+    def _to_replace(self, report: OperationReport, ids: tuple[int, ...]) -> list[int]:
+        """The instances of a batch that are to get a replacement first: those that run (D9)."""
+        surges = self._revision().model.rolling_policy.max_surge
+        if not surges or not kind_of(report.record.action).surges:
+            return []
+        running = {r.instance_id for r in self._instances() if r.power == "running"}
+        return [number for number in ids if number in running]
 
     def _pause(self, report: OperationReport) -> bool:
         """Waits between two batches (D8); a cancellation ends the wait.

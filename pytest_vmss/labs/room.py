@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import psutil
 
 from pytest_vmss.host.capacity import RESERVE_MIB
+from pytest_vmss.host.files import write_durably
 from pytest_vmss.host.locks import is_locked, wait_for_lock
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.identity import labs_folder
@@ -149,15 +150,13 @@ class SharedRoom:
         return found
 
     def _write(self, mib: int) -> None:
-        """Writes the lab's claim in place: it is read under a lock, and means nothing after a kill."""
+        """Writes the lab's claim, whole or not at all: half of one would be none."""
         text = json.dumps({"lab_id": self._lab_id, "pid": os.getpid(), "mib": mib})
-        descriptor = os.open(self._paths.room, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        write_durably(self._paths.room, text.encode())
 
 
 def _read(paths: LabPaths) -> list[_Claim]:
-    """The claim of a lab; none if it has none, or one that is being written."""
+    """The claim of a lab; none if it has none."""
     try:
         told = json.loads(read_regular(paths.room, _CLAIM_BYTES))
         claim = _Claim(

@@ -162,18 +162,20 @@ def _disk_to_save(environment: Environment, instance: InstanceRecord) -> Generat
 def checkpoints_of(environment: Environment, scale_set: str) -> list[CheckpointRecord]:
     """The checkpoints to which a set can be restored, the oldest first.
 
-    One counts once the operation that made it has succeeded on all instances.
+    One counts once the operation that made it has succeeded on all instances. Their order is that
+    of the operations, which no clock changes that is set back.
     """
     record = environment.set_record(scale_set)
     journal = Journal(environment, record.name)
-    made = set()
+    made = []
     for operation in journal.operations():
         if operation.action == MakeCheckpoint.action and operation.status == "Completed":
             outcomes = journal.report(operation.id).outcomes.values()
             if all(outcome is Outcome.SUCCEEDED for outcome in outcomes):
-                made.add(operation.checkpoint)
-    found = environment.store.select(CheckpointRecord, record.name.lower())
-    return sorted(
-        (entry for entry in found if entry.set_id == record.unique_id and entry.name in made),
-        key=lambda entry: entry.created,
-    )
+                made.append(operation.checkpoint)
+    found = {
+        entry.name: entry
+        for entry in environment.store.select(CheckpointRecord, record.name.lower())
+        if entry.set_id == record.unique_id
+    }
+    return [found[name] for name in made if name in found]

@@ -89,7 +89,7 @@ class RestoreCheckpoint(Kind):
         if plan.error is None:
             try:
                 if not cls._restore(work, saved, plan):
-                    work.run("boot instead", _boot_steps(plan.result))
+                    work.run("boot instead", _boot_steps(work, saved, plan))
             except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
                 work.fail(error)
             else:
@@ -126,17 +126,11 @@ class RestoreCheckpoint(Kind):
 
 def _restore_steps(work: Work, saved: CheckpointRecord, plan: OutcomeRecord) -> Sequence[Step]:
     """Steps that restore an instance with its memory, from whatever it is doing now."""
-    context, new = work.context, plan.result
-    disk = saved.disk_of(context.instance_id)
-    if disk is None:  # pragma: no cover - the caller has looked
-        raise ValueError(f"{context.name} is not in the checkpoint")
-    luns = tuple(entry.lun for entry in context.revision(disk.revision).model.data_disks)
-    if disk.revision >= saved.profile_revision:  # it had the latest model, and has it again
-        disk = disk.model_copy(update={"revision": work.operation.revision})
+    new = plan.result
     off: list[Step] = [Drain(), PowerOff()] if plan.source else []
     return [
         *off,
-        PutBackDisks(saved.name, new, disk, luns),
+        _put_back(work, saved, new),
         RestoreMemory(saved.name, new),
         Wake(new),
         AwaitHealth(new),
@@ -146,10 +140,28 @@ def _restore_steps(work: Work, saved: CheckpointRecord, plan: OutcomeRecord) -> 
     ]
 
 
-def _boot_steps(new: int) -> Sequence[Step]:
-    """Steps that boot an instance on its restored disks."""
+def _put_back(work: Work, saved: CheckpointRecord, new: int) -> PutBackDisks:
+    """The step that puts an instance's disks back."""
+    context = work.context
+    disk = saved.disk_of(context.instance_id)
+    if disk is None:  # pragma: no cover - the caller has looked
+        raise ValueError(f"{context.name} is not in the checkpoint")
+    luns = tuple(entry.lun for entry in context.revision(disk.revision).model.data_disks)
+    if disk.revision >= saved.profile_revision:  # it had the latest model, and has it again
+        disk = disk.model_copy(update={"revision": work.operation.revision})
+    return PutBackDisks(saved.name, new, disk, luns)
+
+
+def _boot_steps(work: Work, saved: CheckpointRecord, plan: OutcomeRecord) -> Sequence[Step]:
+    """Steps that boot an instance on the disks of a checkpoint.
+
+    They are put back once more: the first time may have failed half way, or a guest have written
+    to them since.
+    """
+    new = plan.result
     return [
         Stop(new, abrupt=True),
+        _put_back(work, saved, new),
         Start(new),
         ProveBoot(new),
         AwaitHealth(new),

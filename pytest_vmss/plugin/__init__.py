@@ -113,14 +113,18 @@ def pytest_fixture_setup(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
-    """Fails a test during which a hook has failed.
+    """Fails a test during which a hook has failed, and never a later one.
 
     Raises:
         BaseException: What the hook raised.
     """
-    result = yield
-    hooks = item.config.stash.get(_HOOKS, None)
-    if hooks is not None:
+    try:
+        result = yield
+    except BaseException as error:
+        if (hooks := item.config.stash.get(_HOOKS, None)) is not None:
+            hooks.add_failures(error)
+        raise
+    if (hooks := item.config.stash.get(_HOOKS, None)) is not None:
         hooks.raise_failures()
     return result
 
@@ -166,19 +170,13 @@ def vmss(pytestconfig: pytest.Config) -> Iterator[Lab]:
     pytestconfig.pluginmanager.register(interrupts)
     pytestconfig.add_cleanup(interrupts.uninstall)
     interrupts.install()
-    lab: Lab | None = None
-    try:
+    with contextlib.ExitStack() as ends:  # each runs, even if another fails
         with interrupts.held():
             lab = Lab.session(settings)
-    except KeyboardInterrupt:
-        if lab is not None:
-            lab.destroy()
-        raise
-    lab.backends.listeners.append(partial(tell, pytestconfig))
-    if settings.guest_network == "outbound":
-        warnings.warn(OUTBOUND, stacklevel=1)
-    with contextlib.ExitStack() as ends:  # each runs, even if another fails
-        ends.callback(_end, lab, pytestconfig, interrupts)
+            ends.callback(_end, lab, pytestconfig, interrupts)
+        lab.backends.listeners.append(partial(tell, pytestconfig))
+        if settings.guest_network == "outbound":
+            warnings.warn(OUTBOUND, stacklevel=1)
         ends.callback(lambda: keep_summary(lab, pytestconfig, kept_sets(lab, pytestconfig)))
         ends.enter_context(live_view(lab, pytestconfig))
         lab.environment.folder = lambda: pytestconfig.stash.get(_FOLDER, None)
@@ -258,6 +256,12 @@ def module_scale_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[Scal
 @pytest.fixture
 def instance(scale_set: ScaleSet, request: pytest.FixtureRequest) -> Instance:
     """One instance of ``scale_set``; the test runs once for each instance that the marker asks for."""
+    if not hasattr(request, "param"):
+        raise pytest.UsageError(
+            "instance runs a test for each instance that its marker vmss asks for, and a marker of "
+            "one parameter (pytest.param(..., marks=...)) is read too late for that: mark the "
+            "test, its class or its module, or use scale_set"
+        )
     index: int = request.param
     return scale_set[index]
 
@@ -285,7 +289,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _is_given(metafunc: pytest.Metafunc, name: str) -> bool:
     """Whether a fixture is the suite's own, or its values are."""
     found = metafunc._arg2fixturedefs.get(name)
-    given = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize") if mark.args]
+    given = [
+        mark.args[0] if mark.args else mark.kwargs.get("argnames", ())
+        for mark in metafunc.definition.iter_markers("parametrize")
+    ]
     named = [
         one for names in given for one in (names.split(",") if isinstance(names, str) else names)
     ]

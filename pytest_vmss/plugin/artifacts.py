@@ -9,7 +9,7 @@ import os
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,12 +28,13 @@ _PLUGIN = "vmss-artifacts"
 
 def register(config: pytest.Config) -> None:
     """Adds this part to pytest's plugins."""
-    config.pluginmanager.register(ArtifactsPlugin(config), _PLUGIN)
+    part = config.stash[_PART] = ArtifactsPlugin(config)
+    config.pluginmanager.register(part, _PLUGIN)
 
 
 def artifacts_of(config: pytest.Config) -> ArtifactsPlugin:
-    """The part that was registered."""
-    return cast("ArtifactsPlugin", config.pluginmanager.getplugin(_PLUGIN))
+    """This part; pytest does not call it where it is blocked (``-p no:vmss-artifacts``)."""
+    return config.stash[_PART]
 
 
 def artifacts_root(config: pytest.Config) -> Path | None:
@@ -66,6 +67,9 @@ class _Known:
 
 
 _KNOWN: pytest.StashKey[_Known] = pytest.StashKey()
+_PART: pytest.StashKey[ArtifactsPlugin] = pytest.StashKey()
+#: Set for a class or module of which a test has failed that had to do with a lab's sets.
+_FAILED: pytest.StashKey[bool] = pytest.StashKey()
 
 
 class ArtifactsPlugin:
@@ -81,6 +85,7 @@ class ArtifactsPlugin:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._lab: Lab | None = None
+        self._running: pytest.Item | None = None
         self.any_failed = False
 
     @pytest.hookimpl(wrapper=True)
@@ -103,6 +108,7 @@ class ArtifactsPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Notes what has happened before the test."""
+        self._running = item
         known = item.stash[_KNOWN] = _Known()
         if self._lab is not None:
             try:
@@ -111,6 +117,11 @@ class ArtifactsPlugin:
                 )
             except Exception as error:  # noqa: BLE001 - the test itself will meet it
                 known.trouble = _words(error)
+
+    def collect_now(self) -> None:
+        """Collects what explains the running test's failure, whatever its fixture's scope."""
+        if self._running is not None:
+            self.collect(self._running)
 
     def collect(self, item: pytest.Item) -> None:
         """Collects what explains the test's failure now, before what it made is deleted."""
@@ -130,10 +141,10 @@ class ArtifactsPlugin:
             known.trouble = _words(error)
 
     @staticmethod
-    def has_failed(item: pytest.Item) -> bool:
-        """Whether a test has failed so far."""
-        known = item.stash.get(_KNOWN, None)
-        return known is not None and known.failed
+    def has_failed(node: pytest.Item | pytest.Collector) -> bool:
+        """Whether a test has failed so far, or one of a class or module."""
+        known = node.stash.get(_KNOWN, None)
+        return node.stash.get(_FAILED, False) if known is None else known.failed
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -149,7 +160,10 @@ class ArtifactsPlugin:
         if report.failed:
             known.failed = True
             self.collect(item)
-            self.any_failed = self.any_failed or bool(known.names)
+            if known.names:
+                self.any_failed = True
+                for node in item.listchain():
+                    node.stash[_FAILED] = True
             if not known.told:
                 self._explain(known, report)
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from traceback import format_exception
 from typing import Any
 
 import pytest
@@ -101,6 +102,13 @@ class HookCaller:
             raise failures[0]
         if failures:
             raise BaseExceptionGroup("hooks of pytest-vmss failed", failures)
+
+    def add_failures(self, error: BaseException) -> None:
+        """Adds what hooks have raised since the last call to what a test failed with anyway."""
+        failures, self.failures = self.failures, []
+        for failure in failures:
+            told = "".join(format_exception(failure)).rstrip()
+            error.add_note(f"a hook of pytest-vmss failed too:\n{told}")
 
 
 def _find(scale_set: ScaleSet, number: int) -> list[Instance]:

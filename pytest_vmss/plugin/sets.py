@@ -42,7 +42,7 @@ def marked_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
     except (KeyboardInterrupt, SystemExit):
         raise  # the session ends, and the lab with it
     except BaseException as error:
-        artifacts_of(request.config).collect(request.node)
+        artifacts_of(request.config).collect_now()
         for record in _records(vmss):
             if record.unique_id in before:
                 continue

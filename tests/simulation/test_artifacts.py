@@ -102,6 +102,42 @@ def test_no_artifacts_where_none_are_wanted(suite: pytest.Pytester, options: lis
     assert not (suite.path / "vmss-artifacts").exists()
 
 
+def test_the_set_of_a_module_that_never_came_up_leaves_its_artifacts_too(
+    suite: pytest.Pytester,
+) -> None:
+    """L3: before the fixture deletes it, although that is the module's."""
+    result = run(
+        suite,
+        """
+        @pytest.fixture(scope="module")
+        def broken():
+            def wait_boot(self, previous):
+                raise HypervisorError("it does not boot")
+
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(SimulatedGuest, "wait_boot", wait_boot)
+                yield
+
+        def test_never(broken, module_scale_set):
+            pass
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(errors=1)
+    folder = suite.path / "vmss-artifacts" / "test_it.py--test_never"
+    assert (folder / "web" / "web_0" / "instance.json").is_file()
+
+
+def test_a_suite_may_block_what_explains_failures(suite: pytest.Pytester) -> None:
+    """L1: its sets are made and deleted all the same."""
+    result = run(
+        suite,
+        "def test_it(scale_set):\n    check(scale_set)\n",
+        "-p",
+        "no:vmss-artifacts",
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_a_folder_that_cannot_be_made_is_told_beside_the_failure(suite: pytest.Pytester) -> None:
     """The test fails of its own, and of nothing else."""
     (suite.path / "taken").write_text("")
@@ -367,6 +403,29 @@ def test_vms_are_kept_as_asked_and_only_then_said_to_be(
     assert [(path.parent / "keep").is_file() for path in labs] == ([True] if kept else [])
     if kept:
         result.stdout.fnmatch_lines(["  VMSS_STATE_DIR=* vmss --lab s* ssh web 0"])
+
+
+def test_the_set_of_a_module_is_kept_if_one_of_its_tests_failed(pytester: pytest.Pytester) -> None:
+    """L3: whichever that was; a test that had nothing to do with a lab does not count."""
+    pytester.makeconftest(KEEPS)
+    pytester.makepyfile(
+        test_other=TESTS.replace("web_model(capacity=2)", 'web_model("other", capacity=2)')
+        + "def test_passes(module_scale_set):\n    pass\n\n\ndef test_alone():\n    assert False\n"
+    )
+    result = run(
+        pytester,
+        """
+        def test_fails(module_scale_set):
+            assert False, "of its own"
+
+        def test_passes(module_scale_set):
+            check(module_scale_set)
+        """.replace("\n        ", "\n"),
+        "--vmss-keep", "failed", "--vmss-state-dir", "state", "--vmss-live", "off",
+    )  # fmt: skip
+    result.assert_outcomes(passed=2, failed=2)
+    names = [line.split()[-1] for line in result.stdout.lines if " show " in line]
+    assert names == ["web"]
 
 
 def test_nothing_is_kept_where_nothing_failed(pytester: pytest.Pytester) -> None:

@@ -426,9 +426,13 @@ def test_a_test_runs_for_each_instance(suite: pytest.Pytester) -> None:
         @pytest.mark.parametrize(("instance", "x"), [("a", 1)])
         def test_direct(instance, x):
             assert instance == "a"
+
+        @pytest.mark.parametrize(argnames="instance", argvalues=["a"])
+        def test_named(instance):
+            assert instance == "a"
         """.replace("\n        ", "\n"),
     )
-    result.assert_outcomes(passed=8)
+    result.assert_outcomes(passed=9)
     suite.makepyfile(
         "import pytest\n@pytest.mark.vmss(model='gone.json')\ndef test_it(instance): pass"
     )
@@ -436,3 +440,25 @@ def test_a_test_runs_for_each_instance(suite: pytest.Pytester) -> None:
     text = result.stdout.str() + result.stderr.str()
     assert "test_it" in text
     assert "gone.json" in text
+
+
+def test_a_marker_of_one_parameter_comes_too_late_for_instance(suite: pytest.Pytester) -> None:
+    """L1: it describes the set, and not how often the test runs."""
+    result = run(
+        suite,
+        """
+        small = pytest.param(1, marks=pytest.mark.vmss(
+            model=web_model(capacity=1), load_balancer=LOAD_BALANCER))
+        pytestmark = []
+
+        @pytest.mark.parametrize("x", [small])
+        def test_set(scale_set, x):
+            assert len(scale_set) == 1
+
+        @pytest.mark.parametrize("x", [small])
+        def test_each(instance, x):
+            pass
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*mark the test, its class or its module, or use scale_set*"])

@@ -148,6 +148,41 @@ def pytest_vmss_after_batch(instances):
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_it*", "*the hook does not like it*"])
 
 
+def test_a_hook_that_fails_is_told_with_its_own_test_if_that_fails_too(
+    pytester: pytest.Pytester,
+) -> None:
+    """Q3: also where its fixtures fail; it was the next test's error, or nobody's."""
+    result = run(
+        pytester,
+        """
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError("the suite's own")
+
+
+def test_it(broken, scale_set): pass
+def test_next(vmss): pass
+""",
+        CONFTEST.replace('TOLD.append(("ended"', 'wanted(operation); TOLD.append(("ended"')
+        + """
+
+def wanted(operation):
+    if operation.action == "create":
+        raise ValueError("the hook does not like it")
+""",
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_it*",
+            "*RuntimeError: the suite's own*",
+            "*a hook of pytest-vmss failed too:*",
+            "*ValueError: the hook does not like it*",
+        ]
+    )
+
+
 def test_a_broken_set_up_skips_the_tests_behind_it(pytester: pytest.Pytester) -> None:
     """One error, and one reason; there was an error with its traceback for each test."""
     result = run(
@@ -186,3 +221,15 @@ def test_each_hook_is_typed_and_documented() -> None:
             assert parameter.annotation is not parameter.empty, name
             assert re.search(rf"\b{argument}: ", told), f"{name} {argument}"
         assert f"`{name}`" in how_to, name
+
+
+def test_a_warning_that_is_an_error_leaves_no_lab(pytester: pytest.Pytester) -> None:
+    """L5: whatever ends the set-up of a session, its lab goes with it."""
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(TESTS + "def test_it(scale_set): pass\n")
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "error", "--vmss-state-dir", "state",
+        "--vmss-cache-dir", "cache", "--vmss-guest-network", "outbound",
+    )  # fmt: skip
+    result.assert_outcomes(errors=1)
+    assert list((pytester.path / "state" / "labs").iterdir()) == []

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.api.set_checkpoints import SetCheckpoints
 from pytest_vmss.checkpoints import CheckpointFiles
 from pytest_vmss.errors import (
     CapacityError,
     CheckpointError,
     ConflictError,
     HostError,
+    HypervisorError,
     ModelError,
     NotFoundError,
     UpgradeError,
 )
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.operations import Restart
+from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
 from pytest_vmss.store import CheckpointRecord, OperationRecord
@@ -303,6 +309,51 @@ def test_memory_that_cannot_be_restored_boots_on_the_restored_disks(
     (told,) = [message for message in events(lab, "warning") if "boots instead" in message]
     assert "is not there" in told
     assert set(lab.executions.values()) == {1}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 4, 6])
+def test_disks_that_are_half_put_back_are_put_back_before_it_boots(
+    web: ScaleSet, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Q1: what libvirt refuses may leave any of an instance's files missing."""
+    write_data(web, "before")
+    web.checkpoint()
+    before, calls, real = seen(web), itertools.count(1), SimulatedHypervisor.create_layer
+    write_data(web, "after")
+
+    def refuse(self: SimulatedHypervisor, path: Path, frozen: Path) -> None:
+        if next(calls) == failing:
+            raise HypervisorError("libvirt refuses")
+        real(self, path, frozen)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedHypervisor, "create_layer", refuse)
+        web.restore()
+    assert web.unfinished is None
+    assert web.is_healthy()
+    assert [row[-1] for row in seen(web)] == [row[-1] for row in before]
+    web.restore()
+    assert seen(web) == before
+
+
+def test_a_clock_that_is_set_back_reorders_no_checkpoints(
+    web: ScaleSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q2: of two of one name, as a kill can leave them, the later one counts."""
+    web.checkpoint("first")
+    write_data(web, "one")
+    web.checkpoint("again")
+    real = VirtualClock.now
+    monkeypatch.setattr(VirtualClock, "now", lambda self: real(self) - timedelta(days=1))
+    monkeypatch.setattr(SetCheckpoints, "_drop", lambda *_: None)  # killed before it
+    write_data(web, "two")
+    web.checkpoint("again")
+    web.checkpoint("last")
+    before = seen(web)
+    write_data(web, "three")
+    web.restore("again")
+    assert [row[-1] for row in seen(web)] == [row[-1] for row in before]
+    assert web.checkpoints == ["first", "again", "last"]
 
 
 def test_a_set_that_cannot_be_saved_keeps_its_earlier_checkpoint(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -164,6 +166,29 @@ def test_what_never_fits_is_refused_at_once(others: list[SimulatedLab]) -> None:
     assert time.monotonic() - start < 0.2
 
 
+def test_a_surge_waits_for_room_with_the_store_free(others: list[SimulatedLab]) -> None:
+    """D9, L4: nothing else in its lab waits with it, for it may be what gives the room back."""
+    one, two = others
+    for lab in others:
+        lab.create(
+            web_model(capacity=1, automatic=False, policy={"maxSurge": True}),
+            load_balancer=LOAD_BALANCER,
+        )
+    free: list[bool] = []
+
+    def listen(message: str) -> None:
+        free.append(not one.store.in_transaction)
+        if message.startswith("waits for room"):
+            two.delete("web")
+
+    one.backends.listeners.append(listen)
+    one.publish("1.1.0")
+    upgrade = one.scale_set("web").upgrade()
+    assert upgrade.completed
+    assert free == [True, True]
+    assert "no room for more" not in upgrade.explain()
+
+
 def room(settings: Settings, name: str, lab_id: str) -> SharedRoom:
     paths = LabPaths(labs_folder(settings) / name)
     paths.folder.mkdir(parents=True, exist_ok=True)
@@ -200,6 +225,22 @@ def test_what_was_promised_counts_before_it_is_used(
     assert two.take(700, 0, available=1000) is None  # the lab is dead
     assert json.loads((tmp_path / "state/labs/two/room.json").read_text())["mib"] == 700
     assert not (tmp_path / "state/room.lock").exists()
+
+
+def test_a_claim_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M7, Q1: on a full disk its file was empty, and the memory of its machines nobody's."""
+    settings = Settings(tmp_path / "state", tmp_path / "cache", memory_mib=4000)
+    one, two = room(settings, "one", "aaa"), room(settings, "two", "bbb")
+    monkeypatch.setattr("pytest_vmss.labs.room.is_locked", lambda path: "one" in path.name)
+    assert one.take(3000, 0, available=None) is None
+    with monkeypatch.context() as patched:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patched.setattr("os.write", Mock(side_effect=full))
+        patched.setattr("os.fdopen", Mock(side_effect=full))
+        one.give_back(1500)
+    assert two.take(1500, 0, available=None) is not None
 
 
 @pytest.mark.parametrize("seed", range(2))
