@@ -12,6 +12,7 @@ from pytest_vmss.model.azure_names import is_azure_name, nearest
 from pytest_vmss.model.document import ScaleSetDocument
 from pytest_vmss.model.load_balancer import LoadBalancer, unserved_rules
 from pytest_vmss.model.not_modelled import why_not_modelled
+from pytest_vmss.model.platform_images import is_upgraded_by_azure
 from pytest_vmss.model.scale_set import AzureModel, Extension, ScaleSetModel
 from pytest_vmss.model.sizes import VmSize
 from pytest_vmss.secrecy import mask
@@ -104,12 +105,28 @@ def review(
         f"the parameter {mask(name)} had no value of its own, and got a generated one"
         for name in document.generated
     )
+    found.notes.extend(_unsupported_image(document.model))
     if own_size is not None:
         found.notes.append(
             f"the instances run in the lab's own size {own_size.name} ({own_size.vcpus} vCPUs, "
             f"{own_size.memory_mib} MiB), not in {mask(document.model.sku.name)}"
         )
     return found
+
+
+def _unsupported_image(model: ScaleSetModel) -> Iterator[str]:
+    """Yields a note if Azure would not upgrade the model's image by itself (B7)."""
+    reference = model.image_reference
+    if model.automatic_os_upgrade.enable_automatic_os_upgrade and not is_upgraded_by_azure(
+        reference
+    ):
+        named = "/".join(
+            mask(text or "") for text in (reference.publisher, reference.offer, reference.sku)
+        )
+        yield (
+            f"Azure does not list the image {named} as one that it upgrades automatically; it is "
+            "upgraded here all the same. In Azure take a listed SKU, or a gallery image"
+        )
 
 
 def setting_of(problem: ModelProblem) -> tuple[int, str]:

@@ -361,13 +361,24 @@ def _check_rolling_mode(model: ScaleSetModel) -> Iterator[ModelProblem]:
 
 
 def _check_repairs(model: ScaleSetModel) -> Iterator[ModelProblem]:
+    """Checks that automatic repairs have exactly one health source, as Azure demands (K1)."""
     policy = model.automatic_repairs_policy
-    if policy is not None and policy.enabled and not any(_health_sources(model)):
+    if policy is None or not policy.enabled:
+        return
+    sources = _health_sources(model)
+    feature = "Automatic repairs not supported for this Virtual Machine Scale Set because"
+    if not any(sources):
         yield ModelProblem(
             "$.automaticRepairsPolicy.enabled",
             "BadRequest",
-            "Automatic repairs not supported for this Virtual Machine Scale Set because a "
-            "health probe or health extension was not provided.",
+            f"{feature} a health probe or health extension was not provided.",
+        )
+    if all(sources):
+        yield ModelProblem(
+            "$.automaticRepairsPolicy.enabled",
+            "BadRequest",
+            f"{feature} both a health probe and a health extension were provided. Remove the "
+            "health probe or health extension prior to enabling automatic repairs.",
         )
 
 

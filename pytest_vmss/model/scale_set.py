@@ -68,6 +68,10 @@ __all__ = [
 ]
 
 
+#: How ARM takes true and false as text, in any case.
+_BOOLEANS = ("true", "false")
+
+
 class AzureModel(BaseModel):
     """A part of Azure's wire model; unknown properties are kept as they are."""
 
@@ -90,14 +94,22 @@ class AzureModel(BaseModel):
         value = check(given)
         if isinstance(given, bool) and not isinstance(value, bool):
             raise ValueError("must be a number; given true or false")
+        if isinstance(value, bool) and isinstance(given, str) and given.lower() not in _BOOLEANS:
+            raise ValueError("must be true or false")
         return with_masks_of(given, value)
 
     @model_serializer(mode="wrap")
     def _serialize(
         self, dump: SerializerFunctionWrapHandler, info: SerializationInfo[Any]
     ) -> dict[str, Any]:
-        """Serializes to JSON without secrets, unless :meth:`full` requests them."""
+        """Serializes to JSON without secrets, unless :meth:`full` requests them.
+
+        What nothing reads is there only if it was given, so that no default is listed as given.
+        """
         body: dict[str, Any] = dump(self)
+        fields = type(self).model_fields
+        for name in self.NOT_READ.keys() - self.model_fields_set:
+            body.pop((fields[name].alias or name) if info.by_alias else name, None)
         if info.mode != "json" or info.context is _FULL:
             return body
         known = dict(self.model_extra or {})

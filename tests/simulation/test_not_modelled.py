@@ -178,10 +178,11 @@ def test_what_is_done_here_anyway_is_not_listed() -> None:
 
 
 def test_what_azure_has_and_the_lab_has_not_is_listed_with_the_reason() -> None:
-    """Deferral, lifecycle hooks, Spot and standby pools."""
+    """A6: deferral, lifecycle hooks, Spot, standby pools, and a policy switched off."""
     body = web_model()
     properties = body["properties"]
-    properties["upgradePolicy"]["automaticOSUpgradePolicy"]["osRollingUpgradeDeferral"] = True
+    automatic = properties["upgradePolicy"]["automaticOSUpgradePolicy"]
+    automatic |= {"osRollingUpgradeDeferral": True, "useRollingUpgradePolicy": False}
     hook = {"type": "UpgradeAutoOSScheduling", "waitDuration": "PT10M", "defaultAction": "Approve"}
     properties["lifecycleHooksProfile"] = {"lifecycleHooks": [hook]}
     properties["spotRestorePolicy"] = {"enabled": True}
@@ -200,6 +201,9 @@ def test_what_azure_has_and_the_lab_has_not_is_listed_with_the_reason() -> None:
     assert reasons == {
         "$.upgradePolicy.automaticOSUpgradePolicy.osRollingUpgradeDeferral": (
             "upgrades wait for no instance's approval (approveRollingUpgrade)"
+        ),
+        "$.upgradePolicy.automaticOSUpgradePolicy.useRollingUpgradePolicy": (
+            "rollingUpgradePolicy counts in every automatic upgrade"
         ),
         "$.lifecycleHooksProfile": "no hook is called, and upgrades wait for none",
         "$.spotRestorePolicy": spot,

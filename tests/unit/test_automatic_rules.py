@@ -10,7 +10,7 @@ import pytest
 
 from pytest_vmss.errors import ModelProblem
 from pytest_vmss.guest.extensions import known_types
-from pytest_vmss.model import check_model, load_document, model_warnings
+from pytest_vmss.model import check_model, load_document, model_warnings, review
 from tests.models import LOAD_BALANCER, service_fabric, web_model
 
 PROFILE = "$.virtualMachineProfile"
@@ -237,6 +237,57 @@ def test_application_health_for_windows_is_refused_by_name() -> None:
     assert problem.path == f"{PROFILE}.extensionProfile.extensions[1].type"
     assert problem.message.startswith("ApplicationHealthWindows is for Windows guests")
     assert "use ApplicationHealthLinux" in problem.message
+
+
+def test_automatic_repairs_need_exactly_one_source_of_health() -> None:
+    """K1: as Azure's page on them says; without repairs and upgrades both may be there."""
+    body = web_model(automatic=False)
+    add(HEALTH)(body)
+    assert problems(body) == []
+    body["properties"]["automaticRepairsPolicy"] = {"enabled": True}
+    (problem,) = problems(body)
+    assert (problem.path, problem.code) == ("$.automaticRepairsPolicy.enabled", "BadRequest")
+    assert "because both a health probe and a health extension were provided" in problem.message
+    body["properties"]["automaticRepairsPolicy"]["enabled"] = False
+    assert problems(body) == []
+    body["properties"]["automaticRepairsPolicy"]["enabled"] = True
+    no_probe(body)
+    assert problems(body) == []
+    profile(body)["extensionProfile"]["extensions"].pop()
+    (problem,) = problems(body)
+    assert "because a health probe or health extension was not provided" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("publisher", "offer", "sku", "is_listed"),
+    [
+        ("Canonical", "0001-com-ubuntu-server-jammy", "22_04-LTS-Gen2", True),
+        ("canonical", "0001-COM-ubuntu-server-jammy", "22_04-lts", True),
+        ("MicrosoftCblMariner", "Azure-Linux", "azure-linux-3", True),
+        ("Canonical", "0001-com-ubuntu-server-jammy", "server", False),
+        ("Canonical", "azure-linux", "azure-linux-3", False),
+        ("Debian", "debian-12", "12-gen2", False),
+    ],
+)
+def test_a_platform_image_that_azure_does_not_upgrade_is_said(
+    publisher: str, offer: str, sku: str, is_listed: bool
+) -> None:
+    """B7: where it would upgrade by itself; in any case of letters."""
+    body = web_model()
+    profile(body)["storageProfile"]["imageReference"] = {
+        "publisher": publisher, "offer": offer, "sku": sku, "version": "latest",
+    }  # fmt: skip
+    notes = review(load_document(body, load_balancer=LOAD_BALANCER)).notes
+    assert len(notes) == (not is_listed)
+    assert all(f"{publisher}/{offer}/{sku}" in note for note in notes)
+    policy = body["properties"]["upgradePolicy"]["automaticOSUpgradePolicy"]
+    policy["enableAutomaticOSUpgrade"] = False
+    assert review(load_document(body, load_balancer=LOAD_BALANCER)).notes == []
+
+
+def test_gallery_images_are_all_upgraded() -> None:
+    """B7: Azure upgrades custom images of a gallery."""
+    assert review(load_document(web_model(), load_balancer=LOAD_BALANCER)).notes == []
 
 
 def test_rolling_mode_needs_health() -> None:

@@ -69,6 +69,7 @@ def test_a_document_is_a_model_or_a_clear_error(document: Any) -> None:
     try:
         loaded = load_document(document, load_balancer=LOAD_BALANCER)
     except ModelError as error:
+        assert error.problems  # noqa: PT017
         assert all(  # noqa: PT017 - whether it is refused is not known
             problem.path and problem.code and problem.message for problem in error.problems
         )

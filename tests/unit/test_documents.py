@@ -79,6 +79,46 @@ def test_an_update_counts_however_it_is_spelt(part: dict[str, Any]) -> None:
     assert merge(extra, read_part({"HOSTGROUP": {"iD": "b"}}))["hostGroup"] == {"Id": "b"}
 
 
+def test_what_was_not_given_is_not_given_back() -> None:
+    """A6: a default that nothing reads is neither stored nor listed as the user's."""
+    given = load_document(web_model(), load_balancer=LOAD_BALANCER)
+    stored = loaded(given.model.full(), is_stored=True)
+    assert stored == given.model
+    assert stored.not_modelled() == given.not_modelled() == []
+    body = web_model()
+    policy = body["properties"]["upgradePolicy"]["automaticOSUpgradePolicy"]
+    policy["useRollingUpgradePolicy"] = False
+    path = "$.upgradePolicy.automaticOSUpgradePolicy.useRollingUpgradePolicy"
+    again = loaded(loaded(body).full(), is_stored=True)
+    assert again.not_modelled() == [path]
+    assert (
+        again.wire()["upgradePolicy"]["automaticOSUpgradePolicy"]["useRollingUpgradePolicy"]
+        is False
+    )
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("FALSE", False)])
+def test_true_and_false_may_be_text(text: str, value: bool) -> None:
+    """A1: as ARM takes them; other words are refused."""
+    body = web_model()
+    policy = body["properties"]["upgradePolicy"]["automaticOSUpgradePolicy"]
+    policy["enableAutomaticOSUpgrade"] = text
+    assert loaded(body).automatic_os_upgrade.enable_automatic_os_upgrade is value
+    for other in ("yes", "1", "on", "t"):
+        policy["enableAutomaticOSUpgrade"] = other
+        with pytest.raises(ModelError, match="enableAutomaticOSUpgrade: must be true or false"):
+            loaded(body)
+
+
+@pytest.mark.parametrize("text", ["#cloud-config", "aGk", "aG k=", "aGk=\n", "aGk=!", "aGk-"])
+def test_custom_data_is_strict_base64(text: str) -> None:
+    """P5: nothing in it is skipped."""
+    body = web_model()
+    body["properties"]["virtualMachineProfile"]["osProfile"]["customData"] = text
+    with pytest.raises(ModelError, match="osProfile.customData: must be base64"):
+        loaded(body)
+
+
 def test_old_names_of_tools_are_known() -> None:
     """A1: what older versions of the command line print."""
     body = web_model()
@@ -93,6 +133,7 @@ def test_old_names_of_tools_are_known() -> None:
 
 
 def test_a_name_given_twice_is_refused() -> None:
+    """A1, A6."""
     with pytest.raises(ModelError, match=r"\$\.Properties: is given twice"):
         loaded({**web_model(), "Properties": {}})
     body = {**web_model(), "SKU": {"name": "Standard_B1s"}}
@@ -138,6 +179,7 @@ def test_what_cannot_be_here_is_refused_with_the_way_out(change: Any, path: str,
 
 @pytest.mark.parametrize("name", ["AzureUser", "a.b-c_1", "x" * 64])
 def test_administrators_as_azure_takes_them(name: str) -> None:
+    """A6."""
     body = web_model()
     body["properties"]["virtualMachineProfile"]["osProfile"]["adminUsername"] = name
     assert loaded(body).virtual_machine_profile.os_profile.admin_username == name
@@ -145,6 +187,7 @@ def test_administrators_as_azure_takes_them(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["root", "Admin", "user1", "a b", "-x", "x" * 65, ""])
 def test_administrators_that_azure_refuses(name: str) -> None:
+    """A6: forbidden names and shapes."""
     body = web_model()
     body["properties"]["virtualMachineProfile"]["osProfile"]["adminUsername"] = name
     with pytest.raises(ModelError, match="adminUsername"):
@@ -152,6 +195,7 @@ def test_administrators_that_azure_refuses(name: str) -> None:
 
 
 def test_what_may_be_left_out_or_is_a_number() -> None:
+    """A1: zones and tags as ARM takes them."""
     body = {**web_model("my-web.set"), "zones": [1, "2"], "tags": {"n": 3, "on": True}}
     del body["properties"]["virtualMachineProfile"]["osProfile"]["computerNamePrefix"]
     model = loaded(body)

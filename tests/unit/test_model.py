@@ -94,6 +94,13 @@ def test_the_callers_document_is_not_changed() -> None:
     [
         (lambda b: b["sku"].update(capacity=-1), "$.sku.capacity", "greater than or equal to 0"),
         (lambda b: b["sku"].update(name="Standard_B1"), "$.sku.name", "Standard_B1s"),
+        (
+            lambda b: b["properties"]["upgradePolicy"]["automaticOSUpgradePolicy"].update(
+                enableAutomaticOSUpgrade="yes"
+            ),
+            "$.upgradePolicy.automaticOSUpgradePolicy.enableAutomaticOSUpgrade",
+            "must be true or false",
+        ),
         (lambda b: b.update(name="a/b"), "$.name", "pattern"),
         (lambda b: b.update(name="../b"), "$.name", "pattern"),
         (
