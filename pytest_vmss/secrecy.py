@@ -27,6 +27,7 @@ __all__ = [
     "has_secret",
     "is_secret_name",
     "mask",
+    "named_values",
     "names_secret",
     "own_secrets",
     "plain_name",
@@ -84,7 +85,8 @@ _OPEN_KEYS = frozenset({
 _COUNTED = frozenset({"max", "min", "num", "total"})
 _NAME_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
-# The patterns below run in linear time: each starts at something rare, and is bounded.
+# The patterns below run in linear time: each starts at something rare, and is bounded or takes
+# what it has read.
 #: What precedes a URI's host. Up to the last ``@``, since a password may contain a slash.
 _USERINFO = re.compile(r"//(?=[^\s/]{0,256}@|[^\s/:]{0,256}+:\d*+[^\s/\d])([^\s\"'<>?#]{0,256})@")
 #: An invalid port: probably a password in a malformed URI; shell variables are left alone.
@@ -105,17 +107,21 @@ _ASSIGNED = re.compile(
 _TOLD = re.compile(r"(?<![\w./-])([A-Za-z_][\w.-]{0,63}+)(?:[\"'][ \t]{0,2}+:[ \t]*+|:[ \t]++)")
 _FLAG = re.compile(r"(?<![\w-])--?([A-Za-z][\w-]{1,63}+)[ \t]++(?!-)")
 #: In it, a quotation mark is escaped by a backslash, or doubled.
-_QUOTED = r"\"(?:[^\"\\\n]|\\.|\"\"){1,2000}+\"?|'(?:[^'\\\n]|\\.|''){1,2000}+'?"
-_WORD_VALUE = re.compile(rf"{_QUOTED}|(?:[^\s;&,\"'<>|)\\]|\\.|\\){{1,2000}}+")
-_LINE_VALUE = re.compile(rf"{_QUOTED}|[^\n\"']{{1,2000}}+")
+_QUOTED = r"\"(?:[^\"\\\n]|\\.|\"\")++\"?|'(?:[^'\\\n]|\\.|'')++'?"
+_WORD_VALUE = re.compile(rf"{_QUOTED}|(?:[^\s;&,\"'<>|)\\]|\\.|\\)++")
+_LINE_VALUE = re.compile(rf"{_QUOTED}|[^\n\"']++")
+#: What precedes a value, and the value.
+_VALUES = ((_ASSIGNED, _WORD_VALUE), (_FLAG, _WORD_VALUE), (_TOLD, _LINE_VALUE))
 #: A text of several lines in YAML; and what precedes ``pass:`` if it is a verb.
 _BLOCK = re.compile(r"[|>][-+0-9]{0,2}[ \t]*+(?:#[^\n]*+)?(?:\n|\Z)")
 _VERB = re.compile(r"(?i)\b(?:tests?|checks?|all|they|must|should|will|to|not) \Z")
 _ELEMENT = re.compile(
-    r"(<([A-Za-z_][\w.:-]{0,63}+)(?:\s[^<>]{0,256}+)?>(?:\s{0,64}+<Value>)?)([^<]{1,2000}+)(?=</)"
+    r"(<([A-Za-z_][\w.:-]{0,63}+)(?:\s[^<>]{0,256}+)?>(?:\s{0,64}+<Value>)?)([^<]{1,16384}+)(?=</)"
 )
 _HEADER = re.compile(r"(?i)\b(bearer|basic|sharedkey)( ++)[\w.~+/=:-]{6,}+")
-_PEM = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----).{0,8000}?(?=-----END|\Z)", re.DOTALL)
+_PEM = re.compile(
+    r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)(?:.{0,32000}?(?=-----END|\Z)|.{32000})", re.DOTALL
+)
 #: A text that matches none of these contains no secret, and is not searched.
 _MARKS = re.compile(r"[=@?:#]|--|</|(?i:bearer|basic|sharedkey) ")
 _SHOWN_CHARS = 200
@@ -313,6 +319,15 @@ def mask(text: str) -> str:
     return text
 
 
+def named_values(text: str) -> Iterator[str]:
+    """Yields the values that follow names of secrets in a text, as :func:`mask` finds them."""
+    for heads, value in _VALUES:
+        for head in heads.finditer(text):
+            found = value.match(text, head.end()) if is_secret_name(head[1]) else None
+            if found and _BLOCK.match(text, head.end()) is None:
+                yield found[0].strip().strip("\"'")
+
+
 def _masked(text: str) -> str:
     masked = _USERINFO.sub(f"//{_HIDDEN}@", text)
     masked = _NO_PORT.sub(rf"//\1:{_HIDDEN}", masked)
@@ -322,7 +337,7 @@ def _masked(text: str) -> str:
     masked = _HEADER.sub(rf"\1\2{_HIDDEN}", masked)
     masked = _PEM.sub(rf"\1{_HIDDEN}", masked)
     masked = _ELEMENT.sub(_without_content, masked)
-    for heads, value in ((_ASSIGNED, _WORD_VALUE), (_FLAG, _WORD_VALUE), (_TOLD, _LINE_VALUE)):
+    for heads, value in _VALUES:
         masked = _without_values(masked, heads, value)
     return masked
 

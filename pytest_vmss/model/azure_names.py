@@ -7,9 +7,13 @@ Microsoft.Network/loadBalancers; what is modelled here is among them.
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["is_azure_name", "nearest"]
+from pytest_vmss.secrecy import plain_name
+
+__all__ = ["is_azure_name", "is_slip", "nearest"]
 
 _SCALE_SETS = """
     actionOnDiskDelay additionalCapabilities additionalDiskProperties additionalUnattendContent
@@ -89,6 +93,9 @@ _NAMES = {name.lower(): name for name in (*_SCALE_SETS.split(), *_OTHERS.split()
 
 #: How similar a name must be to be taken for a misspelling, from 0 to 1.
 _SIMILAR = 0.8
+#: The most characters in which a slip of the fingers differs from the name that was meant.
+_SLIP = 2
+_MANY = re.compile(r"ies$")
 #: No name of Azure is longer; comparing takes quadratic time.
 _LONGEST = 80
 
@@ -110,3 +117,22 @@ def nearest(name: str, names: Iterable[str] | None = None) -> str:
         return ""
     found = difflib.get_close_matches(name.lower(), known, 1, _SIMILAR)
     return known[found[0]] if found else ""
+
+
+def is_slip(name: str, meant: str) -> bool:
+    """Whether a name was probably meant to be another one, and is not another name by itself.
+
+    A slip adds, drops or changes two characters at most, puts some into another order, or says many
+    for one. Another word, such as ``Count`` for ``Percent``, may be of a property that Azure has
+    got since.
+    """
+    one, other = (_MANY.sub("y", plain_name(each)) for each in (name, meant))
+    matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
+    changed = sum(
+        max(end - start, other_end - other_start)
+        for tag, start, end, other_start, other_end in matcher.get_opcodes()
+        if tag != "equal"
+    )
+    letters, wanted = Counter(one), Counter(other)
+    moved = (letters - wanted).total() + (wanted - letters).total()
+    return changed <= _SLIP or moved <= 1

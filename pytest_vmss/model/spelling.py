@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from pytest_vmss.arm import Budget, Unevaluated, is_parsed
 from pytest_vmss.errors import ModelProblem
-from pytest_vmss.model.azure_names import is_azure_name, nearest
+from pytest_vmss.model.azure_names import is_azure_name, is_slip, nearest
 from pytest_vmss.model.reading import OPAQUE
 from pytest_vmss.secrecy import mask
 from pytest_vmss.untrusted import one_line
@@ -159,13 +159,13 @@ class _Speller:
         body: Mapping[str, Any],
         fields: Mapping[str, tuple[str, _Shape]],
     ) -> None:
-        """Refuses a name that Azure does not have if one is missing that it is near to (A6)."""
+        """Refuses a name that Azure does not have if it is a slip of one that is missing (A6)."""
         if is_azure_name(name) or len(self._found.problems) >= _TOLD:
             return
         given = {key.lower() for key in body}
         missing = {alias for alias, _ in fields.values() if alias.lower() not in given}
         meant = nearest(name, sorted(missing))
-        if meant:
+        if meant and is_slip(name, meant):
             self._found.problems.append(
                 ModelProblem(
                     path,

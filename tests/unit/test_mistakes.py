@@ -43,6 +43,46 @@ def test_a_misspelling_deep_inside_is_refused() -> None:
     assert told[path].endswith("did you mean diskSizeGB?")
 
 
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("rollingUpgradePolicy", "maxBatchInstanceCount"),
+        ("rollingUpgradePolicy", "maxUnhealthyUpgradedInstanceCount"),
+        ("rollingUpgradePolicy", "pauseTimeBetweenZones"),
+        ("rollingUpgradePolicy", "enableCrossRegionUpgrade"),
+        ("virtualMachineProfile", "userDataUri"),
+        ("osProfile", "linuxConfigurationProfile"),
+        ("dataDisks", "deletionOption"),
+        ("properties", "scaleOutPolicy"),
+        ("properties", "automaticRepairsProfile"),
+    ],
+)
+def test_a_newer_property_that_is_near_to_another_is_taken(where: str, name: str) -> None:
+    """A6: Azure gets properties that no list here can know; they differ by a word, not by a slip."""
+    body = web_model()
+    properties = body["properties"]
+    profile = properties["virtualMachineProfile"]
+    objects = {
+        "properties": properties,
+        "rollingUpgradePolicy": properties["upgradePolicy"]["rollingUpgradePolicy"],
+        "virtualMachineProfile": profile,
+        "osProfile": profile["osProfile"],
+        "dataDisks": profile["storageProfile"]["dataDisks"][0],
+    }
+    objects[where][name] = 1
+    (told,) = review(load_document(body, load_balancer=LOAD_BALANCER)).lines()
+    assert name in told
+    assert "did you mean" in told
+
+
+@pytest.mark.parametrize("wrong", ["maxBatchInstnacePrecent", "max-batch-instance-percent"])
+def test_a_slip_in_a_long_name_is_refused(wrong: str) -> None:
+    """A6."""
+    body = web_model(policy={wrong: 20})
+    (told,) = problems_of(body).values()
+    assert told.endswith("did you mean maxBatchInstancePercent?")
+
+
 def test_a_misspelling_beside_the_right_name_is_told() -> None:
     body = web_model()
     body["properties"]["upgradPolicy"] = {"mode": "Manual"}

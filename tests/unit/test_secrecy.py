@@ -506,3 +506,22 @@ def test_a_key_may_end_its_line() -> None:
     assert linux is not None
     assert linux.ssh is not None
     assert linux.ssh.public_keys[0].key_data == "ssh-ed25519 AAAA me@example"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"token": "{}"',
+        "token: {}",
+        "token={} next",
+        "--password '{}' next",
+        "<password>{}</password>",
+        "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
+        "-----BEGIN RSA PRIVATE KEY-----\n{}",
+    ],
+)
+def test_a_long_secret_is_masked_to_its_end(text: str) -> None:
+    """M5: some tokens have thousands of characters, and so have keys that a console shows."""
+    shown = mask(text.format("S" * 12_000))
+    assert "SS" not in shown
+    assert "***" in shown

@@ -292,7 +292,7 @@ def redact(text: str, extension: Extension) -> str:
     These are all words of its protected settings, and whatever names or URIs mark as secret in
     the public ones. Redacts too much rather than too little.
     """
-    for secret in sorted(set(_secrets(extension)), key=len, reverse=True):
+    for secret in sorted(set(secret_words(extension)), key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
@@ -302,7 +302,8 @@ def told_by(text: str, extension: Extension) -> str:
     return shown(redact(clean(text[:_READ_CHARS]), extension), _MESSAGE_CHARS)
 
 
-def _secrets(extension: Extension) -> Iterator[str]:
+def secret_words(extension: Extension) -> Iterator[str]:
+    """Yields what :func:`redact` searches for; some of it more than once."""
     protected = [*_leaves(extension.protected_settings or {})]
     for value in (*protected, *_named(extension.settings or {})):
         yield from _words(value)
@@ -315,7 +316,7 @@ def _words(value: str) -> Iterator[str]:
     """Yields a secret, and the parts of it that a program might print alone."""
     # As it is written, and unescaped as a shell or a JSON parser reads it.
     for text in {value, re.sub(r"\\(.)", r"\1", value)}:
-        parts = (text, *text.splitlines(), *re.split(r"[\s'\"=&;|<>()]+", text))
+        parts = (text, *text.splitlines(), *text.split(), *re.split(r"[\s'\"=&;|<>()]+", text))
         yield from (part for part in parts if len(part) >= _SECRET_CHARS)
         yield from (part for part in re.split(r"\W+", text) if len(part) >= _PART_CHARS)
 

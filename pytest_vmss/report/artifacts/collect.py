@@ -137,9 +137,9 @@ class _Collector:
             self._folder.notes.append(f"{what}: {error_text(error)}")
 
     def _timeline(self, name: str, test: str) -> None:
-        timelines = set_timelines(self._lab, name)
+        timelines = set_timelines(self._lab, name, masked=self._folder.masked)
         if timelines:
-            self._found.lines += _lines_of(timelines)
+            self._found.lines += _lines_of(timelines, self._folder.masked)
         steps = [
             {
                 "operation": one.record.action, "instance": row.name, "phase": bar.phase,
@@ -195,7 +195,7 @@ class _Collector:
         )
 
 
-def _lines_of(timelines: Sequence[Timeline]) -> list[str]:
+def _lines_of(timelines: Sequence[Timeline], masked: Callable[[str], str]) -> list[str]:
     """What matters of a set's operations: the last one that failed or did not end, else the last."""
     troubled = [
         one
@@ -212,5 +212,6 @@ def _lines_of(timelines: Sequence[Timeline]) -> list[str]:
     ][:_SETS]
     lines += [f"  {line}" for line in why_it_stopped(chosen)]
     return [
-        f"{line[: len(line) - len(line.lstrip())]}{one_line(line, _LINE_CHARS)}" for line in lines
+        f"{line[: len(line) - len(line.lstrip())]}{one_line(masked(line), _LINE_CHARS)}"
+        for line in lines
     ]

@@ -61,6 +61,7 @@ class ArtifactFolder:
         masked: Masks the secrets in a text.
 
     Attributes:
+        masked: Masks the secrets in a text.
         notes: What could not be collected, and why.
 
     Raises:
@@ -73,7 +74,7 @@ class ArtifactFolder:
         path.mkdir(mode=0o700)
         self.path = path
         self.notes: list[str] = []
-        self._masked = masked
+        self.masked = masked
         self._left = _FOLDER_BYTES
         self._lock = threading.Lock()
         self._closed = False
@@ -89,7 +90,7 @@ class ArtifactFolder:
         Returns:
             The file; None if it could not be written, of which there is a note.
         """
-        return self._write(name, _cut(self._masked(clean(text))))
+        return self._write(name, _cut(self.masked(clean(text))))
 
     def page(self, name: str, page: str) -> Path | None:
         """Writes a page whose maker has cleaned and masked it; never a part of one."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from pytest_vmss.report.masking import mask_lines
 from pytest_vmss.report.timeline.records import Bar, BarState
-from pytest_vmss.secrecy import mask
 from pytest_vmss.untrusted import clean
 
 __all__ = ["ConsoleLog", "with_console"]
@@ -37,12 +37,14 @@ class ConsoleLog:
     Attributes:
         started: When its machine was last started on the disk.
         begin: Offset in bytes of what was written since.
+        masked: Masks the secrets in a text.
     """
 
     instance_id: int
     path: Path
     started: datetime
     begin: int = 0
+    masked: Callable[[str], str] = mask_lines
 
 
 def with_console(bars: Sequence[Bar], logs: Iterable[ConsoleLog]) -> list[Bar]:
@@ -81,10 +83,11 @@ def _read(log: ConsoleLog) -> list[tuple[float, str]]:
         os.close(descriptor)
     lines: list[tuple[float, str]] = []
     latest: float | None = None
-    for text in clean(data.decode(errors="replace")).split("\n"):
+    # Masked before it is cut, for a part of a secret is not known to be one.
+    for text in log.masked(clean(data.decode(errors="replace"))).split("\n"):
         stamp = _STAMP.search(text[:_LINE_CHARS])
         if stamp is not None:
             latest = max(float(stamp[1] or stamp[2]), latest or 0.0)
         if latest is not None and text.strip():
-            lines.append((latest, mask(text.rstrip()[:_LINE_CHARS])))
+            lines.append((latest, text.rstrip()[:_LINE_CHARS]))
     return lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from pytest_vmss.api.lab import Lab
@@ -20,7 +20,13 @@ __all__ = ["MOST_OPERATIONS", "set_page", "set_timelines"]
 MOST_OPERATIONS = 25
 
 
-def set_timelines(lab: Lab, name: str, *, most: int = MOST_OPERATIONS) -> list[Timeline]:
+def set_timelines(
+    lab: Lab,
+    name: str,
+    *,
+    most: int = MOST_OPERATIONS,
+    masked: Callable[[str], str] | None = None,
+) -> list[Timeline]:
     """Returns the timelines of a set's operations, oldest first.
 
     Args:
@@ -28,13 +34,14 @@ def set_timelines(lab: Lab, name: str, *, most: int = MOST_OPERATIONS) -> list[T
         name: The set, which may be deleted by now; then the operations of the last one of its
             name are meant.
         most: How many of the last operations.
+        masked: Masks the secrets in a text; those that the lab's models declare by default.
     """
     records = lab.store.select(OperationRecord, name.lower())
     records.sort(key=lambda record: record.started)
     known = lab.store.get(ScaleSetRecord, name.lower())
     set_id = known.unique_id if known is not None else records[-1].set_id if records else ""
     mine = [record for record in records if record.set_id == set_id][-most:]
-    consoles = list(_consoles(lab, name))
+    consoles = list(_consoles(lab, name, masked or masker_of(lab)))
     return [
         read_timeline(lab.store, Operation(lab.environment, record.scale_set, record.id), consoles)
         for record in mine
@@ -50,7 +57,8 @@ def set_page(lab: Lab, name: str, *, title: str = "", notes: Sequence[str] = ())
         title: The page's title; that these are the set's operations by default.
         notes: Sentences beneath the title.
     """
-    timelines = set_timelines(lab, name)
+    masked = masker_of(lab)
+    timelines = set_timelines(lab, name, masked=masked)
     where = f"Lab {lab.paths.folder.name}."
     if len(timelines) == MOST_OPERATIONS:
         where += f" These are the last {MOST_OPERATIONS} operations."
@@ -60,11 +68,11 @@ def set_page(lab: Lab, name: str, *, title: str = "", notes: Sequence[str] = ())
         timelines,
         notes=(*notes, where),
         made=made,
-        masked=masker_of(lab),
+        masked=masked,
     )
 
 
-def _consoles(lab: Lab, name: str) -> Iterator[ConsoleLog]:
+def _consoles(lab: Lab, name: str, masked: Callable[[str], str]) -> Iterator[ConsoleLog]:
     for record in lab.store.select(GenerationRecord, name.lower()):
         if record.started_at is not None:
             yield ConsoleLog(
@@ -72,4 +80,5 @@ def _consoles(lab: Lab, name: str) -> Iterator[ConsoleLog]:
                 lab.paths.console(record.scale_set, record.instance_id, record.number),
                 record.started_at,
                 record.console_from,
+                masked,
             )
