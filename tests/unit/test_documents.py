@@ -115,7 +115,7 @@ def test_custom_data_is_strict_base64(text: str) -> None:
     """P5: nothing in it is skipped."""
     body = web_model()
     body["properties"]["virtualMachineProfile"]["osProfile"]["customData"] = text
-    with pytest.raises(ModelError, match="osProfile.customData: must be base64"):
+    with pytest.raises(ModelError, match=r"osProfile\.customData: must be base64"):
         loaded(body)
 
 
