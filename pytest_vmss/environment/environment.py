@@ -408,6 +408,7 @@ class InstanceContext:
             ),
             outbound=environment.guest_network == "outbound",
             names={"container": record.uuid, "instance": self.name, "service": record.scale_set},
+            network=self._network(model),
             document=describe(
                 model, record, generation,
                 lab=environment.paths.folder.name,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vmss.errors import HostError
+from pytest_vmss.guest_platform.addresses import Lease
 from pytest_vmss.guest_platform.background import drop_rights, in_background
 from pytest_vmss.guest_platform.config import PlatformFiles, read_config
 from pytest_vmss.guest_platform.events_file import Approvals, read_events
@@ -30,6 +31,8 @@ from pytest_vmss.guest_platform.metadata_service import MetadataService
 from pytest_vmss.guest_platform.network import FrameStream, Network, lease_of
 from pytest_vmss.guest_platform.scheduled_events import ScheduledEvents
 from pytest_vmss.guest_platform.sightings import Recorder
+from pytest_vmss.guest_platform.virtual_network.cable import GuestCable
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.guest_platform.wire_server import WireServer
 from pytest_vmss.host.locks import Lock, try_lock
 
@@ -92,7 +95,10 @@ class _Served:
         self._loop.set_exception_handler(lambda _loop, _context: None)
         self._loop.run_until_complete(self._server.listen())
         stream = FrameStream(_connect(files.nic))
-        self._network = Network(stream, lease, outbound=config["outbound"], saw=recorder.saw)
+        self._network = Network(
+            stream, lease, outbound=config["outbound"], saw=recorder.saw,
+            cable=_cable(config, lease),
+        )  # fmt: skip
         self._network.serve(_METADATA, _WIRE_SERVER)
         for address, port, guest_port in config["forwards"]:
             self._network.forward(address, port, guest_port)
@@ -136,6 +142,15 @@ def _connect(path: Path) -> socket.socket:
         time.sleep(_LOOK_S)
     link.close()
     raise HostError(f"QEMU does not listen at {path}")
+
+
+def _cable(config: dict[str, Any], lease: Lease) -> GuestCable | None:
+    """The guest's cable to the switch of its set; None if that has no private network (A9)."""
+    network = config["network"]
+    if network is None:
+        return None
+    files = NetworkFiles(Path(network["folder"]))
+    return GuestCable(VirtualNetwork(files, config["instanceId"], network["prefix"]), lease)
 
 
 def _instance(files: PlatformFiles) -> dict[str, Any]:

@@ -225,10 +225,10 @@ class LibvirtHypervisor:
     @staticmethod
     def _serve(machine: Machine) -> None:
         """Serves the networks of a running VM, unless that is done already."""
-        if machine.network is not None:
-            virtual_network.ensure(machine.network)
         if machine.platform is not None:
             launcher.ensure(machine.platform)
+        if machine.network is not None:  # last, since it sees at once which cables there are
+            virtual_network.ensure(machine.network)
 
     def _start(self, machine: Machine) -> None:
         machine.agent.unlink(missing_ok=True)
