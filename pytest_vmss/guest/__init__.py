@@ -8,7 +8,8 @@ from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.connection import SSH_PORT, SshAccess
 from pytest_vmss.guest.guest import LinuxGuest
 from pytest_vmss.guest.protocol import Guest
-from pytest_vmss.guest.shell import CommandResult, Shell
+from pytest_vmss.guest.runner import CommandResult
+from pytest_vmss.guest.shell import Shell
 
 __all__ = [
     "SSH_PORT",

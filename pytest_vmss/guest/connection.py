@@ -10,9 +10,11 @@ from pathlib import Path
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import GuestUnreachableError, WaitTimeoutError
 from pytest_vmss.guest.boot_watch import BootWatch
-from pytest_vmss.guest.shell import HostKeyMismatchError, Shell
+from pytest_vmss.guest.login import HostKeyMismatchError, log_in
+from pytest_vmss.guest.runner import CommandResult
+from pytest_vmss.guest.shell import OUTPUT_BYTES, Shell
 
-__all__ = ["ANSWER_BYTES", "SSH_PORT", "Connection", "SshAccess"]
+__all__ = ["ANSWER_BYTES", "SSH_PORT", "Connection", "ReconnectingRunner", "SshAccess"]
 
 #: Maximum output in bytes when the lab itself runs a command in a guest.
 ANSWER_BYTES = 1024 * 1024
@@ -142,7 +144,7 @@ class Connection:
     def _log_in(self) -> Shell | None:
         access = self._access
         try:
-            return Shell.connect(
+            return log_in(
                 access.address,
                 access.port,
                 user=access.user,
@@ -161,3 +163,38 @@ class Connection:
                 f"{access.address}:{access.port} (`ss -ltnp` tells), and try again"
             )
             raise self.watch.failure(GuestUnreachableError, told) from error
+
+
+class ReconnectingRunner:
+    """Runs each command over the current connection, reconnecting if that broke.
+
+    Args:
+        connect: Returns an open connection.
+        most: Maximum number of bytes that a command may write to each of its outputs.
+    """
+
+    def __init__(self, connect: Callable[[], Shell], *, most: int = OUTPUT_BYTES) -> None:
+        self._connect = connect
+        self._most = most
+
+    def run(
+        self,
+        command: str,
+        *,
+        stdin: bytes = b"",
+        sudo: bool = False,
+        timeout: float = 60.0,
+        silence: float | None = None,
+    ) -> CommandResult:
+        """See :meth:`Shell.run`."""
+        return self._connect().run(
+            command, stdin=stdin, sudo=sudo, timeout=timeout, silence=silence, most=self._most
+        )
+
+    def check(
+        self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
+    ) -> str:
+        """See :meth:`Shell.check`."""
+        return self._connect().check(
+            command, stdin=stdin, sudo=sudo, timeout=timeout, most=self._most
+        )

@@ -6,10 +6,10 @@ import socket
 from collections.abc import Callable
 
 from pytest_vmss.errors import error_text
-from pytest_vmss.guest.connection import Connection
+from pytest_vmss.guest.connection import Connection, ReconnectingRunner
 from pytest_vmss.guest.extensions import Target, broken_handler, find_handler, guarded, redact
 from pytest_vmss.guest.extensions.checked import checked_result, checked_words
-from pytest_vmss.guest.shell import Lasting, Shell
+from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
 
@@ -91,7 +91,7 @@ class ExtensionRunner:
         )
 
     def _target(self, connect: Callable[[], Shell], timeout: float) -> Target:
-        runner = Lasting(connect, most=_HANDLER_BYTES)
+        runner = ReconnectingRunner(connect, most=_HANDLER_BYTES)
         return Target(runner, self._connection.clock, timeout, self._factor, self._files_port())
 
     def _with_files(self) -> Shell:

@@ -27,7 +27,9 @@ from pytest_vmss.guest.boot_watch import BootWatch
 from pytest_vmss.guest.cloud_init_wait import save_logs
 from pytest_vmss.guest.connection import Connection
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.shell import CommandResult, Shell
+from pytest_vmss.guest.login import log_in
+from pytest_vmss.guest.runner import CommandResult
+from pytest_vmss.guest.shell import Shell
 from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Probe
@@ -162,7 +164,7 @@ def test_nobody_answers_ssh(tmp_path: Path) -> None:
     """A listener without a greeting is a forwarder without a guest behind it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        shell = Shell.connect(
+        shell = log_in(
             "127.0.0.1", port, user="u", key=tmp_path / "k", host_key="ssh-ed25519 A",
             name="web_0", timeout=1,
         )  # fmt: skip

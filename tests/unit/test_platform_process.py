@@ -30,7 +30,8 @@ from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.connection import Connection
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.in_guest import application_health
-from pytest_vmss.guest.shell import CommandResult, Shell
+from pytest_vmss.guest.runner import CommandResult
+from pytest_vmss.guest.shell import Shell
 from pytest_vmss.guest_platform import launcher
 from pytest_vmss.guest_platform.config import Platform, PlatformFiles
 from pytest_vmss.guest_platform.health_port import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
-from pytest_vmss.guest.shell import CommandResult, Runner
+from pytest_vmss.guest.runner import CommandResult, Runner
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
 
