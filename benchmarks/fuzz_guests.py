@@ -13,11 +13,11 @@ import json
 import random
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import HypervisorError
 from pytest_vmss.guest.agent import guest_time, read_file
 from pytest_vmss.guest.boot_facts import parse_facts
@@ -161,7 +161,7 @@ def _http(content: bytes) -> None:
             return
         theirs.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError, http.client.HTTPException):  # as probes do
-            read_status(ours, time.monotonic() + 5.0)
+            read_status(ours, Deadline(5.0))
 
 
 def _facts(content: bytes) -> None:

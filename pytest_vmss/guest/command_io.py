@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
+
+from pytest_vmss.clock import Deadline
 
 __all__ = ["CommandLimits", "CommandOutput", "TooMuchOutputError", "watchdog"]
 
@@ -20,28 +21,27 @@ class CommandLimits:
     """The timeouts of one command."""
 
     def __init__(self, total: float, silence: float | None) -> None:
-        self._total = total
-        self._silence = silence
-        self._end = time.monotonic() + total
-        self._heard = time.monotonic()
+        self._total, self._silence = total, silence
+        self._end = Deadline(total)
+        self._quiet_end: Deadline | None = None
+        self.hear()
 
     def hear(self) -> None:
         """Records that it has just written something."""
-        self._heard = time.monotonic()
+        self._quiet_end = None if self._silence is None else Deadline(self._silence)
 
     def rest(self) -> float:
         """Returns the seconds until the timeout; never less than 0."""
-        return max(self._end - time.monotonic(), 0.0)
+        return self._end.left()
 
     def left(self) -> float:
         """Returns the seconds until the timeout or the silence timeout, whichever is first."""
-        if self._silence is None:
-            return self.rest()
-        return max(min(self._end, self._heard + self._silence) - time.monotonic(), 0.0)
+        quiet_end = self._quiet_end
+        return self.rest() if quiet_end is None else min(self.rest(), quiet_end.left())
 
     def told(self) -> str:
         """Describes the timeout that was reached."""
-        if self._silence is not None and time.monotonic() < self._end:
+        if self._silence is not None and not self._end.passed:
             return f"it wrote nothing for {self._silence:g} s"
         return f"the limit is {self._total:g} s"
 

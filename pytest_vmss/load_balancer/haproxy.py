@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from pytest_vmss.clock import SystemClock, wait_for
+from pytest_vmss.clock import Deadline, SystemClock, wait_for
 from pytest_vmss.errors import BalancerError, WaitTimeoutError
 from pytest_vmss.host.process import require, run
 from pytest_vmss.load_balancer.protocol import Member, Rule
@@ -407,10 +406,10 @@ def _read(link: socket.socket) -> bytes:
     Raises:
         OSError: It is too long, or takes too long.
     """
-    end, size = time.monotonic() + _ANSWER_S, 0
+    deadline, size = Deadline(_ANSWER_S), 0
     parts: list[bytes] = []
     while size <= _ANSWER_BYTES:
-        link.settimeout(max(end - time.monotonic(), 0.001))
+        link.settimeout(max(deadline.left(), 0.001))
         try:
             part = link.recv(65536)
         except TimeoutError as error:

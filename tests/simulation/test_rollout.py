@@ -363,7 +363,10 @@ def test_a_limit_for_each_instance(tmp_path: Path) -> None:
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.faulted
     assert upgrade.errors["web_0"].code == "RollingUpgradeTimeoutError"
-    assert "waited 20 s for the swap of web_0 to end" in upgrade.errors["web_0"].message
+    assert (
+        "timed out after 20 s waiting for the swap of web_0 to end"
+        in upgrade.errors["web_0"].message
+    )
     # Its rollback took too long too; it is on the old disk, and says that it failed.
     assert upgrade.outcomes["web_0"] is Outcome.ROLLBACK_FAILED
     assert web[0].image_version == "1.0.0"

@@ -153,7 +153,9 @@ def test_tcp_probe(server: int) -> None:
 
 def test_a_wait_says_what_it_waited_for() -> None:
     clock = VirtualClock()
-    with pytest.raises(WaitTimeoutError, match=r"waited 10 s for the moon.*last seen: clouds"):
+    with pytest.raises(
+        WaitTimeoutError, match=r"timed out after 10 s waiting for the moon.*last seen: clouds"
+    ):
         wait_for("the moon", lambda: None, timeout=10, clock=clock, describe=lambda: "clouds")
     assert 10 <= clock.monotonic() < 11
     answers = iter([None, None, "up"])
