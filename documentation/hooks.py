@@ -25,6 +25,7 @@ PLACED = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "images/README.md": "recipes.md",
+    "examples/README.md": "examples.md",
 }
 _LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
