@@ -93,7 +93,7 @@ class Bare:
     def start(self) -> None:
         """QEMU, with the arguments that libvirt gives it."""
         disks = ("os", f"os-{self.generation}.qcow2", "qcow2"), ("lun0", "lun0.qcow2", "qcow2")
-        argv = ["qemu-system-x86_64", "-machine", "pc,graphics=off", "-m", "512", "-smp", "1"]
+        argv = ["qemu-system-x86_64", "-machine", "pc,graphics=off", "-m", "1024", "-smp", "2"]
         if self.accelerator == "kvm":
             argv += ["-accel", "kvm", "-cpu", "host"]
         else:
