@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore
-from pytest_vmss.gallery.gallery import DEFAULT_GALLERY
+from pytest_vmss.gallery import DEFAULT_GALLERY, Gallery, ImageAddress, ImageStore
 from pytest_vmss.model import ImageReference
 from pytest_vmss.model.arguments import check_text
 
@@ -29,7 +28,7 @@ class OwnGallery(Gallery):
     """
 
     def __init__(self, lab: Lab) -> None:
-        super().__init__(DEFAULT_GALLERY, lab.images)
+        super().__init__(lab.images)
         self._published: list[VersionRecord] = []
         self._defined: list[DefinitionRecord] = []
 

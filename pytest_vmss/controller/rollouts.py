@@ -12,7 +12,7 @@ from pytest_vmss.controller.moments import Moments
 from pytest_vmss.controller.preconditions import Preconditions
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
-from pytest_vmss.gallery.gallery import version_key
+from pytest_vmss.gallery.addresses import version_key
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (

@@ -17,7 +17,7 @@ from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, WaitTimeoutError
-from pytest_vmss.gallery.gallery import ImageAddress
+from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import ENDED, OperationReport
 from pytest_vmss.model import ScaleSetModel
