@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pytest_vmss.errors import ImageError
 from pytest_vmss.gallery import definitions
-from pytest_vmss.gallery.addresses import ImageAddress, check_name
 from pytest_vmss.gallery.image_store import ImageStore
+from pytest_vmss.gallery.names import check_name
 from pytest_vmss.gallery.qcow2 import Progress
 from pytest_vmss.model.arguments import check_flag, check_text
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.store import DefinitionRecord, VersionRecord
 
 __all__ = ["DEFAULT_GALLERY", "Gallery"]
@@ -147,7 +148,8 @@ class Gallery:
             NotFoundError: There is no such version.
         """
         check_text(definition, "definition")
-        self._images.delete(self.name, definition, check_text(version, "version"))
+        check_text(version, "version")
+        self._images.delete(ImageVersionRef(self.name, definition, version))
 
     def versions(self, definition: str) -> list[str]:
         """Returns the versions of an image definition, lowest first.
@@ -166,4 +168,4 @@ class Gallery:
             NotFoundError: There is none.
         """
         check_text(definition, "definition")
-        return self._images.resolve(ImageAddress(self.name, definition)).version
+        return self._images.resolve(ImageVersionRef(self.name, definition)).version

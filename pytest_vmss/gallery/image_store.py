@@ -9,19 +9,14 @@ from pathlib import Path
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import HostError, NotFoundError
 from pytest_vmss.gallery import definitions
-from pytest_vmss.gallery.addresses import (
-    ImageAddress,
-    address_of,
-    check_name,
-    check_version,
-    version_key,
-)
 from pytest_vmss.gallery.definitions import DefinitionProperties
 from pytest_vmss.gallery.image_files import ImageFiles
+from pytest_vmss.gallery.names import check_name, check_version, image_of, version_key
 from pytest_vmss.gallery.publication import Publication
 from pytest_vmss.gallery.qcow2 import Progress
 from pytest_vmss.gallery.sbom import Package
 from pytest_vmss.model import ImageReference
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import DefinitionRecord, PackagesRecord, Store, VersionRecord
 
@@ -53,13 +48,13 @@ class ImageStore:
         self._clock = clock
         self._on_publish = on_publish
 
-    def address_of(self, reference: ImageReference) -> ImageAddress:
+    def image_of(self, reference: ImageReference) -> ImageVersionRef:
         """Returns the image that a model's ``imageReference`` refers to.
 
         Raises:
             NotFoundError: There is no matching image definition.
         """
-        return address_of(reference, self.definitions())
+        return image_of(reference, self.definitions())
 
     def version_for(self, reference: ImageReference) -> VersionRecord:
         """Returns the version that a model's ``imageReference`` means now.
@@ -67,27 +62,27 @@ class ImageStore:
         Raises:
             NotFoundError: There is none.
         """
-        return self.resolve(self.address_of(reference))
+        return self.resolve(self.image_of(reference))
 
-    def resolve(self, address: ImageAddress) -> VersionRecord:
-        """Returns the version that an address refers to now (B2).
+    def resolve(self, image: ImageVersionRef) -> VersionRecord:
+        """Returns the version that is referred to now (B2).
 
         Raises:
             NotFoundError: There is none.
         """
-        versions = self.versions(address.gallery, address.definition)
-        if address.version is not None:
+        versions = self._versions(image)
+        if image.version is not None:
             for record in versions:
-                if record.version == address.version:
+                if record.version == image.version:
                     return record
         else:
             eligible = [record for record in versions if not record.exclude_from_latest]
             if eligible:
                 return eligible[-1]
-        what = f"version {address.version}" if address.version else "version that can be latest"
+        what = f"version {image.version}" if image.version else "version that can be latest"
         known = ", ".join(record.version for record in versions)
         raise NotFoundError(
-            f"the image {address.definition!r} of the gallery {address.gallery!r} has no {what}; "
+            f"the image {image.definition!r} of the gallery {image.gallery!r} has no {what}; "
             + (f"there are: {known}" if known else self._hint()),
             code="GalleryImageNotFound",
         )
@@ -103,7 +98,10 @@ class ImageStore:
 
     def versions(self, gallery: str, definition: str) -> list[VersionRecord]:
         """Returns the versions of an image definition, lowest first."""
-        records = self._store.select(VersionRecord, gallery.lower(), definition.lower())
+        return self._versions(ImageVersionRef(gallery, definition))
+
+    def _versions(self, image: ImageVersionRef) -> list[VersionRecord]:
+        records = self._store.select(VersionRecord, *image.definition_key)
         return sorted(records, key=lambda record: version_key(record.version))
 
     def packages(self, record: VersionRecord) -> list[Package]:
@@ -180,19 +178,22 @@ class ImageStore:
             self._on_publish(record)
         return record
 
-    def delete(self, gallery: str, definition: str, version: str) -> None:
+    def delete(self, image: ImageVersionRef) -> None:
         """See :meth:`Gallery.delete`."""
         with self._store.transaction():
-            record = self._store.get(VersionRecord, gallery.lower(), definition.lower(), version)
+            record = next(
+                (one for one in self._versions(image) if one.version == image.version), None
+            )
             if record is None:
                 raise NotFoundError(
-                    f"the image {definition!r} of the gallery {gallery!r} has no version {version}",
+                    f"the image {image.definition!r} of the gallery {image.gallery!r} has no version "
+                    f"{image.version}",
                     code="GalleryImageNotFound",
                 )
             packages = self._store.get(PackagesRecord, *record.key)
             for entry in (record, packages):
                 if entry is not None:
                     self._store.delete(entry)
-            self._store.event("", "image", f"deleted {gallery}/{definition} {version}")
+            self._store.event("", "image", f"deleted {image}")
         with contextlib.suppress(OSError):  # otherwise the next deletion or publication does it
             self._files.remove_unused()

@@ -189,8 +189,7 @@ class Publication:
         self.store.event(
             "",
             "image",
-            f"published {record.gallery}/{record.definition} {record.version} "
-            f"(digest {record.digest[:12]})",
+            f"published {record.image} (digest {record.digest[:12]})",
         )
 
 

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from pytest_vmss.errors import ConflictError, ImageError, LabError, ModelError, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore, publication
+from pytest_vmss.gallery import Gallery, ImageStore, publication
 from pytest_vmss.gallery.qcow2 import inspect
 from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.host.process import run
 from pytest_vmss.model import ImageReference
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import VersionRecord
 
@@ -200,19 +201,19 @@ def test_a_version_of_before_holes_were_skipped(
 def test_addresses(gallery: Gallery, images: ImageStore, tmp_path: Path) -> None:
     gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"), identifier=("Acme", "Shop", "12-gen1"))
     by_id = ImageReference(id="/x/galleries/Gallery/images/Web")
-    assert images.resolve(images.address_of(by_id)).version == "1.0.0"
+    assert images.resolve(images.image_of(by_id)).version == "1.0.0"
     exact = ImageReference(id="/x/galleries/gallery/images/web/versions/2.0.0")
     with pytest.raises(NotFoundError, match=r"there are: 1\.0\.0"):
-        images.resolve(images.address_of(exact))
+        images.resolve(images.image_of(exact))
     by_name = ImageReference(publisher="Acme", offer="Shop", sku="12-gen1", version="latest")
-    assert images.address_of(by_name) == ImageAddress("gallery", "web", None)
+    assert images.image_of(by_name) == ImageVersionRef("gallery", "web", None)
     any_case = ImageReference(publisher="ACME", offer="shop", sku="12-Gen1", version="Latest")
-    assert images.address_of(any_case) == ImageAddress("gallery", "web", None)
+    assert images.image_of(any_case) == ImageVersionRef("gallery", "web", None)
     other = ImageReference(publisher="Acme", offer="Shop", sku="13", version="latest")
     with pytest.raises(NotFoundError, match="Acme:Shop:12-gen1"):
-        images.address_of(other)
+        images.image_of(other)
     with pytest.raises(NotFoundError, match="published are: gallery/web"):
-        images.resolve(ImageAddress("gallery", "nothing"))
+        images.resolve(ImageVersionRef("gallery", "nothing"))
 
 
 def test_one_version_published_twice_at_once(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pytest_vmss.errors import ImageError, NotFoundError
 from pytest_vmss.model import ImageReference
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.store import DefinitionRecord
 
-__all__ = ["ImageAddress", "address_of", "check_name", "check_version", "version_key"]
+__all__ = ["check_name", "check_version", "image_of", "version_key"]
 
 # For fullmatch: `$` would also match before a trailing newline.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,78}[A-Za-z0-9])?")
@@ -28,22 +28,7 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-@dataclass(frozen=True)
-class ImageAddress:
-    """The image that a model refers to.
-
-    Attributes:
-        gallery: Name of the gallery.
-        definition: Name of the image definition.
-        version: An exact version; None for the latest.
-    """
-
-    gallery: str
-    definition: str
-    version: str | None = None
-
-
-def address_of(reference: ImageReference, known: Sequence[DefinitionRecord]) -> ImageAddress:
+def image_of(reference: ImageReference, known: Sequence[DefinitionRecord]) -> ImageVersionRef:
     """Returns the image that a model's ``imageReference`` refers to.
 
     Args:
@@ -57,7 +42,7 @@ def address_of(reference: ImageReference, known: Sequence[DefinitionRecord]) -> 
         match = _IN_ID.fullmatch(reference.id)
         if match is None:
             raise NotFoundError(f"{reference.id!r} names no image of a gallery")
-        return ImageAddress(match["gallery"], match["definition"], match["version"])
+        return ImageVersionRef(match["gallery"], match["definition"], match["version"])
     wanted = (reference.publisher or "", reference.offer or "", reference.sku or "")
     folded = tuple(part.lower() for part in wanted)
     for record in known:
@@ -65,7 +50,7 @@ def address_of(reference: ImageReference, known: Sequence[DefinitionRecord]) -> 
         if tuple(part.lower() for part in known_as) == folded:
             version = reference.version
             exact = None if version is None or version.lower() == "latest" else version
-            return ImageAddress(record.gallery, record.name, exact)
+            return ImageVersionRef(record.gallery, record.name, exact)
     there_are = ", ".join(f"{record.publisher}:{record.offer}:{record.sku}" for record in known)
     raise NotFoundError(
         f"no image {':'.join(wanted)} was published; there are: {there_are or 'none'}",
