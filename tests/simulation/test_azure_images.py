@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import notice
+from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
@@ -46,6 +48,40 @@ def test_a_set_is_upgraded_and_rolled_back(lab: SimulatedLab) -> None:
     assert faulted.faulted
     assert web.is_healthy()
     assert [told(lab, n)["exactVersion"] for n in range(3)] == ["1.1.0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "words"),
+    [
+        (Behaviour.NOT_READY, "OSProvisioningClientError", "could not be provisioned"),
+        (Behaviour.SILENT, "OSProvisioningTimedOut", "did not report that it is provisioned"),
+        (
+            Behaviour.DVD_UNREADABLE, "OSProvisioningClientError",
+            r"custom data did not run: .* \(DataSourceAzure \[seed=IMDS\]\)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_version_that_is_not_provisioned_is_rolled_back(
+    lab: SimulatedLab, behaviour: Behaviour, code: str, words: str
+) -> None:
+    """O2, G1: each failure is told apart."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(web_model(capacity=1), LOAD_BALANCER)
+    upgrade = lab.roll(web, "1.1.0", behaviour)
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK, upgrade.explain()
+    assert upgrade.errors["web_0"].code == code
+    assert re.search(words, upgrade.errors["web_0"].message)
+    assert web.is_healthy()
+    assert web[0].image_version == "1.0.0"
+
+
+def test_without_custom_data_the_dvd_may_stay_unread(lab: SimulatedLab) -> None:
+    """O2: the metadata service has all the rest."""
+    lab.gallery().define("web", provisioning="Azure")
+    body = web_model(capacity=1)
+    del body["properties"]["virtualMachineProfile"]["osProfile"]["customData"]
+    web = lab.start(body, LOAD_BALANCER)
+    assert lab.roll(web, "1.1.0", Behaviour.DVD_UNREADABLE).completed
 
 
 def test_no_checkpoint_is_made_of_such_a_set(lab: SimulatedLab) -> None:
