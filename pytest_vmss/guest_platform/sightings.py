@@ -19,13 +19,17 @@ _REPORTS = 100
 _CHARS = 4096
 _BYTES = 64 * 1024
 
-_ALL = ("dhcp", "lease", "metadata", "goal state")
+_WAY = ("dhcp", "lease", "metadata", "goal state")
+_ELSEWHERE = "another cloud"
+_ALL = (*_WAY, _ELSEWHERE)
 _HINTS = {
     "dhcp": "it never asked for an address by DHCP: does its network come up, and has it a DHCP "
     "client?",
     "lease": "it was offered an address by DHCP, and never took it",
     "metadata": "it has an address, and never asked the metadata service: did cloud-init find "
     "Azure as its data source, with the chassis asset tag and the provisioning DVD?",
+    _ELSEWHERE: "it asked the metadata service for what another cloud has, and never for what "
+    "Azure has: is Azure in cloud-init's datasource_list?",
     "goal state": "it asked the metadata service, and never the wire server for its goal state",
 }
 
@@ -34,7 +38,8 @@ class Sightings:
     """What was seen of a guest on one OS disk.
 
     Attributes:
-        seen: What it has done, of ``dhcp``, ``lease``, ``metadata`` and ``goal state``.
+        seen: What it has done, of ``dhcp``, ``lease``, ``metadata``, ``goal state`` and
+            ``another cloud``: it asked the metadata service for what Azure has not.
         health: Its last report about its provisioning; None if there is none.
     """
 
@@ -49,7 +54,9 @@ class Sightings:
         """How far the guest got on its way to a report, in words."""
         if self.health is not None:
             return f"it reported {self.health.state}"
-        for name in _ALL:
+        for name in _WAY:
+            if name == "metadata" and name not in self.seen and _ELSEWHERE in self.seen:
+                return _HINTS[_ELSEWHERE]
             if name not in self.seen:
                 return _HINTS[name]
         return "it fetched its goal state, and never reported whether it is ready"

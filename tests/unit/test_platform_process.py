@@ -336,6 +336,8 @@ def test_a_guest_that_reported_not_ready_has_failed(
     [
         (set(), "never asked for an address by DHCP"),
         ({"dhcp", "lease"}, "Azure as its data source"),
+        ({"dhcp", "lease", "another cloud"}, "is Azure in cloud-init's datasource_list"),
+        ({"dhcp", "lease", "another cloud", "metadata"}, "never the wire server"),
     ],
 )
 def test_a_silent_guest_timed_out_with_what_was_seen(
