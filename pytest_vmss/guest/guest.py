@@ -341,7 +341,7 @@ class LinuxGuest:
         seen = self._sightings()
         if seen is None or previous_boot_id is not None or seen.health is not None:
             return "did not answer over SSH"
-        return f"did not report that it is provisioned ({seen.hint})"
+        return f"did not report that it is provisioned ({seen.hint(self._console.datasource())})"
 
     def wake(self) -> str:
         """Sets a restored guest's clock and reseeds its random number generator.

@@ -49,11 +49,24 @@ class Sightings:
         self.seen = seen
         self.health = health
 
-    @property
-    def hint(self) -> str:
-        """How far the guest got on its way to a report, in words."""
+    def hint(self, datasource: str = "") -> str:
+        """How far the guest got on its way to a report, in words.
+
+        Args:
+            datasource: What cloud-init says that it found; empty if it has not said so.
+        """
         if self.health is not None:
             return f"it reported {self.health.state}"
+        if datasource.startswith("DataSourceAzure") and "metadata" not in self.seen:
+            # It asks with a lease of its own, before the guest's network is up.
+            return (
+                f"cloud-init found Azure ({datasource}), and never asked the metadata service: is "
+                "a DHCP client for cloud-init in the image (dhcpcd, dhclient or udhcpc)?"
+            )
+        hint = self._hint()
+        return f"{hint} It found {datasource}." if datasource else hint
+
+    def _hint(self) -> str:
         for name in _WAY:
             if name == "metadata" and name not in self.seen and _ELSEWHERE in self.seen:
                 return _HINTS[_ELSEWHERE]

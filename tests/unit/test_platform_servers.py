@@ -447,7 +447,7 @@ def test_a_broken_file_of_sightings_saw_nothing(tmp_path: Path, content: str) ->
 )
 def test_silence_is_explained_by_what_was_seen(seen: list[str], words: str) -> None:
     """O2."""
-    assert words in Sightings(frozenset(seen)).hint
+    assert words in Sightings(frozenset(seen)).hint()
 
 
 # The provisioning DVD.
