@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 from pytest_vmss.errors import error_text
-from pytest_vmss.guest.shell import Runner
+from pytest_vmss.guest.runner import Runner
 from pytest_vmss.hypervisor import Hypervisor, PowerState
 
 __all__ = ["Faults"]

@@ -15,12 +15,12 @@ from pytest_vmss.errors import (
     NoBootError,
     NotProvisionedError,
 )
-from pytest_vmss.guest.check import Check, asked
+from pytest_vmss.guest.boot_facts import BootFacts
+from pytest_vmss.guest.check import Check, run_function_check
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.extensions import find_handler, timed_out
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.extensions.report import described
-from pytest_vmss.guest.guest import BootFacts
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension, is_application_health
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -241,7 +241,7 @@ class SimulatedGuest:
         if isinstance(check, str):
             code = _exit_code(check)
             return code == 0, f"`{check}` ended with status {code}"
-        return asked(check, self, timeout=_CHECK_S)
+        return run_function_check(check, self, timeout=_CHECK_S)
 
     def listening(self) -> set[int]:
         """The ports of the constructor's ``listening``."""

@@ -27,9 +27,11 @@ from pytest_vmss.errors import (
     NotProvisionedError,
 )
 from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest.connection import Connection
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.in_guest import application_health
-from pytest_vmss.guest.shell import CommandResult, Shell
+from pytest_vmss.guest.runner import CommandResult
+from pytest_vmss.guest.shell import Shell
 from pytest_vmss.guest_platform import launcher
 from pytest_vmss.guest_platform.config import Platform, PlatformFiles
 from pytest_vmss.guest_platform.health_port import (
@@ -302,7 +304,7 @@ def guest(
     shell.host_key = "ssh-ed25519 SHOWN"
     facts = CommandResult(0, "12345678-abcd\n6.1\n1.0.0\n", "")
     monkeypatch.setattr(Shell, "run", lambda *_, **__: facts)
-    monkeypatch.setattr(LinuxGuest, "_connect", lambda _: shell)
+    monkeypatch.setattr(Connection, "connect", lambda _: shell)
     return LinuxGuest(
         "web_0",
         access=SshAccess("127.0.0.1", 1, "azureuser", folder / "key", ""),

@@ -26,10 +26,11 @@ from pytest_vmss import untrusted
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import CloudInitError, HypervisorError, VmssError
 from pytest_vmss.guest.agent import read_file, within
+from pytest_vmss.guest.boot_facts import BootFacts
 from pytest_vmss.guest.cloud_init import read_verdict
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import HEAD_BYTES, TAIL_BYTES, LogKeeper, LogReader, cap_log
-from pytest_vmss.guest.guest import BootFacts, parse_listening
+from pytest_vmss.guest.listening import parse_listening
 from pytest_vmss.health import parse_custom_metrics, probe_once
 from pytest_vmss.host.http import http_status
 from pytest_vmss.model import Probe
