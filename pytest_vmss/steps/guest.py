@@ -43,7 +43,8 @@ class FinishCloudInit:
             failure = (
                 "the custom data did not run: cloud-init could not read ovf-env.xml on the "
                 f"provisioning DVD, and went by the metadata service alone ({verdict.datasource}); "
-                "are the kernel's modules udf, isofs, sr_mod and virtio_scsi in the image?"
+                "are the kernel's modules udf, isofs, sr_mod and virtio_scsi in the image, and "
+                f"allowed? It says: {told or 'nothing'}"
             )
         if failure:
             console = Console(context.machine(self.generation).console)
