@@ -28,6 +28,11 @@ class PlatformFiles:
 
     folder: Path
 
+    @staticmethod
+    def any_in(folder: Path) -> bool:
+        """Whether any VM has a platform whose folder is in this one."""
+        return any(folder.glob("*.json"))
+
     @property
     def nic(self) -> Path:
         """The socket at which QEMU gives and takes frames; in a folder that QEMU may write to."""
