@@ -137,6 +137,22 @@ def with_application_health(
     return body
 
 
+def with_subnet(body: dict[str, Any]) -> dict[str, Any]:
+    """The same model with a network interface in a subnet."""
+    profile = body["properties"]["virtualMachineProfile"]
+    subnet = {"id": "/…/virtualNetworks/net/subnets/default"}
+    profile.setdefault("networkProfile", {})["networkInterfaceConfigurations"] = [
+        {
+            "name": "nic",
+            "properties": {
+                "primary": True,
+                "ipConfigurations": [{"name": "ip", "properties": {"subnet": subnet}}],
+            },
+        }
+    ]
+    return body
+
+
 LOAD_BALANCER: dict[str, Any] = {
     "name": "web-lb",
     "properties": {
