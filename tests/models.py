@@ -45,7 +45,7 @@ def web_model(
     return {
         "name": name,
         "location": "westeurope",
-        "sku": {"name": "Standard_B1ls", "tier": "Standard", "capacity": capacity},
+        "sku": {"name": "Standard_B2ts_v2", "tier": "Standard", "capacity": capacity},
         "properties": {
             "orchestrationMode": "Uniform",
             "upgradePolicy": {

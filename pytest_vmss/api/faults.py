@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from pytest_vmss.errors import error_text
-from pytest_vmss.guest.shell import Runner
+from pytest_vmss.guest.runner import Runner
 from pytest_vmss.hypervisor import Hypervisor, PowerState
 
 __all__ = ["Faults"]

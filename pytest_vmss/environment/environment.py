@@ -168,6 +168,10 @@ class Environment:
         """
         return find_scale_set(self.store, scale_set)
 
+    def domain(self, instance: str) -> str:
+        """The name of an instance's machine on the hypervisor."""
+        return f"vmss-{self.lab_id}-{instance}"
+
     def stop(self, scale_set: str) -> None:
         """Stops this process's operation on a set, as a kill would; it can be resumed."""
         signal = self.working.get(scale_set.lower())
@@ -322,7 +326,7 @@ class InstanceContext:
     @property
     def domain(self) -> str:
         """The machine's name on the hypervisor."""
-        return f"vmss-{self.environment.lab_id}-{self.name}"
+        return self.environment.domain(self.name)
 
     def generation(self, number: int) -> GenerationRecord | None:
         """The record of the n-th OS disk."""

@@ -12,7 +12,7 @@ from typing import Any
 from pytest_vmss.errors import HostError
 from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import UnreadableError, read_json, read_regular
+from pytest_vmss.untrusted import UnreadableError, read_json_file
 
 __all__ = ["Platform", "PlatformFiles", "read_config"]
 
@@ -28,6 +28,11 @@ class PlatformFiles:
     """
 
     folder: Path
+
+    @staticmethod
+    def any_in(folder: Path) -> bool:
+        """Whether any VM has a platform whose folder is in this one."""
+        return any(folder.glob("*.json"))
 
     @property
     def nic(self) -> Path:
@@ -146,7 +151,7 @@ def read_config(path: Path) -> dict[str, Any]:
         HostError: It cannot be read.
     """
     try:
-        document: dict[str, Any] = read_json(read_regular(path, _BYTES).decode())
-    except (OSError, ValueError, UnreadableError) as error:
+        document: dict[str, Any] = read_json_file(path, _BYTES)
+    except (OSError, UnreadableError) as error:
         raise HostError(f"{path} cannot be read: {error}") from error
     return document

@@ -87,7 +87,7 @@ class _Served:
         )
 
         def ask_metadata(request: Request) -> Response:
-            recorder.saw("metadata")
+            recorder.saw("metadata" if request.path[:1] == ["metadata"] else "another cloud")
             return metadata.answer(request)
 
         self._server = HttpServer({_METADATA: ask_metadata, _WIRE_SERVER: wire_server.answer})

@@ -405,10 +405,20 @@ class OSImageNotificationProfile(AzureModel):
     )
 
 
+class TerminateNotificationProfile(AzureModel):
+    """Whether guests are told before their instance is deleted (O4)."""
+
+    enable: bool = False
+    not_before_timeout: Annotated[
+        timedelta, Field(ge=timedelta(minutes=5), le=timedelta(minutes=15))
+    ] = timedelta(minutes=5)
+
+
 class ScheduledEventsProfile(AzureModel):
     """The scheduled events that guests are told of."""
 
     os_image_notification_profile: OSImageNotificationProfile | None = None
+    terminate_notification_profile: TerminateNotificationProfile | None = None
 
 
 class VirtualMachineProfile(AzureModel):
@@ -522,6 +532,13 @@ class ScaleSetModel(AzureModel):
         """Seconds that a guest has to approve the replacement of its OS disk; None for no event."""
         events = self.virtual_machine_profile.scheduled_events_profile
         told = None if events is None else events.os_image_notification_profile
+        return told.not_before_timeout.total_seconds() if told and told.enable else None
+
+    @property
+    def terminate_notice(self) -> float | None:
+        """Seconds that a guest has to approve the deletion of its instance; None for no event."""
+        events = self.virtual_machine_profile.scheduled_events_profile
+        told = None if events is None else events.terminate_notification_profile
         return told.not_before_timeout.total_seconds() if told and told.enable else None
 
     @property

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import HostError, InstanceError, LabError, NotFoundError
-from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.guest import keys
 from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.provisioning import ovf_env
 from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
 from pytest_vmss.host.files import PART, sync_folder
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import (
     DetachedDiskRecord,
@@ -95,7 +95,7 @@ class ReplaceDataDisks:
             sync_folder(path.parent)
 
 
-def _published(context: InstanceContext, address: ImageAddress) -> VersionRecord:
+def _published(context: InstanceContext, address: ImageVersionRef) -> VersionRecord:
     """The image version that an operation installs on an instance.
 
     Raises:
@@ -115,7 +115,7 @@ class PrepareDisk:
     timed: ClassVar[bool] = True
 
     number: int
-    version: ImageAddress
+    version: ImageVersionRef
     revision: int
 
     def apply(self, context: InstanceContext) -> None:

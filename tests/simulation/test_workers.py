@@ -93,7 +93,7 @@ def test_workers_have_labs_of_their_own_and_one_summary(
 
 
 def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
-    """Two sets of 2 x (512 + 256) MiB do not fit at once."""
+    """Two sets of 2 x (1024 + 256) MiB do not fit at once."""
     result = run(
         suite,
         """
@@ -109,7 +109,7 @@ def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
         "-n",
         "2",
         "--vmss-set",
-        "memory_mib=2000",
+        "memory_mib=4000",
         f"--basetemp={suite.path / 'base'}",
     )
     result.assert_outcomes(passed=4)
@@ -118,14 +118,14 @@ def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
     told = [line for line in result.stderr.lines if "waits for room" in line]
     assert told
     assert "[gw" in told[0]
-    assert "of the 2000 MiB that all labs may have (setting memory_mib), this lab has 0" in told[0]
+    assert "of the 4000 MiB that all labs may have (setting memory_mib), this lab has 0" in told[0]
 
 
 @pytest.fixture
 def others(tmp_path: Path) -> Iterator[list[SimulatedLab]]:
     """Two labs that may have 2000 MiB together, and wait for a moment."""
     settings = Settings(
-        tmp_path / "state", tmp_path / "cache", memory_mib=2000, timeouts=Timeouts(room=0.2)
+        tmp_path / "state", tmp_path / "cache", memory_mib=4000, timeouts=Timeouts(room=0.2)
     )
     labs = [SimulatedLab.session(settings) for _ in range(2)]
     for lab in labs:
