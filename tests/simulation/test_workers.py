@@ -123,9 +123,9 @@ def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
 
 @pytest.fixture
 def others(tmp_path: Path) -> Iterator[list[SimulatedLab]]:
-    """Two labs that may have 2000 MiB together, and wait for a moment."""
+    """Two labs that may have 3300 MiB together, and wait for a moment."""
     settings = Settings(
-        tmp_path / "state", tmp_path / "cache", memory_mib=4000, timeouts=Timeouts(room=0.2)
+        tmp_path / "state", tmp_path / "cache", memory_mib=3300, timeouts=Timeouts(room=0.2)
     )
     labs = [SimulatedLab.session(settings) for _ in range(2)]
     for lab in labs:
@@ -145,16 +145,16 @@ def test_a_wait_for_room_ends(others: list[SimulatedLab]) -> None:
     create(one)
     with pytest.raises(CapacityError, match=r"gave no memory back within 0 s") as refused:
         create(two)
-    assert f"{one.paths.folder.name} (process {os.getpid()}) 1536 MiB" in str(refused.value)
+    assert f"{one.paths.folder.name} (process {os.getpid()}) 2560 MiB" in str(refused.value)
     assert two.scale_sets() == []
     one.scale_set("web").delete_instances([0])
     create(two, 1)
-    with pytest.raises(CapacityError, match="this lab has 768 MiB"):
+    with pytest.raises(CapacityError, match="this lab has 1280 MiB"):
         two.scale_set("web").scale(2)
     one.delete("web")
     two.scale_set("web").scale(2)
     told = [event.message for event in two.store.events() if "room" in event.message]
-    assert any(message.startswith("waits for room, up to 0 s: 1536 MiB") for message in told)
+    assert any(message.startswith("waits for room, up to 0 s: 2560 MiB") for message in told)
 
 
 def test_what_never_fits_is_refused_at_once(others: list[SimulatedLab]) -> None:
