@@ -43,6 +43,8 @@ old=$(grep -v '^search' $file 2> /dev/null)
 rm -f $file
 printf 'search {DOMAIN}\\nnameserver {GATEWAY}\\n%s\\n' "$old" > $file
 """
+# Where other names are asked for, which the first name server refuses.
+_NEXT_NAME_SERVER = f"echo nameserver {_NAME_SERVER} >> $file\n"
 
 
 def build_seed(
@@ -112,7 +114,9 @@ def build_seed(
         meta_data=json.dumps({"instance-id": cloud_instance_id, "local-hostname": computer_name}),
         network_config=json.dumps(network),
         vendor_data=_vendor_data(
-            vendor, model.virtual_machine_profile.user_data, named=private is not None
+            vendor,
+            model.virtual_machine_profile.user_data,
+            hooks=_name_server_hooks(private, outbound=outbound),
         ),
         user_data=user_data,
     )
@@ -127,8 +131,15 @@ def _private(number: int) -> dict[str, object]:
     }
 
 
+def _name_server_hooks(private: int | None, *, outbound: bool) -> list[SecretText]:
+    """The scripts by which a guest in a private network asks that for names."""
+    if private is None:
+        return []
+    return [SecretText(_NAME_SERVER_HOOK + (_NEXT_NAME_SERVER if outbound else ""))]
+
+
 def _vendor_data(
-    config: dict[str, object], user_data: SecretStr | None, *, named: bool
+    config: dict[str, object], user_data: SecretStr | None, *, hooks: list[SecretText]
 ) -> SecretText:
     """Builds the vendor data: the lab's settings, and Azure's ``userData`` for the guest (H1).
 
@@ -137,10 +148,10 @@ def _vendor_data(
     Args:
         config: The lab's settings.
         user_data: The model's.
-        named: Whether there is a name server in a private network.
+        hooks: Scripts that run early at each boot.
     """
     cloud_config = SecretText(f"#cloud-config\n{json.dumps(config)}")
-    hooks = [SecretText(_NAME_SERVER_HOOK)] if named else []
+    hooks = list(hooks)
     if user_data is not None:
         hooks.append(
             SecretText(

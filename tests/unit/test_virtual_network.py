@@ -221,6 +221,19 @@ def test_the_seed_names_address_and_name_server() -> None:
     }
     assert "nameserver 10.0.0.1" in seed.vendor_data
     assert b"fs_setup" in seed.user_data
+    assert "nameserver 10.0.2.3" not in seed.vendor_data
+
+
+def test_other_names_are_asked_of_the_next_name_server() -> None:
+    """A9: in a guest with a way out."""
+    seed = build_seed(
+        load_document(with_subnet(web_model()), load_balancer=LOAD_BALANCER).model,
+        cloud_instance_id="i", computer_name="web000001", mac="52:54:00:00:00:01",
+        host_key=KeyPair("private", "public"), lab_key=KeyPair("private", "public"),
+        grow=False, outbound=True, private=1,
+    )  # fmt: skip
+    hook = seed.vendor_data
+    assert hook.index("nameserver 10.0.0.1") < hook.index("nameserver 10.0.2.3")
 
 
 # The process.
