@@ -272,6 +272,8 @@ def _own(context: InstanceContext) -> dict[str, Any]:
         "address": record.address,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
     }
+    if context.network is not None:
+        own["privateIPAddress"] = str(context.network.address)
     generation = context.generation(record.generation)
     if generation is None:
         return own

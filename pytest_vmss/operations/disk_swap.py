@@ -22,7 +22,6 @@ from pytest_vmss.steps import (
     Discard,
     Drain,
     FinishCloudInit,
-    GiveNotice,
     PrepareDisk,
     ProveBoot,
     ReplaceDataDisks,
@@ -32,7 +31,7 @@ from pytest_vmss.steps import (
     Stop,
     Sync,
     Undrain,
-    gives_notice,
+    notice_steps,
 )
 from pytest_vmss.store import Outcome, OutcomeRecord
 
@@ -299,9 +298,7 @@ def swap(
     old = plan.source or plan.result - 1  # one that never came up has no disk yet
     if plan.stopped:
         return "swap", stopped_swap_steps(old, plan.result, version, revision)
-    notice: list[Step] = []
-    if gives_notice(work.context, plan.source, plan.source_revision):
-        notice = [GiveNotice(plan.source_revision)]
+    notice = notice_steps("Reimage", work.context, plan.source, plan.source_revision)
     return "swap", swap_steps(
         old, plan.result, version, revision, data_disks=data_disks, notice=notice
     )

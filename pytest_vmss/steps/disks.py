@@ -13,6 +13,7 @@ from pytest_vmss.guest import keys
 from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.provisioning import ovf_env
+from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
 from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps.step import Conclusion
@@ -163,6 +164,7 @@ class PrepareDisk:
             lab_key=environment.lab_key,
             grow=grow,
             outbound=environment.guest_network == "outbound",
+            private=record.instance_id if model.has_subnet else None,
         )
         environment.hypervisor.write_seed(environment.paths.seed(*place), seed)
 
@@ -268,6 +270,9 @@ class RemoveMachine:
         if record is not None:
             context.environment.paths.agent_socket(record.uuid).unlink(missing_ok=True)
             PlatformFiles(context.environment.paths.platform(record.uuid)).remove()
+            network = context.network
+            if network is not None:
+                virtual_network.leave(network)
 
 
 @dataclass(frozen=True)
