@@ -60,9 +60,9 @@ class ScheduledStore(Store):
         clock.held = lambda: self.in_transaction
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, durable: bool) -> Iterator[None]:
         preempt(self._virtual)
-        with super()._transaction():
+        with super()._transaction(durable):
             yield
         preempt(self._virtual)
 

@@ -49,6 +49,7 @@ class CreateDataDisks:
 
     name: ClassVar[str] = "create data disks"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     revision: int
 
@@ -81,6 +82,7 @@ class ReplaceDataDisks:
 
     name: ClassVar[str] = "replace data disks"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     revision: int
 
@@ -112,6 +114,7 @@ class PrepareDisk:
 
     name: ClassVar[str] = "prepare OS disk"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     number: int
     version: ImageAddress
@@ -178,6 +181,7 @@ class Commit:
 
     name: ClassVar[str] = "commit"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
 
     generation: int
     provisioning: str = "Succeeded"
@@ -220,6 +224,7 @@ class Discard:
 
     name: ClassVar[str] = "discard old disk"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     keep: int
 
@@ -260,6 +265,7 @@ class RemoveMachine:
 
     name: ClassVar[str] = "remove machine"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     def apply(self, context: InstanceContext) -> None:
         context.leave()
@@ -276,6 +282,7 @@ class RemoveFiles:
 
     name: ClassVar[str] = "remove files"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     revision: int
 
@@ -309,6 +316,7 @@ class Forget:
 
     name: ClassVar[str] = "forget"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     def apply(self, context: InstanceContext) -> None:
         store = context.environment.store

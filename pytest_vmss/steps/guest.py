@@ -25,6 +25,7 @@ class FinishCloudInit:
 
     name: ClassVar[str] = "cloud-init"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     generation: int
 
@@ -56,6 +57,7 @@ class ApplyModel:
 
     name: ClassVar[str] = "apply model"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     generation: int
     revision: int
@@ -74,6 +76,7 @@ class AwaitHealth:
 
     name: ClassVar[str] = "health"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     generation: int
 
@@ -142,6 +145,7 @@ class Sync:
 
     name: ClassVar[str] = "sync"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     generation: int
 

@@ -26,6 +26,9 @@ __all__ = ["Store"]
 
 _FORMAT = 2
 
+#: Makes every commit wait until it is on the disk.
+_SYNCHRONIZE = "PRAGMA synchronous=FULL"
+
 #: Seconds to wait for another process that is writing.
 _BUSY_S = 30.0
 
@@ -163,7 +166,7 @@ class Store:
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
+        database.execute(_SYNCHRONIZE)
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == _FORMAT:
             return
@@ -199,8 +202,13 @@ class Store:
         """Whether this thread is in a transaction, so that what it reads may be undone."""
         return self._owner == threading.get_ident()
 
-    def transaction(self) -> AbstractContextManager[None]:
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[None]:
         """Returns a context manager whose writes become durable together, or not at all.
+
+        Args:
+            durable: Synchronize them to the disk at the end. If false, they survive the end of
+                this process at once, and a crash of the host as soon as any later transaction
+                has been synchronized: for what no effect follows before that.
 
         Raises:
             LabError: The host's disk is full, or the file cannot be written.
@@ -208,11 +216,11 @@ class Store:
         self._require_own()
         if self.in_transaction:
             return _JOINED  # part of the transaction that this thread is in
-        return self._transaction()
+        return self._transaction(durable)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
+    def _transaction(self, durable: bool) -> Iterator[None]:
+        with self._lock, nullcontext() if durable else self._unsynchronized():
             try:
                 self._begin()
                 self._owner = threading.get_ident()
@@ -225,6 +233,25 @@ class Store:
                 raise
             finally:
                 self._owner = None
+
+    @contextmanager
+    def _unsynchronized(self) -> Iterator[None]:
+        """Commits without synchronization; a connection that cannot be set back is closed."""
+        try:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            yield
+        except sqlite3.Error as error:
+            raise self._unusable("written", error) from error
+        finally:
+            self._synchronize()
+
+    def _synchronize(self) -> None:
+        """Synchronizes the commits from now on; if that fails, closes the connection."""
+        if self._connection is not None:
+            try:
+                self._connection.execute(_SYNCHRONIZE)
+            except sqlite3.Error:
+                self._drop()
 
     def _begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")

@@ -66,6 +66,39 @@ def test_full_synchronisation(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_commit_that_need_not_be_durable_leaves_the_next_ones_so(
+    tmp_path: Path, broken: type[Broken]
+) -> None:
+    """M1: whatever fails meanwhile."""
+    store = Store(tmp_path / "db", VirtualClock())
+
+    def level() -> int:
+        found: int = store._db.execute("PRAGMA synchronous").fetchone()[0]
+        return found
+
+    def write(name: str) -> None:
+        with store.transaction(durable=False):
+            assert level() == 1
+            with store.transaction():
+                store.put(definition(name))
+            assert level() == 1
+
+    write("a")
+    assert level() == 2
+    for failing in ("PRAGMA synchronous=NORMAL", "BEGIN", "COMMIT"):
+        broken.failing = (failing,)
+        with pytest.raises(LabError, match="cannot be written"):
+            write("b")
+        broken.failing = ()
+        assert level() == 2
+    broken.failing = ("PRAGMA synchronous=FULL",)
+    write("c")
+    broken.failing = ()
+    assert level() == 2
+    assert [record.name for record in store.select(DefinitionRecord)] == ["a", "c"]
+    store.close()
+
+
 def test_the_journal(tmp_path: Path) -> None:
     store = Store(tmp_path / "db", VirtualClock())
     step = store.intend("op", "web", 0, "swap", 0, "stop")
