@@ -1,6 +1,6 @@
 # Everything sets itself up on a fresh Debian 12+ or Ubuntu 24.04+.
 .POSIX:
-.PHONY: help setup setup-dev demo test check test-unit test-simulation test-vm test-nightly format clean
+.PHONY: help setup setup-dev demo test check docs test-unit test-simulation test-vm test-nightly format clean
 
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest
@@ -8,10 +8,14 @@ RINGS = $(PYTEST) tests/unit tests/simulation -n logical --dist worksteal --dura
 # Without KVM a set of two keeps two cores busy: more at once would only miss their limits.
 VMS = $(PYTEST) tests/vm --durations=30
 
+# The theme would advertise its successor; warnings of the build are errors.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 help:
 	@echo 'make demo             the main job on real VMs: upgrade, bad image, rollback'
 	@echo 'make test             checks and all three rings of tests'
-	@echo 'make check            formatting, lint, types, import rules'
+	@echo 'make check            formatting, lint, types, import rules, documentation'
+	@echo 'make docs             the documentation as a site, in site/'
 	@echo 'make test-unit        seconds'
 	@echo 'make test-simulation  two minutes'
 	@echo 'make test-vm          minutes: real VMs'
@@ -33,6 +37,11 @@ check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(SITE)
+
+docs: setup-dev
+	$(SITE)
+	@echo 'open site/index.html'
 
 test: check
 	$(RINGS)
@@ -62,4 +71,4 @@ format: setup-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-audit .setup-*
+	rm -rf .venv .venv-audit .setup-* site

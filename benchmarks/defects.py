@@ -305,7 +305,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the boot before counts as the new one",
-        "guest/guest.py",
+        "guest/boot.py",
         "if facts.boot_id == previous_boot_id:",
         "if False:",
         _tests("tests/unit/test_guest.py", "tests/unit/test_boot_proof.py"),
@@ -383,7 +383,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a guest that reported that it is not ready is waited for",
-        "guest/guest.py",
+        "guest/boot.py",
         '        if seen.health.state == "Ready":\n',
         '        if seen.health.state in ("Ready", "NotReady"):\n',
         _tests("tests/unit/test_platform_process.py"),

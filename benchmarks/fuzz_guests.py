@@ -13,20 +13,21 @@ import json
 import random
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import HypervisorError
 from pytest_vmss.guest.agent import guest_time, read_file
+from pytest_vmss.guest.boot_facts import parse_facts
 from pytest_vmss.guest.cloud_init import read_verdict
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.guest.extensions.command import read_outcome
 from pytest_vmss.guest.extensions.report import described
-from pytest_vmss.guest.guest import parse_facts, parse_listening
 from pytest_vmss.guest.in_guest.application_health import document
+from pytest_vmss.guest.listening import parse_listening
 from pytest_vmss.health import parse_custom_metrics, read_report
 from pytest_vmss.host.http import read_status
 from pytest_vmss.model import ApplicationHealthSettings, Extension
@@ -160,7 +161,7 @@ def _http(content: bytes) -> None:
             return
         theirs.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError, http.client.HTTPException):  # as probes do
-            read_status(ours, time.monotonic() + 5.0)
+            read_status(ours, Deadline(5.0))
 
 
 def _facts(content: bytes) -> None:

@@ -22,6 +22,7 @@ from pytest_vmss.errors import WaitTimeoutError
 
 __all__ = [
     "Clock",
+    "Deadline",
     "Interrupted",
     "Stopped",
     "SystemClock",
@@ -196,6 +197,40 @@ def run_concurrently(items: Iterable[_I], act: Callable[[_I], object], *, clock:
         clock.run_concurrently(waiting, act)
 
 
+class Deadline:
+    """The end of a time limit, on a monotonic clock.
+
+    Args:
+        seconds: The limit, from now.
+        monotonic: Returns the time. The default is the host's; pass the ``monotonic`` of the
+            lab's clock for what a simulated lab does too.
+    """
+
+    def __init__(self, seconds: float, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._end = monotonic() + seconds
+
+    def left(self) -> float:
+        """Returns the seconds that are left; never less than 0."""
+        return max(self._end - self._monotonic(), 0.0)
+
+    @property
+    def passed(self) -> bool:
+        """Whether none are left."""
+        return self._monotonic() >= self._end
+
+    def require(self) -> float:
+        """Returns the seconds that are left, e.g. as the timeout of a socket.
+
+        Raises:
+            TimeoutError: None are.
+        """
+        left = self.left()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+
 def wait_for(
     what: str,
     probe: Callable[[], _T | None],
@@ -221,13 +256,13 @@ def wait_for(
     Raises:
         WaitTimeoutError: The timeout was reached.
     """
-    end = clock.monotonic() + timeout
+    deadline = Deadline(timeout, clock.monotonic)
 
     def is_late(_: RetryCallState) -> bool:
-        return clock.monotonic() >= end
+        return deadline.passed
 
     def until_next(_: RetryCallState | None) -> float:
-        return max(min(interval, end - clock.monotonic()), _LEAST_S)
+        return max(min(interval, deadline.left()), _LEAST_S)
 
     def give_up(_: RetryCallState) -> None:
         raise WaitTimeoutError(what, timeout=timeout, last=describe())

@@ -225,7 +225,7 @@ class WaitTimeoutError(VmssError):
         self.timeout = timeout
         self.last = last
         got = f"; last seen: {last}" if last else ""
-        super().__init__(f"waited {timeout:.0f} s for {what}, in vain{got}")
+        super().__init__(f"timed out after {timeout:.0f} s waiting for {what}{got}")
 
 
 class InstanceError(VmssError):

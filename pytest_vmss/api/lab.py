@@ -11,7 +11,8 @@ from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.backends import LocalBackends
 from pytest_vmss.api.checkpoints import Checkpoints, Sought
 from pytest_vmss.api.custom_data import CustomData, encode_custom_data, located
-from pytest_vmss.api.scale_set import ScaleSet, require_durable
+from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.api.suite_functions import keep_functions, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import Clock, SystemClock
 from pytest_vmss.controller.controller import Controller
@@ -206,7 +207,7 @@ class Lab:
     def gallery(self, name: str = DEFAULT_GALLERY) -> Gallery:
         """A gallery by name."""
         check_text(name, "name")
-        return self.images.gallery(name)
+        return Gallery(self.images, name)
 
     # Scale sets.
 
@@ -321,10 +322,7 @@ class Lab:
                 if sought.obstacle:
                     self.store.event(model.name, "warning", f"boots: {sought.obstacle}")
                 set_id = self.environment.set_record(model.name).unique_id
-                if health is not None and not isinstance(health, str):
-                    self.environment.checks[set_id] = health
-                if approver is not None and not isinstance(approver, str):
-                    self.environment.approvers[set_id] = approver
+                keep_functions(self.environment, set_id, check=health, approver=approver)
                 report = engine.run(operation)
                 if sought.name:
                     self._checkpoints.check(engine, sought)

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.custom_data import CustomData, encode_custom_data, located
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.instance_view import set_instance_view
+from pytest_vmss.api.instances import Ids, Instances
+from pytest_vmss.api.model_change import ModelChange, apply_model
 from pytest_vmss.api.operation import Operation, Upgrade
 from pytest_vmss.api.polling_condition import Always
 from pytest_vmss.api.set_checkpoints import SetCheckpoints
-from pytest_vmss.api.upgrade_status import history_info, is_recent, status_info
-from pytest_vmss.clock import run_concurrently, wait_for
+from pytest_vmss.api.suite_functions import replace_approver, replace_health_check
+from pytest_vmss.api.upgrade_status import history_info, status_info
+from pytest_vmss.api.upgrades import Upgrades
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.repairs import Repairs
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
-from pytest_vmss.errors import (
-    ConflictError,
-    InterruptedOperationError,
-    ModelError,
-    ModelProblem,
-    NotFoundError,
-    UpgradeError,
-    WaitTimeoutError,
-)
+from pytest_vmss.errors import ConflictError, UpgradeError
 from pytest_vmss.guest import Check
-from pytest_vmss.host.addresses import host_port
-from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import (
     Approver,
     Parameters,
-    ScaleSetDocument,
     ScaleSetModel,
     Source,
-    is_durable,
-    keep_secrets,
-    load_document,
-    merge,
     read_change,
     seal_parameters,
 )
@@ -58,13 +44,10 @@ from pytest_vmss.model.arguments import (
     check_seconds,
     check_text,
 )
-from pytest_vmss.model.extension_result import ExtensionResult
-from pytest_vmss.model.load_balancer import served_rules
 from pytest_vmss.operations import (
     Deallocate,
     ExtensionUpgrade,
     Kind,
-    ModelUpdate,
     OSUpgrade,
     Redeploy,
     Reimage,
@@ -74,18 +57,13 @@ from pytest_vmss.operations import (
     StopInstances,
     UpdateInstances,
 )
-from pytest_vmss.operations.model_update import behind_after
-from pytest_vmss.operations.revisions import add_revision, check_document, is_behind
+from pytest_vmss.operations.revisions import is_behind
 from pytest_vmss.operations.scale import check_capacity_change, removal_of, scaling_to
 from pytest_vmss.secrecy import seal
-from pytest_vmss.store import InstanceRecord, OperationRecord, ScaleSetRecord, VersionRecord
+from pytest_vmss.store import InstanceRecord, ScaleSetRecord
 
-__all__ = ["Ids", "ScaleSet", "require_durable"]
+__all__ = ["Ids", "ScaleSet"]
 
-#: Instance ids, as numbers or as Azure's strings; None for all instances of the set.
-Ids = Iterable[int | str] | None
-
-_HTTPS = 443
 #: Seconds for an operation that has just ended to give back its lock.
 _JUST_ENDED_S = 1.0
 
@@ -98,8 +76,8 @@ class ScaleSet:
         self._controller = controller
         self.name = name
         self._engine = Engine(environment, name)
-        self._instances: dict[int, Instance] = {}
-        self._seen = {upgrade.id for upgrade in self.history(limit=None)}
+        self._instances = Instances(environment, self._engine)
+        self._upgrades = Upgrades(environment, controller, self._engine)
 
     def __repr__(self) -> str:
         return f"<ScaleSet {self.name}: {len(self)} instances>"
@@ -108,13 +86,10 @@ class ScaleSet:
         return iter(self.instances)
 
     def __len__(self) -> int:
-        return len(self._records())
+        return len(self._instances.records())
 
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
-
-    def _records(self) -> list[InstanceRecord]:
-        return self._engine.instances()
 
     # Its properties.
 
@@ -141,12 +116,7 @@ class ScaleSet:
     @property
     def instances(self) -> list[Instance]:
         """Its instances, by number."""
-        return [
-            self._instances.setdefault(
-                record.instance_id, Instance(self._environment, self.name, record.instance_id)
-            )
-            for record in self._records()
-        ]
+        return self._instances.all()
 
     @property
     def capacity(self) -> int:
@@ -161,12 +131,12 @@ class ScaleSet:
         Raises:
             ModelError: There is no instance with that id.
         """
-        (number,) = self._numbers([instance_id])
-        return next(one for one in self.instances if one.instance_id == str(number))
+        return self._instances.get(instance_id)
 
     def is_healthy(self) -> bool:
         """Whether all its instances are healthy now; queries each of them."""
-        seen = observe_instances(self._environment, self.name, self._records())
+        records = self._instances.records()
+        seen = observe_instances(self._environment, self.name, records)
         return all(observation.healthy for observation in seen.values())
 
     @property
@@ -176,40 +146,21 @@ class ScaleSet:
         Raises:
             NotFoundError: The set has no load balancer with a rule.
         """
-        record, revision = self.record, self._revision
-        declared = revision.balancer
-        rules = [] if declared is None else served_rules(declared, revision.model)
-        if record.frontend is None or not rules:
-            raise NotFoundError(
-                f"no load balancer stands before {self.name!r}: give one with loadBalancingRules "
-                "for TCP (load_balancer=, or in a template whose scale set names its probe or backend "
-                "pool)"
-            )
-        port = rules[0].frontend_port
-        scheme = "https" if port == _HTTPS else "http"
-        return f"{scheme}://{record.frontend}:{host_port(port)}"
+        self._engine.require_own()
+        return self._environment.traffic.url(self.name)
 
     def instance_view(self) -> dict[str, Any]:
         """Azure's instance view of the set: how many instances are in which state (J3)."""
-        extensions: dict[str, list[ExtensionResult]] = {}
-        for instance in self.instances:
-            if instance.record.generation:
-                for result in instance.extensions:
-                    extensions.setdefault(result.name, []).append(result)
         return set_instance_view(
-            self.record, self._records(), extensions, self.orchestration_services
+            self.record,
+            self._instances.records(),
+            self._instances.extensions(),
+            self.orchestration_services,
         )
 
     def virtual_machines(self) -> list[dict[str, Any]]:
         """Azure's ``VirtualMachineScaleSetVM`` of each instance, with its instance view (J3)."""
-        found: dict[str, dict[str, Any]] = {}
-
-        def look(instance: Instance) -> None:
-            found[instance.instance_id] = instance.resource()
-
-        instances = self.instances
-        run_concurrently(instances, look, clock=self._environment.clock)
-        return [found[instance.instance_id] for instance in instances]
+        return self._instances.resources()
 
     def repair(self) -> Operation | None:
         """Checks all instances once, and repairs those that are due for automatic repair (K1).
@@ -226,7 +177,7 @@ class ScaleSet:
         with self._engine.lock():
             self._engine.journal.ensure_idle()
             report = self._repairs.repair()
-        return None if report is None else self._operation(report.record)
+        return None if report is None else self._upgrades.operation(report.record)
 
     @property
     def orchestration_services(self) -> list[dict[str, Any]]:
@@ -256,13 +207,7 @@ class ScaleSet:
                 None for none.
         """
         check_health(check, "check")
-        environment, command = self._environment, check if isinstance(check, str) else None
-        record = environment.store.amend(
-            self.record, health_command=command, health_function=callable(check)
-        )
-        environment.checks.pop(record.unique_id, None)
-        if check is not None and not isinstance(check, str):
-            environment.checks[record.unique_id] = check
+        replace_health_check(self._environment, self.record, check)
 
     def set_approver(self, approver: Approver | None) -> None:
         """Sets who approves each update domain before a rolling operation changes it (I3).
@@ -282,14 +227,7 @@ class ScaleSet:
             ModelError: It is neither; or nobody would ask it. Nothing was changed.
         """
         check_approver(approver)
-        require_durable(self.model, approver)
-        environment, url = self._environment, approver if isinstance(approver, str) else None
-        record = environment.store.amend(
-            self.record, approver_url=url, approver_function=callable(approver)
-        )
-        environment.approvers.pop(record.unique_id, None)
-        if approver is not None and not isinstance(approver, str):
-            environment.approvers[record.unique_id] = approver
+        replace_approver(self._environment, self.record, approver)
 
     def always(self, check: Callable[[], object], *, every: float = 0.5) -> Always:
         """Runs a check repeatedly during a ``with`` block, throughout which it must hold.
@@ -324,7 +262,7 @@ class ScaleSet:
         check_flag(wait, "wait")
         self._engine.require_own()
         kind = OSUpgrade(self._controller.latest(self.name))
-        return self._taken(self._controller.run(self._engine, kind, wait=wait))
+        return self._upgrades.take(self._controller.run(self._engine, kind, wait=wait))
 
     def upgrade_extensions(self, *, wait: bool = True) -> Operation:
         """Rolls newer versions of extension handlers through the set.
@@ -355,7 +293,7 @@ class ScaleSet:
             self._engine.require_own()
         report = self._engine.recover()
         self._controller.wake()
-        return None if report is None else self._operation(report.record)
+        return None if report is None else self._upgrades.operation(report.record)
 
     def cancel(self) -> None:
         """Cancels the running upgrade; it ends after its current batch (D8).
@@ -382,71 +320,7 @@ class ScaleSet:
         """
         timeout = check_seconds(timeout, "timeout", none=True)
         limit = self._environment.base_timeouts.wait if timeout is None else timeout
-
-        def probe() -> Upgrade | None:
-            idle = self._controller.is_idle(self.name)
-            fresh = [entry for entry in self.history(limit=None) if entry.id not in self._seen]
-            if fresh and fresh[-1].ended:
-                return fresh[-1] if self._environment.observers.know(fresh[-1].id) else None
-            self._controller.failures.check(self.name)
-            if fresh:
-                self._require_going_on(fresh[-1], idle=idle)
-                return None
-            if idle:
-                self._require_due()
-            return None
-
-        try:
-            upgrade = wait_for(
-                f"the upgrade of {self.name} to end",
-                probe,
-                timeout=limit,
-                clock=self._environment.clock,
-            )
-        except WaitTimeoutError as error:
-            running = [entry.explain() for entry in self.history(limit=None) if not entry.ended]
-            raise WaitTimeoutError(error.what, timeout=limit, last="\n".join(running)) from error
-        return self._taken(upgrade.id)
-
-    def _require_due(self) -> None:
-        """Checks that an automatic upgrade is due, and wakes the control loop, which missed it.
-
-        Raises:
-            UpgradeError: None is due, or nobody would run it.
-        """
-        reason = self._controller.rollouts.why_not(self.name)
-        if reason:
-            raise UpgradeError(f"no upgrade of {self.name!r} is due: {reason}")
-        if not self._controller.watching:
-            raise UpgradeError(
-                f"an upgrade of {self.name!r} is due, but nobody runs it in this process; call "
-                "run_due() or watch() of the lab"
-            )
-        self._controller.wake()
-
-    def _require_going_on(self, upgrade: Upgrade, *, idle: bool) -> None:
-        """Checks that an upgrade is being run, by this or another process.
-
-        Raises:
-            InterruptedOperationError: It is unfinished, and no process is running it.
-        """
-        if idle and (interruption := upgrade.interruption) and not upgrade.ended:
-            raise InterruptedOperationError(
-                f"the upgrade of {self.name!r} to {upgrade.target} is unfinished, and nobody goes "
-                f"on with it ({interruption}); go on with: {upgrade.go_on}",
-                scale_set=self.name,
-                operation=upgrade.id,
-            )
-
-    def _taken(self, operation: str) -> Upgrade:
-        """Returns an OS upgrade that :meth:`wait_for_upgrade` will then not return again."""
-        self._seen.add(operation)
-        return Upgrade(self._environment, self.name, operation)
-
-    def _operation(self, record: OperationRecord) -> Operation:
-        if record.action == OSUpgrade.action:
-            return self._taken(record.id)
-        return Operation(self._environment, self.name, record.id)
+        return self._upgrades.wait(timeout=limit)
 
     @property
     def unfinished(self) -> Operation | None:
@@ -463,16 +337,7 @@ class ScaleSet:
         """
         if limit is not None:
             check_instance_count(limit, "limit")
-        self._engine.require_own()
-        now = self._environment.clock.now()
-        upgrades = [
-            entry
-            for entry in self._engine.journal.operations()
-            if entry.action == OSUpgrade.action and (limit is None or is_recent(entry, now))
-        ]
-        return [Upgrade(self._environment, self.name, entry.id) for entry in reversed(upgrades)][
-            :limit
-        ]
+        return self._upgrades.history(limit=limit)
 
     def rolling_upgrade_status(self) -> dict[str, Any]:
         """Azure's ``RollingUpgradeStatusInfo`` of the latest rolling upgrade, of any kind (J1).
@@ -480,21 +345,13 @@ class ScaleSet:
         Raises:
             NotFoundError: There has been none yet.
         """
-        return status_info(self._environment, self.name, self._reports(lambda entry: entry.rolling))
+        reports = self._upgrades.reports(lambda entry: entry.rolling)
+        return status_info(self._environment, self.name, reports)
 
     def os_upgrade_history(self) -> list[dict[str, Any]]:
         """Azure's ``UpgradeOperationHistoricalStatusInfo``, newest first (J2)."""
-        reports = self._reports(lambda entry: entry.action == OSUpgrade.action)
+        reports = self._upgrades.reports(lambda entry: entry.action == OSUpgrade.action)
         return history_info(self._environment, self.name, reports)
-
-    def _reports(self, wanted: Callable[[OperationRecord], bool]) -> list[OperationReport]:
-        self._engine.require_own()
-        store = self._environment.store
-        return [
-            OperationReport.of(store, entry)
-            for entry in self._engine.journal.operations()
-            if wanted(entry)
-        ]
 
     # Its model.
 
@@ -540,98 +397,32 @@ class ScaleSet:
         beside = self._environment.folder()
         change, load_balancer = located(seal(change), beside), located(seal(load_balancer), beside)
         encoded = custom_data = encode_custom_data(custom_data, beside)
+        parameters = seal_parameters(parameters)
         check_flag(replace, "replace")
-        found = read_change(change, seal_parameters(parameters), self.name)
-        part = found.body
-        self._require_own_name(part)
-
-        def changed(current: Revision) -> ScaleSetDocument:
-            stored = current.model.full()
-            body = keep_secrets(stored, part) if replace else merge(stored, part)
-            document = load_document(
-                {**body, "name": self.name}, load_balancer=load_balancer, custom_data=encoded,
-                known_balancer=current.balancer, keep_balancer=current.probe is None,
-                known_clusters=found.clusters or current.clusters,
-                known_resources=found.balancers,
-                is_stored=True,
-            )  # fmt: skip
-            return dataclasses.replace(
-                document, unevaluated=found.unevaluated, unread_settings=found.unread_settings,
-                base=current.number,
-            )  # fmt: skip
-
+        wanted = ModelChange(
+            self._environment,
+            self.name,
+            read_change(change, parameters, self.name),
+            replace=replace,
+            load_balancer=load_balancer,
+            custom_data=encoded,
+        )
         with contextlib.ExitStack() as locked:
             try:
                 locked.enter_context(self._engine.lock())
                 self._engine.journal.ensure_idle()
             except (ConflictError, UpgradeError):
-                if not self._set_automatic_policy(changed):
+                self._engine.require_own()
+                if not wanted.record_automatic_policy():
                     raise
                 self._controller.wake()
                 return None
-            wanted = changed(self._revision)
-            version = check_document(self._environment, wanted, current=self._revision)
-            announce(self._environment, wanted, self._revision)
-            capacity = wanted.model.sku.capacity
-            check_capacity_change(self._environment, self.name, capacity)
-            report = self._bring(wanted, version)
-            with self._engine.journal.outside("update"):
-                self._environment.traffic.serve(self.name)
+            document = wanted.applied_to(self._revision)
+            report = apply_model(self._environment, self._engine, document)
+            capacity = document.model.sku.capacity
             self._scale(scaling_to(self._environment, self.name, capacity))
         self._controller.wake()
-        return None if report is None else self._operation(report.record)
-
-    def _set_automatic_policy(self, changed: Callable[[Revision], ScaleSetDocument]) -> bool:
-        """Records a change of nothing but ``automaticOSUpgradePolicy`` beside a running operation.
-
-        Returns:
-            False if something else changes too, or has just been changed.
-        """
-        current = self._revision
-        wanted = changed(current)
-        if wanted.model.automatic_os_upgrade == current.model.automatic_os_upgrade:
-            return False
-        policy = {"upgrade_policy": current.model.upgrade_policy.model_copy(
-            update={
-                "automatic_os_upgrade_policy": wanted.model.upgrade_policy.automatic_os_upgrade_policy
-            }
-        )}  # fmt: skip
-        same = current.model.model_copy(update=policy)
-        if (same.full(), current.probe, current.balancer) != (
-            wanted.model.full(), wanted.probe, wanted.balancer
-        ):  # fmt: skip
-            return False
-        check_document(self._environment, wanted, current=current)
-        with self._environment.store.transaction():
-            record = self.record
-            if record.revision != current.number or record.state == "Deleting":
-                return False
-            add_revision(self._environment, wanted)
-        return True
-
-    def _require_own_name(self, part: dict[str, Any]) -> None:
-        """Refuses a change of the name: in Azure it is the resource's.
-
-        Raises:
-            ModelError: Another name is given.
-        """
-        given = part.get("name", self.name)
-        if not isinstance(given, str) or given.lower() != self.name.lower():
-            problem = ModelProblem(
-                "$.name",
-                "PropertyChangeNotAllowed",
-                f"cannot be changed: it is {self.name!r}; leave it out, or create another set",
-            )
-            raise ModelError([problem], source="the change")
-
-    def _bring(self, wanted: ScaleSetDocument, version: VersionRecord) -> OperationReport | None:
-        """Records a model and runs the operation that applies it, opened in one transaction."""
-        mode = wanted.model.upgrade_policy.mode
-        behind = behind_after(self._environment, self.name, wanted)
-        if mode == "Manual" or not behind:
-            add_revision(self._environment, wanted)
-            return None
-        return self._engine.perform(ModelUpdate(wanted, version, rolling=mode == "Rolling"))
+        return None if report is None else self._upgrades.operation(report.record)
 
     def update_instances(self, ids: Ids = None) -> Operation:
         """Brings instances to the latest model, all at once (Azure's ``manualupgrade``, C9).
@@ -694,7 +485,8 @@ class ScaleSet:
         numbers = check_instance_ids(ids, none=False)
         with self._engine.lock():
             self._engine.journal.ensure_idle()
-            self._scale(removal_of(self._environment, self.name, self._numbers(numbers)))
+            chosen = self._instances.numbers(numbers)
+            self._scale(removal_of(self._environment, self.name, chosen))
 
     def _scale(self, kind: Kind | None) -> None:
         """Runs a scaling operation, and closes the connections to deleted instances.
@@ -705,9 +497,7 @@ class ScaleSet:
         if kind is None:
             return
         report = self._engine.perform(kind)
-        left = {record.instance_id for record in self._records()}
-        for number in self._instances.keys() - left:
-            self._instances.pop(number).close()
+        self._instances.close_removed()
         report.raise_for_status()
 
     # Its instances' power and disks (K1).
@@ -792,7 +582,7 @@ class ScaleSet:
             report = self._checkpoints.make(name)
         self._controller.wake()
         report.raise_for_status()
-        return self._operation(report.record)
+        return self._upgrades.operation(report.record)
 
     def restore(self, name: str = "") -> Operation:
         """Puts the set back as it was at a checkpoint; what was written since is gone.
@@ -820,12 +610,10 @@ class ScaleSet:
         self._engine.require_own()
         with self._controller.stopped(self._engine):
             report = self._checkpoints.restore(name)
-            left = {record.instance_id for record in self._records()}
-            for number in self._instances.keys() - left:
-                self._instances.pop(number).close()
+            self._instances.close_removed()
         self._controller.wake()
         report.raise_for_status()
-        return self._operation(report.record)
+        return self._upgrades.operation(report.record)
 
     @property
     def checkpoints(self) -> list[str]:
@@ -858,44 +646,11 @@ class ScaleSet:
             ProvisioningError: It failed on an instance.
         """
         with self._engine.lock():
-            numbers = self._numbers(ids)
-            skipped: list[int] = []
-            if ids is None and (spares or takes is not None):
-                records = self._records()
-                skipped = [record.instance_id for record in records if record.protected]
-                numbers = [
-                    record.instance_id
-                    for record in records
-                    if not record.protected and (takes is None or takes(record))
-                ]
-            report = self._engine.perform(kind(numbers, skipped))
+            chosen = self._instances.choose(ids, spares=spares, takes=takes)
+            report = self._engine.perform(kind(chosen.numbers, chosen.skipped))
         self._controller.wake()  # an upgrade may have been waiting for this
         report.raise_for_status()
-        return self._operation(report.record)
-
-    def _numbers(self, ids: Ids) -> list[int]:
-        """Validates instance ids and returns them as numbers; all instances' for None.
-
-        Raises:
-            ModelError: There is no such instance; with Azure's code and wording.
-        """
-        wanted = check_instance_ids(ids)
-        known = [record.instance_id for record in self._records()]
-        if wanted is None:
-            return known
-        problems = [
-            ModelProblem(
-                "instanceIds",
-                "InvalidParameter",
-                f"The provided instanceId {given} is not an active Virtual Machine Scale Set VM "
-                f"instanceId. (active are: {', '.join(str(n) for n in known) or 'none'})",
-            )
-            for given in wanted
-            if given not in known
-        ]
-        if problems:
-            raise ModelError(problems, source="the list of instances")
-        return list(wanted)
+        return self._upgrades.operation(report.record)
 
     def delete(self) -> None:
         """Deletes the set, its machines and all their disks.
@@ -913,21 +668,4 @@ class ScaleSet:
 
     def close(self) -> None:
         """Closes the connections to its instances."""
-        while self._instances:
-            self._instances.popitem()[1].close()
-
-
-def require_durable(model: ScaleSetModel, approver: Approver | None) -> None:
-    """Checks that an approver, if one is given, would be asked.
-
-    Raises:
-        ModelError: The model is no Service Fabric node type of durability Silver or Gold.
-    """
-    if approver is not None and not is_durable(model):
-        problem = ModelProblem(
-            "approver",
-            "InvalidParameter",
-            "would never be asked: the model has no Service Fabric extension "
-            "(Microsoft.Azure.ServiceFabric) of durabilityLevel Silver or Gold",
-        )
-        raise ModelError([problem], source="what was asked for", expected="possible")
+        self._instances.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pytest_vmss.environment.revisions import Revisions
+from pytest_vmss.errors import NotFoundError
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.load_balancer import Balancer, Member, Rule
 from pytest_vmss.model.load_balancer import served_rules
@@ -12,6 +13,8 @@ from pytest_vmss.store import InstanceRecord, ScaleSetRecord, Store
 from pytest_vmss.store.queries import find_scale_set, instances_of
 
 __all__ = ["Traffic", "member_of"]
+
+_HTTPS = 443
 
 
 class Traffic:
@@ -52,6 +55,26 @@ class Traffic:
             for rule in served_rules(declared, revision.model)
         ]
         return self._make_balancer(record, rules) if rules else None
+
+    def url(self, scale_set: str) -> str:
+        """The URL of the first rule that a set's load balancer serves.
+
+        Raises:
+            NotFoundError: The set has no load balancer with a rule.
+        """
+        record = find_scale_set(self._store, scale_set)
+        revision = self._revisions.get(record.unique_id, record.revision)
+        declared = revision.balancer
+        rules = [] if declared is None else served_rules(declared, revision.model)
+        if record.frontend is None or not rules:
+            raise NotFoundError(
+                f"no load balancer stands before {record.name!r}: give one with "
+                "loadBalancingRules for TCP (load_balancer=, or in a template whose scale set "
+                "names its probe or backend pool)"
+            )
+        port = rules[0].frontend_port
+        scheme = "https" if port == _HTTPS else "http"
+        return f"{scheme}://{record.frontend}:{host_port(port)}"
 
     def serve(self, scale_set: str) -> None:
         """Starts a set's load balancer unless it is running, and updates its members.

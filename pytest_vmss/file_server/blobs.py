@@ -16,14 +16,13 @@ import re
 import secrets
 import socket
 import threading
-import time
 import zlib
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-from pytest_vmss.clock import Clock
+from pytest_vmss.clock import Clock, Deadline
 from pytest_vmss.errors import HostError, NotFoundError, VmssError
 from pytest_vmss.file_server.server import Answer, FileServer
 from pytest_vmss.host.files import write_durably
@@ -316,13 +315,13 @@ class Blobs:
             OSError: Nothing listens there, or it does not respond in time.
         """
         challenge = secrets.token_hex(16)
-        end = time.monotonic() + timeout
+        deadline = Deadline(timeout)
         answer = b""
         with contextlib.ExitStack() as failed:
             link = failed.enter_context(socket.create_connection((_HOST, port), timeout))
             link.sendall(f"GET {_PROBE}{challenge} HTTP/1.1\r\nHost: lab\r\n\r\n".encode())
             while (proof := _PROOF.fullmatch(answer)) is None:
-                if (left := end - time.monotonic()) <= 0:
+                if not (left := deadline.left()):
                     raise TimeoutError(f"no proof within {timeout:g} s")
                 link.settimeout(left)
                 part = link.recv(_PROOF_BYTES)

@@ -12,11 +12,11 @@ import fcntl
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import HostError, ImageError
 from pytest_vmss.settings import GIB, ImageLimits
 
@@ -124,7 +124,7 @@ def copy_file(source: int, target: Path, *, name: str, limits: ImageLimits) -> N
 
 
 def _copy_data(source: int, target: int, size: int, *, name: str, limits: ImageLimits) -> None:
-    deadline = time.monotonic() + _COPY_LIMIT_S
+    deadline = Deadline(_COPY_LIMIT_S)
     os.ftruncate(target, size)
     copied = 0
     for offset, length in _data(source, size):
@@ -142,7 +142,7 @@ def _copy_data(source: int, target: int, size: int, *, name: str, limits: ImageL
                 refuse_stored_size(name, copied, limits)
                 _write_at(target, piece, offset + done)
             done += len(piece)
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 raise HostError(
                     f"copying {name} took longer than its limit of {_COPY_LIMIT_S:.0f} s; "
                     "expected a faster disk or a smaller file"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass, field
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import ImageError, ToolError
 from pytest_vmss.host.process import Bounds, run
 
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9@._+~-]{1,200}")
 class Patience:
     """How long an image may be looked into; how often, its own names and partitions decide."""
 
-    ends: float = field(default_factory=lambda: time.monotonic() + _WHOLE_LIMIT_S)
+    deadline: Deadline = field(default_factory=lambda: Deadline(_WHOLE_LIMIT_S))
 
     def left(self) -> float:
         """Returns the seconds that are left.
@@ -33,7 +33,7 @@ class Patience:
         Raises:
             ImageError: None are.
         """
-        left = self.ends - time.monotonic()
+        left = self.deadline.left()
         if left <= 0:
             raise ImageError(
                 f"looking into the image took longer than its limit of {_WHOLE_LIMIT_S:.0f} s: its "

@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytest_vmss.clock import Clock, wait_for
+from pytest_vmss.clock import Clock, Deadline, wait_for
 from pytest_vmss.errors import HypervisorError
 from pytest_vmss.untrusted import UnreadableError, read_json, read_whole
 
@@ -43,10 +42,10 @@ def within(ask: Ask, seconds: float) -> Ask:
     Returns:
         A function like ``ask`` that raises HypervisorError once the time is up.
     """
-    end = time.monotonic() + seconds
+    deadline = Deadline(seconds)
 
     def asked(command: str) -> str:
-        if time.monotonic() > end:
+        if deadline.passed:
             raise HypervisorError(f"the guest agent took more than {seconds:g} s for its answers")
         return ask(command)
 

@@ -15,14 +15,17 @@ from typing import Any
 from pytest_vmss.clock import Interrupted
 from pytest_vmss.concurrency import bounded
 from pytest_vmss.errors import BootError, GuestCommandError, HostError, HypervisorError, error_text
+from pytest_vmss.guest.shell import Shell
 
-__all__ = ["Check", "asked", "judge"]
+__all__ = ["Check", "judge", "run_command_check", "run_function_check"]
 
 #: A command whose exit status counts, or a function that takes a testinfra host and returns or
 #: raises like an assertion.
 Check = str | Callable[[Any], object]
 
 _TOLD_CHARS = 200
+#: Maximum output of a check command, in bytes.
+_ANSWER_BYTES = 1024 * 1024
 
 
 def _says_nothing(failure: Exception) -> bool:
@@ -32,7 +35,27 @@ def _says_nothing(failure: Exception) -> bool:
     return isinstance(failure, (BootError, HostError, HypervisorError))
 
 
-def asked(
+def run_command_check(command: str, shell: Shell, *, timeout: float) -> tuple[bool, str]:
+    """Runs a check command; any exit status but 0 counts as failure.
+
+    Args:
+        command: For the guest's shell.
+        shell: The connection to the guest.
+        timeout: In seconds.
+
+    Returns:
+        Whether the guest is healthy, and what was observed.
+
+    Raises:
+        GuestCommandError: The connection broke, or the command timed out.
+    """
+    done = shell.run(command, timeout=timeout, most=_ANSWER_BYTES)
+    told = (done.stdout + done.stderr).strip()[-_TOLD_CHARS:]
+    seen = f"`{command}` ended with status {done.exit_code}"
+    return done.exit_code == 0, f"{seen}: {told}" if told else seen
+
+
+def run_function_check(
     check: Callable[[Any], object],
     host: object,
     *,

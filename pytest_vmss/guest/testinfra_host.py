@@ -8,7 +8,7 @@ from typing import Any
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
-from pytest_vmss.guest.shell import Runner
+from pytest_vmss.guest.runner import Runner
 
 __all__ = ["testinfra_host"]
 

@@ -21,7 +21,13 @@ from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_DATA, MSG_CHANNEL_EXT
 
 from pytest_vmss.errors import GuestCommandError, InstanceError, is_out_of_threads
 
-__all__ = ["ConnectionBrokenError", "GuestTransport", "open_transport", "transport_errors"]
+__all__ = [
+    "ConnectionBrokenError",
+    "GuestTransport",
+    "close_transport",
+    "open_transport",
+    "transport_errors",
+]
 
 _LOG_CHANNEL = "pytest_vmss.ssh"
 #: Maximum size in bytes of a packet; honest ones have at most 32 KiB of data.
@@ -34,6 +40,8 @@ _SEEN = 4096
 _ANSWERS = 1024
 #: Number of bytes that a guest may send on a channel it opens before they are read: a request.
 _WINDOW_BYTES = 64 * 1024
+#: Timeout in seconds for the end of paramiko's thread.
+_CLOSE_S = 1.0
 
 
 class ConnectionBrokenError(GuestCommandError):
@@ -204,3 +212,21 @@ def open_transport(link: socket.socket) -> GuestTransport:
     transport = GuestTransport(link)
     transport.set_log_channel(_LOG_CHANNEL)
     return transport
+
+
+def close_transport(transport: paramiko.Transport, link: socket.socket | paramiko.Channel) -> None:
+    """Closes a connection, whatever the guest does.
+
+    Its socket too: a server that drips bytes would keep paramiko's thread running.
+    """
+    with contextlib.suppress(OSError):
+        link.shutdown(socket.SHUT_RDWR)
+    # The guest's bytes may have left paramiko's objects unusable; nothing can be done then.
+    with contextlib.suppress(Exception):
+        transport.close()
+    with contextlib.suppress(Exception):
+        link.close()
+    # What its thread has read is freed before another connection is made.
+    with contextlib.suppress(RuntimeError):  # it is this thread, or was never started
+        transport.join(_CLOSE_S)
+    transport.packetizer.complete_handshake()  # ends another thread, which would time it

@@ -12,11 +12,11 @@ import re
 import selectors
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 import paramiko
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import InstanceError, VmssError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
 from pytest_vmss.guest.transport import transport_errors
@@ -137,18 +137,17 @@ def _relay(channel: paramiko.Channel, link: socket.socket) -> None:
     """Copies both ways until one side closes, falls silent for too long, or time is up."""
     channel.settimeout(_SILENCE_S)
     link.settimeout(_SILENCE_S)
-    end = time.monotonic() + _TOTAL_S
-    heard = time.monotonic()
+    end, silence = Deadline(_TOTAL_S), Deadline(_SILENCE_S)
     with selectors.DefaultSelector() as sides:
         sides.register(channel, selectors.EVENT_READ, (channel.recv, link.sendall))
         sides.register(link, selectors.EVENT_READ, (link.recv, channel.sendall))
-        while time.monotonic() < min(end, heard + _SILENCE_S):
+        while not end.passed and not silence.passed:
             for side, _ in sides.select(_WAIT_S):
                 receive, send = side.data
                 part = receive(_CHUNK)
                 if part:
                     send(part)
-                    heard = time.monotonic()
+                    silence = Deadline(_SILENCE_S)
                 elif side.fileobj is link:
                     return
                 else:  # the guest has sent everything; the response is still to come

@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-import time
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.health.observation import Observation
 from pytest_vmss.host.http import http_status
 from pytest_vmss.model import Probe
@@ -33,11 +33,11 @@ def probe_once(probe: Probe, address: str, port: int, *, timeout: float) -> Obse
 
 
 def _probe_tcp(address: str, port: int, where: str, timeout: float) -> Observation:
-    end = time.monotonic() + timeout
+    deadline = Deadline(timeout)
     with socket.create_connection((address, port), timeout=timeout) as link:
         # QEMU's user network accepts the connection itself, and closes it at once if nothing
         # listens in the guest.
-        link.settimeout(min(max(end - time.monotonic(), 0.001), 0.5))
+        link.settimeout(min(max(deadline.left(), 0.001), 0.5))
         try:
             if link.recv(1) == b"":
                 return Observation.of(False, f"{where}: connection refused")

@@ -12,11 +12,11 @@ import json
 import re
 import socket
 import ssl
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.untrusted import one_line
 
 __all__ = ["http_status", "post_json", "read_status"]
@@ -58,22 +58,22 @@ def http_status(
         OSError: The server does not respond in time.
         http.client.HTTPException: The response is malformed, or its head is too long.
     """
-    end = time.monotonic() + timeout
+    deadline = Deadline(timeout)
     try:
-        link = _connect(addresses or (host,), port, end)
+        link = _connect(addresses or (host,), port, deadline)
         if tls is not None:
             # The handshake is made separately, with the time that is left.
             link = tls.wrap_socket(link, server_hostname=host, do_handshake_on_connect=False)
         with contextlib.closing(link):
             if isinstance(link, ssl.SSLSocket):
-                link.settimeout(_left(end))
+                link.settimeout(deadline.require())
                 link.do_handshake()
             # It checks that no part of the request contains a line break.
             connection = http.client.HTTPConnection(host, port)
             connection.sock = link
-            link.settimeout(_left(end))
+            link.settimeout(deadline.require())
             connection.request(method, target, headers={"Connection": "close", **(headers or {})})
-            return read_status(link, end)
+            return read_status(link, deadline)
     except TimeoutError as error:
         raise TimeoutError(f"no answer within {timeout:g} s") from error
 
@@ -108,19 +108,7 @@ def post_json(url: str, body: Mapping[str, Any], *, timeout: float) -> tuple[int
     return response.status, content
 
 
-def _left(end: float) -> float:
-    """Returns the seconds left until a time of the monotonic clock.
-
-    Raises:
-        TimeoutError: It has passed.
-    """
-    left = end - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _connect(addresses: Sequence[str], port: int, end: float) -> socket.socket:
+def _connect(addresses: Sequence[str], port: int, deadline: Deadline) -> socket.socket:
     """Connects to the first address that accepts; each has an equal share of the time left.
 
     Raises:
@@ -128,16 +116,16 @@ def _connect(addresses: Sequence[str], port: int, end: float) -> socket.socket:
     """
     for waiting, address in zip(range(len(addresses), 1, -1), addresses, strict=False):
         with contextlib.suppress(OSError):
-            return socket.create_connection((address, port), timeout=_left(end) / waiting)
-    return socket.create_connection((addresses[-1], port), timeout=_left(end))
+            return socket.create_connection((address, port), timeout=deadline.require() / waiting)
+    return socket.create_connection((addresses[-1], port), timeout=deadline.require())
 
 
-def read_status(link: socket.socket, end: float) -> int:
+def read_status(link: socket.socket, deadline: Deadline) -> int:
     """Reads the status of a response from a connection, skipping its headers unparsed.
 
     Args:
         link: The connection; its timeout is changed.
-        end: When the whole head must have arrived, on the monotonic clock.
+        deadline: When the whole head must have arrived.
 
     Raises:
         OSError: The connection breaks, or the head does not arrive in time.
@@ -154,7 +142,7 @@ def read_status(link: socket.socket, end: float) -> int:
                 raise http.client.HTTPException(
                     f"more than {_HEAD_BYTES >> 10} KiB came before the answer's body"
                 )
-            link.settimeout(_left(end))
+            link.settimeout(deadline.require())
             part = link.recv(_CHUNK)
             if not part:
                 return _status(received)

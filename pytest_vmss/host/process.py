@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import HostError, ToolError
 
 __all__ = ["Bounds", "require", "run", "search_path"]
@@ -184,7 +185,7 @@ def run(
             with contextlib.closing(
                 _Talk(process, stdin or b"", output_mib * 1024**2, on_output)
             ) as talk:
-                wrong = _exchange(process, talk, time.monotonic() + timeout, grace)
+                wrong = _exchange(process, talk, Deadline(timeout), grace)
             lives_on = daemon and not wrong and _status(process) == 0
         finally:  # also after a second Ctrl-C
             if not lives_on:
@@ -251,11 +252,11 @@ class _Talk:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def until(self, end: float) -> str:
+    def until(self, deadline: Deadline) -> str:
         """Exchanges data until the program has ended, even if others still hold its pipes.
 
         Args:
-            end: Time limit on the monotonic clock.
+            deadline: Its time limit.
 
         Returns:
             Which limit it exceeded; empty if it has ended.
@@ -265,22 +266,22 @@ class _Talk:
             while self._selector.get_map() and self._turn(0.0 if ended else _TICK_S):
                 if len(self.output) > self._limit:
                     return _TOO_MUCH
-                if time.monotonic() > end:
+                if deadline.passed:
                     return _TOO_LONG
             if ended:
                 return ""
-            if time.monotonic() > end:
+            if deadline.passed:
                 return _TOO_LONG
             if not self._selector.get_map():
                 time.sleep(_SHORT_TICK_S)
 
-    def drain(self, end: float) -> None:
+    def drain(self, deadline: Deadline) -> None:
         """Takes what a program still says, so that it can end; its output is dropped.
 
         Args:
-            end: Time limit on the monotonic clock.
+            deadline: Its time limit.
         """
-        while _status(self._process) is None and time.monotonic() < end:
+        while _status(self._process) is None and not deadline.passed:
             if self._selector.get_map():
                 self._turn(_TICK_S)
                 del self.output[self._limit :]
@@ -320,7 +321,9 @@ class _Talk:
                 pipe.close()
 
 
-def _exchange(process: subprocess.Popen[bytes], talk: _Talk, end: float, grace: float) -> str:
+def _exchange(
+    process: subprocess.Popen[bytes], talk: _Talk, deadline: Deadline, grace: float
+) -> str:
     """Exchanges data with a program; if it is stopped, gives it time to clean up.
 
     Returns:
@@ -328,11 +331,11 @@ def _exchange(process: subprocess.Popen[bytes], talk: _Talk, end: float, grace: 
     """
     wrong = "interrupted"
     try:
-        wrong = talk.until(end)
+        wrong = talk.until(deadline)
     finally:
         if wrong and grace > 0:
             _signal(process, signal.SIGTERM)  # to the whole group, like a terminal's Ctrl-C
-            talk.drain(time.monotonic() + grace)
+            talk.drain(Deadline(grace))
     return wrong
 
 

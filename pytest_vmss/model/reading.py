@@ -61,6 +61,10 @@ class _RefusedError(Exception):
         super().__init__(message)
         self.path, self.message = path, message
 
+    def within(self, part: str) -> _RefusedError:
+        """The same of what contains the value, as ``.name`` or ``[index]``."""
+        return _RefusedError(f"${part}{self.path.removeprefix('$')}", self.message)
+
 
 class Meter:
     """Counts a document's values and characters while it is traversed."""
@@ -68,11 +72,10 @@ class Meter:
     def __init__(self) -> None:
         self._values = self._chars = 0
 
-    def take(self, path: str, depth: int, text: str = "") -> None:
+    def take(self, depth: int, text: str = "") -> None:
         """Counts one value.
 
         Args:
-            path: Its JSON path.
             depth: How many objects and lists contain it.
             text: Its characters, if it is a string.
 
@@ -82,13 +85,13 @@ class Meter:
         self._values += 1
         self._chars += len(text)
         if depth > MAX_DEPTH:
-            raise _RefusedError(path, f"is nested deeper than {MAX_DEPTH} levels, or holds itself")
+            raise _RefusedError("$", f"is nested deeper than {MAX_DEPTH} levels, or holds itself")
         if self._values > MAX_VALUES:
             raise _RefusedError(
-                path, f"holds more than {MAX_VALUES} values, references and aliases followed"
+                "$", f"holds more than {MAX_VALUES} values, references and aliases followed"
             )
         if self._chars > MAX_BYTES:
-            raise _RefusedError(path, f"holds more than {MAX_BYTES >> 20} MiB of text")
+            raise _RefusedError("$", f"holds more than {MAX_BYTES >> 20} MiB of text")
 
 
 def label_of(source: object, what: str) -> str:
@@ -297,7 +300,7 @@ def _yaml(text: str) -> object:
                 raise _RefusedError("$", "holds itself, by an alias inside its own anchor")
             values += sizes.get(name, 1)
         elif isinstance(event, yaml.NodeEvent):
-            meter.take("$", len(open_nodes) + 1)
+            meter.take(len(open_nodes) + 1)
             if isinstance(event, yaml.ScalarEvent):
                 if event.anchor is not None:
                     sizes[event.anchor] = 1
@@ -322,76 +325,77 @@ def copied(value: object, label: str) -> Any:
 
 def _checked(data: object) -> Any:
     """Returns a copy of JSON data, checked against the limits, with secrets masked."""
-    return conceal(_copy(data, "$", 0, Meter(), opaque=False))
+    return conceal(_copy(data, 0, Meter(), opaque=False))
 
 
-def _copy(
-    value: object, path: str, depth: int, meter: Meter, *, opaque: bool, secret: bool = False
-) -> Any:
+def _copy(value: object, depth: int, meter: Meter, *, opaque: bool, secret: bool = False) -> Any:
     """Copies a value, checking it against the limits.
 
     Args:
         value: The value.
-        path: Its JSON path; inside a secret, the secret's.
         depth: How many objects and lists contain it.
         meter: Counts it.
         opaque: Whether it is in a property whose keys are user-defined.
         secret: Whether it is in a secret, of which messages must not even name keys.
+
+    Raises:
+        _RefusedError: It is refused; each level adds its part of the path, up to a secret.
     """
-    if isinstance(value, Mapping):
-        meter.take(path, depth)
+    if isinstance(value, (str, int, float, type(None))):  # the most frequent ones
+        meter.take(depth, value if isinstance(value, str) else "")
+        return _scalar(value)
+    if isinstance(value, (dict, Mapping)):
+        meter.take(depth)
         copied: dict[str, Any] = {}
         for key, item in value.items():
-            name = _name(key, path, copied, opaque=opaque)
-            meter.take(path, depth, name)
-            copied[name] = _copy(
-                item,
-                path if secret else f"{path}.{one_line(mask(name))}",
-                depth + 1,
-                meter,
-                opaque=opaque or name in OPAQUE,
-                secret=secret or is_secret_name(name),
-            )
+            name = _name(key, copied, opaque=opaque)
+            meter.take(depth, name)
+            try:
+                copied[name] = _copy(
+                    item, depth + 1, meter,
+                    opaque=opaque or name in OPAQUE, secret=secret or is_secret_name(name),
+                )  # fmt: skip
+            except _RefusedError as error:
+                raise error if secret else error.within(f".{one_line(mask(name))}") from None
         return copied
+    meter.take(depth)
     if isinstance(value, (list, tuple)):
-        meter.take(path, depth)
-        return [
-            _copy(
-                item, path if secret else f"{path}[{index}]", depth + 1, meter,
-                opaque=opaque, secret=secret,
-            )
-            for index, item in enumerate(value)
-        ]  # fmt: skip
-    meter.take(path, depth, value if isinstance(value, str) else "")
-    return _scalar(value, path)
+        items: list[Any] = []
+        for index, item in enumerate(value):
+            try:
+                items.append(_copy(item, depth + 1, meter, opaque=opaque, secret=secret))
+            except _RefusedError as error:
+                raise error if secret else error.within(f"[{index}]") from None
+        return items
+    return _scalar(value)
 
 
-def _name(key: object, path: str, others: Mapping[str, Any], *, opaque: bool) -> str:
+def _name(key: object, others: Mapping[str, Any], *, opaque: bool) -> str:
     """Returns a property's name; write-only properties get Azure's spelling, however written."""
     if not isinstance(key, str):
         raise _RefusedError(
-            path, f"has a name that is not a text but {type(key).__name__}; put it in quotes"
+            "$", f"has a name that is not a text but {type(key).__name__}; put it in quotes"
         )
     name = str.__str__(key)
-    _scalar(name, path)
+    _scalar(name)
     if not opaque:
         name = WRITE_ONLY.get(plain_name(name)) or _OPAQUE.get(name.lower(), name)
         twice = name in others and is_secret_name(name)
         if twice or (name.lower() == _INNER and any(key.lower() == _INNER for key in others)):
-            raise _RefusedError(f"{path}.{name}", "is given twice, in different spellings")
+            raise _RefusedError(f"$.{name}", "is given twice, in different spellings")
     return name
 
 
-def _scalar(value: object, path: str) -> object:
+def _scalar(value: object) -> object:
     if isinstance(value, str):
         if not value.isascii() and not _is_unicode(value):
-            raise _RefusedError(path, "holds half of a surrogate pair, which is no character")
+            raise _RefusedError("$", "holds half of a surrogate pair, which is no character")
         return value if isinstance(value, SecretText) else str.__str__(value)
     # A subclass may override anything, so continue with plain values.
     if isinstance(value, float):
         value = float.__pos__(value)
         if not math.isfinite(value):
-            raise _RefusedError(path, "must be a finite number")
+            raise _RefusedError("$", "must be a finite number")
         return value
     if value is None or isinstance(value, bool):
         return value
@@ -400,9 +404,9 @@ def _scalar(value: object, path: str) -> object:
     if isinstance(value, int):
         value = int.__pos__(value)
         if value.bit_length() > _INTEGER_BITS:
-            raise _RefusedError(path, "must be an integer of 64 bits")
+            raise _RefusedError("$", "must be an integer of 64 bits")
         return value
-    raise _RefusedError(path, f"is {type(value).__name__}, which JSON does not have")
+    raise _RefusedError("$", f"is {type(value).__name__}, which JSON does not have")
 
 
 def _is_unicode(text: str) -> bool:

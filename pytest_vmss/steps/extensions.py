@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pytest_vmss.clock import run_concurrently
+from pytest_vmss.clock import Deadline, run_concurrently
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import ExtensionError
 from pytest_vmss.guest.console import Console
@@ -45,8 +45,9 @@ class RunExtensions:
             return
         clock, guest = context.environment.clock, context.guest(generation)
         factor = context.environment.hypervisor.slow_factor
-        end = clock.monotonic() + factor * model.extensions_time_budget.total_seconds()
-        self._remove_gone(context, extensions, end)
+        budget = factor * model.extensions_time_budget.total_seconds()
+        deadline = Deadline(budget, clock.monotonic)
+        self._remove_gone(context, extensions, deadline)
 
         def run(extension: Extension) -> None:
             known = {entry.name.lower(): entry for entry in self._results(context)}
@@ -64,7 +65,7 @@ class RunExtensions:
             if not is_known(extension):
                 self._keep(context, extensions, _left_out(extension))
                 return
-            timeout = _limit(context, end)
+            timeout = _limit(context, deadline)
             first = "1" if earlier is None else f"{context.operation}-{generation.revision}"
             self._keep(context, extensions, guest.run_extension(extension, first, timeout))
 
@@ -106,7 +107,7 @@ class RunExtensions:
             context.event("extension", f"{result.name}: {result.status}")
 
     def _remove_gone(
-        self, context: InstanceContext, extensions: Sequence[Extension], end: float
+        self, context: InstanceContext, extensions: Sequence[Extension], deadline: Deadline
     ) -> None:
         """Removes extensions that the model no longer names, dependants first, like Azure's agent.
 
@@ -122,17 +123,17 @@ class RunExtensions:
         }
         for stage in reversed(stages_of_extensions([entry for entry in gone.values() if entry])):
             for extension in stage:
-                self._remove(context, extension, end)
+                self._remove(context, extension, deadline)
         self._forget(context, gone)
 
-    def _remove(self, context: InstanceContext, extension: Extension, end: float) -> None:
+    def _remove(self, context: InstanceContext, extension: Extension, deadline: Deadline) -> None:
         guest = context.guest(context.existing(self.generation))
         was_left_out = any(
             entry.left_out for entry in self._results(context) if entry.name == extension.name
         )
         wrong = "" if was_left_out else "its handler is not known here"
         if is_known(extension) and not was_left_out:
-            wrong = guest.remove_extension(extension, _limit(context, end))
+            wrong = guest.remove_extension(extension, _limit(context, deadline))
         if wrong:
             context.event("warning", f"{extension.name} was not removed cleanly: {wrong}")
         context.event("extension", f"{extension.name}: removed")
@@ -173,10 +174,9 @@ class RunExtensions:
         )
 
 
-def _limit(context: InstanceContext, end: float) -> float:
+def _limit(context: InstanceContext, deadline: Deadline) -> float:
     """Seconds for one extension: its own limit, if there is one, and what all have left (H3)."""
-    left = max(end - context.environment.clock.monotonic(), 0.0)
-    own = context.timeouts.extension
+    own, left = context.timeouts.extension, deadline.left()
     return left if own is None else min(own, left)
 
 

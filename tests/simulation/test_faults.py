@@ -10,7 +10,7 @@ import pytest
 
 from pytest_vmss.api.faults import Faults
 from pytest_vmss.errors import GuestCommandError, HostError, HypervisorError
-from pytest_vmss.guest.shell import CommandResult
+from pytest_vmss.guest.runner import CommandResult
 from tests.simulation.conftest import SimulatedLab
 
 

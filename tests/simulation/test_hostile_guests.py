@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pytest_vmss.api.backends import reported_metrics
 from pytest_vmss.errors import CloudInitError, VmssError
-from pytest_vmss.guest.guest import BootFacts
+from pytest_vmss.guest.boot_facts import BootFacts
 from pytest_vmss.model import Health
 from pytest_vmss.report import LiveView, instance_table
 from pytest_vmss.simulation.guest import SimulatedGuest

@@ -143,6 +143,6 @@ def test_how_long_a_test_waits_is_a_setting(settings: Settings) -> None:
     web = lab.start_web(1)
     lab.watch()
     lab.publish("1.1.0")
-    with pytest.raises(WaitTimeoutError, match="waited 3 s"):
+    with pytest.raises(WaitTimeoutError, match="timed out after 3 s waiting for"):
         web.wait_for_upgrade()
     lab.destroy()

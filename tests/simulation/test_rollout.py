@@ -55,7 +55,9 @@ def zoned(lab: SimulatedLab, name: str, *zones: str, capacity: int = 3, **more: 
 def zones_at_work(lab: SimulatedLab, *sets: ScaleSet) -> list[set[str]]:
     """The zones that were worked in at once while sets were upgraded, in order and each once."""
     places = {
-        (web.name, record.instance_id): record.zone for web in sets for record in web._records()
+        (web.name, record.instance_id): record.zone
+        for web in sets
+        for record in web._instances.records()
     }
     busy: set[tuple[str, int]] = set()
     seen: list[set[str]] = []
@@ -295,10 +297,16 @@ def test_a_replacement_takes_the_place_of_what_it_replaces(lab: SimulatedLab) ->
     """D9, D3: zone, placement group and update domain; the balance of the set stays."""
     web = start(lab, 12, zones=2, maxSurge=True)
     web.delete_instances([0, 2, 5])  # so that the emptiest places are others
-    record = {r.instance_id: (r.zone, r.placement_group, r.update_domain) for r in web._records()}
+    record = {
+        r.instance_id: (r.zone, r.placement_group, r.update_domain)
+        for r in web._instances.records()
+    }
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.completed, upgrade.explain()
-    after = {r.instance_id: (r.zone, r.placement_group, r.update_domain) for r in web._records()}
+    after = {
+        r.instance_id: (r.zone, r.placement_group, r.update_domain)
+        for r in web._instances.records()
+    }
     replaced = {n: result.replacement for n, result in upgrade.report.results.items()}
     assert replaced.keys() == record.keys()
     assert {n: after[new] for n, new in replaced.items() if new is not None} == record
@@ -355,7 +363,10 @@ def test_a_limit_for_each_instance(tmp_path: Path) -> None:
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.faulted
     assert upgrade.errors["web_0"].code == "RollingUpgradeTimeoutError"
-    assert "waited 20 s for the swap of web_0 to end" in upgrade.errors["web_0"].message
+    assert (
+        "timed out after 20 s waiting for the swap of web_0 to end"
+        in upgrade.errors["web_0"].message
+    )
     # Its rollback took too long too; it is on the old disk, and says that it failed.
     assert upgrade.outcomes["web_0"] is Outcome.ROLLBACK_FAILED
     assert web[0].image_version == "1.0.0"

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_vmss.errors import GuestUnreachableError
 from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest.connection import Connection
 from pytest_vmss.guest.console import Console
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.settings import Timeouts
@@ -45,7 +46,7 @@ def guest_of(boots: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         agent_connected=lambda: True,
     )
     shell = Answering(boots)
-    monkeypatch.setattr(guest, "_connect", lambda: shell)
+    monkeypatch.setattr(Connection, "connect", lambda _: shell)
     return guest
 
 

@@ -23,7 +23,7 @@ from pytest_vmss.errors import (
     VmssError,
     error_text,
 )
-from pytest_vmss.guest.check import asked, judge
+from pytest_vmss.guest.check import judge, run_function_check
 from pytest_vmss.store import Store
 
 
@@ -193,9 +193,9 @@ def test_a_health_function_that_fails_speaks_against_health(
 ) -> None:
     """F4, Q3: Unhealthy, with its own words."""
     with pytest.raises(AssertionError, match=told):
-        _assert_well(asked(check, "host", timeout=10))
-    _assert_well(asked(lambda _: None, "host", timeout=10))
-    _assert_well(asked(lambda host: host == "host", "host", timeout=10))
+        _assert_well(run_function_check(check, "host", timeout=10))
+    _assert_well(run_function_check(lambda _: None, "host", timeout=10))
+    _assert_well(run_function_check(lambda host: host == "host", "host", timeout=10))
 
 
 def _assert_well(answer: tuple[bool, str]) -> None:
@@ -213,8 +213,8 @@ def _command(code: int) -> GuestCommandError:
 @pytest.mark.parametrize("error", [_unreachable(), _command(-1), HypervisorError("gone")])
 def test_a_guest_that_does_not_answer_is_not_the_functions_failure(error: VmssError) -> None:
     with pytest.raises(type(error)):
-        asked(_raises(error), "host", timeout=10)
-    well, told = asked(_raises(_command(3)), "host", timeout=10)
+        run_function_check(_raises(error), "host", timeout=10)
+    well, told = run_function_check(_raises(_command(3)), "host", timeout=10)
     assert (well, "it ended" in told) == (False, True)
 
 
@@ -225,11 +225,11 @@ def test_a_health_function_that_hangs_is_told_and_bounded() -> None:
         return go.wait(30)
 
     begun = time.monotonic()
-    well, told = asked(redis_answers, "host", timeout=0.2)
+    well, told = run_function_check(redis_answers, "host", timeout=0.2)
     assert not well
     assert time.monotonic() - begun < 15
     assert "redis_answers: the function did not return within 0.2 s" in told
     assert "threading.py" in told or "test_checks.py" in told
     with pytest.raises(Interrupted):  # the lab is closed meanwhile
-        asked(redis_answers, "host", timeout=60, pulse=_raises(Interrupted()))
+        run_function_check(redis_answers, "host", timeout=60, pulse=_raises(Interrupted()))
     go.set()

@@ -24,7 +24,7 @@ from pytest_vmss.errors import (
 from pytest_vmss.guest.extensions import Command, Handler, Target, register, run_command
 from pytest_vmss.guest.extensions import command as command_module
 from pytest_vmss.guest.extensions.registry import guarded
-from pytest_vmss.guest.shell import CommandResult
+from pytest_vmss.guest.runner import CommandResult
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.simulation.clock import VirtualClock

@@ -23,8 +23,13 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.guest import LinuxGuest, SshAccess
 from pytest_vmss.guest.agent import guest_time, read_file
+from pytest_vmss.guest.boot_watch import BootWatch
+from pytest_vmss.guest.cloud_init_wait import save_logs
+from pytest_vmss.guest.connection import Connection
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.shell import CommandResult, Shell
+from pytest_vmss.guest.login import log_in
+from pytest_vmss.guest.runner import CommandResult
+from pytest_vmss.guest.shell import Shell
 from pytest_vmss.health import probe_once
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Probe
@@ -148,7 +153,9 @@ def test_tcp_probe(server: int) -> None:
 
 def test_a_wait_says_what_it_waited_for() -> None:
     clock = VirtualClock()
-    with pytest.raises(WaitTimeoutError, match=r"waited 10 s for the moon.*last seen: clouds"):
+    with pytest.raises(
+        WaitTimeoutError, match=r"timed out after 10 s waiting for the moon.*last seen: clouds"
+    ):
         wait_for("the moon", lambda: None, timeout=10, clock=clock, describe=lambda: "clouds")
     assert 10 <= clock.monotonic() < 11
     answers = iter([None, None, "up"])
@@ -159,7 +166,7 @@ def test_nobody_answers_ssh(tmp_path: Path) -> None:
     """A listener without a greeting is a forwarder without a guest behind it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        shell = Shell.connect(
+        shell = log_in(
             "127.0.0.1", port, user="u", key=tmp_path / "k", host_key="ssh-ed25519 A",
             name="web_0", timeout=1,
         )  # fmt: skip
@@ -248,7 +255,7 @@ def test_a_guest_that_goes_away_while_cloud_init_runs_is_waited_for(
     )
     shell = Shell.__new__(Shell)
     monkeypatch.setattr(Shell, "run", lambda *_, **__: CommandResult(75, "", ""))
-    monkeypatch.setattr(LinuxGuest, "_connect", lambda _: None if error is None else shell)
+    monkeypatch.setattr(Connection, "connect", lambda _: None if error is None else shell)
     kind = GuestUnreachableError if error is None else CloudInitError
     with pytest.raises(kind, match="cloud-init did not end within 500 s"):
         guest.wait_cloud_init()
@@ -259,22 +266,16 @@ def test_cloud_inits_logs_are_kept_without_what_a_terminal_obeys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """E5, R2; and that they cannot be kept does not hide what cloud-init failed by."""
-    guest = LinuxGuest(
-        "web_0",
-        access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
-        console=Console(tmp_path / "console-1.log"),
-        timeouts=Timeouts,
-        clock=VirtualClock(),
-        power_state=lambda: PowerState.RUNNING,
-        agent_connected=lambda: True,
-    )
+    watch = BootWatch("web_0", Console(tmp_path / "console-1.log"), lambda: PowerState.RUNNING)
+    access = SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA")
+    connection = Connection(access, watch, clock=VirtualClock())
     shell = Shell.__new__(Shell)
     said = CommandResult(0, "failed \x1b]0;pwned\x07\x1b[31mhere", "")
     monkeypatch.setattr(Shell, "run", lambda *_, **__: said)
-    monkeypatch.setattr(LinuxGuest, "_connect", lambda _: shell)
+    monkeypatch.setattr(Connection, "connect", lambda _: shell)
     kept = tmp_path / "console-1-cloud-init.log"
-    assert guest._save_logs() == kept
+    assert save_logs(connection) == kept
     assert kept.read_text() == "failed here"
     kept.unlink()
     kept.mkdir()
-    assert guest._save_logs() == tmp_path / "console-1.log"
+    assert save_logs(connection) == tmp_path / "console-1.log"

@@ -17,7 +17,7 @@ import pytest
 from pytest_vmss.engine import preflight as resources
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.guest.extensions import CustomScript, known_types, redact
-from pytest_vmss.load_balancer.haproxy import _quoted
+from pytest_vmss.load_balancer.configuration import _quoted
 from pytest_vmss.model import Extension, ScaleSetModel, check_model, load_document, reading
 from pytest_vmss.untrusted import listed
 from tests.models import LOAD_BALANCER, web_model

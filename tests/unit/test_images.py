@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,55 @@ def test_a_package_of_another_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for wrong in ("a/../b", "a/", "/a", "a/b/c", "a=1"):
         with pytest.raises(ValidationError, match="packages"):
             type(base).model_validate({**dict(base), "packages": [wrong]})
+
+
+def test_kernels_come_from_the_bases_own_sources(tmp_path: Path) -> None:
+    """B5: whatever release the host has; the hook runs outside the new root filesystem."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {
+        "apt-cache": 'echo "asked $APT_CONFIG" >> "$LOG"; echo "  Depends: linux-image-6.12.1"',
+        "apt-get": 'echo "got $APT_CONFIG $*" >> "$LOG"; touch kernel.deb',
+        "dpkg-deb": "mkdir -p boot usr/share/doc usr/lib/modules/6.12.1; touch boot/System.map-6",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    hook = bootstrap.HOOK.format(kernels="linux-image-cloud-amd64")
+    subprocess.run(
+        ["/bin/sh", "-c", hook, "hook", tmp_path / "root"],
+        env={
+            "PATH": f"{tools}:/usr/bin:/bin", "LOG": str(tmp_path / "log"),
+            "MMDEBSTRAP_APT_CONFIG": "/of/the/base",
+        },
+        check=True,
+        timeout=60,
+    )  # fmt: skip
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "asked /of/the/base",
+        "got /of/the/base -o APT::Sandbox::User=root download linux-image-6.12.1",
+    ]
+    kernel = tmp_path / "root/kernels/linux-image-cloud-amd64"
+    assert sorted(str(path.relative_to(kernel)) for path in kernel.rglob("*")) == [
+        "boot", "usr", "usr/lib", "usr/lib/modules", "usr/lib/modules/6.12.1",
+    ]  # fmt: skip
+
+
+def test_a_version_of_the_next_release(tmp_path: Path) -> None:
+    """B5: an image definition outlives the distribution's release that it began with."""
+    image = load_image(find_recipes() / "azure-web")
+    suites = {
+        version: image.base_recipe(image.version(version)).suite for version in image.versions()
+    }
+    assert suites == {
+        "1.0.0": "bookworm", "1.1.0": "bookworm", "1.2.0": "bookworm",
+        "2.0.0": "trixie", "2.1.0": "trixie",
+    }  # fmt: skip
+    folder = write_recipe("own", tmp_path)
+    with (folder / "1.0.0/version.yaml").open("a") as file:
+        file.write("base: nothing\n")
+    recipe = load_image(folder)
+    with pytest.raises(NotFoundError, match="the base 'nothing'"):
+        recipe.base_recipe(recipe.version("1.0.0"))
 
 
 def test_every_file_counts_for_the_digest(tmp_path: Path) -> None:
@@ -176,3 +227,15 @@ def test_the_builder_is_public() -> None:
     assert pytest_vmss.ImageBuilder is ImageBuilder
     assert ImageBuilder(str(find_recipes() / "web")).recipe.name == "web"
     assert ImageBuilder.named("web").recipe.versions()
+
+
+def test_a_base_of_ones_own_is_copied_as_the_new_recipe_says(tmp_path: Path) -> None:
+    """B5: with its files, without which cloud-init would find no configuration."""
+    folder = write_recipe("shop", tmp_path / "images")
+    text = (folder / "image.yaml").read_text()
+    (command,) = re.findall(r"^# +(cp -r .*)$", text, re.MULTILINE)
+    subprocess.run(shlex.split(command), check=True)
+    (folder / "image.yaml").write_text(text.replace("\nbase: debian-12", "\nbase: own-base"))
+    base = load_image(folder).base_recipe()
+    assert base.folder == tmp_path / "images/own-base"
+    assert (base.files / "etc/cloud/cloud.cfg").is_file()

@@ -18,6 +18,7 @@ import pytest
 
 from pytest_vmss.errors import BalancerError, ModelError
 from pytest_vmss.load_balancer import Balancer, HAProxy, Member, Rule
+from pytest_vmss.load_balancer.runtime_socket import RuntimeSocket
 from pytest_vmss.model import Probe, ScaleSetDocument, check_model, load_document
 from pytest_vmss.model.load_balancer import served_rules
 from pytest_vmss.model.review import review
@@ -136,32 +137,32 @@ def test_a_kill_between_two_rules_is_mended(tmp_path: Path, backends: dict[str, 
     members = [backend.member for backend in backends.values()]
     try:
         made.ensure(members)
-        made._command("set server admin/web_0 state maint")
+        made._socket.command("set server admin/web_0 state maint")
         until(lambda: bool(made._deleted("admin/web_0")))
         made.ensure(members)
-        assert {(rule.name, name) for rule in rules for name in backends} == made._servers()
-        made._command("disable health http/web_1")
+        assert {(rule.name, name) for rule in rules for name in backends} == made._socket.servers()
+        made._socket.command("disable health http/web_1")
         made.ensure(members)
         until(lambda: made.healthy("web_0") is True and made.healthy("web_1") is True)
-        made._command("set server http/web_0 state maint")
+        made._socket.command("set server http/web_0 state maint")
         until(lambda: bool(made._deleted("http/web_0")))
         made.ensure(members[1:])
-        assert {name for _, name in made._servers()} == {"web_1"}
-        made._pid_file.unlink()  # as where it was killed before that was written
+        assert {name for _, name in made._socket.servers()} == {"web_1"}
+        made._process._pid_file.unlink()  # as where it was killed before that was written
     finally:
         made.stop()
-    assert made._processes() == []
+    assert made._process.all() == []
 
 
 def test_another_interval_needs_another_process(
     haproxy: HAProxy, backends: dict[str, Backend], tmp_path: Path
 ) -> None:
-    before = haproxy._process()
+    before = haproxy._process.current()
     assert before is not None
     slower = PROBE.model_copy(update={"interval_in_seconds": 9})
     other = HAProxy(tmp_path / "b", [Rule("http", ADDRESS, PORT, 80, slower)])
     other.ensure([backend.member for backend in backends.values()])
-    after = other._process()
+    after = other._process.current()
     assert after is not None
     assert after.pid != before.pid
 
@@ -304,7 +305,7 @@ def test_only_this_folders_own_haproxy_is_ended(tmp_path: Path, program: str) ->
         made.stop()
         assert not folder.exists()
         assert impostor.poll() is None
-        assert other._process() is not None
+        assert other._process.current() is not None
     finally:
         impostor.kill()
         impostor.wait()
@@ -317,7 +318,7 @@ def test_a_process_that_cannot_be_ended_is_told(
     """Its folder stays: it is what the process is found by."""
     with monkeypatch.context() as patched:
         patched.setattr(psutil.Process, "send_signal", lambda *_: None)
-        patched.setattr("pytest_vmss.load_balancer.haproxy._STOP_S", 0.05)
+        patched.setattr("pytest_vmss.load_balancer.haproxy_process._STOP_S", 0.05)
         with pytest.raises(BalancerError, match="does not end, although it was killed"):
             haproxy.stop()
 
@@ -327,7 +328,7 @@ def test_a_process_that_cannot_be_ended_is_told(
         patched.setattr(psutil.Process, "send_signal", refuse)
         with pytest.raises(BalancerError, match="it is another user's"):
             haproxy.stop()
-    assert haproxy._process() is not None
+    assert haproxy._process.current() is not None
 
 
 @pytest.mark.parametrize("drip", [True, False], ids=["byte after byte", "without end"])
@@ -335,8 +336,8 @@ def test_an_answer_of_its_socket_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drip: bool
 ) -> None:
     """R2: in time and bytes."""
-    monkeypatch.setattr("pytest_vmss.load_balancer.haproxy._ANSWER_S", 0.5)
-    monkeypatch.setattr("pytest_vmss.load_balancer.haproxy._ANSWER_BYTES", 1024 * 1024)
+    monkeypatch.setattr("pytest_vmss.load_balancer.runtime_socket._ANSWER_S", 0.5)
+    monkeypatch.setattr("pytest_vmss.load_balancer.runtime_socket._ANSWER_BYTES", 1024 * 1024)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "haproxy.sock"))
         listener.listen()
@@ -352,7 +353,7 @@ def test_an_answer_of_its_socket_is_bounded(
         begun = time.monotonic()
         words = "has no end after" if drip else "is longer than 1 MiB"
         with pytest.raises(BalancerError, match=words):
-            HAProxy(tmp_path, [])._ask("show stat")
+            RuntimeSocket(tmp_path).ask("show stat")
         assert time.monotonic() - begun < 5
 
 

@@ -18,8 +18,10 @@ import pytest
 
 from pytest_vmss.errors import GuestCommandError
 from pytest_vmss.guest import testinfra_host as testinfra_module
+from pytest_vmss.guest.connection import ReconnectingRunner
 from pytest_vmss.guest.keys import generate
-from pytest_vmss.guest.shell import HostKeyMismatchError, Lasting, Shell
+from pytest_vmss.guest.login import HostKeyMismatchError, log_in
+from pytest_vmss.guest.shell import Shell
 from pytest_vmss.guest.transport import (
     ConnectionBrokenError,
     GuestTransport,
@@ -56,7 +58,7 @@ class Guest(paramiko.ServerInterface):
                 transport.start_server(event=threading.Event(), server=self)
 
     def connect(self, *, pinned: bool = True, server: Callable[[], int] | None = None) -> Shell:
-        made = Shell.connect(
+        made = log_in(
             "127.0.0.1", self._listener.getsockname()[1], user="u", key=self._folder / "key",
             host_key=self._host_key.public if pinned else "", server=server,
             name="web_0", timeout=10,
@@ -331,7 +333,7 @@ def test_a_server_that_drips_lets_nobody_wait(tmp_path: Path, greeting: bytes) -
 
         threading.Thread(target=serve, daemon=True).start()
         begun = time.monotonic()
-        made = Shell.connect(
+        made = log_in(
             "127.0.0.1", listener.getsockname()[1], user="u", key=tmp_path / "key",
             host_key=key.public, name="web_0", timeout=0.5,
         )  # fmt: skip
@@ -347,7 +349,7 @@ def test_a_connection_that_broke_is_made_anew(guest: Guest) -> None:
             made.append(guest.connect())
         return made[-1]
 
-    lasting = Lasting(connect)
+    lasting = ReconnectingRunner(connect)
     assert lasting.check("true") == ""
     guest.transports[-1].close()
     deadline = time.monotonic() + 5
@@ -465,7 +467,7 @@ def test_a_packet_that_is_too_long_is_not_read(tmp_path: Path) -> None:
                         sent.append(link.send(bytes(1024 * 1024)))
 
         threading.Thread(target=serve, daemon=True).start()
-        assert Shell.connect(
+        assert log_in(
             "127.0.0.1", listener.getsockname()[1], user="u", key=tmp_path / "key",
             host_key=key.public, name="web_0", timeout=2,
         ) is None  # fmt: skip
@@ -526,7 +528,7 @@ def test_whatever_a_server_says_it_lets_nobody_in(tmp_path: Path, said: bytes) -
 
         threading.Thread(target=serve, daemon=True).start()
         with contextlib.suppress(HostKeyMismatchError):
-            assert Shell.connect(
+            assert log_in(
                 "127.0.0.1", listener.getsockname()[1], user="u", key=tmp_path / "key",
                 host_key=key.public, name="web_0", timeout=0.5,
             ) is None  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from pytest_vmss.clock import Clock, wait_for
+from pytest_vmss.clock import Clock, Deadline, wait_for
 from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, WaitTimeoutError
-from pytest_vmss.guest.shell import CommandResult, Runner
+from pytest_vmss.guest.runner import CommandResult, Runner
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
 
@@ -50,11 +50,11 @@ class Target:
                 the timeout.
             BootError: Its VM has stopped, or its kernel panicked.
         """
-        end = self.clock.monotonic() + self.timeout
+        deadline = Deadline(self.timeout, self.clock.monotonic)
         last: list[GuestCommandError | GuestUnreachableError] = []
 
         def probe() -> CommandResult | None:
-            left = max(end - self.clock.monotonic(), 1.0)
+            left = max(deadline.left(), 1.0)
             try:
                 done = self.shell.run(command, stdin=stdin, sudo=True, timeout=left)
             except (GuestCommandError, GuestUnreachableError) as error:

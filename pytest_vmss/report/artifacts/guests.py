@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import monotonic
 
 from pytest_vmss.api.instance import Instance
+from pytest_vmss.clock import Deadline
 from pytest_vmss.concurrency import bounded
 from pytest_vmss.errors import error_text
 from pytest_vmss.hypervisor import PowerState
@@ -55,11 +55,11 @@ def ask_guest(instance: Instance, folder: ArtifactFolder, where: str) -> None:
 
 
 def _ask(instance: Instance, folder: ArtifactFolder, where: str) -> None:
-    end = monotonic() + GUEST_S
+    deadline = Deadline(GUEST_S)
     shell = instance.shell()
     for name, command in _COMMANDS.items():
-        left = end - monotonic()
-        if left <= 0:
+        left = deadline.left()
+        if not left:
             return
         try:
             done = shell.run(command, sudo=True, timeout=min(_COMMAND_S, left))
