@@ -113,15 +113,8 @@ class Bare:
     def machine(self) -> list[str | Path]:
         """QEMU with disks, console and monitor."""
         disks = ("os", f"os-{self.generation}.qcow2", "qcow2"), ("lun0", "lun0.qcow2", "qcow2")
-        argv: list[str | Path] = [
-            "qemu-system-x86_64",
-            "-machine",
-            "pc,graphics=off",
-            "-m",
-            "512",
-            "-smp",
-            "1",
-        ]
+        argv: list[str | Path] = ["qemu-system-x86_64", "-machine", "pc,graphics=off"]
+        argv += ["-m", "1024", "-smp", "2"]  # as the model's size
         if self.accelerator == "kvm":
             argv += ["-accel", "kvm", "-cpu", "host"]
         else:

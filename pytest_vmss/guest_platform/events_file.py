@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import UnreadableError, read_json, read_regular
+from pytest_vmss.untrusted import UnreadableError, read_json_file
 
 __all__ = [
     "Approvals",
@@ -75,8 +75,8 @@ class ScheduledEvent:
 
 def read_events(path: Path) -> dict[str, Any]:
     """The document that the metadata service answers with; without events if there is none."""
-    with contextlib.suppress(OSError, UnreadableError, ValueError):
-        document = read_json(read_regular(path, _BYTES).decode())
+    with contextlib.suppress(OSError, UnreadableError):
+        document = read_json_file(path, _BYTES)
         if isinstance(document, dict):
             return document
     return {"DocumentIncarnation": 1, "Events": []}
@@ -112,8 +112,8 @@ def is_approved(files: PlatformFiles, event_id: str) -> bool:
 def _approved(path: Path) -> list[str]:
     """The ids in the file, which the guest's process writes."""
     try:
-        found = read_json(read_regular(path, _BYTES).decode())
-    except (OSError, UnreadableError, ValueError):
+        found = read_json_file(path, _BYTES)
+    except (OSError, UnreadableError):
         return []
     return [str(one) for one in found] if isinstance(found, list) else []
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_vmss.guest_platform.wire_server import HealthReport
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import UnreadableError, read_json, read_regular, shown
+from pytest_vmss.untrusted import UnreadableError, read_json_file, shown
 
 __all__ = ["Recorder", "Sightings", "read_sightings"]
 
@@ -83,7 +83,7 @@ def read_sightings(path: Path, generation: int) -> Sightings:
         generation: Number of the OS disk; sightings on another one do not count.
     """
     try:
-        document = read_json(read_regular(path, _BYTES).decode())
+        document = read_json_file(path, _BYTES)
         if document["generation"] != generation:
             return Sightings()
         health = document["health"]

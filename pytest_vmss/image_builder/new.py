@@ -18,8 +18,9 @@ offer: {name}
 sku: {base}
 
 # The root filesystem: the folder of a base.yaml, beside this folder or shipped with pytest-vmss.
-# The shipped one is {shipped}; for packages of
-# your own, copy it to ../own-base/base.yaml, add to its `packages`, and write `base: own-base`.
+# The shipped one has nginx and Redis. For packages of your own copy its folder, files/ included:
+#     cp -r {shipped} {recipes}/own-base
+# add to `packages` in own-base/base.yaml, and write `base: own-base` here.
 base: {base}
 
 # Virtual size of the OS disk in MiB.
@@ -76,7 +77,7 @@ def write_recipe(name: str, recipes: Path) -> Path:
     folder = recipes / name
     values = {
         "name": name, "version": _FIRST, "base": _BASE, "kernel": _KERNEL,
-        "shipped": find_recipes() / _BASE / "base.yaml",
+        "shipped": find_recipes() / _BASE, "recipes": recipes,
     }  # fmt: skip
     try:
         folder.mkdir(parents=True)

@@ -337,10 +337,32 @@ class HealthProbeReference(AzureModel):
     id: str
 
 
+class SubnetReference(AzureModel):
+    """A reference to a subnet of a virtual network, by id."""
+
+    id: str
+
+
+class IPConfiguration(AzureModel):
+    """An IP configuration of a network interface, with ``properties`` flattened."""
+
+    name: PlainText | None = None
+    subnet: SubnetReference | None = None
+
+
+class NetworkInterfaceConfiguration(AzureModel):
+    """A network interface of each instance, with ``properties`` flattened."""
+
+    name: PlainText | None = None
+    primary: bool | None = None
+    ip_configurations: list[IPConfiguration] | None = None
+
+
 class NetworkProfile(AzureModel):
     """The network settings of instances."""
 
     health_probe: HealthProbeReference | None = None
+    network_interface_configurations: list[NetworkInterfaceConfiguration] | None = None
 
 
 class Extension(AzureModel):
@@ -497,6 +519,13 @@ class ScaleSetModel(AzureModel):
     def data_disks(self) -> list[DataDisk]:
         """The data disks, in the model's order."""
         return self.virtual_machine_profile.storage_profile.data_disks
+
+    @property
+    def has_subnet(self) -> bool:
+        """Whether the instances are in a private network (A9)."""
+        network = self.virtual_machine_profile.network_profile
+        cards = (network and network.network_interface_configurations) or []
+        return any(ip.subnet for card in cards for ip in card.ip_configurations or [])
 
     @property
     def os_image_notice(self) -> float | None:

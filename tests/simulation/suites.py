@@ -30,7 +30,7 @@ from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.lab import SimulatedLab
 
-__all__ = ["run_suite"]
+__all__ = ["Lab", "patches", "run_suite"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,8 @@ class Lab(SimulatedLab):
 
 def _publish(self: Gallery, definition: str, version: str, path: Path, **named: Any) -> Any:
     record = _real_publish(self, definition, version, path, **named)
-    behaviours = [how for word, how in _BEHAVIOURS.items() if word in Path(path).name]
+    said = Path(path).name.replace("_", " ")
+    behaviours = [how for word, how in _BEHAVIOURS.items() if word in said]
     for lab in _LABS:
         lab.simulated.images[record.digest] = version
         lab.behaviours[version] = behaviours[0] if behaviours else Behaviour.GOOD
@@ -66,10 +67,13 @@ def _publish(self: Gallery, definition: str, version: str, path: Path, **named: 
 
 def _build(self: ImageBuilder, version: str) -> Any:
     """An empty disk; the recipe itself is read, and must be sound."""
-    said = self.recipe.version(version).description
-    assert self.recipe.version(version).kernel in self.recipe.base_recipe().kernels
+    recipe = self.recipe.version(version)
+    said = recipe.description
+    if any("ssl_certificate" in path.read_text() for path in recipe.files.rglob("*.conf")):
+        said = "does not start"
+    assert recipe.kernel in self.recipe.base_recipe().kernels
     word = next((word for word in _BEHAVIOURS if word in said), "good")
-    path = Path(f"built-{version}-{os.getpid()}-{word}.qcow2").absolute()
+    path = Path(f"built-{version}-{os.getpid()}-{word.replace(' ', '_')}.qcow2").absolute()
     size = f"{100 + int(version.replace('.', ''))}M"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, size], check=True)
     return SimpleNamespace(version=version, path=path)
@@ -90,12 +94,12 @@ class Host:
         return self._instance.data_disks[0]
 
     def run(self, command: str) -> None:
-        found = re.fullmatch(r"echo (.*) > /data/orders", command)
+        found = re.fullmatch(r"echo (.*) > /data/orders?", command)
         assert found
         self._disk.write_text(found[1] + "\n")
 
     def file(self, path: str) -> Any:
-        if path == "/data/orders":
+        if path in {"/data/order", "/data/orders"}:
             return SimpleNamespace(content_string=self._disk.read_text())
         assert path == "/data/extension-runs"
         return SimpleNamespace(content_string="run\n" * len(self._instance.extensions))
@@ -109,6 +113,8 @@ class Host:
         command %= arguments
         if command == "curl -s localhost/version":
             return f'{{"version": "{self._instance.image_version}"}}'
+        if command == "curl -s localhost/news" and self._instance.image_version == "1.1.0":
+            return "the new shop"
         if command == "redis-cli get order":
             return self._disk.read_text()
         found = re.fullmatch(r"redis-cli set order (\S+)", command)
@@ -171,15 +177,19 @@ def run_suite(folder: Path, *options: str, order: str = "") -> str:
     return done.stdout
 
 
-def pytest_configure() -> None:
-    """Takes the place of the real lab."""
-    for place, name, value in (
+def patches() -> list[tuple[Any, str, Any]]:
+    """What takes the place of real labs, builds and guests: object, attribute, value."""
+    return [
         (pytest_vmss.api.lab, "Lab", Lab),
         (Gallery, "publish", _publish),
         (ImageBuilder, "build", _build),
         (Instance, "host", property(Host)),
         (urllib.request, "urlopen", _urlopen),
-    ):
+    ]
+
+
+def pytest_configure() -> None:
+    for place, name, value in patches():
         setattr(place, name, value)
     sys.modules["httpx"] = SimpleNamespace(get=_get)  # type: ignore[assignment]
 

@@ -1,6 +1,7 @@
 """L1: the tests of README and docs pass alone, in any order, and on several workers.
 
 They run as they are printed, on a simulated lab (``suites.py``); so do those of the examples.
+The tutorial's is in ``test_tutorial.py``.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ ROOT = Path(__file__).parents[2]
 #: Each page, and a word of the block that is a suite.
 PAGES = {
     "test_readme": ("README.md", "def test_new_image_keeps_the_orders"),
-    "test_tutorial": ("docs/tutorial.md", "def test_upgrade"),
     "test_how_to": ("docs/how-to.md", "def test_our_policy_stops_at_the_first_batch"),
     "test_restore": ("docs/how-to.md", "def test_each_bad_image_is_undone"),
 }
 TESTS = [
     "test_readme.py::test_new_image_keeps_the_orders",
     "test_readme.py::test_bad_image_is_rolled_back",
-    "test_tutorial.py::test_upgrade",
     "test_how_to.py::test_our_policy_stops_at_the_first_batch",
     "test_restore.py::test_each_bad_image_is_undone[broken]",
     "test_restore.py::test_each_bad_image_is_undone[slow]",

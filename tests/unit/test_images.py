@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -226,3 +227,15 @@ def test_the_builder_is_public() -> None:
     assert pytest_vmss.ImageBuilder is ImageBuilder
     assert ImageBuilder(str(find_recipes() / "web")).recipe.name == "web"
     assert ImageBuilder.named("web").recipe.versions()
+
+
+def test_a_base_of_ones_own_is_copied_as_the_new_recipe_says(tmp_path: Path) -> None:
+    """B5: with its files, without which cloud-init would find no configuration."""
+    folder = write_recipe("shop", tmp_path / "images")
+    text = (folder / "image.yaml").read_text()
+    (command,) = re.findall(r"^# +(cp -r .*)$", text, re.MULTILINE)
+    subprocess.run(shlex.split(command), check=True)
+    (folder / "image.yaml").write_text(text.replace("\nbase: debian-12", "\nbase: own-base"))
+    base = load_image(folder).base_recipe()
+    assert base.folder == tmp_path / "images/own-base"
+    assert (base.files / "etc/cloud/cloud.cfg").is_file()

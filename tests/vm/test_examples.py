@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vmss.settings import Settings
 from tests.vm.conftest import ROOT, qemu_processes
 
 #: Two instances, several upgrades: five minutes each where guests are emulated.
@@ -28,10 +29,9 @@ def test_an_example(python: Path, place: Path, name: str) -> None:
         "HOME": str(home),
         "XDG_STATE_HOME": str(home / ".local/state"),
         "XDG_RUNTIME_DIR": str(home / "run"),
+        "VMSS_CACHE_DIR": str(Settings().cache_dir),  # the root filesystem is built already
         "LANG": "C.UTF-8",
     }
-    if cache := os.environ.get("VMSS_CACHE_DIR"):
-        environment["VMSS_CACHE_DIR"] = cache
     done = subprocess.run(
         [python, "-m", "pytest", "-p", "no:cacheprovider", "-q"],
         cwd=folder,
