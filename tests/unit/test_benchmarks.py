@@ -127,11 +127,10 @@ def test_the_bare_script_gives_a_guest_what_azure_has(tmp_path: Path) -> None:
     bare.prepare(image)
 
     def ask(server: str, request: str) -> str:
-        relay = [sys.executable, "-S", "-E", tmp_path / "relay.py", tmp_path / f"{server}-1"]
-        done = subprocess.run(
+        relay = [sys.executable, "-S", "-E", f"{tmp_path}/relay.py", f"{tmp_path}/{server}-1"]
+        return subprocess.run(
             relay, input=request, capture_output=True, text=True, timeout=30, check=True
-        )
-        return done.stdout
+        ).stdout
 
     try:
         arguments = " ".join(map(str, bare.arguments()))
