@@ -33,9 +33,9 @@ def problem(command: str) -> click.ClickException | None:
         rest = _rest(context)
         group: click.Command = main
         while isinstance(group, click.Group) and rest:
-            name, group, rest = group.resolve_command(context, rest)
-            assert group is not None
-            context = group.make_context(name, rest, parent=context)
+            name, found, rest = group.resolve_command(context, rest)
+            assert found is not None
+            group, context = found, found.make_context(name, rest, parent=context)
             rest = _rest(context)
     except click.exceptions.Exit:
         return None
