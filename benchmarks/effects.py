@@ -73,7 +73,7 @@ _METHODS: dict[type[Any], tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
     SimulatedBalancer: (
         "balancer",
         ("ensure", "add", "remove", "take_out", "put_back", "stop"),
-        ("connections", "healthy"),
+        ("connections", "healthy", "verdicts"),
     ),
     ImageStore: ("lab", (), ("path_of",)),
 }  # fmt: skip

@@ -9,6 +9,8 @@ for cloud-init in the guest and runs the extension's command; the application is
 asked as often, and is healthy by as many answers. Who goes first alternates from
 round to round, for the host's caches and clocks drift. The ratio of the wall
 times is taken in each round, and the medians are printed.
+
+:mod:`benchmarks.overhead_azure` does the same with an image made for Azure.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.cli.demo import example
@@ -41,13 +44,13 @@ from pytest_vmss.settings import Settings
 
 _ADDRESS = "127.63.0.1"
 _SSH, _HTTP = 10022, 10080
-_NETWORK = f"user,id=n,hostfwd=tcp:{_ADDRESS}:{_SSH}-:22,hostfwd=tcp:{_ADDRESS}:{_HTTP}-:80"
-_MAC = "52:54:00:00:00:63"
-_LIMIT = 900.0
+FORWARDS = f"hostfwd=tcp:{_ADDRESS}:{_SSH}-:22,hostfwd=tcp:{_ADDRESS}:{_HTTP}-:80"
+MAC = "52:54:00:00:00:63"
+LIMIT = 900.0
 _AGENT = "org.qemu.guest_agent.0"
 _AGENT_ID = "agent0"
 #: As the product: seconds between two tries, and answers that make an application healthy.
-_INTERVAL_S = 0.2
+INTERVAL_S = 0.2
 _THRESHOLD = 2
 
 _REMOTE = """\
@@ -66,22 +69,19 @@ class Bare:
     key: KeyPair
     qemu: subprocess.Popen[bytes] | None = None
     generation: int = 0
+    #: How OpenSSH takes the guest's key.
+    host_key: ClassVar[str] = "yes"
 
     def prepare(self, image: Path) -> None:
         """A new overlay and a new seed."""
-        self.generation += 1
-        overlay = self.folder / f"os-{self.generation}.qcow2"
-        subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, overlay],
-            check=True,
-        )
+        self.overlay(image)
         host_key = generate("bare")
-        document = load_document(example("template.yaml"), custom_data=_custom_data())
+        document = load_document(example("template.yaml"), custom_data=custom_data())
         seed = build_seed(
             document.model,
             cloud_instance_id=f"bare-{self.generation}",
             computer_name="bare000000",
-            mac=_MAC,
+            mac=MAC,
             host_key=host_key,
             lab_key=self.key,
             grow=False,
@@ -90,10 +90,31 @@ class Bare:
         known = f"[{_ADDRESS}]:{_SSH} {host_key.public}\n"
         (self.folder / "known_hosts").write_text(known)
 
+    def overlay(self, image: Path) -> None:
+        """A new overlay on an image."""
+        self.generation += 1
+        overlay = self.folder / f"os-{self.generation}.qcow2"
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", image, overlay],
+            check=True,
+        )
+
+    def close(self) -> None:
+        """Ends what it started besides QEMU."""
+
     def start(self) -> None:
         """QEMU, with the arguments that libvirt gives it."""
+        self.qemu = subprocess.Popen(self.arguments(), stdin=subprocess.DEVNULL)
+
+    def arguments(self) -> list[str | Path]:
+        """QEMU's command line."""
+        return [*self.machine(), *self.channels()]
+
+    def machine(self) -> list[str | Path]:
+        """QEMU with disks, console and monitor."""
         disks = ("os", f"os-{self.generation}.qcow2", "qcow2"), ("lun0", "lun0.qcow2", "qcow2")
-        argv = ["qemu-system-x86_64", "-machine", "pc,graphics=off", "-m", "512", "-smp", "1"]
+        argv: list[str | Path] = ["qemu-system-x86_64", "-machine", "pc,graphics=off"]
+        argv += ["-m", "1024", "-smp", "2"]  # as the model's size
         if self.accelerator == "kvm":
             argv += ["-accel", "kvm", "-cpu", "host"]
         else:
@@ -104,19 +125,24 @@ class Bare:
                 "-drive", f"file={self.folder}/{name},if=none,id=d{number},format={kind},discard=unmap",
                 "-device", f"virtio-blk-pci,drive=d{number},serial={serial},bootindex={number}",
             ]  # fmt: skip
-        argv += [
+        return [
+            *argv,
+            "-device", f"virtio-net-pci,netdev=n,mac={MAC},romfile=",
+            "-object", "rng-random,filename=/dev/urandom,id=r", "-device", "virtio-rng-pci,rng=r",
+            "-qmp", f"unix:{self.folder}/monitor,server=on,wait=off",
+        ]  # fmt: skip
+
+    def channels(self) -> list[str | Path]:
+        """The seed, the user network, and the guest agent's channel."""
+        return [
             "-drive",
             f"file={self.folder}/seed-{self.generation}.iso,if=none,id=s,format=raw,readonly=on",
             "-device", "virtio-blk-pci,drive=s",
-            "-netdev", _NETWORK,
-            "-device", f"virtio-net-pci,netdev=n,mac={_MAC},romfile=",
-            "-object", "rng-random,filename=/dev/urandom,id=r", "-device", "virtio-rng-pci,rng=r",
+            "-netdev", f"user,id=n,{FORWARDS}",
             "-chardev", f"socket,path={self.folder}/agent,server=on,wait=off,id=a",
             "-device", "virtio-serial",
             "-device", f"virtserialport,chardev=a,name={_AGENT},id={_AGENT_ID}",
-            "-qmp", f"unix:{self.folder}/monitor,server=on,wait=off",
         ]  # fmt: skip
-        self.qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
     def stop(self) -> None:
         """Asks the guest agent, and waits for QEMU to end."""
@@ -124,31 +150,31 @@ class Bare:
         with socket.socket(socket.AF_UNIX) as agent:
             agent.connect(f"{self.folder}/agent")
             agent.sendall(json.dumps({"execute": "guest-shutdown"}).encode() + b"\n")
-            self.qemu.wait(_LIMIT)
+            self.qemu.wait(LIMIT)
 
     def wait(self) -> None:
         """Until SSH, cloud-init, the extension's command and the application are done."""
-        deadline = time.monotonic() + _LIMIT
+        deadline = time.monotonic() + LIMIT
         argv = [
             "ssh", "-i", str(self.folder / "id"), "-p", str(_SSH),
-            "-o", "StrictHostKeyChecking=yes", "-o", f"UserKnownHostsFile={self.folder}/known_hosts",
+            "-o", f"StrictHostKeyChecking={self.host_key}", "-o", f"UserKnownHostsFile={self.folder}/known_hosts",
             "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=2",
             f"azureuser@{_ADDRESS}", _REMOTE,
         ]  # fmt: skip
-        self._await_agent(deadline)
-        while subprocess.run(argv, capture_output=True, timeout=_LIMIT, check=False).returncode:
+        self.await_guest(deadline)
+        while subprocess.run(argv, capture_output=True, timeout=LIMIT, check=False).returncode:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {_LIMIT:.0f} s for the bare guest, in vain")
-            time.sleep(_INTERVAL_S)
+                raise TimeoutError(f"waited {LIMIT:.0f} s for the bare guest, in vain")
+            time.sleep(INTERVAL_S)
         healthy = 0
         while healthy < _THRESHOLD:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {_LIMIT:.0f} s for the application, in vain")
+                raise TimeoutError(f"waited {LIMIT:.0f} s for the application, in vain")
             healthy = healthy + 1 if _healthy() else 0
             if healthy < _THRESHOLD:
-                time.sleep(_INTERVAL_S)
+                time.sleep(INTERVAL_S)
 
-    def _await_agent(self, deadline: float) -> None:
+    def await_guest(self, deadline: float) -> None:
         """Until QEMU's monitor tells that the guest agent has opened its channel.
 
         It tells so when it happens. What happened before is not asked for: QEMU has
@@ -157,7 +183,7 @@ class Bare:
         with socket.socket(socket.AF_UNIX) as monitor:
             while monitor.connect_ex(f"{self.folder}/monitor") != 0:
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"waited {_LIMIT:.0f} s for QEMU's monitor, in vain")
+                    raise TimeoutError(f"waited {LIMIT:.0f} s for QEMU's monitor, in vain")
                 time.sleep(0.005)
             monitor.settimeout(max(deadline - time.monotonic(), 0.1))
             monitor.sendall(b'{"execute": "qmp_capabilities"}\n')
@@ -168,6 +194,9 @@ class Bare:
                     if (told.get("event"), data.get("id")) == ("VSERPORT_CHANGE", _AGENT_ID):
                         return
         raise RuntimeError("QEMU ended while the bare guest booted")
+
+
+Make = Callable[[Path, str, KeyPair], Bare]
 
 
 def _healthy() -> bool:
@@ -181,15 +210,16 @@ def _healthy() -> bool:
         connection.close()
 
 
-def _custom_data() -> str:
+def custom_data() -> str:
+    """The example's custom data, in base64."""
     return base64.b64encode(example("custom-data.yaml").read_bytes()).decode()
 
 
-def by_bare_script(images: dict[str, Path], accelerator: str) -> float:
+def by_bare_script(images: dict[str, Path], accelerator: str, make: Make) -> float:
     """Seconds of one swap by the bare script."""
     with tempfile.TemporaryDirectory(prefix="bare-") as name:
         folder = Path(name)
-        bare = Bare(folder, accelerator, lab_key(folder / "id"))
+        bare = make(folder, accelerator, lab_key(folder / "id"))
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", folder / "lun0.qcow2", "1G"], check=True
         )
@@ -208,14 +238,15 @@ def by_bare_script(images: dict[str, Path], accelerator: str) -> float:
                 with contextlib.suppress(ProcessLookupError):
                     bare.qemu.kill()
                 bare.qemu.wait()
+            bare.close()
 
 
-def by_product(images: dict[str, Path]) -> float:
+def by_product(images: dict[str, Path], provisioning: str) -> float:
     """Seconds of one swap by the product: a whole upgrade of a set of one."""
     lab = Lab.session(Settings())
     try:
-        lab.gallery().publish("web", "1.0.0", images["1.0.0"])
-        web = lab.create(example("template.yaml"), capacity=1, custom_data=_custom_data())
+        lab.gallery().publish("web", "1.0.0", images["1.0.0"], provisioning=provisioning)
+        web = lab.create(example("template.yaml"), capacity=1, custom_data=custom_data())
         lab.gallery().publish("web", "1.1.0", images["1.1.0"])
         start = time.monotonic()
         lab.run_due()
@@ -247,7 +278,18 @@ def summary(rounds: Sequence[Mapping[str, float]]) -> str:
 
 
 def main() -> None:
-    """Runs both in turn and prints the ratios."""
+    """Compares them for an image that reads a NoCloud disk."""
+    compare("web", Bare, "NoCloud")
+
+
+def compare(image: str, make: Make, provisioning: str) -> None:
+    """Runs both in turn and prints the ratios.
+
+    Args:
+        image: The image's recipe.
+        make: Makes what the bare script does.
+        provisioning: Where the image looks for what it is to be.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--rounds", type=int, default=4, help="swaps by each; an even number is fair (default 4)"
@@ -255,13 +297,13 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     settings = Settings()
     builder = ImageBuilder.named(
-        "web", settings.cache_dir, say=lambda text: print(text, file=sys.stderr)
+        image, settings.cache_dir, say=lambda text: print(text, file=sys.stderr)
     )
     images = {version: builder.build(version).path for version in ("1.0.0", "1.1.0")}
     accelerator = choose_accelerator(settings.accelerator).accelerator
     swaps = {
-        "bare": partial(by_bare_script, images, accelerator),
-        "product": partial(by_product, images),
+        "bare": partial(by_bare_script, images, accelerator, make),
+        "product": partial(by_product, images, provisioning),
     }
     taken: list[dict[str, float]] = []
     for number in range(rounds):

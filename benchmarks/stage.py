@@ -70,7 +70,7 @@ def _web(lab: SimulatedLab) -> ScaleSet:
 def _replace(lab: SimulatedLab) -> None:
     """What automatic repairs do."""
     web, images = _web(lab), lab.images
-    version = images.resolve(images.address_of(web.model.image_reference))
+    version = images.version_for(web.model.image_reference)
     with web._engine.lock():
         web._engine.perform(Replace([1], version, started_by="Platform"))
 

@@ -26,6 +26,7 @@ __all__ = [
     "listed",
     "one_line",
     "read_json",
+    "read_json_file",
     "read_regular",
     "read_whole",
     "shown",
@@ -176,6 +177,20 @@ def read_json(text: str | bytes, *, limit: int = _JSON_BYTES) -> Any:
     except ValueError as error:  # includes UnicodeError
         raise UnreadableError(f"it is no JSON: {error}") from None
     return _sound(value, _JSON_DEPTH)
+
+
+def read_json_file(path: Path, limit: int) -> Any:
+    """Parses a JSON file that a guest, an earlier version or another process may have written.
+
+    Args:
+        path: The file.
+        limit: Its maximum size in bytes.
+
+    Raises:
+        OSError: It cannot be read, is not a regular file, or is too long.
+        UnreadableError: See :func:`read_json`.
+    """
+    return read_json(read_regular(path, limit), limit=limit)
 
 
 def read_regular(path: Path, limit: int) -> bytes:

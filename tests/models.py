@@ -45,7 +45,7 @@ def web_model(
     return {
         "name": name,
         "location": "westeurope",
-        "sku": {"name": "Standard_B1ls", "tier": "Standard", "capacity": capacity},
+        "sku": {"name": "Standard_B2ts_v2", "tier": "Standard", "capacity": capacity},
         "properties": {
             "orchestrationMode": "Uniform",
             "upgradePolicy": {
@@ -134,6 +134,22 @@ def with_application_health(
     if not probe:
         del profile["networkProfile"]
     profile["extensionProfile"]["extensions"].append(application_health(version, **settings))
+    return body
+
+
+def with_subnet(body: dict[str, Any]) -> dict[str, Any]:
+    """The same model with a network interface in a subnet."""
+    profile = body["properties"]["virtualMachineProfile"]
+    subnet = {"id": "/…/virtualNetworks/net/subnets/default"}
+    profile.setdefault("networkProfile", {})["networkInterfaceConfigurations"] = [
+        {
+            "name": "nic",
+            "properties": {
+                "primary": True,
+                "ipConfigurations": [{"name": "ip", "properties": {"subnet": subnet}}],
+            },
+        }
+    ]
     return body
 
 

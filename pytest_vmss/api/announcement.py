@@ -13,7 +13,7 @@ from pytest_vmss.operations.revisions import left_out_of
 
 __all__ = ["announce", "review_of"]
 
-_NOTICE = "$.virtualMachineProfile.scheduledEventsProfile.osImageNotificationProfile"
+_EVENTS = "$.virtualMachineProfile.scheduledEventsProfile"
 
 
 def review_of(
@@ -33,9 +33,19 @@ def review_of(
     model = document.model
     left_out = left_out_of(environment, model, current)
     found = review(document, left_out=left_out, own_size=size)
-    if model.os_image_notice is not None and not _looks_for_azure(environment, model):
-        found.not_modelled.append(_NOTICE)
+    notices = _notices(model)
+    if notices and not _looks_for_azure(environment, model):
+        found.not_modelled.extend(notices)
     return found
+
+
+def _notices(model: ScaleSetModel) -> list[str]:
+    """Paths of the notices that only guests with a metadata service get (O4)."""
+    wanted = {
+        "osImageNotificationProfile": model.os_image_notice,
+        "terminateNotificationProfile": model.terminate_notice,
+    }
+    return [f"{_EVENTS}.{name}" for name, seconds in wanted.items() if seconds is not None]
 
 
 def _looks_for_azure(environment: Environment, model: ScaleSetModel) -> bool:
@@ -59,9 +69,7 @@ def announce(
     """
     found = review_of(environment, document, current)
     if current is not None:
-        before = {*current.model.not_modelled()}
-        if current.model.os_image_notice is not None:
-            before.add(_NOTICE)
+        before = {*current.model.not_modelled(), *_notices(current.model)}
         for paths in (found.not_modelled, found.unknown):
             paths[:] = [path for path in paths if path not in before]
     lines = list(found.lines())

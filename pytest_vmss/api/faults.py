@@ -2,7 +2,8 @@
 
 Each is a context manager: the fault lasts for the block and is repaired after it, even if
 the block fails or the fault itself failed half-way. An instance that is swapped, restarted
-or removed in the meantime has lost its fault, and there is nothing to repair. A fault that
+or removed in the meantime has lost its fault, and there is nothing to repair; a partition is
+the network's, and stays. A fault that
 cannot be repaired is reported by an event and a warning, or by a note on the exception that
 is being raised.
 """
@@ -15,6 +16,8 @@ import shlex
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from pytest_vmss.errors import error_text
 from pytest_vmss.guest.runner import Runner
@@ -46,6 +49,14 @@ _FILL_LIMIT_S = 600.0
 _SLOW_END_S = 120.0
 
 
+class Sibling(Protocol):
+    """Another instance of the set."""
+
+    @property
+    def instance_id(self) -> str:
+        """Azure's instance id."""
+
+
 class Faults:
     """Faults of one instance.
 
@@ -54,6 +65,7 @@ class Faults:
         domain: The name of its libvirt domain.
         hypervisor: Returns the connection to the hypervisor.
         shell: Returns an SSH connection to the instance.
+        cut: Cuts it off from the instances of the numbers given, or from all if there is none.
         tell: Called with the kind of an event and its message: ``fault`` where a fault begins and
             ends, ``warning`` for one that could not be repaired.
     """
@@ -65,17 +77,40 @@ class Faults:
         *,
         hypervisor: Callable[[], Hypervisor],
         shell: Callable[[], Runner],
+        cut: Callable[[frozenset[int]], AbstractContextManager[None]] = lambda _others: (
+            contextlib.nullcontext()
+        ),
         tell: Callable[[str, str], None] = lambda _kind, _message: None,
     ) -> None:
         self.name = name
         self._domain = domain
         self._get_hypervisor = hypervisor
         self._shell = shell
+        self._cut = cut
         self._tell = tell
 
     @property
     def _hypervisor(self) -> Hypervisor:
         return self._get_hypervisor()
+
+    @contextlib.contextmanager
+    def partitioned(self, *others: Sibling) -> Iterator[None]:
+        """Cuts it off from other instances of its set; the lab and clients still reach it (A9).
+
+        The partition stays when an instance on either side is swapped, restarted or restored. It
+        is over at the end of the block, and when the test's process ends, however that ends.
+
+        Args:
+            others: The instances that it is cut off from; all others of its set if none is given.
+
+        Raises:
+            NotFoundError: The set has no private network, or an instance is not one of its others.
+            HostError: The frames of the set's instances cannot be carried.
+        """
+        cut = self._cut(frozenset(int(other.instance_id) for other in others))
+        heal = contextlib.ExitStack()
+        with self._fault("partitioned", lambda: heal.enter_context(cut), heal.close):
+            yield
 
     def kill(self) -> None:
         """Cuts its power, as if its host failed; :meth:`ScaleSet.start` brings it back."""

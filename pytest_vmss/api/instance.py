@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from pytest_vmss.model.arguments import check_flag, check_port, check_script, ch
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.operations.revisions import has_latest_model
 from pytest_vmss.store import GenerationRecord, InstanceRecord
+from pytest_vmss.store.queries import instances_of
 
 if TYPE_CHECKING:
     from testinfra.host import Host
@@ -83,6 +85,12 @@ class Instance:
     def computer_name(self) -> str:
         """The guest's host name."""
         return self.record.computer_name
+
+    @property
+    def private_ip_address(self) -> str | None:
+        """Its address in the private network of its set; None if that has none (A9)."""
+        network = self._own().network
+        return None if network is None else str(network.address)
 
     @property
     def zone(self) -> str:
@@ -282,8 +290,29 @@ class Instance:
             context.domain,
             hypervisor=lambda: environment.hypervisor,
             shell=self.shell,
+            cut=self._cut_off,
             tell=context.event,
         )
+
+    def _cut_off(self, others: frozenset[int]) -> AbstractContextManager[None]:
+        """Cuts it off from other instances of its set for a block, or from all if none is given.
+
+        Raises:
+            NotFoundError: There is no private network, or no such other instance.
+        """
+        context = self._own()
+        network = context.network
+        if network is None:
+            raise NotFoundError(
+                f"{self.name} is in no private network: its model has no subnet in "
+                "networkProfile.networkInterfaceConfigurations[].ipConfigurations[]"
+            )
+        known = instances_of(self._environment.store, context.scale_set)
+        there = {record.instance_id for record in known} - {network.instance_id}
+        if not others <= there:
+            wrong = ", ".join(f"{context.scale_set}_{number}" for number in sorted(others - there))
+            raise NotFoundError(f"{self.name} has no other instance {wrong} in its set")
+        return self._environment.hypervisor.cut_off(network, others or there)
 
     def close(self) -> None:
         """Closes the SSH connection to it."""

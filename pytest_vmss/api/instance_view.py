@@ -242,10 +242,8 @@ def _storage_profile(context: InstanceContext) -> dict[str, Any]:
     model = context.revision(generation.revision).model
     reference = image_reference_of(
         model.image_reference,
+        generation.image,
         lab=context.environment.paths.folder.name,
-        gallery=generation.gallery,
-        definition=generation.definition,
-        version=generation.version,
     )
     disks = {disk.lun: disk for disk in model.data_disks}
     return {
@@ -274,6 +272,8 @@ def _own(context: InstanceContext) -> dict[str, Any]:
         "address": record.address,
         "forwards": {str(guest): host for guest, host in record.forwards.items()},
     }
+    if context.network is not None:
+        own["privateIPAddress"] = str(context.network.address)
     generation = context.generation(record.generation)
     if generation is None:
         return own

@@ -207,7 +207,7 @@ class Lab:
     def gallery(self, name: str = DEFAULT_GALLERY) -> Gallery:
         """A gallery by name."""
         check_text(name, "name")
-        return self.images.gallery(name)
+        return Gallery(self.images, name)
 
     # Scale sets.
 

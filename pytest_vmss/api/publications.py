@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vmss.errors import ConflictError, ModelError, ModelProblem, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore
-from pytest_vmss.gallery.gallery import DEFAULT_GALLERY
+from pytest_vmss.gallery import DEFAULT_GALLERY, Gallery, ImageStore
 from pytest_vmss.model import ImageReference
 from pytest_vmss.model.arguments import check_text
+from pytest_vmss.model.image_version import ImageVersionRef
 
 if TYPE_CHECKING:
     from pytest_vmss.api.lab import Lab
@@ -29,7 +29,7 @@ class OwnGallery(Gallery):
     """
 
     def __init__(self, lab: Lab) -> None:
-        super().__init__(DEFAULT_GALLERY, lab.images)
+        super().__init__(lab.images)
         self._published: list[VersionRecord] = []
         self._defined: list[DefinitionRecord] = []
 
@@ -105,11 +105,9 @@ class StartImages:
                 source="the marker vmss",
                 expected="valid",
             )
-        address, identifier = _address(self._lab, reference)
-        named = (address.gallery, address.definition)
-        gallery = self._lab.gallery(address.gallery)
-        image = (address.gallery.lower(), address.definition.lower())  # names differ in no case
-        known = self._published.setdefault(image, {})
+        image, identifier = _image(self._lab, reference)
+        gallery = self._lab.gallery(image.gallery)
+        known = self._published.setdefault(image.definition_key, {})
         wanted = {version: _identity(Path(path)) for version, path in images.items()}
         for version, start in list(known.items()):
             if wanted.get(version) != start.identity:
@@ -117,9 +115,9 @@ class StartImages:
                     _withdraw(self._lab.images, start.record)
                 del known[version]
         for version, path in images.items():
-            before = self._lab.images.versions(*named)
+            before = self._lab.images.versions(image.gallery, image.definition)
             if version not in known or known[version].record not in before:
-                record = gallery.publish(address.definition, version, path, identifier=identifier)
+                record = gallery.publish(image.definition, version, path, identifier=identifier)
                 known[version] = _Start(record, wanted[version], record not in before)
 
 
@@ -127,7 +125,7 @@ def _withdraw(images: ImageStore, record: VersionRecord) -> None:
     """Deletes a version unless it is gone, or another was published in its place meanwhile."""
     if record in images.versions(record.gallery, record.definition):
         with contextlib.suppress(NotFoundError):  # just now
-            images.delete(record.gallery, record.definition, record.version)
+            images.delete(record.image)
 
 
 def _undefine(images: ImageStore, record: DefinitionRecord) -> None:
@@ -136,16 +134,16 @@ def _undefine(images: ImageStore, record: DefinitionRecord) -> None:
         images.delete_definition(record.gallery, record.name)
 
 
-def _address(
+def _image(
     lab: Lab, reference: ImageReference
-) -> tuple[ImageAddress, tuple[str, str, str] | None]:
+) -> tuple[ImageVersionRef, tuple[str, str, str] | None]:
     """The image that a model refers to; for a platform image, with what identifies it."""
     if reference.id is not None:
-        return lab.images.address_of(reference), None
+        return lab.images.image_of(reference), None
     named = (reference.publisher or "", reference.offer or "", reference.sku or "")
     with contextlib.suppress(NotFoundError):
-        return lab.images.address_of(reference), named
-    return ImageAddress(DEFAULT_GALLERY, f"{named[1]}-{named[2]}"), named
+        return lab.images.image_of(reference), named
+    return ImageVersionRef(DEFAULT_GALLERY, f"{named[1]}-{named[2]}"), named
 
 
 def _identity(path: Path) -> tuple[object, ...]:

@@ -103,10 +103,8 @@ def _historical(environment: Environment, report: OperationReport, location: str
         "startedBy": record.started_by,
         "targetImageReference": image_reference_of(
             environment.revisions.get(record.set_id, record.revision).model.image_reference,
+            record.image,
             lab=environment.paths.folder.name,
-            gallery=record.gallery,
-            definition=record.definition,
-            version=record.target,
         ),
         "rollbackInfo": _rollback(report),
     }

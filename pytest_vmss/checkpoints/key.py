@@ -88,6 +88,7 @@ def _seen_by_guests(model: ScaleSetModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "capacity": model.sku.capacity,
+        "subnet": model.has_subnet,
         "virtualMachineProfile": {**profile, "storageProfile": storage},
     }
 

@@ -19,11 +19,12 @@ from pytest_vmss.cli.base import (
     open_lab,
     run_due,
 )
-from pytest_vmss.gallery import DEFAULT_GALLERY, ImageAddress
+from pytest_vmss.gallery import DEFAULT_GALLERY
 from pytest_vmss.gallery.definitions import GENERATIONS, PROVISIONING
 from pytest_vmss.gallery.inspection import Inspection, inspect_file
 from pytest_vmss.gallery.sbom import cyclonedx, describe
 from pytest_vmss.image_builder import ImageBuilder, find_recipes, write_recipe
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.report import plain, say
 
 __all__: list[str] = []
@@ -182,8 +183,7 @@ def image_list() -> None:
         for definition in lab.images.definitions():
             for record in lab.images.versions(definition.gallery, definition.name):
                 click.echo(
-                    f"{record.gallery}/{record.definition} {record.version}"
-                    f"  {record.size // 1024**2} MiB  {record.algorithm}:{record.digest[:12]}"
+                    f"{record.image}  {record.size // 1024**2} MiB  {record.algorithm}:{record.digest[:12]}"
                     f"  {record.published:%Y-%m-%d %H:%M}"
                     f"  {record.hyper_v_generation}  {record.provisioning}"
                     f"{'  excluded from latest' if record.exclude_from_latest else ''}"
@@ -237,7 +237,7 @@ def _told(found: Inspection) -> Iterator[tuple[str, str]]:
 def image_show(definition: str, version: str, gallery: str, as_json: bool) -> None:
     """Show VERSION of DEFINITION and its packages."""
     with open_lab() as lab:
-        record = lab.images.resolve(ImageAddress(gallery, definition, version))
+        record = lab.images.resolve(ImageVersionRef(gallery, definition, version))
         packages = lab.images.packages(record)
         if as_json:
             document = cyclonedx(f"{record.definition} {record.version}", packages)

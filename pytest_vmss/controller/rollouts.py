@@ -12,7 +12,7 @@ from pytest_vmss.controller.moments import Moments
 from pytest_vmss.controller.preconditions import Preconditions
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import NotFoundError
-from pytest_vmss.gallery.gallery import version_key
+from pytest_vmss.gallery.names import version_key
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.settings import Settings
 from pytest_vmss.store import (
@@ -220,7 +220,7 @@ class Rollouts:
 
 def _image(record: GenerationRecord | VersionRecord | OperationRecord) -> tuple[str, str]:
     """The image definition of a record: versions of different ones cannot be compared (C3)."""
-    return record.gallery.lower(), record.definition.lower()
+    return record.image.definition_key
 
 
 def _brings(operation: OperationRecord, target: VersionRecord) -> bool:

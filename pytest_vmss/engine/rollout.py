@@ -17,7 +17,6 @@ from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, WaitTimeoutError
-from pytest_vmss.gallery.gallery import ImageAddress
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import ENDED, OperationReport
 from pytest_vmss.model import ScaleSetModel
@@ -113,8 +112,7 @@ class Rollout:
         """What is wrong if the operation's image does not fit the model's OS disk, and its code."""
         if not operation.target:
             return [], None
-        address = ImageAddress(operation.gallery, operation.definition, operation.target)
-        problem = disk_problem(model, self._environment.images.resolve(address))
+        problem = disk_problem(model, self._environment.images.resolve(operation.image))
         return (
             ([], None) if problem is None else ([f"{problem.path} {problem.message}"], problem.code)
         )

@@ -40,13 +40,9 @@ def _is_beside(environment: Environment, one: OperationRecord, other: OperationR
     """Whether another upgrade is running, to the same version, in the same region."""
     if other.ended is not None or other.action != one.action or other.id == one.id:
         return False
-    if _version(other) != _version(one) or _region(environment, other) != _region(environment, one):
+    if other.image.key != one.image.key or _region(environment, other) != _region(environment, one):
         return False
     return is_locked(environment.paths.lock(other.scale_set))
-
-
-def _version(operation: OperationRecord) -> tuple[str, str, str]:
-    return operation.gallery.lower(), operation.definition.lower(), operation.target
 
 
 def _region(environment: Environment, operation: OperationRecord) -> str:

@@ -21,6 +21,8 @@ from pytest_vmss.guest_platform import launcher
 from pytest_vmss.guest_platform.config import Platform, PlatformFiles
 from pytest_vmss.guest_platform.description import describe
 from pytest_vmss.guest_platform.sightings import Sightings, read_sightings
+from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
@@ -165,6 +167,10 @@ class Environment:
             NotFoundError: There is no such set.
         """
         return find_scale_set(self.store, scale_set)
+
+    def domain(self, instance: str) -> str:
+        """The name of an instance's machine on the hypervisor."""
+        return f"vmss-{self.lab_id}-{instance}"
 
     def stop(self, scale_set: str) -> None:
         """Stops this process's operation on a set, as a kill would; it can be resumed."""
@@ -320,7 +326,7 @@ class InstanceContext:
     @property
     def domain(self) -> str:
         """The machine's name on the hypervisor."""
-        return f"vmss-{self.environment.lab_id}-{self.name}"
+        return self.environment.domain(self.name)
 
     def generation(self, number: int) -> GenerationRecord | None:
         """The record of the n-th OS disk."""
@@ -376,7 +382,20 @@ class InstanceContext:
             ),
             platform=self._platform(generation, model),
             nvram=nvram if generation.hyper_v_generation == "V2" else None,
+            network=self._network(model),
         )
+
+    def _network(self, model: ScaleSetModel) -> VirtualNetwork | None:
+        """The instance's place in the private network of its set; None if that has none (A9)."""
+        if not model.has_subnet:
+            return None
+        files = NetworkFiles(self.environment.paths.network(self.set_id))
+        return VirtualNetwork(files, self.instance_id, model.computer_name_prefix)
+
+    @property
+    def network(self) -> VirtualNetwork | None:
+        """Its place in the private network, by the model that is applied to it."""
+        return self._network(self.revision(self.record.revision).model)
 
     def _platform(self, generation: GenerationRecord, model: ScaleSetModel) -> Platform | None:
         """Azure as the guest of a generation sees it; None if it reads a NoCloud disk (O1)."""
@@ -393,6 +412,7 @@ class InstanceContext:
             ),
             outbound=environment.guest_network == "outbound",
             names={"container": record.uuid, "instance": self.name, "service": record.scale_set},
+            network=self._network(model),
             document=describe(
                 model, record, generation,
                 lab=environment.paths.folder.name,
@@ -401,17 +421,26 @@ class InstanceContext:
         )  # fmt: skip
 
     def keep_served(self) -> None:
-        """Serves the running guest again, if the process for that was killed (O1).
+        """Serves the running guest again, if a process for that was killed (A9, O1).
 
         Raises:
             HostError: It cannot be served.
         """
+        self._keep_in_network()
         files = PlatformFiles(self.environment.paths.platform(self.record.uuid))
         if not files.config.exists() or launcher.is_served(files):
             return
         platform = self.running_platform()
         if platform is not None:
             launcher.ensure(platform)
+
+    def _keep_in_network(self) -> None:
+        files = NetworkFiles(self.environment.paths.network(self.set_id))
+        if not files.folder.is_dir() or virtual_network.is_carried(files):
+            return
+        network = self.network
+        if network is not None:
+            virtual_network.ensure(network)
 
     def running_platform(self) -> Platform | None:
         """Azure as the running guest sees it; None if it reads a NoCloud disk, or none runs."""

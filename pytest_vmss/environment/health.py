@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -13,13 +13,14 @@ from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.errors import BalancerError, InstanceError, WaitTimeoutError
 from pytest_vmss.guest import Check
+from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.health import Observation, Tracker, worst
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.load_balancer import Balancer
 from pytest_vmss.model import ApplicationHealthSettings, Health, Probe, application_health
 from pytest_vmss.store import GenerationRecord
 
-__all__ = ["HEALTH_INTERVAL", "HealthMonitor", "HealthSources", "observe_health"]
+__all__ = ["HEALTH_INTERVAL", "HealthMonitor", "HealthSources", "judge_all", "observe_health"]
 
 #: Seconds between two polls of an instance whose health is awaited.
 HEALTH_INTERVAL = 0.2
@@ -69,6 +70,18 @@ class HealthSources:
             application_health(applied.model),
             function or record.health_command,
         )
+
+    @property
+    def judge(self) -> tuple[Probe, Balancer] | None:
+        """The set's probe and the load balancer that makes it; None if that cannot judge it.
+
+        QEMU's user network accepts every TCP connection, so the load balancer cannot judge Tcp
+        probes.
+        """
+        probe, balancer = self.probe, self.balancer
+        if probe is None or balancer is None or not balancer.judges or probe.protocol == "Tcp":
+            return None
+        return probe, balancer
 
     @property
     def grace(self) -> float:
@@ -148,9 +161,7 @@ def _sources(
     )
     if probe is not None:
         sources[_PROBE] = (
-            _Source(
-                partial(_probed, context, probe, health_sources.balancer), every=HEALTH_INTERVAL
-            )
+            _Source(partial(_probed, context, probe, health_sources), every=HEALTH_INTERVAL)
             if now
             else _Source(partial(_probe, context, probe), probe.threshold, HEALTH_INTERVAL)
         )
@@ -167,9 +178,15 @@ def _sources(
 
 
 def _not_running(context: InstanceContext) -> Observation | None:
-    state = context.environment.hypervisor.state(context.domain)
-    if state is PowerState.RUNNING:
+    trouble = _power_trouble(context.environment, context.domain)
+    if trouble is None:
         context.keep_served()
+    return trouble
+
+
+def _power_trouble(environment: Environment, domain: str) -> Observation | None:
+    state = environment.hypervisor.state(domain)
+    if state is PowerState.RUNNING:
         return None
     return Observation(Health.UNHEALTHY, f"the machine does not run ({state})")
 
@@ -184,19 +201,21 @@ def _probe(context: InstanceContext, probe: Probe) -> Observation:
     return context.environment.probe(probe, context.record)
 
 
-def _probed(context: InstanceContext, probe: Probe, balancer: Balancer | None) -> Observation:
-    """F2: the load balancer's verdict, if it has one; else as many probes as the model asks for.
+def _verdict(probe: Probe, healthy: bool) -> Observation:
+    """F2: what the load balancer says of a member."""
+    told = "healthy" if healthy else "unhealthy"
+    return Observation.of(healthy, f"the load balancer's probe {probe.name} finds it {told}")
 
-    QEMU's user network accepts every TCP connection, so the load balancer cannot judge Tcp
-    probes.
-    """
+
+def _probed(context: InstanceContext, probe: Probe, health_sources: HealthSources) -> Observation:
+    """F2: the load balancer's verdict, if it has one; else as many probes as the model asks for."""
     verdict = None
-    if balancer is not None and balancer.judges and probe.protocol != "Tcp":
+    if health_sources.judge is not None:
+        _, balancer = health_sources.judge
         with contextlib.suppress(BalancerError):  # the next batch restarts it, or reports it
             verdict = balancer.healthy(context.name)
     if verdict is not None:
-        told = "healthy" if verdict else "unhealthy"
-        return Observation.of(verdict, f"the load balancer's probe {probe.name} finds it {told}")
+        return _verdict(probe, verdict)
     tracker = Tracker(probe.threshold)
     looks = _FLAPS * probe.threshold
     for _ in range(looks):
@@ -238,6 +257,39 @@ def _check(context: InstanceContext, check: Check) -> Observation:
         return Observation.of(*context.guest(generation).check(check))
     except InstanceError as error:
         return Observation(Health.UNKNOWN, error.message)
+
+
+def judge_all(
+    environment: Environment, names: Iterable[str], health_sources: HealthSources
+) -> dict[str, Observation]:
+    """The health of those instances on which the load balancer alone decides, all at once.
+
+    It is asked once, instead of once for each instance, and the guests are not asked at all.
+
+    Args:
+        environment: The lab's environment.
+        names: The instances.
+        health_sources: How their health is measured.
+
+    Returns:
+        The observation of each, by name; without those that need :func:`observe_health`.
+    """
+    others = health_sources.application or health_sources.check
+    if health_sources.judge is None or others is not None:
+        return {}
+    if PlatformFiles.any_in(environment.paths.run):
+        return {}  # each look also sees that the guest is served
+    probe, balancer = health_sources.judge
+    try:
+        verdicts = balancer.verdicts()
+    except BalancerError:
+        return {}  # the next batch restarts it, or reports it
+    told = {healthy: _verdict(probe, healthy) for healthy in (True, False)}
+    return {
+        name: _power_trouble(environment, environment.domain(name)) or told[verdicts[name]]
+        for name in names
+        if name in verdicts
+    }
 
 
 def observe_health(

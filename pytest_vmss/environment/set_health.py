@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pytest_vmss.clock import run_concurrently
 from pytest_vmss.environment.environment import Environment, InstanceContext
-from pytest_vmss.environment.health import HealthSources, observe_health
+from pytest_vmss.environment.health import HealthSources, judge_all, observe_health
 from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.health import Observation, worst
@@ -35,6 +35,10 @@ def observe_instances(
         for number in {record.revision for record in records}
     }
     seen: dict[int, Observation] = {}
+    for number, health_sources in sources.items():
+        ids = {record.name: record.instance_id for record in records if record.revision == number}
+        judged = judge_all(environment, ids, health_sources)
+        seen.update({ids[name]: told for name, told in judged.items()})
 
     def look(record: InstanceRecord) -> None:
         context = InstanceContext(environment, scale_set, record.instance_id)
@@ -44,7 +48,8 @@ def observe_instances(
             context.leave()
         seen[record.instance_id] = worst(told)
 
-    run_concurrently(records, look, clock=environment.clock)
+    others = [record for record in records if record.instance_id not in seen]
+    run_concurrently(others, look, clock=environment.clock)
     changed = [entry for entry in records if entry.health != seen[entry.instance_id].health]
     if changed:
         with environment.store.transaction():

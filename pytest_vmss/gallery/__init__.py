@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_vmss.gallery.gallery import DEFAULT_GALLERY, Gallery, ImageAddress, ImageStore
+from pytest_vmss.gallery.gallery import DEFAULT_GALLERY, Gallery
+from pytest_vmss.gallery.image_store import ImageStore
 
-__all__ = ["DEFAULT_GALLERY", "Gallery", "ImageAddress", "ImageStore"]
+__all__ = ["DEFAULT_GALLERY", "Gallery", "ImageStore"]

@@ -23,6 +23,7 @@ __all__ = [
     "ensure",
     "expected",
     "get",
+    "has_versions",
     "properties",
 ]
 
@@ -102,7 +103,7 @@ def create(store: Store, gallery: str, name: str, wanted: DefinitionProperties) 
     with store.transaction():
         record = _new(gallery, name, wanted, implicit=False)
         present = store.get(DefinitionRecord, *record.key)
-        if present is not None and _has_versions(store, present):
+        if present is not None and has_versions(store, present):
             _refuse_change(present, wanted)
             return present
         store.put(record)
@@ -149,7 +150,7 @@ def expected(
     """
     record = _new(gallery, name, wanted, implicit=True)
     present = store.get(DefinitionRecord, *record.key)
-    if present is None or (present.implicit and not _has_versions(store, present)):
+    if present is None or (present.implicit and not has_versions(store, present)):
         return record if present is None or _differs(present, wanted) else present
     _refuse_change(present, wanted)
     return present
@@ -164,7 +165,7 @@ def delete(store: Store, gallery: str, name: str) -> None:
     """
     with store.transaction():
         present = get(store, gallery, name)
-        if _has_versions(store, present):
+        if has_versions(store, present):
             raise ConflictError(
                 f"the image definition {gallery}/{name} has versions; delete those first",
                 code="CannotDeleteResource",
@@ -213,7 +214,8 @@ def _new(
     )
 
 
-def _has_versions(store: Store, definition: DefinitionRecord) -> bool:
+def has_versions(store: Store, definition: DefinitionRecord) -> bool:
+    """Whether a definition has versions, which fix its properties."""
     return bool(store.select(VersionRecord, *definition.key))
 
 

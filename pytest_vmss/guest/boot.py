@@ -135,7 +135,8 @@ class Boot:
         seen = self._sightings()
         if seen is None or previous_boot_id is not None or seen.health is not None:
             return "did not answer over SSH"
-        return f"did not report that it is provisioned ({seen.hint})"
+        found = self._connection.watch.console.datasource()
+        return f"did not report that it is provisioned ({seen.hint(found)})"
 
     def _is_worth_trying(self) -> bool:
         """Whether to try SSH now: always once the agent has connected, rarely before.

@@ -18,6 +18,7 @@ _MARK = "=== pytest-vmss ==="
 #: Maximum number of problems kept, and of characters of each.
 _PROBLEMS = 20
 _PROBLEM_CHARS = 1000
+_DATASOURCE_CHARS = 200
 
 #: A script for the guest's shell that waits a while for cloud-init to finish, which is cheaper
 #: than polling. Versions before 23.4 do not record recoverable errors, so the log is searched.
@@ -56,13 +57,16 @@ class CloudInitResult:
         status: ``error``: it failed; ``degraded``: it recovered from errors; ``disabled``: it did
             not run.
         problems: The errors that it reported, which name the failing module.
+        datasource: What it found, and where, such as ``DataSourceAzure [seed=/dev/sr0]``.
     """
 
     status: Literal["done", "degraded", "disabled", "error"]
     problems: tuple[str, ...] = ()
+    datasource: str = ""
 
     def __post_init__(self) -> None:
         """Cleans and limits text from the guest."""
+        object.__setattr__(self, "datasource", one_line(self.datasource, _DATASOURCE_CHARS))
         told = tuple(shown(problem, _PROBLEM_CHARS) for problem in self.problems[:_PROBLEMS])
         object.__setattr__(self, "problems", told)
 
@@ -79,13 +83,15 @@ def read_verdict(text: str) -> CloudInitResult:
     if len(parts) != 3:
         raise UnreadableError(f"it has {len(parts)} parts in place of 3: {one_line(text)!r}")
     result, status, warnings = parts
-    errors = _list(_part(read_json(result), "v1").get("errors"))
+    found = _part(read_json(result), "v1")
+    datasource = str(found.get("datasource") or "")
+    errors = _list(found.get("errors"))
     if errors:
         return CloudInitResult("error", tuple(str(error) for error in errors[:_PROBLEMS]))
     problems = tuple(
         islice((*_recoverable(_part(read_json(status), "v1")), *_words(warnings)), _PROBLEMS)
     )
-    return CloudInitResult("degraded" if problems else "done", problems)
+    return CloudInitResult("degraded" if problems else "done", problems, datasource)
 
 
 def _part(value: Any, name: str) -> dict[str, Any]:

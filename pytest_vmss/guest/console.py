@@ -18,6 +18,7 @@ __all__ = ["Console", "Trouble"]
 Trouble = Literal["panic", "no boot"]
 
 _TAIL_LINES = 40
+_DATASOURCE_LINES = 200
 _TAIL_BYTES = 16384
 _LINE_CHARS = 500
 #: Maximum number of bytes read per call, both at the start and at the end of new output.
@@ -45,6 +46,10 @@ _MILESTONES: tuple[tuple[str, tuple[bytes | re.Pattern[bytes], ...]], ...] = (
     ("cloud-init", (re.compile(rb"cloud-init\[\d{1,10}+\]"), b"Cloud-init v.")),
     ("a login prompt", (b" login:",)),
     ("the end of cloud-init", (re.compile(rb"Cloud-init v\. \S{1,64}+ finished at"),)),
+)
+
+_DATASOURCE = re.compile(
+    r"finished at [^\n]{1,80}\. Datasource (DataSource\w{1,40}(?: \[[^\]\n]{1,100}\])?)"
 )
 
 
@@ -122,6 +127,11 @@ class Console:
         if self._reached >= 0:
             return f"reached {_MILESTONES[self._reached][0]}"
         return "the console shows nothing" if self._blank else "the console shows no boot"
+
+    def datasource(self) -> str:
+        """What cloud-init says near the end that it found, such as ``DataSourceNone``, or nothing."""
+        found = _DATASOURCE.findall(self.tail(_DATASOURCE_LINES))
+        return found[-1] if found else ""
 
     def tail(self, lines: int = _TAIL_LINES) -> str:
         """Returns this boot's last lines, without control sequences."""

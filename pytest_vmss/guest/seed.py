@@ -12,6 +12,13 @@ from pydantic import SecretStr
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.hypervisor import Seed
 from pytest_vmss.model import ScaleSetModel
+from pytest_vmss.model.private_addresses import (
+    DOMAIN,
+    GATEWAY,
+    SUBNET,
+    private_ip_address,
+    private_mac,
+)
 from pytest_vmss.secrecy import SecretBytes, SecretText
 
 __all__ = ["USER_DATA_FILE", "build_seed"]
@@ -24,6 +31,19 @@ _ADDRESS = "10.0.2.15/24"
 _GATEWAY = "10.0.2.2"
 _NAME_SERVER = "10.0.2.3"
 
+# cloud-init leaves name servers to systemd-resolved, resolvconf or NetworkManager, each of which
+# makes resolv.conf a link or manages it; an image that has none of them has a plain file, or none.
+_NAME_SERVER_HOOK = f"""\
+#cloud-boothook
+#!/bin/sh
+file=/etc/resolv.conf
+if [ -L $file ] && [ -e $file ] || grep -qs '^nameserver {GATEWAY}$' $file; then exit 0; fi
+if grep -qs NetworkManager $file; then exit 0; fi
+old=$(grep -v '^search' $file 2> /dev/null)
+rm -f $file
+printf 'search {DOMAIN}\\nnameserver {GATEWAY}\\n%s\\n' "$old" > $file
+"""
+
 
 def build_seed(
     model: ScaleSetModel,
@@ -35,6 +55,7 @@ def build_seed(
     lab_key: KeyPair,
     grow: bool,
     outbound: bool = False,
+    private: int | None = None,
 ) -> Seed:
     """Builds the seed.
 
@@ -51,6 +72,7 @@ def build_seed(
         grow: Whether the OS disk is larger than its image.
         outbound: Whether the network leads anywhere. If not, the guest gets no gateway and no name
             server, so that lookups fail at once instead of after 20 s each.
+        private: The instance's number, if it is in a private network (A9).
     """
     profile = model.virtual_machine_profile.os_profile
     linux = profile.linux_configuration
@@ -76,37 +98,63 @@ def build_seed(
         "match": {"macaddress": mac},
         "addresses": [_ADDRESS],
     }
+    ethernets: dict[str, object] = {"primary": primary}
     if outbound:
         primary["gateway4"] = _GATEWAY
         primary["nameservers"] = {"addresses": [_NAME_SERVER]}
-    network = {"version": 2, "ethernets": {"primary": primary}}
+    if private is not None:
+        ethernets = {"private": _private(private), **ethernets}  # its name server is asked first
+    network = {"version": 2, "ethernets": ethernets}
     custom = profile.custom_data
     user_data = b"" if custom is None else SecretBytes(base64.b64decode(custom.get_secret_value()))
     # JSON is valid YAML, and is written and read much faster.
     return Seed(
         meta_data=json.dumps({"instance-id": cloud_instance_id, "local-hostname": computer_name}),
         network_config=json.dumps(network),
-        vendor_data=_vendor_data(vendor, model.virtual_machine_profile.user_data),
+        vendor_data=_vendor_data(
+            vendor, model.virtual_machine_profile.user_data, named=private is not None
+        ),
         user_data=user_data,
     )
 
 
-def _vendor_data(config: dict[str, object], user_data: SecretStr | None) -> SecretText:
+def _private(number: int) -> dict[str, object]:
+    """The network card in the set's private network, whose gateway answers for names."""
+    return {
+        "match": {"macaddress": private_mac(number)},
+        "addresses": [f"{private_ip_address(number)}/{SUBNET.prefixlen}"],
+        "nameservers": {"addresses": [str(GATEWAY)], "search": [DOMAIN]},
+    }
+
+
+def _vendor_data(
+    config: dict[str, object], user_data: SecretStr | None, *, named: bool
+) -> SecretText:
     """Builds the vendor data: the lab's settings, and Azure's ``userData`` for the guest (H1).
 
     None of it is ever in a plain string, which a traceback would show.
+
+    Args:
+        config: The lab's settings.
+        user_data: The model's.
+        named: Whether there is a name server in a private network.
     """
     cloud_config = SecretText(f"#cloud-config\n{json.dumps(config)}")
-    if user_data is None:
+    hooks = [SecretText(_NAME_SERVER_HOOK)] if named else []
+    if user_data is not None:
+        hooks.append(
+            SecretText(
+                "#cloud-boothook\n#!/bin/sh\numask 077\n"
+                f"mkdir -p {USER_DATA_FILE.rpartition('/')[0]}\n"
+                f"echo {_encoded(user_data)} | base64 -d > {USER_DATA_FILE}\n"
+            )
+        )
+    if not hooks:
         return cloud_config
-    hook = SecretText(
-        "#cloud-boothook\n#!/bin/sh\numask 077\n"
-        f"mkdir -p {USER_DATA_FILE.rpartition('/')[0]}\n"
-        f"echo {_encoded(user_data)} | base64 -d > {USER_DATA_FILE}\n"
-    )
     parts = MIMEMultipart()
     parts.attach(MIMEText(cloud_config, "cloud-config"))
-    parts.attach(MIMEText(hook, "cloud-boothook"))
+    for hook in hooks:
+        parts.attach(MIMEText(hook, "cloud-boothook"))
     return SecretText(parts.as_string())
 
 

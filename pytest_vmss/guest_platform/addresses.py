@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
+from pytest_vmss.model.private_addresses import GATEWAY, SUBNET, private_ip_address
+
 __all__ = ["GATEWAY_MAC", "METADATA", "WIRE_SERVER", "Lease"]
 
 #: Azure's wire server, DHCP server and name server.
@@ -13,10 +15,6 @@ WIRE_SERVER = IPv4Address("168.63.129.16")
 METADATA = IPv4Address("169.254.169.254")
 #: The MAC address of every gateway in Azure.
 GATEWAY_MAC = bytes.fromhex("123456789abc")
-
-_SUBNET = IPv4Network("10.0.0.0/16")
-#: Azure keeps the first four addresses of a subnet for itself, and the last one.
-_RESERVED = 4
 
 
 @dataclass(frozen=True)
@@ -42,16 +40,15 @@ class Lease:
             mac: Its MAC address, with colons.
             name_server: Whom it asks for names.
         """
-        room = _SUBNET.num_addresses - _RESERVED - 1
-        address = _SUBNET[_RESERVED + instance_id % room]
+        address = private_ip_address(instance_id)
         return cls(address, bytes.fromhex(mac.replace(":", "")), name_server)
 
     @property
     def subnet(self) -> IPv4Network:
-        """The subnet that it is in; each guest is alone in its own."""
-        return _SUBNET
+        """The subnet that it is in."""
+        return SUBNET
 
     @property
     def gateway(self) -> IPv4Address:
         """The subnet's gateway."""
-        return _SUBNET[1]
+        return GATEWAY

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vmss.errors import HostError
+from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import UnreadableError, read_json, read_regular
+from pytest_vmss.untrusted import UnreadableError, read_json_file
 
 __all__ = ["Platform", "PlatformFiles", "read_config"]
 
@@ -27,6 +28,11 @@ class PlatformFiles:
     """
 
     folder: Path
+
+    @staticmethod
+    def any_in(folder: Path) -> bool:
+        """Whether any VM has a platform whose folder is in this one."""
+        return any(folder.glob("*.json"))
 
     @property
     def nic(self) -> Path:
@@ -102,6 +108,7 @@ class Platform:
         outbound: Whether the guest reaches what the host reaches.
         names: Names of the VM (``container``), of the instance and of the set (``service``).
         document: What the metadata service knows, with ``compute`` and ``network``, as JSON.
+        network: Its place in the private network of its set (A9); None if that has none.
     """
 
     files: PlatformFiles
@@ -112,6 +119,7 @@ class Platform:
     outbound: bool
     names: dict[str, str] = field(hash=False)
     document: str = field(repr=False)
+    network: VirtualNetwork | None = None
 
     def write(self) -> None:
         """Writes the description for the process that serves the guest.
@@ -127,6 +135,8 @@ class Platform:
             "outbound": self.outbound,
             "names": self.names,
             "instance": json.loads(self.document),
+            "network": self.network
+            and {"folder": str(self.network.files.folder), "prefix": self.network.prefix},
         }
         try:
             self.files.write(self.files.config, json.dumps(body).encode())
@@ -141,7 +151,7 @@ def read_config(path: Path) -> dict[str, Any]:
         HostError: It cannot be read.
     """
     try:
-        document: dict[str, Any] = read_json(read_regular(path, _BYTES).decode())
-    except (OSError, ValueError, UnreadableError) as error:
+        document: dict[str, Any] = read_json_file(path, _BYTES)
+    except (OSError, UnreadableError) as error:
         raise HostError(f"{path} cannot be read: {error}") from error
     return document

@@ -78,10 +78,8 @@ def _compute(
     tags = model.tags
     image = image_reference_of(
         reference,
+        generation.image,
         lab=lab,
-        gallery=generation.gallery,
-        definition=generation.definition,
-        version=generation.version,
     )
     is_platform = reference.id is None
     linux = profile.os_profile.linux_configuration

@@ -12,17 +12,31 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import UnreadableError, read_json, read_regular
+from pytest_vmss.untrusted import UnreadableError, read_json_file
 
-__all__ = ["Approvals", "ScheduledEvent", "is_approved", "publish", "published", "read_events"]
+__all__ = [
+    "Approvals",
+    "EventType",
+    "ScheduledEvent",
+    "is_approved",
+    "publish",
+    "published",
+    "read_events",
+]
 
 _BYTES = 64 * 1024
 #: Approvals that are kept; a guest may send as many as it likes, of events that it has.
 _APPROVALS = 100
+
+EventType = Literal["Reimage", "Terminate"]
+_DESCRIPTIONS: dict[EventType, str] = {
+    "Reimage": "The OS disk is replaced by that of another image version.",
+    "Terminate": "The virtual machine is deleted.",
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +45,14 @@ class ScheduledEvent:
 
     Attributes:
         event_id: Its id.
+        event_type: What is about to be done.
         instance: Azure's name of the instance that it is about.
         not_before: When it begins unless it is approved before.
         started: Whether it has begun.
     """
 
     event_id: str
+    event_type: EventType
     instance: str
     not_before: datetime
     started: bool = False
@@ -47,11 +63,11 @@ class ScheduledEvent:
         return {
             "EventId": self.event_id,
             "EventStatus": "Started" if self.started else "Scheduled",
-            "EventType": "Reimage",
+            "EventType": self.event_type,
             "ResourceType": "VirtualMachine",
             "Resources": [self.instance],
             "NotBefore": "" if self.started else begins,
-            "Description": "The OS disk is replaced by that of another image version.",
+            "Description": _DESCRIPTIONS[self.event_type],
             "EventSource": "Platform",
             "DurationInSeconds": -1,
         }
@@ -59,8 +75,8 @@ class ScheduledEvent:
 
 def read_events(path: Path) -> dict[str, Any]:
     """The document that the metadata service answers with; without events if there is none."""
-    with contextlib.suppress(OSError, UnreadableError, ValueError):
-        document = read_json(read_regular(path, _BYTES).decode())
+    with contextlib.suppress(OSError, UnreadableError):
+        document = read_json_file(path, _BYTES)
         if isinstance(document, dict):
             return document
     return {"DocumentIncarnation": 1, "Events": []}
@@ -96,8 +112,8 @@ def is_approved(files: PlatformFiles, event_id: str) -> bool:
 def _approved(path: Path) -> list[str]:
     """The ids in the file, which the guest's process writes."""
     try:
-        found = read_json(read_regular(path, _BYTES).decode())
-    except (OSError, UnreadableError, ValueError):
+        found = read_json_file(path, _BYTES)
+    except (OSError, UnreadableError):
         return []
     return [str(one) for one in found] if isinstance(found, list) else []
 

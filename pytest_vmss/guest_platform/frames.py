@@ -13,11 +13,15 @@ __all__ = [
     "BROADCAST",
     "Datagram",
     "arp_reply",
+    "arp_sender",
     "arp_target",
     "ethernet",
+    "ipv4_source",
     "ipv4_target",
     "is_tcp",
     "read_datagram",
+    "redirected",
+    "source_mac",
     "target_port",
     "udp_frame",
 ]
@@ -65,6 +69,23 @@ def arp_target(frame: bytes) -> IPv4Address | None:
     return IPv4Address(target) if (*kinds, operation) == (*_ARP_ETHERNET, _REQUEST) else None
 
 
+def arp_sender(frame: bytes) -> IPv4Address | None:
+    """Who a frame says that it comes from; None if it is no ARP request."""
+    if arp_target(frame) is None:
+        return None
+    return IPv4Address(frame[_ETHERNET.size + 14 : _ETHERNET.size + 18])
+
+
+def source_mac(frame: bytes) -> bytes:
+    """The MAC address that a frame comes from."""
+    return frame[6:12]
+
+
+def redirected(frame: bytes, target: bytes, source: bytes) -> bytes:
+    """Returns a frame with other MAC addresses."""
+    return target + source + frame[12:]
+
+
 def arp_reply(address: IPv4Address, mac: bytes, to: IPv4Address, to_mac: bytes) -> bytes:
     """Builds the frame that tells somebody an address's MAC address."""
     body = _ARP_BODY.pack(*_ARP_ETHERNET, _REPLY, mac, address.packed, to_mac, to.packed)
@@ -88,6 +109,13 @@ def ipv4_target(frame: bytes) -> IPv4Address | None:
     if _kind(frame) != _IPV4 or len(frame) < _ETHERNET.size + _IP.size:
         return None
     return IPv4Address(_IP.unpack_from(frame, _ETHERNET.size)[-1])
+
+
+def ipv4_source(frame: bytes) -> IPv4Address | None:
+    """Who sends an IPv4 packet, also a fragment of one; None if the frame holds none."""
+    if ipv4_target(frame) is None:
+        return None
+    return IPv4Address(_IP.unpack_from(frame, _ETHERNET.size)[-2])
 
 
 def target_port(frame: bytes) -> int | None:

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_vmss.untrusted import UnreadableError, read_json, read_regular
+from pytest_vmss.untrusted import UnreadableError, read_json_file
 
 __all__ = ["HEALTH_PORT", "HealthMessage", "connect", "keep_in_thread", "read_message"]
 
@@ -44,7 +44,7 @@ class HealthMessage:
 def read_message(path: Path) -> HealthMessage | None:
     """Reads the file that :func:`keep_in_thread` writes; None if there is no message yet."""
     try:
-        document = read_json(read_regular(path, _FILE).decode())
+        document = read_json_file(path, _FILE)
         return HealthMessage(str(document["text"]), int(document["received"]))
     except (OSError, UnreadableError, ValueError, KeyError, TypeError):
         return None

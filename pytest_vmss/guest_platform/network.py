@@ -9,7 +9,6 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from pytest_vmss.guest_platform import dhcp
@@ -26,14 +25,14 @@ from pytest_vmss.guest_platform.frames import (
     udp_frame,
 )
 from pytest_vmss.guest_platform.slirp import NAME_SERVER, Slirp
+from pytest_vmss.guest_platform.virtual_network import names
+from pytest_vmss.guest_platform.virtual_network.cable import GuestCable
 
 __all__ = ["HTTP_PORT", "FrameStream", "Network", "lease_of"]
 
 HTTP_PORT = 80
 #: Where Azure serves the goal state's artifacts, from the wire server's address.
 _PLUGIN_PORT = 32526
-_DNS_PORT = 53
-_DNS_HEAD = 12
 _ALL = IPv4Address("255.255.255.255")
 #: Linux connects 0.0.0.0 to its loopback.
 _THIS_HOST = IPv4Network("0.0.0.0/8")
@@ -123,14 +122,22 @@ class Network:
         lease: What the guest gets by DHCP.
         outbound: Whether it reaches what the host reaches, its loopback excepted.
         saw: Called with ``dhcp`` when the guest asks for a lease, and ``lease`` when it has one.
+        cable: Its cable to the switch of its set; None if that has no private network (A9).
 
     Raises:
         HostError: libslirp is not installed.
     """
 
     def __init__(
-        self, stream: FrameStream, lease: Lease, *, outbound: bool, saw: Callable[[str], None]
+        self,
+        stream: FrameStream,
+        lease: Lease,
+        *,
+        outbound: bool,
+        saw: Callable[[str], None],
+        cable: GuestCable | None = None,
     ) -> None:
+        self._cable = cable
         self._stream = stream
         self._lease = lease
         self._outbound = outbound
@@ -160,10 +167,17 @@ class Network:
     def run(self) -> None:
         """Carries frames until QEMU ends."""
         number = self._stream.link.fileno()
+        cable = -1 if self._cable is None else self._cable.link.fileno()
         try:
             while True:
-                ready = self._slirp.wait({number: self._stream.wanted}, _IDLE_MS).get(number, 0)
-                if ready & ~select.POLLOUT:
+                wanted = {number: self._stream.wanted}
+                if self._cable is not None:
+                    wanted[cable] = select.POLLIN
+                ready = self._slirp.wait(wanted, _IDLE_MS)
+                if self._cable is not None and ready.get(cable, 0):
+                    for frame in self._cable.receive():
+                        self._stream.send(frame)
+                if ready.get(number, 0) & ~select.POLLOUT:
                     for frame in self._stream.receive():
                         self.take(frame)
                 self._stream.flush()
@@ -176,7 +190,7 @@ class Network:
         """Takes a frame from the guest."""
         asked = arp_target(frame)
         if asked is not None:
-            if asked == self._lease.gateway:
+            if asked == self._lease.gateway or self._is_neighbour(asked):
                 self._stream.send(
                     arp_reply(asked, GATEWAY_MAC, self._lease.address, self._lease.mac)
                 )
@@ -184,10 +198,20 @@ class Network:
         datagram = read_datagram(frame)
         if datagram is not None and datagram.target_port == dhcp.SERVER_PORT:
             self._lend(datagram)
+        elif self._cable is not None and self._cable.leads_to(frame):
+            self._cable.send(frame)
+        elif self._cable is not None and (named := self._cable.answer(frame)) is not None:
+            self._send(named, self._lease.mac)
         elif self._leads_out(frame) if self._outbound else is_tcp(frame):
             self._slirp.input(frame)
-        elif datagram is not None and datagram.target_port == _DNS_PORT:
+        elif datagram is not None and datagram.target_port == names.DNS_PORT:
             self._refuse_name(datagram)
+
+    def _is_neighbour(self, asked: IPv4Address) -> bool:
+        """Whether an address is one of the subnet that the guest reaches over its cable."""
+        return (
+            self._cable is not None and asked in self._lease.subnet and asked != self._lease.address
+        )
 
     def _leads_out(self, frame: bytes) -> bool:
         """Whether a frame of a guest that is let out leads elsewhere than to the host's loopback.
@@ -198,7 +222,7 @@ class Network:
         target = ipv4_target(frame)
         if target is None or target.is_loopback or target in _THIS_HOST:
             return False
-        return target != NAME_SERVER or target_port(frame) == _DNS_PORT
+        return target != NAME_SERVER or target_port(frame) == names.DNS_PORT
 
     def _lend(self, asked: Datagram) -> None:
         reply = dhcp.answer(asked.payload, self._lease)
@@ -217,19 +241,9 @@ class Network:
         )
 
     def _refuse_name(self, asked: Datagram) -> None:
-        """Refuses a question for a name at once; without an answer guests wait for 20 s."""
-        if len(asked.payload) < _DNS_HEAD or asked.payload[2] & 0x80:
-            return
-        head = bytearray(asked.payload)
-        head[2] |= 0x80  # a response
-        head[3] = head[3] & 0x70 | 5  # REFUSED
-        self._send(
-            replace(
-                asked, source=asked.target, source_port=_DNS_PORT, target=self._lease.address,
-                target_port=asked.source_port, payload=bytes(head),
-            ),
-            self._lease.mac,
-        )  # fmt: skip
+        refused = names.refuse(asked)
+        if refused is not None:
+            self._send(refused, self._lease.mac)
 
     def _send(self, datagram: Datagram, mac: bytes) -> None:
         self._stream.send(udp_frame(datagram, source_mac=GATEWAY_MAC, target_mac=mac))

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
-import resource
 import socket
 import sys
 import threading
@@ -21,7 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytest_vmss.errors import HostError, VmssError
+from pytest_vmss.errors import HostError
+from pytest_vmss.guest_platform.addresses import Lease
+from pytest_vmss.guest_platform.background import drop_rights, in_background
 from pytest_vmss.guest_platform.config import PlatformFiles, read_config
 from pytest_vmss.guest_platform.events_file import Approvals, read_events
 from pytest_vmss.guest_platform.exchange import Request, Response
@@ -31,6 +31,8 @@ from pytest_vmss.guest_platform.metadata_service import MetadataService
 from pytest_vmss.guest_platform.network import FrameStream, Network, lease_of
 from pytest_vmss.guest_platform.scheduled_events import ScheduledEvents
 from pytest_vmss.guest_platform.sightings import Recorder
+from pytest_vmss.guest_platform.virtual_network.cable import GuestCable
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.guest_platform.wire_server import WireServer
 from pytest_vmss.host.locks import Lock, try_lock
 
@@ -40,9 +42,6 @@ _METADATA, _WIRE_SERVER = "metadata", "wire"
 #: Seconds in which QEMU must have made its socket, and the process before must have ended.
 _READY_S = 10.0
 _LOOK_S = 0.02
-_MEMORY = 512 * 1024**2
-_FILE = 1024**2
-_NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
 
 
 def main(folder: Path) -> int:
@@ -54,40 +53,7 @@ def main(folder: Path) -> int:
     Returns:
         0, or 1 after a message on standard error.
     """
-    answer, told = os.pipe()
-    if os.fork():
-        os.close(told)
-        with os.fdopen(answer) as pipe:
-            message = pipe.read()
-        if message == "ready":
-            return 0
-        sys.stderr.write(message or "the process ended before the guest was served\n")
-        return 1
-    os.close(answer)
-    status = 1
-    try:
-        with os.fdopen(told, "w") as pipe:
-            try:
-                served = _Served(PlatformFiles(folder))
-                pipe.write("ready")
-            except (VmssError, OSError) as error:
-                pipe.write(f"{getattr(error, 'message', error)}\n")
-                raise SystemExit(1) from error
-        _detach()
-        served.run()
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def _detach() -> None:
-    """Lets go of the caller's pipes, and limits this process."""
-    empty = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(empty, descriptor)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_FILE, _FILE))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    return in_background(lambda: _Served(PlatformFiles(folder)).run)
 
 
 class _Served:
@@ -104,7 +70,7 @@ class _Served:
         self._files = files
         # libvirt lets no other account connect.
         self._health = connect(os.path.relpath(files.health_port))
-        _drop_rights()
+        drop_rights()
         self._lock = _lock(files)
         config = read_config(files.config)
         recorder = Recorder(files.sightings, config["generation"])
@@ -121,7 +87,7 @@ class _Served:
         )
 
         def ask_metadata(request: Request) -> Response:
-            recorder.saw("metadata")
+            recorder.saw("metadata" if request.path[:1] == ["metadata"] else "another cloud")
             return metadata.answer(request)
 
         self._server = HttpServer({_METADATA: ask_metadata, _WIRE_SERVER: wire_server.answer})
@@ -129,7 +95,10 @@ class _Served:
         self._loop.set_exception_handler(lambda _loop, _context: None)
         self._loop.run_until_complete(self._server.listen())
         stream = FrameStream(_connect(files.nic))
-        self._network = Network(stream, lease, outbound=config["outbound"], saw=recorder.saw)
+        self._network = Network(
+            stream, lease, outbound=config["outbound"], saw=recorder.saw,
+            cable=_cable(config, lease),
+        )  # fmt: skip
         self._network.serve(_METADATA, _WIRE_SERVER)
         for address, port, guest_port in config["forwards"]:
             self._network.forward(address, port, guest_port)
@@ -140,17 +109,6 @@ class _Served:
             keep_in_thread(self._health, self._files.health)
         threading.Thread(target=self._loop.run_forever, name="vmss-platform", daemon=True).start()
         self._network.run()
-
-
-def _drop_rights() -> None:
-    """Becomes the account that the folder belongs to, and gives up what it could regain (R4)."""
-    owner = Path().stat()
-    if os.geteuid() == 0 and owner.st_uid:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
-    if ctypes.CDLL(None, use_errno=True).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "the process cannot give up rights")
 
 
 def _lock(files: PlatformFiles) -> Lock:
@@ -184,6 +142,15 @@ def _connect(path: Path) -> socket.socket:
         time.sleep(_LOOK_S)
     link.close()
     raise HostError(f"QEMU does not listen at {path}")
+
+
+def _cable(config: dict[str, Any], lease: Lease) -> GuestCable | None:
+    """The guest's cable to the switch of its set; None if that has no private network (A9)."""
+    network = config["network"]
+    if network is None:
+        return None
+    files = NetworkFiles(Path(network["folder"]))
+    return GuestCable(VirtualNetwork(files, config["instanceId"], network["prefix"]), lease)
 
 
 def _instance(files: PlatformFiles) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_vmss.guest_platform.wire_server import HealthReport
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import UnreadableError, read_json, read_regular, shown
+from pytest_vmss.untrusted import UnreadableError, read_json_file, shown
 
 __all__ = ["Recorder", "Sightings", "read_sightings"]
 
@@ -19,13 +19,17 @@ _REPORTS = 100
 _CHARS = 4096
 _BYTES = 64 * 1024
 
-_ALL = ("dhcp", "lease", "metadata", "goal state")
+_WAY = ("dhcp", "lease", "metadata", "goal state")
+_ELSEWHERE = "another cloud"
+_ALL = (*_WAY, _ELSEWHERE)
 _HINTS = {
     "dhcp": "it never asked for an address by DHCP: does its network come up, and has it a DHCP "
     "client?",
     "lease": "it was offered an address by DHCP, and never took it",
     "metadata": "it has an address, and never asked the metadata service: did cloud-init find "
     "Azure as its data source, with the chassis asset tag and the provisioning DVD?",
+    _ELSEWHERE: "it asked the metadata service for what another cloud has, and never for what "
+    "Azure has: is Azure in cloud-init's datasource_list?",
     "goal state": "it asked the metadata service, and never the wire server for its goal state",
 }
 
@@ -34,7 +38,8 @@ class Sightings:
     """What was seen of a guest on one OS disk.
 
     Attributes:
-        seen: What it has done, of ``dhcp``, ``lease``, ``metadata`` and ``goal state``.
+        seen: What it has done, of ``dhcp``, ``lease``, ``metadata``, ``goal state`` and
+            ``another cloud``: it asked the metadata service for what Azure has not.
         health: Its last report about its provisioning; None if there is none.
     """
 
@@ -44,12 +49,27 @@ class Sightings:
         self.seen = seen
         self.health = health
 
-    @property
-    def hint(self) -> str:
-        """How far the guest got on its way to a report, in words."""
+    def hint(self, datasource: str = "") -> str:
+        """How far the guest got on its way to a report, in words.
+
+        Args:
+            datasource: What cloud-init says that it found; empty if it has not said so.
+        """
         if self.health is not None:
             return f"it reported {self.health.state}"
-        for name in _ALL:
+        if datasource.startswith("DataSourceAzure") and "metadata" not in self.seen:
+            # It asks with a lease of its own, before the guest's network is up.
+            return (
+                f"cloud-init found Azure ({datasource}), and never asked the metadata service: is "
+                "a DHCP client for cloud-init in the image (dhcpcd, dhclient or udhcpc)?"
+            )
+        hint = self._hint()
+        return f"{hint} It found {datasource}." if datasource else hint
+
+    def _hint(self) -> str:
+        for name in _WAY:
+            if name == "metadata" and name not in self.seen and _ELSEWHERE in self.seen:
+                return _HINTS[_ELSEWHERE]
             if name not in self.seen:
                 return _HINTS[name]
         return "it fetched its goal state, and never reported whether it is ready"
@@ -63,7 +83,7 @@ def read_sightings(path: Path, generation: int) -> Sightings:
         generation: Number of the OS disk; sightings on another one do not count.
     """
     try:
-        document = read_json(read_regular(path, _BYTES).decode())
+        document = read_json_file(path, _BYTES)
         if document["generation"] != generation:
             return Sightings()
         health = document["health"]

@@ -11,6 +11,8 @@ __all__ = ["PROCESS_ROOTS", "LabPaths", "process_root"]
 
 #: Folder in the state directory for the embedded driver's folders, one per process.
 PROCESS_ROOTS = "embedded"
+#: Suffix of the folder of a set's private network.
+_NETWORK = ".vn"
 
 
 @cache
@@ -113,6 +115,14 @@ class LabPaths:
     def platform(self, uuid: str) -> Path:
         """The folder of Azure as one guest sees it; short, since socket paths are limited."""
         return self.run / f"{uuid[:8]}.az"
+
+    def network(self, set_id: str) -> Path:
+        """The folder of a set's private network; short, since socket paths are limited."""
+        return self.run / f"{set_id[:8]}{_NETWORK}"
+
+    def networks(self) -> list[Path]:
+        """The folders of all sets' private networks."""
+        return sorted(self.run.glob(f"*{_NETWORK}/"))
 
     def scale_set(self, name: str) -> Path:
         """The folder of one scale set."""

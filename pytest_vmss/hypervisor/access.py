@@ -51,10 +51,15 @@ class Access:
             self._give(machine.nvram, _WRITE)
         for path in (machine.os_disk, *(disk.path for disk in machine.data_disks)):
             self._give(path, _WRITE)
+        if machine.platform is not None or machine.network is not None:
+            self._give(LabPaths(self.lab).run, _ENTER)
+        if machine.network is not None:
+            # Of the process that carries the guests' frames too: it must not be root's either.
+            folder = machine.network.files.folder
+            chown(folder, self.account.uid, self.account.gid, follow_symlinks=False)
         if machine.platform is not None:
             files = machine.platform.files
             self._give(files.nic.parent, _FILL)
-            self._give(LabPaths(self.lab).run, _ENTER)
             # Of the process that reads the guest's frames: it must not be root's either.
             for path in (*files.folder.iterdir(), files.folder):
                 chown(path, self.account.uid, self.account.gid, follow_symlinks=False)

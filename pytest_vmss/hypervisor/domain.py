@@ -8,15 +8,25 @@ from pathlib import Path
 from pytest_vmss.guest_platform.config import Platform
 from pytest_vmss.guest_platform.health_port import HEALTH_PORT
 from pytest_vmss.guest_platform.provisioning import ASSET_TAG
+from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
 from pytest_vmss.hypervisor.firmware import Firmware
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator, GuestNetwork
 
-__all__ = ["AGENT_CHANNEL", "NIC", "agent_connected_in", "domain_xml", "generation_in"]
+__all__ = [
+    "AGENT_CHANNEL",
+    "NIC",
+    "PRIVATE_NIC",
+    "agent_connected_in",
+    "domain_xml",
+    "generation_in",
+]
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 #: The network card's name in QEMU.
 NIC = "vmss-nic0"
+#: That of the card in the private network.
+PRIVATE_NIC = "vmss-nic1"
 
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _VMSS = "urn:pytest-vmss:domain:1"
@@ -25,8 +35,8 @@ _VMSS = "urn:pytest-vmss:domain:1"
 # fill a laptop with three guests (measured: same speed).
 _TB_CACHE_MIB = 128
 
-# libvirt assigns the low slots; the network card, which it does not know, sits here.
-_NIC_SLOT = "0x1d"
+# libvirt assigns the low slots; the network cards, which it does not know, sit here.
+_NIC_SLOT, _PRIVATE_NIC_SLOT = "0x1d", "0x1c"
 
 ET.register_namespace("qemu", _QEMU)
 ET.register_namespace("vmss", _VMSS)
@@ -105,6 +115,8 @@ def domain_xml(
         _add_network(domain, _user_network(machine, guest_network), machine)
     else:
         _add_network(domain, _platform_network(machine.platform), machine)
+    if machine.network is not None and machine.platform is None:
+        _add_private_network(domain, machine.network)
     return ET.tostring(domain, encoding="unicode")
 
 
@@ -219,6 +231,25 @@ def _add_network(domain: ET.Element, network: str, machine: Machine) -> None:
         f"virtio-net-pci,id={NIC},netdev=vmss0,mac={machine.mac},addr={_NIC_SLOT},romfile=",
         # Without a graphics card the firmware's messages go to the serial console.
         "-machine", "graphics=off",
+    ):  # fmt: skip
+        ET.SubElement(command, f"{{{_QEMU}}}arg", {"value": value})
+
+
+def _add_private_network(domain: ET.Element, network: VirtualNetwork) -> None:
+    """A second card, with a cable to the set's own switch (A9).
+
+    Of datagrams: neither end minds if the other is gone for a while.
+    """
+    command = domain.find(f"{{{_QEMU}}}commandline")
+    if command is None:  # pragma: no cover - the first card is always there
+        raise ValueError("the domain has no network card yet")
+    ends = (
+        f"local.type=unix,local.path={_escaped(network.guest_end)}",
+        f"remote.type=unix,remote.path={_escaped(network.switch_end)}",
+    )
+    card = f"id={PRIVATE_NIC},netdev=vmss1,mac={network.mac},addr={_PRIVATE_NIC_SLOT},romfile="
+    for value in (
+        "-netdev", f"dgram,id=vmss1,{','.join(ends)}", "-device", f"virtio-net-pci,{card}",
     ):  # fmt: skip
         ET.SubElement(command, f"{{{_QEMU}}}arg", {"value": value})
 

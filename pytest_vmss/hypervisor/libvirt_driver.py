@@ -6,7 +6,8 @@ import contextlib
 import functools
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -16,11 +17,20 @@ import libvirt_qemu
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import HostError, HypervisorError, WaitTimeoutError
 from pytest_vmss.guest_platform import launcher
+from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
+from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
+from pytest_vmss.guest_platform.virtual_network.launcher import partitioned
 from pytest_vmss.host.accelerator import Choice, choose_accelerator, describe_cpu
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.connection import Connection, open_connection
-from pytest_vmss.hypervisor.domain import NIC, agent_connected_in, domain_xml, generation_in
+from pytest_vmss.hypervisor.domain import (
+    NIC,
+    PRIVATE_NIC,
+    agent_connected_in,
+    domain_xml,
+    generation_in,
+)
 from pytest_vmss.hypervisor.firmware import create_nvram, find_firmware
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.hypervisor.saved import copy_for
@@ -36,6 +46,8 @@ _LOGS = {
 }
 #: Seconds in which a restarted daemon must respond again.
 _RECONNECT_S = 60.0
+#: QEMU's error for a network card that a machine does not have.
+_NO_DEVICE = "DeviceNotFound"
 _DOMAIN_GONE = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 
 _P = ParamSpec("_P")
@@ -200,13 +212,27 @@ class LibvirtHypervisor:
             if running is not None:
                 self.power_off(machine.name)
             self._start(machine)
+        self._serve(machine)
+
+    @staticmethod
+    def _prepare(machine: Machine) -> None:
+        """Prepares the networks of a VM that does not run."""
+        if machine.platform is not None:
+            launcher.prepare(machine.platform)
+        if machine.network is not None:
+            virtual_network.prepare(machine.network)
+
+    @staticmethod
+    def _serve(machine: Machine) -> None:
+        """Serves the networks of a running VM, unless that is done already."""
         if machine.platform is not None:
             launcher.ensure(machine.platform)
+        if machine.network is not None:  # last, since it sees at once which cables there are
+            virtual_network.ensure(machine.network)
 
     def _start(self, machine: Machine) -> None:
         machine.agent.unlink(missing_ok=True)
-        if machine.platform is not None:
-            launcher.prepare(machine.platform)
+        self._prepare(machine)
         try:
             self._grant(machine)
             self._define(self._xml(machine)).create()
@@ -260,11 +286,9 @@ class LibvirtHypervisor:
         if self.running_generation(machine.name) != machine.generation:
             self.power_off(machine.name)
             machine.agent.unlink(missing_ok=True)
-            if machine.platform is not None:
-                launcher.prepare(machine.platform)
+            self._prepare(machine)
             self._restore(machine, memory)
-        if machine.platform is not None:
-            launcher.ensure(machine.platform)
+        self._serve(machine)
 
     def _restore(self, machine: Machine, memory: Path) -> None:
         copy = machine.os_disk.with_name("memory.part")
@@ -424,14 +448,22 @@ class LibvirtHypervisor:
         Raises:
             HypervisorError: It is not running.
         """
-        command = {"execute": "set_link", "arguments": {"name": NIC, "up": up}}
         domain = self._existing(name)
-        try:
-            answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(command), 0))
-        except libvirt.libvirtError as error:
-            raise HypervisorError(f"the link of {name} cannot be set: {error}") from error
-        if "error" in answer:
-            raise HypervisorError(f"the link of {name} cannot be set: {answer['error']['desc']}")
+        for card in (NIC, PRIVATE_NIC):
+            command = {"execute": "set_link", "arguments": {"name": card, "up": up}}
+            try:
+                answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(command), 0))
+            except libvirt.libvirtError as error:
+                raise HypervisorError(f"the link of {name} cannot be set: {error}") from error
+            if "error" in answer and (card, answer["error"]["class"]) != (PRIVATE_NIC, _NO_DEVICE):
+                told = answer["error"]["desc"]
+                raise HypervisorError(f"the link of {name} cannot be set: {told}")
+
+    def cut_off(
+        self, network: VirtualNetwork, others: Collection[int]
+    ) -> AbstractContextManager[None]:
+        """Returns a context manager that cuts an instance off from others of its set."""
+        return partitioned(network, others)
 
     @_through_restarts
     def describe(self, name: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from pytest_vmss.guest_platform.config import Platform
+from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
 
 __all__ = ["Disk", "Forward", "Hypervisor", "Machine", "PowerState", "Seed"]
 
@@ -70,6 +73,7 @@ class Machine:
         data_disks: The data disks.
         platform: Azure as the guest sees it (O1); None for a guest that reads a NoCloud disk.
         nvram: This generation's UEFI variables; None for a machine that boots by BIOS.
+        network: Its place in the private network of its set (A9); None if that has none.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Machine:
     data_disks: tuple[Disk, ...]
     platform: Platform | None = None
     nvram: Path | None = None
+    network: VirtualNetwork | None = None
 
 
 class Hypervisor(Protocol):
@@ -200,6 +205,19 @@ class Hypervisor(Protocol):
 
     def set_link(self, name: str, *, up: bool) -> None:
         """Plugs a VM's network cable in, or pulls it."""
+
+    def cut_off(
+        self, network: VirtualNetwork, others: Collection[int]
+    ) -> AbstractContextManager[None]:
+        """Returns a context manager that cuts an instance off from others of its set (A9).
+
+        Args:
+            network: The instance's place in their network.
+            others: Numbers of the others.
+
+        Raises:
+            HostError: On entry: the network cannot be served.
+        """
 
     def request_stop(self, name: str) -> None:
         """Asks the guest to shut down, over its agent or by ACPI; returns at once."""

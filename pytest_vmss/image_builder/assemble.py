@@ -40,7 +40,7 @@ def assemble(image: ImageRecipe, version: VersionRecipe, rootfs: Path, out: Path
         ImageError: The recipe needs something that the base lacks.
         ToolError: A tool failed.
     """
-    base = image.base_recipe()
+    base = image.base_recipe(version)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="assemble-") as name:
         work = Path(name)
         root = work / "root"
@@ -97,7 +97,8 @@ def _install_kernel(root: Path, base: BaseRecipe, version: VersionRecipe) -> Non
     (vmlinuz,) = (kernel / "boot").glob("vmlinuz-*")
     release = vmlinuz.name.removeprefix("vmlinuz-")
     (root / "usr/lib/modules").mkdir(exist_ok=True)
-    shutil.move(kernel / "lib/modules" / release, root / "usr/lib/modules" / release)
+    (modules,) = kernel.glob(f"**/lib/modules/{release}")  # below /usr from Debian 13 on
+    shutil.move(modules, root / "usr/lib/modules" / release)
     shutil.move(vmlinuz, root / "boot" / vmlinuz.name)
     shutil.rmtree(root / "kernels")
     run(["depmod", "-b", root, release], what=f"listing the modules of {release}")

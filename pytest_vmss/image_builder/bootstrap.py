@@ -23,6 +23,8 @@ Mode = Literal["root", "unshare", "fakechroot"]
 #: The part of building a root filesystem that is in neither its recipe nor mmdebstrap.
 HOOK = """\
 set -eu
+# Of the base's own package sources; without it apt would ask those of this host.
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 for meta in {kernels}; do
     mkdir -p "$1/kernels/$meta"
     cd "$1/kernels/$meta"
@@ -30,7 +32,7 @@ for meta in {kernels}; do
     apt-get -o APT::Sandbox::User=root download "${{package:-$meta}}"
     dpkg-deb -x ./*.deb .
     rm ./*.deb
-    rm -r boot/System.map-* usr
+    rm -r boot/System.map-* usr/share
 done
 """
 

@@ -97,7 +97,7 @@ class ImageBuilder:
             ToolError: A tool failed; nothing half-built is left.
         """
         recipe = self.recipe.version(version)
-        base = self.recipe.base_recipe()
+        base = self.recipe.base_recipe(recipe)
         digest = digest_of(base, self.recipe, recipe, extra=_own_digest())
         disk = self._cache / "disks" / f"{self.recipe.name}-{version}-{digest}.qcow2"
         if not os.path.exists(disk):  # noqa: PTH110, Path.exists raises in another user's home

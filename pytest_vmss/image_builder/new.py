@@ -45,6 +45,9 @@ description: "The first version."
 # Paths (globs) that are deleted from the finished filesystem.
 # remove: [/usr/share/doc/*]
 
+# The root filesystem, if it is another than the image's, such as that of the next release.
+# base: own-base
+
 # files/ beside this file is copied last, over those of the image.
 """
 

@@ -78,7 +78,8 @@ class ImageRecipe(_Recipe):
 
     Attributes:
         publisher: Azure's identifier, with ``offer`` and ``sku``.
-        base: Folder of the :class:`BaseRecipe`, beside the image's or shipped with pytest-vmss.
+        base: Folder of the :class:`BaseRecipe`, beside the image's or shipped with pytest-vmss;
+            a version may name another.
         size_mib: Virtual size of the OS disk in MiB.
         cmdline: Kernel command line besides ``root=``.
     """
@@ -118,20 +119,24 @@ class ImageRecipe(_Recipe):
             )
         return _load(VersionRecipe, folder, "version.yaml")
 
-    def base_recipe(self) -> BaseRecipe:
+    def base_recipe(self, version: VersionRecipe | None = None) -> BaseRecipe:
         """Loads the recipe of the root filesystem: one beside the image's, or a shipped one.
+
+        Args:
+            version: The version whose base is wanted; the image's own by default.
 
         Raises:
             NotFoundError: There is none of that name.
             ImageError: It is invalid.
         """
+        base = (version and version.base) or self.base
         places = (self.folder.parent, find_recipes())
         for place in places:
-            if (place / self.base / "base.yaml").is_file():
-                return _load(BaseRecipe, place / self.base, "base.yaml")
-        looked = " nor ".join(str(place / self.base / "base.yaml") for place in places)
+            if (place / base / "base.yaml").is_file():
+                return _load(BaseRecipe, place / base, "base.yaml")
+        looked = " nor ".join(str(place / base / "base.yaml") for place in places)
         raise NotFoundError(
-            f"no recipe of the base {self.base!r} of the image {self.name}: there is neither {looked}"
+            f"no recipe of the base {base!r} of the image {self.name}: there is neither {looked}"
         )
 
 
@@ -140,11 +145,14 @@ class VersionRecipe(_Recipe):
 
     Attributes:
         kernel: Kernel metapackage, one of the base's.
+        base: Folder of its :class:`BaseRecipe`, such as that of the next release; the image's
+            own by default.
         remove: Paths (globs) deleted from the finished filesystem.
         description: What this version is for.
     """
 
     kernel: Package
+    base: Name | None = None
     remove: tuple[GuestPath, ...] = ()
     description: str = ""
 

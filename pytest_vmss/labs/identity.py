@@ -20,7 +20,7 @@ from pytest_vmss.host.qemu_account import QemuAccount, choose_account
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.settings import Settings, former_state_dir
 from pytest_vmss.store import InstanceRecord, NetworkRecord, ScaleSetRecord, Store
-from pytest_vmss.untrusted import read_json, read_regular
+from pytest_vmss.untrusted import read_json_file
 
 __all__ = [
     "LabIdentity",
@@ -161,7 +161,7 @@ def read_identity(paths: LabPaths) -> LabIdentity:
         TypeError: Likewise.
     """
     require_own(paths.folder, paths.identity)
-    written = read_json(read_regular(paths.identity, _IDENTITY_BYTES))
+    written = read_json_file(paths.identity, _IDENTITY_BYTES)
     if not isinstance(written, dict):
         raise ValueError(f"{paths.identity} must hold an object, holds {type(written).__name__}")
     kinds = {name: kind for name, kind in _KINDS.items() if name in written}

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_vmss.errors import LabError
+from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles
 from pytest_vmss.host.addresses import claims, release_network
 from pytest_vmss.host.files import PART, sync_folder
 from pytest_vmss.host.paths import LabPaths
@@ -61,6 +63,8 @@ def remove_machines(
                 with _told(failures, machine):
                     hypervisor.remove(machine)
                     left.discard(machine)
+    for folder in paths.networks():
+        virtual_network.end(NetworkFiles(folder))
     for folder in paths.run.glob("*/"):
         with _told(failures, f"the load balancer in {folder}"):
             HAProxy(folder, []).stop()

@@ -23,7 +23,7 @@ from pytest_vmss.host.locks import is_locked, wait_for_lock
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.identity import labs_folder
 from pytest_vmss.settings import Settings
-from pytest_vmss.untrusted import read_regular
+from pytest_vmss.untrusted import read_json_file
 
 __all__ = ["SharedRoom", "Shortage"]
 
@@ -158,7 +158,7 @@ class SharedRoom:
 def _read(paths: LabPaths) -> list[_Claim]:
     """The claim of a lab; none if it has none."""
     try:
-        told = json.loads(read_regular(paths.room, _CLAIM_BYTES))
+        told = read_json_file(paths.room, _CLAIM_BYTES)
         claim = _Claim(
             paths.folder.name, str(told["lab_id"]), int(told["pid"]), max(0, int(told["mib"]))
         )

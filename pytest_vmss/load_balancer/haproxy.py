@@ -172,14 +172,22 @@ class HAProxy:
 
     def healthy(self, name: str) -> bool | None:
         """Whether a member is healthy by the set's own probe; None if that is not known yet."""
+        return self.verdicts().get(name)
+
+    def verdicts(self) -> dict[str, bool]:
+        """Whether each member is healthy, by its name; without those of which it is not known yet."""
         judging = {rule.name for rule in self._rules if rule.judges and rule.probe is not None}
-        rows = [
-            row for row in self._socket.rows() if row["svname"] == name and row["pxname"] in judging
-        ]
-        if not rows or any(row["check_status"].endswith("INI") for row in rows):
-            return None
-        # "DOWN 1/2" is on its way up, but still down.
-        return all(row["status"].startswith(_IN_HEALTH) for row in rows)
+        known: dict[str, bool] = {}
+        unknown = set()
+        for row in self._socket.rows():
+            if row["pxname"] not in judging:
+                continue
+            name = row["svname"]
+            if row["check_status"].endswith("INI"):
+                unknown.add(name)
+            # "DOWN 1/2" is on its way up, but still down.
+            known[name] = known.get(name, True) and row["status"].startswith(_IN_HEALTH)
+        return {name: healthy for name, healthy in known.items() if name not in unknown}
 
     def report(self) -> str:
         """Returns HAProxy's ``show stat``: also when and why each check failed.

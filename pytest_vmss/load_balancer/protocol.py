@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -76,6 +76,12 @@ class Balancer(Protocol):
 
     def healthy(self, name: str) -> bool | None:
         """Whether a member is healthy by the set's own probe; None if that is not known yet."""
+
+    def verdicts(self) -> Mapping[str, bool]:
+        """Whether each member is healthy, by its name; without those of which it is not known yet.
+
+        One question for the whole set.
+        """
 
     def report(self) -> str:
         """Returns its own account of its members, their checks and what it sent them, as CSV.

@@ -54,7 +54,7 @@ def probe_names(identifier: str) -> tuple[str, str]:
 def pool_ids(model: ScaleSetModel) -> frozenset[str]:
     """Returns the ids, in lower case, of the backend pools that a set's instances are in."""
     network = model.virtual_machine_profile.network_profile
-    found = _pools_in({} if network is None else network.model_extra)
+    found = _pools_in({} if network is None else network.full())
     return frozenset(identifier.rstrip("/").lower() for identifier in found)
 
 

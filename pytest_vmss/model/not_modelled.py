@@ -7,6 +7,7 @@ from collections.abc import Mapping
 __all__ = ["is_as_here", "why_not_modelled"]
 
 _SPOT = "instances are never evicted: each is an ordinary one"
+_NO_METADATA = "the image does not look for Azure, so its guests have no metadata service"
 _DEFERRED = "upgrades wait for no instance's approval (approveRollingUpgrade)"
 #: Why a property has no effect, by its name in lower case.
 _WHY: Mapping[str, str] = {
@@ -16,13 +17,14 @@ _WHY: Mapping[str, str] = {
     "disablepasswordauthentication": "nobody logs in by password; SSH keys do",
     "evictionpolicy": _SPOT,
     "lifecyclehooksprofile": "no hook is called, and upgrades wait for none",
-    "osimagenotificationprofile": "the image does not look for Azure, so its guests have no metadata service",
+    "osimagenotificationprofile": _NO_METADATA,
     "osrollingupgradedeferral": _DEFERRED,
     "priority": _SPOT,
     "prioritymixpolicy": _SPOT,
     "protectedsettingsfromkeyvault": "there is no key vault; give protectedSettings",
     "spotrestorepolicy": _SPOT,
     "standbyvirtualmachinepools": "every instance is made when the set scales out",
+    "terminatenotificationprofile": _NO_METADATA,
     "userollingupgradepolicy": "rollingUpgradePolicy counts in every automatic upgrade",
 }
 #: Values that say what is done here anyway, by the property's name in lower case.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.model.scale_set import ImageReference, ScaleSetModel
 
 __all__ = ["SUBSCRIPTION", "image_reference_of", "resource_group_id", "scale_set_id"]
@@ -37,21 +38,20 @@ def scale_set_id(model: ScaleSetModel, lab: str) -> str:
 
 
 def image_reference_of(
-    reference: ImageReference, *, lab: str, gallery: str, definition: str, version: str
+    reference: ImageReference, image: ImageVersionRef, *, lab: str
 ) -> dict[str, Any]:
     """The ``imageReference`` of an exact version of the image that a model refers to.
 
     Args:
         reference: The model's.
+        image: The version.
         lab: The lab's name.
-        gallery: The gallery that holds the version.
-        definition: Its image definition.
-        version: The version.
 
     Returns:
         Publisher, offer, sku and version of a platform image; the version's ARM id of one in a
         gallery; and ``exactVersion`` of both.
     """
+    version = image.version
     if reference.id is None:
         return {
             "publisher": reference.publisher,
@@ -61,10 +61,10 @@ def image_reference_of(
             "exactVersion": version,
         }
     end = reference.id.lower().find(_VERSIONS)
-    image = (reference.id if end < 0 else reference.id[:end]).rstrip("/")
-    if not image.lower().startswith("/subscriptions/"):
-        image = (
-            f"{resource_group_id(lab)}/providers/Microsoft.Compute/galleries/{gallery}"
-            f"/images/{definition}"
+    definition_id = (reference.id if end < 0 else reference.id[:end]).rstrip("/")
+    if not definition_id.lower().startswith("/subscriptions/"):
+        definition_id = (
+            f"{resource_group_id(lab)}/providers/Microsoft.Compute/galleries/{image.gallery}"
+            f"/images/{image.definition}"
         )
-    return {"id": f"{image}{_VERSIONS}{version}", "exactVersion": version}
+    return {"id": f"{definition_id}{_VERSIONS}{version}", "exactVersion": version}

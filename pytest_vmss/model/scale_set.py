@@ -337,10 +337,32 @@ class HealthProbeReference(AzureModel):
     id: str
 
 
+class SubnetReference(AzureModel):
+    """A reference to a subnet of a virtual network, by id."""
+
+    id: str
+
+
+class IPConfiguration(AzureModel):
+    """An IP configuration of a network interface, with ``properties`` flattened."""
+
+    name: PlainText | None = None
+    subnet: SubnetReference | None = None
+
+
+class NetworkInterfaceConfiguration(AzureModel):
+    """A network interface of each instance, with ``properties`` flattened."""
+
+    name: PlainText | None = None
+    primary: bool | None = None
+    ip_configurations: list[IPConfiguration] | None = None
+
+
 class NetworkProfile(AzureModel):
     """The network settings of instances."""
 
     health_probe: HealthProbeReference | None = None
+    network_interface_configurations: list[NetworkInterfaceConfiguration] | None = None
 
 
 class Extension(AzureModel):
@@ -383,10 +405,20 @@ class OSImageNotificationProfile(AzureModel):
     )
 
 
+class TerminateNotificationProfile(AzureModel):
+    """Whether guests are told before their instance is deleted (O4)."""
+
+    enable: bool = False
+    not_before_timeout: Annotated[
+        timedelta, Field(ge=timedelta(minutes=5), le=timedelta(minutes=15))
+    ] = timedelta(minutes=5)
+
+
 class ScheduledEventsProfile(AzureModel):
     """The scheduled events that guests are told of."""
 
     os_image_notification_profile: OSImageNotificationProfile | None = None
+    terminate_notification_profile: TerminateNotificationProfile | None = None
 
 
 class VirtualMachineProfile(AzureModel):
@@ -489,10 +521,24 @@ class ScaleSetModel(AzureModel):
         return self.virtual_machine_profile.storage_profile.data_disks
 
     @property
+    def has_subnet(self) -> bool:
+        """Whether the instances are in a private network (A9)."""
+        network = self.virtual_machine_profile.network_profile
+        cards = (network and network.network_interface_configurations) or []
+        return any(ip.subnet for card in cards for ip in card.ip_configurations or [])
+
+    @property
     def os_image_notice(self) -> float | None:
         """Seconds that a guest has to approve the replacement of its OS disk; None for no event."""
         events = self.virtual_machine_profile.scheduled_events_profile
         told = None if events is None else events.os_image_notification_profile
+        return told.not_before_timeout.total_seconds() if told and told.enable else None
+
+    @property
+    def terminate_notice(self) -> float | None:
+        """Seconds that a guest has to approve the deletion of its instance; None for no event."""
+        events = self.virtual_machine_profile.scheduled_events_profile
+        told = None if events is None else events.terminate_notification_profile
         return told.not_before_timeout.total_seconds() if told and told.enable else None
 
     @property

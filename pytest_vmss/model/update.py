@@ -169,6 +169,13 @@ def _check_fixed(old: ScaleSetModel, new: ScaleSetModel) -> Iterator[ModelProble
                 f"Changing property {path.removeprefix('virtualMachineProfile.')!r} is not "
                 f"allowed; it is {quote(before)}, and {quote(after)} was given",
             )
+    if old.has_subnet != new.has_subnet:
+        yield ModelProblem(
+            "$.virtualMachineProfile.networkProfile.networkInterfaceConfigurations",
+            "PropertyChangeNotAllowed",
+            f"the set was made with{'' if old.has_subnet else 'out'} a subnet, and its instances "
+            "keep their network cards: make another set",
+        )
     if old.single_placement_group is False and new.single_placement_group:
         yield ModelProblem(
             "$.singlePlacementGroup",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.model import host_ports
+from pytest_vmss.model.private_addresses import computer_name
 from pytest_vmss.operations.placement import Spot, next_spot
 from pytest_vmss.store import InstanceRecord
 
@@ -51,7 +52,7 @@ def allocate_instances(
                     scale_set=set_record.name,
                     instance_id=number,
                     uuid=str(unique),
-                    computer_name=f"{prefix}{_base36(number):0>6}".lower(),
+                    computer_name=computer_name(prefix, number),
                     mac="52:54:00:" + ":".join(f"{byte:02x}" for byte in unique.bytes[-3:]),
                     address=free.pop(0),
                     forwards=host_ports(set_record.ports),
@@ -64,12 +65,3 @@ def allocate_instances(
             )
         store.amend(set_record, next_instance_id=set_record.next_instance_id + count)
     return ids
-
-
-def _base36(number: int) -> str:
-    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-    text = ""
-    while number:
-        number, digit = divmod(number, 36)
-        text = digits[digit] + text
-    return text or "0"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import error_summary, is_verdict
-from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.journal.work import Work
 from pytest_vmss.model import ScaleSetDocument
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.operations.allocate import allocate_instances
 from pytest_vmss.operations.disk_swap import bring_up_steps, keep_failed_steps, target_of
 from pytest_vmss.operations.kind import Kind, Plan, at_once
@@ -33,7 +33,7 @@ from pytest_vmss.store import Outcome, VersionRecord
 __all__ = ["Create", "CreateScaleSet", "ScaleOut", "create_steps"]
 
 
-def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
+def create_steps(version: ImageVersionRef, revision: int) -> Sequence[Step]:
     """Steps that create an instance and wait until it is healthy."""
     return [
         CreateDataDisks(revision),
@@ -45,7 +45,7 @@ def create_steps(version: ImageAddress, revision: int) -> Sequence[Step]:
     ]
 
 
-def restore_steps(checkpoint: str, version: ImageAddress, revision: int) -> Sequence[Step]:
+def restore_steps(checkpoint: str, version: ImageVersionRef, revision: int) -> Sequence[Step]:
     """Steps that restore a new instance from a checkpoint, and wait until it is healthy."""
     return [
         RestoreDisks(checkpoint, 1, version, revision),

@@ -10,11 +10,19 @@ from pytest_vmss.journal.work import Work
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations.kind import Kind, Plan, at_once
 from pytest_vmss.operations.revisions import add_revision
-from pytest_vmss.steps import Drain, Forget, LeaveBalancer, RemoveFiles, RemoveMachine, Step
-from pytest_vmss.store import InstanceRecord, Outcome
+from pytest_vmss.steps import (
+    Drain,
+    Forget,
+    LeaveBalancer,
+    RemoveFiles,
+    RemoveMachine,
+    Step,
+    notice_steps,
+)
+from pytest_vmss.store import InstanceRecord, Outcome, OutcomeRecord
 from pytest_vmss.store.queries import instances_of
 
-__all__ = ["Delete", "DeleteScaleSet", "ScaleIn", "begin_removal", "delete_steps"]
+__all__ = ["Delete", "DeleteScaleSet", "ScaleIn", "begin_removal", "delete_steps", "give_notice"]
 
 
 def delete_steps(revision: int) -> Sequence[Step]:
@@ -29,6 +37,17 @@ def begin_removal(instance: InstanceContext) -> None:
         store.amend(instance.record, provisioning="Deleting")
 
 
+def give_notice(work: Work, plan: OutcomeRecord) -> None:
+    """Tells the guest that its instance is about to be deleted, and waits for it (O4).
+
+    Raises:
+        Exception: It could not be told for now.
+    """
+    if not work.has_begun("delete"):
+        steps = notice_steps("Terminate", work.context, plan.source, plan.source_revision)
+        work.run_untimed("notice", steps)
+
+
 class Delete(Kind):
     """Deletes instances; without rollback or timeout, and resumed until all are gone."""
 
@@ -38,9 +57,10 @@ class Delete(Kind):
     @classmethod
     def run(cls, work: Work) -> None:
         """See the class."""
-        revision = work.plan(lambda: False).source_revision
+        plan = work.plan(lambda: False)
         begin_removal(work.context)
-        work.run_untimed("delete", delete_steps(revision), Outcome.SUCCEEDED)
+        give_notice(work, plan)
+        work.run_untimed("delete", delete_steps(plan.source_revision), Outcome.SUCCEEDED)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import InstanceError, WaitTimeoutError, error_summary
-from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.journal.work import Work
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps import (
     ApplyModel,
     AwaitHealth,
@@ -22,7 +22,6 @@ from pytest_vmss.steps import (
     Discard,
     Drain,
     FinishCloudInit,
-    GiveNotice,
     PrepareDisk,
     ProveBoot,
     ReplaceDataDisks,
@@ -32,7 +31,7 @@ from pytest_vmss.steps import (
     Stop,
     Sync,
     Undrain,
-    gives_notice,
+    notice_steps,
 )
 from pytest_vmss.store import Outcome, OutcomeRecord
 
@@ -89,7 +88,7 @@ def prove_steps(generation: int) -> Sequence[Step]:
 def swap_steps(
     old: int,
     new: int,
-    version: ImageAddress,
+    version: ImageVersionRef,
     revision: int,
     *,
     data_disks: bool = False,
@@ -120,7 +119,9 @@ def swap_steps(
     ]
 
 
-def stopped_swap_steps(old: int, new: int, version: ImageAddress, revision: int) -> Sequence[Step]:
+def stopped_swap_steps(
+    old: int, new: int, version: ImageVersionRef, revision: int
+) -> Sequence[Step]:
     """The same for an instance that is stopped and stays so: nothing of it is proved."""
     return [
         PrepareDisk(new, version, revision),
@@ -290,16 +291,14 @@ def undrain(work: Work) -> None:
 
 
 def swap(
-    work: Work, plan: OutcomeRecord, *, version: ImageAddress, revision: int,
+    work: Work, plan: OutcomeRecord, *, version: ImageVersionRef, revision: int,
     data_disks: bool = False,
 ) -> tuple[str, Sequence[Step]]:  # fmt: skip
     """The phase that gives an instance a new OS disk."""
     old = plan.source or plan.result - 1  # one that never came up has no disk yet
     if plan.stopped:
         return "swap", stopped_swap_steps(old, plan.result, version, revision)
-    notice: list[Step] = []
-    if gives_notice(work.context, plan.source, plan.source_revision):
-        notice = [GiveNotice(plan.source_revision)]
+    notice = notice_steps("Reimage", work.context, plan.source, plan.source_revision)
     return "swap", swap_steps(
         old, plan.result, version, revision, data_disks=data_disks, notice=notice
     )
@@ -323,13 +322,11 @@ def is_other_machine(context: InstanceContext, before: int, after: int) -> bool:
     return one.sku.name != other.sku.name or one.data_disks != other.data_disks
 
 
-def target_of(work: Work) -> ImageAddress:
+def target_of(work: Work) -> ImageVersionRef:
     """The image version that an operation installs."""
-    operation = work.operation
-    return ImageAddress(operation.gallery, operation.definition, operation.target)
+    return work.operation.image
 
 
-def version_of(context: InstanceContext, number: int) -> ImageAddress:
+def version_of(context: InstanceContext, number: int) -> ImageVersionRef:
     """The image version that an OS disk was made from."""
-    generation = context.existing(number)
-    return ImageAddress(generation.gallery, generation.definition, generation.version)
+    return context.existing(number).image

@@ -11,7 +11,7 @@ from pytest_vmss.errors import UnhealthyError
 from pytest_vmss.health import worst
 from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.create import create_steps
-from pytest_vmss.operations.delete import begin_removal, delete_steps
+from pytest_vmss.operations.delete import begin_removal, delete_steps, give_notice
 from pytest_vmss.operations.disk_swap import target_of, undrain
 from pytest_vmss.operations.kind import Kind, Plan, StartedBy, at_once
 from pytest_vmss.store import Outcome, OutcomeRecord, VersionRecord
@@ -67,6 +67,7 @@ def replace_instance(work: Work, plan: OutcomeRecord) -> None:
             else:
                 # From here on the new one stays, whatever fails.
                 begin_removal(old)
+                give_notice(work, plan)
                 steps = delete_steps(plan.source_revision)
                 work.run_untimed("delete", steps, Outcome.SUCCEEDED)
                 return

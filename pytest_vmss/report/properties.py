@@ -58,15 +58,13 @@ def _slowest(lab: Lab, record: OperationRecord) -> dict[str, float]:
 def _images(lab: Lab, name: str, recent: set[str]) -> list[str]:
     """The image versions that instances of a set are on, or that a test's operations installed."""
     known = {
-        (one.gallery, one.definition, one.version, one.digest)
+        (str(one.image), one.digest)
         for one in lab.store.select(GenerationRecord, name.lower())
         if one.state != "discarded"
     }
     known |= {
-        (one.gallery, one.definition, one.target, one.digest)
+        (str(one.image), one.digest)
         for one in lab.store.select(OperationRecord, name.lower())
         if one.id in recent and one.digest
     }
-    return [
-        f"{gallery}/{image} {version} {digest}" for gallery, image, version, digest in sorted(known)
-    ]
+    return [f"{image} {digest}" for image, digest in sorted(known)]

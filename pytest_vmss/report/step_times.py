@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_vmss.errors import error_text
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import read_json, read_regular
+from pytest_vmss.untrusted import UnreadableError, read_json_file
 
 __all__ = ["StepTimes"]
 
@@ -65,8 +65,8 @@ class StepTimes:
 def _read(path: Path) -> dict[str, list[float]]:
     """Reads the file; what is not as written here counts as nothing."""
     try:
-        found = read_json(read_regular(path, _BYTES))
-    except (OSError, ValueError):
+        found = read_json_file(path, _BYTES)
+    except (OSError, UnreadableError):
         return {}
     if not isinstance(found, dict):
         return {}

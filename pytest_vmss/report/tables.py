@@ -39,6 +39,9 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("instance", "state", "image", "OS disk", "kernel", "boot id", "SSH at"):
         table.add_column(column, overflow="fold")
+    networked = any(instance.private_ip_address for instance in scale_set)
+    if networked:
+        table.add_column("private address")
     if health:
         table.add_column("health")
     for instance in scale_set:
@@ -56,6 +59,8 @@ def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
             view += ["", "", "", ""]
         address, port = instance.address(SSH_PORT)
         view.append(f"{address}:{port}")
+        if networked:
+            view.append(instance.private_ip_address or "")
         cells = [plain(entry) for entry in view]
         if health:
             state = instance.health()

@@ -8,7 +8,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
-from pytest_vmss.errors import CloudInitError, GuestUnreachableError, KernelPanicError, NoBootError
+from pytest_vmss.errors import (
+    CloudInitError,
+    GuestUnreachableError,
+    KernelPanicError,
+    NoBootError,
+    NotProvisionedError,
+)
 from pytest_vmss.guest.boot_facts import BootFacts
 from pytest_vmss.guest.check import Check, run_function_check
 from pytest_vmss.guest.cloud_init import CloudInitResult
@@ -25,6 +31,7 @@ __all__ = ["Behaviour", "SimulatedGuest"]
 
 _EXIT = re.compile(r"exit (\d+)")
 _BOOT_S = 30.0
+_SILENT_S = 270.0
 _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
 _SYNC_S = 0.1
@@ -40,6 +47,9 @@ class Behaviour(StrEnum):
     PANICS = "panics"
     CLOUD_INIT_FAILS = "cloud-init fails"
     CLOUD_INIT_DEGRADED = "cloud-init is degraded"
+    NOT_READY = "reports NotReady to Azure's wire server"
+    SILENT = "reports nothing to Azure's wire server"
+    DVD_UNREADABLE = "cannot read Azure's provisioning DVD"
     EXTENSION_FAILS = "extension fails"
     UNHEALTHY = "unhealthy"
 
@@ -119,10 +129,25 @@ class SimulatedGuest:
                 console_tail="Kernel panic - not syncing: Attempted to kill init!",
                 log=Path("console.log"),
             )
+        self._report()
         boot_id = f"boot-{self._hypervisor.boots[self._domain]}"
         if boot_id == previous_boot_id:
             raise NoBootError("it is still the boot before", instance=self.name)
         return BootFacts(boot_id, f"kernel-{self._version}", self._version)
+
+    def _report(self) -> None:
+        """Reports to Azure's wire server that it is ready, or not, or never does (O2)."""
+        match self._behaviour():
+            case Behaviour.NOT_READY:
+                raise NotProvisionedError(
+                    "the guest reported that it could not be provisioned: ProvisioningFailed",
+                    instance=self.name,
+                )
+            case Behaviour.SILENT:
+                self._clock.sleep(_SILENT_S)
+                raise GuestUnreachableError(
+                    "did not report that it is provisioned", instance=self.name
+                )
 
     def wake(self) -> str:
         """Only takes time; returns the id of its boot."""
@@ -137,6 +162,8 @@ class SimulatedGuest:
         self._clock.sleep(_CLOUD_INIT_S)
         if self._behaviour() is Behaviour.CLOUD_INIT_FAILS:
             raise CloudInitError("cloud-init ended in error", instance=self.name)
+        if self._behaviour() is Behaviour.DVD_UNREADABLE:
+            return CloudInitResult("done", datasource="DataSourceAzure [seed=IMDS]")
         self._once("custom data")
         self._half_done()
         if self._behaviour() is Behaviour.CLOUD_INIT_DEGRADED:

@@ -7,15 +7,17 @@ machines are entries of a dictionary that a test keeps across "crashes".
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_vmss.clock import Clock
 from pytest_vmss.errors import HostError, HypervisorError, ToolError
+from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.simulation.clock import preempt
 
@@ -85,6 +87,7 @@ class SimulatedHypervisor:
         self.lacks_uefi = False
         self.images: dict[str, str] = {}
         self.disks: dict[str, SimulatedDisk] = {}
+        self._cuts: list[tuple[str, frozenset[int]]] = []
 
     def snapshot(self) -> bytes:
         """Pickles everything that outlives the process of a lab."""
@@ -294,6 +297,29 @@ class SimulatedHypervisor:
         preempt(self._clock)
         self._require_running(name)
         (self.cut.discard if up else self.cut.add)(name)
+
+    @contextlib.contextmanager
+    def cut_off(self, network: VirtualNetwork, others: Collection[int]) -> Iterator[None]:
+        """Cuts an instance off from others of its set for the block."""
+        preempt(self._clock)
+        folder, number = network.files.folder, network.instance_id
+        pairs = [(str(folder), frozenset((number, other))) for other in others]
+        self._cuts += pairs
+        try:
+            yield
+        finally:
+            for pair in pairs:
+                self._cuts.remove(pair)
+
+    def reaches(self, one: str, other: str) -> bool:
+        """Whether two machines reach each other in their private network."""
+        if not {one, other} <= self.running - self.paused - self.cut:
+            return False
+        first, second = self.defined[one].network, self.defined[other].network
+        if first is None or second is None or first.files != second.files:
+            return False
+        pair = frozenset((first.instance_id, second.instance_id))
+        return (str(first.files.folder), pair) not in self._cuts
 
     def _require_running(self, name: str) -> None:
         if name not in self.running:

@@ -70,6 +70,10 @@ class SimulatedBalancer:
         """Whether the probe finds a member healthy; None for no such member."""
         return self._probe(name) if name in self.members else None
 
+    def verdicts(self) -> dict[str, bool]:
+        """Whether the probe finds each member healthy."""
+        return {name: self._probe(name) for name in list(self.members)}
+
     def report(self) -> str:
         """Its members, as CSV."""
         return "\n".join(("# svname", *sorted(self.members))) + "\n"

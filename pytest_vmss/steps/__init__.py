@@ -26,7 +26,7 @@ from pytest_vmss.steps.disks import (
 )
 from pytest_vmss.steps.extensions import RunExtensions
 from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
-from pytest_vmss.steps.notice import GiveNotice, gives_notice
+from pytest_vmss.steps.notice import GiveNotice, notice_steps
 from pytest_vmss.steps.power import ProveBoot, SetPower, Start, Stop
 from pytest_vmss.steps.restore import PowerOff, PutBackDisks
 from pytest_vmss.steps.step import Conclusion, Step
@@ -64,5 +64,5 @@ __all__ = [
     "Sync",
     "Undrain",
     "Wake",
-    "gives_notice",
+    "notice_steps",
 ]

@@ -10,8 +10,8 @@ from typing import ClassVar
 from pytest_vmss.checkpoints import CheckpointFiles, SavedInstance
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import CheckpointError, GuestCommandError
-from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.host.files import PART, settle
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import GenerationRecord
 
@@ -95,7 +95,7 @@ class RestoreDisks:
 
     checkpoint: str
     number: int
-    version: ImageAddress
+    version: ImageVersionRef
     revision: int
 
     def apply(self, context: InstanceContext) -> None:

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import HostError, InstanceError, LabError, NotFoundError
-from pytest_vmss.gallery import ImageAddress
 from pytest_vmss.guest import keys
 from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.provisioning import ovf_env
+from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
 from pytest_vmss.host.files import PART, sync_folder
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import (
     DetachedDiskRecord,
@@ -94,7 +95,7 @@ class ReplaceDataDisks:
             sync_folder(path.parent)
 
 
-def _published(context: InstanceContext, address: ImageAddress) -> VersionRecord:
+def _published(context: InstanceContext, address: ImageVersionRef) -> VersionRecord:
     """The image version that an operation installs on an instance.
 
     Raises:
@@ -114,7 +115,7 @@ class PrepareDisk:
     timed: ClassVar[bool] = True
 
     number: int
-    version: ImageAddress
+    version: ImageVersionRef
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
@@ -163,6 +164,7 @@ class PrepareDisk:
             lab_key=environment.lab_key,
             grow=grow,
             outbound=environment.guest_network == "outbound",
+            private=record.instance_id if model.has_subnet else None,
         )
         environment.hypervisor.write_seed(environment.paths.seed(*place), seed)
 
@@ -268,6 +270,9 @@ class RemoveMachine:
         if record is not None:
             context.environment.paths.agent_socket(record.uuid).unlink(missing_ok=True)
             PlatformFiles(context.environment.paths.platform(record.uuid)).remove()
+            network = context.network
+            if network is not None:
+                virtual_network.leave(network)
 
 
 @dataclass(frozen=True)

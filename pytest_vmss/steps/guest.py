@@ -9,12 +9,16 @@ from pytest_vmss.clock import wait_for
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.health import HEALTH_INTERVAL, HealthMonitor, HealthSources
 from pytest_vmss.errors import CloudInitError, InstanceError, UnhealthyError, WaitTimeoutError
+from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.console import Console
 from pytest_vmss.health import worst
 from pytest_vmss.steps.step import Conclusion
+from pytest_vmss.store import GenerationRecord
 
 __all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit", "Sync"]
 
+#: How cloud-init says that its data source for Azure had the metadata service alone.
+_WITHOUT_DVD = "[seed=IMDS]"
 #: The most listening ports that a message lists.
 _PORTS = 20
 
@@ -32,10 +36,20 @@ class FinishCloudInit:
         generation = context.existing(self.generation)
         verdict = context.guest(generation).wait_cloud_init()
         told = "; ".join(verdict.problems)
+        failure = ""
         if verdict.status == "degraded" and context.environment.degraded_is_fatal:
+            failure = f"cloud-init ended degraded, which is fatal here: {told}"
+        elif self._lost_custom_data(context, generation, verdict):
+            failure = (
+                "the custom data did not run: cloud-init could not read ovf-env.xml on the "
+                f"provisioning DVD, and went by the metadata service alone ({verdict.datasource}); "
+                "are the kernel's modules udf, isofs, sr_mod and virtio_scsi in the image, and "
+                f"allowed? It says: {told or 'nothing'}"
+            )
+        if failure:
             console = Console(context.machine(self.generation).console)
             raise CloudInitError(
-                f"cloud-init ended degraded, which is fatal here: {told}",
+                failure,
                 instance=context.name,
                 errors=verdict.problems,
                 console_tail=console.tail(),
@@ -48,6 +62,16 @@ class FinishCloudInit:
                 context.event("warning", f"cloud-init ended {verdict.status}: {told}")
 
         return conclude
+
+    @staticmethod
+    def _lost_custom_data(
+        context: InstanceContext, generation: GenerationRecord, verdict: CloudInitResult
+    ) -> bool:
+        """Whether a guest came up without its custom data, which is on Azure's DVD only (O2)."""
+        if generation.provisioning != "Azure" or not verdict.datasource.endswith(_WITHOUT_DVD):
+            return False
+        model = context.revision(generation.revision).model
+        return model.virtual_machine_profile.os_profile.custom_data is not None
 
 
 @dataclass(frozen=True)

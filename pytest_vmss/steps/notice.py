@@ -1,8 +1,9 @@
-"""The step that tells a guest of the coming replacement of its OS disk, and waits (O4)."""
+"""The step that tells a guest what is about to be done to it, and waits (O4)."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import ClassVar
@@ -11,29 +12,42 @@ from pytest_vmss.clock import wait_for
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import HostError, WaitTimeoutError
 from pytest_vmss.guest_platform.events_file import (
+    EventType,
     ScheduledEvent,
     is_approved,
     publish,
     published,
 )
 
-__all__ = ["GiveNotice", "gives_notice"]
+__all__ = ["GiveNotice", "notice_steps"]
 
 _NAMESPACE = uuid.UUID("6d9e4c52-6d3c-4a9e-8a8b-0f8d7a5d2c11")
 _LOOK_S = 0.5
 
 
-def gives_notice(context: InstanceContext, generation: int, revision: int) -> bool:
-    """Whether a guest is told before its OS disk is replaced.
+def notice_steps(
+    event: EventType, context: InstanceContext, generation: int, revision: int
+) -> Sequence[GiveNotice]:
+    """The steps by which a guest is told first; none if nobody is to be told.
 
     Args:
+        event: What is about to be done.
         context: The instance.
         generation: Number of the OS disk that it is on; 0 if it has none.
         revision: Revision of the model that is applied to it.
     """
-    if not generation or context.existing(generation).provisioning != "Azure":
-        return False
-    return context.revision(revision).model.os_image_notice is not None
+    disk = context.generation(generation)
+    if disk is None or disk.provisioning != "Azure":
+        return ()
+    if _seconds(event, context, revision) is None:
+        return ()
+    return (GiveNotice(revision, event),)
+
+
+def _seconds(event: EventType, context: InstanceContext, revision: int) -> float | None:
+    """How long a guest may take to approve an event; None if it is not told of it."""
+    model = context.revision(revision).model
+    return model.os_image_notice if event == "Reimage" else model.terminate_notice
 
 
 @dataclass(frozen=True)
@@ -42,30 +56,29 @@ class GiveNotice:
 
     Attributes:
         revision: Revision of the model that says how long the guest may take.
+        event: What is about to be done.
     """
 
     name: ClassVar[str] = "scheduled event"
     timed: ClassVar[bool] = True
 
     revision: int
+    event: EventType
 
     def apply(self, context: InstanceContext) -> None:
         platform, clock = context.running_platform(), context.environment.clock
-        notice = context.revision(self.revision).model.os_image_notice
+        notice = _seconds(self.event, context, self.revision)
         if platform is None or notice is None:
             return  # it does not run, so there is nobody to tell
         # The same after a crash, with the same end.
         event_id = str(uuid.uuid5(_NAMESPACE, f"{context.operation} {context.record.uuid}"))
         begins = published(platform.files, event_id)
         latest = clock.now() + timedelta(seconds=notice)  # also if the clock was set back since
-        event = ScheduledEvent(event_id, context.name, min(begins or latest, latest))
+        event = ScheduledEvent(event_id, self.event, context.name, min(begins or latest, latest))
         try:
             publish(platform.files, event)
             if begins is None:
-                context.event(
-                    "scheduled event",
-                    f"Reimage: the guest may approve it within {notice:.0f} s",
-                )
+                self._say(context, f"the guest may approve it within {notice:.0f} s")
             self._wait(context, event)
             publish(platform.files, replace(event, started=True))
         except OSError as error:
@@ -92,6 +105,9 @@ class GiveNotice:
                 interval=_LOOK_S,
             )
         except WaitTimeoutError:
-            context.event("scheduled event", "Reimage: not approved in time; it begins anyway")
+            self._say(context, "not approved in time; it begins anyway")
         else:
-            context.event("scheduled event", "Reimage: approved by the guest")
+            self._say(context, "approved by the guest")
+
+    def _say(self, context: InstanceContext, what: str) -> None:
+        context.event("scheduled event", f"{self.event}: {what}")

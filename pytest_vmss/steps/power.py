@@ -64,8 +64,8 @@ class Start:
         hypervisor = context.environment.hypervisor
         machine = context.machine(self.generation)
         if hypervisor.running_generation(context.domain) == self.generation:
-            if machine.platform is not None:
-                hypervisor.start(machine)  # serves its guest, if the process for that was killed
+            if machine.platform is not None or machine.network is not None:
+                hypervisor.start(machine)  # serves its guest, if a process for that was killed
             return  # started before a crash, or never stopped
         generation = context.existing(self.generation)
         # ProveBoot needs to know what was there before the start.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import ClassVar, Literal
 
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.store.record import Record
 
 __all__ = ["DefinitionRecord", "PackagesRecord", "VersionRecord"]
@@ -63,6 +64,11 @@ class VersionRecord(Record):
     algorithm: Literal["sha256", "sha256-data"] = "sha256"
     hyper_v_generation: Literal["V1", "V2"] = "V1"
     provisioning: Literal["NoCloud", "Azure"] = "NoCloud"
+
+    @property
+    def image(self) -> ImageVersionRef:
+        """Refers to it."""
+        return ImageVersionRef(self.gallery, self.definition, self.version)
 
     @property
     def key(self) -> tuple[str | int, ...]:

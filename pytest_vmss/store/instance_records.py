@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pytest_vmss.model import Health
 from pytest_vmss.model.extension_result import ExtensionResult
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.store.image_records import VersionRecord
 from pytest_vmss.store.record import Record
 
@@ -129,6 +130,11 @@ class GenerationRecord(Record):
         return (self.scale_set.lower(), self.instance_id, self.number)
 
     @property
+    def image(self) -> ImageVersionRef:
+        """The image version that it was created from."""
+        return ImageVersionRef(self.gallery, self.definition, self.version)
+
+    @property
     def never_came_up(self) -> str:
         """Why it counts as never come up on this OS disk (F1); empty if it came up.
 
@@ -161,8 +167,7 @@ class GenerationRecord(Record):
 
     def is_of(self, version: VersionRecord) -> bool:
         """Whether it was created from an image version, of the same gallery and definition (C3)."""
-        own = (self.gallery.lower(), self.definition.lower(), self.version)
-        return own == version.key
+        return self.image.key == version.image.key
 
 
 class DetachedDiskRecord(Record):

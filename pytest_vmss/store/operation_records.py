@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.store.record import Record
 
 __all__ = [
@@ -97,6 +98,11 @@ class OperationRecord(Record):
     error_code: str | None = None
     error_message: str | None = None
     reason: str = ""
+
+    @property
+    def image(self) -> ImageVersionRef:
+        """The image version that it installs, if it installs one."""
+        return ImageVersionRef(self.gallery, self.definition, self.target)
 
     @property
     def key(self) -> tuple[str | int, ...]:

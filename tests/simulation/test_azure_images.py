@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from pytest_vmss.errors import HostError, InterruptedOperationError, NotModelledWarning
+from pytest_vmss.errors import (
+    HostError,
+    InterruptedOperationError,
+    ModelError,
+    NotModelledWarning,
+)
 from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import notice
+from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
@@ -41,6 +48,40 @@ def test_a_set_is_upgraded_and_rolled_back(lab: SimulatedLab) -> None:
     assert faulted.faulted
     assert web.is_healthy()
     assert [told(lab, n)["exactVersion"] for n in range(3)] == ["1.1.0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "words"),
+    [
+        (Behaviour.NOT_READY, "OSProvisioningClientError", "could not be provisioned"),
+        (Behaviour.SILENT, "OSProvisioningTimedOut", "did not report that it is provisioned"),
+        (
+            Behaviour.DVD_UNREADABLE, "OSProvisioningClientError",
+            r"custom data did not run: .* \(DataSourceAzure \[seed=IMDS\]\)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_version_that_is_not_provisioned_is_rolled_back(
+    lab: SimulatedLab, behaviour: Behaviour, code: str, words: str
+) -> None:
+    """O2, G1: each failure is told apart."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(web_model(capacity=1), LOAD_BALANCER)
+    upgrade = lab.roll(web, "1.1.0", behaviour)
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK, upgrade.explain()
+    assert upgrade.errors["web_0"].code == code
+    assert re.search(words, upgrade.errors["web_0"].message)
+    assert web.is_healthy()
+    assert web[0].image_version == "1.0.0"
+
+
+def test_without_custom_data_the_dvd_may_stay_unread(lab: SimulatedLab) -> None:
+    """O2: the metadata service has all the rest."""
+    lab.gallery().define("web", provisioning="Azure")
+    body = web_model(capacity=1)
+    del body["properties"]["virtualMachineProfile"]["osProfile"]["customData"]
+    web = lab.start(body, LOAD_BALANCER)
+    assert lab.roll(web, "1.1.0", Behaviour.DVD_UNREADABLE).completed
 
 
 def test_no_checkpoint_is_made_of_such_a_set(lab: SimulatedLab) -> None:
@@ -191,3 +232,105 @@ def test_other_images_say_that_nobody_is_told(lab: SimulatedLab) -> None:
     begun = lab.clock.monotonic()
     assert lab.roll(web, "1.1.0").completed
     assert lab.clock.monotonic() - begun < 900
+
+
+def with_terminate_notice(body: dict[str, Any], minutes: int = 5) -> dict[str, Any]:
+    body["properties"]["virtualMachineProfile"]["scheduledEventsProfile"] = {
+        "terminateNotificationProfile": {"enable": True, "notBeforeTimeout": f"PT{minutes}M"}
+    }
+    return body
+
+
+def test_an_instance_is_told_that_it_is_deleted(
+    lab: SimulatedLab, events: list[ScheduledEvent]
+) -> None:
+    """O4, A2: by scaling in; it has its time, and an upgrade is not announced."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_terminate_notice(web_model(capacity=2)), LOAD_BALANCER)
+    assert lab.roll(web, "1.1.0").completed
+    assert not events
+    begun = lab.clock.monotonic()
+    web.scale(1)
+    assert 300 <= lab.clock.monotonic() - begun < 400
+    assert [(event.event_type, event.instance, event.started) for event in events] == [
+        ("Terminate", "web_1", False), ("Terminate", "web_1", True),
+    ]  # fmt: skip
+    assert events[0].wire()["EventType"] == "Terminate"
+    assert said(lab) == [
+        "Terminate: the guest may approve it within 300 s",
+        "Terminate: not approved in time; it begins anyway",
+    ]
+    assert [instance.name for instance in web] == ["web_0"]
+
+
+def test_an_instance_that_approves_its_end_is_deleted_at_once(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O4: with its set too; one that is stopped is not told."""
+
+    def approve(files: PlatformFiles, *published: ScheduledEvent) -> None:
+        publish(files, *published)
+        Approvals(files.approvals).add(published[0].event_id)
+
+    monkeypatch.setattr(notice, "publish", approve)
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_terminate_notice(web_model(capacity=2)), LOAD_BALANCER)
+    web.stop([web[1].instance_id])
+    begun = lab.clock.monotonic()
+    web.delete()
+    assert lab.clock.monotonic() - begun < 60
+    assert said(lab) == [
+        "Terminate: the guest may approve it within 300 s", "Terminate: approved by the guest",
+    ]  # fmt: skip
+
+
+def test_an_instance_that_is_replaced_is_told_of_its_end(
+    lab: SimulatedLab, events: list[ScheduledEvent]
+) -> None:
+    """O4, D9: the one that goes, once the one that comes is healthy."""
+    lab.gallery().define("web", provisioning="Azure")
+    body = with_terminate_notice(web_model(capacity=2, policy={"maxSurge": True}))
+    web = lab.start(body, LOAD_BALANCER)
+    upgrade = lab.roll(web, "1.1.0")
+    assert upgrade.completed, upgrade.explain()
+    assert [event.instance for event in events if event.started] == ["web_0", "web_1"]
+    assert [instance.name for instance in web] == ["web_2", "web_3"]
+
+
+def test_a_deletion_whose_notice_was_interrupted_goes_on(
+    lab: SimulatedLab, events: list[ScheduledEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O4, M1: with the same event and the same end."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_terminate_notice(web_model(capacity=2)), LOAD_BALANCER)
+
+    def fail(*_: object) -> bool:
+        raise HostError("the host has a fault")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(notice, "is_approved", fail)
+        with pytest.raises(InterruptedOperationError):
+            web.scale(1)
+    lab.clock.sleep(200)
+    begun = lab.clock.monotonic()
+    assert web.resume() is not None
+    assert lab.clock.monotonic() - begun < 150
+    assert len({event.event_id for event in events}) == 1
+    assert [instance.name for instance in web] == ["web_0"]
+
+
+@pytest.mark.parametrize("minutes", [4, 16])
+def test_azures_limits_of_a_terminate_notice(lab: SimulatedLab, minutes: int) -> None:
+    """O4, A6."""
+    with pytest.raises(ModelError, match="terminateNotificationProfile"):
+        lab.create(with_terminate_notice(web_model(), minutes), load_balancer=LOAD_BALANCER)
+
+
+def test_other_images_say_that_nobody_is_told_of_the_end(lab: SimulatedLab) -> None:
+    """O4, A6."""
+    body = with_terminate_notice(web_model(capacity=1))
+    with pytest.warns(NotModelledWarning, match="terminateNotificationProfile.*metadata service"):
+        web = lab.start(body, LOAD_BALANCER)
+    begun = lab.clock.monotonic()
+    web.delete()
+    assert lab.clock.monotonic() - begun < 60

@@ -11,7 +11,7 @@ import pytest
 from pytest_vmss.api.backends import reported_metrics
 from pytest_vmss.api.faults import Faults
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import ModelError, ProvisioningError
+from pytest_vmss.errors import BalancerError, ModelError, ProvisioningError
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.model import Health
 from pytest_vmss.simulation.guest import Behaviour
@@ -345,3 +345,38 @@ def test_a_change_of_health_is_an_event(lab: SimulatedLab) -> None:
     events = [event for event in lab.store.events(scale_set="web") if event.kind == "health"]
     seen = [(event.instance_id, event.message.partition(":")[0]) for event in events]
     assert sorted(seen) == [(0, "Healthy"), (1, "Healthy"), (1, "Unhealthy")]
+
+
+def test_the_load_balancer_is_asked_once_for_a_whole_set(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F2: and if it does not answer, or does not know a member, each instance is probed itself."""
+    web = lab.start_web(3)
+    balancer = lab.balancers[web.record.unique_id]
+    verdicts, asked = balancer.verdicts, list[str]()
+
+    def counted() -> dict[str, bool]:
+        asked.append("all")
+        return verdicts()
+
+    def one(name: str) -> bool | None:
+        asked.append(name)
+        return None
+
+    def silent() -> dict[str, bool]:
+        raise BalancerError("HAProxy does not answer")
+
+    monkeypatch.setattr(balancer, "verdicts", counted)
+    monkeypatch.setattr(balancer, "healthy", one)
+    lab.sick.add("web_1")
+    lab.simulated.power_off(f"vmss-{lab.identity.id}-web_2")
+    assert not web.is_healthy()
+    assert asked == ["all"]
+    assert [i.record.health for i in web] == [Health.HEALTHY, Health.UNHEALTHY, Health.UNHEALTHY]
+    del balancer.members["web_0"]
+    assert not web.is_healthy()
+    assert asked == ["all", "all", "web_0"]
+    monkeypatch.setattr(balancer, "verdicts", silent)
+    assert not web.is_healthy()
+    assert sorted(asked[3:]) == ["web_0", "web_1"]
+    assert [i.record.health for i in web] == [Health.HEALTHY, Health.UNHEALTHY, Health.UNHEALTHY]

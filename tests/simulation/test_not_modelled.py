@@ -72,7 +72,8 @@ def whole_body() -> dict[str, Any]:
     profile = properties["virtualMachineProfile"]
     profile["userData"] = encode("data")
     profile["scheduledEventsProfile"] = {
-        "osImageNotificationProfile": {"enable": True, "notBeforeTimeout": "PT1M"}
+        "osImageNotificationProfile": {"enable": True, "notBeforeTimeout": "PT1M"},
+        "terminateNotificationProfile": {"enable": True, "notBeforeTimeout": "PT5M"},
     }
     profile["osProfile"] |= {
         "adminPassword": "S3cret-pass",

@@ -28,14 +28,14 @@ def test_an_instance_as_azures_virtual_machine(lab: SimulatedLab) -> None:
     assert (first["name"], first["instanceId"]) == ("web_0", "0")
     assert first["type"] == "Microsoft.Compute/virtualMachineScaleSets/virtualMachines"
     assert (first["location"], first["tags"]) == ("westeurope", {"team": "shop"})
-    assert first["sku"] == {"name": "Standard_B1ls", "tier": "Standard"}
+    assert first["sku"] == {"name": "Standard_B2ts_v2", "tier": "Standard"}
     assert [one["zones"] for one in (first, second)] == [["1"], ["2"]]
     properties = first["properties"]
     assert properties["latestModelApplied"] is True
     assert properties["provisioningState"] == "Succeeded"
     assert properties["vmId"] == web[0].record.uuid
     assert properties["timeCreated"].endswith("Z")
-    assert properties["hardwareProfile"] == {"vmSize": "Standard_B1ls"}
+    assert properties["hardwareProfile"] == {"vmSize": "Standard_B2ts_v2"}
     assert properties["osProfile"] == {"computerName": "web000000", "adminUsername": "azureuser"}
     assert properties["storageProfile"]["imageReference"] == {
         "id": f"{IMAGE_ID.format(definition='web')}/versions/1.0.0",

@@ -93,7 +93,7 @@ def test_workers_have_labs_of_their_own_and_one_summary(
 
 
 def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
-    """Two sets of 2 x (512 + 256) MiB do not fit at once."""
+    """Two sets of 2 x (1024 + 256) MiB do not fit at once."""
     result = run(
         suite,
         """
@@ -109,7 +109,7 @@ def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
         "-n",
         "2",
         "--vmss-set",
-        "memory_mib=2000",
+        "memory_mib=4000",
         f"--basetemp={suite.path / 'base'}",
     )
     result.assert_outcomes(passed=4)
@@ -118,14 +118,14 @@ def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
     told = [line for line in result.stderr.lines if "waits for room" in line]
     assert told
     assert "[gw" in told[0]
-    assert "of the 2000 MiB that all labs may have (setting memory_mib), this lab has 0" in told[0]
+    assert "of the 4000 MiB that all labs may have (setting memory_mib), this lab has 0" in told[0]
 
 
 @pytest.fixture
 def others(tmp_path: Path) -> Iterator[list[SimulatedLab]]:
-    """Two labs that may have 2000 MiB together, and wait for a moment."""
+    """Two labs that may have 3300 MiB together, and wait for a moment."""
     settings = Settings(
-        tmp_path / "state", tmp_path / "cache", memory_mib=2000, timeouts=Timeouts(room=0.2)
+        tmp_path / "state", tmp_path / "cache", memory_mib=3300, timeouts=Timeouts(room=0.2)
     )
     labs = [SimulatedLab.session(settings) for _ in range(2)]
     for lab in labs:
@@ -145,16 +145,16 @@ def test_a_wait_for_room_ends(others: list[SimulatedLab]) -> None:
     create(one)
     with pytest.raises(CapacityError, match=r"gave no memory back within 0 s") as refused:
         create(two)
-    assert f"{one.paths.folder.name} (process {os.getpid()}) 1536 MiB" in str(refused.value)
+    assert f"{one.paths.folder.name} (process {os.getpid()}) 2560 MiB" in str(refused.value)
     assert two.scale_sets() == []
     one.scale_set("web").delete_instances([0])
     create(two, 1)
-    with pytest.raises(CapacityError, match="this lab has 768 MiB"):
+    with pytest.raises(CapacityError, match="this lab has 1280 MiB"):
         two.scale_set("web").scale(2)
     one.delete("web")
     two.scale_set("web").scale(2)
     told = [event.message for event in two.store.events() if "room" in event.message]
-    assert any(message.startswith("waits for room, up to 0 s: 1536 MiB") for message in told)
+    assert any(message.startswith("waits for room, up to 0 s: 2560 MiB") for message in told)
 
 
 def test_what_never_fits_is_refused_at_once(others: list[SimulatedLab]) -> None:

@@ -27,10 +27,9 @@ def answer(errors: list[str], stages: dict[str, Any] | None = None, log: str = "
 
 
 def test_done_and_disabled() -> None:
-    assert read_verdict(answer([])) == CloudInitResult("done")
-    assert read_verdict(answer([], {"init": {"errors": [], "recoverable_errors": {}}})) == (
-        CloudInitResult("done")
-    )
+    done = CloudInitResult("done", datasource="DataSourceNoCloud")
+    assert read_verdict(answer([])) == done
+    assert read_verdict(answer([], {"init": {"errors": [], "recoverable_errors": {}}})) == done
     assert read_verdict("disabled\n") == CloudInitResult("disabled")
 
 
@@ -56,7 +55,7 @@ def test_degraded_since_23_4() -> None:
 def test_degraded_before_by_its_log() -> None:
     log = "2026-11-23 06:00:00,123 - util.py[WARNING]: Failed loading yaml blob\nother\n"
     assert read_verdict(answer([], log=log)) == CloudInitResult(
-        "degraded", ("Failed loading yaml blob",)
+        "degraded", ("Failed loading yaml blob",), "DataSourceNoCloud"
     )
 
 

@@ -35,7 +35,8 @@ def problem(command: str) -> click.ClickException | None:
         while isinstance(group, click.Group) and rest:
             name, found, rest = group.resolve_command(context, rest)
             assert found is not None
-            group, context = found, found.make_context(name, rest, parent=context)
+            group = found
+            context = group.make_context(name, rest, parent=context)
             rest = _rest(context)
     except click.exceptions.Exit:
         return None

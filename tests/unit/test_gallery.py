@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 
 from pytest_vmss.errors import ConflictError, ImageError, LabError, ModelError, NotFoundError
-from pytest_vmss.gallery import Gallery, ImageAddress, ImageStore
-from pytest_vmss.gallery import gallery as gallery_module
+from pytest_vmss.gallery import Gallery, ImageStore, publication
 from pytest_vmss.gallery.qcow2 import inspect
 from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.host.process import run
 from pytest_vmss.model import ImageReference
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import VersionRecord
 
 
 @pytest.fixture
 def gallery(images: ImageStore) -> Gallery:
-    return images.gallery()
+    return Gallery(images)
 
 
 def qcow2(path: Path, size: str = "1M", *options: str) -> Path:
@@ -34,7 +34,11 @@ def qcow2(path: Path, size: str = "1M", *options: str) -> Path:
 
 
 def stored(images: ImageStore) -> list[str]:
-    return sorted(path.name for path in images._folder.glob("*")) if images._folder.exists() else []
+    return (
+        sorted(path.name for path in images._files.folder.glob("*"))
+        if images._files.folder.exists()
+        else []
+    )
 
 
 def test_publish_stores_by_digest_read_only(
@@ -127,9 +131,9 @@ def test_a_wrong_version_number(gallery: Gallery, tmp_path: Path, version: str) 
 def test_a_wrong_name(images: ImageStore, tmp_path: Path, name: str) -> None:
     """M6."""
     with pytest.raises(ImageError, match="no name"):
-        images.gallery().publish(name, "1.0.0", qcow2(tmp_path / "a"))
+        Gallery(images).publish(name, "1.0.0", qcow2(tmp_path / "a"))
     with pytest.raises(ImageError, match="no name"):
-        images.gallery(name)
+        Gallery(images, name)
 
 
 @pytest.mark.parametrize("given", [5, None, ["a"], b"a", "a\0b"])
@@ -181,7 +185,7 @@ def test_a_version_of_before_holes_were_skipped(
     record = gallery.publish("web", "1.0.0", source)
     plain = hashlib.sha256(source.read_bytes()).hexdigest()
     old = record.model_copy(update={"digest": plain, "algorithm": "sha256"})
-    images.path_of(record).rename(images._folder / f"{plain}.qcow2")
+    images.path_of(record).rename(images._files.folder / f"{plain}.qcow2")
     images._store.put(VersionRecord.model_validate(old.model_dump(exclude={"algorithm"})))
     assert gallery.publish("web", "1.0.0", source) == old
     assert stored(images) == [f"{plain}.qcow2"]
@@ -197,19 +201,19 @@ def test_a_version_of_before_holes_were_skipped(
 def test_addresses(gallery: Gallery, images: ImageStore, tmp_path: Path) -> None:
     gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"), identifier=("Acme", "Shop", "12-gen1"))
     by_id = ImageReference(id="/x/galleries/Gallery/images/Web")
-    assert images.resolve(images.address_of(by_id)).version == "1.0.0"
+    assert images.resolve(images.image_of(by_id)).version == "1.0.0"
     exact = ImageReference(id="/x/galleries/gallery/images/web/versions/2.0.0")
     with pytest.raises(NotFoundError, match=r"there are: 1\.0\.0"):
-        images.resolve(images.address_of(exact))
+        images.resolve(images.image_of(exact))
     by_name = ImageReference(publisher="Acme", offer="Shop", sku="12-gen1", version="latest")
-    assert images.address_of(by_name) == ImageAddress("gallery", "web", None)
+    assert images.image_of(by_name) == ImageVersionRef("gallery", "web", None)
     any_case = ImageReference(publisher="ACME", offer="shop", sku="12-Gen1", version="Latest")
-    assert images.address_of(any_case) == ImageAddress("gallery", "web", None)
+    assert images.image_of(any_case) == ImageVersionRef("gallery", "web", None)
     other = ImageReference(publisher="Acme", offer="Shop", sku="13", version="latest")
     with pytest.raises(NotFoundError, match="Acme:Shop:12-gen1"):
-        images.address_of(other)
+        images.image_of(other)
     with pytest.raises(NotFoundError, match="published are: gallery/web"):
-        images.resolve(ImageAddress("gallery", "nothing"))
+        images.resolve(ImageVersionRef("gallery", "nothing"))
 
 
 def test_one_version_published_twice_at_once(
@@ -222,7 +226,7 @@ def test_one_version_published_twice_at_once(
         together.wait(30)
         return inspect(path, name=name, limits=limits)
 
-    monkeypatch.setattr(gallery_module, "inspect", wait)
+    monkeypatch.setattr(publication, "inspect", wait)
     published: list[str] = []
     refused: list[ConflictError] = []
 
@@ -251,14 +255,14 @@ def test_what_killed_publications_left_is_removed(
     """Q1: and only that: not what another process is writing, not what is recorded."""
     record = gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
     path = images.path_of(record)
-    (images._folder / "dead.part").write_bytes(b"half an image")
-    (images._folder / "dead.part").chmod(0o444)
+    (images._files.folder / "dead.part").write_bytes(b"half an image")
+    (images._files.folder / "dead.part").chmod(0o444)
     # Killed after it had its name, and before it was recorded; and after that.
-    lost = images._folder / f"{'0' * 64}.qcow2"
+    lost = images._files.folder / f"{'0' * 64}.qcow2"
     lost.write_bytes(b"x")
-    os.link(lost, images._folder / "lost.part")
-    os.link(path, images._folder / "done.part")
-    with wait_for_lock(images._folder / "alive.part", what="writes", timeout=1):
+    os.link(lost, images._files.folder / "lost.part")
+    os.link(path, images._files.folder / "done.part")
+    with wait_for_lock(images._files.folder / "alive.part", what="writes", timeout=1):
         gallery.publish("web", "1.1.0", qcow2(tmp_path / "b", "2M"))
         names = stored(images)
         assert "alive.part" in names
@@ -276,7 +280,7 @@ def test_a_publication_that_cannot_be_recorded_leaves_nothing(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as now:
-        now.setattr(ImageStore, "_record", lambda *_: full(None))
+        now.setattr(publication.Publication, "_record", lambda *_: full(None))
         with pytest.raises(LabError, match="disk is full"):
             gallery.publish("web", "1.0.0", qcow2(tmp_path / "a"))
     assert stored(images) == []

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.errors import ImageError
-from pytest_vmss.gallery import ImageStore, vhd, vhdx
-from pytest_vmss.gallery import gallery as publishing
+from pytest_vmss.gallery import Gallery, ImageStore, vhd, vhdx
+from pytest_vmss.gallery import publication as publishing
 from pytest_vmss.gallery.copy import open_source
 from pytest_vmss.gallery.formats import ImageHead, recognize
 from pytest_vmss.host.process import run
@@ -78,7 +78,7 @@ def test_each_format_is_published_as_it_is(
     head = head_of(source)
     assert head.format == expected
     told: list[float] = []
-    record = images.gallery().publish("web", "1.0.0", source, progress=told.append)
+    record = Gallery(images).publish("web", "1.0.0", source, progress=told.append)
     assert record.virtual_size == head.size >= SIZE
     path = images.path_of(record)
     assert path.read_bytes()[:4] == b"QFI\xfb"
@@ -100,7 +100,7 @@ def test_a_vhd_has_the_size_that_it_names(images: ImageStore) -> None:
         struct.pack_into(">HBB", content, at + 56, 10, 4, 17)
         _seal_vhd(content, at)
     source.write_bytes(content)
-    assert images.gallery().publish("web", "1.0.0", source).virtual_size == SIZE
+    assert Gallery(images).publish("web", "1.0.0", source).virtual_size == SIZE
 
 
 def test_a_fixed_vhd_is_read_once_and_its_holes_not_at_all(images: ImageStore) -> None:
@@ -113,7 +113,7 @@ def test_a_fixed_vhd_is_read_once_and_its_holes_not_at_all(images: ImageStore) -
         file.truncate(200 * GIB)
         file.seek(200 * GIB)
         file.write(footer)
-    record = images.gallery().publish("web", "1.0.0", source)
+    record = Gallery(images).publish("web", "1.0.0", source)
     assert record.virtual_size == 200 * GIB
     assert record.size < 2 * MIB
 
@@ -326,9 +326,9 @@ def test_a_vhdx_that_changes_while_it_is_read(
     monkeypatch.setattr(publishing, real.__name__, changed)
     if moment == "copied":
         with pytest.raises(ImageError, match="changed while it was read"):
-            images.gallery().publish("web", "1.0.0", source)
+            Gallery(images).publish("web", "1.0.0", source)
     else:
-        images.gallery().publish("web", "1.0.0", source)
+        Gallery(images).publish("web", "1.0.0", source)
 
 
 def test_the_checksum_of_vhdx() -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from pytest_vmss.cli import main
 from pytest_vmss.errors import ImageError
-from pytest_vmss.gallery import ImageStore, file_system
+from pytest_vmss.gallery import Gallery, ImageStore, file_system
 from pytest_vmss.gallery.formats import ImageHead
 from pytest_vmss.gallery.inspection import Inspection, _inspect_raw, inspect_file
 from pytest_vmss.host.process import run
@@ -201,7 +201,7 @@ def test_a_new_definition_has_the_generation_that_can_boot(
     images: ImageStore, types: tuple[str, ...], expected: str
 ) -> None:
     """O5: unless somebody chose one; a later version of it changes nothing."""
-    gallery = images.gallery()
+    gallery = Gallery(images)
     source = disk(DEBIAN, types=types)
     assert gallery.publish("web", "1.0.0", source).hyper_v_generation == expected
     assert images.definition("gallery", "web").hyper_v_generation == expected
@@ -216,7 +216,7 @@ def test_auto_looks_into_each_version(
     images: ImageStore, files: Mapping[str, bytes], expected: str
 ) -> None:
     """O5: when it is published, and remembers what it found."""
-    gallery = images.gallery()
+    gallery = Gallery(images)
     record = gallery.publish("web", "1.0.0", disk(files), provisioning="auto")
     assert record.provisioning == expected
     assert images.definition("gallery", "web").provisioning == "auto"

@@ -71,6 +71,55 @@ def test_a_package_of_another_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             type(base).model_validate({**dict(base), "packages": [wrong]})
 
 
+def test_kernels_come_from_the_bases_own_sources(tmp_path: Path) -> None:
+    """B5: whatever release the host has; the hook runs outside the new root filesystem."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {
+        "apt-cache": 'echo "asked $APT_CONFIG" >> "$LOG"; echo "  Depends: linux-image-6.12.1"',
+        "apt-get": 'echo "got $APT_CONFIG $*" >> "$LOG"; touch kernel.deb',
+        "dpkg-deb": "mkdir -p boot usr/share/doc usr/lib/modules/6.12.1; touch boot/System.map-6",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    hook = bootstrap.HOOK.format(kernels="linux-image-cloud-amd64")
+    subprocess.run(
+        ["/bin/sh", "-c", hook, "hook", tmp_path / "root"],
+        env={
+            "PATH": f"{tools}:/usr/bin:/bin", "LOG": str(tmp_path / "log"),
+            "MMDEBSTRAP_APT_CONFIG": "/of/the/base",
+        },
+        check=True,
+        timeout=60,
+    )  # fmt: skip
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "asked /of/the/base",
+        "got /of/the/base -o APT::Sandbox::User=root download linux-image-6.12.1",
+    ]
+    kernel = tmp_path / "root/kernels/linux-image-cloud-amd64"
+    assert sorted(str(path.relative_to(kernel)) for path in kernel.rglob("*")) == [
+        "boot", "usr", "usr/lib", "usr/lib/modules", "usr/lib/modules/6.12.1",
+    ]  # fmt: skip
+
+
+def test_a_version_of_the_next_release(tmp_path: Path) -> None:
+    """B5: an image definition outlives the distribution's release that it began with."""
+    image = load_image(find_recipes() / "azure-web")
+    suites = {
+        version: image.base_recipe(image.version(version)).suite for version in image.versions()
+    }
+    assert suites == {
+        "1.0.0": "bookworm", "1.1.0": "bookworm", "1.2.0": "bookworm",
+        "2.0.0": "trixie", "2.1.0": "trixie",
+    }  # fmt: skip
+    folder = write_recipe("own", tmp_path)
+    with (folder / "1.0.0/version.yaml").open("a") as file:
+        file.write("base: nothing\n")
+    recipe = load_image(folder)
+    with pytest.raises(NotFoundError, match="the base 'nothing'"):
+        recipe.base_recipe(recipe.version("1.0.0"))
+
+
 def test_every_file_counts_for_the_digest(tmp_path: Path) -> None:
     """B5: same inputs, same digest; other inputs, another."""
     (tmp_path / "image.yaml").write_text("{publisher: p, offer: o, sku: s, base: b}")

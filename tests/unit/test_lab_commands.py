@@ -69,15 +69,15 @@ def test_each_lab_is_listed_with_what_it_holds(vmss_command: Vmss, settings: Set
         (found,) = find_labs(settings)
         assert found.state is LabState.OPEN
         (web,) = found.holdings.sets
-        assert (web.name, web.instances, web.running, web.memory_mib) == ("web", 2, 2, 1024)
+        assert (web.name, web.instances, web.running, web.memory_mib) == ("web", 2, 2, 2048)
         assert found.holdings.images == 1
         assert found.disk_bytes > 0
         listed = vmss_command("lab", "list").output
         assert "shop" in listed
-        assert "1024 MiB" in listed
+        assert "2048 MiB" in listed
         assert "open in a process" in listed
         shown = vmss_command("lab", "show", "shop").output
-        assert "set:     web, 2 instances, 2 of them running in 1024 MiB of memory" in shown
+        assert "set:     web, 2 instances, 2 of them running in 2048 MiB of memory" in shown
         refused = vmss_command("lab", "delete", "shop", "--yes")
         assert refused.exit_code == 1
         assert "another process has the lab shop open" in refused.output

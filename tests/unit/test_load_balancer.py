@@ -97,6 +97,7 @@ def test_a_balancers_life(balancer: Balancer, backends: dict[str, Backend]) -> N
     balancer.ensure(members)
     until(lambda: balancer.healthy("web_0") is True and balancer.healthy("web_1") is True)
     assert balancer.healthy("web_9") is None
+    assert balancer.verdicts() == {"web_0": True, "web_1": True}
     balancer.take_out("web_0")
     balancer.take_out("web_0")
     assert balancer.connections("web_0") == 0
@@ -104,6 +105,7 @@ def test_a_balancers_life(balancer: Balancer, backends: dict[str, Backend]) -> N
     balancer.put_back("web_0")
     backends["web_1"].healthy = False
     until(lambda: balancer.healthy("web_1") is False)
+    assert balancer.verdicts() == {"web_0": True, "web_1": False}
     backends["web_1"].healthy = True
     until(lambda: balancer.healthy("web_1") is True)
     balancer.take_out("web_1")

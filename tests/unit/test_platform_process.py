@@ -292,9 +292,14 @@ def test_what_reads_a_guests_frames_is_not_root(place: Path) -> None:
 
 
 def guest(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, seen: Sightings, clock: VirtualClock
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: Sightings,
+    clock: VirtualClock,
+    console: str = "",
 ) -> LinuxGuest:
     """A guest that answers over SSH, of which the platform has seen something."""
+    (folder / "log").write_text(console)
     shell = Shell.__new__(Shell)
     shell.host_key = "ssh-ed25519 SHOWN"
     facts = CommandResult(0, "12345678-abcd\n6.1\n1.0.0\n", "")
@@ -338,6 +343,8 @@ def test_a_guest_that_reported_not_ready_has_failed(
     [
         (set(), "never asked for an address by DHCP"),
         ({"dhcp", "lease"}, "Azure as its data source"),
+        ({"dhcp", "lease", "another cloud"}, "is Azure in cloud-init's datasource_list"),
+        ({"dhcp", "lease", "another cloud", "metadata"}, "never the wire server"),
     ],
 )
 def test_a_silent_guest_timed_out_with_what_was_seen(
@@ -349,6 +356,29 @@ def test_a_silent_guest_timed_out_with_what_was_seen(
         silent.wait_boot(None)
     assert failed.value.code == "OSProvisioningTimedOut"
     assert not isinstance(failed.value, CloudInitError)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "DataSourceAzure [seed=/dev/sr0]",
+            r"found Azure .*sr0\]\), .* a DHCP client for cloud-init",
+        ),
+        ("DataSourceNone", r"Azure as its data source, .* It found DataSourceNone\."),
+    ],
+)
+def test_a_silent_guest_is_told_what_its_cloud_init_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, words: str
+) -> None:
+    """O2: by the guest's own words at its console."""
+    silent = guest(
+        tmp_path, monkeypatch, Sightings(frozenset({"dhcp", "lease"})), VirtualClock(),
+        console="cloud-init[241]: Cloud-init v. 25.1.4 finished at Sun, 29 Nov 2026 20:58:19 +0000."
+        f" Datasource {said}.  Up 153.76 seconds\n",
+    )  # fmt: skip
+    with pytest.raises(GuestUnreachableError, match=words):
+        silent.wait_boot(None)
 
 
 def test_only_the_first_boot_of_a_disk_is_reported(

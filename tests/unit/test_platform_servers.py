@@ -223,7 +223,7 @@ def test_an_event_is_seen_and_approved(tmp_path: Path) -> None:
     """O4: in Azure's form, which grew with the versions; only what is pending can be approved."""
     files = PlatformFiles(tmp_path / "406a9d04.az")
     when = datetime(2026, 1, 1, 12, 15, tzinfo=UTC)
-    event = ScheduledEvent("A-1", "web_0", when)
+    event = ScheduledEvent("A-1", "Reimage", "web_0", when)
     publish(files, event)
     publish(files, event)
     server = MetadataService(
@@ -447,7 +447,7 @@ def test_a_broken_file_of_sightings_saw_nothing(tmp_path: Path, content: str) ->
 )
 def test_silence_is_explained_by_what_was_seen(seen: list[str], words: str) -> None:
     """O2."""
-    assert words in Sightings(frozenset(seen)).hint
+    assert words in Sightings(frozenset(seen)).hint()
 
 
 # The provisioning DVD.

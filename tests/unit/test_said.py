@@ -36,7 +36,15 @@ from pytest_vmss.host.http import http_status
 from pytest_vmss.model import Probe
 from pytest_vmss.report import LiveView
 from pytest_vmss.store import Store
-from pytest_vmss.untrusted import UnreadableError, clean, one_line, read_json, read_whole, shown
+from pytest_vmss.untrusted import (
+    UnreadableError,
+    clean,
+    one_line,
+    read_json,
+    read_json_file,
+    read_whole,
+    shown,
+)
 
 _HOSTILE = (
     "ok\n\x1b]0;title\x07\x1b[31mred\x1b[0m \u009b31mC1 \u009d \u202eRTL \x1bP1;2|dcs\x1b\\ \x1b[>c "
@@ -124,6 +132,24 @@ def test_errors_command_no_terminal() -> None:
 def test_json_out_of_bounds_is_unreadable(text: str | bytes) -> None:
     with pytest.raises(UnreadableError):
         read_json(text)
+
+
+def test_a_json_file_is_read_within_bounds(tmp_path: Path) -> None:
+    """R2: whoever wrote it, and whatever lies there."""
+    path = tmp_path / "file.json"
+    path.write_text('{"a": [1]}')
+    assert read_json_file(path, 64) == {"a": [1]}
+    with pytest.raises(OSError, match="larger than"):
+        read_json_file(path, 9)
+    for content in (b"{", b"\xff\xfe", b"", b"[" * 60 + b"1" * 30 + b"]" * 60):
+        path.write_bytes(content)
+        with pytest.raises(UnreadableError):
+            read_json_file(path, 1024)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for other in (pipe, tmp_path, tmp_path / "missing"):
+        with pytest.raises(OSError):  # noqa: PT011 - its words are the system's
+            read_json_file(other, 64)
 
 
 def test_json_holds_nothing_that_cannot_be_stored() -> None:

@@ -1,4 +1,6 @@
-"""An image made for Azure, unchanged: one data source, no guest agent (O1–O3, R1).
+"""An image made for Azure, unchanged: a VHD of generation 2, one data source, no guest agent.
+
+O1–O6, R1. Debian 12 is upgraded to Debian 13, with netplan and Azure's Linux agent.
 
 The tests of this module share one set and run in the order of the file.
 """
@@ -19,6 +21,7 @@ from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.gallery import Gallery
+from pytest_vmss.host.process import run
 from pytest_vmss.image_builder import ImageBuilder
 from pytest_vmss.model import Health
 from pytest_vmss.settings import Settings
@@ -51,15 +54,38 @@ def azure_built() -> Callable[[str], Path]:
     return lambda version: builder.build(version).path
 
 
+Publish = Callable[[str], None]
+
+
 @pytest.fixture(scope="module")
-def images(vmss: Lab, azure_built: Callable[[str], Path]) -> Gallery:
+def images(vmss: Lab) -> Gallery:
     gallery = vmss.gallery("azure-images")
-    gallery.publish("web", "1.0.0", azure_built("1.0.0"), provisioning="Azure")
+    gallery.define("web", hyper_v_generation="V2", provisioning="Azure")
     return gallery
 
 
 @pytest.fixture(scope="module")
-def web(vmss: Lab, images: Gallery) -> Iterator[ScaleSet]:
+def publish(
+    images: Gallery, azure_built: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Publish:
+    """Publishes a version as Azure has it: a fixed VHD (O5)."""
+
+    def published(version: str) -> None:
+        disk = tmp_path_factory.mktemp("vhd") / f"{version}.vhd"
+        run(
+            ["qemu-img", "convert", "-f", "qcow2", "-O", "vpc",
+             "-o", "subformat=fixed,force_size=on", azure_built(version), disk],
+            what="an image for Azure",
+        )  # fmt: skip
+        images.publish("web", version, disk)
+        disk.unlink()
+
+    return published
+
+
+@pytest.fixture(scope="module")
+def web(vmss: Lab, images: Gallery, publish: Publish) -> Iterator[ScaleSet]:
+    publish("1.0.0")
     model = with_application_health(
         web_model("azweb", capacity=2), "1.0", requestPath="/healthz",
         intervalInSeconds=5, numberOfProbes=1,
@@ -95,18 +121,19 @@ def servers(instance: Instance) -> list[psutil.Process]:
 
 
 def check_custom_data(instance: Instance, times: int) -> None:
-    """H1: custom data ran once on each OS disk; Azure's id of an instance stays."""
-    runs = instance.host.check_output("cat /data/custom-data-runs").split()
-    assert runs == [instance.record.uuid] * times
+    """H1, H2: custom data and CustomScript ran once on each OS disk; the instance's id stays."""
+    runs = instance.host.check_output("cat /data/custom-data-runs /data/extension-runs").split()
+    assert runs == [instance.record.uuid] * 2 * times
 
 
 def test_instances_come_up_from_azures_data_source(web: ScaleSet) -> None:
-    """O1, O2, H1: user, host name, key and custom data; not degraded; no agent."""
+    """O1, O2, O5, H1: by UEFI; user, host name, key and custom data; not degraded; no agent."""
     assert [instance.image_version for instance in web] == ["1.0.0", "1.0.0"]
     assert web.is_healthy()
     for number, instance in enumerate(web):
         host = instance.host
         assert host.check_output("cloud-id") == "azure"
+        assert host.file("/sys/firmware/efi").is_directory
         assert host.check_output("hostname") == f"azweb{number:06}"
         assert instance.generation.cloud_init == "done"
         assert host.run("pgrep qemu-ga").rc != 0
@@ -185,21 +212,23 @@ def test_a_guest_keeps_its_network_when_its_process_is_killed(web: ScaleSet) -> 
     assert web.is_healthy()
 
 
-def test_a_good_version_rolls_through(
-    vmss: Lab, web: ScaleSet, images: Gallery, azure_built: Callable[[str], Path]
-) -> None:
-    """O1, O4, C1: told first; stopped by ACPI, provisioned anew, and told what it runs."""
+def test_the_set_is_upgraded_to_debian_13(vmss: Lab, web: ScaleSet, publish: Publish) -> None:
+    """O1, O4, O5, C1: told first; stopped by ACPI, provisioned anew, and told what it runs."""
     before = {instance.name: instance.boot_id for instance in web}
     web[0].host.check_output("systemd-run --quiet python3 -c %s", APPROVER)
-    images.publish("web", "1.1.0", azure_built("1.1.0"), provisioning="Azure")
+    publish("2.0.0")
     upgrade = web.wait_for_upgrade()
     assert upgrade.completed, upgrade.explain()
     for instance in web:
-        assert instance.image_version == "1.1.0"
+        assert instance.image_version == "2.0.0"
+        assert instance.host.system_info.codename == "trixie"
+        assert instance.host.file("/sys/firmware/efi").is_directory
+        assert instance.host.file("/etc/netplan/50-cloud-init.yaml").exists
+        assert instance.generation.cloud_init == "done"
         assert instance.boot_id != before[instance.name]
         check_custom_data(instance, 2)
         image = metadata(instance)["compute"]["storageProfile"]["imageReference"]
-        assert image["exactVersion"] == "1.1.0"
+        assert image["exactVersion"] == "2.0.0"
     events = vmss.store.events()
     assert not [event for event in events if "cutting its power" in event.message]
     told = [event.message for event in events if event.kind == "scheduled event"]
@@ -209,15 +238,50 @@ def test_a_good_version_rolls_through(
     ]  # fmt: skip
 
 
+@pytest.mark.nightly
+def test_azures_linux_agent_finds_its_wire_server(web: ScaleSet, publish: Publish) -> None:
+    """O6: versions, goal state and shared config; it reports, and then leaves the run alone.
+
+    Debian starts it on Hyper-V only, and it waits for a key that this image does not make.
+    """
+    if web[0].image_version == "1.0.0":  # alone it is the first
+        publish("2.0.0")
+        assert web.wait_for_upgrade().completed
+    instance = web[0]
+    instance.host.check_output(
+        "mkdir -p /run/systemd/system/walinuxagent.service.d && "
+        "printf '[Unit]\nConditionVirtualization=\n' "
+        "> /run/systemd/system/walinuxagent.service.d/here.conf && "
+        "ssh-keygen -q -t rsa -N '' -f /etc/ssh/ssh_host_rsa_key && "
+        "systemctl daemon-reload && systemctl start walinuxagent"
+    )
+    log = instance.host.file("/var/log/waagent.log")
+    wait_for(
+        "the agent's report",
+        lambda: (log.exists and "Finished provisioning" in log.content_string) or None,
+        timeout=240,
+        clock=SystemClock(),
+        interval=5.0,
+    )
+    for told in (
+        "Fabric preferred wire protocol version:2015-04-05",
+        "Fetched a new incarnation for the WireServer goal state [incarnation 1]",
+        "Fetch goal state completed",
+    ):
+        assert told in log.content_string
+    assert instance.host.file("/var/lib/waagent/SharedConfig.xml").contains(instance.name)
+    assert instance.host.service("walinuxagent").is_running
+    assert web.is_healthy()
+    check_custom_data(instance, 2)
+
+
 @pytest.mark.nightly  # four minutes; tests/simulation/test_azure_images.py has it in each run
-def test_a_bad_version_is_rolled_back(
-    web: ScaleSet, images: Gallery, azure_built: Callable[[str], Path]
-) -> None:
+def test_a_bad_version_is_rolled_back(web: ScaleSet, publish: Publish) -> None:
     """O1, D3: the instance is again on the disk that it had."""
     before = {instance.name: instance.boot_id for instance in web}
     runs = len(web[0].host.check_output("cat /data/custom-data-runs").split())
     (version,) = {instance.image_version for instance in web}  # alone it is the first
-    images.publish("web", "1.2.0", azure_built("1.2.0"), provisioning="Azure")
+    publish("2.1.0")
     upgrade = web.wait_for_upgrade()
     assert upgrade.faulted, upgrade.explain()
     assert upgrade.error is not None

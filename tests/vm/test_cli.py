@@ -79,7 +79,7 @@ def test_a_scale_set_by_hand(
 
     # Another size reaches the instance when it is asked for: a restart on the same disk.
     change = tmp_path / "change.yaml"
-    change.write_text("sku: {name: Standard_B1s}\n")
+    change.write_text("sku: {name: Standard_B2s}\n")
     assert "vmss update-instances shop" in vmss_command("update", "shop", change).stdout
     facts = "grep MemTotal /proc/meminfo; cat /proc/sys/kernel/random/boot_id"
     before = vmss_command("ssh", "shop", "0", facts).stdout.split()

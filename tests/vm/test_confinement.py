@@ -33,9 +33,7 @@ class Running:
         paths.instance("web", 0).mkdir(parents=True, mode=0o700)
         source = paths.folder / "source.qcow2"
         hypervisor.create_data_disk(source, 1)
-        self.image = self.lab.images.path_of(
-            self.lab.images.gallery().publish("web", "1.0.0", source)
-        )
+        self.image = self.lab.images.path_of(self.lab.gallery().publish("web", "1.0.0", source))
         self.machine = Machine(
             name=f"vmss-{self.lab.identity.id}-web_0",
             uuid=f"406a9d04-57d7-48fb-9e7b-{self.lab.identity.id:0>12}",

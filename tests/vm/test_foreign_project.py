@@ -21,7 +21,7 @@ import pytest
 
 MODEL = {{
     "name": "app",
-    "sku": {{"name": "Standard_B1ls", "capacity": 1}},
+    "sku": {{"name": "Standard_B2ts_v2", "capacity": 1}},
     "properties": {{
         "virtualMachineProfile": {{
             "osProfile": {{"computerNamePrefix": "app"}},

@@ -146,7 +146,7 @@ PARAMETERS = {
 @pytest.fixture
 def quick(vmss: Lab, built: Callable[[str], Path], tmp_path: Path) -> Iterator[ScaleSet]:
     """One instance of the template, in a size that this host has room for."""
-    lab = Lab.session(replace(vmss.settings, size="Standard_B1ls"))
+    lab = Lab.session(replace(vmss.settings, size="Standard_B2ts_v2"))
     try:
         identifier = (IMAGE["publisher"], IMAGE["offer"], IMAGE["sku"])
         lab.gallery().publish("web", "1.0.0", built("1.0.0"), identifier=identifier)
@@ -175,4 +175,4 @@ def test_from_the_files_to_a_healthy_set(quick: ScaleSet) -> None:
     assert [entry.status for entry in instance.extensions] == ["success"]
     assert host.mount_point("/data").exists
     assert len(host.check_output("cat /data/custom-data-runs").split()) == 1
-    assert int(host.check_output("nproc")) == 1
+    assert int(host.check_output("nproc")) == 2

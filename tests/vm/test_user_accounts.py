@@ -18,7 +18,9 @@ import psutil
 import pytest
 import yaml
 
-from tests.models import CUSTOM_DATA, LOAD_BALANCER, web_model
+from pytest_vmss.image_builder import ImageBuilder
+from pytest_vmss.settings import Settings
+from tests.models import CUSTOM_DATA, LOAD_BALANCER, web_model, with_application_health
 from tests.vm.conftest import qemu_processes
 
 pytestmark = pytest.mark.skipif(
@@ -190,6 +192,52 @@ def test_disks_are_the_same_whoever_builds_them(rehearsals: Rehearsals) -> None:
     """B5: same inputs, same digest, in either mode and under any umask."""
     (_, usual), (_, plain) = rehearsals
     assert usual.result() == plain.result()
+
+
+@pytest.fixture
+def account(python: Path) -> Iterator[Account]:
+    """Another account, which others cannot look into."""
+    made = Account(python.parent / "vmss", umask=0o077, subordinate_ids=False)
+    yield made
+    made.remove()
+
+
+@pytest.mark.nightly
+def test_an_image_for_azure_of_generation_2(account: Account) -> None:
+    """O1, O5, R4: on the account's own libvirt; its process, sockets, DVD and UEFI variables."""
+    built = ImageBuilder.named("azure-web", Settings().cache_dir).build("2.0.0").path
+    disk = account.home / "web.vhd"
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "qcow2", "-O", "vpc",
+         "-o", "subformat=dynamic,force_size=on", built, disk],
+        check=True, timeout=300,
+    )  # fmt: skip
+    os.chown(disk, account.uid, -1)
+    body = with_application_health(
+        web_model("shop", capacity=1), "1.0", requestPath="/healthz",
+        intervalInSeconds=5, numberOfProbes=1,
+    )  # fmt: skip
+    model = account.write("shop.yaml", yaml.safe_dump(body))
+    azure = ("--provisioning", "Azure", "--hyper-v-generation", "V2")
+    account.vmss("image", "publish", "web", "2.0.0", disk, *azure)
+    account.vmss("create", model)
+    asked = "cloud-id; ls -d /sys/firmware/efi; cat /data/custom-data-runs /data/extension-runs"
+    metadata = "http://169.254.169.254/metadata/instance/compute/name?api-version=2021-08-01"
+    asked += f"; curl -s -H Metadata:true '{metadata}&format=text'"
+    for runs in (1, 2):
+        told = account.vmss("ssh", "shop", "0", asked).split()
+        assert told[:2] == ["azure", "/sys/firmware/efi"]
+        assert told[-1] == "shop_0"
+        assert len(told[2:-1]) == 2 * runs
+        assert len(set(told[2:-1])) == 1
+        assert "Healthy" in account.vmss("show", "shop", "--health")
+        names = {process.name() for process in account.processes()}
+        assert any(name.startswith("qemu-system") for name in names)
+        if runs == 1:
+            account.vmss("reimage", "shop", "0")
+    account.vmss("delete", "--yes", "shop")
+    assert not any(process.name().startswith("qemu") for process in account.processes())
+    assert not any("guest_platform" in " ".join(one.cmdline()) for one in account.processes())
 
 
 def free_ids() -> int:

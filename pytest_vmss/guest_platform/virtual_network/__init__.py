@@ -1,0 +1,1 @@
+"""The private network of a set, by which its instances reach each other (A9)."""
