@@ -163,6 +163,15 @@ MUTANTS: tuple[Mutant, ...] = (
         "PRAGMA synchronous=OFF",
         _tests("tests/unit/test_store.py"),
     ),
+    _mutant(
+        "a machine is stopped before that is synchronised",
+        "steps/power.py",
+        'name: ClassVar[str] = "stop"\n    timed: ClassVar[bool] = False\n'
+        "    durable: ClassVar[bool] = True",
+        'name: ClassVar[str] = "stop"\n    timed: ClassVar[bool] = False\n'
+        "    durable: ClassVar[bool] = False",
+        _tests("tests/simulation/test_durability.py"),
+    ),
     # The journal, and what is told.
     _mutant(
         "the outcome is told before the commit",

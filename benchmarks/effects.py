@@ -98,7 +98,8 @@ class _Observed(sqlite3.Connection):
     """Tells each statement."""
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
-        verb = sql.partition(" ")[0].upper()
+        # Before a record is given out unread, SQLite is asked whether it may have changed.
+        verb = "SELECT" if sql == "PRAGMA data_version" else sql.partition(" ")[0].upper()
         if _observe is None or verb in ("ROLLBACK", "PRAGMA"):
             return super().execute(sql, *parameters)
         effect = Effect("store", verb.lower(), reads=verb in ("SELECT", "BEGIN"))

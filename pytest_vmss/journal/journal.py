@@ -336,7 +336,9 @@ class Journal:
     ) -> None:
         """Runs the steps of a phase that are not journalled as done.
 
-        The end of one step, its conclusion, and the intent of the next are one transaction.
+        The end of one step, its conclusion, and the intent of the next are one transaction. It
+        is synchronized to the disk before anything is changed outside the store: at once, unless
+        the next step needs no such intent. A crash of the host in between repeats the last steps.
 
         Args:
             context: The instance.
@@ -362,7 +364,7 @@ class Journal:
         for sequence, step in enumerate(steps):
             if sequence in done:
                 continue
-            with self._store.transaction():
+            with self._store.transaction(durable=step.durable):
                 end()
                 entry = self._store.intend(
                     context.operation, self._name, context.instance_id, phase, sequence, step.name

@@ -54,13 +54,16 @@ class Work:
         record = self.context.record
         numbers = [generation.number for generation in self.context.generations()]
         new = max(numbers, default=0) + 1
-        return self._journal.note(
-            self.context,
-            source=record.generation,
-            result=new if new_disk() else record.generation or new,
-            source_revision=record.revision,
-            stopped=keep_power and record.power != "running",
-        )
+        result = new if new_disk() else record.generation or new
+        # The first step that changes anything outside the store makes this durable too.
+        with self.environment.store.transaction(durable=False):
+            return self._journal.note(
+                self.context,
+                source=record.generation,
+                result=result,
+                source_revision=record.revision,
+                stopped=keep_power and record.power != "running",
+            )
 
     def run(self, phase: str, steps: Sequence[Step], outcome: Outcome = Outcome.SUCCEEDED) -> None:
         """Runs a phase with the instance's timeout (G4), and then records its outcome.

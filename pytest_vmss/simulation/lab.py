@@ -12,7 +12,6 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -60,15 +59,10 @@ class ScheduledStore(Store):
         self._virtual = clock
         clock.held = lambda: self.in_transaction
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """Returns a context manager; see :class:`~pytest_vmss.store.Store`."""
-        transaction = super().transaction()
-        return transaction if self.in_transaction else self._scheduled(transaction)
-
     @contextlib.contextmanager
-    def _scheduled(self, transaction: AbstractContextManager[None]) -> Iterator[None]:
+    def _transaction(self, durable: bool) -> Iterator[None]:
         preempt(self._virtual)
-        with transaction:
+        with super()._transaction(durable):
             yield
         preempt(self._virtual)
 

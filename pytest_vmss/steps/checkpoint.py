@@ -38,6 +38,7 @@ class SaveMemory:
 
     name: ClassVar[str] = "save memory"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     checkpoint: str
 
@@ -59,6 +60,7 @@ class FreezeDisks:
 
     name: ClassVar[str] = "freeze disks"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     checkpoint: str
     generation: int
@@ -92,6 +94,7 @@ class RestoreDisks:
 
     name: ClassVar[str] = "restore disks"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     checkpoint: str
     number: int
@@ -165,6 +168,7 @@ class RestoreMemory:
 
     name: ClassVar[str] = "restore memory"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     checkpoint: str
     generation: int
@@ -184,6 +188,7 @@ class Wake:
 
     name: ClassVar[str] = "wake"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     generation: int
 
@@ -207,6 +212,7 @@ class DropRestored:
 
     name: ClassVar[str] = "drop restored disks"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     generation: int
 

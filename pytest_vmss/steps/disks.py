@@ -50,6 +50,7 @@ class CreateDataDisks:
 
     name: ClassVar[str] = "create data disks"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     revision: int
 
@@ -82,6 +83,7 @@ class ReplaceDataDisks:
 
     name: ClassVar[str] = "replace data disks"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     revision: int
 
@@ -113,6 +115,7 @@ class PrepareDisk:
 
     name: ClassVar[str] = "prepare OS disk"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     number: int
     version: ImageVersionRef
@@ -180,6 +183,7 @@ class Commit:
 
     name: ClassVar[str] = "commit"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
 
     generation: int
     provisioning: str = "Succeeded"
@@ -222,6 +226,7 @@ class Discard:
 
     name: ClassVar[str] = "discard old disk"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     keep: int
 
@@ -262,6 +267,7 @@ class RemoveMachine:
 
     name: ClassVar[str] = "remove machine"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     def apply(self, context: InstanceContext) -> None:
         context.leave()
@@ -281,6 +287,7 @@ class RemoveFiles:
 
     name: ClassVar[str] = "remove files"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     revision: int
 
@@ -314,6 +321,7 @@ class Forget:
 
     name: ClassVar[str] = "forget"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     def apply(self, context: InstanceContext) -> None:
         store = context.environment.store

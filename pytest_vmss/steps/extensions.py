@@ -32,6 +32,7 @@ class RunExtensions:
 
     name: ClassVar[str] = "extensions"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     generation: int
     newer: bool = False

@@ -29,6 +29,7 @@ class FinishCloudInit:
 
     name: ClassVar[str] = "cloud-init"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     generation: int
 
@@ -80,6 +81,7 @@ class ApplyModel:
 
     name: ClassVar[str] = "apply model"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     generation: int
     revision: int
@@ -98,6 +100,7 @@ class AwaitHealth:
 
     name: ClassVar[str] = "health"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     generation: int
 
@@ -166,6 +169,7 @@ class Sync:
 
     name: ClassVar[str] = "sync"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     generation: int
 

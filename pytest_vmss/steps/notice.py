@@ -61,6 +61,7 @@ class GiveNotice:
 
     name: ClassVar[str] = "scheduled event"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     revision: int
     event: EventType

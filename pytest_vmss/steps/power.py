@@ -24,6 +24,7 @@ class Stop:
 
     name: ClassVar[str] = "stop"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     generation: int
     abrupt: bool = False
@@ -57,6 +58,7 @@ class Start:
 
     name: ClassVar[str] = "start"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
 
     generation: int
 
@@ -90,6 +92,7 @@ class ProveBoot:
 
     name: ClassVar[str] = "boot"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     generation: int
 
@@ -126,6 +129,7 @@ class SetPower:
 
     name: ClassVar[str] = "power state"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     power: Literal["running", "stopped", "deallocated"]
 

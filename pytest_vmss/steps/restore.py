@@ -20,6 +20,7 @@ class PowerOff:
 
     name: ClassVar[str] = "power off"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     def apply(self, context: InstanceContext) -> None:
         context.leave()
@@ -41,6 +42,7 @@ class PutBackDisks:
 
     name: ClassVar[str] = "put back disks"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     checkpoint: str
     number: int

@@ -20,10 +20,14 @@ class Step(Protocol):
         name: Its name in the journal, which a resume compares.
         timed: Whether it is not started once the instance's deadline has passed. Steps that
             tidy up disks, and those after the commit, run at any time.
+        durable: Whether its intent must be synchronized to the disk before it is applied. Not
+            where it changes nothing outside the store, or where it first writes, durably, what
+            it is about to do.
     """
 
     name: ClassVar[str]
     timed: ClassVar[bool]
+    durable: ClassVar[bool]
 
     def apply(self, context: InstanceContext) -> Conclusion | None:
         """Carries out the effect, whether or not it was started before.

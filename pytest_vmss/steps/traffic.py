@@ -23,6 +23,7 @@ class Drain:
 
     name: ClassVar[str] = "drain"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     def apply(self, context: InstanceContext) -> Conclusion:
         balancer = context.environment.traffic.balancer(context.scale_set)
@@ -56,6 +57,7 @@ class Undrain:
 
     name: ClassVar[str] = "undrain"
     timed: ClassVar[bool] = True
+    durable: ClassVar[bool] = True
 
     wait: bool = True
 
@@ -92,6 +94,7 @@ class LeaveBalancer:
 
     name: ClassVar[str] = "leave load balancer"
     timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     def apply(self, context: InstanceContext) -> None:
         balancer = context.environment.traffic.balancer(context.scale_set)

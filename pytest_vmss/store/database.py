@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -17,6 +17,7 @@ from pytest_vmss.clock import Clock, SystemClock, wait_for
 from pytest_vmss.errors import LabError, NotFoundError, WaitTimeoutError
 from pytest_vmss.host.files import sync_folder
 from pytest_vmss.secrecy import SecretText
+from pytest_vmss.store.memory import Memory
 from pytest_vmss.store.operation_records import EventRecord, StepRecord
 from pytest_vmss.store.record import Record
 from pytest_vmss.untrusted import clean
@@ -24,6 +25,9 @@ from pytest_vmss.untrusted import clean
 __all__ = ["Store"]
 
 _FORMAT = 2
+
+#: Makes every commit wait until it is on the disk.
+_SYNCHRONIZE = "PRAGMA synchronous=FULL"
 
 #: Seconds to wait for another process that is writing.
 _BUSY_S = 30.0
@@ -54,18 +58,8 @@ _R = TypeVar("_R", bound=Record)
 
 _AFTER_ALL = "\U0010ffff"  # sorts after every character of a key
 
-#: The most parsed records that a store remembers.
-_REMEMBERED = 16_384
-
 #: What a transaction inside another one is: nothing of its own.
 _JOINED = nullcontext()
-
-
-class _Parsed(NamedTuple):
-    """A stored record's text, and the record that was parsed from it; both are immutable."""
-
-    body: SecretText
-    record: Record
 
 
 def _parse(kind: type[_R], body: SecretText) -> _R:
@@ -90,7 +84,7 @@ def _code(error: BaseException) -> int | None:
     return None if code is None else code & 0xFF
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=16_384)
 def _key(parts: tuple[str | int, ...]) -> str:
     """A key as text; numbers sort by their value."""
     return "".join(f"{part:06d}/" if isinstance(part, int) else f"{part}/" for part in parts)
@@ -114,7 +108,7 @@ class Store:
         self._owner: int | None = None
         self._process = os.getpid()
         self._closed = False
-        self._parsed: dict[tuple[str, str], _Parsed] = {}
+        self._memory = Memory()
         try:
             if not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -172,7 +166,7 @@ class Store:
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
+        database.execute(_SYNCHRONIZE)
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == _FORMAT:
             return
@@ -201,14 +195,20 @@ class Store:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+            self._memory.doubt()
 
     @property
     def in_transaction(self) -> bool:
         """Whether this thread is in a transaction, so that what it reads may be undone."""
         return self._owner == threading.get_ident()
 
-    def transaction(self) -> AbstractContextManager[None]:
+    def transaction(self, *, durable: bool = True) -> AbstractContextManager[None]:
         """Returns a context manager whose writes become durable together, or not at all.
+
+        Args:
+            durable: Synchronize them to the disk at the end. If false, they survive the end of
+                this process at once, and a crash of the host as soon as any later transaction
+                has been synchronized: for what no effect follows before that.
 
         Raises:
             LabError: The host's disk is full, or the file cannot be written.
@@ -216,11 +216,11 @@ class Store:
         self._require_own()
         if self.in_transaction:
             return _JOINED  # part of the transaction that this thread is in
-        return self._transaction()
+        return self._transaction(durable)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
+    def _transaction(self, durable: bool) -> Iterator[None]:
+        with self._lock, nullcontext() if durable else self._unsynchronized():
             try:
                 self._begin()
                 self._owner = threading.get_ident()
@@ -234,14 +234,35 @@ class Store:
             finally:
                 self._owner = None
 
+    @contextmanager
+    def _unsynchronized(self) -> Iterator[None]:
+        """Commits without synchronization; a connection that cannot be set back is closed."""
+        try:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            yield
+        except sqlite3.Error as error:
+            raise self._unusable("written", error) from error
+        finally:
+            self._synchronize()
+
+    def _synchronize(self) -> None:
+        """Synchronizes the commits from now on; if that fails, closes the connection."""
+        if self._connection is not None:
+            try:
+                self._connection.execute(_SYNCHRONIZE)
+            except sqlite3.Error:
+                self._drop()
+
     def _begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
+        self._see()
 
     def _commit(self) -> None:
         self._db.execute("COMMIT")
 
     def _roll_back(self) -> None:
         """Rolls a transaction back; if that fails, closes the connection."""
+        self._memory.doubt()
         connection = self._connection
         try:
             if connection is not None and connection.in_transaction:
@@ -289,43 +310,69 @@ class Store:
         except sqlite3.Error as error:
             raise self._unusable("read", error) from error
 
+    def _see(self) -> None:
+        """Notices what other connections have committed."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        self._memory.see(version)
+
+    def _see_unless_writing(self) -> None:
+        """The same with the store locked; within a transaction, nobody else can commit.
+
+        Raises:
+            LabError: The database cannot be read.
+        """
+        if self._owner is None:
+            try:
+                self._see()
+            except sqlite3.Error as error:
+                raise self._unusable("read", error) from error
+
     def put(self, record: Record) -> None:
         """Writes a record, replacing any with the same key."""
         with self.transaction():
-            self._write(
-                "INSERT OR REPLACE INTO record VALUES (?, ?, ?)",
-                record.kind,
-                _key(record.key),
-                SecretText(record.model_dump_json(), f"<a {record.kind}>"),
-            )
+            self._put(record)
+
+    def _put(self, record: Record) -> SecretText:
+        """Writes a record, and returns its stored form."""
+        key, body = _key(record.key), SecretText(record.model_dump_json(), f"<a {record.kind}>")
+        self._memory.forget(record.kind, key)
+        self._write("INSERT OR REPLACE INTO record VALUES (?, ?, ?)", record.kind, key, body)
+        return body
 
     def delete(self, record: Record) -> None:
         """Deletes a record."""
+        key = _key(record.key)
         with self.transaction():
-            self._write(
-                "DELETE FROM record WHERE kind = ? AND key = ?", record.kind, _key(record.key)
-            )
+            self._memory.forget(record.kind, key)
+            self._write("DELETE FROM record WHERE kind = ? AND key = ?", record.kind, key)
 
     def get(self, kind: type[_R], *key: str | int) -> _R | None:
         """Returns the record with a key, or None."""
-        found = self._records(
-            kind,
-            self._read(
-                "SELECT key, body FROM record WHERE kind = ? AND key = ?", kind.kind, _key(key)
-            ),
-        )
-        return found[0] if found else None
+        text = _key(key)
+        self._require_own()
+        with self._lock:
+            self._see_unless_writing()
+            known = self._memory.current(kind, text)
+            if known is not None:
+                return known
+            rows = self._read(
+                "SELECT key, body FROM record WHERE kind = ? AND key = ?", kind.kind, text
+            )
+            return next(iter(self._records(kind, rows)), None)
 
     def select(self, kind: type[_R], *prefix: str | int) -> list[_R]:
         """Returns the records whose keys start with a prefix, ordered by key."""
         start = _key(prefix)
-        return self._records(
-            kind,
-            self._read(
-                "SELECT key, body FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key",
-                kind.kind, start, start + _AFTER_ALL,
-            ),
-        )  # fmt: skip
+        where = "FROM record WHERE kind = ? AND key >= ? AND key < ? ORDER BY key"
+        values = (kind.kind, start, start + _AFTER_ALL)
+        self._require_own()
+        with self._lock:
+            keys = self._read(f"SELECT key {where}", *values)
+            self._see_unless_writing()  # after the keys, so that both are of one moment
+            known = [self._memory.current(kind, key) for (key,) in keys]
+            if None not in known:
+                return cast("list[_R]", known)
+            return self._records(kind, self._read(f"SELECT key, body {where}", *values))
 
     def _records(self, kind: type[_R], rows: list[tuple[str, str]]) -> list[_R]:
         """Returns the records of rows; only those that changed since the last time are parsed.
@@ -335,27 +382,17 @@ class Store:
             rows: Their keys and stored forms. These hold secrets, so the list is emptied before
                 anything can fail: no error shows them.
         """
-        name, remembered = kind.kind, self._parsed.get
-        known = [
-            entry.record
-            if (entry := remembered((name, key))) is not None and entry.body == body
-            else None
-            for key, body in rows
-        ]
-        if all(known):
-            return cast("list[_R]", known)
-        sealed = [(key, SecretText(body, f"<a {name}>")) for key, body in rows]
+        known = [self._memory.of_text(kind, key, body) for key, body in rows]
+        sealed = [(key, SecretText(body, f"<a {kind.kind}>")) for key, body in rows]
         rows.clear()
         return [
-            self._parse(kind, key, body) if record is None else cast("_R", record)
+            self._parse(kind, key, body) if record is None else record
             for record, (key, body) in zip(known, sealed, strict=True)
         ]
 
     def _parse(self, kind: type[_R], key: str, body: SecretText) -> _R:
         record = _parse(kind, body)
-        if len(self._parsed) >= _REMEMBERED:
-            self._parsed.clear()
-        self._parsed[kind.kind, key] = _Parsed(body, record)
+        self._memory.keep(key, body, record)
         return record
 
     def amend(self, record: _R, **changes: object) -> _R:
@@ -381,7 +418,7 @@ class Store:
             if current is None:
                 raise NotFoundError(f"the {kind.kind} {'/'.join(map(str, key))} is gone")
             changed = kind.model_validate({**current.__dict__, **changes})
-            self.put(changed)
+            self._memory.keep(_key(changed.key), self._put(changed), changed)
         return changed
 
     def intend(

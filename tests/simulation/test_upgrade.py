@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -23,7 +24,14 @@ from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor import Machine
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import Start
-from pytest_vmss.store import Outcome
+from pytest_vmss.store import (
+    GenerationRecord,
+    InstanceRecord,
+    OperationRecord,
+    Outcome,
+    OutcomeRecord,
+    Store,
+)
 from tests.models import IMAGE_ID, LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
 
@@ -574,3 +582,15 @@ def test_a_version_that_is_deleted_in_mid_upgrade_ends_it(lab: SimulatedLab, by_
     web.update_instances()
     assert lab.roll(web, "1.2.0").completed
     assert {instance.image_version for instance in web} == {"1.2.0"}
+
+
+def test_what_a_lab_remembers_is_what_it_wrote(lab: SimulatedLab) -> None:
+    """M1: each record that is not read again is as another process reads it."""
+    web = lab.start_web(3)
+    lab.roll(web, "1.1.0", Behaviour.UNHEALTHY)
+    lab.roll(web, "1.2.0")
+    with contextlib.closing(Store(lab.paths.database, lab.virtual)) as fresh:
+        for kind in (GenerationRecord, InstanceRecord, OperationRecord, OutcomeRecord):
+            read = fresh.select(kind)
+            assert read
+            assert lab.store.select(kind) == read

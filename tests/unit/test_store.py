@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,39 @@ def test_full_synchronisation(tmp_path: Path) -> None:
     store = Store(tmp_path / "db", VirtualClock())
     assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
     assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    store.close()
+
+
+def test_a_commit_that_need_not_be_durable_leaves_the_next_ones_so(
+    tmp_path: Path, broken: type[Broken]
+) -> None:
+    """M1: whatever fails meanwhile."""
+    store = Store(tmp_path / "db", VirtualClock())
+
+    def level() -> int:
+        found: int = store._db.execute("PRAGMA synchronous").fetchone()[0]
+        return found
+
+    def write(name: str) -> None:
+        with store.transaction(durable=False):
+            assert level() == 1
+            with store.transaction():
+                store.put(definition(name))
+            assert level() == 1
+
+    write("a")
+    assert level() == 2
+    for failing in ("PRAGMA synchronous=NORMAL", "BEGIN", "COMMIT"):
+        broken.failing = (failing,)
+        with pytest.raises(LabError, match="cannot be written"):
+            write("b")
+        broken.failing = ()
+        assert level() == 2
+    broken.failing = ("PRAGMA synchronous=FULL",)
+    write("c")
+    broken.failing = ()
+    assert level() == 2
+    assert [record.name for record in store.select(DefinitionRecord)] == ["a", "c"]
     store.close()
 
 
@@ -256,6 +292,153 @@ def test_nothing_is_written_outside_of_a_transaction_that_failed(
     store.close()
 
 
+class Counting(sqlite3.Connection):
+    """A connection that counts the queries of records."""
+
+    selects = 0
+
+    def execute(self, statement: str, *arguments: Any) -> sqlite3.Cursor:
+        type(self).selects += statement.startswith("SELECT key, body")
+        return super().execute(statement, *arguments)
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, Store]]:
+    """Two stores of one file, as two processes have; the queries of the first are counted."""
+    connect = sqlite3.connect
+    monkeypatch.setattr(Counting, "selects", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sqlite3, "connect", lambda *path, **how: connect(*path, **how, factory=Counting)
+        )
+        store = Store(tmp_path / "db", VirtualClock())
+    other = Store(tmp_path / "db", VirtualClock())
+    yield store, other
+    store.close()
+    other.close()
+
+
+def test_a_current_record_is_not_read_again(pair: tuple[Store, Store]) -> None:
+    """M4: whatever another connection commits, to this record or any other, ends that."""
+    store, other = pair
+    store.put(definition("a"))
+    written = store.change(DefinitionRecord, "g", "a", offer="mine")
+    Counting.selects = 0
+    assert store.get(DefinitionRecord, "g", "a") is written
+    assert store.select(DefinitionRecord)[0] is written
+    with store.transaction():
+        assert store.get(DefinitionRecord, "g", "a") is written
+    assert Counting.selects == 0
+    other.put(definition("b"))
+    assert store.get(DefinitionRecord, "g", "a") is written
+    assert [record.name for record in store.select(DefinitionRecord)] == ["a", "b"]
+    assert Counting.selects == 2
+    other.amend(definition("a"), offer="theirs")
+    assert [record.offer for record in store.select(DefinitionRecord)] == ["theirs", "o"]
+    other.delete(definition("a"))
+    assert store.get(DefinitionRecord, "g", "a") is None
+    assert [record.name for record in store.select(DefinitionRecord)] == ["b"]
+
+
+def test_what_another_process_commits_counts_inside_a_transaction_too(
+    pair: tuple[Store, Store],
+) -> None:
+    """M4: in a transaction nobody else can commit, but somebody may have just before."""
+    store, other = pair
+    store.put(definition("a"))
+    store.change(DefinitionRecord, "g", "a", offer="mine")
+    other.change(DefinitionRecord, "g", "a", offer="theirs")
+    with store.transaction():
+        seen = store.get(DefinitionRecord, "g", "a")
+        assert seen is not None
+        assert seen.offer == "theirs"
+        assert store.change(DefinitionRecord, "g", "a", sku="mine").offer == "theirs"
+
+
+def test_what_another_process_commits_while_records_are_selected_is_seen_whole_or_not_at_all(
+    pair: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M4: a removal and a change of one transaction are never seen one without the other."""
+    store, other = pair
+    for name in ("a", "b"):
+        store.put(definition(name))
+        store.change(DefinitionRecord, "g", name, offer="before")
+    real = store._see_unless_writing
+
+    def see() -> None:
+        real()
+        monkeypatch.undo()
+        with other.transaction():
+            other.delete(definition("a"))
+            other.change(DefinitionRecord, "g", "b", offer="after")
+
+    monkeypatch.setattr(store, "_see_unless_writing", see)
+    seen = [(record.name, record.offer) for record in store.select(DefinitionRecord)]
+    assert seen in ([("a", "before"), ("b", "before")], [("b", "after")])
+    assert [record.offer for record in store.select(DefinitionRecord)] == ["after"]
+
+
+@pytest.mark.parametrize("failing", ["", "COMMIT"])
+def test_a_transaction_that_is_undone_leaves_nothing_in_memory(
+    tmp_path: Path, broken: type[Broken], failing: str
+) -> None:
+    """M1: what was changed, created or deleted in it is as it was."""
+    store = Store(tmp_path / "db", VirtualClock())
+    for name in ("a", "b"):
+        store.put(definition(name))
+        store.change(DefinitionRecord, "g", name, offer="kept")
+
+    def undone() -> None:
+        with store.transaction():
+            store.change(DefinitionRecord, "g", "a", offer="undone")
+            store.delete(definition("b"))
+            store.put(definition("c"))
+            store.change(DefinitionRecord, "g", "c", offer="undone")
+            assert [record.name for record in store.select(DefinitionRecord)] == ["a", "c"]
+            if not failing:
+                raise LabError("undone")
+
+    if failing:
+        broken.failing = (failing,)
+    with pytest.raises(LabError):
+        undone()
+    broken.failing = ()
+    assert store.get(DefinitionRecord, "g", "c") is None
+    kept = [definition(name).model_copy(update={"offer": "kept"}) for name in ("a", "b")]
+    assert [store.get(DefinitionRecord, "g", name) for name in ("a", "b")] == kept
+    assert store.select(DefinitionRecord) == kept
+    store.close()
+
+
+def test_a_thread_does_not_see_what_another_has_not_committed(tmp_path: Path) -> None:
+    """M1: it waits for the end of the transaction."""
+    store = Store(tmp_path / "db", VirtualClock())
+    store.put(definition("a"))
+    before = store.change(DefinitionRecord, "g", "a", offer="before")
+    seen: list[DefinitionRecord | None] = []
+    reader = threading.Thread(target=lambda: seen.append(store.get(DefinitionRecord, "g", "a")))
+
+    def undone() -> None:
+        with store.transaction():
+            store.change(DefinitionRecord, "g", "a", offer="undone")
+            reader.start()
+            reader.join(0.2)
+            assert not seen
+            raise LabError("undone")
+
+    with pytest.raises(LabError):
+        undone()
+    reader.join(10)
+    assert seen == [before]
+    store.close()
+
+
+def spoil(path: Path) -> None:
+    """Writes nonsense into every record, as another program might."""
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE record SET body = '{}'")
+
+
 def test_a_read_that_fails(tmp_path: Path, broken: type[Broken]) -> None:
     """Q1: is the lab's error too, and the next one succeeds."""
     store = Store(tmp_path / "db", VirtualClock())
@@ -272,7 +455,11 @@ def test_a_read_that_fails(tmp_path: Path, broken: type[Broken]) -> None:
             read()
     broken.failing = ()
     assert store.get(DefinitionRecord, "g", "a") == definition("a")
-    store._db.execute("UPDATE record SET body = '{}'")
+    broken.failing = ("PRAGMA data_version",)
+    with pytest.raises(LabError, match=r"cannot be read: disk I/O error"):
+        store.get(DefinitionRecord, "g", "a")
+    broken.failing = ()
+    spoil(tmp_path / "db")
     with pytest.raises(LabError, match=r"holds a definition that this version.*gallery"):
         store.select(DefinitionRecord)
     store.close()
