@@ -68,7 +68,7 @@ def command_page() -> str:
             :module: pytest_vmss.cli
             :command: main
             :prog_name: vmss
-            :style: table
+            :style: plain
             :depth: 1
             :list_subcommands: True
     """)

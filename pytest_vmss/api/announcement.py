@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 
 from pytest_vmss.environment.environment import Environment
@@ -13,6 +14,8 @@ from pytest_vmss.operations.revisions import left_out_of
 
 __all__ = ["announce", "review_of"]
 
+#: Modules whose own lines would say nothing to whoever is warned.
+_API = ("pytest_vmss.api.", "pytest_vmss.model.")
 _EVENTS = "$.virtualMachineProfile.scheduledEventsProfile"
 
 
@@ -75,4 +78,15 @@ def announce(
     lines = list(found.lines())
     if lines:
         told = "".join(f"\n  {line}" for line in lines)
-        warnings.warn(NotModelledWarning(f"{document.source}:{told}"), stacklevel=4)
+        warnings.warn(
+            NotModelledWarning(f"{document.source}:{told}"), stacklevel=_level_of_caller()
+        )
+
+
+def _level_of_caller() -> int:
+    """The stack level, seen from the function that calls this, of whoever uses the API."""
+    level, frame = 1, inspect.currentframe()
+    frame = None if frame is None else frame.f_back
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_API):
+        level, frame = level + 1, frame.f_back
+    return level

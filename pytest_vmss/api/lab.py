@@ -1,4 +1,4 @@
-"""The lab: the entry point of the plugin and the command line."""
+"""The lab: the entry point of the plugin and the command line, where its parts are put together."""
 
 from __future__ import annotations
 
@@ -7,32 +7,24 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Self
 
-from pytest_vmss.api.announcement import announce
 from pytest_vmss.api.backends import LocalBackends
-from pytest_vmss.api.checkpoints import Checkpoints, Sought
+from pytest_vmss.api.checkpoints import Checkpoints
+from pytest_vmss.api.creation import create_scale_set
 from pytest_vmss.api.custom_data import CustomData, encode_custom_data, located
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.api.suite_functions import keep_functions, require_durable
 from pytest_vmss.checkpoints import CheckpointCache
 from pytest_vmss.clock import Clock, SystemClock
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
-from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment
-from pytest_vmss.errors import (
-    ConflictError,
-    LabError,
-)
+from pytest_vmss.errors import LabError
 from pytest_vmss.file_server.blobs import Blobs
 from pytest_vmss.gallery import DEFAULT_GALLERY, Gallery, ImageStore
 from pytest_vmss.guest import Check
 from pytest_vmss.guest.keys import lab_key
 from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.journal.report import OperationReport
-from pytest_vmss.labs.identity import (
-    LabNetworks,
-    find_lab,
-)
+from pytest_vmss.labs.identity import LabNetworks, find_lab
 from pytest_vmss.labs.place import LabPlace, open_place, session_paths
 from pytest_vmss.labs.removal import remove_machines
 from pytest_vmss.model import (
@@ -57,15 +49,9 @@ from pytest_vmss.model.arguments import (
     check_text,
     known_arguments,
 )
-from pytest_vmss.operations import CreateScaleSet
-from pytest_vmss.operations.revisions import check_document
 from pytest_vmss.secrecy import seal
 from pytest_vmss.settings import GIB, Settings
-from pytest_vmss.store import (
-    OperationRecord,
-    ScaleSetRecord,
-    Store,
-)
+from pytest_vmss.store import OperationRecord, ScaleSetRecord, Store
 from pytest_vmss.untrusted import listed
 
 __all__ = ["DEFAULT_LAB", "Lab", "own_size"]
@@ -284,53 +270,19 @@ class Lab:
             supply=supply,
             custom_data=encoded,
         )
-        model = document.model
-        if self.store.get(ScaleSetRecord, model.name.lower()) is not None:
-            raise ConflictError(
-                f"there is a scale set {model.name!r} already; delete it first, or take another "
-                "name",
-                code="Conflict",
-            )
-        require_durable(model, approver)
-        version = check_document(self.environment, document)
-        announce(self.environment, document)
-        if document.balancer is not None and document.balancer.load_balancing_rules:
-            self.backends.require_balancer()
-        if version.provisioning == "Azure":
-            self.backends.require_platform()
-        self.environment.require_room(model.sku.capacity, model)
-        with contextlib.ExitStack() as making:
-            sought = (
-                making.enter_context(self._checkpoints.sought(document, version))
-                if pristine
-                else Sought()
-            )
-            kind = CreateScaleSet(
-                document,
-                version,
-                ports=ports,
-                health_timeout=health_timeout,
-                health_command=health if isinstance(health, str) else None,
-                health_function=callable(health),
-                approver_url=approver if isinstance(approver, str) else None,
-                approver_function=callable(approver),
-                checkpoint=sought.name,
-            )
-            engine = Engine(self.environment, model.name)
-            with engine.lock():
-                operation = engine.open(kind)
-                if sought.obstacle:
-                    self.store.event(model.name, "warning", f"boots: {sought.obstacle}")
-                set_id = self.environment.set_record(model.name).unique_id
-                keep_functions(self.environment, set_id, check=health, approver=approver)
-                report = engine.run(operation)
-                if sought.name:
-                    self._checkpoints.check(engine, sought)
-                report.raise_for_status()
-                if sought.key and not sought.name:
-                    self._checkpoints.make(engine, sought)
+        create_scale_set(
+            self.environment,
+            self.backends,
+            self._checkpoints,
+            document,
+            ports=ports,
+            health_timeout=health_timeout,
+            check=health,
+            approver=approver,
+            pristine=pristine,
+        )
         self.wake()
-        return self.scale_set(model.name)
+        return self.scale_set(document.model.name)
 
     def scale_set(self, name: str) -> ScaleSet:
         """Returns a scale set by name.

@@ -124,7 +124,7 @@ class Upgrades:
             raise UpgradeError(f"no upgrade of {self._name!r} is due: {reason}")
         if not self._controller.watching:
             raise UpgradeError(
-                f"an upgrade of {self._name!r} is due, but nobody runs it in this process; call "
+                f"an upgrade of {self._name!r} is due, but nothing in this process runs it; call "
                 "run_due() or watch() of the lab"
             )
         self._controller.wake()
@@ -137,8 +137,8 @@ class Upgrades:
         """
         if idle and (interruption := upgrade.interruption) and not upgrade.ended:
             raise InterruptedOperationError(
-                f"the upgrade of {self._name!r} to {upgrade.target} is unfinished, and nobody goes "
-                f"on with it ({interruption}); go on with: {upgrade.go_on}",
+                f"the upgrade of {self._name!r} to {upgrade.target} is unfinished, and no process "
+                f"is running it ({interruption}); go on with: {upgrade.go_on}",
                 scale_set=self._name,
                 operation=upgrade.id,
             )

@@ -68,7 +68,7 @@ class Traffic:
         rules = [] if declared is None else served_rules(declared, revision.model)
         if record.frontend is None or not rules:
             raise NotFoundError(
-                f"no load balancer stands before {record.name!r}: give one with "
+                f"there is no load balancer in front of {record.name!r}: give one with "
                 "loadBalancingRules for TCP (load_balancer=, or in a template whose scale set "
                 "names its probe or backend pool)"
             )

@@ -41,7 +41,7 @@ def image_of(reference: ImageReference, known: Sequence[DefinitionRecord]) -> Im
     if reference.id is not None:
         match = _IN_ID.fullmatch(reference.id)
         if match is None:
-            raise NotFoundError(f"{reference.id!r} names no image of a gallery")
+            raise NotFoundError(f"{reference.id!r} is not the id of an image in a gallery")
         return ImageVersionRef(match["gallery"], match["definition"], match["version"])
     wanted = (reference.publisher or "", reference.offer or "", reference.sku or "")
     folded = tuple(part.lower() for part in wanted)
@@ -66,7 +66,7 @@ def check_name(what: str, name: str) -> None:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ImageError(
-            f"{name!r} is no name for a {what}; expected up to 80 letters, digits, '.', '_' and "
+            f"{name!r} is not a valid {what} name; expected up to 80 letters, digits, '.', '_' and "
             "'-', with a letter or digit at both ends"
         )
 
@@ -78,4 +78,6 @@ def check_version(version: str) -> None:
         ImageError: It is not ``Major.Minor.Patch``.
     """
     if not isinstance(version, str) or not _VERSION.fullmatch(version):
-        raise ImageError(f"{version!r} is no image version; expected Major.Minor.Patch, e.g. 1.0.0")
+        raise ImageError(
+            f"{version!r} is not a valid image version; expected Major.Minor.Patch, e.g. 1.0.0"
+        )

@@ -29,7 +29,9 @@ def _call(ask: Ask, execute: str, **arguments: Any) -> Any:
         return read_json(answer)["return"]
     except (UnreadableError, KeyError, TypeError) as error:
         reason = error if isinstance(error, UnreadableError) else "it has no `return`"
-        raise HypervisorError(f"the guest agent's answer to {execute} is none: {reason}") from error
+        raise HypervisorError(
+            f"the guest agent's answer to {execute} is not valid: {reason}"
+        ) from error
 
 
 def within(ask: Ask, seconds: float) -> Ask:
@@ -67,7 +69,7 @@ def read_file(ask: Ask, path: str) -> bytes:
     try:
         return base64.b64decode(answer["buf-b64"])[:_BYTES]
     except (ValueError, KeyError, TypeError) as error:
-        raise HypervisorError(f"the guest agent sent no file for {path}") from error
+        raise HypervisorError(f"the guest agent returned no content of {path}") from error
 
 
 def guest_time(ask: Ask) -> int:
@@ -108,12 +110,12 @@ def run_program(
     try:
         pid = read_whole(told["pid"], "the process's id")
     except (UnreadableError, KeyError, TypeError) as error:
-        raise HypervisorError("the guest agent told no process's id") from error
+        raise HypervisorError("the guest agent returned no process id") from error
 
     def ended() -> dict[str, Any] | None:
         status = _call(ask, "guest-exec-status", pid=pid)
         if not isinstance(status, dict):
-            raise HypervisorError(f"the guest agent told no status of {path}")
+            raise HypervisorError(f"the guest agent returned no status of {path}")
         return status if status.get("exited") is True else None
 
     status = wait_for(f"{path} in the guest", ended, timeout=timeout, clock=clock, interval=0.02)
@@ -123,11 +125,11 @@ def run_program(
     try:
         return base64.b64decode(status.get("out-data", ""))[:_BYTES].decode(errors="replace")
     except (ValueError, TypeError) as error:
-        raise HypervisorError(f"the guest agent sent no output of {path}") from error
+        raise HypervisorError(f"the guest agent returned no output of {path}") from error
 
 
 def _whole(told: object, what: str) -> int:
     try:
         return read_whole(told, what)
     except UnreadableError as error:
-        raise HypervisorError(f"the guest agent's answer is none: {error}") from error
+        raise HypervisorError(f"the guest agent's answer is not valid: {error}") from error

@@ -17,7 +17,7 @@ _E = TypeVar("_E", bound=BootError | CloudInitError)
 _ENDED = {
     PowerState.STOPPED: "the machine ended while it booted",
     PowerState.ABSENT: "the machine ended while it booted, and libvirt has forgotten it",
-    PowerState.PAUSED: "QEMU paused the machine, for it cannot write to its disks: make room on "
+    PowerState.PAUSED: "QEMU paused the machine, because it cannot write to its disks: make room on "
     "the host",
 }
 

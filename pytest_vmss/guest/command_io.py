@@ -43,7 +43,7 @@ class CommandLimits:
         """Describes the timeout that was reached."""
         if self._silence is not None and not self._end.passed:
             return f"it wrote nothing for {self._silence:g} s"
-        return f"the limit is {self._total:g} s"
+        return f"it did not end within {self._total:g} s"
 
 
 class CommandOutput:

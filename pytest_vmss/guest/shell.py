@@ -110,7 +110,7 @@ class Shell:
             if isinstance(error, TooMuchOutputError):
                 reason = "a command wrote too much"
             elif isinstance(error, TimeoutError) or timeouts.left() <= 0:
-                reason, words = "a command did not end", timeouts.told()
+                reason, words = "a command timed out", timeouts.told()
             return GuestCommandError(
                 f"{reason}: {words}", instance=self._name, exit_code=-1, stderr=""
             )

@@ -48,7 +48,7 @@ def wake(connection: Connection, ask: Ask | None) -> str:
     )
     if done.exit_code != 0:
         raise GuestCommandError(
-            f"could not be made current after its restore: {done.stderr.strip()[-_TOLD_CHARS:]}",
+            f"its clock and random seed could not be set after its restore: {done.stderr.strip()[-_TOLD_CHARS:]}",
             instance=connection.name, exit_code=done.exit_code, stderr=done.stderr,
         )  # fmt: skip
     return one_line(done.stdout, FACT_CHARS)

@@ -371,8 +371,8 @@ class Store:
         values = (kind.kind, start, start + _AFTER_ALL)
         self._require_own()
         with self._lock:
-            self._see_unless_writing()
             keys = self._read(f"SELECT key {where}", *values)
+            self._see_unless_writing()  # after the keys, so that both are of one moment
             known = [self._memory.current(kind, key) for (key,) in keys]
             if None not in known:
                 return cast("list[_R]", known)

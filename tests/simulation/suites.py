@@ -27,7 +27,7 @@ import pytest_vmss.api.lab
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.gallery import Gallery
 from pytest_vmss.image_builder import ImageBuilder
-from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.lab import SimulatedLab
 
 __all__ = ["Lab", "patches", "run_suite"]
@@ -123,6 +123,12 @@ class Host:
         return "OK"
 
 
+def _service(self: SimulatedGuest, name: str) -> Any:
+    """What a health check of a suite's own is told: a guest that answers runs its services."""
+    del self
+    return SimpleNamespace(name=name, is_running=True)
+
+
 def _serving() -> str | None:
     """The name of an instance that gets traffic and is well."""
     for lab in _LABS:
@@ -184,6 +190,7 @@ def patches() -> list[tuple[Any, str, Any]]:
         (Gallery, "publish", _publish),
         (ImageBuilder, "build", _build),
         (Instance, "host", property(Host)),
+        (SimulatedGuest, "service", _service),
         (urllib.request, "urlopen", _urlopen),
     ]
 

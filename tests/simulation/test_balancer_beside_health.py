@@ -98,7 +98,7 @@ def test_the_one_of_the_backend_pool_is_found_in_a_template(lab: SimulatedLab) -
     alone["name"] = "alone"
     alone["properties"]["virtualMachineProfile"]["networkProfile"] = {}
     without = lab.create({"resources": [*resources[:2], {**resources[2], **alone}]})
-    with pytest.raises(NotFoundError, match="no load balancer stands before"):
+    with pytest.raises(NotFoundError, match="no load balancer in front of"):
         _ = without.url
 
 

@@ -40,6 +40,14 @@ def block(page: str, word: str) -> str:
     return str(found)
 
 
+def make_images(folder: Path) -> None:
+    """Empty disks of the names that README and docs use."""
+    folder.mkdir()
+    for number, name in enumerate(("1.0.0", "1.1.0", "1.2.0-broken", "1.2.0-slow"), 50):
+        path = folder / f"web-{name}.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{number}M"], check=True)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A suite's folder, with everything that the documented tests take for granted."""
@@ -50,10 +58,7 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "web.json").write_text(json.dumps(web_model()))
     (tmp_path / "lb.json").write_text(json.dumps(LOAD_BALANCER))
-    (tmp_path / "out").mkdir()
-    for number, name in enumerate(("1.0.0", "1.1.0", "1.2.0-broken", "1.2.0-slow"), 50):
-        path = tmp_path / f"out/web-{name}.qcow2"
-        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{number}M"], check=True)
+    make_images(tmp_path / "out")
     return tmp_path
 
 

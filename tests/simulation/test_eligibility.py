@@ -278,7 +278,7 @@ def test_due_where_nobody_watches_is_said(lab: SimulatedLab) -> None:
     """C1."""
     web = lab.start_web()
     lab.publish("1.1.0")
-    with pytest.raises(UpgradeError, match=r"nobody runs it in this process; call run_due\(\)"):
+    with pytest.raises(UpgradeError, match=r"nothing in this process runs it; call run_due\(\)"):
         web.wait_for_upgrade()
 
 

@@ -824,7 +824,7 @@ def test_a_wait_for_what_nobody_goes_on_with_ends_at_once(lab: SimulatedLab) -> 
     web = upgrading(lab)
     lab.simulated.fail_os_disks = True
     interrupted(lab.run_due, "no space left")
-    with pytest.raises(InterruptedOperationError, match=r"nobody goes on.* resume web"):
+    with pytest.raises(InterruptedOperationError, match=r"no process is running it.* resume web"):
         web.wait_for_upgrade(timeout=1e9)
 
 

@@ -108,7 +108,7 @@ def test_a_size_that_nobody_knows(settings: Settings) -> None:
 
 
 def test_what_is_not_modelled_is_said_before_anything_is_made(lab: SimulatedLab) -> None:
-    """A6, P3: on creation all of it, on a change what is new."""
+    """A6, P3: on creation all of it, on a change what is new; at the line that asked for it."""
     body = body_with()
     body["properties"]["overprovision"] = True
     web, told = warned(lab, body)
@@ -118,6 +118,10 @@ def test_what_is_not_modelled_is_said_before_anything_is_made(lab: SimulatedLab)
     (warning,) = changed
     assert "$.licenseType" in str(warning.message)
     assert "overprovision" not in str(warning.message)
+    assert warning.filename == __file__
+    with pytest.warns(NotModelledWarning) as created:
+        lab.create(body | {"name": "other"}, load_balancer=LOAD_BALANCER)
+    assert [warning.filename for warning in created] == [__file__]
 
 
 def _balancer() -> dict[str, Any]:

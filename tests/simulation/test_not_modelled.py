@@ -19,15 +19,18 @@ from pytest_vmss.model import (
     why_not_modelled,
 )
 from pytest_vmss.model.scale_set import (
+    IPConfiguration,
     LinuxConfiguration,
+    NetworkInterfaceConfiguration,
     OSDisk,
     OSProfile,
     Sku,
     SshPublicKey,
+    SubnetReference,
     WindowsConfiguration,
 )
 from pytest_vmss.simulation.guest import Behaviour
-from tests.models import LOAD_BALANCER, custom_script, encode, web_model
+from tests.models import LOAD_BALANCER, custom_script, encode, web_model, with_subnet
 from tests.simulation.conftest import SimulatedLab
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHVrZXkgdWtleSB1a2V5IHVrZXkgdWtleSB1a2V5"
@@ -42,6 +45,10 @@ NEEDLESS = {
     (ScaleSetModel, "tags"): "shown with all the model is shown with",
     (Extension, "force_update_tag"): "compared with all of its extension",
     (Sku, "tier"): "shown",
+    (NetworkInterfaceConfiguration, "name"): "names nothing that is made",
+    (NetworkInterfaceConfiguration, "primary"): "there is one network",
+    (IPConfiguration, "name"): "names nothing that is made",
+    (SubnetReference, "id"): "that there is one counts, whichever it is",
     (WindowsConfiguration, "enable_automatic_updates"): "refused with all of Windows",
     (WindowsConfiguration, "patch_settings"): "refused with all of Windows",
 }
@@ -49,7 +56,7 @@ NEEDLESS = {
 
 def whole_body() -> dict[str, Any]:
     """A body that gives every declared property."""
-    body = web_model(capacity=2)
+    body = with_subnet(web_model(capacity=2))
     body |= {"apiVersion": "2024-11-01", "tags": {"a": "b"}, "zones": ["1"]}
     properties = body["properties"]
     properties |= {

@@ -80,7 +80,7 @@ def test_the_url_is_the_frontends(lab: SimulatedLab) -> None:
     body = web_model("bare", automatic=False)
     body["properties"]["virtualMachineProfile"].pop("networkProfile")
     bare = lab.create(body)
-    with pytest.raises(NotFoundError, match="no load balancer stands before 'bare'"):
+    with pytest.raises(NotFoundError, match="no load balancer in front of 'bare'"):
         _ = bare.url
 
 

@@ -23,7 +23,7 @@ def at_hand(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A folder where commands meet one simulated lab, and builds make empty disks."""
     lab = suites.Lab.session(settings)
     for place, name, value in suites.patches():
-        monkeypatch.setattr(place, name, value)
+        monkeypatch.setattr(place, name, value, raising=False)
     monkeypatch.setattr(base, "require_lab", lambda *_: None)
     monkeypatch.setattr(Lab, "open", lambda *_: lab)
     monkeypatch.setattr(lab, "close", lambda: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -355,3 +356,32 @@ def test_a_long_probe_interval_is_warned_about() -> None:
     assert model_warnings(probe.model_copy(update={"interval_in_seconds": 119})) == []
     (warning,) = model_warnings(probe.model_copy(update={"interval_in_seconds": 120}))
     assert "every 120 s" in warning
+
+
+#: The rows of "Which combinations work" in the reference: automatic OS upgrade, automatic repairs.
+COMBINATIONS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "`healthProbe`, and its load balancer": both(),
+    "the Application Health extension": both(no_probe, add(HEALTH)),
+    "the extension, behind a load balancer": both(no_probe, add(HEALTH)),
+    "neither": no_probe,
+    "neither, behind a load balancer": no_probe,
+    "both `healthProbe` and the extension": add(HEALTH),
+    "Service Fabric of Silver or Gold, neither": both(no_probe, add(service_fabric("Gold"))),
+    "Service Fabric of Silver or Gold, `healthProbe`": add(service_fabric("Gold")),
+}
+
+
+@pytest.mark.parametrize("row", COMBINATIONS)
+def test_the_documented_combinations(row: str) -> None:
+    """C5, K1: what the reference says of each is so, and neither is needed to take the model."""
+    text = (Path(__file__).parents[2] / "docs/reference.md").read_text()
+    table = text.partition("### Which combinations work")[2].partition("\n## ")[0]
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {row} |")]
+    upgrade, repairs = (cell.strip() for cell in line.split("|")[3:5])
+    found = []
+    for automatic, repaired in ((True, False), (False, True), (False, False)):
+        body = web_model(automatic=automatic)
+        COMBINATIONS[row](body)
+        body["properties"]["automaticRepairsPolicy"] = {"enabled": repaired}
+        found.append("refused" if problems(body) else "yes")
+    assert found == [upgrade, repairs, "yes"]

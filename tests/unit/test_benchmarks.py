@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from benchmarks.open_loop import Load, get
 from benchmarks.overhead import order, summary
+from benchmarks.overhead_azure import AzureBare
+from pytest_vmss.guest.keys import lab_key
+from pytest_vmss.guest_platform.provisioning import ASSET_TAG
 from tests.http_server import HttpServer
 
 RATE = 100.0
@@ -111,3 +117,37 @@ def test_medians_of_the_rounds_and_of_their_ratios() -> None:
     told = summary(rounds)
     assert "rounds=4 bare=45.0s product=50.5s ratio_of_medians=1.122" in told
     assert "median_ratio=1.035 ratios=1.000..2.000" in told
+
+
+def test_the_bare_script_gives_a_guest_what_azure_has(tmp_path: Path) -> None:
+    """O1: by a relay for each connection, as QEMU starts it."""
+    image = tmp_path / "image.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    bare = AzureBare(tmp_path, "tcg", lab_key(tmp_path / "id"))
+    bare.prepare(image)
+
+    def ask(server: str, request: str) -> str:
+        relay = [sys.executable, "-S", "-E", f"{tmp_path}/relay.py", f"{tmp_path}/{server}-1"]
+        return subprocess.run(
+            relay, input=request, capture_output=True, text=True, timeout=30, check=True
+        ).stdout
+
+    try:
+        arguments = " ".join(map(str, bare.arguments()))
+        assert ASSET_TAG in arguments
+        assert f"168.63.129.16:80-cmd:{sys.executable}" in arguments
+        assert "<Incarnation>1" in ask("wire", "GET /machine/?comp=goalstate HTTP/1.0\r\n\r\n")
+        told = ask("metadata", "GET /metadata/instance HTTP/1.0\r\nMetadata: true\r\n\r\n")
+        assert bare.key.public in told
+        with pytest.raises(TimeoutError, match="report"):
+            bare.await_guest(0.0)
+        state = "<State>Ready</State>"
+        report = (
+            "<Health><Container><RoleInstanceList><Role><Health>"
+            f"{state}</Health></Role></RoleInstanceList></Container></Health>"
+        )
+        head = f"POST /machine?comp=health HTTP/1.0\r\nContent-Length: {len(report)}\r\n\r\n"
+        ask("wire", head + report)
+        bare.await_guest(0.0)
+    finally:
+        bare.close()

@@ -130,9 +130,9 @@ def test_a_wrong_version_number(gallery: Gallery, tmp_path: Path, version: str) 
 @pytest.mark.parametrize("name", ["a/b", "", "..", "-a", "a" * 81, "a\n"])
 def test_a_wrong_name(images: ImageStore, tmp_path: Path, name: str) -> None:
     """M6."""
-    with pytest.raises(ImageError, match="no name"):
+    with pytest.raises(ImageError, match="is not a valid image definition name"):
         Gallery(images).publish(name, "1.0.0", qcow2(tmp_path / "a"))
-    with pytest.raises(ImageError, match="no name"):
+    with pytest.raises(ImageError, match="is not a valid gallery name"):
         Gallery(images, name)
 
 

@@ -178,7 +178,7 @@ def test_nobody_answers_ssh(tmp_path: Path) -> None:
     [
         (PowerState.STOPPED, "the machine ended while it booted"),
         (PowerState.ABSENT, "libvirt has forgotten it"),
-        (PowerState.PAUSED, "QEMU paused the machine, for it cannot write to its disks"),
+        (PowerState.PAUSED, "QEMU paused the machine, because it cannot write to its disks"),
     ],
 )
 def test_a_wait_ends_early_where_no_boot_can_succeed(

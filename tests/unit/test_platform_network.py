@@ -32,6 +32,8 @@ from pytest_vmss.guest_platform.frames import (
 )
 from pytest_vmss.guest_platform.network import FrameStream, Network, lease_of
 from pytest_vmss.guest_platform.slirp import LIBRARY, NAME_SERVER
+from pytest_vmss.guest_platform.virtual_network.cable import GuestCable
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 
 MAC = bytes.fromhex("525400123456")
 LEASE = lease_of(3, "52:54:00:12:34:56", outbound=False)
@@ -243,6 +245,69 @@ def test_the_gateway_and_nobody_else_answers_arp(guest: Wire) -> None:
     own[38:42] = GUEST.packed
     guest.send(bytes(own))
     assert guest.receive(within=0.3) is None
+
+
+@pytest.fixture
+def networked(tmp_path: Path) -> Iterator[tuple[Wire, socket.socket]]:
+    """A guest with a private network, and the switch's end of its cable."""
+    if not has_libslirp():
+        pytest.skip("needs libslirp0, which comes with QEMU")
+    place = VirtualNetwork(NetworkFiles(tmp_path), 3, "web")
+    place.files.guest_end(1).touch()  # another instance was started
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as far:
+        far.bind(str(place.switch_end))
+        far.settimeout(5)
+        own, other = socket.socketpair()
+        cable = GuestCable(place, LEASE)
+        network = Network(
+            FrameStream(other), LEASE, outbound=False, saw=lambda _what: None, cable=cable
+        )
+        thread = threading.Thread(target=network.run, daemon=True)
+        thread.start()
+        yield Wire(own), far
+        own.close()
+        thread.join(5)
+        cable.link.close()
+
+
+def test_a_guest_reaches_its_neighbours(
+    networked: tuple[Wire, socket.socket], tmp_path: Path
+) -> None:
+    """A9, O1: by its one card; the switch sees the MAC address that it knows."""
+    guest, switch = networked
+    neighbour, private = IPv4Address("10.0.0.5"), bytes.fromhex("52540a000007")
+    ask = bytearray(arp_reply(GUEST, MAC, neighbour, bytes(6)))
+    ask[20:22] = b"\x00\x01"
+    guest.send(bytes(ask))
+    answer = guest.receive()
+    assert answer is not None
+    assert answer[22:28] == GATEWAY_MAC
+    sent = udp_frame(
+        Datagram(GUEST, 7, neighbour, 9, b"there"), source_mac=MAC, target_mac=GATEWAY_MAC
+    )
+    guest.send(sent)
+    assert switch.recv(2000) == GATEWAY_MAC + private + sent[12:]
+    back = udp_frame(
+        Datagram(neighbour, 9, GUEST, 7, b"back"), source_mac=GATEWAY_MAC, target_mac=private
+    )
+    switch.sendto(back, str(tmp_path / "3.q"))
+    assert guest.receive() == MAC + GATEWAY_MAC + back[12:]
+
+
+@pytest.mark.parametrize(("name", "code", "count"), [("web000001", 0, 1), ("web000009", 3, 0)])
+def test_a_guest_asks_for_its_neighbours_by_name(
+    networked: tuple[Wire, socket.socket], name: str, code: int, count: int
+) -> None:
+    """A9, O1: at Azure's name server."""
+    guest, _ = networked
+    question = b"\x12\x34\x01\x00\x00\x01" + bytes(6) + b"\x09" + name.encode() + b"\0\0\1\0\1"
+    asked = Datagram(GUEST, 5353, WIRE_SERVER, 53, question)
+    guest.send(udp_frame(asked, source_mac=MAC, target_mac=GATEWAY_MAC))
+    answer = guest.receive()
+    assert answer is not None
+    datagram = read_datagram(answer)
+    assert datagram is not None
+    assert (datagram.payload[3] & 15, datagram.payload[7]) == (code, count)
 
 
 def test_a_guest_gets_its_lease_over_the_wire(guest: Wire, saw: list[str]) -> None:

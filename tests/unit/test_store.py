@@ -356,6 +356,29 @@ def test_what_another_process_commits_counts_inside_a_transaction_too(
         assert store.change(DefinitionRecord, "g", "a", sku="mine").offer == "theirs"
 
 
+def test_what_another_process_commits_while_records_are_selected_is_seen_whole_or_not_at_all(
+    pair: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M4: a removal and a change of one transaction are never seen one without the other."""
+    store, other = pair
+    for name in ("a", "b"):
+        store.put(definition(name))
+        store.change(DefinitionRecord, "g", name, offer="before")
+    real = store._see_unless_writing
+
+    def see() -> None:
+        real()
+        monkeypatch.undo()
+        with other.transaction():
+            other.delete(definition("a"))
+            other.change(DefinitionRecord, "g", "b", offer="after")
+
+    monkeypatch.setattr(store, "_see_unless_writing", see)
+    seen = [(record.name, record.offer) for record in store.select(DefinitionRecord)]
+    assert seen in ([("a", "before"), ("b", "before")], [("b", "after")])
+    assert [record.offer for record in store.select(DefinitionRecord)] == ["after"]
+
+
 @pytest.mark.parametrize("failing", ["", "COMMIT"])
 def test_a_transaction_that_is_undone_leaves_nothing_in_memory(
     tmp_path: Path, broken: type[Broken], failing: str

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.nightly
 _LIMIT_S = 1800
 
 
-@pytest.mark.parametrize("name", ["bad-image", "redis", "web"])
+@pytest.mark.parametrize("name", ["bad-image", "etcd", "redis", "web"])
 def test_an_example(python: Path, place: Path, name: str) -> None:
-    """B5, F2, F3, G1: data survives, a bad image is undone, nobody notices; nothing is left (L5)."""
+    """A9, B5, F2, F3, G1: data survives, a bad image is undone, nobody notices; nothing is left (L5)."""
     folder, home = place / name, place / f"{name}-home"
     shutil.copytree(ROOT / "examples" / name, folder)
     (home / "run").mkdir(parents=True)
