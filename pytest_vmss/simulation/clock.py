@@ -15,6 +15,8 @@ __all__ = ["VirtualClock", "preempt"]
 
 _I = TypeVar("_I")
 
+_START = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 class VirtualClock:
     """A clock on which sleeps return at once, for simulations.
@@ -42,7 +44,7 @@ class VirtualClock:
 
     def now(self) -> datetime:
         """The time of day in UTC; it starts at the beginning of 2026."""
-        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.monotonic())
+        return _START + timedelta(seconds=self.monotonic())
 
     def monotonic(self) -> float:
         """Seconds since the clock was created."""

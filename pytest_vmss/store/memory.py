@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from pytest_vmss.secrecy import SecretText
 from pytest_vmss.store.record import Record
@@ -23,7 +23,7 @@ class _Parsed(NamedTuple):
     """
 
     body: SecretText
-    record: Record
+    record: Any
     age: int
 
 
@@ -59,7 +59,8 @@ class Memory:
         entry = self._parsed.get((kind.kind, key))
         if entry is None or entry.age != self._age:
             return None
-        return cast("_R", entry.record)
+        record: _R = entry.record
+        return record
 
     def of_text(self, kind: type[_R], key: str, body: str) -> _R | None:
         """Returns the record that was parsed from a text that was just read, or None."""
@@ -68,7 +69,8 @@ class Memory:
             return None
         if entry.age != self._age:
             self._parsed[kind.kind, key] = entry._replace(age=self._age)
-        return cast("_R", entry.record)
+        record: _R = entry.record
+        return record
 
     def keep(self, key: str, body: SecretText, record: Record) -> None:
         """Remembers a record with its stored text; it must be as it would be parsed from that."""
