@@ -20,6 +20,7 @@ from pytest_vmss.configuration import configured, read_project
 from pytest_vmss.settings import Settings
 from tests.handlers import write_handler
 from tests.models import LOAD_BALANCER, node_type, web_model
+from tests.simulation.conftest import SimulatedLab
 from tests.simulation.documents import ROOT, Block, blocks
 from tests.simulation.suites import run_suite
 from tests.simulation.test_documented_suites import PAGES as SUITES
@@ -92,7 +93,8 @@ def pytest_vmss_configure_lab(lab):
     lab.gallery("gallery").publish("web", "0.9.0", "out/web-1.0.0.qcow2")
 """
 #: Of machines, which have no simulation; `tests/vm/test_faults.py` proves what they do.
-FAULTS = "faults.network_cut()"
+FAULTS = ("faults.network_cut()", "faults.partitioned()")
+NETWORK = '"networkInterfaceConfigurations"'
 
 
 def fragment(word: str) -> Block:
@@ -143,15 +145,15 @@ def test_each_runs(folder: Path) -> None:
 
 
 def test_faults_are_named_as_they_are() -> None:
-    tree = ast.parse(fragment(FAULTS).text)
     named = {
         node.attr
-        for node in ast.walk(tree)
+        for word in FAULTS
+        for node in ast.walk(ast.parse(fragment(word).text))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Attribute)
         and node.value.attr == "faults"
     }
-    assert {"network_cut", "without", "kill"} <= named
+    assert {"network_cut", "partitioned", "without", "kill"} <= named
     assert all(hasattr(Faults, name) for name in named)
 
 
@@ -166,9 +168,17 @@ def test_settings_are_taken(tmp_path: Path, word: str) -> None:
     assert Settings(**configured(read_project(path))).rollout_delay == (1800, 3600)
 
 
+def test_the_network_profile_is_taken(lab: SimulatedLab) -> None:
+    """A9: as a part of a model."""
+    body = web_model(capacity=1)
+    profile = json.loads(f"{{{fragment(NETWORK).text}}}")["networkProfile"]
+    body["properties"]["virtualMachineProfile"]["networkProfile"] |= profile
+    assert lab.start(body, LOAD_BALANCER).is_healthy()
+
+
 def test_nothing_is_left_out() -> None:
     """Each block of code of a page is run by a test here, or by one of the suites' tests."""
-    covered = [*TESTS, FAULTS, *(word for _, word in SUITES.values()), "[tool.vmss]"]
+    covered = [*TESTS, *FAULTS, NETWORK, *(word for _, word in SUITES.values()), "[tool.vmss]"]
     #: Custom data and models: `tests/unit/test_documents.py` and the tutorial's test.
     covered += ["fs_setup:", "# change.yaml", "[pytest]\nvmss_sizes"]
     for page in DOCUMENTS:
