@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vmss.api.faults import Faults
 from pytest_vmss.api.instance_view import instance_view, status_of, virtual_machine
+from pytest_vmss.clock import wait_for
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.health import HealthSources, observe_health
 from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
@@ -21,7 +22,13 @@ from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension, Health
-from pytest_vmss.model.arguments import check_flag, check_port, check_script, check_seconds
+from pytest_vmss.model.arguments import (
+    check_choice,
+    check_flag,
+    check_port,
+    check_script,
+    check_seconds,
+)
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.operations.revisions import has_latest_model
 from pytest_vmss.store import GenerationRecord, InstanceRecord
@@ -31,6 +38,9 @@ if TYPE_CHECKING:
     from testinfra.host import Host
 
 __all__ = ["Instance"]
+
+#: Seconds between two looks at an instance's health.
+_LOOK_S = 0.5
 
 
 class Instance:
@@ -208,6 +218,58 @@ class Instance:
             return observe_health(context, health_sources)
         finally:
             context.leave()
+
+    def wait_for_health(
+        self, wanted: Health | str, *, source: str | None = None, timeout: float | None = None
+    ) -> Observation:
+        """Waits until the instance is in a state of health; sources change theirs after some looks.
+
+        Args:
+            wanted: The state, as ``"Unhealthy"``.
+            source: The health source that must report it, by its name in :meth:`observations`; the
+                instance as a whole by default.
+            timeout: Seconds; ``timeouts.health`` by default.
+
+        Returns:
+            What was observed.
+
+        Raises:
+            ModelError: There is no such state, or ``timeout`` is no time.
+            NotFoundError: The instance has no such source; the message names those that it has.
+            WaitTimeoutError: It was not so in time; the message says what was observed last.
+        """
+        state = check_choice(wanted, "wanted", tuple(Health))
+        limit = check_seconds(timeout, "timeout", none=True)
+        seen: list[Observation] = []
+
+        def look() -> Observation | None:
+            seen[:] = [self._observation(source)]
+            return seen[0] if seen[0].health == state else None
+
+        told = f" by its {source}" if source else ""
+        return wait_for(
+            f"{self.name} to be {state}{told}",
+            look,
+            timeout=self._context.base_timeouts.health if limit is None else limit,
+            clock=self._environment.clock,
+            interval=_LOOK_S,
+            describe=lambda: f"{seen[0].health}: {seen[0].detail}" if seen else "",
+        )
+
+    def _observation(self, source: str | None) -> Observation:
+        """What one of its health sources reports, or the worst of all.
+
+        Raises:
+            NotFoundError: There is no such source.
+        """
+        observations = self.observations()
+        if source is None:
+            return worst(observations)
+        if source not in observations:
+            raise NotFoundError(
+                f"{self.name} has no health source {source!r}; it has: {', '.join(observations)}"
+            )
+        return observations[source]
 
     def address(self, port: int) -> tuple[str, int]:
         """The host's address and port that are forwarded to a port of the guest.

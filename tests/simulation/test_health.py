@@ -11,7 +11,13 @@ import pytest
 from pytest_vmss.api.backends import reported_metrics
 from pytest_vmss.api.faults import Faults
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import BalancerError, ModelError, ProvisioningError
+from pytest_vmss.errors import (
+    BalancerError,
+    ModelError,
+    NotFoundError,
+    ProvisioningError,
+    WaitTimeoutError,
+)
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.model import Health
 from pytest_vmss.simulation.guest import Behaviour
@@ -380,3 +386,24 @@ def test_the_load_balancer_is_asked_once_for_a_whole_set(
     assert not web.is_healthy()
     assert sorted(asked[3:]) == ["web_0", "web_1"]
     assert [i.record.health for i in web] == [Health.HEALTHY, Health.UNHEALTHY, Health.UNHEALTHY]
+
+
+def test_a_suite_waits_for_a_state_of_health(lab: SimulatedLab) -> None:
+    """F1: of the instance, or by one of its sources; a wait that ends says what was seen."""
+    web = start(lab)
+    assert web[1].wait_for_health("Healthy", timeout=1).detail
+    lab.applications["web_1"] = Health.UNHEALTHY
+    start_of_wait = lab.virtual.monotonic()
+    source = "Application Health extension"
+    assert not web[1].wait_for_health("Unhealthy", source=source).healthy
+    assert lab.virtual.monotonic() > start_of_wait  # after its probes
+    assert web[1].wait_for_health(Health.UNHEALTHY).health is Health.UNHEALTHY
+    with pytest.raises(
+        WaitTimeoutError, match=r"after 30 s waiting for web_1 to be Healthy; last"
+    ) as late:
+        web[1].wait_for_health("Healthy", timeout=30)
+    assert "Unhealthy: " in str(late.value)
+    with pytest.raises(NotFoundError, match=f"no health source 'probe'; it has: {source}"):
+        web[1].wait_for_health("Healthy", source="probe")
+    with pytest.raises(ModelError, match="Healthy"):
+        web[1].wait_for_health("healthy!")
