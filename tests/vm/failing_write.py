@@ -13,6 +13,7 @@ from unittest import mock
 
 from pytest_vmss.api import lab
 from pytest_vmss.cli import main
+from pytest_vmss.secrecy import SecretText
 from pytest_vmss.store import GenerationRecord, Store
 from pytest_vmss.store.record import Record
 
@@ -23,15 +24,16 @@ class FailingStore(Store):
     _victim: int | None = None
     _writes_left = 1
 
-    def put(self, record: Record) -> None:
+    def _put(self, record: Record) -> SecretText:
         """Writes a record, and notes the thread that commits a second OS disk."""
-        super().put(record)
+        body = super()._put(record)
         if (
             isinstance(record, GenerationRecord)
             and (record.number, record.state) == (2, "current")
             and self._victim is None
         ):
             self._victim = threading.get_ident()
+        return body
 
     def _commit(self) -> None:
         if self._victim == threading.get_ident():
