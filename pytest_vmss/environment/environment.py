@@ -136,6 +136,11 @@ class Environment:
         """The timeouts for guests on this host."""
         return self.base_timeouts.scaled(self.hypervisor.slow_factor)
 
+    @property
+    def serves_guests(self) -> bool:
+        """Whether processes of the lab's serve guests; a look at one's health starts them again."""
+        return PlatformFiles.any_in(self.paths.run) or bool(self.paths.networks())
+
     def instance_limit(self, *models: ScaleSetModel, timeouts: Timeouts | None = None) -> float:
         """Seconds for everything that an operation does to one instance of a model (G4).
 

@@ -13,7 +13,6 @@ from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.errors import BalancerError, InstanceError, WaitTimeoutError
 from pytest_vmss.guest import Check
-from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.health import Observation, Tracker, worst
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.load_balancer import Balancer
@@ -277,7 +276,7 @@ def judge_all(
     others = health_sources.application or health_sources.check
     if health_sources.judge is None or others is not None:
         return {}
-    if PlatformFiles.any_in(environment.paths.run):
+    if environment.serves_guests:
         return {}  # each look also sees that the guest is served
     probe, balancer = health_sources.judge
     try:

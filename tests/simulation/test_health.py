@@ -11,6 +11,7 @@ import pytest
 from pytest_vmss.api.backends import reported_metrics
 from pytest_vmss.api.faults import Faults
 from pytest_vmss.api.scale_set import ScaleSet
+from pytest_vmss.environment.health import HealthSources, judge_all
 from pytest_vmss.errors import (
     BalancerError,
     ModelError,
@@ -18,6 +19,7 @@ from pytest_vmss.errors import (
     ProvisioningError,
     WaitTimeoutError,
 )
+from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.model import Health
 from pytest_vmss.simulation.guest import Behaviour
@@ -386,6 +388,26 @@ def test_the_load_balancer_is_asked_once_for_a_whole_set(
     assert not web.is_healthy()
     assert sorted(asked[3:]) == ["web_0", "web_1"]
     assert [i.record.health for i in web] == [Health.HEALTHY, Health.UNHEALTHY, Health.UNHEALTHY]
+
+
+@pytest.mark.parametrize("served", ["platform", "network"])
+def test_each_instance_is_looked_at_if_the_lab_serves_guests(
+    lab: SimulatedLab, served: str
+) -> None:
+    """A9, O1: such a look starts a killed process again that carries a guest's frames."""
+    web = lab.start_web(2)
+    web.is_healthy()
+    assert not lab.environment.serves_guests
+    if served == "network":
+        lab.paths.network(web.record.unique_id).mkdir(parents=True)
+    else:
+        platform = PlatformFiles(lab.paths.platform(web[0].record.uuid))
+        platform.config.parent.mkdir(parents=True, exist_ok=True)
+        platform.config.write_text("{}")
+    sources = HealthSources.of(
+        lab.environment, web.name, web._environment.revisions.current(web.name)
+    )
+    assert judge_all(lab.environment, [web[0].name], sources) == {}
 
 
 def test_a_suite_waits_for_a_state_of_health(lab: SimulatedLab) -> None:
