@@ -233,24 +233,6 @@ def test_what_the_boot_before_said_does_not_count(web: ScaleSet) -> None:
     until(web[0], {OUTSIDE: HEALTHY, INSIDE: HEALTHY})
 
 
-def test_a_killed_instance_is_repaired_by_itself(web: ScaleSet, lab: Lab) -> None:
-    """K1: the watched lab sees it, and restarts it."""
-    web.update({"automaticRepairsPolicy": {"enabled": True, "repairAction": "Restart"}})
-    time.sleep(5)
-    before = web[0].boot_id
-    lab.watch()
-    web[0].faults.kill()
-    deadline = time.monotonic() + 240
-    while web[0].boot_id == before or web[0].record.repairs:
-        assert time.monotonic() < deadline, [e.message for e in lab.store.events()][-10:]
-        time.sleep(1)
-    until(web[0], {OUTSIDE: HEALTHY, INSIDE: HEALTHY})
-    repairs = [event.message for event in lab.store.events() if event.kind == "repair"]
-    assert repairs
-    assert repairs[0].startswith("Restart: ")
-    assert web.orchestration_services[0]["serviceState"] == "Running"
-
-
 def parts(web: ScaleSet) -> dict[str, str]:
     """The substatuses in the instance view."""
     (health,) = web[0].instance_view()["extensions"]
@@ -280,3 +262,21 @@ def test_it_goes_with_the_model(web: ScaleSet, lab: Lab) -> None:
     assert states(web[0]) == {OUTSIDE: HEALTHY}
     told = [event.message for event in lab.store.events() if event.kind == "warning"]
     assert not any("was not removed" in message for message in told), told
+
+
+def test_a_killed_instance_is_repaired_by_itself(web: ScaleSet, lab: Lab) -> None:
+    """K1: the watched lab sees it by the probe alone, and restarts it."""
+    web.update({"automaticRepairsPolicy": {"enabled": True, "repairAction": "Restart"}})
+    time.sleep(5)
+    before = web[0].boot_id
+    lab.watch()
+    web[0].faults.kill()
+    deadline = time.monotonic() + 240
+    while web[0].boot_id == before or web[0].record.repairs:
+        assert time.monotonic() < deadline, [e.message for e in lab.store.events()][-10:]
+        time.sleep(1)
+    until(web[0], {OUTSIDE: HEALTHY})
+    repairs = [event.message for event in lab.store.events() if event.kind == "repair"]
+    assert repairs
+    assert repairs[0].startswith("Restart: ")
+    assert web.orchestration_services[0]["serviceState"] == "Running"
