@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import socket
 import subprocess
 import threading
@@ -27,7 +28,9 @@ from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from tests.http_server import HttpServer
 from tests.models import LOAD_BALANCER, web_model
 
-ADDRESS, PORT = "127.62.7.9", 18080
+#: Each worker's own, since HAProxy shares a port with any other HAProxy (SO_REUSEPORT).
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+ADDRESS, PORT = f"127.62.{WORKER % 250}.9", 18080
 PROBE = Probe(
     name="healthz",
     protocol="Http",
