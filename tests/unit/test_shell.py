@@ -232,7 +232,7 @@ def test_a_command_that_is_given_up_leaves_its_neighbours_alone(guest: Guest, la
     begun = time.monotonic()
     with pytest.raises(GuestCommandError, match=r"timed out: it did not end within 0\.5 s"):
         shell.run("stalls", stdin=bytes(32 * 1024 * 1024), timeout=0.5)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10
     neighbour.join()
     assert said == ["stayed"]
     assert shell.alive
