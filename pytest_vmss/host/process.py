@@ -63,13 +63,17 @@ _KEPT_ERROR = 65536
 _TOLD_CHARS = 2000
 _TOO_LONG, _TOO_MUCH = "ran longer than", "wrote more than"
 
+#: glibc otherwise reserves 64 MiB of address space for each thread that allocates, up to eight
+#: times as many as there are processors.
+_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+
 
 @dataclass(frozen=True)
 class Bounds:
     """Resource limits for a program that reads untrusted files (R3).
 
     Attributes:
-        memory_mib: Address space in MiB.
+        memory_mib: Address space in MiB, however many processors the host has.
         cpu_s: CPU time in seconds.
         file_mib: Size of any file that it writes, in MiB.
     """
@@ -170,7 +174,7 @@ def run(
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
             cwd=cwd,
-            env={**_environment(), **(env or {})},
+            env={**_environment(), **(_ONE_ARENA if bounds else {}), **(env or {})},
             start_new_session=True,
             pass_fds=pass_fds,
         )

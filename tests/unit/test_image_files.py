@@ -9,6 +9,7 @@ import resource
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -373,6 +374,30 @@ def test_programs_are_held_to_their_bounds() -> None:
             bounds=Bounds(memory_mib=128, cpu_s=5, file_mib=1),
         )
     assert Path("big").stat().st_size <= 1024**2
+
+
+def test_threads_of_bounded_programs_share_their_memory() -> None:
+    """R3: what fits on a host with one processor also fits where glibc would give each thread 64 MiB."""
+    code = (
+        "import ctypes, threading\n"
+        "malloc = ctypes.CDLL(None).malloc\n"
+        "together = threading.Barrier(16)\n"
+        "def allocate():\n"
+        "    together.wait(30)\n"
+        "    malloc(ctypes.c_size_t(1000))\n"
+        "    together.wait(30)\n"
+        "threads = [threading.Thread(target=allocate) for _ in range(16)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "print(open('/proc/self/status').read())\n"
+    )
+    told = run(
+        [sys.executable, "-I", "-S", "-c", code],
+        what="allocating",
+        bounds=Bounds(memory_mib=4096, cpu_s=60, file_mib=1),
+    ).decode()
+    peak_kib = int(told.split("VmPeak:")[1].split()[0])
+    assert peak_kib < 512 * 1024
 
 
 def test_qemu_img_runs_bounded_on_our_name(monkeypatch: pytest.MonkeyPatch) -> None:
