@@ -132,6 +132,18 @@ class Store:
             self._connection = self._open()
         return self._connection
 
+    @property
+    def _live(self) -> sqlite3.Connection:
+        """The connection; within a transaction, as long as that lasts.
+
+        Raises:
+            sqlite3.OperationalError: SQLite ended it by itself, with all that was written in it.
+        """
+        database = self._db
+        if self._owner is not None and not database.in_transaction:
+            raise sqlite3.OperationalError("the transaction was rolled back by an error in it")
+        return database
+
     def _open(self) -> sqlite3.Connection:
         """Opens the file, creating the schema if it is empty.
 
@@ -295,9 +307,7 @@ class Store:
             LabError: It failed, or an earlier error rolled back the transaction.
         """
         try:
-            if not self._db.in_transaction:
-                raise sqlite3.OperationalError("the transaction was rolled back by an error in it")
-            self._db.execute(statement, values)
+            self._live.execute(statement, values)
         except sqlite3.Error as error:
             raise self._unusable("written", error) from error
 
@@ -310,7 +320,7 @@ class Store:
         self._require_own()
         try:
             with self._lock:
-                return self._db.execute(statement, values).fetchall()
+                return self._live.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise self._unusable("read", error) from error
 
@@ -323,13 +333,13 @@ class Store:
         """The same with the store locked; within a transaction, nobody else can commit.
 
         Raises:
-            LabError: The database cannot be read.
+            LabError: The database cannot be read, or an earlier error rolled back the transaction.
         """
-        if self._owner is None:
-            try:
+        try:
+            if self._live and self._owner is None:
                 self._see()
-            except sqlite3.Error as error:
-                raise self._unusable("read", error) from error
+        except sqlite3.Error as error:
+            raise self._unusable("read", error) from error
 
     def put(self, record: Record) -> None:
         """Writes a record, replacing any with the same key."""
