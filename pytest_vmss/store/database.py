@@ -29,8 +29,9 @@ _FORMAT = 2
 #: SQLite's own cache; enough for the lab of a set of a thousand instances.
 _CACHE_KIB = 16_384
 
-#: Makes every commit wait until it is on the disk.
+#: Makes a commit wait until it, and all before it, are on the disk; or only makes it.
 _SYNCHRONIZE = "PRAGMA synchronous=FULL"
+_DO_NOT_SYNCHRONIZE = "PRAGMA synchronous=NORMAL"
 
 #: Seconds to wait for another process that is writing.
 _BUSY_S = 30.0
@@ -134,11 +135,13 @@ class Store:
 
     @property
     def _live(self) -> sqlite3.Connection:
-        """The connection; within a transaction, as long as that lasts.
+        """The connection, in this thread's transaction or in none; with the store locked.
 
         Raises:
-            sqlite3.OperationalError: SQLite ended it by itself, with all that was written in it.
+            sqlite3.OperationalError: SQLite ended the transaction by itself.
         """
+        if self._owner is None and self._db.in_transaction:
+            self._roll_back()  # Ctrl-C came in its stead
         database = self._db
         if self._owner is not None and not database.in_transaction:
             raise sqlite3.OperationalError("the transaction was rolled back by an error in it")
@@ -236,9 +239,9 @@ class Store:
 
     @contextmanager
     def _transaction(self, durable: bool) -> Iterator[None]:
-        with self._lock, nullcontext() if durable else self._unsynchronized():
+        with self._lock:
             try:
-                self._begin()
+                self._begin(durable)
                 self._owner = threading.get_ident()
                 yield
                 self._commit()
@@ -250,26 +253,8 @@ class Store:
             finally:
                 self._owner = None
 
-    @contextmanager
-    def _unsynchronized(self) -> Iterator[None]:
-        """Commits without synchronization; a connection that cannot be set back is closed."""
-        try:
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            yield
-        except sqlite3.Error as error:
-            raise self._unusable("written", error) from error
-        finally:
-            self._synchronize()
-
-    def _synchronize(self) -> None:
-        """Synchronizes the commits from now on; if that fails, closes the connection."""
-        if self._connection is not None:
-            try:
-                self._connection.execute(_SYNCHRONIZE)
-            except sqlite3.Error:
-                self._drop()
-
-    def _begin(self) -> None:
+    def _begin(self, durable: bool) -> None:
+        self._live.execute(_SYNCHRONIZE if durable else _DO_NOT_SYNCHRONIZE)
         self._db.execute("BEGIN IMMEDIATE")
         self._see()
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -74,37 +75,63 @@ def test_full_synchronisation(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_commit_that_need_not_be_durable_leaves_the_next_ones_so(
-    tmp_path: Path, broken: type[Broken]
-) -> None:
-    """M1: whatever fails meanwhile."""
-    store = Store(tmp_path / "db", VirtualClock())
+def _levels(store: Store, name: str) -> list[int]:
+    """The levels of synchronization of a transaction that need not be durable, and of the next."""
 
     def level() -> int:
         found: int = store._db.execute("PRAGMA synchronous").fetchone()[0]
         return found
 
-    def write(name: str) -> None:
-        with store.transaction(durable=False):
-            assert level() == 1
-            with store.transaction():
-                store.put(definition(name))
-            assert level() == 1
+    levels = []
+    with store.transaction(durable=False):
+        levels.append(level())
+        with store.transaction():
+            store.put(definition(name))
+        levels.append(level())
+    with store.transaction():
+        levels.append(level())
+        store.event("web", "test", name)
+    return levels
 
-    for _ in range(3):
-        write("a")
-        assert level() == 2
-    for failing in ("PRAGMA synchronous=NORMAL", "BEGIN", "COMMIT"):
+
+def test_a_commit_that_need_not_be_durable_leaves_the_next_ones_so(
+    tmp_path: Path, broken: type[Broken]
+) -> None:
+    """M1: whatever fails meanwhile, whichever thread is next."""
+    store = Store(tmp_path / "db", VirtualClock())
+    assert _levels(store, "a") == [1, 1, 2]
+    for failing in ("PRAGMA synchronous=NORMAL", "PRAGMA synchronous=FULL", "BEGIN", "COMMIT"):
         broken.failing = (failing,)
         with pytest.raises(LabError, match="cannot be written"):
-            write("b")
+            _levels(store, "a")
         broken.failing = ()
-        assert level() == 2
-    broken.failing = ("PRAGMA synchronous=FULL",)
-    write("c")
-    broken.failing = ()
-    assert level() == 2
-    assert [record.name for record in store.select(DefinitionRecord)] == ["a", "c"]
+        assert _levels(store, "a") == [1, 1, 2]
+    with ThreadPoolExecutor(4) as pool:
+        assert set(map(tuple, pool.map(_levels, [store] * 40, "ab" * 20))) == {(1, 1, 2)}
+    assert [record.name for record in store.select(DefinitionRecord)] == ["a", "b"]
+    store.close()
+
+
+def test_ctrl_c_in_the_stead_of_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """M1: what the transaction wrote is never read, nor committed with the next one."""
+    store = Store(tmp_path / "db", VirtualClock())
+    store.put(definition("a"))
+
+    def interrupted() -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with store.transaction(durable=False):
+            store.change(DefinitionRecord, "g", "a", offer="undone")
+            monkeypatch.setattr(store, "_roll_back", interrupted)
+            raise LabError("undone")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert store.get(DefinitionRecord, "g", "a") == definition("a")
+    assert store.select(DefinitionRecord) == [definition("a")]
+    assert _levels(store, "b") == [1, 1, 2]
     store.close()
 
 
@@ -305,16 +332,21 @@ def test_nothing_is_read_in_a_transaction_that_was_rolled_back(tmp_path: Path) -
     """M1: what was changed before SQLite rolled back by itself was never committed."""
     store = Store(tmp_path / "db", VirtualClock())
     store.put(definition("a"))
-    with pytest.raises(LabError, match="cannot be written"), store.transaction():
-        store.change(DefinitionRecord, "g", "a", offer="undone")
-        store._db.execute("ROLLBACK")
-        for read in (
-            lambda: store.get(DefinitionRecord, "g", "a"),
-            lambda: store.select(DefinitionRecord),
-            lambda: store.events(),
-        ):
-            with pytest.raises(LabError, match="the transaction was rolled back"):
-                read()
+
+    def write() -> None:
+        with store.transaction():
+            store.change(DefinitionRecord, "g", "a", offer="undone")
+            store._db.execute("ROLLBACK")
+            for read in (
+                lambda: store.get(DefinitionRecord, "g", "a"),
+                lambda: store.select(DefinitionRecord),
+                store.events,
+            ):
+                with pytest.raises(LabError, match="the transaction was rolled back"):
+                    read()
+
+    with pytest.raises(LabError, match="cannot be written"):
+        write()
     assert store.get(DefinitionRecord, "g", "a") == definition("a")
     store.close()
 
