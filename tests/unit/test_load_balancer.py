@@ -360,6 +360,26 @@ def test_an_answer_of_its_socket_is_bounded(
         assert time.monotonic() - begun < 5
 
 
+def test_a_member_that_was_half_added_is_neither_healthy_nor_not(
+    tmp_path: Path, backends: dict[str, Backend]
+) -> None:
+    """F2, Q1: by a process that was killed meanwhile, or one that is about to go on."""
+    member = backends["web_0"].member
+    port = member.forwards[80]
+    haproxy = HAProxy(tmp_path / "b", [Rule("web", ADDRESS, PORT, 80, PROBE)])
+    haproxy.ensure([])
+    try:
+        haproxy._socket.command(f"add server web/web_0 127.0.0.1:{port} check port {port}")
+        assert haproxy.verdicts() == {}
+        haproxy._socket.command("enable health web/web_0")
+        until(lambda: "L7" in haproxy._socket.rows()[0]["check_status"])
+        assert haproxy.verdicts() == {}
+        haproxy.add(member)
+        assert haproxy.verdicts() == {"web_0": True}
+    finally:
+        haproxy.stop()
+
+
 def test_an_answer_that_was_cut_off_is_none(tmp_path: Path) -> None:
     """F2, Q1: nobody counts as without connections, gone or healthy because HAProxy ended."""
     whole = (
