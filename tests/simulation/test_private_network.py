@@ -91,6 +91,18 @@ def test_a_partition_stays_through_a_swap(lab: SimulatedLab, web: ScaleSet) -> N
     assert reaches(lab, first, second)
 
 
+def test_a_partition_from_all_counts_for_instances_that_are_added(
+    lab: SimulatedLab, web: ScaleSet
+) -> None:
+    """A9: the set may scale out in the block."""
+    first = web[0]
+    with first.faults.partitioned():
+        web.scale(4)
+        assert not reaches(lab, first, web[3])
+        assert reaches(lab, web[1], web[3])
+    assert reaches(lab, first, web[3])
+
+
 def test_a_path_that_is_too_long_for_a_socket_is_told(web: ScaleSet) -> None:
     """A9: QEMU would end without a reason."""
     machine = web[0]._context.machine(1)

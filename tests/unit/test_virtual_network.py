@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vmss.clock import SystemClock, wait_for
+from pytest_vmss.errors import HostError
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.guest.seed import build_seed
 from pytest_vmss.guest_platform.addresses import GATEWAY_MAC
@@ -36,6 +39,7 @@ from pytest_vmss.guest_platform.virtual_network import launcher, names
 from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.guest_platform.virtual_network.partitions import read_partitions, write_partition
 from pytest_vmss.guest_platform.virtual_network.switch import LARGEST, Switch
+from pytest_vmss.host.locks import Lock, try_lock
 from pytest_vmss.model import load_document
 from pytest_vmss.model.private_addresses import (
     GATEWAY,
@@ -267,10 +271,10 @@ class Guest:
 
 def carriers(files: NetworkFiles) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if str(files.folder) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            if str(files.folder) in one.cmdline() and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
     return found
 
 
@@ -362,11 +366,70 @@ def test_a_partition_ends_with_its_process(
 def test_a_partition_that_is_not_written_yet_cuts_nothing(tmp_path: Path) -> None:
     """R3: nor does a file that is no partition."""
     lock = write_partition(NetworkFiles(tmp_path), [0, 1], [2])
-    assert read_partitions(tmp_path) == {frozenset((0, 2)), frozenset((1, 2))}
+    assert read_partitions(tmp_path, []) == {frozenset((0, 2)), frozenset((1, 2))}
     for content in ("", "{", "[[0]]", '[["x"], [1]]', "3"):
         lock.path.write_text(content)
-        assert read_partitions(tmp_path) == frozenset()
+        assert read_partitions(tmp_path, []) == frozenset()
     lock.remove()
+
+
+def held_for(lock: Lock | None, seconds: float, *, removed: bool = False) -> threading.Thread:
+    assert lock is not None
+    thread = threading.Timer(seconds, lock.remove if removed else lock.release)
+    thread.start()
+    return thread
+
+
+def test_a_look_at_a_new_partition_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A9: it may see the file before it is locked, and take it for one of a dead process."""
+    monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
+    look = held_for(try_lock(tmp_path / "cut-known"), 0.2, removed=True)
+    lock = write_partition(NetworkFiles(tmp_path), [0], [1])
+    look.join()
+    assert read_partitions(tmp_path, [0, 1]) == {frozenset((0, 1))}
+    lock.remove()
+
+
+def test_a_partition_is_not_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: the folder is of the account that QEMU runs as, and root writes into it."""
+    monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
+    other = tmp_path / "other"
+    other.write_text("secret")
+    other.chmod(0o600)
+    files = NetworkFiles(tmp_path / "406a9d04.vn")
+    files.folder.mkdir()
+    link = files.folder / "cut-known"
+    link.symlink_to(other)
+    with pytest.raises(HostError):
+        write_partition(files, [0], [1])
+    link.unlink()
+    lock = try_lock(link)
+    assert lock is not None
+    link.unlink()
+    link.symlink_to(other)  # just now
+    lock.write(b"[]", 0o644)
+    assert (other.read_text(), other.stat().st_mode & 0o777) == ("secret", 0o600)
+    lock.remove()
+
+
+def test_a_partition_from_all_counts_for_whom_is_added(
+    networks: list[VirtualNetwork], guests: list[Guest]
+) -> None:
+    """A9."""
+    with launcher.partitioned(networks[0], []):
+        added = VirtualNetwork(networks[0].files, 3, "web")
+        launcher.prepare(added)
+        guest = Guest(added)
+        launcher.ensure(added)
+        assert not guest.reaches(guests[0])
+        assert not guests[0].reaches(guest)
+        assert guests[1].reaches(guest)
+    assert guests[0].reaches(guest)
+    guest.link.close()
 
 
 def test_a_guest_that_does_not_receive_costs_nobody_anything(

@@ -80,7 +80,7 @@ def partitioned(network: VirtualNetwork, others: Collection[int]) -> Iterator[No
 
     Args:
         network: The instance's place in the network.
-        others: Numbers of the others.
+        others: Numbers of the others; of none, it is all that there are, now or later.
 
     Raises:
         HostError: The frames cannot be carried, or the partition not be written.

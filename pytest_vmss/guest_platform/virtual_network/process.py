@@ -189,7 +189,7 @@ class _Carrier:
                 cable.incoming, selectors.EVENT_READ, partial(self._carry, cable)
             )
         self._switch.connect(there)
-        cut = read_partitions(Path())
+        cut = read_partitions(Path(), there)
         if cut != self._switch.cut:
             self._switch.cut = cut
             for cable in self._cables.values():  # what waits may come from one that is cut off
