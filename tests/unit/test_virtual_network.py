@@ -432,6 +432,33 @@ def test_a_partition_from_all_counts_for_whom_is_added(
     guest.link.close()
 
 
+def test_who_looks_whether_it_is_carried_does_not_hinder_its_start(
+    networks: list[VirtualNetwork],
+) -> None:
+    """A9."""
+    launcher.prepare(networks[0])
+    look = held_for(try_lock(networks[0].files.lock), 1.5)
+    launcher.ensure(networks[0])
+    look.join()
+    assert launcher.is_carried(networks[0].files)
+
+
+def test_a_process_that_ends_takes_nothing_of_its_successors(
+    networks: list[VirtualNetwork],
+) -> None:
+    """A9: which may have begun between its last look and its end."""
+    launcher.prepare(networks[0])
+    code = (
+        "import sys; from pathlib import Path;"
+        "from pytest_vmss.guest_platform.virtual_network.process import _Carrier;"
+        "carrier = _Carrier(Path(sys.argv[1]), 'web'); carrier._used = float('-inf');"
+        "release = carrier._lock.release; control = Path('control');"
+        "carrier._lock.release = lambda: (release(), control.unlink(), control.touch());"
+        "carrier.run(); sys.exit(not control.exists())"
+    )
+    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=30)
+
+
 def test_a_guest_that_does_not_receive_costs_nobody_anything(
     networks: list[VirtualNetwork], guests: list[Guest]
 ) -> None:
