@@ -18,7 +18,7 @@ from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles
 from pytest_vmss.host.locks import Lock, try_lock, wait_for_lock
 from pytest_vmss.untrusted import UnreadableError, read_json_file
 
-__all__ = ["Pairs", "read_partitions", "write_partition"]
+__all__ = ["Pairs", "are_partitions", "read_partitions", "write_partition"]
 
 #: Pairs of instances that are cut off from each other.
 Pairs = frozenset[frozenset[int]]
@@ -59,6 +59,11 @@ def write_partition(files: NetworkFiles, group: Collection[int], others: Collect
     except OSError as error:
         raise HostError(f"{path} cannot be written: {error.strerror}") from error
     return lock
+
+
+def are_partitions(folder: Path) -> bool:
+    """Whether partitions are in force; removes those whose process has ended."""
+    return bool(list(_in_force(folder)))
 
 
 def read_partitions(folder: Path, there: Collection[int]) -> Pairs:
