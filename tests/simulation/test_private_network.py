@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import ModelError, NotFoundError
+from pytest_vmss.errors import HostError, ModelError, NotFoundError
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles
 from pytest_vmss.hypervisor.domain import PRIVATE_NIC, domain_xml
 from pytest_vmss.report.tables import instance_table
 from tests.models import LOAD_BALANCER, web_model, with_subnet
@@ -86,6 +89,30 @@ def test_a_partition_stays_through_a_swap(lab: SimulatedLab, web: ScaleSet) -> N
     with pytest.raises(ZeroDivisionError):
         fail()
     assert reaches(lab, first, second)
+
+
+def test_a_partition_from_all_counts_for_instances_that_are_added(
+    lab: SimulatedLab, web: ScaleSet
+) -> None:
+    """A9: the set may scale out in the block."""
+    first = web[0]
+    with first.faults.partitioned():
+        web.scale(4)
+        assert not reaches(lab, first, web[3])
+        assert reaches(lab, web[1], web[3])
+    assert reaches(lab, first, web[3])
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_told(web: ScaleSet) -> None:
+    """A9: QEMU would end without a reason."""
+    machine = web[0]._context.machine(1)
+    assert machine.network is not None
+    files = NetworkFiles(Path("/" + "x" * 98) / "a.vn")
+    with pytest.raises(HostError, match="VMSS_STATE_DIR"):
+        domain_xml(
+            replace(machine, network=replace(machine.network, files=files)),
+            accelerator="tcg", run_as=None,
+        )  # fmt: skip
 
 
 def test_only_other_instances_of_the_set_can_be_cut_off(lab: SimulatedLab, web: ScaleSet) -> None:
