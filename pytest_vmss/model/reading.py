@@ -30,7 +30,7 @@ from pytest_vmss.secrecy import (
     plain_name,
     seal,
 )
-from pytest_vmss.untrusted import one_line, read_regular
+from pytest_vmss.untrusted import looked_in, one_line, read_regular
 
 __all__ = ["MAX_DEPTH", "MAX_VALUES", "OPAQUE", "copied", "label_of", "read"]
 
@@ -214,7 +214,7 @@ def _text(path: Path) -> SecretText:
             message = f"is larger than {MAX_BYTES >> 20} MiB, the limit of templates"
             raise _RefusedError("$", message) from None
         reason = getattr(error, "strerror", None) or "it has no valid name"
-        raise _RefusedError("$", f"cannot be read: {reason}{_where(path)}") from None
+        raise _RefusedError("$", f"cannot be read: {reason}{looked_in(path)}") from None
     return _decoded(content)
 
 
@@ -231,16 +231,6 @@ def _decoded(content: bytes) -> SecretText:
     except UnicodeDecodeError as error:
         message = f"cannot be read: it is not {error.encoding.upper()} at byte {error.start}"
     raise _RefusedError("$", message)
-
-
-def _where(path: Path) -> str:
-    """Tells the folder in which a relative path was looked for."""
-    if path.is_absolute():
-        return ""
-    try:
-        return f", in {Path.cwd()}"
-    except OSError:
-        return ""
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]
