@@ -136,13 +136,13 @@ class Instance:
     @property
     def os_disk(self) -> Path:
         """The file of its OS disk."""
-        return self._context.machine(self.record.generation).os_disk
+        return self._context.os_disk(self.generation.number)
 
     @property
     def data_disks(self) -> dict[int, Path]:
         """The files of its data disks, by LUN; never open one for writing."""
-        machine = self._context.machine(self.record.generation)
-        return {disk.lun: disk.path for disk in machine.data_disks}
+        model = self._context.revision(self.generation.revision).model
+        return {disk.lun: disk.path for disk in self._context.data_disks(model)}
 
     @property
     def latest_model_applied(self) -> bool:

@@ -356,6 +356,18 @@ class InstanceContext:
         """The private SSH key that the guest of a generation accepts."""
         return Path(generation.ssh_key or self.environment.paths.key)
 
+    def os_disk(self, number: int) -> Path:
+        """The file of the n-th OS disk."""
+        return self.environment.paths.os_disk(self.scale_set, self.instance_id, number)
+
+    def data_disks(self, model: ScaleSetModel) -> tuple[Disk, ...]:
+        """The data disks that a model gives it, by LUN."""
+        paths = self.environment.paths
+        return tuple(
+            Disk(disk.lun, paths.data_disk(self.scale_set, self.instance_id, disk.lun))
+            for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
+        )
+
     def machine(self, number: int) -> Machine:
         """The machine on the n-th OS disk, by the model that is applied to it.
 
@@ -377,14 +389,11 @@ class InstanceContext:
             forwards=tuple(
                 Forward(record.address, host, guest) for guest, host in record.forwards.items()
             ),
-            os_disk=paths.os_disk(self.scale_set, self.instance_id, number),
+            os_disk=self.os_disk(number),
             seed=paths.seed(self.scale_set, self.instance_id, number),
             console=paths.console(self.scale_set, self.instance_id, number),
             agent=paths.agent_socket(record.uuid),
-            data_disks=tuple(
-                Disk(disk.lun, paths.data_disk(self.scale_set, self.instance_id, disk.lun))
-                for disk in sorted(model.data_disks, key=lambda disk: disk.lun)
-            ),
+            data_disks=self.data_disks(model),
             platform=self._platform(generation, model),
             nvram=nvram if generation.hyper_v_generation == "V2" else None,
             network=self._network(model),

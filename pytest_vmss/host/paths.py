@@ -106,7 +106,7 @@ class LabPaths:
         """The folder that has a folder for each scale set."""
         return self.folder / "sets"
 
-    @property
+    @cached_property
     def run(self) -> Path:
         """The folder of sockets, whose paths must be short, and of each load balancer's folder."""
         return self.folder / "run"
