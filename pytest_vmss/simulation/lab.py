@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,6 +45,15 @@ __all__ = ["SimulatedLab"]
 
 #: The attributes that outlive the process of a lab, besides machines and load balancers.
 _LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
+
+
+@lru_cache(maxsize=64)
+def _empty_image(size_mib: int) -> bytes:
+    """A qcow2 of an empty disk; simulated labs of one process publish the same ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "empty.qcow2"
+        run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size_mib}M"], what="an image")
+        return path.read_bytes()
 
 
 class ScheduledStore(Store):
@@ -240,7 +250,7 @@ class SimulatedLab(Lab):
         """Publishes an image version whose instances have a given behaviour."""
         path = self.paths.folder / f"source-{version}.qcow2"
         size = 1 + int(version.replace(".", ""))  # the size makes the digest unique
-        run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size}M"], what="an image")
+        path.write_bytes(_empty_image(size))
         self.behaviours[version] = behaviour
         record = self.gallery().publish("web", version, path)
         self.simulated.images[record.digest] = version
