@@ -44,7 +44,7 @@ from pytest_vmss.guest_platform.virtual_network import launcher, names, process
 from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.guest_platform.virtual_network.partitions import read_partitions, write_partition
 from pytest_vmss.guest_platform.virtual_network.switch import LARGEST, Switch
-from pytest_vmss.host.locks import Lock, try_lock
+from pytest_vmss.host.locks import Lock, is_locked, try_lock
 from pytest_vmss.model import load_document
 from pytest_vmss.model.private_addresses import (
     GATEWAY,
@@ -385,6 +385,23 @@ def held_for(lock: Lock | None, seconds: float, *, removed: bool = False) -> thr
     return thread
 
 
+def test_what_a_dead_process_left_is_locked_while_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A9: it may be another's new partition, which is then written again."""
+    write_partition(NetworkFiles(tmp_path), [0], [1]).release()
+    unlink, locked = Path.unlink, list[bool]()
+
+    def seen(path: Path, missing_ok: bool = False) -> None:
+        locked.append(is_locked(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    assert read_partitions(tmp_path, [0, 1]) == frozenset()
+    assert locked == [True]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_look_at_a_new_partition_does_not_end_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +438,19 @@ def test_a_partition_is_not_written_through_a_link(
     lock.remove()
 
 
+def test_no_other_network_is_told_by_a_link(tmp_path: Path) -> None:
+    """R4: the folder is of the account that QEMU runs as, and root ends the process."""
+    mine, other = (VirtualNetwork(NetworkFiles(tmp_path / name), 0, "web") for name in "ab")
+    for network in (mine, other):
+        launcher.prepare(network)
+        launcher.ensure(network)
+    mine.files.control.unlink()
+    mine.files.control.symlink_to(other.files.control)
+    launcher.leave(mine)
+    assert launcher.look(other.files)
+    launcher.leave(other)
+
+
 def test_a_partition_from_all_counts_for_whom_is_added(
     networks: list[VirtualNetwork], guests: list[Guest]
 ) -> None:
@@ -442,7 +472,7 @@ def test_many_start_at_once(networks: list[VirtualNetwork]) -> None:
     """A9: more than the process has places for; each is answered, and there is one process."""
     (carrier,) = carriers(networks[0].files)
     carrier.suspend()
-    with ThreadPoolExecutor(64) as pool:
+    with ThreadPoolExecutor(160) as pool:
         asked = [pool.submit(launcher.ensure, networks[0]) for _ in range(400)]
         time.sleep(0.5)
         carrier.resume()
@@ -456,10 +486,14 @@ def test_who_looks_whether_it_is_carried_does_not_hinder_its_start(
 ) -> None:
     """A9."""
     launcher.prepare(networks[0])
-    look = held_for(try_lock(networks[0].files.lock), 1.5)
-    launcher.ensure(networks[0])
-    look.join()
-    assert launcher.is_carried(networks[0].files)
+    code = (
+        "import sys, threading; from pathlib import Path;"
+        "from pytest_vmss.guest_platform.virtual_network.process import _Carrier;"
+        "from pytest_vmss.host.locks import try_lock;"
+        "look = try_lock(Path(sys.argv[1]) / 'lock');"
+        "threading.Timer(0.5, look.release).start(); _Carrier(Path(sys.argv[1]), 'web')"
+    )
+    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=30)
 
 
 def start_limited(files: NetworkFiles, count: int, *limit: str) -> VirtualNetwork:
