@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -618,11 +618,32 @@ def test_a_late_look_leaves_nothing(
     assert not list(network.files.folder.parent.iterdir())
 
 
+def test_who_is_prepared_waits_until_the_network_is_gone(
+    networks: list[VirtualNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A9: else it would be removed too."""
+    gone, added, _ = networks
+    launcher.prepare(gone)
+    with ThreadPoolExecutor(1) as pool:
+
+        def end(files: NetworkFiles) -> None:
+            prepared.append(pool.submit(launcher.prepare, added))
+            time.sleep(0.2)
+            files.remove()
+
+        prepared = list[Future[None]]()
+        with monkeypatch.context() as patched:
+            patched.setattr(launcher, "end", end)
+            launcher.leave(gone)
+        prepared[0].result()
+    assert added.guest_end.exists()
+
+
 def test_instances_come_and_go_at_once(networks: list[VirtualNetwork]) -> None:
     """A9, L5: the network may go just when another one is prepared for it."""
 
     def life(network: VirtualNetwork) -> None:
-        for _ in range(100):
+        for _ in range(50):
             launcher.prepare(network)
             assert network.guest_end.exists()
             launcher.leave(network)
