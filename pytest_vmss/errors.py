@@ -189,6 +189,7 @@ class ModelError(VmssError):
 
     Attributes:
         problems: What is wrong, in document order; at most the first 100 problems.
+        verdict: Which document is not what it must be.
     """
 
     code = "InvalidParameter"
@@ -204,7 +205,8 @@ class ModelError(VmssError):
         lines = "\n".join(f"  {problem}"[:_PROBLEM_CHARS] for problem in self.problems)
         if more := len(problems) - len(self.problems):
             lines += f"\n  and {more} more"
-        super().__init__(f"{source} is not {expected}:\n{lines}")
+        self.verdict = f"{source} is not {expected}"
+        super().__init__(f"{self.verdict}:\n{lines}")
         if self.problems:
             self.code = self.problems[0].code
 

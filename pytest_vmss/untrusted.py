@@ -24,6 +24,7 @@ __all__ = [
     "UnreadableError",
     "clean",
     "listed",
+    "looked_in",
     "one_line",
     "read_json",
     "read_json_file",
@@ -216,6 +217,16 @@ def read_regular(path: Path, limit: int) -> bytes:
     if content is None or len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
     return content
+
+
+def looked_in(path: Path) -> str:
+    """Tells, for messages, the folder in which a relative path was looked for."""
+    if path.is_absolute():
+        return ""
+    try:
+        return f", in {Path.cwd()}"
+    except OSError:
+        return ""
 
 
 def read_whole(value: object, what: str) -> int:

@@ -21,6 +21,7 @@ CustomData = str | bytes | Path | Mapping[str, Any] | SealedDocument
 
 #: The limit of Azure, in bytes.
 _MOST_BYTES = 65536
+_NEITHER = "a string that is not base64, and no file has that name"
 
 
 def encode_custom_data(value: CustomData | None, folder: Path | None = None) -> SecretText | None:
@@ -56,7 +57,7 @@ def encode_custom_data(value: CustomData | None, folder: Path | None = None) -> 
         raise _problem(
             "must be a path, bytes, an object, or a string: the content, with line breaks or '#' at its "
             "start, the name of a file, or base64; given "
-            + ("another string" if isinstance(value, str) else f"a {type(value).__name__}")
+            + (_NEITHER if isinstance(value, str) else f"a {type(value).__name__}")
         )
     return seal_text(check_custom_data(value))
 

@@ -43,7 +43,8 @@ def show_help(ctx: click.Context, topic: tuple[str, ...]) -> None:
     """Show what the documents say of TOPIC, or the help of a command.
 
     TOPIC is a command (`vmss help image publish`), a document (`vmss help tutorial`), or words of
-    a heading (`vmss help data disk`). Without it, the documents and their headings are listed.
+    a heading (`vmss help data disk`). Without it, the documents and their headings are listed; if
+    nothing is named like it, the headings under which its words stand.
     """
     if not topic:
         _list_topics()
@@ -56,11 +57,10 @@ def show_help(ctx: click.Context, topic: tuple[str, ...]) -> None:
         _print(documents[words])
         return
     found = [section for section in _all_sections() if words in section.title.lower()]
-    if not found:
-        raise NotFoundError(
-            f"no command, document or heading is named like {words!r}; `vmss help` lists them"
-        )
-    _print("\n".join(section.text for section in found))
+    if found:
+        _print("\n".join(section.text for section in found))
+    else:
+        _list_mentions(words)
 
 
 @main.command()
@@ -127,6 +127,26 @@ def _list_topics() -> None:
         for section in _all_sections():
             if section.document == name and section.text.startswith("## "):
                 click.echo(f"    {section.title}")
+
+
+def _list_mentions(words: str) -> None:
+    """Lists the headings under which all the words stand.
+
+    Raises:
+        NotFoundError: There are none.
+    """
+    found = [
+        section
+        for section in _all_sections()
+        if section.text.startswith("## ")
+        and all(word in section.text.lower() for word in words.split())
+    ]
+    told = f"no command, document or heading is named like {words!r}"
+    if not found:
+        raise NotFoundError(f"{told}; `vmss help` lists them")
+    click.echo(f"{told}; it is spoken of under")
+    for section in found:
+        click.echo(f"    vmss help {section.title.lower()}  ({section.document})")
 
 
 def _print(text: str) -> None:

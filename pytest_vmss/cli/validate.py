@@ -22,6 +22,7 @@ from pytest_vmss.cli.base import (
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.guest.extensions import is_known
 from pytest_vmss.model import Review, ScaleSetDocument, load_document, model_warnings, review
+from pytest_vmss.model.reading import label_of
 from pytest_vmss.operations.revisions import model_problems
 from pytest_vmss.report import plain, say
 
@@ -49,7 +50,7 @@ def validate(
     host has room, is found out by `create`.
     """
     found, problems = Review(), list[ModelProblem]()
-    warnings, title = list[str](), name or ""
+    warnings, title, verdict = list[str](), name or "", ""
     try:
         document = load_document(
             model,
@@ -59,14 +60,15 @@ def validate(
             custom_data=encode_custom_data(custom_data),
         )
     except ModelError as error:
-        problems = list(error.problems)
+        problems, verdict = list(error.problems), error.verdict
     else:
         found, problems = _examined(document)
         warnings, title = model_warnings(document.probe), document.model.name
+        verdict = _verdict(model, document, problems)
     if as_json:
         click.echo(json.dumps(_wire(title, found, warnings, problems), indent=2))
     else:
-        _show(found, warnings, problems)
+        _show(found, warnings, problems, verdict)
     sys.exit(1 if problems else 0)
 
 
@@ -82,6 +84,14 @@ def _examined(document: ScaleSetDocument) -> tuple[Review, list[ModelProblem]]:
     ]
     problems = model_problems(document, sizes=settings.sizes, own_size=size, left_out=left_out)
     return review(document, left_out=left_out, own_size=size), problems
+
+
+def _verdict(path: Path, document: ScaleSetDocument, problems: list[ModelProblem]) -> str:
+    """Says of a document that could be read whether it would be run."""
+    if problems:
+        return ModelError(problems, source=label_of(path, "the model")).verdict
+    title, capacity = document.model.name, document.model.sku.capacity
+    return f"{label_of(path, 'the model')}: the scale set {title}, capacity {capacity}"
 
 
 def _wire(
@@ -102,7 +112,7 @@ def _wire(
     }
 
 
-def _show(found: Review, warnings: list[str], problems: list[ModelProblem]) -> None:
+def _show(found: Review, warnings: list[str], problems: list[ModelProblem], verdict: str) -> None:
     for path in found.counts:
         say(console, plain("counts       ", "green"), path)
     if found.not_modelled:
@@ -116,3 +126,8 @@ def _show(found: Review, warnings: list[str], problems: list[ModelProblem]) -> N
         say(console, plain("note         ", "yellow"), told)
     for problem in problems:
         say(console, plain("refused      ", "red"), str(problem))
+    say(
+        console,
+        plain("invalid      ", "red") if problems else plain("valid        ", "green"),
+        verdict,
+    )

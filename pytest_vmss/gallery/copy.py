@@ -19,6 +19,7 @@ from typing import Literal
 from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import HostError, ImageError
 from pytest_vmss.settings import GIB, ImageLimits
+from pytest_vmss.untrusted import looked_in
 
 __all__ = [
     "Algorithm",
@@ -81,7 +82,7 @@ def open_source(path: Path) -> Iterator[int]:
             descriptor = opened.enter_context(open_regular(path))
         except (OSError, ValueError) as error:  # ValueError: not a valid file name
             reason = getattr(error, "strerror", None) or error
-            raise ImageError(f"{shown(path)} cannot be read: {reason}") from error
+            raise ImageError(f"{shown(path)} cannot be read: {reason}{looked_in(path)}") from error
         yield descriptor
 
 

@@ -18,7 +18,7 @@ offer: {name}
 sku: {base}
 
 # The root filesystem: the folder of a base.yaml, beside this folder or shipped with pytest-vmss.
-# The shipped one has nginx and Redis. For packages of your own copy its folder, files/ included:
+# The shipped one has nginx, Redis and Python. For packages of your own copy its folder, files/ included:
 #     cp -r {shipped} {recipes}/own-base
 # add to `packages` in own-base/base.yaml, and write `base: own-base` here.
 base: {base}
@@ -30,7 +30,10 @@ size_mib: 1024
 cmdline: console=ttyS0,115200 loglevel=4 net.ifnames=0 nomodeset no_timer_check
 
 # files/ beside this file is copied over the root filesystem of every version:
-# files/etc/motd becomes /etc/motd. Executables stay executable.
+# files/etc/motd becomes /etc/motd. Executables stay executable, symbolic links stay links. A service
+# of yours is files/etc/systemd/system/NAME.service, and a link that starts it at boot:
+#     mkdir -p files/etc/systemd/system/multi-user.target.wants
+#     ln -s ../NAME.service files/etc/systemd/system/multi-user.target.wants/
 """
 
 _VERSION = """\
@@ -51,7 +54,7 @@ description: "The first version."
 # files/ beside this file is copied last, over those of the image.
 """
 
-_MOTD = "This is {name} {version}.\n"
+_MOTD = "This is {name}. Its version is in /etc/os-release.\n"
 _FIRST, _BASE, _KERNEL = "1.0.0", "debian-12", "linux-image-cloud-amd64"
 
 

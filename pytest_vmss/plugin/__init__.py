@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import reprlib
 import sys
+import traceback
 import warnings
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -131,21 +132,32 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
-    """Hides this package's frames in the traceback of an error of its own.
+    """Hides this package's frames in the traceback of an error of its own, and of its causes.
 
     The error says what was wrong; where the suite's code caused it is what is left to show.
     ``--full-trace`` shows all frames.
     """
     if call.excinfo is None or not _explains_itself(call.excinfo):
         return
-    package = Path(__file__).parents[1]
-    for entry in call.excinfo.traceback:
-        if package in Path(entry.path).parents:
-            entry.frame.f_globals.setdefault("__tracebackhide__", _explains_itself)
+    package, between = Path(__file__).parents[1], Path(contextlib.__file__)
+    for error in _chain(call.excinfo.value):
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            path = Path(frame.f_code.co_filename)
+            if package in path.parents or path == between:
+                frame.f_locals["__tracebackhide__"] = True
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception, and those that pytest shows as its causes."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _explains_itself(raised: pytest.ExceptionInfo[BaseException] | None) -> bool:
-    """Whether an exception is one of this package, for pytest's ``__tracebackhide__``."""
+    """Whether an exception is one of this package."""
     errors = sys.modules.get("pytest_vmss.errors")
     kinds = (pytest.UsageError,) if errors is None else (pytest.UsageError, errors.VmssError)
     return raised is not None and raised.errisinstance(kinds)

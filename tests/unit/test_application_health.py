@@ -56,7 +56,7 @@ def test_defaults_are_azures() -> None:
 @pytest.mark.parametrize(
     ("version", "settings", "problem"),
     [
-        ("2.0", {}, "protocol Field required"),
+        ("2.0", {}, "protocol is required, and missing"),
         ("2.0", {"protocol": "udp"}, "protocol Input should be 'http', 'https' or 'tcp'"),
         ("2.0", {"protocol": "http"}, "the protocol http needs a requestPath"),
         ("2.0", {"protocol": "tcp"}, "the protocol tcp needs a port"),
@@ -67,7 +67,8 @@ def test_defaults_are_azures() -> None:
         ("2.0", {"protocol": "tcp", "port": 1, "numberOfProbes": 25}, "numberOfProbes"),
         ("2.0", {"protocol": "tcp", "port": 1, "gracePeriod": 14401}, "gracePeriod"),
         ("1.0", {"protocol": "tcp", "port": 1, "gracePeriod": 60}, "needs typeHandlerVersion 2.0"),
-        ("2.0", {"protocol": "tcp", "port": 1, "prot": 1}, "Extra inputs"),
+        ("2.0", {"protocol": "http", "reqestPath": "/"}, "did you mean requestPath?"),
+        ("2.0", {"protocol": "tcp", "port": 1, "cookie": 1}, "there are: protocol, port, request"),
     ],
 )
 def test_settings_out_of_range_are_told(

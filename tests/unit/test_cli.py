@@ -41,6 +41,16 @@ def test_help_names_every_command(vmss_command: Vmss) -> None:
         assert f"  {command} " in text
 
 
+def test_help_finds_words_that_no_heading_has(vmss_command: Vmss) -> None:
+    result = vmss_command("help", "application", "health")
+    assert result.exit_code == 0
+    assert "    vmss help health  (reference)" in result.output.splitlines()
+    assert "## " in vmss_command("help", "health").output
+    nothing = vmss_command("help", "zeppelin", "health")
+    assert nothing.exit_code == 1
+    assert "`vmss help` lists them" in nothing.output
+
+
 @pytest.mark.parametrize("name", ["a/b", "../x", "", "x" * 33])
 def test_a_lab_with_a_bad_name(vmss_command: Vmss, name: str) -> None:
     result = vmss_command("--lab", name, "list")

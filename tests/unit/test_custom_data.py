@@ -48,7 +48,7 @@ def test_text_of_one_line_and_none() -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ("no-such-file.yaml", "must be a path, bytes, an object, or a string"),
+        ("no-such-file.yaml", "a string that is not base64, and no file has that name"),
         ("role=secret", "must be a path, bytes, an object, or a string"),
         (Path("no-such-file.yaml"), "no-such-file.yaml cannot be read: No such file"),
         (Path(), "cannot be read: .*give a regular file of at most 64 KiB"),

@@ -229,6 +229,27 @@ def test_the_builder_is_public() -> None:
     assert ImageBuilder.named("web").recipe.versions()
 
 
+def test_a_service_of_ones_own_is_enabled_as_the_new_recipe_says(tmp_path: Path) -> None:
+    """B5: the link that the comment makes is the one that systemd follows."""
+    folder = write_recipe("shop", tmp_path / "images")
+    text = (folder / "image.yaml").read_text().replace("NAME", "shop")
+    commands = re.findall(r"^# +(mkdir -p .*|ln -s .*)$", text, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        subprocess.run(shlex.split(command), check=True, cwd=folder)
+    units = folder / "files/etc/systemd/system"
+    (units / "shop.service").write_text("[Service]\nExecStart=/bin/true\n")
+    link = units / "multi-user.target.wants/shop.service"
+    assert link.is_symlink()
+    assert link.samefile(units / "shop.service")
+
+
+def test_what_is_copied_for_the_next_version_names_no_version(tmp_path: Path) -> None:
+    folder = write_recipe("shop", tmp_path / "images")
+    for path in (folder / "1.0.0/files").rglob("*"):
+        assert path.is_dir() or "1.0.0" not in path.read_text()
+
+
 def test_a_base_of_ones_own_is_copied_as_the_new_recipe_says(tmp_path: Path) -> None:
     """B5: with its files, without which cloud-init would find no configuration."""
     folder = write_recipe("shop", tmp_path / "images")

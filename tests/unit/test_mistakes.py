@@ -198,6 +198,9 @@ SUITE = """
 
     def test_create(vmss):
         vmss.create("web.json", load_balancr="lb.json")
+
+    def test_image(gallery):
+        gallery.publish("web", "1.0.0", "nothing.qcow2")
     """
 
 
@@ -205,7 +208,7 @@ def test_a_mistake_of_the_suite_shows_no_line_of_the_plugin(pytester: pytest.Pyt
     """A missing model file gave 106 lines."""
     pytester.makepyfile(SUITE)
     result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
-    result.assert_outcomes(errors=3, failed=1)
+    result.assert_outcomes(errors=3, failed=2)
     result.stdout.fnmatch_lines(
         [
             f"*{pytester.path}/nothing.json is not a valid scale set:",
@@ -214,11 +217,14 @@ def test_a_mistake_of_the_suite_shows_no_line_of_the_plugin(pytester: pytest.Pyt
             "*@pytest.mark.vmss: takes the model alone without a name*",
             '>       vmss.create("web.json", load_balancr="lb.json")',
             "*create: has no argument 'load_balancr'; did you mean load_balancer?*",
+            '>       gallery.publish("web", "1.0.0", "nothing.qcow2")',
+            f"*nothing.qcow2 cannot be read: No such file or directory, in {pytester.path}",
         ]
     )
     text = result.stdout.str()
     assert "pytest_vmss/" not in text
-    assert len(result.outlines) < 60
+    assert "contextlib.py" not in text
+    assert len(result.outlines) < 75
     whole = pytester.runpytest_subprocess("--vmss-state-dir", "state", "--full-trace")
     assert "pytest_vmss/model/reading.py" in whole.stdout.str()
 

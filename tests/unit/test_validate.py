@@ -42,6 +42,9 @@ def test_a_model_that_would_be_run(vmss_command: Vmss, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "counts       $.sku.name" in result.output
     assert "not modelled 2: $.plan, the load balancer web-lb.outboundRules" in result.output
+    last = result.output.splitlines()[-1]
+    assert last.startswith("valid ")
+    assert last.endswith("web.json: the scale set web, capacity 3")
     told = json.loads(vmss_command(*arguments, "--json").output)
     assert told["valid"]
     assert not any("apiVersion" in path for path in told["notModelled"])
@@ -71,6 +74,7 @@ def test_each_refusal_has_its_path_code_and_way_out(vmss_command: Vmss, tmp_path
     shown = vmss_command("validate", path, "--load-balancer", balancer)
     assert shown.exit_code == 1
     assert "refused      $.sku.name" in shown.output
+    assert shown.output.splitlines()[-1].endswith("web.json is not a valid scale set")
     mended = vmss_command(
         "--size", "Standard_B1s", "--unknown-extensions", "skip",
         "validate", path, "--load-balancer", balancer,
@@ -111,3 +115,15 @@ def test_what_is_no_document(vmss_command: Vmss, tmp_path: Path) -> None:
         result = vmss_command("validate", tmp_path / name, "--json")
         assert result.exit_code == 1
         assert json.loads(result.output)["problems"][0]["code"] == "InvalidRequestContent"
+
+
+def test_the_document_that_is_wrong_is_named(vmss_command: Vmss, tmp_path: Path) -> None:
+    written(tmp_path, web_model())
+    (tmp_path / "lb.json").write_text("[")
+    for arguments, told in (
+        (("nothing.json",), "invalid      nothing.json is not a valid scale set"),
+        (("web.json", "--load-balancer", "lb.json"), "invalid      lb.json is not a valid load"),
+    ):
+        result = vmss_command("validate", *arguments)
+        assert result.exit_code == 1
+        assert told in result.output.splitlines()[-1]

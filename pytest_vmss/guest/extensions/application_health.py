@@ -7,12 +7,17 @@ import shlex
 from importlib.resources import files
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails
 
 from pytest_vmss.errors import GuestCommandError
 from pytest_vmss.guest.extensions.handler import Handler, Target
 from pytest_vmss.guest.extensions.report import described
 from pytest_vmss.model import ApplicationHealthSettings, Extension
+from pytest_vmss.model.azure_names import nearest
 from pytest_vmss.model.extension_result import ExtensionResult
+from pytest_vmss.secrecy import mask
+from pytest_vmss.untrusted import one_line
 
 __all__ = ["STATUS_FILE", "ApplicationHealthLinux", "program_settings"]
 
@@ -74,10 +79,7 @@ class ApplicationHealthLinux(Handler):
         try:
             ApplicationHealthSettings.of(extension)
         except ValidationError as wrong:
-            return [
-                " ".join([*(str(part) for part in error["loc"]), _plain(error["msg"])])
-                for error in wrong.errors(include_url=False)
-            ]
+            return [_problem(error) for error in wrong.errors(include_url=False)]
         except ValueError as wrong:
             return [str(wrong)]
         return []
@@ -130,5 +132,14 @@ def program_settings(extension: Extension) -> dict[str, object]:
     return ApplicationHealthSettings.of(extension).full()
 
 
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _problem(error: ErrorDetails) -> str:
+    """Says what is wrong with a setting, and which one a misspelt name was probably meant to be."""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{name} is required, and missing"
+    if error["type"] == "extra_forbidden":
+        names = [to_camel(field) for field in ApplicationHealthSettings.model_fields]
+        meant = nearest(name, names)
+        hint = f"did you mean {meant}?" if meant else f"there are: {', '.join(names)}"
+        return f"{one_line(mask(name))} is no setting of this extension; {hint}"
+    return f"{name} {error['msg'].removeprefix('Value error, ')}".lstrip()
