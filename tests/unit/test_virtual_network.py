@@ -493,27 +493,26 @@ def test_who_looks_whether_it_is_carried_does_not_hinder_its_start(
         "look = try_lock(Path(sys.argv[1]) / 'lock');"
         "threading.Timer(0.5, look.release).start(); _Carrier(Path(sys.argv[1]), 'web')"
     )
-    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=120)
 
 
 def start_limited(files: NetworkFiles, count: int, *limit: str) -> VirtualNetwork:
     """Starts the process for that many instances with 1024 descriptors; returns the last one."""
-    places = [VirtualNetwork(files, number, "web") for number in range(count)]
-    for place in places:
-        launcher.prepare(place)
+    for number in set(range(count)) - set(files.instances):
+        files.guest_end(number).touch()
     command = f'ulimit {" ".join(limit)} -n 1024; exec "$@"'
     carrier = [sys.executable, "-m", process.__name__, str(files.folder), "web"]
     subprocess.run(["bash", "-c", command, "bash", *carrier], check=True)
-    return places[-1]
+    return VirtualNetwork(files, count - 1, "web")
 
 
 def test_where_the_host_has_too_few_descriptors_it_is_said(networks: list[VirtualNetwork]) -> None:
     """A9, R2: of the instances for which there are none; the others have what they need."""
+    launcher.prepare(networks[0])
+    guests = [Guest(network) for network in networks]
     last = start_limited(networks[0].files, 600)
     with pytest.raises(HostError, match=r"instance 599 is not connected .*: 448 others are"):
         launcher.ensure(last)
-    guests = [Guest(network) for network in networks]
-    launcher.ensure(networks[0])
     with launcher.partitioned(networks[0], [1]):
         assert not guests[0].reaches(guests[1])
         assert guests[0].reaches(guests[2])
@@ -560,8 +559,10 @@ def test_an_instance_that_comes_back_is_still_cut_off(networks: list[VirtualNetw
 
 def test_the_largest_set_has_room(networks: list[VirtualNetwork]) -> None:
     """A9, R2: for its descriptors, though a program has 1024, and for what waits in memory."""
-    last = start_limited(networks[0].files, 600, "-S")
-    launcher.ensure(last)
+    launcher.prepare(networks[0])
+    guest = Guest(networks[0])
+    launcher.ensure(start_limited(networks[0].files, 600, "-S"))
+    guest.link.close()
     frames = min(process._WAITING * process._MOST_INSTANCES, process._WAITING_FOR_ALL)
     assert frames * (LARGEST + 100) < background._MEMORY / 2
 
@@ -666,7 +667,7 @@ def test_a_process_that_ends_takes_nothing_of_its_successors(
         "carrier._lock.release = lambda: (release(), control.unlink(), control.touch());"
         "carrier.run(); sys.exit(not control.exists())"
     )
-    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=120)
 
 
 def test_a_guest_that_does_not_receive_costs_nobody_anything(
