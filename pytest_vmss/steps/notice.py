@@ -14,6 +14,7 @@ from pytest_vmss.errors import HostError, WaitTimeoutError
 from pytest_vmss.guest_platform.events_file import (
     EventType,
     ScheduledEvent,
+    has_started,
     is_approved,
     publish,
     published,
@@ -73,6 +74,8 @@ class GiveNotice:
             return  # it does not run, so there is nobody to tell
         # The same after a crash, with the same end.
         event_id = str(uuid.uuid5(_NAMESPACE, f"{context.operation} {context.record.uuid}"))
+        if has_started(platform.files, event_id):
+            return  # it was killed after that; the guest has had its time
         begins = published(platform.files, event_id)
         latest = clock.now() + timedelta(seconds=notice)  # also if the clock was set back since
         event = ScheduledEvent(event_id, self.event, context.name, min(begins or latest, latest))
