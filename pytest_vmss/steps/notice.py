@@ -11,6 +11,7 @@ from typing import ClassVar
 from pytest_vmss.clock import wait_for
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import HostError, WaitTimeoutError
+from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.events_file import (
     EventType,
     ScheduledEvent,
@@ -20,7 +21,7 @@ from pytest_vmss.guest_platform.events_file import (
     published,
 )
 
-__all__ = ["GiveNotice", "notice_steps"]
+__all__ = ["GiveNotice", "notice_steps", "withdraw_notice"]
 
 _NAMESPACE = uuid.UUID("6d9e4c52-6d3c-4a9e-8a8b-0f8d7a5d2c11")
 _LOOK_S = 0.5
@@ -49,6 +50,22 @@ def _seconds(event: EventType, context: InstanceContext, revision: int) -> float
     """How long a guest may take to approve an event; None if it is not told of it."""
     model = context.revision(revision).model
     return model.os_image_notice if event == "Reimage" else model.terminate_notice
+
+
+def withdraw_notice(context: InstanceContext) -> None:
+    """Ends whatever a guest was told of.
+
+    Raises:
+        HostError: That cannot be written.
+    """
+    try:
+        publish(PlatformFiles(context.environment.paths.platform(context.record.uuid)))
+    except OSError as error:
+        raise _unwritable(context, error) from error
+
+
+def _unwritable(context: InstanceContext, error: OSError) -> HostError:
+    return HostError(f"the scheduled events of {context.name} cannot be written: {error}")
 
 
 @dataclass(frozen=True)
@@ -86,9 +103,7 @@ class GiveNotice:
             self._wait(context, event)
             publish(platform.files, replace(event, started=True))
         except OSError as error:
-            raise HostError(
-                f"the scheduled event of {context.name} cannot be written: {error}"
-            ) from error
+            raise _unwritable(context, error) from error
 
     def _wait(self, context: InstanceContext, event: ScheduledEvent) -> None:
         platform, clock = context.running_platform(), context.environment.clock

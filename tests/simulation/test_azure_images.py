@@ -18,7 +18,7 @@ from pytest_vmss.errors import (
     NotModelledWarning,
 )
 from pytest_vmss.guest_platform.config import PlatformFiles
-from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish
+from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish, read_events
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import notice
 from pytest_vmss.store import Outcome
@@ -180,9 +180,10 @@ def interrupted(
     function: str = "is_approved", fault: Callable[..., object] = fail
 ) -> Iterator[None]:
     """The host interrupts an operation while an event is pending, or in another function."""
-    with pytest.MonkeyPatch.context() as broken, pytest.raises(InterruptedOperationError):
+    with pytest.MonkeyPatch.context() as broken:
         broken.setattr(notice, function, fault)
-        yield
+        with pytest.raises(InterruptedOperationError):
+            yield
 
 
 def test_an_event_that_is_pending_is_the_same_after_a_resume(
@@ -211,10 +212,10 @@ def test_an_event_that_has_started_does_not_start_again_after_a_resume(
     """O4, M1: the guest has approved it, or had its time; killed before that is journaled."""
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_notice(), LOAD_BALANCER)
-    tell = notice.publish
 
     def killed(files: PlatformFiles, *published: ScheduledEvent) -> None:
-        tell(files, *published)
+        events.extend(published)
+        publish(files, *published)
         if published[0].started:
             fail()
 
@@ -326,6 +327,26 @@ def test_an_instance_that_is_replaced_is_told_of_its_end(
     assert upgrade.completed, upgrade.explain()
     assert [event.instance for event in events if event.started] == ["web_0", "web_1"]
     assert [instance.name for instance in web] == ["web_2", "web_3"]
+
+
+def test_an_instance_whose_replacement_became_unhealthy_stays(lab: SimulatedLab) -> None:
+    """O4, D9: while it was told of its end, of which it is told no longer."""
+    lab.gallery().define("web", provisioning="Azure")
+    body = with_terminate_notice(web_model(capacity=2, policy={"maxSurge": True}))
+    web = lab.start(body, LOAD_BALANCER)
+    lab.publish("1.1.0")
+    with interrupted():
+        lab.run_due()
+    files = PlatformFiles(lab.paths.platform(web[0].record.uuid))
+    assert [event["EventType"] for event in read_events(files.events)["Events"]] == ["Terminate"]
+    lab.sick.add("web_2")
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+    assert "no longer healthy" in upgrade.errors["web_0"].message
+    assert not read_events(files.events)["Events"]
+    assert [instance.name for instance in web] == ["web_0", "web_1"]
+    assert web.is_healthy()
 
 
 def test_a_deletion_whose_notice_was_interrupted_goes_on(
