@@ -429,3 +429,18 @@ def test_a_suite_waits_for_a_state_of_health(lab: SimulatedLab) -> None:
         web[1].wait_for_health("Healthy", source="probe")
     with pytest.raises(ModelError, match="Healthy"):
         web[1].wait_for_health("healthy!")
+
+
+def test_every_source_says_that_a_machine_does_not_run(lab: SimulatedLab) -> None:
+    """F1: a suite that waits for one of them to notice need not know which notices first."""
+    web = start(lab)
+    web.set_health_check("true")
+    sources = set(web[1].observations())
+    assert len(sources) == 2
+    web.stop([web[1].instance_id])
+    web[2].faults.kill()
+    for instance in web[1], web[2]:
+        assert set(instance.observations()) == sources
+        for source in sources:
+            seen = instance.wait_for_health("Unhealthy", source=source, timeout=1)
+            assert "does not run" in seen.detail
