@@ -429,3 +429,12 @@ def test_a_suite_waits_for_a_state_of_health(lab: SimulatedLab) -> None:
         web[1].wait_for_health("Healthy", source="probe")
     with pytest.raises(ModelError, match="Healthy"):
         web[1].wait_for_health("healthy!")
+
+
+def test_a_model_of_another_image_needs_no_load_balancer(lab: SimulatedLab) -> None:
+    """A suite's own model: its image is published, and the next versions of it roll."""
+    web = lab.start(with_application_health(web_model(definition="notes"), "1.0"))
+    assert lab.roll(web, "1.1.0").completed
+    assert lab.roll(web, "1.2.0", Behaviour.UNHEALTHY).faulted
+    assert lab.gallery().versions("notes") == ["1.0.0", "1.1.0", "1.2.0"]
+    assert lab.gallery().versions("web") == []
