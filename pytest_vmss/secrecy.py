@@ -26,6 +26,7 @@ __all__ = [
     "digits_of",
     "has_secret",
     "is_secret_name",
+    "is_secure_parameter",
     "mask",
     "named_values",
     "names_secret",
@@ -413,8 +414,7 @@ def conceal(value: Any, *, secret: bool = False) -> Any:
         secret: Whether all of it is secret.
     """
     if isinstance(value, Mapping):
-        kind = value.get("type")  # of a template parameter, which may have any name
-        secret = secret or (isinstance(kind, str) and kind.lower() in _SECURE)
+        secret = secret or is_secure_parameter(value)
         return {
             key: conceal(item, secret=secret or names_secret(key, value))
             for key, item in value.items()
@@ -422,6 +422,12 @@ def conceal(value: Any, *, secret: bool = False) -> Any:
     if isinstance(value, (list, tuple)):
         return [conceal(item, secret=secret) for item in value]
     return _concealed(value, secret=secret)
+
+
+def is_secure_parameter(value: Mapping[Any, Any]) -> bool:
+    """Whether an object is a template parameter of a secure type, which may have any name."""
+    kind = value.get("type")
+    return isinstance(kind, str) and kind.lower() in _SECURE
 
 
 def own_secrets(value: Any) -> Iterator[tuple[str | int, ...]]:

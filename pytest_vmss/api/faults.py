@@ -101,7 +101,8 @@ class Faults:
         is over at the end of the block, and when the test's process ends, however that ends.
 
         Args:
-            others: The instances that it is cut off from; all others of its set if none is given.
+            others: The instances that it is cut off from; if none is given, all others of its set,
+                those that are added meanwhile too.
 
         Raises:
             NotFoundError: The set has no private network, or an instance is not one of its others.

@@ -357,7 +357,7 @@ class Instance:
         )
 
     def _cut_off(self, others: frozenset[int]) -> AbstractContextManager[None]:
-        """Cuts it off from other instances of its set for a block, or from all if none is given.
+        """Cuts it off from other instances of its set for a block, or from all there are or will be.
 
         Raises:
             NotFoundError: There is no private network, or no such other instance.
@@ -374,7 +374,7 @@ class Instance:
         if not others <= there:
             wrong = ", ".join(f"{context.scale_set}_{number}" for number in sorted(others - there))
             raise NotFoundError(f"{self.name} has no other instance {wrong} in its set")
-        return self._environment.hypervisor.cut_off(network, others or there)
+        return self._environment.hypervisor.cut_off(network, others)
 
     def close(self) -> None:
         """Closes the SSH connection to it."""

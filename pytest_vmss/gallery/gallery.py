@@ -8,6 +8,7 @@ from pytest_vmss.errors import ImageError
 from pytest_vmss.gallery import definitions
 from pytest_vmss.gallery.image_store import ImageStore
 from pytest_vmss.gallery.names import check_name
+from pytest_vmss.gallery.publication import NewVersion
 from pytest_vmss.gallery.qcow2 import Progress
 from pytest_vmss.model.arguments import check_flag, check_text
 from pytest_vmss.model.image_version import ImageVersionRef
@@ -81,16 +82,10 @@ class Gallery:
         check_flag(raw, "raw")
         check_flag(exclude_from_latest, "exclude_from_latest")
         properties = definitions.properties(identifier, hyper_v_generation, provisioning)
-        return self._images.publish(
-            self.name,
-            definition,
-            version,
-            Path(path),
-            raw=raw,
-            exclude_from_latest=exclude_from_latest,
-            properties=properties,
-            progress=progress,
+        new = NewVersion(
+            self.name, definition, version, Path(path), raw, exclude_from_latest, properties
         )
+        return self._images.publish(new, progress)
 
     def define(
         self,

@@ -12,7 +12,7 @@ from pytest_vmss.gallery import definitions
 from pytest_vmss.gallery.definitions import DefinitionProperties
 from pytest_vmss.gallery.image_files import ImageFiles
 from pytest_vmss.gallery.names import check_name, check_version, image_of, version_key
-from pytest_vmss.gallery.publication import Publication
+from pytest_vmss.gallery.publication import NewVersion, Publication
 from pytest_vmss.gallery.qcow2 import Progress
 from pytest_vmss.gallery.sbom import Package
 from pytest_vmss.model import ImageReference
@@ -142,36 +142,16 @@ class ImageStore:
         """
         return self._files.path_of(record)
 
-    def publish(
-        self,
-        gallery: str,
-        definition: str,
-        version: str,
-        source: Path,
-        *,
-        raw: bool,
-        exclude_from_latest: bool,
-        properties: DefinitionProperties,
-        progress: Progress | None = None,
-    ) -> VersionRecord:
+    def publish(self, new: NewVersion, progress: Progress | None = None) -> VersionRecord:
         """See :meth:`Gallery.publish`."""
-        check_name("image definition", definition)
-        check_version(version)
+        check_name("image definition", new.definition)
+        check_version(new.version)
         publication = Publication(self._files, self._store, self._clock, self._limits)
         try:
-            record, is_new = publication.publish(
-                gallery,
-                definition,
-                version,
-                source,
-                raw=raw,
-                exclude_from_latest=exclude_from_latest,
-                properties=properties,
-                progress=progress,
-            )
+            record, is_new = publication.publish(new, progress)
         except OSError as error:
             raise HostError(
-                f"{definition} {version} cannot be stored in {self._files.folder}: {error}; mend "
+                f"{new.definition} {new.version} cannot be stored in {self._files.folder}: {error}; mend "
                 "that, and publish it again"
             ) from error
         if is_new:

@@ -28,10 +28,33 @@ from pytest_vmss.gallery.sbom import Package, read_sbom
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.store import DefinitionRecord, PackagesRecord, Store, VersionRecord
 
-__all__ = ["Publication"]
+__all__ = ["NewVersion", "Publication"]
 
 #: The digest algorithm for new versions.
 _ALGORITHM: Algorithm = "sha256-data"
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """A version that is to be published.
+
+    Attributes:
+        gallery: Name of the gallery.
+        definition: Name of the image definition.
+        version: ``Major.Minor.Patch``.
+        source: The disk image.
+        raw: Whether that is a raw disk, whatever it looks like.
+        exclude_from_latest: Whether ``latest`` never refers to the version.
+        properties: What the image definition must have.
+    """
+
+    gallery: str
+    definition: str
+    version: str
+    source: Path
+    raw: bool
+    exclude_from_latest: bool
+    properties: DefinitionProperties
 
 
 @dataclass(frozen=True)
@@ -51,44 +74,36 @@ class Publication:
     limits: ImageLimits
 
     def publish(
-        self,
-        gallery: str,
-        definition: str,
-        version: str,
-        source: Path,
-        *,
-        raw: bool,
-        exclude_from_latest: bool,
-        properties: DefinitionProperties,
-        progress: Progress | None = None,
+        self, new: NewVersion, progress: Progress | None = None
     ) -> tuple[VersionRecord, bool]:
         """See :meth:`Gallery.publish`.
 
         Returns:
             The version's record, and whether it is new rather than already published.
         """
-        belongs = definitions.expected(self.store, gallery, definition, properties)
-        with open_source(source) as file:
-            head = recognize(shown(source), file, raw=raw, limits=self.limits)
-            packages = read_sbom(source)
+        belongs = definitions.expected(self.store, new.gallery, new.definition, new.properties)
+        name = shown(new.source)
+        with open_source(new.source) as file:
+            head = recognize(name, file, raw=new.raw, limits=self.limits)
+            packages = read_sbom(new.source)
             self.files.prepare()
             with self.files.part() as part:
-                self._fill(part, file, shown(source), head, progress)
-                virtual_size = inspect(part, name=shown(source), limits=self.limits)
-                if self._may_choose_generation(belongs, properties):
-                    belongs = self._with_generation(belongs, part, virtual_size, shown(source))
-                provisioning = self._provisioning(belongs, part, shown(source))
+                self._fill(part, file, name, head, progress)
+                virtual_size = inspect(part, name=name, limits=self.limits)
+                if self._may_choose_generation(belongs, new.properties):
+                    belongs = self._with_generation(belongs, part, virtual_size, name)
+                provisioning = self._provisioning(belongs, part, name)
                 with open_regular(part) as whole:
                     record = VersionRecord(
-                        gallery=gallery,
-                        definition=definition,
-                        version=version,
+                        gallery=new.gallery,
+                        definition=new.definition,
+                        version=new.version,
                         digest=digest_of(whole, _ALGORITHM),
                         algorithm=_ALGORITHM,
                         size=os.fstat(whole).st_size,
                         virtual_size=virtual_size,
                         published=self.clock.now(),
-                        exclude_from_latest=exclude_from_latest,
+                        exclude_from_latest=new.exclude_from_latest,
                         hyper_v_generation=belongs.hyper_v_generation,
                         provisioning=provisioning,
                     )

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.errors import GuestUnreachableError, WaitTimeoutError
@@ -13,8 +14,19 @@ from pytest_vmss.guest.boot_watch import BootWatch
 from pytest_vmss.guest.login import HostKeyMismatchError, log_in
 from pytest_vmss.guest.runner import CommandResult
 from pytest_vmss.guest.shell import OUTPUT_BYTES, Shell
+from pytest_vmss.guest.transport import ConnectionBrokenError
 
-__all__ = ["ANSWER_BYTES", "SSH_PORT", "Connection", "ReconnectingRunner", "SshAccess"]
+__all__ = [
+    "ANSWER_BYTES",
+    "SSH_PORT",
+    "Connection",
+    "ReconnectingRunner",
+    "SshAccess",
+    "with_connection",
+]
+
+_Runner = TypeVar("_Runner")
+_Result = TypeVar("_Result")
 
 #: Maximum output in bytes when the lab itself runs a command in a guest.
 ANSWER_BYTES = 1024 * 1024
@@ -165,6 +177,25 @@ class Connection:
             raise self.watch.failure(GuestUnreachableError, told) from error
 
 
+def with_connection(connect: Callable[[], _Runner], run: Callable[[_Runner], _Result]) -> _Result:
+    """Runs a command over the current connection.
+
+    One that looks open may have broken, which shows only when it is used. If the guest has not
+    seen the command, it is run over another one.
+
+    Args:
+        connect: Returns an open connection.
+        run: Runs the command over it.
+
+    Raises:
+        GuestCommandError: The connection broke while the command ran, or the new one did too.
+    """
+    try:
+        return run(connect())
+    except ConnectionBrokenError:
+        return run(connect())
+
+
 class ReconnectingRunner:
     """Runs each command over the current connection, reconnecting if that broke.
 
@@ -187,14 +218,20 @@ class ReconnectingRunner:
         silence: float | None = None,
     ) -> CommandResult:
         """See :meth:`Shell.run`."""
-        return self._connect().run(
-            command, stdin=stdin, sudo=sudo, timeout=timeout, silence=silence, most=self._most
-        )
+
+        def over(shell: Shell) -> CommandResult:
+            return shell.run(
+                command, stdin=stdin, sudo=sudo, timeout=timeout, silence=silence, most=self._most
+            )
+
+        return with_connection(self._connect, over)
 
     def check(
         self, command: str, *, stdin: bytes = b"", sudo: bool = False, timeout: float = 60.0
     ) -> str:
         """See :meth:`Shell.check`."""
-        return self._connect().check(
-            command, stdin=stdin, sudo=sudo, timeout=timeout, most=self._most
-        )
+
+        def over(shell: Shell) -> str:
+            return shell.check(command, stdin=stdin, sudo=sudo, timeout=timeout, most=self._most)
+
+        return with_connection(self._connect, over)

@@ -19,7 +19,12 @@ from pytest_vmss.guest.command_io import (
     watchdog,
 )
 from pytest_vmss.guest.runner import CommandResult
-from pytest_vmss.guest.transport import GuestTransport, close_transport, transport_errors
+from pytest_vmss.guest.transport import (
+    ConnectionBrokenError,
+    GuestTransport,
+    close_transport,
+    transport_errors,
+)
 from pytest_vmss.guest.tunnel import Tunnel
 
 __all__ = ["OUTPUT_BYTES", "Shell"]
@@ -96,13 +101,14 @@ class Shell:
             The result, whatever its exit status.
 
         Raises:
+            ConnectionBrokenError: The connection broke before the command was sent.
             GuestCommandError: The connection broke, the command timed out, or it wrote too much;
                 the exit code is -1.
         """
         line = f"/bin/sh -c {shlex.quote(command)}"
         if sudo:
             line = f"sudo -n {line}"
-        timeouts = CommandLimits(timeout, silence)
+        timeouts, use = CommandLimits(timeout, silence), _Use()
 
         def error_of(error: Exception) -> GuestCommandError:
             reason = "the SSH connection broke while a command ran"
@@ -111,21 +117,26 @@ class Shell:
                 reason = "a command wrote too much"
             elif isinstance(error, TimeoutError) or timeouts.left() <= 0:
                 reason, words = "a command timed out", timeouts.told()
+            elif not (use.is_sent or isinstance(error, paramiko.ChannelException)):
+                return ConnectionBrokenError(error, instance=self._name)
             return GuestCommandError(
                 f"{reason}: {words}", instance=self._name, exit_code=-1, stderr=""
             )
 
         with transport_errors(self._name, error_of):
-            return self._run(line, stdin, timeouts, most)
+            return self._run(line, stdin, timeouts, most, use)
 
-    def _run(self, line: str, stdin: bytes, timeouts: CommandLimits, most: int) -> CommandResult:
-        with self._using(timeouts) as use, contextlib.ExitStack() as opened:
+    def _run(
+        self, line: str, stdin: bytes, timeouts: CommandLimits, most: int, use: _Use
+    ) -> CommandResult:
+        with self._counted(timeouts, use), contextlib.ExitStack() as opened:
             # paramiko's own timeout comes first, unless it cannot even send.
             with watchdog(timeouts.rest() + _CLOSE_S, self.close):
                 channel = self._transport.open_command(timeouts.rest())
             opened.callback(self._close, channel)
             with watchdog(timeouts.rest(), lambda: self._close(channel)):
                 channel.settimeout(timeouts.rest())
+                use.is_sent = True
                 channel.exec_command(line)
                 use.is_answered = True
                 outputs = [
@@ -158,16 +169,15 @@ class Shell:
         return bool(channel.eof_received) and channel.exit_status != -1
 
     @contextlib.contextmanager
-    def _using(self, timeouts: CommandLimits) -> Iterator[_Use]:
+    def _counted(self, timeouts: CommandLimits, use: _Use) -> Iterator[None]:
         """Closes the connection if its guest answered nothing in time, and no other command runs.
 
         A new connection may be answered; other commands may only wait for a guest that is paused.
         """
-        use = _Use()
         with self._counting:
             self._commands += 1
         try:
-            yield use
+            yield
         finally:
             with self._counting:
                 self._commands -= 1
@@ -221,9 +231,11 @@ class _Use:
     """One command's use of a connection.
 
     Attributes:
+        is_sent: Whether the guest may have seen the command.
         is_answered: Whether the guest has taken the command.
     """
 
+    is_sent: bool = False
     is_answered: bool = False
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
+from pytest_vmss.guest.connection import with_connection
 from pytest_vmss.guest.runner import Runner
 
 __all__ = ["testinfra_host"]
@@ -35,7 +36,10 @@ class _ShellBackend(BaseBackend):  # type: ignore[misc]  # testinfra's backends 
 
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:
         line = self.get_command(command, *args)
-        done = self._connect().run(line, sudo=True, timeout=_LIMIT_S, silence=_SILENCE_S)
+        done = with_connection(
+            self._connect,
+            lambda shell: shell.run(line, sudo=True, timeout=_LIMIT_S, silence=_SILENCE_S),
+        )
         return self.result(
             done.exit_code, self.encode(line), self.encode(done.stdout), self.encode(done.stderr)
         )

@@ -15,6 +15,7 @@ set, and if process ids are reused (Q2). Beyond what the library filelock does:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -66,6 +67,18 @@ class Lock:
     def held(self) -> bool:
         """Whether this process still holds it."""
         return self._descriptor is not None and self._owner == os.getpid()
+
+    def write(self, content: bytes, mode: int) -> None:
+        """Writes into its file, which is empty, and into no other that has got its name.
+
+        Raises:
+            OSError: It cannot be written, or the lock is released.
+        """
+        if self._descriptor is None:
+            raise OSError(errno.EBADF, "the lock is released", str(self.path))
+        os.fchmod(self._descriptor, mode)
+        with open(self._descriptor, "wb", closefd=False) as file:
+            file.write(content)
 
     def release(self) -> None:
         """Releases the lock; does nothing if it is released already, or in a forked child."""
@@ -181,11 +194,13 @@ def is_locked(path: Path) -> bool:
 
 
 def _open(path: Path, flags: int) -> int:
+    """Opens a lock's file, and nothing that a link leads to: its folder may be another account's."""
+    safe = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     with _forking:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+            descriptor = os.open(path, os.O_RDWR | safe | flags, 0o600)
         except PermissionError:  # a read-only file; flock needs write access only over NFS
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | safe)
         _descriptors.add(descriptor)
     return descriptor
 

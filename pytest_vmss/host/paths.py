@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
-__all__ = ["PROCESS_ROOTS", "LabPaths", "process_root"]
+__all__ = ["PROCESS_ROOTS", "SOCKET_PATH_BYTES", "LabPaths", "process_root"]
 
 #: Folder in the state directory for the embedded driver's folders, one per process.
 PROCESS_ROOTS = "embedded"
+#: What the path of a Unix socket may have.
+SOCKET_PATH_BYTES = 107
+
 #: Suffix of the folder of a set's private network.
 _NETWORK = ".vn"
 

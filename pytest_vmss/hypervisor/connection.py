@@ -22,7 +22,7 @@ from pytest_vmss.errors import ConflictError, HostError, LabError
 from pytest_vmss.host.files import write_durably
 from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.host.ownership import mend_ownership, obstacle, told_obstacle
-from pytest_vmss.host.paths import PROCESS_ROOTS
+from pytest_vmss.host.paths import PROCESS_ROOTS, SOCKET_PATH_BYTES
 from pytest_vmss.host.qemu_account import QemuAccount
 
 __all__ = ["Connection", "default_uri", "open_connection"]
@@ -30,7 +30,6 @@ __all__ = ["Connection", "default_uri", "open_connection"]
 _SYSTEM_SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
 
 #: Longest path of a UNIX socket, without the terminating zero.
-_SOCKET_PATH_MAX = 107
 #: Maximum length that libvirt adds to the embedded driver's root for a monitor socket.
 _MONITOR_SUFFIX = len("/lib/qemu/domain-9999-" + "n" * 20 + "/monitor.sock")
 
@@ -287,7 +286,7 @@ def _short_link(root: Path) -> Path | None:
     Raises:
         LabError: The link's name is taken.
     """
-    if len(str(root)) + _MONITOR_SUFFIX <= _SOCKET_PATH_MAX:
+    if len(str(root)) + _MONITOR_SUFFIX <= SOCKET_PATH_BYTES:
         return None
     folder = Path("/run") if os.geteuid() == 0 else Path(tempfile.gettempdir())
     link = folder / f"vmss-{hashlib.sha256(str(root).encode()).hexdigest()[:12]}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from pytest_vmss.errors import HostError
 from pytest_vmss.guest_platform.config import Platform
 from pytest_vmss.guest_platform.health_port import HEALTH_PORT
 from pytest_vmss.guest_platform.provisioning import ASSET_TAG
 from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
+from pytest_vmss.host.paths import SOCKET_PATH_BYTES
 from pytest_vmss.hypervisor.firmware import Firmware
 from pytest_vmss.hypervisor.protocol import Machine
 from pytest_vmss.settings import Accelerator, GuestNetwork
@@ -65,6 +68,9 @@ def domain_xml(
             connection's default.
         guest_network: What the guest may reach.
         firmware: The UEFI firmware, for a machine that has variables.
+
+    Raises:
+        HostError: The path of its private network is too long.
     """
     domain = ET.Element("domain", {"type": "kvm" if accelerator == "kvm" else "qemu"})
     _add(domain, "name", machine.name)
@@ -243,6 +249,13 @@ def _add_private_network(domain: ET.Element, network: VirtualNetwork) -> None:
     command = domain.find(f"{{{_QEMU}}}commandline")
     if command is None:  # pragma: no cover - the first card is always there
         raise ValueError("the domain has no network card yet")
+    for path in (network.guest_end, network.switch_end):
+        # QEMU gives no clear error of a longer one for datagrams.
+        if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+            raise HostError(
+                f"{path} is too long a path for a socket of the private network; use a state "
+                "directory with a shorter path (VMSS_STATE_DIR)"
+            )
     ends = (
         f"local.type=unix,local.path={_escaped(network.guest_end)}",
         f"remote.type=unix,remote.path={_escaped(network.switch_end)}",

@@ -213,7 +213,7 @@ class Hypervisor(Protocol):
 
         Args:
             network: The instance's place in their network.
-            others: Numbers of the others.
+            others: Numbers of the others; of none, it is all that there are, now or later.
 
         Raises:
             HostError: On entry: the network cannot be served.

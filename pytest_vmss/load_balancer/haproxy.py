@@ -19,6 +19,10 @@ __all__ = ["HAProxy"]
 
 #: States of servers whose health check succeeds, or that have none.
 _IN_HEALTH = ("UP", "DRAIN", "NOLB", "no check")
+#: The state of a server that was added but not put in or out of service; nothing of its health.
+_HALF_ADDED = "MAINT"
+#: What the status of a check ends with that had no result yet.
+_UNCHECKED = "INI"
 _START_S = 10.0
 #: Seconds for the connections of a removed member to end.
 _CLOSE_S = 5.0
@@ -183,7 +187,7 @@ class HAProxy:
             if row["pxname"] not in judging:
                 continue
             name = row["svname"]
-            if row["check_status"].endswith("INI"):
+            if row["status"].startswith(_HALF_ADDED) or row["check_status"].endswith(_UNCHECKED):
                 unknown.add(name)
             # "DOWN 1/2" is on its way up, but still down.
             known[name] = known.get(name, True) and row["status"].startswith(_IN_HEALTH)

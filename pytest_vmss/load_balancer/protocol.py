@@ -45,7 +45,7 @@ class Member:
 
     name: str
     address: str
-    forwards: dict[int, int]
+    forwards: Mapping[int, int]
     in_service: bool = True
 
 

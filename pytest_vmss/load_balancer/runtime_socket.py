@@ -16,6 +16,8 @@ __all__ = ["RuntimeSocket"]
 
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 16 * 1024 * 1024
+#: How statistics end: with an empty line.
+_END = "\n\n"
 
 
 class RuntimeSocket:
@@ -39,6 +41,8 @@ class RuntimeSocket:
             BalancerError: It does not answer.
         """
         text = self.ask("show stat").lstrip("# ")
+        if not text.endswith(_END):  # it ended meanwhile: of the last servers nothing is known
+            raise BalancerError("HAProxy's statistics have no end")
         try:
             return [
                 row
@@ -88,6 +92,10 @@ class RuntimeSocket:
             ) from error
         finally:
             os.close(folder)
+        if not answer:  # even to a command that has no output, it answers by a line
+            raise BalancerError(
+                f"the load balancer at {self._folder / SOCKET} does not answer: it hung up"
+            )
         return answer.decode(errors="replace")
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -24,7 +24,9 @@ from pytest_vmss.secrecy import (
     SecretText,
     conceal,
     is_secret_name,
+    is_secure_parameter,
     mask,
+    names_secret,
     plain_name,
     seal,
 )
@@ -331,27 +333,17 @@ def _copy(value: object, depth: int, meter: Meter, *, opaque: bool, secret: bool
     Raises:
         _RefusedError: It is refused; each level adds its part of the path, up to a secret.
     """
-    if isinstance(value, (str, int, float, type(None))):  # the most frequent ones
-        meter.take(depth, value if isinstance(value, str) else "")
-        return _scalar(value)
-    if isinstance(value, (dict, Mapping)):
-        meter.take(depth)
-        copied: dict[str, Any] = {}
-        for key, item in value.items():
-            name = _name(key, copied, opaque=opaque)
-            meter.take(depth, name)
-            try:
-                copied[name] = _copy(
-                    item, depth + 1, meter,
-                    opaque=opaque or name in OPAQUE, secret=secret or is_secret_name(name),
-                )  # fmt: skip
-            except _RefusedError as error:
-                raise error if secret else error.within(f".{one_line(mask(name))}") from None
-        return copied
+    kind = type(value)  # an object may claim to be of another class
+    if issubclass(kind, (str, int, float, type(None))):  # the most frequent ones
+        plain = _scalar(value)
+        meter.take(depth, plain if isinstance(plain, str) else "")
+        return plain
     meter.take(depth)
-    if isinstance(value, (list, tuple)):
+    if issubclass(kind, (dict, Mapping)):
+        return _copied_object(cast("Mapping[Any, Any]", value), depth, meter, opaque, secret)
+    if issubclass(kind, (list, tuple)):
         items: list[Any] = []
-        for index, item in enumerate(value):
+        for index, item in enumerate(cast("Sequence[Any]", value)):
             try:
                 items.append(_copy(item, depth + 1, meter, opaque=opaque, secret=secret))
             except _RefusedError as error:
@@ -360,13 +352,32 @@ def _copy(value: object, depth: int, meter: Meter, *, opaque: bool, secret: bool
     return _scalar(value)
 
 
+def _copied_object(
+    value: Mapping[Any, Any], depth: int, meter: Meter, opaque: bool, secret: bool
+) -> dict[str, Any]:
+    """Copies an object; see :func:`_copy`."""
+    is_secure = secret or is_secure_parameter(value)
+    copied: dict[str, Any] = {}
+    for key, item in value.items():
+        name = _name(key, copied, opaque=opaque)
+        meter.take(depth, name)
+        try:
+            copied[name] = _copy(
+                item, depth + 1, meter,
+                opaque=opaque or name in OPAQUE, secret=is_secure or names_secret(name, value),
+            )  # fmt: skip
+        except _RefusedError as error:
+            raise error if secret else error.within(f".{one_line(mask(name))}") from None
+    return copied
+
+
 def _name(key: object, others: Mapping[str, Any], *, opaque: bool) -> str:
     """Returns a property's name; write-only properties get Azure's spelling, however written."""
-    if not isinstance(key, str):
+    if not issubclass(type(key), str):
         raise _RefusedError(
             "$", f"has a name that is not a text but {type(key).__name__}; put it in quotes"
         )
-    name = str.__str__(key)
+    name = str.__str__(cast("str", key))
     _scalar(name)
     if not opaque:
         name = WRITE_ONLY.get(plain_name(name)) or _OPAQUE.get(name.lower(), name)
@@ -377,26 +388,26 @@ def _name(key: object, others: Mapping[str, Any], *, opaque: bool) -> str:
 
 
 def _scalar(value: object) -> object:
-    if isinstance(value, str):
-        if not value.isascii() and not _is_unicode(value):
-            raise _RefusedError("$", "holds half of a surrogate pair, which is no character")
-        return value if isinstance(value, SecretText) else str.__str__(value)
+    kind = type(value)
     # A subclass may override anything, so continue with plain values.
-    if isinstance(value, float):
-        value = float.__pos__(value)
-        if not math.isfinite(value):
+    if issubclass(kind, str):
+        text = str.__str__(cast("str", value))
+        if not text.isascii() and not _is_unicode(text):
+            raise _RefusedError("$", "holds half of a surrogate pair, which is no character")
+        return value if issubclass(kind, SecretText) else text
+    if issubclass(kind, float):
+        number = float.__pos__(cast("float", value))
+        if not math.isfinite(number):
             raise _RefusedError("$", "must be a finite number")
+        return number
+    if value is None or issubclass(kind, (bool, Unevaluated)):
         return value
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, Unevaluated):
-        return value
-    if isinstance(value, int):
-        value = int.__pos__(value)
-        if value.bit_length() > _INTEGER_BITS:
+    if issubclass(kind, int):
+        whole = int.__pos__(cast("int", value))
+        if whole.bit_length() > _INTEGER_BITS:
             raise _RefusedError("$", "must be an integer of 64 bits")
-        return value
-    raise _RefusedError("$", f"is {type(value).__name__}, which JSON does not have")
+        return whole
+    raise _RefusedError("$", f"is {kind.__name__}, which JSON does not have")
 
 
 def _is_unicode(text: str) -> bool:

@@ -9,6 +9,7 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -17,6 +18,7 @@ from pytest_vmss.guest.extensions.command import secret_words
 from pytest_vmss.model import ScaleSetModel
 from pytest_vmss.secrecy import SecretText, mask, named_values
 from pytest_vmss.store import ModelRecord
+from pytest_vmss.untrusted import clean
 
 __all__ = ["mask_lines", "masker", "masker_of"]
 
@@ -30,6 +32,18 @@ _BEGIN, _END = "-----BEGIN", "-----END"
 _SECRET_CHARS = 6
 #: Shorter lines of a secret of several lines are not replaced alone.
 _LINE_CHARS = 16
+#: No secret, however written, is shorter than its first characters, by which it is found.
+_HEAD_CHARS = 5
+#: How programs write what HTML gives a meaning to, in JSON that may become part of a page.
+_JSON_IN_HTML = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&"}
+_APOSTROPHES = ("'", "&#x27;", "&#39;", "&apos;")
+_QUOTATION_MARKS = ('"', "&quot;", "&#34;")
+#: How shells write an apostrophe within apostrophes, such as in the trace of ``set -x``.
+_SHELL_APOSTROPHES = (r"'\''", "'\"'\"'")
+_PERCENT = re.compile(r"%[0-9A-F]{2}")
+_URL_SAFE = str.maketrans("+/", "-_")
+#: Characters in a line of base64, as common programs write it.
+_BASE64_WIDTHS = (64, 76)
 #: The end of a line that is not followed by one that is indented and may belong to it.
 _LINE_END = re.compile(r"\n(?=\S)")
 
@@ -42,19 +56,38 @@ def masker(models: Iterable[ScaleSetModel]) -> Callable[[str], str]:
             Python and base64 write them.
     """
     known = list(models)
-    found = {part for model in known for value in _secrets(model.full()) for part in _parts(value)}
-    found = {value for value in found if len(value) >= _SECRET_CHARS}
+    parts = {part for model in known for value in _secrets(model.full()) for part in _parts(value)}
+    parts.update(clean(part) for part in list(parts))  # as logs are, before they are masked
+    found = {part for part in parts if len(part) >= _SECRET_CHARS}
     for model in known:
         for extension in model.extensions:
             found.update(secret_words(extension))
-    secrets = sorted({form for value in found for form in _forms(value)}, key=len, reverse=True)
+    forms: dict[str, list[str]] = {}
+    for form in sorted({form for value in found for form in _forms(value)}, key=len, reverse=True):
+        forms.setdefault(form[:_HEAD_CHARS], []).append(form)
+    return lambda text: mask_lines(_without(text, forms))
 
-    def masked(text: str) -> str:
-        for secret in secrets:
-            text = text.replace(secret, "***")
-        return mask_lines(text)
 
-    return masked
+def _without(text: str, forms: Mapping[str, Sequence[str]]) -> str:
+    """Hides texts wherever they occur, in a time that hardly depends on how many they are.
+
+    Args:
+        text: The text.
+        forms: The texts to hide by their first characters, the longest first.
+    """
+    size = _HEAD_CHARS
+    likely = [at for at in range(len(text) - size + 1) if text[at : at + size] in forms]
+    parts: list[str] = []
+    end = 0  # of what has been copied or hidden
+    for begin in likely:
+        known = forms[text[begin : begin + size]]
+        form = next((form for form in known if text.startswith(form, begin)), None)
+        if form is None:
+            continue
+        if begin >= end:  # else it overlaps with another, and both are hidden
+            parts += (text[end:begin], "***")
+        end = max(end, begin + len(form))
+    return "".join((*parts, text[end:]))
 
 
 def _parts(value: str) -> Iterator[str]:
@@ -76,16 +109,36 @@ def _decoded(value: str) -> Iterator[str]:
 def _forms(value: str) -> Iterator[str]:
     """Yields the ways in which programs write a value."""
     yield value
-    yield json.dumps(value)[1:-1]
-    yield json.dumps(value, ensure_ascii=False)[1:-1]
-    yield repr(str.__str__(value))[1:-1]
-    yield html.escape(value)
-    yield html.escape(value, quote=False)
-    yield quote(value)
-    yield quote(value, safe="")
-    yield quote_plus(value)
-    encoded = base64.b64encode(value.encode(errors="surrogatepass")).decode()
-    yield encoded.rstrip("=")
+    for form in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        yield form[1:-1]
+        yield form[1:-1].translate(_JSON_IN_HTML)
+    plain = str.__str__(value)
+    yield repr(plain)[1:-1]
+    yield repr(f'"{plain}')[2:-1]  # in a text that has quotation marks of both kinds
+    yield from (value.replace("'", mark) for mark in _SHELL_APOSTROPHES)
+    for apostrophe, mark in product(_APOSTROPHES, _QUOTATION_MARKS):
+        yield html.escape(value, quote=False).replace("'", apostrophe).replace('"', mark)
+    for form in (quote(value), quote(value, safe=""), quote_plus(value)):
+        yield form
+        yield _PERCENT.sub(lambda found: found[0].lower(), form)
+    data = value.encode(errors="surrogatepass")
+    yield repr(data)[2:-1]
+    yield from (data.hex(), data.hex().upper())
+    for form in _base64_forms(data):
+        yield form
+        yield form.translate(_URL_SAFE)
+
+
+def _base64_forms(data: bytes) -> Iterator[str]:
+    """Yields what base64 makes of data, alone or in the middle of others, and in lines."""
+    whole = base64.b64encode(data).decode().rstrip("=")
+    yield whole
+    for width in _BASE64_WIDTHS:
+        lines = (whole[at : at + width] for at in range(0, len(whole), width))
+        yield from (line for line in lines if _LINE_CHARS <= len(line) < len(whole))
+    for before in range(3):
+        first, last = -(-before * 8 // 6), (before + len(data)) * 8 // 6
+        yield base64.b64encode(bytes(before) + data).decode()[first:last]
 
 
 def masker_of(lab: Lab) -> Callable[[str], str]:

@@ -87,7 +87,7 @@ class SimulatedHypervisor:
         self.lacks_uefi = False
         self.images: dict[str, str] = {}
         self.disks: dict[str, SimulatedDisk] = {}
-        self._cuts: list[tuple[str, frozenset[int]]] = []
+        self._cuts: list[tuple[str, int, frozenset[int]]] = []
 
     def snapshot(self) -> bytes:
         """Pickles everything that outlives the process of a lab."""
@@ -302,14 +302,12 @@ class SimulatedHypervisor:
     def cut_off(self, network: VirtualNetwork, others: Collection[int]) -> Iterator[None]:
         """Cuts an instance off from others of its set for the block."""
         preempt(self._clock)
-        folder, number = network.files.folder, network.instance_id
-        pairs = [(str(folder), frozenset((number, other))) for other in others]
-        self._cuts += pairs
+        cut = (str(network.files.folder), network.instance_id, frozenset(others))
+        self._cuts.append(cut)
         try:
             yield
         finally:
-            for pair in pairs:
-                self._cuts.remove(pair)
+            self._cuts.remove(cut)
 
     def reaches(self, one: str, other: str) -> bool:
         """Whether two machines reach each other in their private network."""
@@ -318,8 +316,12 @@ class SimulatedHypervisor:
         first, second = self.defined[one].network, self.defined[other].network
         if first is None or second is None or first.files != second.files:
             return False
-        pair = frozenset((first.instance_id, second.instance_id))
-        return (str(first.files.folder), pair) not in self._cuts
+        one_id, other_id, network = first.instance_id, second.instance_id, str(first.files.folder)
+        return not any(
+            (folder, number) == (network, a) and (b in others or not others)
+            for folder, number, others in self._cuts
+            for a, b in ((one_id, other_id), (other_id, one_id))
+        )
 
     def _require_running(self, name: str) -> None:
         if name not in self.running:

@@ -29,8 +29,9 @@ _FORMAT = 2
 #: SQLite's own cache; enough for the lab of a set of a thousand instances.
 _CACHE_KIB = 16_384
 
-#: Makes every commit wait until it is on the disk.
+#: Makes a commit wait until it, and all before it, are on the disk; or only makes it.
 _SYNCHRONIZE = "PRAGMA synchronous=FULL"
+_DO_NOT_SYNCHRONIZE = "PRAGMA synchronous=NORMAL"
 
 #: Seconds to wait for another process that is writing.
 _BUSY_S = 30.0
@@ -132,6 +133,20 @@ class Store:
             self._connection = self._open()
         return self._connection
 
+    @property
+    def _live(self) -> sqlite3.Connection:
+        """The connection, in this thread's transaction or in none; with the store locked.
+
+        Raises:
+            sqlite3.OperationalError: SQLite ended the transaction by itself.
+        """
+        if self._owner is None and self._db.in_transaction:
+            self._roll_back()  # Ctrl-C came in its stead
+        database = self._db
+        if self._owner is not None and not database.in_transaction:
+            raise sqlite3.OperationalError("the transaction was rolled back by an error in it")
+        return database
+
     def _open(self) -> sqlite3.Connection:
         """Opens the file, creating the schema if it is empty.
 
@@ -224,9 +239,9 @@ class Store:
 
     @contextmanager
     def _transaction(self, durable: bool) -> Iterator[None]:
-        with self._lock, nullcontext() if durable else self._unsynchronized():
+        with self._lock:
             try:
-                self._begin()
+                self._begin(durable)
                 self._owner = threading.get_ident()
                 yield
                 self._commit()
@@ -238,26 +253,8 @@ class Store:
             finally:
                 self._owner = None
 
-    @contextmanager
-    def _unsynchronized(self) -> Iterator[None]:
-        """Commits without synchronization; a connection that cannot be set back is closed."""
-        try:
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            yield
-        except sqlite3.Error as error:
-            raise self._unusable("written", error) from error
-        finally:
-            self._synchronize()
-
-    def _synchronize(self) -> None:
-        """Synchronizes the commits from now on; if that fails, closes the connection."""
-        if self._connection is not None:
-            try:
-                self._connection.execute(_SYNCHRONIZE)
-            except sqlite3.Error:
-                self._drop()
-
-    def _begin(self) -> None:
+    def _begin(self, durable: bool) -> None:
+        self._live.execute(_SYNCHRONIZE if durable else _DO_NOT_SYNCHRONIZE)
         self._db.execute("BEGIN IMMEDIATE")
         self._see()
 
@@ -295,9 +292,7 @@ class Store:
             LabError: It failed, or an earlier error rolled back the transaction.
         """
         try:
-            if not self._db.in_transaction:
-                raise sqlite3.OperationalError("the transaction was rolled back by an error in it")
-            self._db.execute(statement, values)
+            self._live.execute(statement, values)
         except sqlite3.Error as error:
             raise self._unusable("written", error) from error
 
@@ -310,7 +305,7 @@ class Store:
         self._require_own()
         try:
             with self._lock:
-                return self._db.execute(statement, values).fetchall()
+                return self._live.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise self._unusable("read", error) from error
 
@@ -323,13 +318,13 @@ class Store:
         """The same with the store locked; within a transaction, nobody else can commit.
 
         Raises:
-            LabError: The database cannot be read.
+            LabError: The database cannot be read, or an earlier error rolled back the transaction.
         """
-        if self._owner is None:
-            try:
+        try:
+            if self._live and self._owner is None:
                 self._see()
-            except sqlite3.Error as error:
-                raise self._unusable("read", error) from error
+        except sqlite3.Error as error:
+            raise self._unusable("read", error) from error
 
     def put(self, record: Record) -> None:
         """Writes a record, replacing any with the same key."""

@@ -9,7 +9,7 @@ from pytest_vmss.model import Health
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.store.image_records import VersionRecord
-from pytest_vmss.store.record import Record
+from pytest_vmss.store.record import FrozenMapping, Record
 
 __all__ = ["DetachedDiskRecord", "GenerationRecord", "InstanceRecord"]
 
@@ -45,7 +45,7 @@ class InstanceRecord(Record):
     computer_name: str
     mac: str
     address: str
-    forwards: dict[int, int]
+    forwards: FrozenMapping[int, int]
     update_domain: int
     placement_group: int = 0
     zone: str = ""

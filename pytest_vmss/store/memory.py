@@ -73,7 +73,12 @@ class Memory:
         return record
 
     def keep(self, key: str, body: SecretText, record: Record) -> None:
-        """Remembers a record with its stored text; it must be as it would be parsed from that."""
+        """Remembers a record with its stored text; it must be as it would be parsed from that.
+
+        One with mutable parts is not remembered: who changes these changes a copy of their own.
+        """
+        if record.mutable:
+            return
         if len(self._parsed) >= _MOST:
             self._parsed.clear()
         self._parsed[record.kind, key] = _Parsed(body, record, self._age)

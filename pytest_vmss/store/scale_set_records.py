@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pytest_vmss.store.record import Record
+from pytest_vmss.store.record import FrozenMapping, Record
 
 __all__ = ["ModelRecord", "ScaleSetRecord"]
 
@@ -51,7 +52,7 @@ class ScaleSetRecord(Record):
     next_instance_id: int = 0
     ports: tuple[int, ...] = ()
     frontend: str | None = None
-    overrides: dict[str, float] = Field(default_factory=dict)
+    overrides: FrozenMapping[str, float] = Field(default_factory=lambda: MappingProxyType({}))
     health_command: str | None = None
     health_function: bool = False
     own_size: tuple[str, int, int] | None = None
@@ -80,6 +81,7 @@ class ModelRecord(Record):
     """
 
     kind: ClassVar[str] = "model"
+    mutable: ClassVar[bool] = True  # a document, which is read once
 
     set_id: str
     revision: int

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.errors import ModelError, NotFoundError
+from pytest_vmss.errors import HostError, ModelError, NotFoundError
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles
 from pytest_vmss.hypervisor.domain import PRIVATE_NIC, domain_xml
 from pytest_vmss.report.tables import instance_table
 from tests.models import LOAD_BALANCER, web_model, with_subnet
@@ -88,6 +91,30 @@ def test_a_partition_stays_through_a_swap(lab: SimulatedLab, web: ScaleSet) -> N
     assert reaches(lab, first, second)
 
 
+def test_a_partition_from_all_counts_for_instances_that_are_added(
+    lab: SimulatedLab, web: ScaleSet
+) -> None:
+    """A9: the set may scale out in the block."""
+    first = web[0]
+    with first.faults.partitioned():
+        web.scale(4)
+        assert not reaches(lab, first, web[3])
+        assert reaches(lab, web[1], web[3])
+    assert reaches(lab, first, web[3])
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_told(web: ScaleSet) -> None:
+    """A9: QEMU would end without a reason."""
+    machine = web[0]._context.machine(1)
+    assert machine.network is not None
+    files = NetworkFiles(Path("/" + "x" * 98) / "a.vn")
+    with pytest.raises(HostError, match="VMSS_STATE_DIR"):
+        domain_xml(
+            replace(machine, network=replace(machine.network, files=files)),
+            accelerator="tcg", run_as=None,
+        )  # fmt: skip
+
+
 def test_only_other_instances_of_the_set_can_be_cut_off(lab: SimulatedLab, web: ScaleSet) -> None:
     """A9: bad input is refused before anything is changed."""
     gone = web[2]
@@ -110,3 +137,20 @@ def test_a_set_keeps_its_network(web: ScaleSet) -> None:
     with pytest.raises(ModelError, match="networkInterfaceConfigurations"):
         web.update(body, load_balancer=LOAD_BALANCER)
     assert web[0].private_ip_address == "10.0.0.4"
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("health", [False, True])
+def test_the_table_of_instances_breaks_nothing(web: ScaleSet, width: int, health: bool) -> None:
+    """L3: a narrow terminal leaves columns out, the least important first."""
+    shown = StringIO()
+    Console(file=shown, width=width).print(instance_table(web, health=health))
+    lines = shown.getvalue().strip().splitlines()
+    print(shown.getvalue())
+    assert len(lines) == 2 + len(web)
+    for line, instance in zip(lines[2:], web, strict=True):
+        address, port = instance.address(22)
+        wanted = [instance.name, "Succeeded", "1.0.0", f"{address}:{port}"]
+        wanted += [instance.private_ip_address or ""] + ["Healthy"] * health
+        assert [word for word in wanted if word not in line.split()] == []
+    assert ("kernel" in lines[0]) == (width > 80)

@@ -7,10 +7,12 @@ import copy
 import gzip
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -133,6 +135,52 @@ def test_objects_of_somebodys_own_are_read_as_what_they_are() -> None:
     read_back = reading.read(body, "the model")
     assert read_back == {"name": "plain", "n": 7}
     assert {type(value) for value in read_back.values()} == {str, int}
+
+
+class _Short(str):
+    """A text that claims to be empty, and to be of ASCII."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return 0
+
+    def isascii(self) -> bool:
+        return True
+
+
+def test_the_length_and_the_letters_of_a_text_are_counted_by_the_reader_itself() -> None:
+    """R3: a class of the caller's cannot make its text shorter than it is."""
+    for value in ([_Short("x" * 1_000_000)] * 5, _Short("\ud800")):
+        with pytest.raises(ModelError, match=r"\$\.x(\[4\])?: holds "):
+            reading.read({"x": value}, "the model")
+
+
+@pytest.mark.parametrize("kind", [str, bool, int, float, dict, list, type(None)])
+def test_an_object_that_claims_another_class_is_refused_by_its_path(kind: type) -> None:
+    """R3: such as a mock, which is not JSON whatever it imitates."""
+    with pytest.raises(ModelError, match=r"\$\.a\[0\]: is \w+, which JSON does not have"):
+        reading.read({"a": [MagicMock(spec=kind)]}, "the model")
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"password": {SECRET: math.nan}}, "$.password"),
+        ({"env": [{"name": "dbPassword", "value": {SECRET: math.nan}}]}, "$.env[0].value"),
+        ({"env": [{"value": [{SECRET: math.nan}], "key": "token"}]}, "$.env[0].value"),
+        (
+            {"parameters": {"p": {"defaultValue": {SECRET: math.nan}, "type": "SecureObject"}}},
+            "$.parameters.p.defaultValue",
+        ),
+    ],
+)
+def test_a_refusals_path_names_nothing_within_a_secret(body: dict[str, Any], path: str) -> None:
+    """M5: whether a name, a name beside it, or a template's type makes it one."""
+    with pytest.raises(ModelError) as refused:
+        reading.read(body, "the model")
+    assert SECRET not in str(refused.value)
+    assert [problem.path for problem in refused.value.problems] == [path]
 
 
 def test_many_wrong_values_make_a_short_message() -> None:

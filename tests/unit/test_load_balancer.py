@@ -360,6 +360,62 @@ def test_an_answer_of_its_socket_is_bounded(
         assert time.monotonic() - begun < 5
 
 
+def test_a_member_that_was_half_added_is_neither_healthy_nor_not(
+    tmp_path: Path, backends: dict[str, Backend]
+) -> None:
+    """F2, Q1: by a process that was killed meanwhile, or one that is about to go on."""
+    member = backends["web_0"].member
+    port = member.forwards[80]
+    haproxy = HAProxy(tmp_path / "b", [Rule("web", ADDRESS, PORT, 80, PROBE)])
+    haproxy.ensure([])
+    try:
+        haproxy._socket.command(f"add server web/web_0 127.0.0.1:{port} check port {port}")
+        assert haproxy.verdicts() == {}
+        haproxy._socket.command("enable health web/web_0")
+        until(lambda: "L7" in haproxy._socket.rows()[0]["check_status"])
+        assert haproxy.verdicts() == {}
+        haproxy.add(member)
+        assert haproxy.verdicts() == {"web_0": True}
+    finally:
+        haproxy.stop()
+
+
+def test_an_answer_that_was_cut_off_is_none(tmp_path: Path) -> None:
+    """F2, Q1: nobody counts as without connections, gone or healthy because HAProxy ended."""
+    whole = (
+        "# pxname,svname,scur,status,check_status,\n"
+        "web,web_0,3,UP,L7OK,\nweb,web_1,12,DOWN,L4CON,\nweb,BACKEND,15,UP,,\n\n"
+    )
+    haproxy = HAProxy(tmp_path, [Rule("web", ADDRESS, PORT, 80, PROBE)])
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "haproxy.sock"))
+        listener.listen()
+
+        def answers(text: str, ask: Callable[[], object]) -> object:
+            def serve() -> None:
+                link, _ = listener.accept()
+                with link:
+                    link.recv(1024)
+                    link.sendall(text.encode())
+
+            server = threading.Thread(target=serve)
+            server.start()
+            try:
+                return ask()
+            finally:
+                server.join()
+
+        assert answers(whole, haproxy.verdicts) == {"web_0": True, "web_1": False}
+        assert answers(whole, lambda: haproxy.connections("web_1")) == 12
+        for end in range(len(whole)):
+            for ask in (haproxy.verdicts, lambda: haproxy.remove("web_1")):
+                with pytest.raises(BalancerError):
+                    answers(whole[:end], ask)
+        assert answers("\n", lambda: haproxy._socket.command("enable health web/web_0"))
+        with pytest.raises(BalancerError, match="does not answer"):
+            answers("", lambda: haproxy._socket.command("enable health web/web_0"))
+
+
 BALANCER_ID = "/subscriptions/0/resourceGroups/g/providers/Microsoft.Network/loadBalancers/web-lb"
 
 

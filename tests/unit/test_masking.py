@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import json
+import random
+import re
 import shlex
+import textwrap
+import time
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
@@ -13,9 +17,11 @@ import pytest
 
 from pytest_vmss.model.document import load_document
 from pytest_vmss.report.masking import mask_lines, masker
+from pytest_vmss.untrusted import clean
 from tests.models import LOAD_BALANCER, custom_script, encode, web_model
 
-PASSWORD = 'Adm1n"pa\\ss<&>wörd'
+PASSWORD = "Adm1n\"pa\\ss<&>wörd??'s~~"
+APOSTROPHE_AND_MARK = "'\""
 KEY = "A1B2C3D4E5F6G7H8" * 4
 SECRETS = {
     "adminPassword": PASSWORD,
@@ -41,6 +47,18 @@ def masked() -> Callable[[str], str]:
     return masker([load_document(model, load_balancer=LOAD_BALANCER).model])
 
 
+def _masker_of(*secrets: str) -> Callable[[str], str]:
+    """Masks the values of protected settings that are no text of a command."""
+    model = web_model()
+    extension = custom_script("setup", settings={"commandToExecute": "true"})
+    extension["properties"]["protectedSettings"] = {
+        f"value{index}": secret for index, secret in enumerate(secrets)
+    }
+    profile = model["properties"]["virtualMachineProfile"]
+    profile["extensionProfile"]["extensions"] = [extension]
+    return masker([load_document(model, load_balancer=LOAD_BALANCER).model])
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -55,6 +73,18 @@ def masked() -> Callable[[str], str]:
         quote_plus,
         encode,
         lambda text: base64.b64encode(text.encode()).decode().rstrip("="),
+        lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+        lambda text: text.encode().hex(),
+        lambda text: text.encode().hex().upper(),
+        lambda text: repr(text.encode())[1:],
+        lambda text: f"'{repr(APOSTROPHE_AND_MARK + text)[4:]}",
+        lambda text: shlex.quote(text).replace("'\"'\"'", r"'\''"),
+        lambda text: re.sub("%..", lambda found: found[0].lower(), quote(text)),
+        lambda text: re.sub("[<>&]", lambda mark: f"\\u{ord(mark[0]):04x}", json.dumps(text)),
+        lambda text: html.escape(text).replace("&#x27;", "&#39;"),
+        lambda text: html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;"),
+        lambda text: html.escape(text).replace("&#x27;", "&apos;"),
+        lambda text: html.escape(text).replace("&#x27;", "'"),
     ],
 )
 @pytest.mark.parametrize("which", SECRETS)
@@ -67,6 +97,56 @@ def test_a_declared_secret_is_masked_however_a_program_writes_it(
     assert core not in shown
     assert core[:8] not in shown
     assert core[-8:] not in shown
+
+
+@pytest.mark.parametrize("before", ["", "u", "us", "user:", "\0"])
+@pytest.mark.parametrize("which", SECRETS)
+def test_a_secret_in_the_middle_of_what_is_encoded_is_masked(
+    masked: Callable[[str], str], which: str, before: str
+) -> None:
+    """Such as a login in a header, or an entry of a registry's credentials."""
+    shown = masked(encode(f"{before}{SECRETS[which]}\n"))
+    assert "***" in shown
+    assert len(shown) <= len(f"{encode(before)}***{encode(' ')}")
+
+
+@pytest.mark.parametrize("width", [64, 76])
+def test_a_secret_in_lines_of_base64_is_masked(width: int) -> None:
+    secret = "".join(chr(33 + index * 7 % 90) for index in range(300))
+    lines = textwrap.wrap(encode(secret), width)
+    shown = _masker_of(secret)("".join(f"  {line}\n" for line in lines))
+    assert [line for line in lines if line in shown] == []
+
+
+def test_secrets_that_overlap_are_both_masked() -> None:
+    hidden = _masker_of("abcdefgh", "fghijklm")
+    assert hidden("1 abcdefghijklm 2 fghijklm") == "1 *** 2 ***"
+    assert hidden("abcdefghabcdefgh") == "******"
+
+
+def test_a_secret_is_masked_where_control_characters_of_its_were_removed() -> None:
+    secret = "line 1\r\nline 2\x1b[1m3"
+    assert _masker_of(secret)(f"it says {clean(secret)} aloud") == "it says *** aloud"
+
+
+def test_what_no_secret_is_stays_although_secrets_are_short() -> None:
+    """Neither words, numbers nor digests are taken for the encoded forms of a short secret."""
+    hidden = _masker_of("root", "admin1", "AAAAAA", "123456", "aaaaaa")
+    numbers = random.Random(1)
+    lines = (f"{n} sha256:{numbers.randbytes(32).hex()} {encode(str(n))}\n" for n in range(10_000))
+    text = f"root, rooted: administrator {'A' * 5} cm9v YWRtaW\n" + "".join(lines)
+    kept = hidden(text)
+    assert kept.replace("***", "123456") == text
+    assert kept.count("***") == text.count("123456")
+
+
+def test_many_secrets_do_not_make_masking_slow() -> None:
+    """The time grows with the text alone, not with each way to write each secret."""
+    hidden = _masker_of(*(f"s3cret-{number}-{number * 7919 % 10_007}" for number in range(2_000)))
+    text = "[    1.234567] systemd[1]: Started the service that says something.\n" * 60_000
+    start = time.process_time()
+    assert hidden(text) == text
+    assert time.process_time() - start < 10
 
 
 def test_no_place_in_a_long_text_splits_a_secret() -> None:

@@ -363,6 +363,48 @@ def test_a_connection_that_broke_is_made_anew(guest: Guest) -> None:
     made[-1].close()
 
 
+def _by_runner(connect: Callable[[], Shell]) -> str:
+    return ReconnectingRunner(connect).run("x").stdout
+
+
+def _by_testinfra(connect: Callable[[], Shell]) -> str:
+    return str(testinfra_module.testinfra_host("web_0", connect).run("x").stdout)
+
+
+@pytest.mark.parametrize("run", [_by_runner, _by_testinfra])
+def test_a_command_that_was_not_sent_is_run_over_another_connection(
+    guest: Guest, run: Callable[[Callable[[], Shell]], str]
+) -> None:
+    """Q1: the one that looked open had broken; the guest sees the command once."""
+    ran: list[bytes] = []
+
+    def act(channel: paramiko.Channel, command: bytes) -> None:
+        ran.append(command)
+        ends(0, b"done")(channel, command)
+
+    guest.act = act
+    broken, good = guest.connect(), guest.connect()
+    broken.close()
+    left = [good, broken]
+    assert run(left.pop) == "done"
+    assert (len(ran), left) == (1, [])
+    good.close()
+
+
+def test_a_command_that_was_sent_is_not_run_again(guest: Guest) -> None:
+    """Q1: the guest may have run it."""
+    ran: list[bytes] = []
+
+    def act(_: paramiko.Channel, command: bytes) -> None:
+        ran.append(command)
+        guest.transports[-1].close()
+
+    guest.act = act
+    with pytest.raises(GuestCommandError, match="broke while a command ran"):
+        ReconnectingRunner(guest.connect).run("x")
+    assert len(ran) == 1
+
+
 FLOOD = 128 * 1024 * 1024
 
 

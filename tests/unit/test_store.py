@@ -8,15 +8,24 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
+from pydantic import BaseModel
 
 from pytest_vmss.errors import LabError, NotFoundError
 from pytest_vmss.simulation.clock import VirtualClock
-from pytest_vmss.store import DefinitionRecord, Store
+from pytest_vmss.store import (
+    DefinitionRecord,
+    InstanceRecord,
+    ModelRecord,
+    ScaleSetRecord,
+    Store,
+)
+from pytest_vmss.store.record import FrozenMapping, Record
 
 
 def definition(name: str) -> DefinitionRecord:
@@ -66,37 +75,63 @@ def test_full_synchronisation(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_commit_that_need_not_be_durable_leaves_the_next_ones_so(
-    tmp_path: Path, broken: type[Broken]
-) -> None:
-    """M1: whatever fails meanwhile."""
-    store = Store(tmp_path / "db", VirtualClock())
+def _levels(store: Store, name: str) -> list[int]:
+    """The levels of synchronization of a transaction that need not be durable, and of the next."""
 
     def level() -> int:
         found: int = store._db.execute("PRAGMA synchronous").fetchone()[0]
         return found
 
-    def write(name: str) -> None:
-        with store.transaction(durable=False):
-            assert level() == 1
-            with store.transaction():
-                store.put(definition(name))
-            assert level() == 1
+    levels = []
+    with store.transaction(durable=False):
+        levels.append(level())
+        with store.transaction():
+            store.put(definition(name))
+        levels.append(level())
+    with store.transaction():
+        levels.append(level())
+        store.event("web", "test", name)
+    return levels
 
-    for _ in range(3):
-        write("a")
-        assert level() == 2
-    for failing in ("PRAGMA synchronous=NORMAL", "BEGIN", "COMMIT"):
+
+def test_a_commit_that_need_not_be_durable_leaves_the_next_ones_so(
+    tmp_path: Path, broken: type[Broken]
+) -> None:
+    """M1: whatever fails meanwhile, whichever thread is next."""
+    store = Store(tmp_path / "db", VirtualClock())
+    assert _levels(store, "a") == [1, 1, 2]
+    for failing in ("PRAGMA synchronous=NORMAL", "PRAGMA synchronous=FULL", "BEGIN", "COMMIT"):
         broken.failing = (failing,)
         with pytest.raises(LabError, match="cannot be written"):
-            write("b")
+            _levels(store, "a")
         broken.failing = ()
-        assert level() == 2
-    broken.failing = ("PRAGMA synchronous=FULL",)
-    write("c")
-    broken.failing = ()
-    assert level() == 2
-    assert [record.name for record in store.select(DefinitionRecord)] == ["a", "c"]
+        assert _levels(store, "a") == [1, 1, 2]
+    with ThreadPoolExecutor(4) as pool:
+        assert set(map(tuple, pool.map(_levels, [store] * 40, "ab" * 20))) == {(1, 1, 2)}
+    assert [record.name for record in store.select(DefinitionRecord)] == ["a", "b"]
+    store.close()
+
+
+def test_ctrl_c_in_the_stead_of_a_rollback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """M1: what the transaction wrote is never read, nor committed with the next one."""
+    store = Store(tmp_path / "db", VirtualClock())
+    store.put(definition("a"))
+
+    def interrupted() -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with store.transaction(durable=False):
+            store.change(DefinitionRecord, "g", "a", offer="undone")
+            monkeypatch.setattr(store, "_roll_back", interrupted)
+            raise LabError("undone")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert store.get(DefinitionRecord, "g", "a") == definition("a")
+    assert store.select(DefinitionRecord) == [definition("a")]
+    assert _levels(store, "b") == [1, 1, 2]
     store.close()
 
 
@@ -291,6 +326,80 @@ def test_nothing_is_written_outside_of_a_transaction_that_failed(
         write()
     assert store.select(DefinitionRecord) == []
     store.close()
+
+
+def test_nothing_is_read_in_a_transaction_that_was_rolled_back(tmp_path: Path) -> None:
+    """M1: what was changed before SQLite rolled back by itself was never committed."""
+    store = Store(tmp_path / "db", VirtualClock())
+    store.put(definition("a"))
+
+    def write() -> None:
+        with store.transaction():
+            store.change(DefinitionRecord, "g", "a", offer="undone")
+            store._db.execute("ROLLBACK")
+            for read in (
+                lambda: store.get(DefinitionRecord, "g", "a"),
+                lambda: store.select(DefinitionRecord),
+                store.events,
+            ):
+                with pytest.raises(LabError, match="the transaction was rolled back"):
+                    read()
+
+    with pytest.raises(LabError, match="cannot be written"):
+        write()
+    assert store.get(DefinitionRecord, "g", "a") == definition("a")
+    store.close()
+
+
+def test_no_part_of_a_record_that_is_shared_can_be_changed(tmp_path: Path) -> None:
+    """M1: who has a record cannot change what others see, nor what is written next."""
+    store, now = Store(tmp_path / "db", VirtualClock()), VirtualClock().now()
+    store.put(
+        InstanceRecord(
+            scale_set="web", instance_id=0, uuid="u", computer_name="c", mac="m", address="a",
+            forwards={22: 10022}, update_domain=0, created=now,
+        )
+    )  # fmt: skip
+    store.put(ScaleSetRecord(name="web", unique_id="s", created=now))
+    overrides = {"health": 1.0}
+    changed = store.change(ScaleSetRecord, "web", overrides=overrides)
+    overrides["health"] = 2.0
+    instance = store.get(InstanceRecord, "web", 0)
+    assert instance is not None
+    for mapping in (changed.overrides, instance.forwards):
+        with pytest.raises(TypeError):
+            mapping[22] = 0  # type: ignore[index]
+    assert dict(changed.overrides) == {"health": 1.0}
+    store.put(ModelRecord(set_id="s", revision=1, created=now, model={"a": [1]}, probe=None))
+    model = store.get(ModelRecord, "s", 1)
+    assert model is not None
+    model.model["a"].append(2)
+    again = store.get(ModelRecord, "s", 1)
+    assert again is not None
+    assert again.model == {"a": [1]}
+    store.close()
+
+
+def _changeable(kind: Any) -> bool:
+    """Whether values of a type have parts that can be changed."""
+    parts = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return get_args(FrozenMapping)[1] not in parts and _changeable(parts[0])
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return not kind.model_config.get("frozen") or any(
+            _changeable(hint)
+            for name, hint in get_type_hints(kind, include_extras=True).items()
+            if name in kind.model_fields
+        )
+    if kind is Any or (get_origin(kind) or kind) in (dict, list, set, Mapping, Sequence):
+        return True
+    return any(_changeable(part) for part in parts if part is not ...)
+
+
+@pytest.mark.parametrize("kind", Record.__subclasses__(), ids=lambda kind: kind.kind)
+def test_only_records_that_say_so_can_be_changed(kind: type[Record]) -> None:
+    """M1: the others are remembered, and so shared."""
+    assert kind.mutable == _changeable(kind)
 
 
 class Counting(sqlite3.Connection):

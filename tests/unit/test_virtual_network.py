@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -19,8 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_vmss.clock import SystemClock, wait_for
+from pytest_vmss.errors import HostError
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.guest.seed import build_seed
+from pytest_vmss.guest_platform import background
 from pytest_vmss.guest_platform.addresses import GATEWAY_MAC
 from pytest_vmss.guest_platform.frames import (
     BROADCAST,
@@ -32,10 +40,11 @@ from pytest_vmss.guest_platform.frames import (
     source_mac,
     udp_frame,
 )
-from pytest_vmss.guest_platform.virtual_network import launcher, names
+from pytest_vmss.guest_platform.virtual_network import launcher, names, process
 from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.guest_platform.virtual_network.partitions import read_partitions, write_partition
 from pytest_vmss.guest_platform.virtual_network.switch import LARGEST, Switch
+from pytest_vmss.host.locks import Lock, try_lock
 from pytest_vmss.model import load_document
 from pytest_vmss.model.private_addresses import (
     GATEWAY,
@@ -267,10 +276,10 @@ class Guest:
 
 def carriers(files: NetworkFiles) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    for one in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if str(files.folder) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            if str(files.folder) in one.cmdline() and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
     return found
 
 
@@ -362,11 +371,247 @@ def test_a_partition_ends_with_its_process(
 def test_a_partition_that_is_not_written_yet_cuts_nothing(tmp_path: Path) -> None:
     """R3: nor does a file that is no partition."""
     lock = write_partition(NetworkFiles(tmp_path), [0, 1], [2])
-    assert read_partitions(tmp_path) == {frozenset((0, 2)), frozenset((1, 2))}
+    assert read_partitions(tmp_path, []) == {frozenset((0, 2)), frozenset((1, 2))}
     for content in ("", "{", "[[0]]", '[["x"], [1]]', "3"):
         lock.path.write_text(content)
-        assert read_partitions(tmp_path) == frozenset()
+        assert read_partitions(tmp_path, []) == frozenset()
     lock.remove()
+
+
+def held_for(lock: Lock | None, seconds: float, *, removed: bool = False) -> threading.Thread:
+    assert lock is not None
+    thread = threading.Timer(seconds, lock.remove if removed else lock.release)
+    thread.start()
+    return thread
+
+
+def test_a_look_at_a_new_partition_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A9: it may see the file before it is locked, and take it for one of a dead process."""
+    monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
+    look = held_for(try_lock(tmp_path / "cut-known"), 0.2, removed=True)
+    lock = write_partition(NetworkFiles(tmp_path), [0], [1])
+    look.join()
+    assert read_partitions(tmp_path, [0, 1]) == {frozenset((0, 1))}
+    lock.remove()
+
+
+def test_a_partition_is_not_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: the folder is of the account that QEMU runs as, and root writes into it."""
+    monkeypatch.setattr(secrets, "token_hex", lambda _size: "known")
+    other = tmp_path / "other"
+    other.write_text("secret")
+    other.chmod(0o600)
+    files = NetworkFiles(tmp_path / "406a9d04.vn")
+    files.folder.mkdir()
+    link = files.folder / "cut-known"
+    link.symlink_to(other)
+    with pytest.raises(HostError):
+        write_partition(files, [0], [1])
+    link.unlink()
+    lock = try_lock(link)
+    assert lock is not None
+    link.unlink()
+    link.symlink_to(other)  # just now
+    lock.write(b"[]", 0o644)
+    assert (other.read_text(), other.stat().st_mode & 0o777) == ("secret", 0o600)
+    lock.remove()
+
+
+def test_a_partition_from_all_counts_for_whom_is_added(
+    networks: list[VirtualNetwork], guests: list[Guest]
+) -> None:
+    """A9."""
+    with launcher.partitioned(networks[0], []):
+        added = VirtualNetwork(networks[0].files, 3, "web")
+        launcher.prepare(added)
+        guest = Guest(added)
+        launcher.ensure(added)
+        assert not guest.reaches(guests[0])
+        assert not guests[0].reaches(guest)
+        assert guests[1].reaches(guest)
+    assert guests[0].reaches(guest)
+    guest.link.close()
+
+
+@pytest.mark.usefixtures("guests")
+def test_many_start_at_once(networks: list[VirtualNetwork]) -> None:
+    """A9: more than the process has places for; each is answered, and there is one process."""
+    (carrier,) = carriers(networks[0].files)
+    carrier.suspend()
+    with ThreadPoolExecutor(64) as pool:
+        asked = [pool.submit(launcher.ensure, networks[0]) for _ in range(400)]
+        time.sleep(0.5)
+        carrier.resume()
+        for each in asked:
+            each.result()
+    assert carriers(networks[0].files) == [carrier]
+
+
+def test_who_looks_whether_it_is_carried_does_not_hinder_its_start(
+    networks: list[VirtualNetwork],
+) -> None:
+    """A9."""
+    launcher.prepare(networks[0])
+    look = held_for(try_lock(networks[0].files.lock), 1.5)
+    launcher.ensure(networks[0])
+    look.join()
+    assert launcher.is_carried(networks[0].files)
+
+
+def start_limited(files: NetworkFiles, count: int, *limit: str) -> VirtualNetwork:
+    """Starts the process for that many instances with 1024 descriptors; returns the last one."""
+    places = [VirtualNetwork(files, number, "web") for number in range(count)]
+    for place in places:
+        launcher.prepare(place)
+    command = f'ulimit {" ".join(limit)} -n 1024; exec "$@"'
+    carrier = [sys.executable, "-m", process.__name__, str(files.folder), "web"]
+    subprocess.run(["bash", "-c", command, "bash", *carrier], check=True)
+    return places[-1]
+
+
+def test_where_the_host_has_too_few_descriptors_it_is_said(networks: list[VirtualNetwork]) -> None:
+    """A9, R2: of the instances for which there are none; the others have what they need."""
+    last = start_limited(networks[0].files, 600)
+    with pytest.raises(HostError, match=r"instance 599 is not connected .*: 448 others are"):
+        launcher.ensure(last)
+    guests = [Guest(network) for network in networks]
+    launcher.ensure(networks[0])
+    with launcher.partitioned(networks[0], [1]):
+        assert not guests[0].reaches(guests[1])
+        assert guests[0].reaches(guests[2])
+    (carrier,) = carriers(networks[0].files)
+    assert carrier.num_fds() < 1024
+    for guest in guests:
+        guest.link.close()
+
+
+def test_without_descriptors_of_its_own_the_lab_says_so(networks: list[VirtualNetwork]) -> None:
+    """A9, Q1: as its own error, and what the process does by itself is not missed."""
+    launcher.prepare(networks[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert not launcher.look(networks[0].files)
+        for use in (launcher.prepare, launcher.ensure, launcher.leave):
+            with pytest.raises(HostError, match="Too many open files"):
+                use(networks[0])
+        with pytest.raises(HostError), launcher.partitioned(networks[0], []):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    launcher.leave(networks[0])
+    assert not networks[0].files.folder.exists()
+
+
+def test_an_instance_that_comes_back_is_still_cut_off(networks: list[VirtualNetwork]) -> None:
+    """A9, L5: though no other was there meanwhile; at the end of the block nothing is left."""
+    first, second, _ = networks
+    for network in (first, second):
+        launcher.prepare(network)
+    with launcher.partitioned(first, []):
+        for network in (first, second):
+            launcher.leave(network)
+        guests = [Guest(network) for network in (first, second)]
+        launcher.ensure(second)
+        assert not guests[1].reaches(guests[0])
+        for network, guest in zip(networks, guests, strict=False):
+            launcher.leave(network)
+            guest.link.close()
+    assert not first.files.folder.exists()
+
+
+def test_the_largest_set_has_room(networks: list[VirtualNetwork]) -> None:
+    """A9, R2: for its descriptors, though a program has 1024, and for what waits in memory."""
+    last = start_limited(networks[0].files, 600, "-S")
+    launcher.ensure(last)
+    frames = min(process._WAITING * process._MOST_INSTANCES, process._WAITING_FOR_ALL)
+    assert frames * (LARGEST + 100) < background._MEMORY / 2
+
+
+def test_one_that_cannot_be_connected_harms_no_other(
+    networks: list[VirtualNetwork], guests: list[Guest]
+) -> None:
+    """R2, A9: it is told why, and connected once it can be."""
+    (carrier,) = carriers(networks[0].files)
+    added = VirtualNetwork(networks[0].files, 3, "web")
+    launcher.prepare(added)
+    guest = Guest(added)
+    added.switch_end.mkdir()
+    with pytest.raises(HostError, match=r"instance 3 is not connected .*: Is a directory"):
+        launcher.ensure(added)
+    launcher.ensure(networks[0])
+    assert guests[0].reaches(guests[1])
+    added.switch_end.rmdir()
+    launcher.ensure(added)
+    assert guest.reaches(guests[0])
+    assert carriers(networks[0].files) == [carrier]
+    guest.link.close()
+
+
+def test_the_network_stays_for_one_that_is_being_started(networks: list[VirtualNetwork]) -> None:
+    """A9: a restore removes the last instance while it brings back another."""
+    gone, back, _ = networks
+    for network in (gone, back):
+        launcher.prepare(network)
+    launcher.leave(gone)
+    guest = Guest(back)
+    launcher.ensure(back)
+    assert launcher.is_carried(back.files)
+    guest.link.close()
+
+
+def test_a_late_look_leaves_nothing(
+    networks: list[VirtualNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: at the health of an instance whose set is being deleted."""
+    network = networks[0]
+    launcher.prepare(network)
+    alone = launcher._alone
+
+    def after_the_others(files: NetworkFiles) -> AbstractContextManager[None]:
+        monkeypatch.setattr(launcher, "_alone", alone)
+        launcher.leave(network)
+        return alone(files)
+
+    monkeypatch.setattr(launcher, "_alone", after_the_others)
+    launcher.ensure(network)
+    launcher.leave(network)
+    launcher.ensure(network)
+    assert not list(network.files.folder.parent.iterdir())
+
+
+def test_instances_come_and_go_at_once(networks: list[VirtualNetwork]) -> None:
+    """A9, L5: the network may go just when another one is prepared for it."""
+
+    def life(network: VirtualNetwork) -> None:
+        for _ in range(100):
+            launcher.prepare(network)
+            assert network.guest_end.exists()
+            launcher.leave(network)
+
+    with ThreadPoolExecutor(len(networks)) as pool:
+        list(pool.map(life, networks))
+    assert not list(networks[0].files.folder.parent.iterdir())
+
+
+def test_a_process_that_ends_takes_nothing_of_its_successors(
+    networks: list[VirtualNetwork],
+) -> None:
+    """A9: which may have begun between its last look and its end."""
+    launcher.prepare(networks[0])
+    code = (
+        "import sys; from pathlib import Path;"
+        "from pytest_vmss.guest_platform.virtual_network.process import _Carrier;"
+        "carrier = _Carrier(Path(sys.argv[1]), 'web'); carrier._used = float('-inf');"
+        "release = carrier._lock.release; control = Path('control');"
+        "carrier._lock.release = lambda: (release(), control.unlink(), control.touch());"
+        "carrier.run(); sys.exit(not control.exists())"
+    )
+    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=30)
 
 
 def test_a_guest_that_does_not_receive_costs_nobody_anything(

@@ -275,7 +275,6 @@ def test_azures_linux_agent_finds_its_wire_server(web: ScaleSet, publish: Publis
     check_custom_data(instance, 2)
 
 
-@pytest.mark.nightly  # four minutes; tests/simulation/test_azure_images.py has it in each run
 def test_a_bad_version_is_rolled_back(web: ScaleSet, publish: Publish) -> None:
     """O1, D3: the instance is again on the disk that it had."""
     before = {instance.name: instance.boot_id for instance in web}

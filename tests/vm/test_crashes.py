@@ -97,6 +97,7 @@ def test_two_half_done_are_killed_and_a_write_fails_after_a_commit(
     ]  # fmt: skip
 
 
+@pytest.mark.nightly  # three minutes; tests/simulation/test_resume.py has it in each run
 def test_killed_in_a_rollback_and_in_its_resume(shop: Shop, built: Callable[[str], Path]) -> None:
     """M1, G1: SIGKILL as a rollback begins, and again while the resume boots an old disk."""
     assert shop.versions() == ["1.1.0"] * 4

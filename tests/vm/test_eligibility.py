@@ -111,7 +111,7 @@ def test_an_upgraded_instance_that_sickens_in_mid_upgrade_stops_it(
 ) -> None:
     """D7, G2: its application ends in the pause after its batch; the other is never touched."""
     before = web[1].boot_id
-    pause = {"rollingUpgradePolicy": {"pauseTimeBetweenBatches": "PT2M"}}
+    pause = {"rollingUpgradePolicy": {"pauseTimeBetweenBatches": "PT45S"}}
     web.update({"upgradePolicy": pause})
     vmss.gallery(GALLERY).publish("web", "1.1.1", built("1.1.0"))  # it calls itself 1.1.0
     wait_for_pause(web, vmss)

@@ -189,6 +189,7 @@ def test_custom_data_in_every_format(web: ScaleSet) -> None:
         assert host.file("/var/lib/waagent/UserData").mode == 0o600
 
 
+@pytest.mark.nightly  # two minutes; test_eligibility.py has it in each run
 def test_an_expired_token_stops_the_upgrade_and_is_undone(
     web: ScaleSet, vmss: Lab, built: Callable[[str], Path]
 ) -> None:
@@ -211,6 +212,7 @@ def test_an_expired_token_stops_the_upgrade_and_is_undone(
     assert runs(web[0]) == before
 
 
+@pytest.mark.nightly  # two minutes; after the test above
 def test_by_hand_it_stays_failed_until_a_new_token_mends_it(web: ScaleSet, vmss: Lab) -> None:
     """H5: after the model gets a new token, deploying the set mends every instance."""
     upgrade = web.upgrade()
@@ -234,7 +236,7 @@ def test_by_hand_it_stays_failed_until_a_new_token_mends_it(web: ScaleSet, vmss:
 
 
 def test_every_disk_has_each_extension_once_in_order(web: ScaleSet) -> None:
-    """E4: after upgrades, a rollback and a reimage, by counters on the data disk."""
+    """E4: after a reimage, nightly after upgrades and a rollback too, by counters on the data disk."""
     web.reimage([0])
     for instance in web:
         disk = instance.generation.cloud_instance_id

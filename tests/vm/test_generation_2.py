@@ -49,6 +49,7 @@ def variables(instance: Instance) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.glob("nvram*")}
 
 
+@pytest.mark.nightly  # three minutes; test_azure_images.py has generation 2 in each run
 def test_a_vhd_of_generation_2_is_upgraded_and_rolled_back(
     vmss: Lab, azure: Callable[[str, str, str], Path]
 ) -> None:

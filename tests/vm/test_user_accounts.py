@@ -202,7 +202,6 @@ def account(python: Path) -> Iterator[Account]:
     made.remove()
 
 
-@pytest.mark.nightly
 def test_an_image_for_azure_of_generation_2(account: Account) -> None:
     """O1, O5, R4: on the account's own libvirt; its process, sockets, DVD and UEFI variables."""
     built = ImageBuilder.named("azure-web", Settings().cache_dir).build("2.0.0").path

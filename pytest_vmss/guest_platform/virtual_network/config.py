@@ -32,8 +32,8 @@ class NetworkFiles:
 
     @property
     def starting(self) -> Path:
-        """Locked by who starts that process."""
-        return self.folder / "starting"
+        """Locked by who makes or removes the network; beside the folder, since that may go."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
 
     @property
     def control(self) -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import socket
 import sys
@@ -23,17 +24,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from pytest_vmss.errors import HostError
+from pytest_vmss.errors import ConflictError, HostError
 from pytest_vmss.guest_platform.background import drop_rights, in_background
 from pytest_vmss.guest_platform.virtual_network.config import GUEST_END, NetworkFiles
 from pytest_vmss.guest_platform.virtual_network.partitions import read_partitions
 from pytest_vmss.guest_platform.virtual_network.switch import LARGEST, Switch
-from pytest_vmss.host.locks import Lock, try_lock
+from pytest_vmss.host.locks import Lock, wait_for_lock
 
 __all__ = ["DONE", "END", "LOOK", "main"]
 
-#: What the lab's processes send to the control socket, and the answer.
-LOOK, END, DONE = b"look", b"end!", b"done"
+#: What the lab's processes send to the control socket, and the answer. After LOOK may come an
+#: instance's number, and the answer may be why that one is not connected.
+LOOK, END, DONE = b"look ", b"end", b"done"
 
 #: Seconds between two looks at the folder.
 _TICK_S = 1.0
@@ -41,10 +43,18 @@ _TICK_S = 1.0
 _ALONE_S = 10.0
 #: Frames that may wait for a guest that does not receive; later ones are dropped, as by a wire.
 _WAITING = 512
+#: Frames that may wait for all guests together, which share them evenly.
+_WAITING_FOR_ALL = 128 * 1024
 #: Frames that are taken from an instance before the next one has its turn.
 _TURN = 64
 _MOST_INSTANCES = 1024
-_MOST_CONTROLS = 16
+#: Processes of the lab that are listened to at once; of more, the oldest silent one makes room.
+_MOST_CONTROLS = 64
+_COMMAND_BYTES = 64
+#: Descriptors for each instance, and for everything else.
+_FOR_EACH, _FOR_ALL = 2, _MOST_CONTROLS + 64
+#: Seconds in which others have seen whether the lock is held.
+_SEEN_S = 2.0
 
 
 def main(folder: Path, prefix: str) -> int:
@@ -83,9 +93,9 @@ class _Cable:
                 frames.append(self.incoming.recv(LARGEST + 1))
         return frames
 
-    def send(self, frame: bytes) -> None:
-        """Sends a frame, now or later; drops it if too many wait."""
-        if len(self.waiting) < _WAITING:
+    def send(self, frame: bytes, most: int) -> None:
+        """Sends a frame, now or later; drops it if that many wait."""
+        if len(self.waiting) < most:
             self.waiting.append(frame)
             self.flush()
 
@@ -116,9 +126,9 @@ class _Cable:
         self._linked = True
         self.outgoing.send(frame)
 
-    def is_used(self) -> bool:
+    def is_used(self, probe: socket.socket) -> bool:
         """Whether a VM holds the other end."""
-        with _datagrams() as probe, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
             probe.connect(self._far)
             return True
         return False
@@ -146,6 +156,7 @@ class _Carrier:
         drop_rights()
         self._files = NetworkFiles(Path())
         self._lock = self._take_lock()
+        self._room = _allow_descriptors()
         self._switch = Switch(prefix)
         self._cables: dict[int, _Cable] = {}
         self._selector = selectors.DefaultSelector()
@@ -155,16 +166,22 @@ class _Carrier:
         self._control.bind(str(self._files.control))
         self._control.listen(_MOST_CONTROLS)
         self._selector.register(self._control, selectors.EVENT_READ, self._accept)
-        self._controls: set[socket.socket] = set()
+        #: Those who have said nothing yet, oldest first, and those who want a look.
+        self._silent: dict[socket.socket, None] = {}
+        self._asking: dict[socket.socket, bytes] = {}
+        #: Why instances are not connected, by their numbers.
+        self._without: dict[bytes, bytes] = {}
+        self._probe = _datagrams()
         self._used = time.monotonic()
         self._ended = False
         self._look()
 
     def _take_lock(self) -> Lock:
-        lock = try_lock(self._files.lock)
-        if lock is None:
-            raise HostError(f"another process carries the frames at {self._path}")
-        return lock
+        # Who sees whether it is held, holds it for a moment.
+        try:
+            return wait_for_lock(self._files.lock, what="carries the frames", timeout=_SEEN_S)
+        except ConflictError as error:
+            raise HostError(f"another process carries the frames at {self._path}") from error
 
     def run(self) -> None:
         """Carries frames until no VM is left."""
@@ -173,31 +190,38 @@ class _Carrier:
             for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
                 call: Callable[[], object] = key.data
                 call()
-            if time.monotonic() >= due:
+            if not self._ended and (self._asking or time.monotonic() >= due):
                 self._look()
+                self._answer()
                 due = time.monotonic() + _TICK_S
-        self._files.control.unlink(missing_ok=True)
 
     def _look(self) -> None:
         """Sees which instances there are, who is cut off from whom, and whether to go on."""
-        there = set(self._files.instances[:_MOST_INSTANCES])
+        numbers = self._files.instances
+        there, more = set(numbers[: self._room]), numbers[self._room :]
         for number in self._cables.keys() - there:
             self._drop(number)
+        full = f"{self._room} others are, and more would need more open files".encode()
+        self._without = dict.fromkeys((b"%d" % number for number in more), full)
         for number in sorted(there - self._cables.keys()):
-            cable = self._cables[number] = _Cable(number)
-            self._selector.register(
-                cable.incoming, selectors.EVENT_READ, partial(self._carry, cable)
-            )
-        self._switch.connect(there)
-        cut = read_partitions(Path())
+            try:
+                self._add(number)
+            except OSError as error:  # it alone goes without; the next look tries again
+                self._without[b"%d" % number] = str(error.strerror).encode()
+        self._switch.connect(self._cables)
+        cut = read_partitions(Path(), there)
         if cut != self._switch.cut:
             self._switch.cut = cut
             for cable in self._cables.values():  # what waits may come from one that is cut off
                 cable.waiting.clear()
-        if any(cable.is_used() for cable in self._cables.values()):
+        if self._is_used():
             self._used = time.monotonic()
         elif not self._is_there() or time.monotonic() - self._used > _ALONE_S:
             self._end_alone()
+
+    def _is_used(self) -> bool:
+        """Whether there is any VM."""
+        return any(cable.is_used(self._probe) for cable in self._cables.values())
 
     def _is_there(self) -> bool:
         """Whether the network's folder is still the one that this process serves."""
@@ -208,12 +232,16 @@ class _Carrier:
     def _end_alone(self) -> None:
         """Ends, unless a VM is started just now: who starts one looks for the lock afterwards."""
         self._lock.release()
-        if self._is_there() and any(cable.is_used() for cable in self._cables.values()):
-            lock = try_lock(self._files.lock)
-            if lock is not None:
-                self._lock = lock
+        if self._is_there() and self._is_used():
+            with contextlib.suppress(HostError):
+                self._lock = self._take_lock()
                 return
         self._ended = True
+
+    def _add(self, number: int) -> None:
+        cable = _Cable(number)
+        self._selector.register(cable.incoming, selectors.EVENT_READ, partial(self._carry, cable))
+        self._cables[number] = cable
 
     def _drop(self, number: int) -> None:
         cable = self._cables.pop(number)
@@ -223,11 +251,12 @@ class _Carrier:
 
     def _carry(self, cable: _Cable) -> None:
         """Carries what an instance has sent."""
+        most = min(_WAITING, _WAITING_FOR_ALL // len(self._cables))
         for frame in cable.receive():
             found = self._switch.take(cable.number, frame)
             if found is not None:
                 target = self._cables[found[0]]
-                target.send(found[1])
+                target.send(found[1], most)
                 self._wait_for(target, bool(target.waiting))
 
     def _wait_for(self, cable: _Cable, waits: bool) -> None:
@@ -247,28 +276,56 @@ class _Carrier:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             link, _ = self._control.accept()
-            if len(self._controls) >= _MOST_CONTROLS:
-                link.close()
-                return
             link.setblocking(False)
-            self._controls.add(link)
+            if len(self._silent) >= _MOST_CONTROLS:
+                self._hear(next(iter(self._silent))).close()
+            self._silent[link] = None
             self._selector.register(link, selectors.EVENT_READ, partial(self._obey, link))
 
-    def _obey(self, link: socket.socket) -> None:
-        """Does what a process of the lab asks for, and answers."""
+    def _hear(self, link: socket.socket) -> socket.socket:
+        """Waits no longer for what a process of the lab says."""
         self._selector.unregister(link)
-        self._controls.discard(link)
+        del self._silent[link]
+        return link
+
+    def _obey(self, link: socket.socket) -> None:
+        """Does what a process of the lab asks for; a look is one for all who ask meanwhile."""
+        if link not in self._silent:  # it has just made room for another
+            return
+        self._hear(link)
+        command = b""
+        with contextlib.suppress(OSError):
+            command = link.recv(_COMMAND_BYTES)
+        if command.startswith(LOOK):
+            self._asking[link] = command.removeprefix(LOOK)
+            return
         with link, contextlib.suppress(OSError):
-            command = link.recv(len(LOOK))
             if command == END:
                 self._ended = True
                 self._lock.release()
-            elif command == LOOK:
-                self._look()
-            else:
-                return
-            if command == END or not self._ended:
                 link.sendall(DONE)
+
+    def _answer(self) -> None:
+        """Answers those who asked; silence tells them that this process ends."""
+        for link, number in self._asking.items():
+            with link, contextlib.suppress(OSError):
+                if not self._ended:
+                    link.sendall(self._without.get(number, DONE))
+        self._asking.clear()
+
+
+def _allow_descriptors() -> int:
+    """Allows as many descriptors as the largest set needs, or else as the host does.
+
+    Returns:
+        For how many instances they suffice.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FOR_EACH * _MOST_INSTANCES + _FOR_ALL
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(0, most - _FOR_ALL) // _FOR_EACH
 
 
 def _datagrams() -> socket.socket:
