@@ -444,3 +444,12 @@ def test_every_source_says_that_a_machine_does_not_run(lab: SimulatedLab) -> Non
         for source in sources:
             seen = instance.wait_for_health("Unhealthy", source=source, timeout=1)
             assert "does not run" in seen.detail
+
+
+def test_a_model_of_another_image_needs_no_load_balancer(lab: SimulatedLab) -> None:
+    """A suite's own model: its image is published, and the next versions of it roll."""
+    web = lab.start(with_application_health(web_model(definition="notes"), "1.0"))
+    assert lab.roll(web, "1.1.0").completed
+    assert lab.roll(web, "1.2.0", Behaviour.UNHEALTHY).faulted
+    assert lab.gallery().versions("notes") == ["1.0.0", "1.1.0", "1.2.0"]
+    assert lab.gallery().versions("web") == []
