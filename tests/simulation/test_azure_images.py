@@ -153,16 +153,21 @@ def test_a_silent_application_is_upgraded_after_the_time_out(
     ]  # fmt: skip
 
 
-def test_an_application_that_approves_is_upgraded_at_once(
-    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """O4."""
+@pytest.fixture
+def approving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application approves each event as soon as it sees it."""
 
     def approve(files: PlatformFiles, *published: ScheduledEvent) -> None:
         publish(files, *published)
-        Approvals(files.approvals).add(published[0].event_id)
+        for event in published:
+            Approvals(files.approvals).add(event.event_id)
 
     monkeypatch.setattr(notice, "publish", approve)
+
+
+@pytest.mark.usefixtures("approving")
+def test_an_application_that_approves_is_upgraded_at_once(lab: SimulatedLab) -> None:
+    """O4."""
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_notice(), LOAD_BALANCER)
     begun = lab.clock.monotonic()
@@ -295,16 +300,9 @@ def test_an_instance_is_told_that_it_is_deleted(
     assert [instance.name for instance in web] == ["web_0"]
 
 
-def test_an_instance_that_approves_its_end_is_deleted_at_once(
-    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("approving")
+def test_an_instance_that_approves_its_end_is_deleted_at_once(lab: SimulatedLab) -> None:
     """O4: with its set too; one that is stopped is not told."""
-
-    def approve(files: PlatformFiles, *published: ScheduledEvent) -> None:
-        publish(files, *published)
-        Approvals(files.approvals).add(published[0].event_id)
-
-    monkeypatch.setattr(notice, "publish", approve)
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_terminate_notice(web_model(capacity=2)), LOAD_BALANCER)
     web.stop([web[1].instance_id])
