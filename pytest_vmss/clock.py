@@ -7,7 +7,6 @@ Every wait has a timeout and says what it waits for.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 import time
 import weakref
@@ -16,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_result
 
 from pytest_vmss.errors import WaitTimeoutError
 
@@ -257,12 +258,27 @@ def wait_for(
     """
     deadline = Deadline(timeout, clock.monotonic)
 
-    for look in itertools.count():
-        answer = probe()
-        if answer is not None:
-            return answer
-        if look and deadline.passed:  # one second look at least, however long the first one took
-            break
-        if timeout > 0:
-            clock.sleep(max(min(interval, deadline.left()), _LEAST_S))
-    raise WaitTimeoutError(what, timeout=timeout, last=describe())
+    def is_late(_: RetryCallState) -> bool:
+        return deadline.passed
+
+    def until_next(_: RetryCallState | None) -> float:
+        return max(min(interval, deadline.left()), _LEAST_S)
+
+    def give_up(_: RetryCallState) -> None:
+        raise WaitTimeoutError(what, timeout=timeout, last=describe())
+
+    answer = probe()  # usually enough, and much cheaper than what follows
+    if answer is not None:
+        return answer
+    if timeout > 0:
+        clock.sleep(until_next(None))
+    answer = Retrying(
+        retry=retry_if_result(lambda value: value is None),
+        wait=until_next,
+        stop=is_late,
+        sleep=clock.sleep,
+        retry_error_callback=give_up,
+    )(probe)
+    if answer is None:  # pragma: no cover - give_up always raises
+        raise WaitTimeoutError(what, timeout=timeout, last=describe())
+    return answer
