@@ -333,8 +333,11 @@ class Rollout:
             Whether it had to wait; then the decision is to be made again.
         """
         operation = report.record
-        zones = {r.zone for r in self._instances() if r.instance_id in batch.instance_ids}
-        if not kind_of(operation.action).by_zones or len(zones) != 1 or zones == {""}:
+        if not kind_of(operation.action).by_zones:
+            return False
+        ids = set(batch.instance_ids)
+        zones = {record.zone for record in self._instances() if record.instance_id in ids}
+        if len(zones) != 1 or zones == {""}:
             return False
         (zone,) = zones
         if self._policy().enable_cross_zone_upgrade:
