@@ -45,6 +45,12 @@ __all__ = ["SimulatedLab"]
 #: The attributes that outlive the process of a lab, besides machines and load balancers.
 _LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
 
+#: What is seen of an application, by the behaviour of its image version.
+_APPLICATIONS = {
+    behaviour: Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+    for behaviour in Behaviour
+}
+
 
 class ScheduledStore(Store):
     """A store that lets other threads run before and after each transaction, never inside one.
@@ -201,7 +207,7 @@ class SimulatedLab(Lab):
         if machine is None or domain not in self.simulated.running or name in self.sick:
             return Observation(Health.UNHEALTHY, "sick")
         behaviour = self.behaviours.get(self.simulated.image_of(machine), Behaviour.GOOD)
-        return Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+        return _APPLICATIONS[behaviour]
 
     def _simulate_file(self, domain: str, path: str) -> bytes | None:
         """The status file of the Application Health extension, if the instance has it."""
