@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
+from collections.abc import Iterator
 
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
@@ -36,10 +37,26 @@ def review_of(
     model = document.model
     left_out = left_out_of(environment, model, current)
     found = review(document, left_out=left_out, own_size=size)
+    found.notes.extend(_fewer_vcpus(environment, model, current))
     notices = _notices(model)
     if notices and not _looks_for_azure(environment, model):
         found.not_modelled.extend(notices)
     return found
+
+
+def _fewer_vcpus(
+    environment: Environment, model: ScaleSetModel, current: Revision | None
+) -> Iterator[str]:
+    """Yields a note if the host cannot give guests as many virtual CPUs as their size has (A3)."""
+    most = environment.hypervisor.most_vcpus
+    vcpus = environment.size_of(model).vcpus
+    if most is None or vcpus <= most:
+        return
+    if current is None or environment.size_of(current.model).vcpus <= most:  # else it was said
+        yield (
+            f"each instance has {most} virtual CPU, not {vcpus}: this host's QEMU cannot emulate "
+            "more without crashing guests; use KVM, or QEMU 8.1 or newer"
+        )
 
 
 def _notices(model: ScaleSetModel) -> list[str]:

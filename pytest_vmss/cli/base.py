@@ -58,7 +58,18 @@ __all__ = [
     "show_upgrade",
 ]
 
-console = Console(emoji=False, markup=False)
+#: Characters in a line that no terminal bounds: tables are not broken for a pipe or a file.
+_PIPED_COLUMNS = 240
+
+
+def _console() -> Console:
+    console = Console(emoji=False, markup=False)
+    if not (console.is_terminal or os.environ.get("COLUMNS")):
+        console.width = _PIPED_COLUMNS
+    return console
+
+
+console = _console()
 
 _MESSAGE_CHARS = 1000
 #: Most bytes read: Azure accepts 64 KiB of custom data, and scripts smaller than this.

@@ -181,6 +181,12 @@ def _libvirt(settings: Settings) -> Iterator[Finding]:
         hypervisor = lab.hypervisor
         if isinstance(hypervisor, LibvirtHypervisor):
             yield Finding("ok", f"libvirt answers at {hypervisor.uri}")
+            if hypervisor.most_vcpus is not None:
+                yield Finding(
+                    "note",
+                    f"guests have {hypervisor.most_vcpus} virtual CPU, whatever their size: QEMU "
+                    "before 8.1 cannot emulate more without crashing some of them",
+                )
     except (VmssError, ImportError) as error:
         mend = error.mend if isinstance(error, HostError) else ""
         yield Finding("lacking", str(error), mend or "apt-get install libvirt-daemon-system")

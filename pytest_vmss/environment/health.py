@@ -307,7 +307,7 @@ def observe_health(
         seen = (
             {name: source.look() for name, source in sources.items()}
             if trouble is None
-            else {_STATE: trouble}
+            else dict.fromkeys(sources, trouble)
         )
         return worst(seen).health is not Health.INITIALIZING or None
 

@@ -70,6 +70,10 @@ class Revisions:
                 self._revisions[set_id, number] = found
         return found
 
+    def known(self) -> list[Revision]:
+        """Returns the revisions that this process has read, also of sets that are deleted by now."""
+        return list(self._revisions.values())
+
     def current(self, scale_set: str) -> Revision:
         """Returns the current revision of a set's model.
 

@@ -22,6 +22,7 @@ __all__ = [
     "Approvals",
     "EventType",
     "ScheduledEvent",
+    "has_started",
     "is_approved",
     "publish",
     "published",
@@ -102,6 +103,12 @@ def published(files: PlatformFiles, event_id: str) -> datetime | None:
         if event["EventId"] == event_id and event["NotBefore"]:
             return parsedate_to_datetime(event["NotBefore"])
     return None
+
+
+def has_started(files: PlatformFiles, event_id: str) -> bool:
+    """Whether the guest is told that an event has begun."""
+    events = read_events(files.events)["Events"]
+    return any(one["EventId"] == event_id and one["EventStatus"] == "Started" for one in events)
 
 
 def is_approved(files: PlatformFiles, event_id: str) -> bool:

@@ -12,7 +12,12 @@ from pytest_vmss.host.ownership import account_name
 from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.settings import TCG_FACTOR, Accelerator
 
-__all__ = ["Choice", "choose_accelerator", "describe_cpu"]
+__all__ = ["SEVERAL_VCPUS", "Choice", "choose_accelerator", "describe_cpu"]
+
+#: The version of QEMU, as libvirt counts, from which emulated guests may have several virtual CPUs.
+#: Before 8.1 one may run code that another is just replacing; Linux, which replaces its own code
+#: as it boots, then ends now and then with "Oops: int3".
+SEVERAL_VCPUS = 8_001_000
 
 
 @dataclass(frozen=True)

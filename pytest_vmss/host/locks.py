@@ -74,7 +74,7 @@ class Lock:
         Raises:
             OSError: It cannot be written, or the lock is released.
         """
-        if self._descriptor is None:
+        if not self.held or self._descriptor is None:
             raise OSError(errno.EBADF, "the lock is released", str(self.path))
         os.fchmod(self._descriptor, mode)
         with open(self._descriptor, "wb", closefd=False) as file:

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -20,7 +21,12 @@ from pytest_vmss.guest_platform import launcher
 from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
 from pytest_vmss.guest_platform.virtual_network.config import VirtualNetwork
 from pytest_vmss.guest_platform.virtual_network.launcher import partitioned
-from pytest_vmss.host.accelerator import Choice, choose_accelerator, describe_cpu
+from pytest_vmss.host.accelerator import (
+    SEVERAL_VCPUS,
+    Choice,
+    choose_accelerator,
+    describe_cpu,
+)
 from pytest_vmss.hypervisor import disks
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.connection import Connection, open_connection
@@ -155,6 +161,24 @@ class LibvirtHypervisor:
         return self._factor
 
     @property
+    def most_vcpus(self) -> int | None:
+        """One where QEMU cannot emulate several soundly.
+
+        Raises:
+            HostError: libvirt does not answer.
+        """
+        try:
+            return self._most_vcpus
+        except libvirt.libvirtError as error:
+            raise _unanswered(error) from error
+
+    @functools.cached_property
+    def _most_vcpus(self) -> int | None:
+        if self.accelerator == "kvm":
+            return None
+        return None if self.connection.libvirt.getVersion() >= SEVERAL_VCPUS else 1
+
+    @property
     def fingerprint(self) -> str:
         """Versions of QEMU and libvirt, the accelerator, and under KVM the CPU and the kernel.
 
@@ -244,8 +268,9 @@ class LibvirtHypervisor:
             self._access.grant(machine)
 
     def _xml(self, machine: Machine) -> str:
+        vcpus = min(machine.vcpus, self._most_vcpus or machine.vcpus)
         return domain_xml(
-            machine,
+            replace(machine, vcpus=vcpus),
             accelerator=self.choice.accelerator,
             run_as=self.connection.run_as,
             guest_network=self._guest_network,

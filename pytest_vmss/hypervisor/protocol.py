@@ -62,7 +62,7 @@ class Machine:
         name: Domain name, ``vmss-{lab}-{set}_{id}``.
         uuid: UUID of the instance, the same for all generations.
         generation: Number of the OS disk.
-        vcpus: Number of virtual CPUs.
+        vcpus: Number of virtual CPUs; see :attr:`Hypervisor.most_vcpus`.
         memory_mib: Memory in MiB.
         mac: MAC address of the network card.
         forwards: Ports that are forwarded to the guest.
@@ -103,6 +103,14 @@ class Hypervisor(Protocol):
     @property
     def slow_factor(self) -> float:
         """How many times slower guests are than under KVM."""
+
+    @property
+    def most_vcpus(self) -> int | None:
+        """How many virtual CPUs a guest gets at most, whatever its machine says; None for any.
+
+        Raises:
+            HostError: The hypervisor cannot be asked.
+        """
 
     @property
     def fingerprint(self) -> str:

@@ -61,13 +61,13 @@ def replace_instance(work: Work, plan: OutcomeRecord) -> None:
         if plan.error is None:
             try:
                 work.run_on(new, "create", create_steps(target_of(work), operation.revision))
+                begin_removal(old)
+                give_notice(work, plan)
                 _require_healthy(work, new)
             except Exception as error:  # noqa: BLE001 - the old one stays
                 work.fail(error)
             else:
                 # From here on the new one stays, whatever fails.
-                begin_removal(old)
-                give_notice(work, plan)
                 steps = delete_steps(plan.source_revision)
                 work.run_untimed("delete", steps, Outcome.SUCCEEDED)
                 return
@@ -82,13 +82,11 @@ def replace_instance(work: Work, plan: OutcomeRecord) -> None:
 
 
 def _require_healthy(work: Work, new: InstanceContext) -> None:
-    """Checks the health of a replacement again if a resume found it ready.
+    """Checks the health of a replacement again, since its creation or the notice may be long ago.
 
     Raises:
         UnhealthyError: It is no longer healthy, and the old instance is still running.
     """
-    if not work.has_begun("delete"):
-        return  # its health has only just been checked
     if work.environment.hypervisor.running_generation(work.context.domain) is None:
         return  # the old one cannot take its place
     applied = new.revision(new.record.revision)

@@ -142,11 +142,15 @@ def _base64_forms(data: bytes) -> Iterator[str]:
 
 
 def masker_of(lab: Lab) -> Callable[[str], str]:
-    """Masks what any revision of any of a lab's models declares to be secret."""
-    models = []
+    """Masks what any revision of any of a lab's models declares to be secret.
+
+    These are those of sets that exist, and of deleted ones whose models this process has read.
+    """
+    revisions = lab.environment.revisions
+    models = [revision.model for revision in revisions.known()]
     for record in lab.store.select(ModelRecord):
         with contextlib.suppress(Exception):  # of a broken record no more is known
-            models.append(lab.environment.revisions.get(record.set_id, record.revision).model)
+            models.append(revisions.get(record.set_id, record.revision).model)
     return masker(models)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -29,44 +31,79 @@ _STYLES = {
 }
 
 
-def instance_table(scale_set: ScaleSet, *, health: bool = False) -> Table:
+#: Characters that are enough for every table.
+_WIDE = 1000
+#: Columns that a narrow terminal leaves out, in this order, rather than break what is in others.
+_DISPENSABLE = ("boot id", "kernel", "OS disk")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A table that leaves out columns where there is no room for all.
+
+    Attributes:
+        columns: Their names.
+        rows: Cells by the names of their columns.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[Mapping[str, Text], ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = list(self.columns)
+        for name in _DISPENSABLE:
+            wide = options.update_width(_WIDE)
+            if Measurement.get(console, wide, self._table(columns)).maximum <= options.max_width:
+                break
+            columns.remove(name)
+        yield self._table(columns)
+
+    def _table(self, columns: Iterable[str]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in columns:
+            table.add_column(name, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(row[name] for name in columns))
+        return table
+
+
+def instance_table(scale_set: ScaleSet, *, health: bool = False) -> RenderableType:
     """A table of a set's instances.
 
     Args:
         scale_set: The set.
         health: Also query each instance's health, which takes a moment.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("instance", "state", "image", "OS disk", "kernel", "boot id", "SSH at"):
-        table.add_column(column, overflow="fold")
+    columns = ["instance", "state", "image", "OS disk", "kernel", "boot id", "SSH at"]
     networked = any(instance.private_ip_address for instance in scale_set)
     if networked:
-        table.add_column("private address")
+        columns.append("private address")
     if health:
-        table.add_column("health")
+        columns.append("health")
+    rows = []
     for instance in scale_set:
         record = instance.record
-        view = [instance.name, record.provisioning]
+        address, port = instance.address(SSH_PORT)
+        row = {
+            "instance": instance.name,
+            "state": record.provisioning,
+            "SSH at": f"{address}:{port}",
+            "private address": instance.private_ip_address or "",
+        }
         if record.generation:
             generation = instance.generation
-            view += [
-                instance.image_version or "",
-                str(generation.number),
-                generation.kernel or "",
-                (generation.boot_id or "")[:8],
-            ]
-        else:
-            view += ["", "", "", ""]
-        address, port = instance.address(SSH_PORT)
-        view.append(f"{address}:{port}")
-        if networked:
-            view.append(instance.private_ip_address or "")
-        cells = [plain(entry) for entry in view]
+            row |= {
+                "image": instance.image_version or "",
+                "OS disk": str(generation.number),
+                "kernel": generation.kernel or "",
+                "boot id": (generation.boot_id or "")[:8],
+            }
+        cells = {name: plain(row.get(name, "")) for name in columns}
         if health:
             state = instance.health()
-            cells.append(plain(state, "green" if state == "Healthy" else "red"))
-        table.add_row(*cells)
-    return table
+            cells["health"] = plain(state, "green" if state == "Healthy" else "red")
+        rows.append(cells)
+    return _Rows(tuple(columns), tuple(rows))
 
 
 def upgrade_summary(report: OperationReport) -> Text:

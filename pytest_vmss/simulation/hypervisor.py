@@ -66,6 +66,7 @@ class SimulatedHypervisor:
 
     accelerator = "tcg"
     slow_factor = 10.0
+    most_vcpus: int | None = None
     fingerprint = "simulated"
 
     def __init__(self, clock: Clock, folder: Path) -> None:

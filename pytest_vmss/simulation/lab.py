@@ -23,6 +23,7 @@ from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.clock import SystemClock
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import CapacityError
+from pytest_vmss.gallery import DEFAULT_GALLERY
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
@@ -32,7 +33,15 @@ from pytest_vmss.hypervisor import Hypervisor
 from pytest_vmss.labs.identity import find_lab
 from pytest_vmss.labs.place import LabPlace, open_place, session_paths
 from pytest_vmss.load_balancer import Balancer, Rule
-from pytest_vmss.model import Health, Probe, VmSize, application_health
+from pytest_vmss.model import (
+    Health,
+    Probe,
+    ScaleSetModel,
+    VmSize,
+    application_health,
+    load_document,
+)
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.clock import VirtualClock, preempt
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
@@ -43,7 +52,20 @@ from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, 
 __all__ = ["SimulatedLab"]
 
 #: The attributes that outlive the process of a lab, besides machines and load balancers.
-_LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
+_LASTING = (
+    "behaviours",
+    "sick",
+    "applications",
+    "deaf_ports",
+    "unreachable",
+    "metrics",
+    "runs",
+    "image",
+)
+
+
+#: The image that is published where none is named.
+_IMAGE = ImageVersionRef(DEFAULT_GALLERY, "web")
 
 #: What is seen of an application, by the behaviour of its image version.
 _APPLICATIONS = {
@@ -242,26 +264,41 @@ class SimulatedLab(Lab):
         told = {"PhaseOrderingNumber": metrics.phase, "SkipUpgrade": metrics.skip}
         return json.dumps({"rollingUpgrade": told})
 
-    def publish(self, version: str, behaviour: Behaviour = Behaviour.GOOD) -> None:
+    def publish(
+        self,
+        version: str,
+        behaviour: Behaviour = Behaviour.GOOD,
+        *,
+        image: ImageVersionRef = _IMAGE,
+    ) -> None:
         """Publishes an image version whose instances have a given behaviour."""
         path = self.paths.folder / f"source-{version}.qcow2"
         size = 1 + int(version.replace(".", ""))  # the size makes the digest unique
         run(["qemu-img", "create", "-q", "-f", "qcow2", path, f"{size}M"], what="an image")
         self.behaviours[version] = behaviour
-        record = self.gallery().publish("web", version, path)
+        record = self.gallery(image.gallery).publish(image.definition, version, path)
         self.simulated.images[record.digest] = version
 
-    def start(self, body: dict[str, Any], load_balancer: dict[str, Any]) -> ScaleSet:
-        """Creates a set; publishes a good version 1.0.0 first if there is no version yet."""
-        if not self.gallery().versions("web"):
-            self.publish("1.0.0")
+    def start(self, body: dict[str, Any], load_balancer: dict[str, Any] | None = None) -> ScaleSet:
+        """Creates a set; publishes a good version 1.0.0 of its image first if it has none yet."""
+        image = self._image_of(load_document(body, load_balancer=load_balancer).model)
+        if not self.gallery(image.gallery).versions(image.definition):
+            self.publish("1.0.0", image=image)
         return self.create(body, load_balancer=load_balancer)
 
     def roll(self, web: ScaleSet, version: str, behaviour: Behaviour = Behaviour.GOOD) -> Upgrade:
-        """Publishes a version, and runs the upgrades that become due, in this thread."""
-        self.publish(version, behaviour)
+        """Publishes a version of a set's image, and runs the upgrades that become due.
+
+        They run in this thread.
+        """
+        self.publish(version, behaviour, image=self._image_of(web.model))
         self.run_due()
         return web.history()[0]
+
+    def _image_of(self, model: ScaleSetModel) -> ImageVersionRef:
+        """The image that a model names in a gallery; the usual one for a platform image."""
+        reference = model.image_reference
+        return _IMAGE if reference.id is None else self.images.image_of(reference)
 
 
 class SimulatedBackends(LocalBackends):

@@ -72,7 +72,7 @@ class FinishCloudInit:
         if generation.provisioning != "Azure" or not verdict.datasource.endswith(_WITHOUT_DVD):
             return False
         model = context.revision(generation.revision).model
-        return model.virtual_machine_profile.os_profile.custom_data is not None
+        return bool(model.virtual_machine_profile.os_profile.custom_data)  # there may be none in it
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,17 @@ from typing import ClassVar
 from pytest_vmss.clock import wait_for
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import HostError, WaitTimeoutError
+from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.events_file import (
     EventType,
     ScheduledEvent,
+    has_started,
     is_approved,
     publish,
     published,
 )
 
-__all__ = ["GiveNotice", "notice_steps"]
+__all__ = ["GiveNotice", "notice_steps", "withdraw_notice"]
 
 _NAMESPACE = uuid.UUID("6d9e4c52-6d3c-4a9e-8a8b-0f8d7a5d2c11")
 _LOOK_S = 0.5
@@ -50,6 +52,22 @@ def _seconds(event: EventType, context: InstanceContext, revision: int) -> float
     return model.os_image_notice if event == "Reimage" else model.terminate_notice
 
 
+def withdraw_notice(context: InstanceContext) -> None:
+    """Ends whatever a guest was told of.
+
+    Raises:
+        HostError: That cannot be written.
+    """
+    try:
+        publish(PlatformFiles(context.environment.paths.platform(context.record.uuid)))
+    except OSError as error:
+        raise _unwritable(context, error) from error
+
+
+def _unwritable(context: InstanceContext, error: OSError) -> HostError:
+    return HostError(f"the scheduled events of {context.name} cannot be written: {error}")
+
+
 @dataclass(frozen=True)
 class GiveNotice:
     """Schedules the event, and waits until the guest approves it or its time has come.
@@ -73,6 +91,8 @@ class GiveNotice:
             return  # it does not run, so there is nobody to tell
         # The same after a crash, with the same end.
         event_id = str(uuid.uuid5(_NAMESPACE, f"{context.operation} {context.record.uuid}"))
+        if has_started(platform.files, event_id):
+            return  # it was killed after that; the guest has had its time
         begins = published(platform.files, event_id)
         latest = clock.now() + timedelta(seconds=notice)  # also if the clock was set back since
         event = ScheduledEvent(event_id, self.event, context.name, min(begins or latest, latest))
@@ -83,9 +103,7 @@ class GiveNotice:
             self._wait(context, event)
             publish(platform.files, replace(event, started=True))
         except OSError as error:
-            raise HostError(
-                f"the scheduled event of {context.name} cannot be written: {error}"
-            ) from error
+            raise _unwritable(context, error) from error
 
     def _wait(self, context: InstanceContext, event: ScheduledEvent) -> None:
         platform, clock = context.running_platform(), context.environment.clock

@@ -10,6 +10,7 @@ from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.traffic import member_of
 from pytest_vmss.errors import UnhealthyError, WaitTimeoutError
 from pytest_vmss.load_balancer import Balancer
+from pytest_vmss.steps.notice import withdraw_notice
 from pytest_vmss.steps.step import Conclusion
 
 __all__ = ["Drain", "LeaveBalancer", "Undrain"]
@@ -49,7 +50,9 @@ class Drain:
 
 @dataclass(frozen=True)
 class Undrain:
-    """Puts the instance back into load balancing.
+    """Puts the instance back into load balancing, and withdraws what its guest was told (O4).
+
+    That also ends what will not be done: a deletion or swap that was given up.
 
     Attributes:
         wait: Wait until the load balancer finds it healthy, if it has the set's health probe.
@@ -67,6 +70,7 @@ class Undrain:
             balancer.add(member_of(context.record.model_copy(update={"in_service": True})))
             if self.wait and balancer.judges:
                 self._wait(context, balancer)
+        withdraw_notice(context)
         return _in_service(context, True)
 
     @staticmethod

@@ -247,6 +247,22 @@ def test_secrets_are_in_no_artifact(lab: SimulatedLab, tmp_path: Path) -> None:
     assert copied.endswith("plain\n")
 
 
+def test_secrets_of_a_set_that_is_deleted_by_now_are_in_no_artifact(
+    lab: SimulatedLab, tmp_path: Path
+) -> None:
+    """M5: a test may delete its set before it fails; events and steps are kept."""
+    body = web_model(capacity=1)
+    profile = body["properties"]["virtualMachineProfile"]
+    profile["osProfile"]["adminPassword"] = "Correct-Horse-1"
+    web = lab.start(body, LOAD_BALANCER)
+    lab.store.event("web", "warning", "the guest says Correct-Horse-1")
+    web.delete()
+    found = collect(lab, tmp_path / "all" / "it", test="it", names=["web"])
+    texts = {path.name: path.read_text() for path in found.folder.rglob("*") if path.is_file()}
+    assert "the guest says ***" in texts["events.jsonl"]
+    assert [name for name, text in texts.items() if "Correct-Horse-1" in text] == []
+
+
 def test_a_private_key_of_many_lines_is_masked_wherever_it_stands() -> None:
     """M5: also where a text is searched in parts."""
     key = (

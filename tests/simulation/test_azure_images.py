@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +18,7 @@ from pytest_vmss.errors import (
     NotModelledWarning,
 )
 from pytest_vmss.guest_platform.config import PlatformFiles
-from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish
+from pytest_vmss.guest_platform.events_file import Approvals, ScheduledEvent, publish, read_events
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.steps import notice
 from pytest_vmss.store import Outcome
@@ -75,11 +77,14 @@ def test_a_version_that_is_not_provisioned_is_rolled_back(
     assert web[0].image_version == "1.0.0"
 
 
-def test_without_custom_data_the_dvd_may_stay_unread(lab: SimulatedLab) -> None:
+@pytest.mark.parametrize("custom_data", [None, ""])
+def test_without_custom_data_the_dvd_may_stay_unread(
+    lab: SimulatedLab, custom_data: str | None
+) -> None:
     """O2: the metadata service has all the rest."""
     lab.gallery().define("web", provisioning="Azure")
     body = web_model(capacity=1)
-    del body["properties"]["virtualMachineProfile"]["osProfile"]["customData"]
+    body["properties"]["virtualMachineProfile"]["osProfile"]["customData"] = custom_data
     web = lab.start(body, LOAD_BALANCER)
     assert lab.roll(web, "1.1.0", Behaviour.DVD_UNREADABLE).completed
 
@@ -148,16 +153,21 @@ def test_a_silent_application_is_upgraded_after_the_time_out(
     ]  # fmt: skip
 
 
-def test_an_application_that_approves_is_upgraded_at_once(
-    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """O4."""
+@pytest.fixture
+def approving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application approves each event as soon as it sees it."""
 
     def approve(files: PlatformFiles, *published: ScheduledEvent) -> None:
         publish(files, *published)
-        Approvals(files.approvals).add(published[0].event_id)
+        for event in published:
+            Approvals(files.approvals).add(event.event_id)
 
     monkeypatch.setattr(notice, "publish", approve)
+
+
+@pytest.mark.usefixtures("approving")
+def test_an_application_that_approves_is_upgraded_at_once(lab: SimulatedLab) -> None:
+    """O4."""
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_notice(), LOAD_BALANCER)
     begun = lab.clock.monotonic()
@@ -166,21 +176,30 @@ def test_an_application_that_approves_is_upgraded_at_once(
     assert said(lab)[1::2] == ["Reimage: approved by the guest"] * 2
 
 
+def fail(*_: object) -> bool:
+    raise HostError("the host has a fault")
+
+
+@contextlib.contextmanager
+def interrupted(
+    function: str = "is_approved", fault: Callable[..., object] = fail
+) -> Iterator[None]:
+    """The host interrupts an operation while an event is pending, or in another function."""
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(notice, function, fault)
+        with pytest.raises(InterruptedOperationError):
+            yield
+
+
 def test_an_event_that_is_pending_is_the_same_after_a_resume(
-    lab: SimulatedLab, events: list[ScheduledEvent], monkeypatch: pytest.MonkeyPatch
+    lab: SimulatedLab, events: list[ScheduledEvent]
 ) -> None:
     """O4, M1: with the same id and the same end."""
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_notice(), LOAD_BALANCER)
-
-    def fail(*_: object) -> bool:
-        raise HostError("the host has a fault")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(notice, "is_approved", fail)
-        lab.publish("1.1.0")
-        with pytest.raises(InterruptedOperationError):
-            lab.run_due()
+    lab.publish("1.1.0")
+    with interrupted():
+        lab.run_due()
     lab.clock.sleep(300)
     resumed = web.resume()
     assert resumed is not None
@@ -192,21 +211,39 @@ def test_an_event_that_is_pending_is_the_same_after_a_resume(
     assert said(lab)[1].startswith("Reimage: not approved in time")
 
 
+def test_an_event_that_has_started_does_not_start_again_after_a_resume(
+    lab: SimulatedLab, events: list[ScheduledEvent]
+) -> None:
+    """O4, M1: the guest has approved it, or had its time; killed before that is journaled."""
+    lab.gallery().define("web", provisioning="Azure")
+    web = lab.start(with_notice(), LOAD_BALANCER)
+
+    def killed(files: PlatformFiles, *published: ScheduledEvent) -> None:
+        events.extend(published)
+        publish(files, *published)
+        if published[0].started:
+            fail()
+
+    lab.publish("1.1.0")
+    with interrupted("publish", killed):
+        lab.run_due()
+    begun = lab.clock.monotonic()
+    assert web.resume() is not None
+    assert 900 <= lab.clock.monotonic() - begun < 2 * 900
+    assert [(event.instance, event.started) for event in events] == [
+        ("web_0", False), ("web_0", True), ("web_1", False), ("web_1", True),
+    ]  # fmt: skip
+
+
 def test_a_clock_that_was_set_back_does_not_lengthen_the_notice(
     lab: SimulatedLab, events: list[ScheduledEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """O4, Q2: 15 minutes at most, whatever the time of day was when the event was published."""
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_notice(), LOAD_BALANCER)
-
-    def fail(*_: object) -> bool:
-        raise HostError("the host has a fault")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(notice, "is_approved", fail)
-        lab.publish("1.1.0")
-        with pytest.raises(InterruptedOperationError):
-            lab.run_due()
+    lab.publish("1.1.0")
+    with interrupted():
+        lab.run_due()
     now = lab.clock.now
     monkeypatch.setattr(lab.clock, "now", lambda: now() - timedelta(hours=5))
     assert web.resume() is not None
@@ -263,16 +300,9 @@ def test_an_instance_is_told_that_it_is_deleted(
     assert [instance.name for instance in web] == ["web_0"]
 
 
-def test_an_instance_that_approves_its_end_is_deleted_at_once(
-    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("approving")
+def test_an_instance_that_approves_its_end_is_deleted_at_once(lab: SimulatedLab) -> None:
     """O4: with its set too; one that is stopped is not told."""
-
-    def approve(files: PlatformFiles, *published: ScheduledEvent) -> None:
-        publish(files, *published)
-        Approvals(files.approvals).add(published[0].event_id)
-
-    monkeypatch.setattr(notice, "publish", approve)
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_terminate_notice(web_model(capacity=2)), LOAD_BALANCER)
     web.stop([web[1].instance_id])
@@ -297,20 +327,34 @@ def test_an_instance_that_is_replaced_is_told_of_its_end(
     assert [instance.name for instance in web] == ["web_2", "web_3"]
 
 
+def test_an_instance_whose_replacement_became_unhealthy_stays(lab: SimulatedLab) -> None:
+    """O4, D9: while it was told of its end, of which it is told no longer."""
+    lab.gallery().define("web", provisioning="Azure")
+    body = with_terminate_notice(web_model(capacity=2, policy={"maxSurge": True}))
+    web = lab.start(body, LOAD_BALANCER)
+    lab.publish("1.1.0")
+    with interrupted():
+        lab.run_due()
+    files = PlatformFiles(lab.paths.platform(web[0].record.uuid))
+    assert [event["EventType"] for event in read_events(files.events)["Events"]] == ["Terminate"]
+    lab.sick.add("web_2")
+    upgrade = web.resume()
+    assert upgrade is not None
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+    assert "no longer healthy" in upgrade.errors["web_0"].message
+    assert not read_events(files.events)["Events"]
+    assert [instance.name for instance in web] == ["web_0", "web_1"]
+    assert web.is_healthy()
+
+
 def test_a_deletion_whose_notice_was_interrupted_goes_on(
-    lab: SimulatedLab, events: list[ScheduledEvent], monkeypatch: pytest.MonkeyPatch
+    lab: SimulatedLab, events: list[ScheduledEvent]
 ) -> None:
     """O4, M1: with the same event and the same end."""
     lab.gallery().define("web", provisioning="Azure")
     web = lab.start(with_terminate_notice(web_model(capacity=2)), LOAD_BALANCER)
-
-    def fail(*_: object) -> bool:
-        raise HostError("the host has a fault")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(notice, "is_approved", fail)
-        with pytest.raises(InterruptedOperationError):
-            web.scale(1)
+    with interrupted():
+        web.scale(1)
     lab.clock.sleep(200)
     begun = lab.clock.monotonic()
     assert web.resume() is not None

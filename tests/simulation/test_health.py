@@ -429,3 +429,27 @@ def test_a_suite_waits_for_a_state_of_health(lab: SimulatedLab) -> None:
         web[1].wait_for_health("Healthy", source="probe")
     with pytest.raises(ModelError, match="Healthy"):
         web[1].wait_for_health("healthy!")
+
+
+def test_every_source_says_that_a_machine_does_not_run(lab: SimulatedLab) -> None:
+    """F1: a suite that waits for one of them to notice need not know which notices first."""
+    web = start(lab)
+    web.set_health_check("true")
+    sources = set(web[1].observations())
+    assert len(sources) == 2
+    web.stop([web[1].instance_id])
+    web[2].faults.kill()
+    for instance in web[1], web[2]:
+        assert set(instance.observations()) == sources
+        for source in sources:
+            seen = instance.wait_for_health("Unhealthy", source=source, timeout=1)
+            assert "does not run" in seen.detail
+
+
+def test_a_model_of_another_image_needs_no_load_balancer(lab: SimulatedLab) -> None:
+    """A suite's own model: its image is published, and the next versions of it roll."""
+    web = lab.start(with_application_health(web_model(definition="notes"), "1.0"))
+    assert lab.roll(web, "1.1.0").completed
+    assert lab.roll(web, "1.2.0", Behaviour.UNHEALTHY).faulted
+    assert lab.gallery().versions("notes") == ["1.0.0", "1.1.0", "1.2.0"]
+    assert lab.gallery().versions("web") == []

@@ -153,3 +153,18 @@ def test_a_change_from_a_template_keeps_the_sets_secrets(lab: SimulatedLab) -> N
     before = web.model.full()
     assert web.update(template, parameters={"name": "web"}) is None
     assert web.model.full() == before
+
+
+def test_a_host_that_cannot_give_a_sizes_vcpus_says_so_once(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3: as QEMU before 8.1 where there is no KVM."""
+    monkeypatch.setattr(lab.hypervisor, "most_vcpus", 1)
+    with pytest.warns(NotModelledWarning, match="each instance has 1 virtual CPU, not 2: .* KVM"):
+        web = lab.start_web(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        web.update({"tags": {"team": "shop"}})
+        web.update({"sku": {"name": "Standard_B1s"}})
+    with pytest.warns(NotModelledWarning, match="virtual CPU"):
+        web.update({"sku": {"name": "Standard_B2s"}})

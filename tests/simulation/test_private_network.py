@@ -137,3 +137,20 @@ def test_a_set_keeps_its_network(web: ScaleSet) -> None:
     with pytest.raises(ModelError, match="networkInterfaceConfigurations"):
         web.update(body, load_balancer=LOAD_BALANCER)
     assert web[0].private_ip_address == "10.0.0.4"
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("health", [False, True])
+def test_the_table_of_instances_breaks_nothing(web: ScaleSet, width: int, health: bool) -> None:
+    """L3: a narrow terminal leaves columns out, the least important first."""
+    shown = StringIO()
+    Console(file=shown, width=width).print(instance_table(web, health=health))
+    lines = shown.getvalue().strip().splitlines()
+    print(shown.getvalue())
+    assert len(lines) == 2 + len(web)
+    for line, instance in zip(lines[2:], web, strict=True):
+        address, port = instance.address(22)
+        wanted = [instance.name, "Succeeded", "1.0.0", f"{address}:{port}"]
+        wanted += [instance.private_ip_address or ""] + ["Healthy"] * health
+        assert [word for word in wanted if word not in line.split()] == []
+    assert ("kernel" in lines[0]) == (width > 80)

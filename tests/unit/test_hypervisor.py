@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import libvirt
 import libvirt_qemu
@@ -20,7 +21,7 @@ import pytest
 from pytest_vmss.errors import CapacityError, HostError, HypervisorError
 from pytest_vmss.guest.keys import generate, lab_key
 from pytest_vmss.guest.seed import build_seed
-from pytest_vmss.host.accelerator import choose_accelerator
+from pytest_vmss.host.accelerator import Choice, choose_accelerator
 from pytest_vmss.host.addresses import (
     addresses_in,
     claim_network,
@@ -389,6 +390,34 @@ def test_a_daemon_that_stays_away_is_an_error_that_says_so(
     hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), Path("/nonexistent"))
     with pytest.raises(HostError, match=r"did not come back within 0 s.*start it"):
         hypervisor.machines("vmss-")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "version", "most"),
+    [
+        ("tcg", 7_002_022, 1),
+        ("tcg", 8_000_005, 1),
+        ("tcg", 8_001_000, None),
+        ("kvm", 7_002_022, None),
+    ],
+)
+def test_where_qemu_cannot_emulate_several_cpus_guests_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    accelerator: Literal["kvm", "tcg"],
+    version: int,
+    most: int | None,
+) -> None:
+    """A3, A7: else their kernels crash now and then as they boot, and the image would be blamed."""
+    libvirtd = Mock(getVersion=Mock(return_value=version))
+    opened = Connection(libvirtd, "qemu:///session", None)
+    monkeypatch.setattr(libvirt_driver, "open_connection", lambda *_, **__: opened)
+    monkeypatch.setattr(
+        libvirt_driver, "choose_accelerator", lambda *_: Choice(accelerator, "for the test")
+    )
+    hypervisor = LibvirtHypervisor(Settings(), tmp_path)
+    assert hypervisor.most_vcpus == most
+    assert f"<vcpu>{most or 2}</vcpu>" in hypervisor._xml(machine(tmp_path))
 
 
 def test_an_agent_that_answers_in_no_utf_8_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,30 @@ def test_a_file_that_was_removed_is_nobodys_lock(path: Path) -> None:
     assert not second.held
 
 
+def test_who_holds_it_writes_into_its_file(path: Path) -> None:
+    """R4: whatever has got the name meanwhile; who holds it no longer writes nothing."""
+    with wait_for_lock(path, what="works", timeout=1) as lock:
+        lock.write(b"mine", 0o640)
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"mine", 0o640)
+        path.unlink()
+        path.write_text("other")
+        lock.write(b"mine", 0o640)
+        assert path.read_text() == "other"
+    with pytest.raises(OSError, match="the lock is released"):
+        lock.write(b"mine", 0o640)
+
+
+def test_no_lock_is_reached_by_a_link(path: Path) -> None:
+    """R4: its folder may be another account's."""
+    path.parent.mkdir()
+    other = path.parent / "other"
+    other.touch()
+    path.symlink_to(other)
+    for ask in (is_locked, try_lock):
+        with pytest.raises(OSError, match="symbolic links"):
+            ask(path)
+
+
 def test_a_fork_neither_holds_nor_frees_it(path: Path) -> None:
     lock = try_lock(path)
     assert lock is not None

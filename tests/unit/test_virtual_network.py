@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -44,7 +44,7 @@ from pytest_vmss.guest_platform.virtual_network import launcher, names, process
 from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.guest_platform.virtual_network.partitions import read_partitions, write_partition
 from pytest_vmss.guest_platform.virtual_network.switch import LARGEST, Switch
-from pytest_vmss.host.locks import Lock, try_lock
+from pytest_vmss.host.locks import Lock, is_locked, try_lock
 from pytest_vmss.model import load_document
 from pytest_vmss.model.private_addresses import (
     GATEWAY,
@@ -385,6 +385,23 @@ def held_for(lock: Lock | None, seconds: float, *, removed: bool = False) -> thr
     return thread
 
 
+def test_what_a_dead_process_left_is_locked_while_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A9: it may be another's new partition, which is then written again."""
+    write_partition(NetworkFiles(tmp_path), [0], [1]).release()
+    unlink, locked = Path.unlink, list[bool]()
+
+    def seen(path: Path, missing_ok: bool = False) -> None:
+        locked.append(is_locked(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    assert read_partitions(tmp_path, [0, 1]) == frozenset()
+    assert locked == [True]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_look_at_a_new_partition_does_not_end_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,6 +438,19 @@ def test_a_partition_is_not_written_through_a_link(
     lock.remove()
 
 
+def test_no_other_network_is_told_by_a_link(tmp_path: Path) -> None:
+    """R4: the folder is of the account that QEMU runs as, and root ends the process."""
+    mine, other = (VirtualNetwork(NetworkFiles(tmp_path / name), 0, "web") for name in "ab")
+    for network in (mine, other):
+        launcher.prepare(network)
+        launcher.ensure(network)
+    mine.files.control.unlink()
+    mine.files.control.symlink_to(other.files.control)
+    launcher.leave(mine)
+    assert launcher.look(other.files)
+    launcher.leave(other)
+
+
 def test_a_partition_from_all_counts_for_whom_is_added(
     networks: list[VirtualNetwork], guests: list[Guest]
 ) -> None:
@@ -442,7 +472,7 @@ def test_many_start_at_once(networks: list[VirtualNetwork]) -> None:
     """A9: more than the process has places for; each is answered, and there is one process."""
     (carrier,) = carriers(networks[0].files)
     carrier.suspend()
-    with ThreadPoolExecutor(64) as pool:
+    with ThreadPoolExecutor(160) as pool:
         asked = [pool.submit(launcher.ensure, networks[0]) for _ in range(400)]
         time.sleep(0.5)
         carrier.resume()
@@ -456,30 +486,33 @@ def test_who_looks_whether_it_is_carried_does_not_hinder_its_start(
 ) -> None:
     """A9."""
     launcher.prepare(networks[0])
-    look = held_for(try_lock(networks[0].files.lock), 1.5)
-    launcher.ensure(networks[0])
-    look.join()
-    assert launcher.is_carried(networks[0].files)
+    code = (
+        "import sys, threading; from pathlib import Path;"
+        "from pytest_vmss.guest_platform.virtual_network.process import _Carrier;"
+        "from pytest_vmss.host.locks import try_lock;"
+        "look = try_lock(Path(sys.argv[1]) / 'lock');"
+        "threading.Timer(0.5, look.release).start(); _Carrier(Path(sys.argv[1]), 'web')"
+    )
+    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=120)
 
 
 def start_limited(files: NetworkFiles, count: int, *limit: str) -> VirtualNetwork:
     """Starts the process for that many instances with 1024 descriptors; returns the last one."""
-    places = [VirtualNetwork(files, number, "web") for number in range(count)]
-    for place in places:
-        launcher.prepare(place)
+    for number in set(range(count)) - set(files.instances):
+        files.guest_end(number).touch()
     command = f'ulimit {" ".join(limit)} -n 1024; exec "$@"'
     carrier = [sys.executable, "-m", process.__name__, str(files.folder), "web"]
     subprocess.run(["bash", "-c", command, "bash", *carrier], check=True)
-    return places[-1]
+    return VirtualNetwork(files, count - 1, "web")
 
 
 def test_where_the_host_has_too_few_descriptors_it_is_said(networks: list[VirtualNetwork]) -> None:
     """A9, R2: of the instances for which there are none; the others have what they need."""
+    launcher.prepare(networks[0])
+    guests = [Guest(network) for network in networks]
     last = start_limited(networks[0].files, 600)
     with pytest.raises(HostError, match=r"instance 599 is not connected .*: 448 others are"):
         launcher.ensure(last)
-    guests = [Guest(network) for network in networks]
-    launcher.ensure(networks[0])
     with launcher.partitioned(networks[0], [1]):
         assert not guests[0].reaches(guests[1])
         assert guests[0].reaches(guests[2])
@@ -526,8 +559,10 @@ def test_an_instance_that_comes_back_is_still_cut_off(networks: list[VirtualNetw
 
 def test_the_largest_set_has_room(networks: list[VirtualNetwork]) -> None:
     """A9, R2: for its descriptors, though a program has 1024, and for what waits in memory."""
-    last = start_limited(networks[0].files, 600, "-S")
-    launcher.ensure(last)
+    launcher.prepare(networks[0])
+    guest = Guest(networks[0])
+    launcher.ensure(start_limited(networks[0].files, 600, "-S"))
+    guest.link.close()
     frames = min(process._WAITING * process._MOST_INSTANCES, process._WAITING_FOR_ALL)
     assert frames * (LARGEST + 100) < background._MEMORY / 2
 
@@ -584,11 +619,32 @@ def test_a_late_look_leaves_nothing(
     assert not list(network.files.folder.parent.iterdir())
 
 
+def test_who_is_prepared_waits_until_the_network_is_gone(
+    networks: list[VirtualNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A9: else it would be removed too."""
+    gone, added, _ = networks
+    launcher.prepare(gone)
+    with ThreadPoolExecutor(1) as pool:
+
+        def end(files: NetworkFiles) -> None:
+            prepared.append(pool.submit(launcher.prepare, added))
+            time.sleep(0.2)
+            files.remove()
+
+        prepared = list[Future[None]]()
+        with monkeypatch.context() as patched:
+            patched.setattr(launcher, "end", end)
+            launcher.leave(gone)
+        prepared[0].result()
+    assert added.guest_end.exists()
+
+
 def test_instances_come_and_go_at_once(networks: list[VirtualNetwork]) -> None:
     """A9, L5: the network may go just when another one is prepared for it."""
 
     def life(network: VirtualNetwork) -> None:
-        for _ in range(100):
+        for _ in range(50):
             launcher.prepare(network)
             assert network.guest_end.exists()
             launcher.leave(network)
@@ -611,7 +667,7 @@ def test_a_process_that_ends_takes_nothing_of_its_successors(
         "carrier._lock.release = lambda: (release(), control.unlink(), control.touch());"
         "carrier.run(); sys.exit(not control.exists())"
     )
-    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, networks[0].files.folder], check=True, timeout=120)
 
 
 def test_a_guest_that_does_not_receive_costs_nobody_anything(

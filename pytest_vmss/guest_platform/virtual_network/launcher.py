@@ -164,15 +164,15 @@ def _tell(files: NetworkFiles, command: bytes) -> bytes:
 
 
 def _connect(link: socket.socket, path: Path) -> None:
-    """Connects to a socket whose path may be too long for the kernel."""
-    folder, end = os.open(path.parent, os.O_PATH), time.monotonic() + _ANSWER_S
+    """Connects to a socket, whose path may be too long for the kernel, and to none by a link."""
+    found, end = os.open(path, os.O_PATH | os.O_NOFOLLOW), time.monotonic() + _ANSWER_S
     try:
         while True:
             try:
-                return link.connect(f"/proc/self/fd/{folder}/{path.name}")
+                return link.connect(f"/proc/self/fd/{found}")
             except BlockingIOError:  # more connect at once than may wait
                 if time.monotonic() > end:
                     raise
                 time.sleep(_AGAIN_S)
     finally:
-        os.close(folder)
+        os.close(found)
