@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.engine import planner
@@ -17,6 +16,7 @@ from pytest_vmss.environment.observers import Moment, Told
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
 from pytest_vmss.errors import CapacityError, WaitTimeoutError
+from pytest_vmss.health import Observation
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import ENDED, OperationReport
 from pytest_vmss.model import ScaleSetModel
@@ -308,17 +308,11 @@ class Rollout:
             observed: Observe the health of those that run now; else they are assumed to be healthy.
         """
         records = self._instances()
-        members = _members(report, records)
         if not observed:
-            return members
+            return _members(report, records, {})
         running = [record for record in records if record.power == "running"]
         seen = observe_instances(self._environment, self._scale_set, running)
-        return [
-            member
-            if member.stopped or seen[member.instance_id].healthy
-            else replace(member, health=seen[member.instance_id].health)
-            for member in members
-        ]
+        return _members(report, records, seen)
 
     def _is_cancelled(self, operation_id: str) -> bool:
         return self._journal.operation(operation_id).cancel_requested is not None
@@ -333,8 +327,11 @@ class Rollout:
             Whether it had to wait; then the decision is to be made again.
         """
         operation = report.record
-        zones = {r.zone for r in self._instances() if r.instance_id in batch.instance_ids}
-        if not kind_of(operation.action).by_zones or len(zones) != 1 or zones == {""}:
+        if not kind_of(operation.action).by_zones:
+            return False
+        ids = set(batch.instance_ids)
+        zones = {record.zone for record in self._instances() if record.instance_id in ids}
+        if len(zones) != 1 or zones == {""}:
             return False
         (zone,) = zones
         if self._policy().enable_cross_zone_upgrade:
@@ -395,15 +392,20 @@ def allocate_replacements(
         )
 
 
-def _members(report: OperationReport, records: Sequence[InstanceRecord]) -> list[planner.Member]:
-    """The set's instances for the planner, assumed to be healthy."""
+def _members(
+    report: OperationReport,
+    records: Sequence[InstanceRecord],
+    seen: Mapping[int, Observation],
+) -> list[planner.Member]:
+    """The set's instances for the planner; those that were not observed count as healthy."""
     members = []
     for record in records:
         result = report.results.get(record.instance_id)
+        observation = seen.get(record.instance_id)
         members.append(
             planner.Member(
                 instance_id=record.instance_id,
-                health=planner.Health.HEALTHY,
+                health=planner.Health.HEALTHY if observation is None else observation.health,
                 on_target=result is None,  # it was not behind at the start (C4)
                 domain=record.update_domain,
                 group=record.placement_group,

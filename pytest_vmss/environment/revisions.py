@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.model import Cluster, LoadBalancer, Probe, ScaleSetModel
+from pytest_vmss.model.load_balancer import LoadBalancingRule, served_rules
 from pytest_vmss.secrecy import concealed_at
 from pytest_vmss.store import ModelRecord, Store
 from pytest_vmss.store.queries import find_scale_set
@@ -28,6 +30,11 @@ class Revision:
     probe: Probe | None
     balancer: LoadBalancer | None
     clusters: tuple[Cluster, ...] = ()
+
+    @cached_property
+    def served_rules(self) -> tuple[LoadBalancingRule, ...]:
+        """The load balancer's rules that are served here; none if there is no load balancer."""
+        return () if self.balancer is None else tuple(served_rules(self.balancer, self.model))
 
 
 class Revisions:

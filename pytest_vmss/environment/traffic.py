@@ -8,7 +8,6 @@ from pytest_vmss.environment.revisions import Revisions
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.host.addresses import host_port
 from pytest_vmss.load_balancer import Balancer, Member, Rule
-from pytest_vmss.model.load_balancer import served_rules
 from pytest_vmss.store import InstanceRecord, ScaleSetRecord, Store
 from pytest_vmss.store.queries import find_scale_set, instances_of
 
@@ -52,7 +51,7 @@ class Traffic:
                 probe := declared.probe_of(rule),
                 judges=probe is not None and probe == revision.probe,
             )
-            for rule in served_rules(declared, revision.model)
+            for rule in revision.served_rules
         ]
         return self._make_balancer(record, rules) if rules else None
 
@@ -64,8 +63,7 @@ class Traffic:
         """
         record = find_scale_set(self._store, scale_set)
         revision = self._revisions.get(record.unique_id, record.revision)
-        declared = revision.balancer
-        rules = [] if declared is None else served_rules(declared, revision.model)
+        rules = revision.served_rules
         if record.frontend is None or not rules:
             raise NotFoundError(
                 f"there is no load balancer in front of {record.name!r}: give one with "

@@ -68,6 +68,12 @@ _LASTING = (
 #: The image that is published where none is named.
 _IMAGE = ImageVersionRef(DEFAULT_GALLERY, "web")
 
+#: What is seen of an application, by the behaviour of its image version.
+_APPLICATIONS = {
+    behaviour: Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+    for behaviour in Behaviour
+}
+
 
 @lru_cache(maxsize=64)
 def _empty_image(size_mib: int) -> bytes:
@@ -233,7 +239,7 @@ class SimulatedLab(Lab):
         if machine is None or domain not in self.simulated.running or name in self.sick:
             return Observation(Health.UNHEALTHY, "sick")
         behaviour = self.behaviours.get(self.simulated.image_of(machine), Behaviour.GOOD)
-        return Observation.of(behaviour is not Behaviour.UNHEALTHY, str(behaviour))
+        return _APPLICATIONS[behaviour]
 
     def _simulate_file(self, domain: str, path: str) -> bytes | None:
         """The status file of the Application Health extension, if the instance has it."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -140,12 +140,13 @@ class Store:
         Raises:
             sqlite3.OperationalError: SQLite ended the transaction by itself.
         """
-        if self._owner is None and self._db.in_transaction:
-            self._roll_back()  # Ctrl-C came in its stead
-        database = self._db
-        if self._owner is not None and not database.in_transaction:
+        database, is_writing = self._connection or self._db, self._owner is not None
+        if database.in_transaction == is_writing:
+            return database
+        if is_writing:
             raise sqlite3.OperationalError("the transaction was rolled back by an error in it")
-        return database
+        self._roll_back()  # Ctrl-C came in its stead
+        return self._db
 
     def _open(self) -> sqlite3.Connection:
         """Opens the file, creating the schema if it is empty.
@@ -254,9 +255,10 @@ class Store:
                 self._owner = None
 
     def _begin(self, durable: bool) -> None:
-        self._live.execute(_SYNCHRONIZE if durable else _DO_NOT_SYNCHRONIZE)
-        self._db.execute("BEGIN IMMEDIATE")
-        self._see()
+        database = self._live
+        database.execute(_SYNCHRONIZE if durable else _DO_NOT_SYNCHRONIZE)
+        database.execute("BEGIN IMMEDIATE")
+        self._see(database)
 
     def _commit(self) -> None:
         self._db.execute("COMMIT")
@@ -309,9 +311,9 @@ class Store:
         except sqlite3.Error as error:
             raise self._unusable("read", error) from error
 
-    def _see(self) -> None:
+    def _see(self, database: sqlite3.Connection) -> None:
         """Notices what other connections have committed."""
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        (version,) = database.execute("PRAGMA data_version").fetchone()
         self._memory.see(version)
 
     def _see_unless_writing(self) -> None:
@@ -321,8 +323,9 @@ class Store:
             LabError: The database cannot be read, or an earlier error rolled back the transaction.
         """
         try:
-            if self._live and self._owner is None:
-                self._see()
+            database = self._live
+            if self._owner is None:
+                self._see(database)
         except sqlite3.Error as error:
             raise self._unusable("read", error) from error
 
@@ -368,9 +371,9 @@ class Store:
         with self._lock:
             keys = self._read(f"SELECT key {where}", *values)
             self._see_unless_writing()  # after the keys, so that both are of one moment
-            known = [self._memory.current(kind, key) for (key,) in keys]
-            if None not in known:
-                return cast("list[_R]", known)
+            known = self._memory.all_current(kind, keys)
+            if known is not None:
+                return known
             return self._records(kind, self._read(f"SELECT key, body {where}", *values))
 
     def _records(self, kind: type[_R], rows: list[tuple[str, str]]) -> list[_R]:

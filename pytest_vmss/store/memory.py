@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from pytest_vmss.secrecy import SecretText
@@ -61,6 +62,16 @@ class Memory:
             return None
         record: _R = entry.record
         return record
+
+    def all_current(self, kind: type[_R], keys: Sequence[tuple[str]]) -> list[_R] | None:
+        """Returns the records with these keys if none of them need be read, or None."""
+        parsed, name, age = self._parsed, kind.kind, self._age
+        known = [
+            entry.record
+            for (key,) in keys
+            if (entry := parsed.get((name, key))) is not None and entry.age == age
+        ]
+        return known if len(known) == len(keys) else None
 
     def of_text(self, kind: type[_R], key: str, body: str) -> _R | None:
         """Returns the record that was parsed from a text that was just read, or None."""
