@@ -53,17 +53,7 @@ from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, 
 __all__ = ["SimulatedLab"]
 
 #: The attributes that outlive the process of a lab, besides machines and load balancers.
-_LASTING = (
-    "behaviours",
-    "sick",
-    "applications",
-    "deaf_ports",
-    "unreachable",
-    "metrics",
-    "runs",
-    "image",
-)
-
+_LASTING = ("behaviours", "sick", "applications", "deaf_ports", "unreachable", "metrics", "runs")
 
 #: The image that is published where none is named.
 _IMAGE = ImageVersionRef(DEFAULT_GALLERY, "web")

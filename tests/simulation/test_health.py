@@ -453,3 +453,12 @@ def test_a_model_of_another_image_needs_no_load_balancer(lab: SimulatedLab) -> N
     assert lab.roll(web, "1.2.0", Behaviour.UNHEALTHY).faulted
     assert lab.gallery().versions("notes") == ["1.0.0", "1.1.0", "1.2.0"]
     assert lab.gallery().versions("web") == []
+
+
+def test_what_outlives_a_labs_process_is_taken_up_by_the_next(lab: SimulatedLab) -> None:
+    """M1: as the benchmark of kills by real processes leaves it and goes on."""
+    web = lab.start_web(1)
+    lab.sick.add("web_0")
+    lab.restore(lab.snapshot())
+    assert lab.sick == {"web_0"}
+    assert web[0].health() is Health.UNHEALTHY
