@@ -14,7 +14,7 @@ from pytest_vmss.labs.inventory import (
     summarise,
 )
 from pytest_vmss.labs.reap import remove_lab
-from pytest_vmss.report import plain, say
+from pytest_vmss.report import counted, plain, say
 
 __all__: list[str] = []
 
@@ -65,12 +65,12 @@ def lab_show(name: str | None) -> None:
     if each.holdings.trouble:
         say(console, f"its records cannot be read: {each.holdings.trouble}", style="yellow")
         return
-    say(console, f"images:  {each.holdings.images} versions")
+    say(console, f"images:  {counted(each.holdings.images, 'version')}")
     for found in each.holdings.sets:
         say(
             console,
-            f"set:     {found.name}, {found.instances} instances, {found.running} of them running "
-            f"in {found.memory_mib} MiB of memory",
+            f"set:     {found.name}, {counted(found.instances, 'instance')}, {found.running} of them "
+            f"running in {found.memory_mib} MiB of memory",
         )
     if not each.holdings.sets:
         say(console, "set:     none")

@@ -26,7 +26,7 @@ from pytest_vmss.cli.base import (
 from pytest_vmss.guest import SSH_PORT
 from pytest_vmss.guest.console_log import LogReader
 from pytest_vmss.host.process import require
-from pytest_vmss.report import LiveView, instance_table, say
+from pytest_vmss.report import LiveView, counted, instance_table, say
 
 __all__: list[str] = []
 
@@ -101,7 +101,7 @@ def list_sets() -> None:
             record = scale_set.record
             versions = {instance.image_version or "?" for instance in scale_set}
             click.echo(
-                f"{record.name}  {record.state}  {len(scale_set)} instances"
+                f"{record.name}  {record.state}  {counted(len(scale_set), 'instance')}"
                 f"  {', '.join(sorted(versions))}{_unfinished(scale_set)}"
             )
 

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from pytest_vmss.report.live import LiveView
-from pytest_vmss.report.say import plain, say
+from pytest_vmss.report.say import counted, plain, say
 from pytest_vmss.report.tables import instance_table, stage_table, upgrade_summary
 
-__all__ = ["LiveView", "instance_table", "plain", "say", "stage_table", "upgrade_summary"]
+__all__ = [
+    "LiveView",
+    "counted",
+    "instance_table",
+    "plain",
+    "say",
+    "stage_table",
+    "upgrade_summary",
+]

@@ -7,12 +7,17 @@ from rich.text import Text
 
 from pytest_vmss.untrusted import clean
 
-__all__ = ["plain", "say"]
+__all__ = ["counted", "plain", "say"]
 
 
 def plain(text: str, style: str = "") -> Text:
     """Literal text: no markup in square brackets, no ``:skull:`` emoji, no control characters."""
     return Text(clean(text), style=style)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things in words, as ``1 instance`` and ``2 instances``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def say(console: Console, *parts: str | Text, style: str = "") -> None:

@@ -77,6 +77,7 @@ def test_each_lab_is_listed_with_what_it_holds(vmss_command: Vmss, settings: Set
         assert "2048 MiB" in listed
         assert "open in a process" in listed
         shown = vmss_command("lab", "show", "shop").output
+        assert "images:  1 version\n" in shown
         assert "set:     web, 2 instances, 2 of them running in 2048 MiB of memory" in shown
         refused = vmss_command("lab", "delete", "shop", "--yes")
         assert refused.exit_code == 1

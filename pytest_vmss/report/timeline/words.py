@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pytest_vmss.api.operation import UNPROVEN
+from pytest_vmss.report.say import counted
 from pytest_vmss.report.timeline.records import Bar, BarState, Row, Timeline
 from pytest_vmss.store import OperationRecord, Outcome
 
@@ -84,15 +85,15 @@ def headline(timeline: Timeline) -> str:
     what = action_words(record)
     bad = [row.name for row in rows if row.error is not None or row.outcome in _BAD]
     good = [row for row in rows if row.outcome is Outcome.SUCCEEDED]
-    took = duration(timeline.seconds)
+    took, total = duration(timeline.seconds), counted(len(rows), "instance")
     if record.ended is None:
         how = "is interrupted and unfinished" if timeline.interruption else "is in progress"
-        return f"{what} {how}: {len(good)} of {_instances(len(rows))} done after {took}."
+        return f"{what} {how}: {len(good)} of {total} done after {took}."
     if record.status == "Completed":
-        text = f"{what} completed in {took}: {len(good)} of {_instances(len(rows))} succeeded"
+        text = f"{what} completed in {took}: {len(good)} of {total} succeeded"
         return f"{text}, but {joined(bad)} failed." if bad else f"{text}."
     if record.status == "Cancelled":
-        return f"{what} was cancelled after {took}: {len(good)} of {_instances(len(rows))} done."
+        return f"{what} was cancelled after {took}: {len(good)} of {total} done."
     if not bad:
         return f"{what} stopped after {took}."
     return f"{what} failed after {took}: {_failure(timeline, bad)}."
@@ -113,10 +114,6 @@ def _failure(timeline: Timeline, bad: Sequence[str]) -> str:
 
 
 _BAD = frozenset({Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.ROLLBACK_FAILED})
-
-
-def _instances(count: int) -> str:
-    return "1 instance" if count == 1 else f"{count} instances"
 
 
 def verdicts(timeline: Timeline) -> list[Verdict]:
