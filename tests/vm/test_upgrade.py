@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -272,7 +273,9 @@ def test_artifacts_of_a_failure_hold_what_the_guests_say(
         assert f"<name>{instance._context.domain}</name>" in (mine / "domain.xml").read_text()
         assert "cloud-init" in (mine / "guest" / "journal.log").read_text()
         assert (mine / "guest" / "cloud-init.log").stat().st_size
-        assert "status: " in (mine / "guest" / "cloud-init-analyze.txt").read_text()
+        status = json.loads((mine / "guest" / "cloud-init-status.json").read_text())["v1"]
+        assert status["datasource"].startswith("DataSourceNoCloud")
+        assert status["modules-final"]["errors"] == []
     assert len(list((folder / "web_0").glob("console-*.log"))) > 1
     assert "web_0" in (folder / "haproxy-stat.csv").read_text()
     for path in found.folder.rglob("*"):
