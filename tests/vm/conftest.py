@@ -12,11 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Files that take minutes without KVM, the longest first: workers that begin with them end together.
-LONGEST = (
-    "azure_images", "eligibility", "crashes", "upgrade", "user_accounts", "cli", "private_network",
-    "extensions", "health", "hostile_guests", "foreign_project", "faults",
-)  # fmt: skip
 #: The user without rights, as whom parts of the tests run where they run as root.
 NOBODY = 65534
 
@@ -62,9 +57,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.vm)
-    # The rest, and what is not of this ring, keeps its order.
-    last = len(LONGEST)
-    order = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
-    items.sort(
-        key=lambda item: order.get(item.path.name, last) if item.path.parent == here else last
-    )
