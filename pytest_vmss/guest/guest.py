@@ -45,6 +45,7 @@ class LinuxGuest:
         factor: How many times slower it is than under KVM.
         files_port: Returns the current port of the lab's file server; None if it is not running.
         dial_files: Connects to that server, verifying that it is the lab's.
+        warn: Told why its downloads may fail, from any thread.
         ask: Sends a command to its guest agent; None if it has none.
         sightings: Returns what Azure's platform saw of it; None if it has no platform (O2).
         serve: Makes sure that its network is there.
@@ -63,6 +64,7 @@ class LinuxGuest:
         factor: float = 1.0,
         files_port: Callable[[], int | None] = lambda: None,
         dial_files: Callable[[], socket.socket] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
         ask: Ask | None = None,
         sightings: Callable[[], Sightings | None] = lambda: None,
         serve: Callable[[], None] = lambda: None,
@@ -82,7 +84,11 @@ class LinuxGuest:
         )
         self._boot = Boot(self._connection, agent_connected=agent_connected, sightings=sightings)
         self._extensions = ExtensionRunner(
-            self._connection, factor=factor, files_port=files_port, dial_files=dial_files
+            self._connection,
+            factor=factor,
+            files_port=files_port,
+            dial_files=dial_files,
+            warn=warn,
         )
 
     def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
