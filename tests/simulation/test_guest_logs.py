@@ -11,6 +11,7 @@ from pytest_vmss import steps
 from pytest_vmss.errors import GuestUnreachableError, HypervisorError
 from pytest_vmss.guest.logs import LOG_BYTES, QUICK_LOGS, GuestLog
 from pytest_vmss.report.artifacts import collect
+from pytest_vmss.report.timeline import set_page
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
@@ -40,6 +41,9 @@ def test_a_failed_disks_journal_outlives_its_rollback(lab: SimulatedLab, tmp_pat
     copy = found.folder / "web" / "web_0" / "guest-2"
     assert (copy / "journal.log").read_text() == journal.read_text()
     assert found.copies[str(folder)] == str(copy)
+    page = (found.folder / "web" / "timeline.html").read_text()
+    assert "<code>web_0/guest-2</code>" in page
+    assert f"<code>{folder}</code>" in set_page(lab, "web")
     assert "image version 1.0.0" in (copy.parent / "guest" / "journal.log").read_text()
     web.delete()
     assert not folder.exists()

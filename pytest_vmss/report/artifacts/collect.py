@@ -152,6 +152,10 @@ class _Collector:
         ]  # fmt: skip
         self._folder.json_lines(f"{name}/steps.jsonl", steps)
         page = set_page(self._lab, name, title=f"{test}: operations of {name}")
+        for row in {row for one in timelines for row in one.rows if row.error is not None}:
+            # Beside the page are the copies of logs that go with the lab.
+            folder = self._lab.paths.instance(name, row.instance_id)
+            page = page.replace(f"{folder}/", f"{row.name}/")
         written = self._folder.page(f"{name}/timeline.html", page)
         if written is not None:
             self._found.pages.append(written)
