@@ -36,7 +36,14 @@ class Outcome(StrEnum):
 
 
 class ErrorRecord(BaseModel):
-    """An error on an instance, with its evidence; never contains a secret."""
+    """An error on an instance, with its evidence; never contains a secret.
+
+    Attributes:
+        console_tail: The last lines of its console.
+        log: Path of the whole console log.
+        guest_logs: Folder of what the guest told before its OS disk was discarded (E5).
+        missing_guest_logs: What it did not tell, and why; empty if it was not asked.
+    """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -44,6 +51,8 @@ class ErrorRecord(BaseModel):
     message: str
     console_tail: str = ""
     log: str = ""
+    guest_logs: str = ""
+    missing_guest_logs: str = ""
 
 
 class OperationRecord(Record):
