@@ -36,7 +36,12 @@ from pytest_vmss.guest_platform.metadata_service import API_VERSIONS, MetadataSe
 from pytest_vmss.guest_platform.provisioning import OVF_FILE, ovf_env
 from pytest_vmss.guest_platform.scheduled_events import ScheduledEvents
 from pytest_vmss.guest_platform.sightings import Recorder, Sightings, read_sightings
-from pytest_vmss.guest_platform.wire_server import HealthReport, WireServer, read_health
+from pytest_vmss.guest_platform.wire_server import (
+    HealthReport,
+    WireServer,
+    read_health,
+    read_json_health,
+)
 from pytest_vmss.hypervisor.disks import write_provisioning_dvd
 from pytest_vmss.model import ScaleSetModel, load_document
 from pytest_vmss.store import GenerationRecord, InstanceRecord
@@ -359,6 +364,7 @@ def test_a_guest_reports_whether_it_was_provisioned() -> None:
     [
         b"", b"<Health/>", health("Perhaps"), b"\xff\xfe",
         b'<!DOCTYPE a [<!ENTITY b "c">]>' + health("Ready"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]>' + health("Ready").decode()[38:]).encode("utf-16"),
     ],
 )  # fmt: skip
 def test_a_report_that_is_none_is_refused(body: bytes) -> None:
@@ -368,11 +374,37 @@ def test_a_report_that_is_none_is_refused(body: bytes) -> None:
     assert not reports
 
 
-@given(st.binary(max_size=100))
-def test_whatever_is_reported_is_read_or_refused(body: bytes) -> None:
+def test_azure_init_reports_by_json() -> None:
+    """O2: at the address that Azure has for agents without a goal state."""
+    reports: list[HealthReport] = []
+    answer = wire([], reports)
+    for state, details in (
+        ("NotReady", {"subStatus": "Provisioning", "description": "in progress"}),
+        ("NotReady", {"subStatus": "ProvisioningFailed", "description": "result=error\x9b31m"}),
+        ("Ready", None),
+    ):
+        body = json.dumps({"state": state, "details": details} if details else {"state": state})
+        asked = Request("POST", "/provisioning/health", body=body.encode())
+        assert answer(asked).status == 200
+    assert reports == [
+        HealthReport("NotReady", "Provisioning", "in progress"),
+        HealthReport("NotReady", "ProvisioningFailed", "result=error"),
+        HealthReport("Ready"),
+    ]
+    for none in (b"", b"[]", b'{"state":4}', b'{"state":"Perhaps"}', b"\xff", health("Ready")):
+        assert answer(Request("POST", "/provisioning/health", body=none)).status == 400
+    assert answer(Request("GET", "/provisioning/health")).status == 404
+    assert len(reports) == 3
+
+
+@pytest.mark.parametrize("read", [read_health, read_json_health])
+@given(body=st.binary(max_size=100))
+def test_whatever_is_reported_is_read_or_refused(
+    read: Callable[[bytes], HealthReport], body: bytes
+) -> None:
     """R2."""
     try:
-        read_health(body)
+        read(body)
     except ValueError:
         return
 
@@ -403,6 +435,35 @@ def test_sightings_outlive_the_process_and_end_with_the_disk(tmp_path: Path) -> 
     assert found.health == HealthReport("NotReady", "ProvisioningFailed", "why")
     assert read_sightings(path, 2).seen == frozenset()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        HealthReport("Ready"),
+        HealthReport("NotReady", "ProvisioningFailed"),
+        HealthReport("NotReady"),
+    ],
+)
+def test_the_first_report_that_decides_is_final(tmp_path: Path, verdict: HealthReport) -> None:
+    """O2: cloud-init and Azure's agent are both in most images, and each of them reports.
+
+    Of what only says that it has begun any number may come before.
+    """
+    path = tmp_path / "seen.json"
+    recorder = Recorder(path, 1)
+    for number in range(150):
+        recorder.report(HealthReport("NotReady", "Provisioning", f"step {number}"))
+    assert "has begun (step 99)" in read_sightings(path, 1).hint()
+    recorder.report(verdict)
+    for later in (
+        HealthReport("NotReady", "Provisioning", "Starting"),
+        HealthReport("NotReady", "ProvisioningFailed", "later"),
+        HealthReport("Ready"),
+    ):
+        recorder.report(later)
+        Recorder(path, 1).report(later)
+        assert read_sightings(path, 1).health == verdict
 
 
 @pytest.mark.parametrize("letter", ["\U0001f600", "\u00e9", '"', "\\", "\n"])
