@@ -72,9 +72,10 @@ def test_in_any_order(folder: Path, order: str) -> None:
     assert f"{len(TESTS)} passed" in run_suite(folder, order=order)
 
 
-def test_on_two_workers(folder: Path) -> None:
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_on_several_workers(folder: Path, workers: str) -> None:
     """L4."""
-    assert f"{len(TESTS)} passed" in run_suite(folder, "-n", "2")
+    assert f"{len(TESTS)} passed" in run_suite(folder, "-n", workers)
 
 
 EXAMPLES = {"bad-image": 2, "redis": 2, "web": 3}
