@@ -49,17 +49,17 @@ def make_images(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(memory: Path) -> Path:
     """A suite's folder, with everything that the documented tests take for granted."""
     for name, (page, word) in PAGES.items():
         text = block(page, word)
         if "MODEL" in text:
             text += "\n\nfrom tests.models import LOAD_BALANCER, web_model\n\nMODEL = web_model()\n"
-        (tmp_path / f"{name}.py").write_text(text)
-    (tmp_path / "web.json").write_text(json.dumps(web_model()))
-    (tmp_path / "lb.json").write_text(json.dumps(LOAD_BALANCER))
-    make_images(tmp_path / "out")
-    return tmp_path
+        (memory / f"{name}.py").write_text(text)
+    (memory / "web.json").write_text(json.dumps(web_model()))
+    (memory / "lb.json").write_text(json.dumps(LOAD_BALANCER))
+    make_images(memory / "out")
+    return memory
 
 
 @pytest.mark.parametrize("test", TESTS)
