@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from pytest_vmss.errors import LabError
+from pytest_vmss.guest.runner import CommandResult
+from pytest_vmss.guest.transport import ConnectionBrokenError
 from pytest_vmss.report.artifacts import collect, folder_name
 from pytest_vmss.report.artifacts import guests as asked
 from pytest_vmss.report.artifacts.folder import ArtifactFolder
@@ -306,6 +309,24 @@ def test_a_guest_that_hangs_costs_a_bounded_time(
     summary = (found.folder / "summary.txt").read_text()
     assert summary.count("did not return within 1 s") == 2
     assert (found.folder / "web" / "timeline.html").is_file()
+
+
+def test_a_connection_that_broke_costs_no_guests_logs(
+    lab: SimulatedLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1, L3: what was never sent is asked for over the next connection."""
+    web = lab.start_web(1)
+
+    def broken(*_: object, **__: object) -> CommandResult:
+        raise ConnectionBrokenError(OSError("reset"), instance="web_0")
+
+    shells = [SimpleNamespace(run=broken), SimpleNamespace(run=broken)]
+    good = SimpleNamespace(run=lambda command, **_: CommandResult(0, f"said {command}", ""))
+    monkeypatch.setattr(type(web[0]), "shell", lambda _: shells.pop() if shells else good)
+    found = collect(lab, tmp_path / "it", test="it", names=["web"])
+    assert "connection broke" not in (found.folder / "summary.txt").read_text()
+    assert [text for path in found.folder.rglob("*") if path.is_file()
+            and (text := path.read_text(errors="replace")).startswith("said ")]  # fmt: skip
 
 
 def test_a_broken_part_costs_no_other(

@@ -8,6 +8,7 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.clock import Deadline
 from pytest_vmss.concurrency import bounded
 from pytest_vmss.errors import error_text
+from pytest_vmss.guest.connection import ReconnectingRunner
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.report.artifacts.folder import ArtifactFolder
 
@@ -57,13 +58,14 @@ def ask_guest(instance: Instance, folder: ArtifactFolder, where: str) -> None:
 
 def _ask(instance: Instance, folder: ArtifactFolder, where: str) -> None:
     deadline = Deadline(GUEST_S)
-    shell = instance.shell()
+    instance.shell()  # if the guest does not answer, fail once
+    runner = ReconnectingRunner(instance.shell)
     for name, command in _COMMANDS.items():
         left = deadline.left()
         if not left:
             return
         try:
-            done = shell.run(command, sudo=True, timeout=min(_COMMAND_S, left))
+            done = runner.run(command, sudo=True, timeout=min(_COMMAND_S, left))
         except Exception as error:  # noqa: BLE001 - the next command may be answered
             folder.notes.append(f"{where}/{name}: {error_text(error)}")
             continue
