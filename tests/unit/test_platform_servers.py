@@ -103,7 +103,7 @@ def get(
     return answer.status, json.loads(text) if "json" in answer.content_type else text
 
 
-INSTANCE = "/metadata/instance?api-version=2021-08-01"
+INSTANCE = "/metadata/instance?api-version=2023-11-15"
 
 
 def test_each_instance_is_told_its_own_truth() -> None:
@@ -158,12 +158,16 @@ def test_the_api_version_is_needed_and_checked() -> None:
     assert get("/metadata/instance") == (
         400,
         {
-            "error": "Bad request. api-version was not specified in the request",
+            "error": "Bad request. api-version is invalid or was not specified in the request. For "
+            "more information refer to aka.ms/azureimds",
             "newest-versions": newest,
         },
     )
     status, told = get("/metadata/instance?api-version=2021-08-02")
     assert (status, told["newest-versions"]) == (400, newest)
+    assert newest == ["2025-04-07", "2024-07-17", "2024-03-15"]  # those that Azure's page shows
+    status, _ = get("/metadata/instance?api-version=2021-08-01&API-version=2021-08-01")
+    assert status == 400
     assert get("/metadata/versions") == (200, {"apiVersions": list(API_VERSIONS)})
 
 
@@ -174,6 +178,22 @@ def test_an_old_version_lacks_what_is_newer() -> None:
     assert not {"userData", "osProfile", "storageProfile", "vmScaleSetName"} & set(told)
     _, told = get("/metadata/instance/compute?api-version=2021-01-01")
     assert told["userData"] == USER_DATA
+    _, told = get("/metadata/instance/compute?api-version=2020-07-15")
+    assert set(told["osProfile"]) == {"adminUsername", "computerName"}
+    assert "resourceDisk" not in told["storageProfile"]
+    assert "exactVersion" not in told["storageProfile"]["imageReference"]
+    assert not {"virtualMachineScaleSet", "evictionPolicy", "priority"} & set(told)
+
+
+def test_what_does_not_apply_is_there_and_empty() -> None:
+    """O3: as in Azure, so that no program fails here alone."""
+    _, told = get("/metadata/instance/compute?api-version=2025-04-07")
+    assert told["physicalZone"] == told["platformSubFaultDomain"] == ""
+    assert told["extendedLocation"] == {"name": "", "type": ""}
+    assert told["host"] == told["hostGroup"] == told["virtualMachineScaleSet"] == {"id": ""}
+    assert told["additionalCapabilities"] == {"hibernationEnabled": "false"}
+    assert told["securityProfile"]["securityType"] == ""
+    assert told["storageProfile"]["imageReference"]["communityGalleryImageId"] == ""
 
 
 @pytest.mark.parametrize(
@@ -189,7 +209,11 @@ def test_an_old_version_lacks_what_is_newer() -> None:
         ("/metadata/instance/network/interface?api-version=2021-02-01&format=text", 200, "0/"),
         ("/metadata/instance/network/interface/1?api-version=2021-02-01", 404, {"error": "Not found"}),
         ("/metadata/instance/nothing?api-version=2021-02-01", 404, {"error": "Not found"}),
-        ("/metadata/identity/oauth2/token?api-version=2018-02-01", 404, {"error": "Not found"}),
+        (
+            "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net",
+            400,
+            {"error": "invalid_request", "error_description": "Identity not found"},
+        ),
         ("/other", 404, {"error": "Not found"}),
         (
             "/metadata/instance/compute/vmId?api-version=2021-02-01",
