@@ -30,7 +30,7 @@ from pytest_vmss.store import (
     OperationRecord,
     Outcome,
     OutcomeRecord,
-    StepRecord,
+    StepKey,
     VersionRecord,
 )
 from pytest_vmss.store.queries import instances_of
@@ -352,7 +352,7 @@ class Journal:
             Interrupted: The lab is being closed, or the operation was stopped.
         """
         done = self._done(context, phase, steps)
-        ended: StepRecord | None = None
+        ended: StepKey | None = None
         conclude: Conclusion | None = None
 
         def end() -> None:
@@ -364,13 +364,12 @@ class Journal:
         for sequence, step in enumerate(steps):
             if sequence in done:
                 continue
+            entry = StepKey(context.operation, context.instance_id, phase, sequence)
+            name = f"{phase}: {step.name}"
             with self._store.transaction(durable=step.durable):
                 end()
-                entry = self._store.intend(
-                    context.operation, self._name, context.instance_id, phase, sequence, step.name
-                )
-                context.event("step", f"{phase}: {step.name}")
-            name = f"{phase}: {step.name}"
+                self._store.intend(entry, self._name, step.name)
+                context.event("step", name)
             self._tell(Moment.BEFORE_STEP, context, name)
             try:
                 self._environment.clock.check()
@@ -397,8 +396,10 @@ class Journal:
         step: str = "",
         error: Exception | None = None,
     ) -> None:
-        told = Told(moment, self._name, context.operation, (context.instance_id,), step, error)
-        self._environment.observers.tell(told)
+        observers = self._environment.observers
+        if observers:
+            ids = (context.instance_id,)
+            observers.tell(Told(moment, self._name, context.operation, ids, step, error))
 
     def has_begun(self, context: InstanceContext, phase: str) -> bool:
         """Whether any step of a phase has been started."""

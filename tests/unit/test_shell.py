@@ -403,6 +403,7 @@ def test_a_command_that_was_not_sent_is_run_over_another_connection(
         LinuxGuest.sync, LinuxGuest.listening, LinuxGuest.wake,
         lambda linux: linux.check("true"),
         lambda linux: save_logs(linux._connection),
+        lambda linux: list(linux.logs(["journal.log"], timeout=60.0, each=30.0)),
     ],
 )  # fmt: skip
 def test_the_labs_own_commands_are_run_over_another_connection(
