@@ -22,7 +22,7 @@ from pytest_vmss.gallery.qcow2 import first_part_to_raw, to_raw
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["Contents", "Inspection", "boots_only_by_uefi", "found_provisioning", "inspect_file"]
+__all__ = ["Contents", "Inspection", "boots_only_by_uefi", "inspect_file", "inspect_stored"]
 
 _MIB = 1024**2
 _RELEASE_BYTES = 256 * 1024
@@ -256,10 +256,8 @@ def _inspect_private(image: Path, disk: Path, name: str, limits: ImageLimits) ->
         return _inspect_raw(head, opened)
 
 
-def found_provisioning(
-    image: Path, disk: Path, *, name: str, limits: ImageLimits
-) -> Literal["NoCloud", "Azure"]:
-    """Finds out where a stored image looks for what it is to be, for ``provisioning: auto``.
+def inspect_stored(image: Path, disk: Path, *, name: str, limits: ImageLimits) -> Inspection:
+    """Looks into a stored image, for ``provisioning: auto``.
 
     Args:
         image: The image, which nobody else may be able to change.
@@ -267,7 +265,7 @@ def found_provisioning(
         name: The user's name for the image, for messages.
         limits: The largest image that may be published.
     """
-    return _inspect_private(image, disk, name, limits).provisioning
+    return _inspect_private(image, disk, name, limits)
 
 
 def _inspect_raw(head: ImageHead, disk: int) -> Inspection:

@@ -386,6 +386,16 @@ def test_auto_looks_into_each_version(
     assert gallery.publish("web", "1.0.0", "disk.raw").provisioning == expected
 
 
+def test_auto_says_when_it_cannot_tell(images: ImageStore) -> None:
+    """O5: a distribution on xfs is taken for NoCloud, and not in silence."""
+    raw = Path("disk.raw")
+    raw.write_bytes(b"XFSB".ljust(510, b"\0") + b"\x55\xaa" + bytes(4 * MIB - 512))
+    record = Gallery(images).publish("web", "1.0.0", raw, provisioning="auto")
+    assert record.provisioning == "NoCloud"
+    (told,) = [event.message for event in images._store.events() if event.kind == "warning"]
+    assert "what disk.raw looks for cannot be read" in told
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """O5."""
     monkeypatch.setenv("VMSS_STATE_DIR", str(tmp_path / "state"))
