@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from pytest_vmss.api.lab import Lab
+from pytest_vmss.environment.environment import Environment
 from pytest_vmss.guest.extensions.command import secret_words
 from pytest_vmss.model import ScaleSetModel
 from pytest_vmss.secrecy import SecretText, mask, named_values
@@ -141,14 +141,14 @@ def _base64_forms(data: bytes) -> Iterator[str]:
         yield base64.b64encode(bytes(before) + data).decode()[first:last]
 
 
-def masker_of(lab: Lab) -> Callable[[str], str]:
+def masker_of(environment: Environment) -> Callable[[str], str]:
     """Masks what any revision of any of a lab's models declares to be secret.
 
     These are those of sets that exist, and of deleted ones whose models this process has read.
     """
-    revisions = lab.environment.revisions
+    revisions = environment.revisions
     models = [revision.model for revision in revisions.known()]
-    for record in lab.store.select(ModelRecord):
+    for record in environment.store.select(ModelRecord):
         with contextlib.suppress(Exception):  # of a broken record no more is known
             models.append(revisions.get(record.set_id, record.revision).model)
     return masker(models)
