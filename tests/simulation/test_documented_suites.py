@@ -82,8 +82,9 @@ EXAMPLES = {"bad-image": 2, "redis": 2, "web": 3}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example(tmp_path: Path, name: str) -> None:
-    """From its own folder, copied, as its README says; its recipes are read, its model validated."""
-    folder = tmp_path / name
+def test_an_example(memory: Path, name: str) -> None:
+    """From its own folder, copied, as its README says; then backwards."""
+    folder = memory / name
     shutil.copytree(ROOT / "examples" / name, folder)
     assert f"{EXAMPLES[name]} passed" in run_suite(folder)
+    assert f"{EXAMPLES[name]} passed" in run_suite(folder, order="reversed")
