@@ -305,8 +305,9 @@ class Journal:
             if self.result(context).going_back:
                 self.going_back(context, value=False)
             self.note(context, outcome=outcome)
-            if self._store.get(InstanceRecord, *context.key) is not None:
-                self._store.amend(context.record, changed=self._environment.clock.now())
+            record = self._store.get(InstanceRecord, *context.key)
+            if record is not None:
+                self._store.amend(record, changed=self._environment.clock.now())
             context.event("outcome", str(outcome))
 
     def going_back(self, context: InstanceContext, *, value: bool) -> None:
