@@ -398,6 +398,13 @@ def test_a_report_that_is_none_is_refused(body: bytes) -> None:
     assert not reports
 
 
+def test_a_report_in_latin_1_is_read() -> None:
+    """O2, R2: as cloud-init 22.4 sends one that declares UTF-8."""
+    details = "<Details><Description>pas trouv\xe9</Description></Details>"
+    body = health("NotReady", details).decode().encode("latin-1")
+    assert read_health(body).description == "pas trouv\ufffd"
+
+
 def test_azure_init_reports_by_json() -> None:
     """O2: at the address that Azure has for agents without a goal state."""
     reports: list[HealthReport] = []
