@@ -65,6 +65,8 @@ class World:
         self.lab = suites.Lab.open(settings)
         patch.setattr(base, "Lab", SimpleNamespace(open=lambda *_: self.lab))
         patch.setattr(self.lab, "close", lambda: None)
+        # The thread of `vmss watch` would outlive it; `test_command_line.py` has it run.
+        patch.setattr(self.lab, "watch", self.lab.run_due)
         patch.setattr(images, "describe", lambda *_: None)
         patch.setattr(sets, "subprocess", SimpleNamespace(run=self._log_in))
         patch.setattr(upgrades, "_look", self._ctrl_c)
