@@ -5,9 +5,8 @@ from __future__ import annotations
 from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import GuestUnreachableError, WaitTimeoutError
 from pytest_vmss.guest.agent import Ask, run_program
-from pytest_vmss.guest.connection import Connection
+from pytest_vmss.guest.connection import Connection, ReconnectingRunner
 from pytest_vmss.guest.logs import LOG_BYTES, Run
-from pytest_vmss.guest.shell import Shell
 
 __all__ = ["log_access"]
 
@@ -32,22 +31,26 @@ def log_access(connection: Connection, ask: Ask | None, *, patience: float) -> R
     shell = connection.connect()
     if shell is None and ask is not None:
         return _over_agent(ask, connection)
-    return _over_ssh(shell or _wait(connection, patience))
+    if shell is None:
+        _wait(connection, patience)
+    return _over_ssh(connection)
 
 
-def _wait(connection: Connection, patience: float) -> Shell:
+def _wait(connection: Connection, patience: float) -> None:
     what = f"{connection.name} to answer over SSH"
     try:
-        return wait_for(what, connection.connect, timeout=patience, clock=connection.clock)
+        wait_for(what, connection.connect, timeout=patience, clock=connection.clock)
     except WaitTimeoutError as error:
         raise GuestUnreachableError(
             "answers neither over SSH nor over a guest agent", instance=connection.name
         ) from error
 
 
-def _over_ssh(shell: Shell) -> Run:
+def _over_ssh(connection: Connection) -> Run:
+    runner = ReconnectingRunner(connection.require, most=LOG_BYTES)
+
     def run(command: str, timeout: float) -> str:
-        return shell.run(command, sudo=True, timeout=timeout, most=LOG_BYTES).stdout
+        return runner.run(command, sudo=True, timeout=timeout).stdout
 
     return run
 

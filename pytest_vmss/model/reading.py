@@ -16,6 +16,7 @@ from typing import Any, cast
 import yaml
 
 from pytest_vmss.arm import Unevaluated
+from pytest_vmss.arm.values import kind_of
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.decoding import decode, without_comments
 from pytest_vmss.secrecy import (
@@ -117,7 +118,7 @@ def read(source: Any, label: str, expected: str = "a valid scale set") -> dict[s
     source = seal(source)
     data = refusals(lambda: _checked(_load(source)), label, expected)
     if not isinstance(data, dict):
-        raise _error("$", f"must be an object, is {type(data).__name__}", label, expected)
+        raise _error("$", f"must be an object, is {kind_of(data)}", label, expected)
     return data
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +19,7 @@ __all__ = [
     "Outcome",
     "OutcomeRecord",
     "RepairTaskRecord",
+    "StepKey",
     "StepRecord",
 ]
 
@@ -214,6 +215,15 @@ class RepairTaskRecord(Record):
     def place(self) -> tuple[str, int, int]:
         """Zone, placement group and update domain."""
         return (self.zone, self.group, self.domain)
+
+
+class StepKey(NamedTuple):
+    """Which step of an operation it is."""
+
+    operation: str
+    instance_id: int
+    phase: str
+    sequence: int
 
 
 class StepRecord(BaseModel):
