@@ -38,7 +38,7 @@ class KeepGuestLogs:
 
     name: ClassVar[str] = "guest logs"
     timed: ClassVar[bool] = False
-    durable: ClassVar[bool] = False
+    durable: ClassVar[bool] = True
 
     generation: int
 
