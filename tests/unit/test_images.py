@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from pydantic import ValidationError
 
@@ -40,6 +42,37 @@ def test_the_shipped_recipes_are_valid() -> None:
         assert f'"{version}"' in served.read_text()
     with pytest.raises(NotFoundError, match=r"there are: 1\.0\.0"):
         image.version("9.9.9")
+
+
+#: What cloud-init does at each stage of a boot: its modules' loggers are there before it reads how
+#: to log; those of events come later. In a process of its own, for it changes all loggers.
+_LOGS = """
+import io, logging, logging.config, sys
+
+main, util, stages = map(logging.getLogger, ("cloudinit", "cloudinit.util", "cloudinit.stages"))
+logging.config.fileConfig(io.StringIO(sys.stdin.read()))
+main.debug("Cloud-init v. 22.4.2 running 'init-local'")
+logging.getLogger("cloudinit.reporting.start.init-local").debug("start: init-local/check-cache")
+util.debug("Reading from /proc/uptime")
+util.warning("failed to read")
+stages.warning("failed to fetch")
+"""
+
+
+@pytest.mark.parametrize("base", ["debian-12", "azure-debian-12", "azure-debian-13"])
+def test_cloud_init_loses_no_warning_by_a_shorter_configuration(base: str, tmp_path: Path) -> None:
+    """H1, L3: they tell a degraded boot; the first line of each stage is what its analysis needs."""
+    path = find_recipes() / base / "files/etc/cloud/cloud.cfg.d/05_logging.cfg"
+    (texts,) = yaml.safe_load(path.read_text())["log_cfgs"]
+    log = tmp_path / "cloud-init.log"
+    text = "\n".join(texts).replace("/var/log/cloud-init.log", str(log))
+    subprocess.run([sys.executable, "-I", "-c", _LOGS], input=text, text=True, check=True)
+    assert [line.partition("]: ")[2] for line in log.read_text().splitlines()] == [
+        "Cloud-init v. 22.4.2 running 'init-local'",
+        "start: init-local/check-cache",
+        "failed to read",
+        "failed to fetch",
+    ]
 
 
 def test_a_recipe_that_is_not_valid(tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ def test_artifacts_of_a_failure_hold_what_the_guests_say(
         assert f"<name>{instance._context.domain}</name>" in (mine / "domain.xml").read_text()
         assert "cloud-init" in (mine / "guest" / "journal.log").read_text()
         assert (mine / "guest" / "cloud-init.log").stat().st_size
+        assert "init-local" in (mine / "guest" / "cloud-init-analyze.txt").read_text()
         status = json.loads((mine / "guest" / "cloud-init-status.json").read_text())["v1"]
         assert status["datasource"].startswith("DataSourceNoCloud")
         assert status["modules-final"]["errors"] == []
