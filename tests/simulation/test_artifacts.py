@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_vmss.environment.masking import mask_lines
 from pytest_vmss.errors import LabError
 from pytest_vmss.report.artifacts import collect, folder_name
 from pytest_vmss.report.artifacts import guests as asked
 from pytest_vmss.report.artifacts.folder import ArtifactFolder
-from pytest_vmss.report.masking import mask_lines
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from tests.models import LOAD_BALANCER, custom_script, web_model

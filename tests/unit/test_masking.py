@@ -15,8 +15,8 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
+from pytest_vmss.environment.masking import mask_lines, masker
 from pytest_vmss.model.document import load_document
-from pytest_vmss.report.masking import mask_lines, masker
 from pytest_vmss.untrusted import clean
 from tests.models import LOAD_BALANCER, custom_script, encode, web_model
 

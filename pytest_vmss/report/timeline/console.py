@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pytest_vmss.report.masking import mask_lines
+from pytest_vmss.environment.masking import mask_lines
 from pytest_vmss.report.timeline.records import Bar, BarState
 from pytest_vmss.untrusted import clean
 
