@@ -260,3 +260,54 @@ def test_sets_of_generation_2_are_booted() -> None:
     model = loaded(web_model())
     assert obstacle_to(model) == ""
     assert "UEFI variables" in obstacle_to(model, "V2")
+
+
+_DURATIONS = {
+    "upgradePolicy.rollingUpgradePolicy.pauseTimeBetweenBatches": ("PT0S", "P1D"),
+    "automaticRepairsPolicy.gracePeriod": ("PT10M", "PT90M"),
+    "virtualMachineProfile.extensionProfile.extensionsTimeBudget": ("PT15M", "PT2H"),
+    "virtualMachineProfile.scheduledEventsProfile.terminateNotificationProfile.notBeforeTimeout": (
+        "PT5M", "PT15M",
+    ),
+    "virtualMachineProfile.scheduledEventsProfile.osImageNotificationProfile.notBeforeTimeout": (
+        "PT1S", "PT15M",
+    ),
+}  # fmt: skip
+
+
+def _with_duration(path: str, value: object) -> Any:
+    body = web_model()
+    part = body["properties"]
+    *parents, name = path.split(".")
+    for parent in parents:
+        part = part.setdefault(parent, {})
+    part[name] = value
+    return body
+
+
+@pytest.mark.parametrize("path", _DURATIONS)
+@pytest.mark.parametrize(
+    "value",
+    [10, 600, 900.5, "600", "00:10:00", "1 day", "pt10m", "PT10", "PT0,25H", "PT0.25H", " PT10M",
+     "P", "PT", "", True, []],
+)  # fmt: skip
+def test_durations_are_texts_of_iso_8601(path: str, value: object) -> None:
+    """A6: Azure takes nothing else, so 10 is neither seconds nor minutes here."""
+    with pytest.raises(ModelError) as refused:
+        loaded(_with_duration(path, value))
+    (problem,) = refused.value.problems
+    assert problem.path == f"$.{path}"
+    assert "must be a duration as ISO 8601 writes it, such as PT10M" in problem.message
+
+
+@pytest.mark.parametrize("path", _DURATIONS)
+def test_a_duration_that_azure_does_not_take_is_told_both_bounds(path: str) -> None:
+    """A6: the allowed range is told, as Azure writes it."""
+    least, most = _DURATIONS[path]
+    for value in (least, most):
+        loaded(_with_duration(path, value))
+    for value in ("-PT1S", "P3D", f"PT{'9' * 30}H"):
+        with pytest.raises(ModelError) as refused:
+            loaded(_with_duration(path, value))
+        (problem,) = refused.value.problems
+        assert f"must be a duration from {least} to {most}" in problem.message
