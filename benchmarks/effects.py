@@ -68,7 +68,7 @@ _METHODS: dict[type[Any], tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
         (
             "wait_boot", "wake", "wait_cloud_init", "run_extension", "remove_extension", "sync",
         ),
-        ("report_extension", "check", "listening"),
+        ("report_extension", "check", "listening", "logs"),
     ),
     SimulatedBalancer: (
         "balancer",

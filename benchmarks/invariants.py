@@ -208,6 +208,8 @@ def _unknown_files(lab: SimulatedLab, instance: Instance) -> list[str]:
         for entry in instance._context.generations()
         if entry.number in kept and entry.hyper_v_generation == "V2"
     }
+    # Of OS disks that failed, what their guests told.
+    known |= {f"guest-{entry.number}" for entry in instance._context.generations()}
     return [f"{instance.name}/{name}" for name in sorted(there - known) if "console" not in name]
 
 

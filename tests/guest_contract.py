@@ -8,6 +8,7 @@ import pytest
 
 from pytest_vmss.errors import BootError
 from pytest_vmss.guest import Guest
+from pytest_vmss.guest.logs import LOGS
 from pytest_vmss.model import Extension
 
 
@@ -82,9 +83,19 @@ def check_guest(
     assert not guest.check(lambda _: False)[0]
     assert 22 in guest.listening()
 
+    told = {log.name: log for log in guest.logs(LOGS, timeout=600.0, each=300.0)}
+    assert tuple(told) == LOGS
+    assert told["journal.log"].text
+    assert {log.problem for log in told.values()} == {""}
+    assert [log.name for log in make().logs(["journal.log"], timeout=600.0, each=300.0)] == [
+        "journal.log"
+    ]
+
     make().sync()
     power_off()
     with pytest.raises(BootError):
         make().sync()
     with pytest.raises(BootError):
         make().wait_boot(None)
+    with pytest.raises(BootError):
+        make().logs(LOGS, timeout=600.0, each=300.0)

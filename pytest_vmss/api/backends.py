@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,13 @@ from functools import partial
 from pytest_vmss.clock import Clock, wait_for
 from pytest_vmss.engine.preflight import reach
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.errors import CapacityError, HostError, HypervisorError, WaitTimeoutError
+from pytest_vmss.errors import (
+    CapacityError,
+    HostError,
+    HypervisorError,
+    VmssError,
+    WaitTimeoutError,
+)
 from pytest_vmss.file_server.blobs import Blobs, names_server
 from pytest_vmss.guest import SSH_PORT, Guest, LinuxGuest, SshAccess
 from pytest_vmss.guest.agent import guest_time, read_file, within
@@ -217,11 +224,17 @@ class LocalBackends:
             factor=hypervisor.slow_factor,
             files_port=lambda: self.blobs.port,
             dial_files=self.blobs.dial,
+            warn=partial(self._warn, context),
             ask=partial(hypervisor.agent, context.domain),
             sightings=lambda: context.sightings(generation),
             serve=context.keep_served,
             mask=context.mask,
         )
+
+    @staticmethod
+    def _warn(context: InstanceContext, message: str) -> None:
+        with contextlib.suppress(VmssError):  # the store has failed: its next use will tell
+            context.event("warning", message)
 
     def require_balancer(self) -> None:
         """Checks that load balancers can run here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
 from pytest_vmss.guest import Guest, Shell
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import RunCommandLinux
+from pytest_vmss.guest.logs import LOGS, GuestLog
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.health import Observation, worst
 from pytest_vmss.hypervisor import PowerState
@@ -303,13 +305,34 @@ class Instance:
         Raises:
             GuestUnreachableError: The instance does not answer.
         """
+        return self._connected().shell()
+
+    def logs(
+        self, names: Iterable[str] = LOGS, *, timeout: float = 60.0, each: float = 30.0
+    ) -> Iterator[GuestLog]:
+        """Yields what the guest tells about itself: its journal, cloud-init's logs, and more.
+
+        Args:
+            names: Which of :data:`~pytest_vmss.guest.logs.LOGS`.
+            timeout: Seconds for all of them.
+            each: Seconds for each.
+
+        Raises:
+            GuestUnreachableError: The instance does not answer.
+        """
+        check_seconds(timeout, "timeout")
+        check_seconds(each, "each")
+        return self._connected().logs(names, timeout=timeout, each=each)
+
+    def _connected(self) -> Guest:
+        """The guest of its current OS disk and boot."""
         generation = self.generation
         mark = (generation.number, generation.boot_id or "")
         if self._guest is None or self._guest[0] != mark:
             if self._guest is not None:
                 self._guest[1].close()
             self._guest = (mark, self._context.new_guest(generation))
-        return self._guest[1].shell()
+        return self._guest[1]
 
     @cached_property
     def host(self) -> Host:

@@ -51,7 +51,13 @@ from pytest_vmss.model.arguments import (
 )
 from pytest_vmss.secrecy import seal
 from pytest_vmss.settings import GIB, Settings
-from pytest_vmss.store import OperationRecord, ScaleSetRecord, Store
+from pytest_vmss.store import (
+    DefinitionRecord,
+    OperationRecord,
+    ScaleSetRecord,
+    Store,
+    VersionRecord,
+)
 from pytest_vmss.untrusted import listed
 
 __all__ = ["DEFAULT_LAB", "Lab", "own_size"]
@@ -301,6 +307,12 @@ class Lab:
     def scale_sets(self) -> list[ScaleSet]:
         """All scale sets of the lab."""
         return [self.scale_set(record.name) for record in self.store.select(ScaleSetRecord)]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no scale set and no image, and never had a set."""
+        kinds = (ScaleSetRecord, OperationRecord, DefinitionRecord, VersionRecord)
+        return not any(self.store.select(kind) for kind in kinds)
 
     def delete(self, name: str) -> None:
         """Deletes a scale set, its machines and all their disks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from pytest_vmss.engine.engine import Engine
@@ -155,10 +155,7 @@ class Operation:
         for instance, outcome in sorted(report.outcomes.items()):
             lines.append(f"  {self._scale_set}_{instance}: {outcome}{_unproven(report, instance)}")
             if error := errors.get(instance):
-                lines.append(f"    {error.code}: {error.message}")
-                lines += [f"    | {line}" for line in error.console_tail.splitlines()]
-                if error.log:
-                    lines.append(f"    whole console log: {error.log}")
+                lines += [f"    {line}" for line in _evidence(error)]
         return "\n".join(lines)
 
     def raise_for_status(self) -> None:
@@ -204,3 +201,15 @@ def stages_of(steps: Iterable[StepRecord]) -> dict[int, dict[str, float]]:
             phase = "" if step.phase in ("swap", "create", "change") else f"{step.phase}: "
             stages.setdefault(step.instance_id, {})[phase + step.name] = step.seconds
     return stages
+
+
+def _evidence(error: ErrorRecord) -> Iterator[str]:
+    """What went wrong on an instance, the end of its console, and where its logs are."""
+    yield f"{error.code}: {error.message}"
+    yield from (f"| {line}" for line in error.console_tail.splitlines())
+    if error.log:
+        yield f"whole console log: {error.log}"
+    if error.guest_logs:
+        yield f"the guest's own logs: {error.guest_logs}"
+    if error.missing_guest_logs:
+        yield f"logs that the guest did not give: {error.missing_guest_logs}"

@@ -329,6 +329,13 @@ class ScaleSet:
         record = self._engine.journal.unfinished()
         return None if record is None else Operation(self._environment, self.name, record.id)
 
+    @property
+    def creation(self) -> Operation:
+        """Its creation, which may have failed."""
+        self._engine.require_own()
+        first = self._engine.journal.operations()[0]
+        return Operation(self._environment, self.name, first.id)
+
     def history(self, *, limit: int | None = 5) -> list[Upgrade]:
         """The set's OS upgrades, newest first; Azure keeps five, for two months (J2).
 

@@ -28,13 +28,15 @@ from pytest_vmss.configuration import (
     read_project,
 )
 from pytest_vmss.errors import (
+    ConflictError,
     HostError,
+    LabError,
     NotFoundError,
     NotModelledWarning,
     VmssError,
     error_text,
 )
-from pytest_vmss.labs.identity import labs_folder
+from pytest_vmss.labs.identity import find_lab, labs_folder
 from pytest_vmss.labs.inventory import require_lab
 from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary
 from pytest_vmss.settings import OUTBOUND, Settings
@@ -234,7 +236,8 @@ def open_lab(*, make: bool = False) -> Iterator[Lab]:
     """Opens the lab that the options name, and closes it at the end.
 
     Args:
-        make: Whether to make the lab if there is none.
+        make: Whether to make the lab if there is none. It does not stay if the block fails before
+            anything is in it.
 
     Raises:
         NotFoundError: There is none.
@@ -242,9 +245,15 @@ def open_lab(*, make: bool = False) -> Iterator[Lab]:
     settings, name = context()
     if not make:
         require_lab(settings, name)
+    is_new = not find_lab(settings, name)[1].folder.exists()
     lab = Lab.open(settings, name)
     try:
         yield lab
+    except BaseException:
+        with contextlib.suppress(LabError, ConflictError):  # another process may have opened it
+            if is_new and lab.is_empty:
+                lab.destroy()
+        raise
     finally:
         lab.close()
 

@@ -143,6 +143,7 @@ def image_publish(
             )
         click.echo(
             f"published {gallery}/{definition} {record.version} {record.algorithm}:{record.digest}"
+            f"  {record.hyper_v_generation}  {record.provisioning}"
         )
         if upgrade:
             run_due(lab)

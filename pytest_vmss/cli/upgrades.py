@@ -116,7 +116,7 @@ def cancel(name: str) -> None:
     help="Write a page with the timeline of every operation, not of upgrades alone.",
 )
 def history(name: str, explain: bool, as_json: bool, html: Path | None) -> None:
-    """Show the last OS upgrades of a scale set, newest first."""
+    """Show the last OS upgrades of a scale set, newest first, and its creation if that failed."""
     with open_lab() as lab:
         if html is not None:
             _write_page(lab, name, html)
@@ -124,10 +124,13 @@ def history(name: str, explain: bool, as_json: bool, html: Path | None) -> None:
         if as_json:
             click.echo(json.dumps({"value": lab.scale_set(name).os_upgrade_history()}, indent=2))
             return
-        upgrades = lab.scale_set(name).history()
-        if not upgrades:
+        scale_set = lab.scale_set(name)
+        entries: list[Operation] = [*scale_set.history()]
+        if not scale_set.creation.completed:
+            entries.append(scale_set.creation)
+        if not entries:
             click.echo(f"no upgrade of {name!r} yet")
-        for entry in upgrades:
+        for entry in entries:
             if explain:
                 click.echo(entry.explain())
             else:

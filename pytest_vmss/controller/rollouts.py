@@ -212,10 +212,10 @@ class Rollouts:
         """Whether an instance already has an image version, or a later one of that image."""
         if instance.version is None:
             return True
-        disk = current_disk(self._environment.store, instance)
-        if disk is not None and _image(disk) != _image(target):
+        if version_key(instance.version) < version_key(target.version):
             return False
-        return version_key(instance.version) >= version_key(target.version)
+        disk = current_disk(self._environment.store, instance)
+        return disk is None or _image(disk) == _image(target)
 
 
 def _image(record: GenerationRecord | VersionRecord | OperationRecord) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pytest_vmss.model import Health
 
@@ -26,9 +27,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Member:
-    """What the planner needs to know of an instance.
+class Member(NamedTuple):
+    """What the planner needs to know of an instance; one is made of each for each decision.
 
     Attributes:
         instance_id: The number in its name.

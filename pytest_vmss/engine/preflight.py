@@ -90,9 +90,9 @@ def too_unhealthy(environment: Environment, scale_set: str) -> str:
     members = [
         Member(
             record.instance_id,
-            seen[record.instance_id].health if record in running else Health.UNKNOWN,
+            seen[record.instance_id].health if record.power == "running" else Health.UNKNOWN,
             on_target=False,
-            stopped=record not in running,
+            stopped=record.power != "running",
         )
         for record in records
     ]

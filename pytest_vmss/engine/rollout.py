@@ -329,13 +329,12 @@ class Rollout:
         operation = report.record
         if not kind_of(operation.action).by_zones:
             return False
-        ids = set(batch.instance_ids)
-        zones = {record.zone for record in self._instances() if record.instance_id in ids}
+        if self._policy().enable_cross_zone_upgrade:
+            return False
+        zones = {self._context(operation.id, n).record.zone for n in batch.instance_ids}
         if len(zones) != 1 or zones == {""}:
             return False
         (zone,) = zones
-        if self._policy().enable_cross_zone_upgrade:
-            return False
         in_the_way = claim_zone(self._environment, operation, zone)
         if not in_the_way:
             return False

@@ -314,7 +314,8 @@ class InstanceContext:
     def base_timeouts(self) -> Timeouts:
         """The timeouts for this instance, without regard to the deadline."""
         overrides = self.environment.set_record(self.scale_set).overrides
-        return replace(self.environment.timeouts, **overrides)
+        timeouts = self.environment.timeouts
+        return replace(timeouts, **overrides) if overrides else timeouts
 
     @cached_property
     def limit(self) -> float:

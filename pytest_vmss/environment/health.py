@@ -64,7 +64,7 @@ class HealthSources:
         record = environment.set_record(scale_set)
         function = environment.checks.get(record.unique_id) if record.health_function else None
         return cls(
-            environment.revisions.current(scale_set).probe,
+            environment.revisions.get(record.unique_id, record.revision).probe,
             environment.traffic.balancer(scale_set),
             application_health(applied.model),
             function or record.health_command,

@@ -7,13 +7,14 @@ print them, so nothing that it says reaches a record, an event or an exception b
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from pytest_vmss.errors import mask_error
 from pytest_vmss.guest import Check, Guest, Shell
 from pytest_vmss.guest.boot_facts import BootFacts
 from pytest_vmss.guest.cloud_init import CloudInitResult
+from pytest_vmss.guest.logs import GuestLog
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
 
@@ -114,6 +115,11 @@ class MaskedGuest:
         """See :meth:`Guest.listening`."""
         with self._masked():
             return self._guest.listening()
+
+    def logs(self, names: Iterable[str], *, timeout: float, each: float) -> Iterator[GuestLog]:
+        """See :meth:`Guest.logs`; whole logs are masked where they are written."""
+        with self._masked():
+            yield from self._guest.logs(names, timeout=timeout, each=each)
 
     def shell(self) -> Shell:
         """See :meth:`Guest.shell`; what a suite's own commands print, it gets as it is."""

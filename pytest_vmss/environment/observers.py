@@ -74,6 +74,10 @@ class Observers:
         finally:
             self._running.pop(operation, None)
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._all)
+
     def know(self, operation: str) -> bool:
         """Whether all was told of an operation that has ended; observers themselves know it."""
         return self._running.get(operation) in (None, threading.get_ident())

@@ -63,7 +63,7 @@ def observe_instances(
                         f"{now.health}: {now.detail}",
                         instance_id=record.instance_id,
                     )
-    for record in changed:
+    for record in changed if environment.observers else ():
         environment.observers.tell(
             Told(
                 Moment.HEALTH_CHANGED,

@@ -17,6 +17,10 @@ Format = Literal["qcow2", "VHD (fixed)", "VHD (dynamic)", "VHDX", "raw"]
 _BOOT_SIGNATURE = b"\x55\xaa"
 #: What other formats start with, which a user may hand in.
 _OTHERS = {b"KDMV": "VMDK", b"# Disk DescriptorFile": "VMDK", b"QED\0": "QED", b"<<< ": "VDI"}
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2",
+    b"PK\3\4": "zip", b"7z\xbc\xaf\x27\x1c": "7z",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,11 @@ def _unknown(name: str, head: bytes, *, raw: bool) -> ImageError:
             return ImageError(
                 f"{name} is a {other} image, which is not read here; convert it with: "
                 f"qemu-img convert -f {other.lower()} -O qcow2 IN OUT"
+            )
+    for start, packer in _COMPRESSED.items():
+        if head.startswith(start):
+            return ImageError(
+                f"{name} is compressed by {packer}; expected a disk image: unpack it first"
             )
     return ImageError(
         f"{name} is not a qcow2 image, nor a VHD or VHDX, for it starts with {head[:4]!r}; and not "

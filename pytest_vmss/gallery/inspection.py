@@ -6,17 +6,14 @@ shown without control characters.
 
 from __future__ import annotations
 
-import contextlib
-import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from pytest_vmss.errors import ImageError
+from pytest_vmss.gallery.cloud_config import CloudConfig, read_cloud_config, read_version
 from pytest_vmss.gallery.copy import copy_file, open_regular, open_source, shown
 from pytest_vmss.gallery.file_system import ExtFileSystem, Patience
 from pytest_vmss.gallery.formats import ImageHead, recognize
@@ -25,19 +22,16 @@ from pytest_vmss.gallery.qcow2 import first_part_to_raw, to_raw
 from pytest_vmss.settings import ImageLimits
 from pytest_vmss.untrusted import one_line
 
-__all__ = ["Contents", "Inspection", "boots_only_by_uefi", "found_provisioning", "inspect_file"]
+__all__ = ["Contents", "Inspection", "boots_only_by_uefi", "inspect_file", "inspect_stored"]
 
 _MIB = 1024**2
-_CONFIG_BYTES = 256 * 1024
-_MOST_CONFIGS = 50
+_RELEASE_BYTES = 256 * 1024
 _MOST_KERNELS = 20
 #: The data sources that the lab serves.
 _SERVED = ("NoCloud", "Azure")
 _X86_64, _MACHINES = 62, {62: "x86_64", 183: "aarch64", 3: "i386", 243: "riscv64"}
 _PROGRAMS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
-_VERSION_PY = re.compile(
-    rb"^(?:__VERSION__|_PACKAGED_VERSION) = [\"']([0-9][\w.+~-]{0,60})[\"']", re.M
-)
+_AGENTS = ("qemu-ga", "waagent", "azure-init")
 
 
 @dataclass(frozen=True)
@@ -49,22 +43,27 @@ class Contents:
         architecture: What its programs are for; empty if that was not found out.
         kernels: Releases of the kernels in it.
         cloud_init: cloud-init's version; None if there is none, empty if it was not found out.
-        disabled: Whether cloud-init is switched off.
-        data_sources: The data sources that it may look for; empty for all that it knows.
+        config: What cloud-init is told.
         ssh: Whether there is an SSH server.
-        agents: The agents in it: ``qemu-ga``, ``waagent``.
-        unreadable: Configurations that could not be parsed.
+        agents: The agents in it: ``qemu-ga``, ``waagent``, ``azure-init``.
     """
 
     distribution: str = ""
     architecture: str = ""
     kernels: tuple[str, ...] = ()
     cloud_init: str | None = None
-    disabled: bool = False
-    data_sources: tuple[str, ...] = ()
+    config: CloudConfig = field(default_factory=CloudConfig)
     ssh: bool = False
     agents: tuple[str, ...] = ()
-    unreadable: tuple[str, ...] = ()
+
+    @property
+    def data_sources(self) -> tuple[str, ...]:
+        """The data sources that cloud-init may look for; empty for all that it knows."""
+        return self.config.data_sources
+
+    def looks_for(self, *sources: str) -> bool:
+        """Whether cloud-init is told to look for one of some data sources, in any case."""
+        return bool({s.lower() for s in sources} & {s.lower() for s in self.data_sources})
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ class Inspection:
     @property
     def provisioning(self) -> Literal["NoCloud", "Azure"]:
         """What ``provisioning: auto`` makes of it."""
-        sources = () if self.contents is None else self.contents.data_sources
-        if "Azure" in sources and "NoCloud" not in sources:
+        found = self.contents
+        if found is not None and found.looks_for("Azure") and not found.looks_for("NoCloud"):
             return "Azure"
         return "NoCloud"
 
@@ -117,7 +116,12 @@ class Inspection:
     def hindrances(self) -> list[str]:
         """Says what would keep it from coming up, or from being told how it fares."""
         told = []
-        if not self.generations:
+        if self.table.is_for_other_disks:
+            told.append(
+                f"its partition table is made for sectors of {self.table.sector} bytes, and disks "
+                "here have 512, as Azure's OS disks have: build it with those"
+            )
+        elif not self.generations:
             told.append(
                 "nothing to boot was found: neither a BIOS boot loader nor an EFI partition"
             )
@@ -131,9 +135,9 @@ class Inspection:
         if self.contents is None:
             kinds = sorted({p.file_system for p in self.table.partitions if p.file_system})
             told.append(
-                "no distribution was found in it: only ext4 is read, and it holds "
-                f"{', '.join(kinds) or 'nothing that is known'}; cloud-init cannot be checked, and "
-                "provisioning auto means NoCloud"
+                "no distribution was found in it: an os-release in ext4 is looked for, nothing else "
+                f"is read, and it holds {', '.join(kinds) or 'nothing that is known'}; cloud-init "
+                "cannot be checked, and provisioning auto means NoCloud"
             )
             return told
         return [*told, *_hindrances_in(self.contents)]
@@ -163,7 +167,7 @@ class Inspection:
             if contents.cloud_init is None
             else {
                 "version": contents.cloud_init or None,
-                "disabled": contents.disabled,
+                "disabled": bool(contents.config.disabled_by),
                 "dataSources": list(contents.data_sources) or None,
             },
             "agents": list(contents.agents),
@@ -181,14 +185,14 @@ def _hindrances_in(contents: Contents) -> Iterator[str]:
         yield "no kernel was found in it"
     if contents.cloud_init is None:
         yield "cloud-init is not in it: nothing gives a guest its name, keys and custom data"
-    elif contents.disabled:
-        yield "cloud-init is switched off (/etc/cloud/cloud-init.disabled)"
-    elif contents.data_sources and not set(_SERVED) & set(contents.data_sources):
+    elif by := contents.config.disabled_by:
+        yield f"cloud-init is switched off ({by})"
+    elif contents.data_sources and not contents.looks_for(*_SERVED):
         yield (
             f"cloud-init looks for {', '.join(contents.data_sources)} alone, and the lab has "
             f"{' and '.join(_SERVED)}: add one of them to datasource_list"
         )
-    for name in contents.unreadable:
+    for name in contents.config.unreadable:
         yield f"{name} cannot be parsed, by the lab at least"
     if not contents.ssh:
         yield "no SSH server was found in it: the lab cannot look inside"
@@ -252,10 +256,8 @@ def _inspect_private(image: Path, disk: Path, name: str, limits: ImageLimits) ->
         return _inspect_raw(head, opened)
 
 
-def found_provisioning(
-    image: Path, disk: Path, *, name: str, limits: ImageLimits
-) -> Literal["NoCloud", "Azure"]:
-    """Finds out where a stored image looks for what it is to be, for ``provisioning: auto``.
+def inspect_stored(image: Path, disk: Path, *, name: str, limits: ImageLimits) -> Inspection:
+    """Looks into a stored image, for ``provisioning: auto``.
 
     Args:
         image: The image, which nobody else may be able to change.
@@ -263,7 +265,7 @@ def found_provisioning(
         name: The user's name for the image, for messages.
         limits: The largest image that may be published.
     """
-    return _inspect_private(image, disk, name, limits).provisioning
+    return _inspect_private(image, disk, name, limits)
 
 
 def _inspect_raw(head: ImageHead, disk: int) -> Inspection:
@@ -286,26 +288,22 @@ def _inspect_raw(head: ImageHead, disk: int) -> Inspection:
 
 def _look_inside(root: ExtFileSystem, release: bytes, readable: list[ExtFileSystem]) -> Contents:
     programs = {name for folder in _PROGRAMS for name in root.names(folder)}
-    sources, unreadable = _data_sources(root)
-    version = _cloud_init_version(root) if "cloud-init" in programs else None
-    kernels = _kernels(root, readable)
+    boots = [(root, "/boot"), *((each, "") for each in readable)]
     return Contents(
         distribution=_distribution(release),
         architecture=_architecture(root),
-        kernels=kernels,
-        cloud_init=version,
-        disabled=root.has("/etc/cloud/cloud-init.disabled"),
-        data_sources=sources,
+        kernels=_kernels(root, boots),
+        cloud_init=read_version(root) if "cloud-init" in programs else None,
+        config=read_cloud_config(root, boots),
         ssh="sshd" in programs,
-        agents=tuple(name for name in ("qemu-ga", "waagent") if name in programs),
-        unreadable=unreadable,
+        agents=tuple(name for name in _AGENTS if name in programs),
     )
 
 
 def _distribution(release: bytes) -> str:
     fields = dict(
         line.split("=", 1)
-        for line in release[:_CONFIG_BYTES].decode(errors="replace").splitlines()
+        for line in release[:_RELEASE_BYTES].decode(errors="replace").splitlines()
         if "=" in line
     )
     name = fields.get("PRETTY_NAME") or f"{fields.get('ID', '')} {fields.get('VERSION_ID', '')}"
@@ -321,55 +319,12 @@ def _architecture(root: ExtFileSystem) -> str:
     return ""
 
 
-def _kernels(root: ExtFileSystem, readable: list[ExtFileSystem]) -> tuple[str, ...]:
+def _kernels(root: ExtFileSystem, boots: list[tuple[ExtFileSystem, str]]) -> tuple[str, ...]:
     """Finds kernels in /boot, or in a file system of their own that is mounted there."""
-    places = [(root, "/boot")]
-    places += [(each, "/") for each in readable]
     found = {
         name.removeprefix("vmlinuz-")
-        for place, folder in places
-        for name in place.names(folder)
+        for place, folder in boots
+        for name in place.names(folder or "/")
         if name.startswith("vmlinuz-")
     }
     return tuple(sorted(found or root.names("/usr/lib/modules"))[:_MOST_KERNELS])
-
-
-def _cloud_init_version(root: ExtFileSystem) -> str:
-    """Reads cloud-init's version from its own code, or else from dpkg."""
-    folders = ["/usr/lib/python3/dist-packages"]
-    folders += [
-        f"/usr/lib/{name}/site-packages" for name in root.names("/usr/lib") if "python3" in name
-    ]
-    for folder in folders:
-        if found := _VERSION_PY.findall(root.read(f"{folder}/cloudinit/version.py")):
-            return str(found[-1].decode())
-    return ""
-
-
-def _data_sources(root: ExtFileSystem) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Reads the data sources that cloud-init may look for; a later file counts for an earlier one.
-
-    Returns:
-        The data sources, and the files that could not be parsed.
-    """
-    folder = "/etc/cloud/cloud.cfg.d"
-    names = [name for name in root.names(folder) if name.endswith(".cfg")][:_MOST_CONFIGS]
-    sources: tuple[str, ...] = ()
-    unreadable = []
-    for path in ("/etc/cloud/cloud.cfg", *(f"{folder}/{name}" for name in names)):
-        content = root.read(path)
-        if b"datasource_list" not in content:
-            continue
-        root.patience.left()  # parsing takes its time too
-        parsed: object = None
-        if len(content) <= _CONFIG_BYTES:
-            with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
-                # Everything is text to this loader, so that no value costs more than its bytes.
-                parsed = yaml.load(content, Loader=yaml.BaseLoader)  # noqa: S506
-        listed = parsed.get("datasource_list", ()) if isinstance(parsed, dict) else None
-        # Of text only: YAML's aliases make lists that are endless once they are written out.
-        if not isinstance(listed, (list, tuple)) or not all(isinstance(s, str) for s in listed):
-            unreadable.append(path)
-        elif listed:
-            sources = tuple(one_line(each, 40) for each in listed[:_MOST_CONFIGS])
-    return sources, tuple(unreadable)

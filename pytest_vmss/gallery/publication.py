@@ -22,7 +22,7 @@ from pytest_vmss.gallery.copy import (
 from pytest_vmss.gallery.definitions import DefinitionProperties
 from pytest_vmss.gallery.formats import ImageHead, recognize
 from pytest_vmss.gallery.image_files import ImageFiles
-from pytest_vmss.gallery.inspection import boots_only_by_uefi, found_provisioning
+from pytest_vmss.gallery.inspection import boots_only_by_uefi, inspect_stored
 from pytest_vmss.gallery.qcow2 import Progress, convert, inspect
 from pytest_vmss.gallery.sbom import Package, read_sbom
 from pytest_vmss.settings import ImageLimits
@@ -159,7 +159,15 @@ class Publication:
         if belongs.provisioning != "auto":
             return belongs.provisioning
         with self.files.part() as disk:
-            return found_provisioning(part, disk, name=name, limits=self.limits)
+            found = inspect_stored(part, disk, name=name, limits=self.limits)
+        if found.contents is None:
+            self.store.event(
+                "",
+                "warning",
+                f"provisioning auto: what {name} looks for cannot be read, so it is taken for "
+                "NoCloud; if it looks for Azure, publish it to a definition of provisioning Azure",
+            )
+        return found.provisioning
 
     def _keep(
         self,

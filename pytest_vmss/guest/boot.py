@@ -118,7 +118,7 @@ class Boot:
         seen = self._sightings()
         if seen is None or previous_boot_id is not None:
             return True
-        if seen.health is None:
+        if seen.health is None or not seen.health.is_verdict:
             return False
         if seen.health.state == "Ready":
             # Its network is up, so its kernel refuses what comes too early, at no cost.
@@ -133,7 +133,9 @@ class Boot:
     def _missing(self, previous_boot_id: str | None) -> str:
         """What did not happen at a boot, in words."""
         seen = self._sightings()
-        if seen is None or previous_boot_id is not None or seen.health is not None:
+        if seen is None or previous_boot_id is not None:
+            return "did not answer over SSH"
+        if seen.health is not None and seen.health.is_verdict:
             return "did not answer over SSH"
         found = self._connection.watch.console.datasource()
         return f"did not report that it is provisioned ({seen.hint(found)})"

@@ -15,7 +15,7 @@ from typing import Any
 from pytest_vmss.clock import Interrupted
 from pytest_vmss.concurrency import bounded
 from pytest_vmss.errors import BootError, GuestCommandError, HostError, HypervisorError, error_text
-from pytest_vmss.guest.shell import Shell
+from pytest_vmss.guest.runner import Runner
 from pytest_vmss.untrusted import ending, shown
 
 __all__ = ["Check", "judge", "run_command_check", "run_function_check"]
@@ -26,7 +26,6 @@ Check = str | Callable[[Any], object]
 
 _TOLD_CHARS = 200
 #: Maximum output of a check command, in bytes.
-_ANSWER_BYTES = 1024 * 1024
 
 
 def _says_nothing(failure: Exception) -> bool:
@@ -36,12 +35,12 @@ def _says_nothing(failure: Exception) -> bool:
     return isinstance(failure, (BootError, HostError, HypervisorError))
 
 
-def run_command_check(command: str, shell: Shell, *, timeout: float) -> tuple[bool, str]:
+def run_command_check(command: str, runner: Runner, *, timeout: float) -> tuple[bool, str]:
     """Runs a check command; any exit status but 0 counts as failure.
 
     Args:
         command: For the guest's shell.
-        shell: The connection to the guest.
+        runner: Runs it in the guest.
         timeout: In seconds.
 
     Returns:
@@ -50,7 +49,7 @@ def run_command_check(command: str, shell: Shell, *, timeout: float) -> tuple[bo
     Raises:
         GuestCommandError: The connection broke, or the command timed out.
     """
-    done = shell.run(command, timeout=timeout, most=_ANSWER_BYTES)
+    done = runner.run(command, timeout=timeout)
     told = ending(done.stdout + done.stderr, _TOLD_CHARS)
     seen = f"`{command}` ended with status {done.exit_code}"
     return done.exit_code == 0, f"{seen}: {told}" if told else seen

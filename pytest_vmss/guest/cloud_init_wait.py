@@ -97,9 +97,7 @@ def save_logs(connection: Connection) -> Path:
     console = connection.watch.console.path
     path = console.with_name(console.stem + "-cloud-init.log")
     try:
-        done = connection.wait().run(
-            LOGS, sudo=True, timeout=connection.login_limit, most=ANSWER_BYTES
-        )
+        done = connection.runner().run(LOGS, sudo=True, timeout=connection.login_limit)
         # An error here, such as a full disk, must not hide cloud-init's failure.
         flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:

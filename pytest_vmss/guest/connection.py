@@ -150,6 +150,10 @@ class Connection:
                 self._shell = self._log_in()
             return self._shell
 
+    def runner(self) -> ReconnectingRunner:
+        """Returns what runs the lab's own commands; each waits for the guest to answer."""
+        return ReconnectingRunner(self.wait, most=ANSWER_BYTES)
+
     def close(self) -> None:
         """Closes the connection."""
         if self._shell is not None:

@@ -27,6 +27,7 @@ class ExtensionRunner:
         factor: How many times slower the guest is than under KVM.
         files_port: Returns the current port of the lab's file server; None if it is not running.
         dial_files: Connects to that server, verifying that it is the lab's.
+        warn: Told why a guest's downloads may fail, from any thread.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class ExtensionRunner:
         factor: float = 1.0,
         files_port: Callable[[], int | None] = lambda: None,
         dial_files: Callable[[], socket.socket] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._connection = connection
         self._factor = factor
         self._files_port = files_port
         self._dial_files = dial_files
+        self._warn = warn
 
     def run(self, extension: Extension, run: str, timeout: float) -> ExtensionResult:
         """Runs an extension, once per run id; see :meth:`Guest.run_extension`.
@@ -103,5 +106,5 @@ class ExtensionRunner:
         shell, port = self._connection.wait(), self._files_port()
         if port is not None:
             # If it cannot be opened, downloads fail and say so, or use another process's tunnel.
-            shell.lead_to(port, self._dial_files)
+            shell.lead_to(port, self._dial_files, self._warn)
         return shell

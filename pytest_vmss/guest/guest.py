@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
-from pytest_vmss.clock import Clock
+from pytest_vmss.clock import Clock, Deadline
 from pytest_vmss.guest.agent import Ask
 from pytest_vmss.guest.boot import Boot
 from pytest_vmss.guest.boot_facts import BootFacts
@@ -13,10 +13,12 @@ from pytest_vmss.guest.boot_watch import BootWatch
 from pytest_vmss.guest.check import Check, run_command_check, run_function_check
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.cloud_init_wait import wait_cloud_init
-from pytest_vmss.guest.connection import ANSWER_BYTES, Connection, SshAccess
+from pytest_vmss.guest.connection import ANSWER_BYTES, Connection, ReconnectingRunner, SshAccess
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extension_runner import ExtensionRunner
 from pytest_vmss.guest.listening import LISTENING, parse_listening
+from pytest_vmss.guest.log_access import log_access
+from pytest_vmss.guest.logs import GuestLog, read_logs
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.guest.testinfra_host import testinfra_host
 from pytest_vmss.guest.wake import wake
@@ -29,6 +31,8 @@ from pytest_vmss.settings import Timeouts
 __all__ = ["LinuxGuest"]
 
 _CHECK_S = 60.0
+#: Seconds in which a guest that is to tell its logs answers, if it ever does.
+_ANSWER_S = 2.0
 
 
 class LinuxGuest:
@@ -45,6 +49,7 @@ class LinuxGuest:
         factor: How many times slower it is than under KVM.
         files_port: Returns the current port of the lab's file server; None if it is not running.
         dial_files: Connects to that server, verifying that it is the lab's.
+        warn: Told why its downloads may fail, from any thread.
         ask: Sends a command to its guest agent; None if it has none.
         sightings: Returns what Azure's platform saw of it; None if it has no platform (O2).
         serve: Makes sure that its network is there.
@@ -64,6 +69,7 @@ class LinuxGuest:
         factor: float = 1.0,
         files_port: Callable[[], int | None] = lambda: None,
         dial_files: Callable[[], socket.socket] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
         ask: Ask | None = None,
         sightings: Callable[[], Sightings | None] = lambda: None,
         serve: Callable[[], None] = lambda: None,
@@ -85,7 +91,11 @@ class LinuxGuest:
         )
         self._boot = Boot(self._connection, agent_connected=agent_connected, sightings=sightings)
         self._extensions = ExtensionRunner(
-            self._connection, factor=factor, files_port=files_port, dial_files=dial_files
+            self._connection,
+            factor=factor,
+            files_port=files_port,
+            dial_files=dial_files,
+            warn=warn,
         )
 
     def wait_boot(self, previous_boot_id: str | None) -> BootFacts:
@@ -124,7 +134,23 @@ class LinuxGuest:
             GuestCommandError: The command failed.
             GuestUnreachableError: The guest no longer answers.
         """
-        self.shell().check("sync", timeout=self._connection.login_limit * 2)
+        self._connection.runner().check("sync", timeout=self._connection.login_limit * 2)
+
+    def logs(self, names: Iterable[str], *, timeout: float, each: float) -> Iterator[GuestLog]:
+        """Yields what the guest tells about itself; see :class:`~pytest_vmss.guest.Guest`.
+
+        Over SSH, or else over its guest agent, which needs no network and no account.
+
+        Raises:
+            BootError: It does not answer, or does not run.
+        """
+        deadline = Deadline(timeout)
+        run = log_access(
+            self._connection,
+            self._ask if self._agent_connected() else None,
+            patience=_ANSWER_S * self._factor,
+        )
+        return read_logs(run, names, deadline=deadline, each=each)
 
     def shell(self) -> Shell:
         """Returns the connection to the guest, reconnecting if it broke.
@@ -141,9 +167,10 @@ class LinuxGuest:
             GuestUnreachableError: The guest does not answer over SSH now.
             GuestCommandError: The connection broke.
         """
-        shell = self._connection.require()
+        self._connection.require()
         if isinstance(check, str):
-            return run_command_check(check, shell, timeout=self._connection.login_limit)
+            runner = ReconnectingRunner(self._connection.require, most=ANSWER_BYTES)
+            return run_command_check(check, runner, timeout=self._connection.login_limit)
         return run_function_check(
             check,
             testinfra_host(self.name, self.shell),
@@ -157,7 +184,7 @@ class LinuxGuest:
         Raises:
             GuestUnreachableError: It does not answer over SSH.
         """
-        return parse_listening(self.shell().check(LISTENING, most=ANSWER_BYTES))
+        return parse_listening(self._connection.runner().check(LISTENING))
 
     def close(self) -> None:
         """Closes the connection."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from pytest_vmss.guest.boot_facts import BootFacts
 from pytest_vmss.guest.check import Check
 from pytest_vmss.guest.cloud_init import CloudInitResult
+from pytest_vmss.guest.logs import GuestLog
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -65,6 +67,20 @@ class Guest(Protocol):
 
     def listening(self) -> set[int]:
         """Returns the TCP ports on which the guest listens."""
+
+    def logs(self, names: Iterable[str], *, timeout: float, each: float) -> Iterator[GuestLog]:
+        """Yields what the guest tells about itself, whatever state its services are in (L3).
+
+        A guest that does not answer at once is not waited for.
+
+        Args:
+            names: Which of :data:`~pytest_vmss.guest.logs.LOGS`.
+            timeout: Seconds for all of them.
+            each: Seconds for each.
+
+        Raises:
+            BootError: It does not answer, or does not run.
+        """
 
     def shell(self) -> Shell:
         """Returns the SSH connection to it, as the administrator.

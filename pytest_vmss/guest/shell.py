@@ -71,12 +71,18 @@ class Shell:
         """Whether the connection is still open."""
         return bool(self._transport.is_active())
 
-    def lead_to(self, port: int, dial: Callable[[], socket.socket] | None = None) -> bool:
+    def lead_to(
+        self,
+        port: int,
+        dial: Callable[[], socket.socket] | None = None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> bool:
         """Opens a tunnel from the guest to the lab's file server, for the life of this connection.
 
         Args:
             port: Port of the server on the host's loopback, used on the guest's loopback too.
             dial: Connects to the server; the default does not verify that it is the lab's.
+            warn: Told why a download may fail, from any thread.
 
         Returns:
             Whether the guest's SSH server listens there for this connection.
@@ -84,7 +90,7 @@ class Shell:
         timeouts = CommandLimits(_FORWARD_S, None)
         with watchdog(timeouts.rest(), self.close):
             dial = dial or (lambda: socket.create_connection(("127.0.0.1", port), _CONNECT_S))
-            tunnel = Tunnel(self._transport, port, instance=self._name, dial=dial)
+            tunnel = Tunnel(self._transport, port, instance=self._name, dial=dial, warn=warn)
             return self._tunnels.setdefault(port, tunnel).open()
 
     def run(

@@ -23,6 +23,7 @@ from pytest_vmss.errors import GuestCommandError, InstanceError, is_out_of_threa
 
 __all__ = [
     "ConnectionBrokenError",
+    "ForwardTaker",
     "GuestTransport",
     "close_transport",
     "open_transport",
@@ -112,6 +113,8 @@ class _Recent(dict[int, bool]):
             del self[next(iter(self))]
 
 
+#: Takes a connection that came to the guest: the channel, its origin, and where it came to.
+ForwardTaker = Callable[[paramiko.Channel, tuple[str, int], tuple[str, int]], None]
 _Handler = Callable[[paramiko.Channel, paramiko.Message], None]
 _HANDLERS: dict[int, _Handler] = paramiko.Transport._channel_handler_table  # type: ignore[attr-defined]
 
@@ -161,6 +164,7 @@ class GuestTransport(paramiko.Transport):
         self.channels_seen = _Recent()
         self._closed_by_guest: weakref.WeakSet[paramiko.Channel] = weakref.WeakSet()
         self._answers: list[paramiko.Message] = []
+        self._forwarding = threading.Lock()
 
     def _send_user_message(self, message: paramiko.Message) -> None:
         """Sends a message after any key exchange, for which paramiko's own thread cannot wait.
@@ -188,6 +192,25 @@ class GuestTransport(paramiko.Transport):
     def is_closed_by_guest(self, channel: paramiko.Channel) -> bool:
         """Whether the guest has closed a channel, rather than its connection having ended."""
         return channel in self._closed_by_guest
+
+    def listen(self, address: str, port: int, take: ForwardTaker) -> None:
+        """Asks the guest's SSH server to listen and to hand over the connections that come.
+
+        paramiko would refuse them all if it took the answer for a denial, as it may if two threads
+        ask at once. One asks at a time, and what the server hands over is taken whatever it said.
+
+        Args:
+            address: Where, in the guest.
+            port: Where.
+            take: Called in paramiko's own thread, which must not block, with the channel and the
+                addresses that the guest names.
+
+        Raises:
+            Exception: Whatever paramiko raises; an SSHException if the server does not listen.
+        """
+        with self._forwarding:
+            self._tcp_handler = take
+            self.request_port_forward(address, port, take)
 
     def open_command(self, timeout: float) -> paramiko.Channel:
         """Opens a channel for a command.

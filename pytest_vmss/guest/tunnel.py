@@ -19,13 +19,15 @@ import paramiko
 from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import InstanceError, VmssError
 from pytest_vmss.file_server.blobs import GUEST_VIEW
-from pytest_vmss.guest.transport import transport_errors
+from pytest_vmss.guest.transport import GuestTransport, transport_errors
 
 __all__ = ["Tunnel", "through_tunnel"]
 
 _LOOPBACK = "127.0.0.1"
 #: Maximum number of concurrent connections of one guest; others are closed at once.
 _MOST = 4
+#: Maximum number of reasons that are told of one tunnel.
+_REASONS = 5
 #: Number of such refusals after which the whole SSH connection is closed.
 _REFUSED = 100
 _CHUNK = 65536
@@ -60,20 +62,24 @@ class Tunnel:
         port: Port of the file server, on the loopback of both the host and the guest.
         instance: Name of the guest's instance.
         dial: Connects to the file server, and raises if it is not the lab's own.
+        warn: Told why the tunnel or a connection failed, once for each reason; must not raise.
     """
 
     def __init__(
         self,
-        transport: paramiko.Transport,
+        transport: GuestTransport,
         port: int,
         *,
         instance: str,
         dial: Callable[[], socket.socket],
+        warn: Callable[[str], None],
     ) -> None:
         self._transport = transport
         self._port = port
         self._instance = instance
         self._dial = dial
+        self._warn = warn
+        self._warned: set[str] = set()
         self._room = threading.BoundedSemaphore(_MOST)
         self._refused = 0
         self._open = False
@@ -86,10 +92,18 @@ class Tunnel:
             tunnel of another of the lab's processes.
         """
         if not self._open:
-            with contextlib.suppress(InstanceError), transport_errors(self._instance):
-                self._transport.request_port_forward(_LOOPBACK, self._port, self._take)
+            try:
+                with transport_errors(self._instance):
+                    self._transport.listen(_LOOPBACK, self._port, self._take)
                 self._open = True
+            except InstanceError as error:
+                self._tell(f"its SSH server does not listen on {_LOOPBACK}:{self._port}: {error}")
         return self._open
+
+    def _tell(self, reason: str) -> None:
+        if reason not in self._warned and len(self._warned) < _REASONS:
+            self._warned.add(reason)
+            self._warn(f"downloads from the lab's file server may fail: {reason}")
 
     def _take(
         self, channel: paramiko.Channel, origin: tuple[str, int], server: tuple[str, int]
@@ -116,13 +130,14 @@ class Tunnel:
 
     def _run(self, channel: paramiko.Channel) -> None:
         try:
-            with (
-                # If the server is not the lab's, each new connection is closed at once.
-                contextlib.suppress(VmssError, OSError, MemoryError),
-                self._dial() as link,
-                transport_errors(self._instance),
-            ):
-                _relay(channel, link)
+            # If the server is not the lab's, each new connection is closed at once.
+            with self._dial() as link, transport_errors(self._instance):
+                if not _relay(channel, link):
+                    self._tell("the file server closed a connection without an answer")
+        except InstanceError:
+            pass  # one side ended the connection
+        except (VmssError, OSError, MemoryError) as error:
+            self._tell(str(error) or type(error).__name__)
         finally:
             self._close(channel)
             self._room.release()
@@ -133,8 +148,13 @@ class Tunnel:
             channel.close()
 
 
-def _relay(channel: paramiko.Channel, link: socket.socket) -> None:
-    """Copies both ways until one side closes, falls silent for too long, or time is up."""
+def _relay(channel: paramiko.Channel, link: socket.socket) -> bool:
+    """Copies both ways until one side closes, falls silent for too long, or time is up.
+
+    Returns:
+        False if the server closed the connection although the guest awaited an answer.
+    """
+    asked = answered = False
     channel.settimeout(_SILENCE_S)
     link.settimeout(_SILENCE_S)
     end, silence = Deadline(_TOTAL_S), Deadline(_SILENCE_S)
@@ -148,8 +168,11 @@ def _relay(channel: paramiko.Channel, link: socket.socket) -> None:
                 if part:
                     send(part)
                     silence = Deadline(_SILENCE_S)
+                    asked |= side.fileobj is channel
+                    answered |= side.fileobj is link
                 elif side.fileobj is link:
-                    return
+                    return answered or not asked
                 else:  # the guest has sent everything; the response is still to come
                     link.shutdown(socket.SHUT_WR)
                     sides.unregister(channel)
+    return True

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pytest_vmss.errors import GuestCommandError, HypervisorError, WaitTimeoutError
 from pytest_vmss.guest.agent import Ask, run_program
 from pytest_vmss.guest.boot_facts import FACT_CHARS
-from pytest_vmss.guest.connection import ANSWER_BYTES, Connection
+from pytest_vmss.guest.connection import Connection
 from pytest_vmss.untrusted import ending, one_line
 
 __all__ = ["wake"]
@@ -43,9 +43,7 @@ def wake(connection: Connection, ask: Ask | None) -> str:
             return one_line(told, FACT_CHARS)
         except (HypervisorError, WaitTimeoutError):
             pass  # the agent may not be allowed to run programs
-    done = connection.wait().run(
-        shlex.join(program), stdin=_now(), sudo=True, timeout=limit, most=ANSWER_BYTES
-    )
+    done = connection.runner().run(shlex.join(program), stdin=_now(), sudo=True, timeout=limit)
     if done.exit_code != 0:
         raise GuestCommandError(
             f"its clock and random seed could not be set after its restore: {ending(done.stderr, _TOLD_CHARS)}",

@@ -86,9 +86,14 @@ def _compute(
     no_password = linux is None or linux.disable_password_authentication is not False
     user_data = "" if profile.user_data is None else profile.user_data.get_secret_value()
     return {
+        # What does not apply is there too, and empty, as in Azure.
+        "additionalCapabilities": {"hibernationEnabled": "false"},
         "azEnvironment": "AzurePublicCloud",
         "customData": "",  # Azure keeps the property, and never fills it
         "evictionPolicy": "",
+        "extendedLocation": {"name": "", "type": ""},
+        "host": {"id": ""},
+        "hostGroup": {"id": ""},
         "isHostCompatibilityLayerVm": "false",
         "licenseType": "",
         "location": model.location,
@@ -100,9 +105,11 @@ def _compute(
             "disablePasswordAuthentication": str(no_password).lower(),
         },
         "osType": "Linux",
+        "physicalZone": "",
         "placementGroupId": _placement_group(record),
         "plan": {"name": "", "product": "", "publisher": ""},
         "platformFaultDomain": "0",
+        "platformSubFaultDomain": "",
         "platformUpdateDomain": str(record.update_domain),
         "priority": "",
         "provider": "Microsoft.Compute",
@@ -110,7 +117,12 @@ def _compute(
         "publisher": reference.publisher if is_platform else "",
         "resourceGroupName": resource_group_id(lab).rpartition("/")[2],
         "resourceId": f"{set_id}/virtualMachines/{record.instance_id}",
-        "securityProfile": {"secureBootEnabled": "false", "virtualTpmEnabled": "false"},
+        "securityProfile": {
+            "encryptionAtHost": "false",
+            "secureBootEnabled": "false",
+            "securityType": "",
+            "virtualTpmEnabled": "false",
+        },
         "sku": reference.sku if is_platform else "",
         "storageProfile": {
             "dataDisks": _data_disks(profile.storage_profile.data_disks),
@@ -128,7 +140,7 @@ def _compute(
         "tagsList": [{"name": name, "value": str(value)} for name, value in tags.items()],
         "userData": user_data,
         "version": generation.version,
-        "virtualMachineScaleSet": {"id": set_id},
+        "virtualMachineScaleSet": {"id": ""},  # of Flexible orchestration alone
         "vmId": record.uuid,
         "vmScaleSetName": record.scale_set,
         "vmSize": model.sku.name,
@@ -151,7 +163,10 @@ def _public_keys(model: ScaleSetModel, lab_key: str) -> list[dict[str, str]]:
 
 
 def _image_reference(image: dict[str, Any]) -> dict[str, str]:
-    names = ("id", "offer", "publisher", "sku", "version", "exactVersion")
+    names = (
+        "communityGalleryImageId", "exactVersion", "id", "offer", "publisher",
+        "sharedGalleryImageId", "sku", "version",
+    )  # fmt: skip
     return {name: str(image.get(name) or "") for name in names}
 
 

@@ -34,8 +34,17 @@ class Request:
     @property
     def query(self) -> dict[str, str]:
         """Its query, by names in lower case."""
+        return dict(self._fields)
+
+    @property
+    def repeats_itself(self) -> bool:
+        """Whether its query has a name more than once."""
+        return len(self.query) < len(self._fields)
+
+    @property
+    def _fields(self) -> list[tuple[str, str]]:
         pairs = parse_qsl(urlsplit(self.target).query, keep_blank_values=True, max_num_fields=50)
-        return {name.lower(): value for name, value in pairs}
+        return [(name.lower(), value) for name, value in pairs]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ API_VERSIONS = (
     "2019-06-04", "2019-08-01", "2019-08-15", "2019-11-01", "2020-06-01", "2020-07-15",
     "2020-09-01", "2020-10-01", "2020-12-01", "2021-01-01", "2021-02-01", "2021-03-01",
     "2021-05-01", "2021-08-01", "2021-10-01", "2021-11-01", "2021-11-15", "2021-12-13",
-    "2023-07-01", "2023-11-15", "2025-04-07",
+    "2023-07-01", "2023-11-15", "2024-03-15", "2024-07-17", "2025-04-07",
 )  # fmt: skip
 #: Versions of the scheduled events, oldest first.
 EVENT_VERSIONS = (
@@ -30,8 +30,24 @@ EVENT_VERSIONS = (
     "2020-07-01",
 )
 
-#: The first version that has each of these properties of ``compute``.
+#: The first version that has each of these properties of ``compute``, and of what is in them.
 _SINCE = {
+    "additionalCapabilities": "2021-11-01",
+    "evictionPolicy": "2020-12-01",
+    "extendedLocation": "2021-03-01",
+    "host": "2021-11-15",
+    "hostGroup": "2021-11-15",
+    "isHostCompatibilityLayerVm": "2020-06-01",
+    "osProfile.disablePasswordAuthentication": "2020-10-01",
+    "physicalZone": "2023-11-15",
+    "platformSubFaultDomain": "2021-10-01",
+    "securityProfile.encryptionAtHost": "2021-11-01",
+    "securityProfile.securityType": "2021-12-13",
+    "storageProfile.imageReference.communityGalleryImageId": "2023-07-01",
+    "storageProfile.imageReference.exactVersion": "2023-07-01",
+    "storageProfile.imageReference.sharedGalleryImageId": "2023-07-01",
+    "storageProfile.resourceDisk": "2021-02-01",
+    "virtualMachineScaleSet": "2021-03-01",
     "vmScaleSetName": "2017-12-01",
     "zone": "2017-12-01",
     "subscriptionId": "2017-08-01",
@@ -53,6 +69,12 @@ _SINCE = {
     "userData": "2021-01-01",
 }
 _NEWEST = 3
+_NO_VERSION = (
+    "Bad request. api-version is invalid or was not specified in the request. For more information "
+    "refer to aka.ms/azureimds"
+)
+#: What Azure says where the VM has no managed identity; SDKs then look for other credentials.
+_NO_IDENTITY = {"error": "invalid_request", "error_description": "Identity not found"}
 _INDEX = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
@@ -74,6 +96,8 @@ class MetadataService:
             return _error(400, "Bad request. Required metadata header not specified")
         if "x-forwarded-for" in request.headers:
             return _error(400, "Bad request. The request contains the header X-Forwarded-For")
+        if request.repeats_itself:
+            return _error(400, "Bad request. A query parameter is given more than once")
         match request.path:
             case ["metadata", "versions"]:
                 return self._only(request, lambda: json_response({"apiVersions": API_VERSIONS}))
@@ -89,6 +113,8 @@ class MetadataService:
                     request, EVENT_VERSIONS, ("GET", "POST"),
                     lambda version: self._events.answer(request, version),
                 )  # fmt: skip
+            case ["metadata", "identity", "oauth2", "token"]:
+                return self._only(request, lambda: json_response(_NO_IDENTITY, 400))
             case _:
                 return _error(404, "Not found")
 
@@ -104,23 +130,13 @@ class MetadataService:
     ) -> Response:
         if request.method not in methods:
             return _error(405, "Method not allowed")
-        version = request.query.get("api-version")
-        if version is None:
-            return _no_version("api-version was not specified in the request", versions)
-        if version not in versions:
-            return _no_version(
-                "api-version is invalid or was not specified in the request.", versions
-            )
-        return answer(version)
+        version = request.query.get("api-version", "")
+        return answer(version) if version in versions else _no_version(versions)
 
     def _found(self, version: str, request: Request, place: list[str]) -> Response:
         """A part of the instance's document, as JSON or text."""
         document = dict(self._instance())
-        document["compute"] = {
-            name: value
-            for name, value in document["compute"].items()
-            if _SINCE.get(name, "") <= version
-        }
+        document["compute"] = _as_of(version, document["compute"])
         found: Any = document
         for part in place:
             found = _part(found, part)
@@ -135,6 +151,21 @@ class MetadataService:
         if is_leaf:  # JSON, the default, does not work for leaves
             return _error(400, "Bad request. A leaf is only served with format=text")
         return json_response(found)
+
+
+def _as_of(version: str, properties: dict[str, Any], inside: str = "") -> dict[str, Any]:
+    """What a version of the service has of some properties.
+
+    Args:
+        version: The version.
+        properties: The properties.
+        inside: The path that leads to them in ``compute``, with a dot at its end.
+    """
+    return {
+        name: _as_of(version, value, f"{inside}{name}.") if isinstance(value, dict) else value
+        for name, value in properties.items()
+        if _SINCE.get(inside + name, "") <= version
+    }
 
 
 def _part(value: Any, name: str) -> Any:
@@ -158,6 +189,6 @@ def _error(status: int, message: str) -> Response:
     return json_response({"error": message}, status)
 
 
-def _no_version(reason: str, versions: tuple[str, ...]) -> Response:
+def _no_version(versions: tuple[str, ...]) -> Response:
     newest = [*reversed(versions)][:_NEWEST]
-    return json_response({"error": f"Bad request. {reason}", "newest-versions": newest}, 400)
+    return json_response({"error": _NO_VERSION, "newest-versions": newest}, 400)

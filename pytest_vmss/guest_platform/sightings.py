@@ -10,11 +10,11 @@ from typing import Any
 
 from pytest_vmss.guest_platform.wire_server import HealthReport
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.untrusted import UnreadableError, read_json_file, shown
+from pytest_vmss.untrusted import UnreadableError, one_line, read_json_file, shown
 
 __all__ = ["Recorder", "Sightings", "read_sightings"]
 
-#: Reports that are kept of one OS disk; a guest may send as many as it likes.
+#: Reports of progress that are kept of one OS disk; a guest may send as many as it likes.
 _REPORTS = 100
 _CHARS = 4096
 _BYTES = 64 * 1024
@@ -40,7 +40,8 @@ class Sightings:
     Attributes:
         seen: What it has done, of ``dhcp``, ``lease``, ``metadata``, ``goal state`` and
             ``another cloud``: it asked the metadata service for what Azure has not.
-        health: Its last report about its provisioning; None if there is none.
+        health: Its report about how provisioning ended, or its last one until then; None if
+            there is none.
     """
 
     def __init__(
@@ -55,8 +56,11 @@ class Sightings:
         Args:
             datasource: What cloud-init says that it found; empty if it has not said so.
         """
-        if self.health is not None:
+        if self.health is not None and self.health.is_verdict:
             return f"it reported {self.health.state}"
+        if self.health is not None:
+            begun = one_line(self.health.description)
+            return f"it reported that provisioning has begun ({begun}), and never how it ended"
         if datasource.startswith("DataSourceAzure") and "metadata" not in self.seen:
             # It asks with a lease of its own, before the guest's network is up.
             return (
@@ -124,13 +128,17 @@ class Recorder:
                     self._write(self._health)
 
     def report(self, health: HealthReport) -> None:
-        """Records the guest's report, if it differs from the last one.
+        """Records the guest's report, unless one has said how provisioning ended (O2).
+
+        That is final, as in Azure: an image may have several agents, and each of them reports.
 
         Raises:
             OSError: It cannot be written; the guest should report again.
         """
         with self._lock:
-            if health != self._health and self._left > 0:
+            if self._health is not None and self._health.is_verdict:
+                return
+            if health != self._health and (health.is_verdict or self._left > 0):
                 self._write(health)
                 self._left -= 1
                 self._health = health

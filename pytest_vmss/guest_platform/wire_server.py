@@ -9,16 +9,19 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from xml.sax.saxutils import escape
 
 from pytest_vmss.guest_platform.exchange import Request, Response
-from pytest_vmss.untrusted import shown
+from pytest_vmss.untrusted import UnreadableError, read_json, shown
 
-__all__ = ["HealthReport", "WireServer", "read_health"]
+__all__ = ["HealthReport", "WireServer", "read_health", "read_json_health"]
 
 _VERSIONS = ("2015-04-05", "2012-11-30", "2012-09-15", "2012-05-15", "2011-12-31")
 _XML = "text/xml; charset=utf-8"
 _MESSAGE_CHARS = 4096
+#: The sub-status of an agent that has begun, and says later how it ended.
+_IN_PROGRESS = "Provisioning"
 _INCARNATION = 1
 
 _GOAL_STATE = """\
@@ -99,6 +102,11 @@ class HealthReport:
     sub_status: str = ""
     description: str = ""
 
+    @property
+    def is_verdict(self) -> bool:
+        """Whether it says how provisioning ended, rather than that it has begun."""
+        return self.state == "Ready" or self.sub_status != _IN_PROGRESS
+
 
 class WireServer:
     """Answers requests.
@@ -146,7 +154,9 @@ class WireServer:
                 text = _CONFIGURATIONS.get(request.query.get("type", ""))
                 return Response(404) if text is None else self._xml(text)
             case "POST", ["machine"], "health":
-                return self._health(request.body)
+                return self._health(read_health, request.body)
+            case "POST", ["provisioning", "health"], _:
+                return self._health(read_json_health, request.body)
             case "POST", ["machine"], "roleproperties" | "telemetrydata":
                 return Response(200)
             case _:
@@ -164,9 +174,9 @@ class WireServer:
         )
         return Response(200, body.encode(), _XML)
 
-    def _health(self, body: bytes) -> Response:
+    def _health(self, read: Callable[[bytes], HealthReport], body: bytes) -> Response:
         try:
-            report = read_health(body)
+            report = read(body)
         except ValueError:
             return Response(400)
         self._report(report)
@@ -174,23 +184,50 @@ class WireServer:
 
 
 def read_health(body: bytes) -> HealthReport:
-    """Reads a guest's report.
+    """Reads a report of cloud-init and of Azure's Linux agent, which is XML.
 
     Raises:
         ValueError: It is none.
     """
-    if b"<!" in body:  # no entities, which could grow without bounds
+    # Old cloud-inits declare UTF-8 and send Latin-1: their words count all the same.
+    text = body.decode("utf-8-sig", errors="replace")
+    if "<!" in text:  # no entities, which could grow without bounds
         raise ValueError("the report has a document type or a comment")
     try:
-        root = ET.fromstring(body)  # noqa: S314 - bounded, and without entities
+        root = ET.fromstring(text)  # noqa: S314 - bounded, and without entities
     except ET.ParseError as error:
         raise ValueError(f"the report is no XML: {error}") from error
     health = root.find("Container/RoleInstanceList/Role/Health")
-    state = "" if health is None else (health.findtext("State") or "").strip()
-    if health is None or state not in ("Ready", "NotReady"):
+    if health is None:
+        raise ValueError("the report has no health")
+    places = ("State", "Details/SubStatus", "Details/Description")
+    return _report(*(health.findtext(place) or "" for place in places))
+
+
+def read_json_health(body: bytes) -> HealthReport:
+    """Reads a report of azure-init, which is JSON.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        document = read_json(body.decode())
+    except UnreadableError as error:
+        raise ValueError(f"the report is no JSON: {error}") from error
+    told = document if isinstance(document, dict) else {}
+    details = told.get("details")
+    why: dict[str, Any] = details if isinstance(details, dict) else {}
+    parts = (told.get("state"), why.get("subStatus"), why.get("description"))
+    return _report(*(part if isinstance(part, str) else "" for part in parts))
+
+
+def _report(state: str, sub_status: str, description: str) -> HealthReport:
+    """Makes a report of what a guest wrote.
+
+    Raises:
+        ValueError: Its state is none.
+    """
+    if state.strip() not in ("Ready", "NotReady"):
         raise ValueError("the report has no state Ready or NotReady")
-    return HealthReport(
-        state,
-        shown((health.findtext("Details/SubStatus") or "").strip(), _MESSAGE_CHARS),
-        shown((health.findtext("Details/Description") or "").strip(), _MESSAGE_CHARS),
-    )
+    why = (shown(words.strip(), _MESSAGE_CHARS) for words in (sub_status, description))
+    return HealthReport(state.strip(), *why)

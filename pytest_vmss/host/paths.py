@@ -171,3 +171,7 @@ class LabPaths:
     def console(self, scale_set: str, instance_id: int, generation: int) -> Path:
         """The file of a generation's console log."""
         return self.instance(scale_set, instance_id) / f"console-{generation}.log"
+
+    def guest_logs(self, scale_set: str, instance_id: int, generation: int) -> Path:
+        """The folder of what the guest of a generation told when that had failed."""
+        return self.instance(scale_set, instance_id) / f"guest-{generation}"

@@ -30,7 +30,7 @@ from pytest_vmss.store import (
     OperationRecord,
     Outcome,
     OutcomeRecord,
-    StepRecord,
+    StepKey,
     VersionRecord,
 )
 from pytest_vmss.store.queries import instances_of
@@ -305,8 +305,9 @@ class Journal:
             if self.result(context).going_back:
                 self.going_back(context, value=False)
             self.note(context, outcome=outcome)
-            if self._store.get(InstanceRecord, *context.key) is not None:
-                self._store.amend(context.record, changed=self._environment.clock.now())
+            record = self._store.get(InstanceRecord, *context.key)
+            if record is not None:
+                self._store.amend(record, changed=self._environment.clock.now())
             context.event("outcome", str(outcome))
 
     def going_back(self, context: InstanceContext, *, value: bool) -> None:
@@ -352,7 +353,7 @@ class Journal:
             Interrupted: The lab is being closed, or the operation was stopped.
         """
         done = self._done(context, phase, steps)
-        ended: StepRecord | None = None
+        ended: StepKey | None = None
         conclude: Conclusion | None = None
 
         def end() -> None:
@@ -364,13 +365,12 @@ class Journal:
         for sequence, step in enumerate(steps):
             if sequence in done:
                 continue
+            entry = StepKey(context.operation, context.instance_id, phase, sequence)
+            name = f"{phase}: {step.name}"
             with self._store.transaction(durable=step.durable):
                 end()
-                entry = self._store.intend(
-                    context.operation, self._name, context.instance_id, phase, sequence, step.name
-                )
-                context.event("step", f"{phase}: {step.name}")
-            name = f"{phase}: {step.name}"
+                self._store.intend(entry, self._name, step.name)
+                context.event("step", name)
             self._tell(Moment.BEFORE_STEP, context, name)
             try:
                 self._environment.clock.check()
@@ -397,8 +397,10 @@ class Journal:
         step: str = "",
         error: Exception | None = None,
     ) -> None:
-        told = Told(moment, self._name, context.operation, (context.instance_id,), step, error)
-        self._environment.observers.tell(told)
+        observers = self._environment.observers
+        if observers:
+            ids = (context.instance_id,)
+            observers.tell(Told(moment, self._name, context.operation, ids, step, error))
 
     def has_begun(self, context: InstanceContext, phase: str) -> bool:
         """Whether any step of a phase has been started."""

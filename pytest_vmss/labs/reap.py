@@ -30,6 +30,7 @@ from pytest_vmss.labs.identity import (
 )
 from pytest_vmss.labs.inventory import LabState, lab_state
 from pytest_vmss.labs.removal import is_stub, remove_files, remove_machines, remove_unfinished
+from pytest_vmss.labs.room import remove_unused_lock
 from pytest_vmss.settings import Settings, former_state_dir
 
 __all__ = ["reap", "remove_lab"]
@@ -66,6 +67,7 @@ def _reap(settings: Settings) -> list[str]:
             lines += _look(settings, paths)
         _free_networks(settings)
         _remove_locks(settings)
+        remove_unused_lock(settings)
         _remove_roots(settings)
     except (VmssError, OSError) as error:
         lines.append(f"what dead sessions left could not all be removed: {error}")

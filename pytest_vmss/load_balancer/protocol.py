@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pytest_vmss.model import Probe
 
@@ -32,8 +32,7 @@ class Rule:
     judges: bool = True
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """An instance behind the load balancer.
 
     Attributes:

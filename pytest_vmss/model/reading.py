@@ -16,6 +16,7 @@ from typing import Any, cast
 import yaml
 
 from pytest_vmss.arm import Unevaluated
+from pytest_vmss.arm.values import kind_of
 from pytest_vmss.errors import ModelError, ModelProblem
 from pytest_vmss.model.decoding import decode, without_comments
 from pytest_vmss.secrecy import (
@@ -117,17 +118,9 @@ def read(source: Any, label: str, expected: str = "a valid scale set") -> dict[s
     source = seal(source)
     data = refusals(lambda: _checked(_load(source)), label, expected)
     if not isinstance(data, dict):
-        raise _error("$", f"must be an object, is {_told_kind(data)}", label, expected)
+        hint = "; give one of its items" if isinstance(data, list) else ""
+        raise _error("$", f"must be an object, is {kind_of(data)}{hint}", label, expected)
     return data
-
-
-def _told_kind(value: object) -> str:
-    """Says what a JSON value is that is no object."""
-    if isinstance(value, list):
-        return "a list; give one of its items"
-    if isinstance(value, str):
-        return "a text"
-    return "empty, or null" if value is None else "true, false or a number"
 
 
 def refusals(work: Callable[[], Any], label: str, expected: str = "a valid scale set") -> Any:

@@ -22,6 +22,7 @@ from pytest_vmss.steps import (
     Discard,
     Drain,
     FinishCloudInit,
+    KeepGuestLogs,
     PrepareDisk,
     ProveBoot,
     ReplaceDataDisks,
@@ -269,6 +270,8 @@ def roll_back(work: Work) -> None:
     elif plan.stopped:
         steps = stopped_change_steps(plan.source, plan.source_revision)
     elif plan.result != plan.source:
+        # A phase of its own, for it must take nothing of the rollback's time.
+        work.run_untimed("before rollback", [KeepGuestLogs(plan.result)])
         steps = rollback_steps(plan.source, plan.result)
     else:
         steps = change_steps(

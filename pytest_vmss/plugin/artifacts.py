@@ -175,9 +175,9 @@ class ArtifactsPlugin:
         if self._lab is None:
             return
         try:
-            from pytest_vmss.report.masking import value_masker_of
+            from pytest_vmss.environment.lab_secrets import value_masker_of
 
-            mask = value_masker_of(self._lab)
+            mask = value_masker_of(self._lab.environment)
             report.longrepr = _masked(report.longrepr, mask)
             report.sections = _masked(report.sections, mask)
         except Exception as error:  # noqa: BLE001 - what is reported is the test's own failure

@@ -18,6 +18,16 @@ _I = TypeVar("_I")
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+class _Here(threading.local):
+    """What a thread knows of itself.
+
+    Attributes:
+        apart: Seconds that it is ahead while it runs items one after another, else None.
+    """
+
+    apart: float | None = None
+
+
 class VirtualClock:
     """A clock on which sleeps return at once, for simulations.
 
@@ -39,7 +49,7 @@ class VirtualClock:
         self.held: Callable[[], bool] = lambda: False
         self._baton = Baton(seed)
         self._threads = threads
-        self._here = threading.local()
+        self._here = _Here()
         self._closed = False
 
     def now(self) -> datetime:
@@ -48,7 +58,7 @@ class VirtualClock:
 
     def monotonic(self) -> float:
         """Seconds since the clock was created."""
-        return self._baton.elapsed + (self._apart or 0.0)
+        return self._baton.elapsed + (self._here.apart or 0.0)
 
     def sleep(self, seconds: float) -> None:
         """Advances the time, and lets other threads run meanwhile.
@@ -57,8 +67,8 @@ class VirtualClock:
             Interrupted: The lab is being closed, or the operation was stopped.
         """
         self.check()
-        if self._apart is not None:
-            self._apart += seconds
+        if self._here.apart is not None:
+            self._here.apart += seconds
         elif self.held():
             self._baton.advance(seconds)
         else:
@@ -67,18 +77,8 @@ class VirtualClock:
 
     def preempt(self) -> None:
         """Lets other threads run first, where a real thread might be preempted too."""
-        if self._apart is None and not self.held():
+        if self._here.apart is None and not self.held():
             self._baton.sleep(0.0)
-
-    @property
-    def _apart(self) -> float | None:
-        """Seconds that this thread is ahead while it runs items one after another, else None."""
-        apart: float | None = getattr(self._here, "apart", None)
-        return apart
-
-    @_apart.setter
-    def _apart(self, seconds: float | None) -> None:
-        self._here.apart = seconds
 
     def check(self) -> None:
         """Raises :class:`Interrupted` if a wait would."""
@@ -88,7 +88,7 @@ class VirtualClock:
 
     def run_concurrently(self, items: Sequence[_I], act: Callable[[_I], object]) -> None:
         """Acts on items as if concurrently; raises the first failure after all have ended."""
-        if len(items) > self._threads or self._apart is not None:
+        if len(items) > self._threads or self._here.apart is not None:
             raised = self._in_turn(items, act)
         elif len(items) == 1:
             act(items[0])
@@ -107,27 +107,27 @@ class VirtualClock:
     def _in_turn(
         self, items: Sequence[_I], act: Callable[[_I], object]
     ) -> list[BaseException | None]:
-        outer = self._apart
+        outer = self._here.apart
         start = end = outer or 0.0
         raised: list[BaseException | None] = [None] * len(items)
         order = list(range(len(items)))
         self._baton.shuffle(order)
         try:
             for number in order:
-                self._apart = start
+                self._here.apart = start
                 try:
                     act(items[number])
                 except Killed:
                     raise
                 except BaseException as error:  # noqa: BLE001 - raised by the caller
                     raised[number] = error
-                end = max(end, self._apart)
+                end = max(end, self._here.apart)
         finally:
-            self._apart = outer
+            self._here.apart = outer
         if outer is None:
             self._baton.sleep(end)
         else:
-            self._apart = end
+            self._here.apart = end
         return raised
 
     def close(self) -> None:

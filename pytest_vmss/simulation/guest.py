@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.guest.extensions import find_handler, timed_out
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.extensions.report import described
+from pytest_vmss.guest.logs import GuestLog
 from pytest_vmss.guest.shell import Shell
 from pytest_vmss.model import Extension, is_application_health
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -36,6 +37,7 @@ _CLOUD_INIT_S = 8.0
 _EXTENSION_S = 1.0
 _SYNC_S = 0.1
 _WAKE_S = 0.5
+_LOGS_S = 0.5
 #: Seconds of real time after which a health function counts as hanging.
 _CHECK_S = 60.0
 
@@ -169,6 +171,18 @@ class SimulatedGuest:
         if self._behaviour() is Behaviour.CLOUD_INIT_DEGRADED:
             return CloudInitResult("degraded", ("Failed to mount",))
         return CloudInitResult("done")
+
+    def logs(self, names: Iterable[str], *, timeout: float, each: float) -> Iterator[GuestLog]:
+        """Yields its journal: what runs, and what was run on its disk; it has no other logs."""
+        self._alive()
+        if self._behaviour() in (Behaviour.PANICS, Behaviour.SILENT):
+            raise GuestUnreachableError("does not answer over SSH", instance=self.name)
+        self._clock.sleep(min(_LOGS_S, timeout, each))
+        self._alive()
+        ran = sorted({what for what, _ in self._disk.ran})
+        lines = [f"image version {self._version}: {self._behaviour()}", *(f"ran {w}" for w in ran)]
+        texts = {"journal.log": "\n".join((*lines, ""))}
+        return iter([GuestLog(name, texts.get(name, "")) for name in names])
 
     def shell(self) -> Shell:
         """Always raises: a simulated guest has no shell.

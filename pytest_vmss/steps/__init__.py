@@ -26,6 +26,7 @@ from pytest_vmss.steps.disks import (
 )
 from pytest_vmss.steps.extensions import RunExtensions
 from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
+from pytest_vmss.steps.logs import KeepGuestLogs
 from pytest_vmss.steps.notice import GiveNotice, notice_steps
 from pytest_vmss.steps.power import ProveBoot, SetPower, Start, Stop
 from pytest_vmss.steps.restore import PowerOff, PutBackDisks
@@ -45,6 +46,7 @@ __all__ = [
     "Forget",
     "FreezeDisks",
     "GiveNotice",
+    "KeepGuestLogs",
     "LeaveBalancer",
     "PowerOff",
     "PrepareDisk",

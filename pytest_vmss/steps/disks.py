@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -361,8 +362,17 @@ def _require_disk(context: InstanceContext, number: int) -> None:
     has_variables = context.existing(number).hyper_v_generation == "V2"
     variables = [paths.nvram(*place)] if has_variables else []
     for path in (paths.os_disk(*place), paths.seed(*place), *variables):
-        if not path.is_file() or not path.stat().st_size:
+        if not _is_there(path):
             raise HostError(
                 f"{path}, which {context.name} is to run on, is not there; nothing was removed, "
                 "and its record is as it was: bring the file back"
             )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file, and not an empty one."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0

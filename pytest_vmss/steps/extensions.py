@@ -123,7 +123,8 @@ class RunExtensions:
         for stage in reversed(stages_of_extensions([entry for entry in gone.values() if entry])):
             for extension in stage:
                 self._remove(context, extension, deadline)
-        self._forget(context, gone)
+        if gone:
+            self._forget(context, gone)
 
     def _remove(self, context: InstanceContext, extension: Extension, deadline: Deadline) -> None:
         guest = context.guest(context.existing(self.generation))
@@ -140,8 +141,7 @@ class RunExtensions:
     def _forget(self, context: InstanceContext, names: Container[str]) -> None:
         generation = context.existing(self.generation)
         left = tuple(entry for entry in generation.extensions if entry.name not in names)
-        if left != generation.extensions:
-            context.environment.store.amend(generation, extensions=left)
+        context.environment.store.amend(generation, extensions=left)
 
     def _judge(self, context: InstanceContext, extensions: Sequence[Extension]) -> None:
         """Raises the first failure of an extension whose failures are not suppressed."""

@@ -15,6 +15,7 @@ from pytest_vmss.store.operation_records import (
     Outcome,
     OutcomeRecord,
     RepairTaskRecord,
+    StepKey,
     StepRecord,
 )
 from pytest_vmss.store.record import Record
@@ -39,6 +40,7 @@ __all__ = [
     "Record",
     "RepairTaskRecord",
     "ScaleSetRecord",
+    "StepKey",
     "StepRecord",
     "Store",
     "VersionRecord",

@@ -18,7 +18,7 @@ from pytest_vmss.errors import LabError, NotFoundError, WaitTimeoutError
 from pytest_vmss.host.files import sync_folder
 from pytest_vmss.secrecy import SecretText
 from pytest_vmss.store.memory import Memory
-from pytest_vmss.store.operation_records import EventRecord, StepRecord
+from pytest_vmss.store.operation_records import EventRecord, StepKey, StepRecord
 from pytest_vmss.store.record import Record
 from pytest_vmss.untrusted import clean
 
@@ -288,11 +288,16 @@ class Store:
         )
 
     def _write(self, statement: str, *values: object) -> None:
-        """Runs a statement in this thread's transaction.
+        """Runs a statement in this thread's transaction, or in one of its own.
 
         Raises:
             LabError: It failed, or an earlier error rolled back the transaction.
         """
+        self._require_own()
+        if not self.in_transaction:
+            with self._transaction(durable=True):
+                self._live.execute(statement, values)
+            return
         try:
             self._live.execute(statement, values)
         except sqlite3.Error as error:
@@ -423,31 +428,22 @@ class Store:
             self._memory.keep(_key(changed.key), self._put(changed), changed)
         return changed
 
-    def intend(
-        self, operation: str, scale_set: str, instance_id: int, phase: str, sequence: int, name: str
-    ) -> StepRecord:
+    def intend(self, step: StepKey, scale_set: str, name: str) -> None:
         """Journals that a step is about to start; an existing entry is reset."""
-        now = self._clock.now()
-        with self.transaction():
-            self._write(
-                "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
-                "ON CONFLICT DO UPDATE SET intended = excluded.intended, done = NULL, error = NULL",
-                operation, scale_set, instance_id, phase, sequence, name, now.isoformat(),
-            )  # fmt: skip
-        return StepRecord(
-            operation=operation, scale_set=scale_set, instance_id=instance_id, phase=phase,
-            sequence=sequence, name=name, intended=now,
+        self._write(
+            "INSERT INTO step VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL) "
+            "ON CONFLICT DO UPDATE SET intended = excluded.intended, done = NULL, error = NULL",
+            step.operation, scale_set, step.instance_id, step.phase, step.sequence, name,
+            self._clock.now().isoformat(),
         )  # fmt: skip
 
-    def done(self, step: StepRecord, *, error: str | None = None) -> None:
+    def done(self, step: StepKey, *, error: str | None = None) -> None:
         """Journals that a step has finished, or failed with an error."""
-        with self.transaction():
-            self._write(
-                "UPDATE step SET done = ?, error = ? WHERE operation = ? AND instance_id = ? "
-                "AND phase = ? AND sequence = ?",
-                self._clock.now().isoformat(), error, step.operation, step.instance_id,
-                step.phase, step.sequence,
-            )  # fmt: skip
+        self._write(
+            "UPDATE step SET done = ?, error = ? WHERE operation = ? AND instance_id = ? "
+            "AND phase = ? AND sequence = ?",
+            self._clock.now().isoformat(), error, *step,
+        )  # fmt: skip
 
     def steps(self, operation: str, instance_id: int | None = None) -> list[StepRecord]:
         """Returns the journal of an operation, or of one instance in it, in order of start."""
@@ -471,13 +467,11 @@ class Store:
         operation: str | None = None,
     ) -> None:
         """Records an event; the message must not contain secrets."""
-        with self.transaction():
-            self._write(
-                "INSERT INTO event (time, scale_set, instance_id, operation, kind, message) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                self._clock.now().isoformat(), scale_set, instance_id, operation, kind,
-                clean(message),
-            )  # fmt: skip
+        self._write(
+            "INSERT INTO event (time, scale_set, instance_id, operation, kind, message) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            self._clock.now().isoformat(), scale_set, instance_id, operation, kind, clean(message),
+        )  # fmt: skip
 
     def events(
         self, *, after: int = 0, scale_set: str | None = None, operation: str | None = None

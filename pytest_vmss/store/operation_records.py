@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +19,7 @@ __all__ = [
     "Outcome",
     "OutcomeRecord",
     "RepairTaskRecord",
+    "StepKey",
     "StepRecord",
 ]
 
@@ -36,7 +37,14 @@ class Outcome(StrEnum):
 
 
 class ErrorRecord(BaseModel):
-    """An error on an instance, with its evidence; never contains a secret."""
+    """An error on an instance, with its evidence; never contains a secret.
+
+    Attributes:
+        console_tail: The last lines of its console.
+        log: Path of the whole console log.
+        guest_logs: Folder of what the guest told before its OS disk was discarded (E5).
+        missing_guest_logs: What it did not tell, and why; empty if it was not asked.
+    """
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -44,6 +52,8 @@ class ErrorRecord(BaseModel):
     message: str
     console_tail: str = ""
     log: str = ""
+    guest_logs: str = ""
+    missing_guest_logs: str = ""
 
 
 class OperationRecord(Record):
@@ -205,6 +215,15 @@ class RepairTaskRecord(Record):
     def place(self) -> tuple[str, int, int]:
         """Zone, placement group and update domain."""
         return (self.zone, self.group, self.domain)
+
+
+class StepKey(NamedTuple):
+    """Which step of an operation it is."""
+
+    operation: str
+    instance_id: int
+    phase: str
+    sequence: int
 
 
 class StepRecord(BaseModel):

@@ -19,7 +19,6 @@ import pytest
 from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 from tests.processes import wait_until_ended
-from tests.vm.conftest import qemu_processes
 
 pytestmark = [pytest.mark.nightly, pytest.mark.vm]
 
@@ -98,7 +97,7 @@ class Suite:
         state = self.settings.state_dir
         files = [path for path in state.rglob("*") if path.is_symlink() or not path.is_dir()]
         files += state.glob("labs/*")
-        return [*map(str, qemu_processes(str(self.folder))), *map(str, files)]
+        return [*processes_in(self.folder), *map(str, files)]
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +120,22 @@ def moments(suite: Suite, seed: int) -> list[float]:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes that a suite has started and that end with it: all but its machines."""
+    """The processes that end with a suite: those of its group; machines and balancers have others."""
     found = []
     for process in psutil.Process(pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if not process.name().startswith("qemu"):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == pid:
                 found.append(process.pid)
+    return found
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Whatever runs with files in a folder: machines, balancers, networks."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(folder) in line:
+            found.append(f"{process.pid}: {line}")
     return found
 
 

@@ -127,3 +127,20 @@ def test_it_fits_screens_of_any_width(shown: Browser, width: int) -> None:
         ".filter(box => box.width).every(box => box.width >= 3)"
     )
     assert boxes
+
+
+def test_nothing_covers_or_leaves_its_place(shown: Browser) -> None:
+    """States at the very end stay in the chart; an outcome does not lie on the names of lanes."""
+    out = shown.evaluate(
+        "[...document.querySelectorAll('.lane')].flatMap(lane => [...lane.children]"
+        ".filter(one => one.getBoundingClientRect().right > lane.getBoundingClientRect().right + 1)"
+        ".map(one => one.title))"
+    )
+    assert out == []
+    gaps = shown.evaluate(
+        "[...document.querySelectorAll('.instance .head')].map(head =>"
+        " head.querySelector('.lanes span').getBoundingClientRect().top"
+        " - head.querySelector('.chip').getBoundingClientRect().bottom)"
+    )
+    assert len(gaps) > 5
+    assert min(gap for gap in gaps if gap) >= 0

@@ -108,6 +108,27 @@ def test_watch_tells_what_it_leaves_unfinished(
     assert "unfinished: web; go on with: vmss" in result.output
 
 
+def test_history_shows_a_creation_that_failed(
+    lab: SimulatedLab, vmss_command: Vmss, tmp_path: Path
+) -> None:
+    """J2, L2: with what went wrong; one that succeeded is no event of its history."""
+    lab.publish("1.0.0", Behaviour.PANICS)
+    model, balancer = tmp_path / "m.json", tmp_path / "lb.json"
+    model.write_text(json.dumps(web_model(capacity=1)))
+    balancer.write_text(json.dumps(LOAD_BALANCER))
+    assert vmss_command("create", model, "--load-balancer", balancer).exit_code == 1
+    result = vmss_command("history", "web")
+    assert result.exit_code == 0, result.output
+    assert "web: create  Faulted" in result.output
+    assert "web_0: failed  OSProvisioningKernelPanic: the kernel panicked" in result.output
+    assert "no upgrade" not in result.output
+    explained = vmss_command("history", "web", "--explain").output
+    assert "Kernel panic - not syncing" in explained
+    lab.behaviours["1.0.0"] = Behaviour.GOOD
+    lab.start(web_model("other", capacity=1), LOAD_BALANCER)
+    assert "no upgrade of 'other' yet" in vmss_command("history", "other").output
+
+
 def test_history_writes_the_timeline_of_every_operation(
     lab: SimulatedLab, vmss_command: Vmss, tmp_path: Path
 ) -> None:

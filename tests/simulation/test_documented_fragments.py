@@ -25,9 +25,11 @@ from tests.simulation.documents import ROOT, Block, blocks
 from tests.simulation.suites import run_suite
 from tests.simulation.test_documented_suites import PAGES as SUITES
 from tests.simulation.test_documented_suites import make_images
+from tests.simulation.typed import PAGES
 
 DOCUMENTS = ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
+SIZES = "[pytest]\nvmss_sizes"
 #: A word of each fragment, and the test that it is put into.
 TESTS = {
     "built = ImageBuilder(": """
@@ -87,6 +89,10 @@ TESTS = {
     '"azuredeploy.json", parameters=': """
         {block}
         """,
+    SIZES: """
+        def test_sizes(vmss):
+            assert vmss.settings.sizes["Standard_Tiny"] == (1, 384)
+        """,
 }
 CONFTEST = """
 def pytest_vmss_configure_lab(lab):
@@ -112,7 +118,7 @@ def template() -> dict[str, Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(memory: Path) -> Path:
     """What the pages take for granted."""
     for name, content in (
         ("web.json", web_model()),
@@ -121,15 +127,16 @@ def folder(tmp_path: Path) -> Path:
         ("azuredeploy.json", template()),
         ("azuredeploy.parameters.json", {"unused": "x"}),
     ):
-        (tmp_path / name).write_text(json.dumps(content))
-    (tmp_path / "setup.sh").write_text("true\n")
-    (tmp_path / "conftest.py").write_text(CONFTEST)
-    shutil.copytree(ROOT / "images/web", tmp_path / "images/web")
-    (tmp_path / "agent").mkdir()
-    handler = write_handler(tmp_path / "agent")
-    shutil.make_archive(str(tmp_path / "contoso-agent"), "zip", handler)
-    make_images(tmp_path / "out")
-    return tmp_path
+        (memory / name).write_text(json.dumps(content))
+    (memory / "setup.sh").write_text("true\n")
+    (memory / "conftest.py").write_text(CONFTEST)
+    (memory / "pytest.ini").write_text(fragment(SIZES).text)
+    shutil.copytree(ROOT / "images/web", memory / "images/web")
+    (memory / "agent").mkdir()
+    handler = write_handler(memory / "agent")
+    shutil.make_archive(str(memory / "contoso-agent"), "zip", handler)
+    make_images(memory / "out")
+    return memory
 
 
 def test_each_runs(folder: Path) -> None:
@@ -177,12 +184,15 @@ def test_the_network_profile_is_taken(lab: SimulatedLab) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    """Each block of code of a page is run by a test here, or by one of the suites' tests."""
+    """Each block of a page is run by a test here, or by one of the suites' tests.
+
+    Those for a shell are in ``test_documented_shell.py``, output and custom data in
+    ``test_documented_output.py``, and files that are to be written in ``test_tutorial.py``.
+    """
     covered = [*TESTS, *FAULTS, NETWORK, *(word for _, word in SUITES.values()), "[tool.vmss]"]
-    #: Custom data and models: `tests/unit/test_documents.py` and the tutorial's test.
-    covered += ["fs_setup:", "# change.yaml", "[pytest]\nvmss_sizes"]
-    for page in DOCUMENTS:
+    covered += ["fs_setup:", "# change.yaml"]
+    for page in PAGES:
         for block in blocks(page):
-            if block.language in {"sh", "", "text"} or block.file:
+            if block.language in {"sh", "text"}:
                 continue
             assert any(word in block.text for word in covered), f"{page}:\n{block.text}"

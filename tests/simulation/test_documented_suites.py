@@ -49,17 +49,17 @@ def make_images(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(memory: Path) -> Path:
     """A suite's folder, with everything that the documented tests take for granted."""
     for name, (page, word) in PAGES.items():
         text = block(page, word)
         if "MODEL" in text:
             text += "\n\nfrom tests.models import LOAD_BALANCER, web_model\n\nMODEL = web_model()\n"
-        (tmp_path / f"{name}.py").write_text(text)
-    (tmp_path / "web.json").write_text(json.dumps(web_model()))
-    (tmp_path / "lb.json").write_text(json.dumps(LOAD_BALANCER))
-    make_images(tmp_path / "out")
-    return tmp_path
+        (memory / f"{name}.py").write_text(text)
+    (memory / "web.json").write_text(json.dumps(web_model()))
+    (memory / "lb.json").write_text(json.dumps(LOAD_BALANCER))
+    make_images(memory / "out")
+    return memory
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -72,17 +72,19 @@ def test_in_any_order(folder: Path, order: str) -> None:
     assert f"{len(TESTS)} passed" in run_suite(folder, order=order)
 
 
-def test_on_two_workers(folder: Path) -> None:
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_on_several_workers(folder: Path, workers: str) -> None:
     """L4."""
-    assert f"{len(TESTS)} passed" in run_suite(folder, "-n", "2")
+    assert f"{len(TESTS)} passed" in run_suite(folder, "-n", workers)
 
 
 EXAMPLES = {"bad-image": 2, "redis": 2, "web": 3}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_an_example(tmp_path: Path, name: str) -> None:
-    """From its own folder, copied, as its README says; its recipes are read, its model validated."""
-    folder = tmp_path / name
+def test_an_example(memory: Path, name: str) -> None:
+    """From its own folder, copied, as its README says; then backwards."""
+    folder = memory / name
     shutil.copytree(ROOT / "examples" / name, folder)
     assert f"{EXAMPLES[name]} passed" in run_suite(folder)
+    assert f"{EXAMPLES[name]} passed" in run_suite(folder, order="reversed")

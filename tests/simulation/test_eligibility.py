@@ -15,7 +15,7 @@ from pytest_vmss.errors import ConflictError, ProvisioningError, UpgradeError
 from pytest_vmss.health import RollingUpgradeMetrics
 from pytest_vmss.settings import Settings, Timeouts
 from pytest_vmss.simulation.guest import Behaviour
-from pytest_vmss.store import Outcome, VersionRecord
+from pytest_vmss.store import InstanceRecord, Outcome, VersionRecord
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed
@@ -147,6 +147,19 @@ def test_a_set_that_recovers_is_upgraded(lab: SimulatedLab) -> None:
     lab.sick.clear()
     lab.run_due()
     assert statuses(web) == [("1.1.0", "Faulted"), ("1.1.0", "Completed")]
+
+
+def test_a_look_at_a_set_compares_no_two_instances(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D1: the watcher looks every second, and a set may have a thousand instances."""
+    web = lab.start_web()
+    lab.sick.add("web_1")
+    assert lab.roll(web, "1.1.0").faulted
+    compared = []
+    monkeypatch.setattr(InstanceRecord, "__eq__", lambda *two: compared.append(two))
+    assert "1 of 3 instances are unhealthy (1)" in lab.rollouts.why_not("web")
+    assert not compared
 
 
 def with_a_file_that_is_gone(lab: SimulatedLab) -> ScaleSet:

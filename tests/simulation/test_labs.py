@@ -409,3 +409,24 @@ def test_a_port_of_somebody_else_is_an_error_for_whoever_needs_it(
             lab.scale_set("needy").restart()
     lab.blobs.close()
     lab.destroy()
+
+
+def test_the_lock_of_the_memory_goes_if_its_holder_was_killed(tmp_path: Path) -> None:
+    """L5: and stays while a process holds it."""
+    settings = Settings(tmp_path, tmp_path / "cache")
+    path = tmp_path / "room.lock"
+    program = (
+        "import sys; from pathlib import Path; from pytest_vmss.host.locks import try_lock; "
+        "lock = try_lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert reap(settings) == []
+        assert path.exists()
+        holder.kill()
+    assert path.exists()
+    assert reap(settings) == []
+    assert not path.exists()

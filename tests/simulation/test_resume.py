@@ -11,7 +11,7 @@ import pytest
 from pytest_vmss import steps
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
-from pytest_vmss.store import Outcome, Store
+from pytest_vmss.store import Outcome, StepKey, Store
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed, at_write, kill
 from tests.simulation.test_upgrade import check_accounts
@@ -44,9 +44,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: Any, when: str, nth: int) -> 
             raise Killed
         return conclusion
 
-    def entry(self: Store, record: Any, *, error: str | None = None) -> None:
-        done(self, record, error=error)
-        if count == nth and when == "journalled" and record.name == step.name:
+    def entry(self: Store, key: StepKey, *, error: str | None = None) -> None:
+        done(self, key, error=error)
+        entries = self.steps(key.operation, key.instance_id)
+        names = {(entry.phase, entry.sequence): entry.name for entry in entries}
+        is_of = names[key.phase, key.sequence] == step.name
+        if count == nth and when == "journalled" and is_of:
             raise Killed
 
     monkeypatch.setattr(step, "apply", apply)

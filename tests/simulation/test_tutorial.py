@@ -1,4 +1,4 @@
-"""The tutorial, word by word: its files written, its commands run, its suite collected and run."""
+"""The tutorial, word by word: its files written, its commands run, its suite run in either order."""
 
 from __future__ import annotations
 
@@ -42,3 +42,4 @@ def test_the_tutorial(at_hand: Path) -> None:
     reader.follow("docs/tutorial.md")
     assert sum(command.startswith("vmss ") for command in reader.ran) > 8
     assert "2 passed" in suites.run_suite(at_hand)
+    assert "2 passed" in suites.run_suite(at_hand, "-n", "2", order="reversed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from pytest_vmss.errors import HypervisorError
 from pytest_vmss.guest.agent import guest_time, read_file
 from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.guest.extensions.application_health import program_settings
-from pytest_vmss.guest.in_guest.application_health import Rules, document, look, rules_of
+from pytest_vmss.guest.in_guest.application_health import Rules, document, look, rules_of, tell
 from pytest_vmss.health import Observation, Tracker, parse_custom_metrics, read_report, worst
 from pytest_vmss.model import ApplicationHealthSettings, Extension, Health
 from tests.http_server import HttpServer
@@ -166,6 +167,7 @@ def application() -> Iterator[Application]:
         ((200, b'["Healthy"]'), UNKNOWN, HEALTHY),
         ((200, b"\xff\xfe"), UNKNOWN, HEALTHY),
         ((200, b"OK"), UNKNOWN, HEALTHY),
+        ((200, b"[" * 60_000), UNKNOWN, HEALTHY),  # the program goes on, and its state with it
         ((500, b'{"ApplicationHealthState": "Healthy"}'), UNKNOWN, UNHEALTHY),
     ],
 )
@@ -205,6 +207,22 @@ def test_custom_metrics_are_passed_on(application: Application) -> None:
     assert statuses == {
         "AppHealthStatus": "success", "ApplicationHealthState": "success", "CustomMetrics": "error",
     }  # fmt: skip
+    body["customMetrics"] = "[" * 30_000
+    application.answer = (200, json.dumps(body).encode())
+    state, words, told = look(application.settings())
+    assert state == HEALTHY
+    assert '"status": "error"' in document(state, words, told, "b", 0)
+
+
+def test_a_full_disk_does_not_keep_a_report_from_the_port(tmp_path: Path) -> None:
+    """F3: nor does it end the program."""
+    (tmp_path / "full").touch()
+    port = tmp_path / "port"
+    port.touch()
+    tell(str(tmp_path / "full/0.status"), str(port), "Healthy")
+    assert port.read_text() == "\nHealthy\n"
+    tell(str(tmp_path / "new/0.status"), str(tmp_path / "no-port"), "Healthy")
+    assert (tmp_path / "new/0.status").read_text() == "Healthy"
 
 
 # What the lab reads.

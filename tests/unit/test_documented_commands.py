@@ -13,6 +13,7 @@ import pytest
 
 from pytest_vmss.cli import main
 from tests.simulation.documents import blocks, commands
+from tests.simulation.typed import in_the_table
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -62,7 +63,7 @@ def is_missing_file(error: click.ClickException) -> bool:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_to_type(page: str) -> None:
     for block in blocks(page):
-        if block.language in {"sh", ""}:
+        if block.language == "sh":
             for line in commands(block.text):
                 inner = re.findall(r"\$\((vmss [^)]*)\)", line)
                 outer = re.findall(r"^vmss .*", re.sub(r'"\$\([^)]*\)"', "FILE", line))
@@ -96,6 +97,33 @@ def test_a_wrong_one_would_be_noticed() -> None:
         error = problem(command)
         assert error is not None
         assert not is_missing_file(error)
+    assert "--fast" not in options_of(["image", "build", "NAME"])
+    assert "--recipes" in options_of(["image", "build", "NAME"])
+
+
+def options_of(words: list[str]) -> set[str]:
+    """The options of a command, and of what stands before it."""
+    command: click.Command = main
+    found: set[str] = set()
+    for word in [*words, ""]:
+        for parameter in command.params:
+            found |= {*parameter.opts, *parameter.secondary_opts}
+        below = command.commands if isinstance(command, click.Group) else {}
+        command = below.get(word, command)
+    return found | {"--help", "--version"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_that_may_be_left_out(page: str) -> None:
+    """Of a synopsis: each is one of its command's."""
+    found = re.findall(r"`(vmss [^`]*\[[^`]+)`", (ROOT / page).read_text())
+    if page == "docs/reference.md":
+        found += [whole for _, whole in in_the_table()]
+    for whole in found:
+        words = re.sub(r"\[.*", "", whole).split()[1:]
+        for option in re.findall(r"(?<![\w-])--?[a-z[][\w\]-]*", whole):
+            both = [re.sub(r"\[(.*)\]", r"\1", option), re.sub(r"\[.*\]", "", option)]
+            assert {part.strip("[]") for part in both} <= options_of(words), f"{whole}: {option}"
 
 
 def test_the_table_of_commands_is_whole() -> None:

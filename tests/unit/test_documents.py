@@ -354,7 +354,7 @@ _SHOWN = {
     "sku": {"name": "Standard_B1s"}, "virtualMachineProfile": {},
 }  # fmt: skip
 _OTHERS: dict[str, tuple[Any, str]] = {
-    "az vmss list": ([_SHOWN], "is a list; give one of its items"),
+    "az vmss list": ([_SHOWN], "; give one of its items"),
     "az rest": ({"value": [_SHOWN], "nextLink": None}, "is a list of resources"),
     "az vmss create": ({"vmss": _SHOWN}, "is what `az vmss create` prints"),
     "what-if": ({"changes": [{"changeType": "Create", "after": _SHOWN}]}, "is a result of what-if"),

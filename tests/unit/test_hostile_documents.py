@@ -96,6 +96,21 @@ def test_json_is_bounded(tmp_path: Path, text: bytes, told: str) -> None:
         load_document(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [('"a:a"', "string"), ("null", "null"), ("5", "int"), ("[]", "array"), ("true", "bool")],
+)
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_what_is_no_object_is_named_in_azures_words(
+    tmp_path: Path, text: str, kind: str, ending: str
+) -> None:
+    """P1: not in Python's, nor by a class of this package's."""
+    path = tmp_path / f"model.{ending}"
+    path.write_text(text)
+    with pytest.raises(ModelError, match=rf"must be an object, is {kind} "):
+        load_document(path)
+
+
 def test_what_code_hands_in_is_bounded() -> None:
     itself: dict[str, Any] = {}
     itself["a"] = itself

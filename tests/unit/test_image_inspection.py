@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from click.testing import CliRunner, Result
@@ -37,6 +40,7 @@ AZURE: Mapping[str, bytes] = {
     "etc/cloud/cloud.cfg.d/10-azure.cfg": b"datasource_list: [ Azure ]\n",
     "usr/sbin/waagent": b"",
 }
+AZURE_CFG = "etc/cloud/cloud.cfg.d/10-azure.cfg"
 #: YAML of half a KiB; what it lists would be 10 to the 12th characters if it were written out.
 ENDLESS = "\n".join(
     [
@@ -52,13 +56,29 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def disk(files: Mapping[str, bytes], *, types: tuple[str, ...] = ("bios", "esp")) -> Path:
-    """Makes a raw disk with a GPT, a BIOS boot and an EFI partition, and an ext4 root."""
+def disk(
+    files: Mapping[str, bytes],
+    *,
+    types: tuple[str, ...] = ("bios", "esp"),
+    table: str = "",
+    links: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Makes a raw disk with a GPT, a BIOS boot and an EFI partition, and an ext4 root.
+
+    Args:
+        files: What is in the root.
+        types: The partitions before it.
+        table: Another partition table for it, as sfdisk takes it.
+        links: Symbolic links in the root.
+    """
     tree = Path("tree")
     for name, content in files.items():
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+    for name, target in links.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).symlink_to(target)
     raw = Path("disk.raw")
     with raw.open("wb") as file:
         file.truncate(16 * MIB)
@@ -69,7 +89,7 @@ def disk(files: Mapping[str, bytes], *, types: tuple[str, ...] = ("bios", "esp")
     lines = ["label: gpt"]
     lines += [f"start={2048 + 1024 * n}, size=1024, type={guids[t]}" for n, t in enumerate(types)]
     lines.append(f"start={ROOT_AT // 512}, size={13 * MIB // 512}")
-    run(["sfdisk", "-q", raw], what="a table", stdin="\n".join(lines).encode())
+    run(["sfdisk", "-q", raw], what="a table", stdin=(table or "\n".join(lines)).encode())
     with raw.open("r+b") as file:
         file.write(b"\xeb\x63")  # a boot loader begins with a jump
     run(
@@ -127,6 +147,9 @@ def test_which_firmware_boots_it(types: tuple[str, ...], generations: tuple[str,
     [
         ({"usr/bin/cloud-init": None}, "cloud-init is not in it"),
         ({"etc/cloud/cloud-init.disabled": b""}, "switched off"),
+        ({"etc/cloud/ds-identify.cfg": b"policy: disabled # no"}, "off (/etc/cloud/ds-identify"),
+        ({"boot/grub/grub.cfg": b"\tlinux /x cloud-init=disabled"}, "off (/boot/grub/grub.cfg)"),
+        ({"etc/cloud/ds-identify.cfg": b"datasource: Ec2"}, "looks for Ec2 alone"),
         ({"etc/cloud/cloud.cfg": b"datasource_list: [Ec2]"}, "looks for Ec2 alone"),
         ({"etc/cloud/cloud.cfg": b"datasource_list: [Ec2"}, "cloud.cfg cannot be parsed"),
         ({"etc/cloud/cloud.cfg": b"datasource_list: " + b"[" * 9000}, "cannot be parsed"),
@@ -144,6 +167,143 @@ def test_what_would_hinder_it(changes: dict[str, bytes | None], words: str) -> N
     }
     (told,) = look(disk(files)).hindrances()
     assert words in told
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        b"datasource_list: [ azure ]\n",
+        b"datasource_list: Azure, None\n",
+        b"datasource_list:\n- 'Azure'\n- None\n",
+        b"\xef\xbb\xbfdatasource_list: [ Azure, ] # only\r\n",
+        b"datasource_list: !!python/tuple [Azure]\n",
+        b"# datasource_list: [ Ec2 ]\n",
+        b"datasource_list: null\n",
+        b"datasource_list: []\n",
+    ],
+)
+def test_data_sources_as_distributions_spell_them(listed: bytes) -> None:
+    """O5: cloud-init does not heed case; what lists none takes nothing back."""
+    azure = {**AZURE, "etc/cloud/cloud.cfg.d/90.cfg": listed}
+    found = look(disk(azure))
+    assert found.contents is not None
+    assert found.contents.config.unreadable == ()
+    assert found.provisioning == "Azure"
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("etc/cloud/ds-identify.cfg", "# chosen\n datasource : '{}'\npolicy: search,found=all\n"),
+        ("boot/grub/grub.cfg", "menuentry x {{\n\tlinux\t/vmlinuz ro ci.ds={} quiet\n}}\n"),
+        ("boot/grub2/grub.cfg", "  linuxefi /vmlinuz xds=Ec2 'ds={}\\;s=/x'\n"),
+        ("boot/loader/entries/a.conf", "title x\noptions root=LABEL=a ci.datasource={}\n"),
+        ("boot/grub2/grubenv", "# GRUB\nkernelopts=root=a ds={};x\n####"),
+        ("grub2/grub.cfg", 'set default_kernelopts="ds={}"\n'),
+    ],
+)
+@pytest.mark.parametrize(("name", "expected"), [("Azure", "Azure"), ("nocloud", "NoCloud")])
+def test_a_chosen_data_source_counts_for_those_listed(
+    path: str, content: str, name: str, expected: str
+) -> None:
+    """O5: by ds-identify's configuration, or on the kernel's command line, also in a /boot apart."""
+    listed = b"datasource_list: [ NoCloud, Azure ]" if name == "Azure" else AZURE[AZURE_CFG]
+    found = look(disk({**AZURE, AZURE_CFG: listed, path: content.format(name).encode()}))
+    assert found.contents is not None
+    assert found.contents.data_sources == (name,)
+    assert found.provisioning == expected
+
+
+@pytest.mark.parametrize("folder", ["/usr/share/oem", "../../../usr/share/" + 30 * "very-long-/"])
+def test_links_in_an_image_are_followed(folder: str) -> None:
+    """O5: a configuration may be one, and so may each program; never out of the file system."""
+    place = "usr/share/" + folder.partition("/share/")[2].rstrip("/")
+    files = {name: body for name, body in AZURE.items() if name not in (AZURE_CFG, "usr/bin/env")}
+    files[f"{place}/azure.cfg"] = AZURE[AZURE_CFG]
+    files["usr/lib/uutils/env"] = AZURE["usr/bin/env"]
+    links = {
+        AZURE_CFG: f"{folder}/azure.cfg", "usr/bin/env": "../lib/uutils/env",
+        "etc/cloud/cloud.cfg.d/95-loop.cfg": "95-loop.cfg",
+        "etc/cloud/cloud.cfg.d/96-away.cfg": f"{'../' * 9}{Path('outside.cfg').absolute()}",
+        "etc/cloud/cloud.cfg.d/97-odd.cfg": 'a" b\nquit',
+    }  # fmt: skip
+    Path("outside.cfg").write_bytes(b"datasource_list: [ Ec2 ]")
+    found = look(disk(files, links=links))
+    assert found.contents is not None
+    assert found.contents.architecture == "x86_64"
+    assert found.contents.data_sources == ("Azure",)
+    assert found.contents.config.unreadable == ()
+
+
+def test_cloud_inits_version_where_meson_writes_it() -> None:
+    """O5: from 26.1 on it is in a module of its own."""
+    folder = "usr/lib/python3/dist-packages/cloudinit"
+    files = {
+        **DEBIAN,
+        f"{folder}/version.py": b"try:\n    from cloudinit import meson_versions\nexcept: pass\n"
+        b'    __VERSION__ = "@MISSING_MESON_BUILD_ARTIFACT@"\n',
+        f"{folder}/meson_versions.py": b'UPSTREAM_VERSION = "26.1"      # Required to release\n'
+        b'DOWNSTREAM_VERSION = "26.1-0ubuntu3"  # Optional for downstream packagers\n',
+    }
+    found = look(disk(files))
+    assert found.contents is not None
+    assert found.contents.cloud_init == "26.1-0ubuntu3"
+
+
+def test_a_root_in_a_logical_partition() -> None:
+    """O5: as Debian's installer makes them."""
+    table = f"label: dos\nstart=1024, size=512, type=83\nstart=2048, type=5\nstart={ROOT_AT // 512}"
+    found = look(disk(AZURE, table=table))
+    assert [(p.number, p.type, p.file_system) for p in found.table.partitions] == [
+        (1, "Linux", ""), (2, "extended", ""), (5, "Linux", "ext4"),
+    ]  # fmt: skip
+    assert (found.provisioning, found.generations) == ("Azure", ("V1",))
+
+
+def test_logical_partitions_without_end_are_given_up() -> None:
+    """R3."""
+    raw = disk(DEBIAN, table=f"label: dos\nstart=2048, type=5\nstart={ROOT_AT // 512}")
+    with raw.open("r+b") as file:
+        file.seek(2048 * 512 + 446 + 16)
+        file.write(struct.pack("<8xII", 1, 9))  # the next one is at the next sector
+        first = bytearray(512)
+        first[450] = 0x83
+        struct.pack_into("<II", first, 454, 1, 1)
+        struct.pack_into("<II", first, 446 + 16 + 8, 1, 1)  # and again
+        first[510:] = b"\x55\xaa"
+        file.seek(2049 * 512)
+        file.write(first)
+    assert len(look(raw).table.partitions) <= 62
+
+
+def test_a_bios_starts_what_a_gpt_marks_for_it() -> None:
+    """O5: without a partition for a boot loader, as extlinux does."""
+    table = f"label: gpt\nstart={ROOT_AT // 512}, attrs=LegacyBIOSBootable"
+    assert look(disk(DEBIAN, table=table)).generations == ("V1",)
+    assert look(disk(DEBIAN, table=table.partition(",")[0])).generations == ()
+
+
+def test_a_table_for_larger_sectors_is_told() -> None:
+    """O5: what is in it is read, and no machine here would."""
+    raw = disk(AZURE)
+    with raw.open("r+b") as file:
+        file.seek(512)
+        small = file.read(512 + 128 * 128)
+        file.seek(512)
+        file.write(bytes(4096 - 512))
+        header = bytearray(small[:512])
+        struct.pack_into("<Q", header, 72, 2)
+        entries = bytearray(small[512:])
+        for at in range(32, 3 * 128, 128):
+            first, last = struct.unpack_from("<QQ", entries, at)
+            struct.pack_into("<QQ", entries, at, first // 8, (last + 1) // 8 - 1)
+        file.seek(4096)
+        file.write(bytes(header).ljust(4096, b"\0") + entries)
+    found = look(raw)
+    assert found.provisioning == "Azure"
+    assert found.generations == ()
+    (told,) = found.hindrances()
+    assert "sectors of 4096 bytes" in told
 
 
 def test_what_an_image_says_is_shown_as_text() -> None:
@@ -226,6 +386,16 @@ def test_auto_looks_into_each_version(
     assert gallery.publish("web", "1.0.0", "disk.raw").provisioning == expected
 
 
+def test_auto_says_when_it_cannot_tell(images: ImageStore) -> None:
+    """O5: a distribution on xfs is taken for NoCloud, and not in silence."""
+    raw = Path("disk.raw")
+    raw.write_bytes(b"XFSB".ljust(510, b"\0") + b"\x55\xaa" + bytes(4 * MIB - 512))
+    record = Gallery(images).publish("web", "1.0.0", raw, provisioning="auto")
+    assert record.provisioning == "NoCloud"
+    (told,) = [event.message for event in images._store.events() if event.kind == "warning"]
+    assert "what disk.raw looks for cannot be read" in told
+
+
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """O5."""
     monkeypatch.setenv("VMSS_STATE_DIR", str(tmp_path / "state"))
@@ -256,3 +426,6 @@ def test_what_is_no_image_is_refused() -> None:
     Path("text").write_text("no image")
     with pytest.raises(ImageError):
         look(Path("text"))
+    Path("packed").write_bytes(gzip.compress(disk(DEBIAN).read_bytes()))
+    with pytest.raises(ImageError, match=r"packed is compressed by gzip.* unpack it first"):
+        look(Path("packed"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.cli import main
+from pytest_vmss.errors import LabError
 from pytest_vmss.labs.inventory import LabState, find_labs
 from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
@@ -59,6 +61,55 @@ def test_a_typo_makes_no_lab(vmss_command: Vmss, settings: Settings, arguments: 
     assert "there is no lab 'mime'; `vmss create`" in result.output
     assert "there are: mine" in result.output
     assert [lab.name for lab in find_labs(settings)] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("create wbe.json", "wbe.json"),
+        ("create broken.json", "broken.json"),
+        ("create web.json --load-balancer lb.json", "no version that can be latest"),
+        ("create web.json --load-balancer bl.json", "bl.json"),
+        ("image publish web 1.0.0 wbe.qcow2", "wbe.qcow2"),
+        ("image publish web one web.json", "one"),
+    ],
+)
+def test_what_fails_before_anything_is_made_leaves_no_lab(
+    vmss_command: Vmss,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    told: str,
+) -> None:
+    """L5: and a lab that was there before stays, however empty."""
+    monkeypatch.chdir(tmp_path)
+    Path("web.json").write_text(json.dumps(web_model()))
+    Path("lb.json").write_text(json.dumps(LOAD_BALANCER))
+    Path("broken.json").write_text("{")
+    result = vmss_command("--lab", "fresh", *arguments.split())
+    assert result.exit_code == 1
+    assert told in result.output
+    assert find_labs(settings) == []
+    Lab.open(settings, "fresh").close()
+    assert vmss_command("--lab", "fresh", *arguments.split()).exit_code == 1
+    assert [lab.name for lab in find_labs(settings)] == ["fresh"]
+
+
+def test_a_lab_that_another_process_uses_by_now_stays(
+    vmss_command: Vmss, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5, Q2."""
+    others: list[Lab] = []
+
+    def create(*_: object, **__: object) -> None:
+        others.append(Lab.open(settings, "fresh"))
+        raise LabError("it fails")
+
+    monkeypatch.setattr(Lab, "create", create)
+    assert "it fails" in vmss_command("--lab", "fresh", "create", "web.json").output
+    assert [lab.name for lab in find_labs(settings)] == ["fresh"]
+    others[0].close()
 
 
 def test_each_lab_is_listed_with_what_it_holds(vmss_command: Vmss, settings: Settings) -> None:

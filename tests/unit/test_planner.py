@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +48,7 @@ def test_twenty_percent_rounded_down_at_least_one(total: int, limit: int) -> Non
 def test_what_was_stopped_is_neither_unhealthy_nor_left_out() -> None:
     """D1, D2, D6."""
     known = members(5, sick=frozenset({0, 1, 2}), domains=1)
-    stopped = [replace(member, stopped=member.unhealthy) for member in known]
+    stopped = [member._replace(stopped=member.unhealthy) for member in known]
     assert isinstance(next_batch(known, Policy(), NOTHING), Stop)
     decision = next_batch(stopped, Policy(prioritize_unhealthy_instances=True), NOTHING)
     assert isinstance(decision, Batch)
@@ -120,7 +118,7 @@ def test_too_many_of_the_upgraded_failed() -> None:
 def test_one_that_sickened_after_its_upgrade_counts(health: Health) -> None:
     """D7: with those that failed, and once; one that was not upgraded yet does not."""
     state = members(10, sick=frozenset({9}))
-    state[0] = replace(state[0], health=health)
+    state[0] = state[0]._replace(health=health)
     patient = Policy(max_unhealthy_instance_percent=100)
     decision = next_batch(state, patient, Progress(frozenset({0, 5})))
     assert isinstance(decision, Stop)
@@ -136,7 +134,7 @@ def test_one_that_sickened_after_its_upgrade_counts(health: Health) -> None:
 
 def test_a_replacement_counts_in_place_of_what_it_replaced() -> None:
     """D7, D9: with ``maxSurge`` the new instance is the upgraded one."""
-    state = [replace(m, on_target=m.instance_id == 9) for m in members(10, sick=frozenset({9}))]
+    state = [m._replace(on_target=m.instance_id == 9) for m in members(10, sick=frozenset({9}))]
     progress = Progress(frozenset({0}), replaced={0: 9})
     decision = next_batch(state[1:], Policy(), progress)
     assert isinstance(decision, Stop)
@@ -255,7 +253,7 @@ def walk(every: list[Member], policy: Policy) -> list[tuple[int, ...]]:
         batches.append(decision.instance_ids)
         attempted |= frozenset(decision.instance_ids)
         for number in decision.instance_ids:
-            state[number] = replace(state[number], health=Health.HEALTHY)
+            state[number] = state[number]._replace(health=Health.HEALTHY)
     assert isinstance(decision, Complete)
     return batches
 

@@ -381,6 +381,20 @@ def test_a_silent_guest_is_told_what_its_cloud_init_found(
         silent.wait_boot(None)
 
 
+def test_that_provisioning_has_begun_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O2: Azure's agent and azure-init report NotReady first, and Ready when they are done."""
+    clock = VirtualClock()
+    begun = Sightings(health=HealthReport("NotReady", "Provisioning", "Starting"))
+    silent = guest(tmp_path, monkeypatch, begun, clock)
+    with pytest.raises(GuestUnreachableError, match=r"has begun \(Starting\), and never") as failed:
+        silent.wait_boot(None)
+    assert failed.value.code == "OSProvisioningTimedOut"
+    assert not isinstance(failed.value, NotProvisionedError)
+    assert clock.monotonic() == 60
+
+
 def test_only_the_first_boot_of_a_disk_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

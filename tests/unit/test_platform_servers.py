@@ -36,7 +36,12 @@ from pytest_vmss.guest_platform.metadata_service import API_VERSIONS, MetadataSe
 from pytest_vmss.guest_platform.provisioning import OVF_FILE, ovf_env
 from pytest_vmss.guest_platform.scheduled_events import ScheduledEvents
 from pytest_vmss.guest_platform.sightings import Recorder, Sightings, read_sightings
-from pytest_vmss.guest_platform.wire_server import HealthReport, WireServer, read_health
+from pytest_vmss.guest_platform.wire_server import (
+    HealthReport,
+    WireServer,
+    read_health,
+    read_json_health,
+)
 from pytest_vmss.hypervisor.disks import write_provisioning_dvd
 from pytest_vmss.model import ScaleSetModel, load_document
 from pytest_vmss.store import GenerationRecord, InstanceRecord
@@ -98,7 +103,7 @@ def get(
     return answer.status, json.loads(text) if "json" in answer.content_type else text
 
 
-INSTANCE = "/metadata/instance?api-version=2021-08-01"
+INSTANCE = "/metadata/instance?api-version=2023-11-15"
 
 
 def test_each_instance_is_told_its_own_truth() -> None:
@@ -153,12 +158,16 @@ def test_the_api_version_is_needed_and_checked() -> None:
     assert get("/metadata/instance") == (
         400,
         {
-            "error": "Bad request. api-version was not specified in the request",
+            "error": "Bad request. api-version is invalid or was not specified in the request. For "
+            "more information refer to aka.ms/azureimds",
             "newest-versions": newest,
         },
     )
     status, told = get("/metadata/instance?api-version=2021-08-02")
     assert (status, told["newest-versions"]) == (400, newest)
+    assert newest == ["2025-04-07", "2024-07-17", "2024-03-15"]  # those that Azure's page shows
+    status, _ = get("/metadata/instance?api-version=2021-08-01&API-version=2021-08-01")
+    assert status == 400
     assert get("/metadata/versions") == (200, {"apiVersions": list(API_VERSIONS)})
 
 
@@ -169,6 +178,22 @@ def test_an_old_version_lacks_what_is_newer() -> None:
     assert not {"userData", "osProfile", "storageProfile", "vmScaleSetName"} & set(told)
     _, told = get("/metadata/instance/compute?api-version=2021-01-01")
     assert told["userData"] == USER_DATA
+    _, told = get("/metadata/instance/compute?api-version=2020-07-15")
+    assert set(told["osProfile"]) == {"adminUsername", "computerName"}
+    assert "resourceDisk" not in told["storageProfile"]
+    assert "exactVersion" not in told["storageProfile"]["imageReference"]
+    assert not {"virtualMachineScaleSet", "evictionPolicy", "priority"} & set(told)
+
+
+def test_what_does_not_apply_is_there_and_empty() -> None:
+    """O3: as in Azure, so that no program fails here alone."""
+    _, told = get("/metadata/instance/compute?api-version=2025-04-07")
+    assert told["physicalZone"] == told["platformSubFaultDomain"] == ""
+    assert told["extendedLocation"] == {"name": "", "type": ""}
+    assert told["host"] == told["hostGroup"] == told["virtualMachineScaleSet"] == {"id": ""}
+    assert told["additionalCapabilities"] == {"hibernationEnabled": "false"}
+    assert told["securityProfile"]["securityType"] == ""
+    assert told["storageProfile"]["imageReference"]["communityGalleryImageId"] == ""
 
 
 @pytest.mark.parametrize(
@@ -184,7 +209,11 @@ def test_an_old_version_lacks_what_is_newer() -> None:
         ("/metadata/instance/network/interface?api-version=2021-02-01&format=text", 200, "0/"),
         ("/metadata/instance/network/interface/1?api-version=2021-02-01", 404, {"error": "Not found"}),
         ("/metadata/instance/nothing?api-version=2021-02-01", 404, {"error": "Not found"}),
-        ("/metadata/identity/oauth2/token?api-version=2018-02-01", 404, {"error": "Not found"}),
+        (
+            "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=https://vault.azure.net",
+            400,
+            {"error": "invalid_request", "error_description": "Identity not found"},
+        ),
         ("/other", 404, {"error": "Not found"}),
         (
             "/metadata/instance/compute/vmId?api-version=2021-02-01",
@@ -359,6 +388,7 @@ def test_a_guest_reports_whether_it_was_provisioned() -> None:
     [
         b"", b"<Health/>", health("Perhaps"), b"\xff\xfe",
         b'<!DOCTYPE a [<!ENTITY b "c">]>' + health("Ready"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]>' + health("Ready").decode()[38:]).encode("utf-16"),
     ],
 )  # fmt: skip
 def test_a_report_that_is_none_is_refused(body: bytes) -> None:
@@ -368,11 +398,44 @@ def test_a_report_that_is_none_is_refused(body: bytes) -> None:
     assert not reports
 
 
-@given(st.binary(max_size=100))
-def test_whatever_is_reported_is_read_or_refused(body: bytes) -> None:
+def test_a_report_in_latin_1_is_read() -> None:
+    """O2, R2: as cloud-init 22.4 sends one that declares UTF-8."""
+    details = "<Details><Description>pas trouv\xe9</Description></Details>"
+    body = health("NotReady", details).decode().encode("latin-1")
+    assert read_health(body).description == "pas trouv\ufffd"
+
+
+def test_azure_init_reports_by_json() -> None:
+    """O2: at the address that Azure has for agents without a goal state."""
+    reports: list[HealthReport] = []
+    answer = wire([], reports)
+    for state, details in (
+        ("NotReady", {"subStatus": "Provisioning", "description": "in progress"}),
+        ("NotReady", {"subStatus": "ProvisioningFailed", "description": "result=error\x9b31m"}),
+        ("Ready", None),
+    ):
+        body = json.dumps({"state": state, "details": details} if details else {"state": state})
+        asked = Request("POST", "/provisioning/health", body=body.encode())
+        assert answer(asked).status == 200
+    assert reports == [
+        HealthReport("NotReady", "Provisioning", "in progress"),
+        HealthReport("NotReady", "ProvisioningFailed", "result=error"),
+        HealthReport("Ready"),
+    ]
+    for none in (b"", b"[]", b'{"state":4}', b'{"state":"Perhaps"}', b"\xff", health("Ready")):
+        assert answer(Request("POST", "/provisioning/health", body=none)).status == 400
+    assert answer(Request("GET", "/provisioning/health")).status == 404
+    assert len(reports) == 3
+
+
+@pytest.mark.parametrize("read", [read_health, read_json_health])
+@given(body=st.binary(max_size=100))
+def test_whatever_is_reported_is_read_or_refused(
+    read: Callable[[bytes], HealthReport], body: bytes
+) -> None:
     """R2."""
     try:
-        read_health(body)
+        read(body)
     except ValueError:
         return
 
@@ -403,6 +466,35 @@ def test_sightings_outlive_the_process_and_end_with_the_disk(tmp_path: Path) -> 
     assert found.health == HealthReport("NotReady", "ProvisioningFailed", "why")
     assert read_sightings(path, 2).seen == frozenset()
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        HealthReport("Ready"),
+        HealthReport("NotReady", "ProvisioningFailed"),
+        HealthReport("NotReady"),
+    ],
+)
+def test_the_first_report_that_decides_is_final(tmp_path: Path, verdict: HealthReport) -> None:
+    """O2: cloud-init and Azure's agent are both in most images, and each of them reports.
+
+    Of what only says that it has begun any number may come before.
+    """
+    path = tmp_path / "seen.json"
+    recorder = Recorder(path, 1)
+    for number in range(150):
+        recorder.report(HealthReport("NotReady", "Provisioning", f"step {number}"))
+    assert "has begun (step 99)" in read_sightings(path, 1).hint()
+    recorder.report(verdict)
+    for later in (
+        HealthReport("NotReady", "Provisioning", "Starting"),
+        HealthReport("NotReady", "ProvisioningFailed", "later"),
+        HealthReport("Ready"),
+    ):
+        recorder.report(later)
+        Recorder(path, 1).report(later)
+        assert read_sightings(path, 1).health == verdict
 
 
 @pytest.mark.parametrize("letter", ["\U0001f600", "\u00e9", '"', "\\", "\n"])

@@ -16,9 +16,13 @@ from typing import Any
 import paramiko
 import pytest
 
+from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import GuestCommandError
 from pytest_vmss.guest import testinfra_host as testinfra_module
-from pytest_vmss.guest.connection import ReconnectingRunner
+from pytest_vmss.guest.cloud_init_wait import save_logs
+from pytest_vmss.guest.connection import Connection, ReconnectingRunner, SshAccess
+from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.guest import LinuxGuest
 from pytest_vmss.guest.keys import generate
 from pytest_vmss.guest.login import HostKeyMismatchError, log_in
 from pytest_vmss.guest.shell import Shell
@@ -28,6 +32,8 @@ from pytest_vmss.guest.transport import (
     open_transport,
     transport_errors,
 )
+from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.settings import Timeouts
 
 #: What a guest does with a command once it has taken it; False: it never answers.
 Act = Callable[[paramiko.Channel, bytes], None]
@@ -388,6 +394,47 @@ def test_a_command_that_was_not_sent_is_run_over_another_connection(
     left = [good, broken]
     assert run(left.pop) == "done"
     assert (len(ran), left) == (1, [])
+    good.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        LinuxGuest.sync, LinuxGuest.listening, LinuxGuest.wake,
+        lambda linux: linux.check("true"),
+        lambda linux: save_logs(linux._connection),
+        lambda linux: list(linux.logs(["journal.log"], timeout=60.0, each=30.0)),
+    ],
+)  # fmt: skip
+def test_the_labs_own_commands_are_run_over_another_connection(
+    guest: Guest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use: Callable[[LinuxGuest], object],
+) -> None:
+    """Q1: no step fails because a connection broke before its command was sent."""
+    ran: list[bytes] = []
+
+    def act(channel: paramiko.Channel, command: bytes) -> None:
+        ran.append(command)
+        ends(0, b"")(channel, command)
+
+    guest.act = act
+    broken, good = guest.connect(), guest.connect()
+    broken.close()
+    left = [good, broken]
+    monkeypatch.setattr(Connection, "connect", lambda _: left.pop() if len(left) > 1 else good)
+    linux = LinuxGuest(
+        "web_0",
+        access=SshAccess("127.0.0.1", 1, "u", tmp_path / "key", ""),
+        console=Console(tmp_path / "log"),
+        timeouts=Timeouts,
+        clock=SystemClock(),
+        power_state=lambda: PowerState.RUNNING,
+        agent_connected=lambda: False,
+    )
+    use(linux)
+    assert len(ran) == 1
     good.close()
 
 

@@ -23,9 +23,12 @@ from pytest_vmss.store import (
     InstanceRecord,
     ModelRecord,
     ScaleSetRecord,
+    StepKey,
     Store,
 )
 from pytest_vmss.store.record import FrozenMapping, Record
+
+STEP = StepKey("op", 0, "swap", 0)
 
 
 def definition(name: str) -> DefinitionRecord:
@@ -137,11 +140,11 @@ def test_ctrl_c_in_the_stead_of_a_rollback(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_journal(tmp_path: Path) -> None:
     store = Store(tmp_path / "db", VirtualClock())
-    step = store.intend("op", "web", 0, "swap", 0, "stop")
+    store.intend(STEP, "web", "stop")
     assert [entry.done for entry in store.steps("op")] == [None]
-    store.done(step, error="broke")
+    store.done(STEP, error="broke")
     assert [(entry.name, entry.error) for entry in store.steps("op")] == [("stop", "broke")]
-    store.intend("op", "web", 0, "swap", 0, "stop")
+    store.intend(STEP, "web", "stop")
     assert len(store.steps("op")) == 1
     store.event("web", "step", "hello", instance_id=0)
     (event,) = store.events()
@@ -290,13 +293,13 @@ def test_a_write_that_fails_does_not_poison_the_next(
     """Q1: also where what was written cannot be rolled back."""
     store = Store(tmp_path / "db", VirtualClock())
     store.put(definition("a"))
-    step = store.intend("op", "web", 0, "swap", 0, "stop")
+    store.intend(STEP, "web", "stop")
     broken.failing = (failing,) if undo else (failing, "ROLLBACK")
 
     def write() -> None:
         with store.transaction():
             store.put(definition("b"))
-            store.done(step)
+            store.done(STEP)
             store.delete(definition("a"))
 
     with pytest.raises(LabError, match=r"cannot be written: disk I/O error.*free the database"):

@@ -94,22 +94,77 @@ def test_a_guest_is_not_led_to_a_server_that_is_not_the_labs(guest: Forwarding, 
     def dial() -> socket.socket:
         raise HostError("another program has the port")
 
+    told: list[str] = []
     shell = guest.connect()
-    assert shell.lead_to(echo, dial)
-    channel = guest.ask(echo)
-    with contextlib.suppress(OSError):
-        channel.sendall(b"?sig=secret")
-        channel.shutdown_write()
-    assert read(channel) == b""
+    assert shell.lead_to(echo, dial, told.append)
+    for _ in range(2):
+        channel = guest.ask(echo)
+        with contextlib.suppress(OSError):
+            channel.sendall(b"?sig=secret")
+            channel.shutdown_write()
+        assert read(channel) == b""
     assert shell.alive
+    assert told == [
+        "downloads from the lab's file server may fail: another program has the port"
+    ], "once, in words"
+    shell.close()
+
+
+def test_a_server_that_ends_unanswered_is_told(guest: Forwarding) -> None:
+    """H5: and not that a guest has left."""
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        shell = guest.connect()
+        assert shell.lead_to(server.getsockname()[1], None, told.append)
+        guest.ask(server.getsockname()[1]).close()
+        channel = guest.ask(server.getsockname()[1])
+        channel.sendall(b"GET")
+        for _ in range(2):
+            link, _ = server.accept()
+            with link:
+                link.recv(3)
+        assert read(channel) == b""
+    shell.close()
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "the file server closed a connection without an answer"
+    ]
+
+
+def test_who_asks_at_once_is_led_all_the_same(
+    guest: Forwarding, echo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H5: the server denies the second request, and paramiko could take that for the first's."""
+    asked: list[int] = []
+
+    def check(address: str, port: int) -> int | bool:
+        del address
+        asked.append(port)
+        time.sleep(0.2)
+        return port if len(asked) == 1 else False
+
+    monkeypatch.setattr(guest, "check_port_forward_request", check)
+    shell = guest.connect()
+    threads = [threading.Thread(target=shell.lead_to, args=(echo,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    channel = guest.ask(echo)
+    channel.sendall(b"both")
+    channel.shutdown_write()
+    assert read(channel) == b"both"
     shell.close()
 
 
 def test_a_guest_that_forbids_forwarding_is_not_led(guest: Forwarding, echo: int) -> None:
     guest.allows = False
+    told: list[str] = []
     shell = guest.connect()
-    assert not shell.lead_to(echo)
+    assert not shell.lead_to(echo, None, told.append)
+    assert not shell.lead_to(echo, None, told.append)
     assert shell.alive
+    assert len(told) == 1
+    assert f"does not listen on 127.0.0.1:{echo}" in told[0]
     shell.close()
 
 

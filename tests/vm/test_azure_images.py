@@ -160,7 +160,7 @@ def test_each_instance_is_told_its_own_truth(web: ScaleSet) -> None:
         address = card["ipv4"]["ipAddress"][0]["privateIpAddress"]
         assert address in instance.host.check_output("ip -4 -br addr show eth0")
         refused = instance.host.run(
-            "curl -s -m 20 http://169.254.169.254/metadata/instance?api-version=2021-08-01"
+            "curl -s -m 20 http://169.254.169.254/metadata/instance?api-version=2023-11-15"
         )
         assert json.loads(refused.stdout) == {
             "error": "Bad request. Required metadata header not specified"

@@ -30,7 +30,7 @@ from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.host.qemu_account import QemuAccount
 from pytest_vmss.labs.place import LabPlace
 from pytest_vmss.report.artifacts import collect
-from pytest_vmss.store import Outcome
+from pytest_vmss.store import ErrorRecord, Outcome
 from tests.guest_contract import check_guest
 from tests.models import LOAD_BALANCER, web_model
 from tests.vm.conftest import qemu_processes
@@ -206,6 +206,7 @@ def test_a_bad_version_is_stopped_undone_and_told_apart(
     assert on_console in error.console_tail
     assert on_console in upgrade.explain()
     assert Path(error.log).is_file()
+    check_guest_logs(error, version)
     assert web[0].os_disk == disk
     assert disk.stat().st_ino == inode
     assert web.is_healthy()
@@ -220,6 +221,27 @@ def test_a_bad_version_is_stopped_undone_and_told_apart(
     after = web[0].host.check_output("cat /data/custom-data-runs").split()
     assert after.count(identity) == 1
     assert after[: len(runs.split())] == runs.split()
+
+
+def check_guest_logs(error: ErrorRecord, version: str) -> None:
+    """E5: the journal of the failed disk is there, unless its kernel panicked."""
+    if error.code == "OSProvisioningKernelPanic":
+        assert error.guest_logs == ""
+        assert "the kernel panicked" in error.missing_guest_logs
+        return
+    assert error.missing_guest_logs == ""
+    folder = Path(error.guest_logs)
+    journal = (folder / "journal.log").read_text()
+    assert "cloud-init" in journal
+    assert "systemd[1]" in journal
+    if version == "1.2.0":
+        assert "nginx" in journal
+    status = json.loads((folder / "cloud-init-status.json").read_text())["v1"]
+    assert status["datasource"].startswith("DataSourceNoCloud")
+    assert (folder / "cloud-init.log").stat().st_size
+    for path in folder.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert SECRET not in path.read_text()
 
 
 def check_rolled_back(upgrade: Upgrade) -> None:
@@ -278,6 +300,7 @@ def test_artifacts_of_a_failure_hold_what_the_guests_say(
         assert status["datasource"].startswith("DataSourceNoCloud")
         assert status["modules-final"]["errors"] == []
     assert len(list((folder / "web_0").glob("console-*.log"))) > 1
+    assert list((folder / "web_0").glob("guest-*/journal.log"))
     assert "web_0" in (folder / "haproxy-stat.csv").read_text()
     for path in found.folder.rglob("*"):
         assert path.is_dir() or SECRET not in path.read_text(), path

@@ -7,6 +7,7 @@ so that what an earlier boot has said is gone (F5).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -77,7 +78,7 @@ def judge(settings: dict[str, Any], status: int, body: bytes) -> tuple[str, str,
         answer = json.loads(body.decode("utf-8"))
         state = answer["ApplicationHealthState"]
         metrics = answer.get("customMetrics")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return UNKNOWN, "the body has no ApplicationHealthState", None
     told = metrics if isinstance(metrics, str) else None
     if state not in (HEALTHY, UNHEALTHY):
@@ -161,11 +162,19 @@ def _status(name: str, status: str, message: str) -> dict[str, Any]:
 def _readable(metrics: str) -> str:
     try:
         return "success" if isinstance(json.loads(metrics), dict) else "error"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "error"
 
 
+def tell(path: str, port: str, text: str) -> None:
+    """Reports by file and by port; where one of them fails, the other one still tells."""
+    with contextlib.suppress(OSError):  # such as a full disk: what it holds gets too old
+        _write(path, text)
+    _send(port, text)
+
+
 def _write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + ".part", "w") as file:
         file.write(text)
     os.replace(path + ".part", path)
@@ -192,18 +201,13 @@ def main(settings_path: str, status_path: str) -> None:
         settings = json.load(file)
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
-    os.makedirs(os.path.dirname(status_path), exist_ok=True)
     rules = rules_of(settings, time.monotonic())
-    report = document(rules.state, "not looked yet", None, boot, time.time_ns())
-    _write(status_path, report)
-    _send(PORT, report)
+    tell(status_path, PORT, document(rules.state, "not looked yet", None, boot, time.time_ns()))
     while True:
         begun = time.monotonic()
         seen, words, metrics = look(settings)
         state = rules.observe(seen, time.monotonic())
-        report = document(state, words, metrics, boot, time.time_ns())
-        _write(status_path, report)
-        _send(PORT, report)
+        tell(status_path, PORT, document(state, words, metrics, boot, time.time_ns()))
         time.sleep(max(settings["intervalInSeconds"] - (time.monotonic() - begun), 0.1))
 
 

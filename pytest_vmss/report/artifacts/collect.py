@@ -13,11 +13,11 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.concurrency import bounded
+from pytest_vmss.environment.lab_secrets import masker_of
 from pytest_vmss.errors import error_text
 from pytest_vmss.report.artifacts.folder import ArtifactFolder, make_root
 from pytest_vmss.report.artifacts.guests import ask_guest
 from pytest_vmss.report.artifacts.host import host_facts
-from pytest_vmss.report.masking import masker_of
 from pytest_vmss.report.timeline import Timeline, set_page, set_timelines
 from pytest_vmss.report.timeline.words import headline, verdicts, why_it_stopped
 from pytest_vmss.settings import default_state_dir
@@ -44,7 +44,7 @@ class Collected:
         folder: The test's folder.
         pages: The pages of timelines in it.
         lines: The few lines that matter, for the failure's message.
-        copies: Where each console log was copied to.
+        copies: Where each console log was copied to, and each folder of a failed guest's logs.
     """
 
     folder: Path
@@ -67,7 +67,7 @@ def collect(lab: Lab, path: Path, *, test: str, names: Iterable[str]) -> Collect
     """
     sets = list(dict.fromkeys(names))
     make_root(path.parent)
-    folder = ArtifactFolder(path, masker_of(lab))
+    folder = ArtifactFolder(path, masker_of(lab.environment))
     found = Collected(path)
     try:
         bounded(
@@ -152,6 +152,10 @@ class _Collector:
         ]  # fmt: skip
         self._folder.json_lines(f"{name}/steps.jsonl", steps)
         page = set_page(self._lab, name, title=f"{test}: operations of {name}")
+        for row in {row for one in timelines for row in one.rows if row.error is not None}:
+            # Beside the page are the copies of logs that go with the lab.
+            folder = self._lab.paths.instance(name, row.instance_id)
+            page = page.replace(f"{folder}/", f"{row.name}/")
         written = self._folder.page(f"{name}/timeline.html", page)
         if written is not None:
             self._found.pages.append(written)
@@ -181,6 +185,10 @@ class _Collector:
             copied = self._folder.copy(f"{where}/{log.name}", log)
             if copied is not None:
                 self._found.copies[str(log)] = str(copied)
+        for kept in sorted(logs.glob("guest-*/")):
+            for log in sorted(kept.iterdir()):
+                self._folder.copy(f"{where}/{kept.name}/{log.name}", log)
+            self._found.copies[str(kept)] = str(self._folder.path / where / kept.name)
         hypervisor = self._lab.hypervisor
         xml = hypervisor.describe(context.domain)
         if xml:

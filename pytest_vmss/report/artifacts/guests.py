@@ -1,41 +1,23 @@
-"""What is asked of a guest over SSH after a failure: its journal, cloud-init's logs, and more."""
+"""What guests are asked for after a failure: their journals, cloud-init's logs, and more."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from pytest_vmss.api.instance import Instance
-from pytest_vmss.clock import Deadline
 from pytest_vmss.concurrency import bounded
 from pytest_vmss.errors import error_text
+from pytest_vmss.guest.logs import LOGS
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.report.artifacts.folder import ArtifactFolder
 
 __all__ = ["GUEST_S", "ask_guest"]
 
-#: Seconds for the login and all commands together.
+#: Seconds for the login and all logs together, and for one of them.
 GUEST_S = 60.0
-#: Seconds for one command.
-_COMMAND_S = 30.0
-
-#: What is run as root, by the name of the file that holds the answer. Each is bounded.
-_COMMANDS: Mapping[str, str] = {
-    "journal.log": "journalctl --no-pager --boot --lines=20000 --output=short-precise "
-    "| tail -c 2000000",
-    "cloud-init.log": "tail -c 1000000 /var/log/cloud-init.log",
-    "cloud-init-output.log": "tail -c 1000000 /var/log/cloud-init-output.log",
-    "cloud-init-status.json": "head -c 1000000 /run/cloud-init/status.json",
-    # Each start of cloud-init costs seconds where guests are emulated.
-    "cloud-init-analyze.txt": "cloud-init analyze show 2>&1 | tail -c 500000",
-    "extensions.log": "find /var/log/azure -type f -name '*.log' -exec tail -v -c 100000 {} + "
-    "2>/dev/null | tail -c 1000000",
-    "system.txt": "{ uptime; systemctl --failed --no-pager; df -h; free -m; ss -tlnp; ip -brief "
-    "address; } 2>&1 | tail -c 200000",
-}
+_EACH_S = 30.0
 
 
 def ask_guest(instance: Instance, folder: ArtifactFolder, where: str) -> None:
-    """Writes what a guest answers; what it does not answer in time is noted, and left out.
+    """Writes what a guest tells; what it does not tell in time is noted, and left out.
 
     Args:
         instance: The instance.
@@ -56,16 +38,8 @@ def ask_guest(instance: Instance, folder: ArtifactFolder, where: str) -> None:
 
 
 def _ask(instance: Instance, folder: ArtifactFolder, where: str) -> None:
-    deadline = Deadline(GUEST_S)
-    shell = instance.shell()
-    for name, command in _COMMANDS.items():
-        left = deadline.left()
-        if not left:
-            return
-        try:
-            done = shell.run(command, sudo=True, timeout=min(_COMMAND_S, left))
-        except Exception as error:  # noqa: BLE001 - the next command may be answered
-            folder.notes.append(f"{where}/{name}: {error_text(error)}")
-            continue
-        if done.stdout.strip():
-            folder.text(f"{where}/{name}", done.stdout)
+    for log in instance.logs(LOGS, timeout=GUEST_S, each=_EACH_S):
+        if log.problem:
+            folder.notes.append(f"{where}/{log.name}: {log.problem}")
+        elif log.text.strip():
+            folder.text(f"{where}/{log.name}", log.text)

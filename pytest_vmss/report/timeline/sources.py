@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
-from pytest_vmss.report.masking import masker_of
+from pytest_vmss.environment.lab_secrets import masker_of
 from pytest_vmss.report.timeline.console import ConsoleLog
 from pytest_vmss.report.timeline.page import render_page
 from pytest_vmss.report.timeline.reading import read_timeline
@@ -41,7 +41,7 @@ def set_timelines(
     known = lab.store.get(ScaleSetRecord, name.lower())
     set_id = known.unique_id if known is not None else records[-1].set_id if records else ""
     mine = [record for record in records if record.set_id == set_id][-most:]
-    consoles = list(_consoles(lab, name, masked or masker_of(lab)))
+    consoles = list(_consoles(lab, name, masked or masker_of(lab.environment)))
     return [
         read_timeline(lab.store, Operation(lab.environment, record.scale_set, record.id), consoles)
         for record in mine
@@ -57,7 +57,7 @@ def set_page(lab: Lab, name: str, *, title: str = "", notes: Sequence[str] = ())
         title: The page's title; that these are the set's operations by default.
         notes: Sentences beneath the title.
     """
-    masked = masker_of(lab)
+    masked = masker_of(lab.environment)
     timelines = set_timelines(lab, name, masked=masked)
     where = f"Lab {lab.paths.folder.name}."
     if len(timelines) == MOST_OPERATIONS:
