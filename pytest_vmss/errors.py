@@ -7,7 +7,8 @@ can use. A message says what happened, what was expected and what to do about it
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +49,15 @@ __all__ = [
     "is_host_trouble",
     "is_out_of_threads",
     "is_verdict",
+    "mask_error",
 ]
 
 
 #: Maximum number of problems in a :class:`ModelError`, and of characters of each.
 _TOLD_PROBLEMS = 100
 _PROBLEM_CHARS = 1000
+#: Attributes of errors that quote a guest.
+_QUOTES = ("console_tail", "errors", "evidence", "last", "stderr")
 #: Error numbers that mean the host is out of memory, processes, descriptors or disk space.
 _EXHAUSTED = frozenset(
     {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT}
@@ -444,6 +448,41 @@ def is_host_trouble(error: BaseException) -> bool:
 def is_out_of_threads(error: BaseException) -> bool:
     """Whether an error is CPython's if the host allows no more threads."""
     return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+
+
+def mask_error(error: BaseException, mask: Callable[[str], str]) -> None:
+    """Masks what an error and its causes quote of a guest, in place (M5).
+
+    The frames that raised an error of this package have had what the guest said, and would show
+    it in a traceback with local variables, so those are cleared.
+
+    Args:
+        error: The error, as it leaves the code that speaks with the guest.
+        mask: Masks a text.
+    """
+
+    def masked(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(masked(part) for part in value)
+        return mask(value) if isinstance(value, str) else value
+
+    for one in _with_causes(error):
+        one.args = tuple(masked(part) for part in one.args)
+        for name in _QUOTES:
+            if hasattr(one, name):
+                setattr(one, name, masked(getattr(one, name)))
+        if isinstance(error, VmssError):
+            traceback.clear_frames(one.__traceback__)
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, and all that a traceback shows as having led to it."""
+    found = [error]
+    for one in found:
+        yield one
+        for other in (one.__cause__, one.__context__):
+            if other is not None and all(other is not known for known in found):
+                found.append(other)
 
 
 def error_text(failure: BaseException) -> str:

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 __all__ = [
     "UnreadableError",
     "clean",
+    "ending",
     "listed",
     "looked_in",
     "one_line",
@@ -52,6 +53,7 @@ _ESCAPES = re.compile(
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f\n]{0,512}+(?:\x07|\x1b\\|\x9c)"  # strings
     r"|\x1b[ -/]++[0-~]|\x1b[0-~]"
 )
+_SPACE = re.compile(r"\s")
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 #: Unicode categories that are invisible or change how nearby text is displayed: controls,
@@ -132,6 +134,23 @@ def one_line(text: str | bytes, limit: int = _LINE_CHARS) -> str:
         limit: Maximum length of the result, in characters.
     """
     return " ".join(shown(text, limit).split())
+
+
+def ending(text: str, limit: int) -> str:
+    """Shortens a text to its end, without surrounding white space.
+
+    What is left of a word that was cut is left out: masking would not find half of a secret.
+
+    Args:
+        text: The text.
+        limit: Maximum length of the result, in characters.
+    """
+    text = text.strip()
+    if len(text) <= limit:
+        return text
+    end = text[1 - limit :]
+    word = _SPACE.search(end)
+    return "…" + (end[word.start() :] if word else "")
 
 
 def listed(names: Iterable[str], most: int = _LISTED) -> str:

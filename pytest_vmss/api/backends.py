@@ -21,7 +21,6 @@ from pytest_vmss.errors import (
 from pytest_vmss.file_server.blobs import Blobs, names_server
 from pytest_vmss.guest import SSH_PORT, Guest, LinuxGuest, SshAccess
 from pytest_vmss.guest.agent import guest_time, read_file, within
-from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.console_log import LogKeeper
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest_platform.config import PlatformFiles
@@ -217,7 +216,7 @@ class LocalBackends:
                 host_key=generation.host_key,
                 server=None if platform is None else lambda: platform.files.folder.stat().st_uid,
             ),
-            console=Console(machine.console, generation.console_from),
+            console=context.console(generation, generation.console_from),
             timeouts=lambda: context.timeouts,
             clock=self._clock,
             power_state=lambda: hypervisor.state(context.domain),
@@ -229,6 +228,7 @@ class LocalBackends:
             ask=partial(hypervisor.agent, context.domain),
             sightings=lambda: context.sightings(generation),
             serve=context.keep_served,
+            mask=context.mask,
         )
 
     @staticmethod

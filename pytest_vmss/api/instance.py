@@ -297,7 +297,7 @@ class Instance:
     @property
     def console(self) -> Console:
         """The console of its current OS disk."""
-        return Console(self._context.machine(self.record.generation).console)
+        return self._context.console(self.generation)
 
     def shell(self) -> Shell:
         """An SSH connection as the administrator; a new one after a disk swap or a new boot.
@@ -331,7 +331,7 @@ class Instance:
         if self._guest is None or self._guest[0] != mark:
             if self._guest is not None:
                 self._guest[1].close()
-            self._guest = (mark, self._environment.make_guest(self._context, generation))
+            self._guest = (mark, self._context.new_guest(generation))
         return self._guest[1]
 
     @cached_property
@@ -359,7 +359,7 @@ class Instance:
             name="runCommand", publisher=RunCommandLinux.publisher, type=RunCommandLinux.type,
             type_handler_version="1.0", settings={"script": script.splitlines()},
         )  # fmt: skip
-        guest = self._environment.make_guest(self._context, self.generation)
+        guest = self._context.new_guest(self.generation)
         try:
             result = guest.run_extension(extension, secrets.token_hex(8), timeout)
         finally:

@@ -240,6 +240,11 @@ class Scope:
         if definition is None:
             if (reason := unavailable_reason(call.name)) is not None:
                 raise UnavailableError(reason)
+            if self.names.default_function(call.name) is not None:
+                raise TemplateError(
+                    f"calls {one_line(call.name)}(), which Azure allows in the default values of "
+                    "parameters alone; make it one's"
+                )
             raise TemplateError(f"calls {one_line(call.name)}(), and there is no such function")
         declared = definition.get("parameters") or []
         if not isinstance(declared, list) or len(declared) != len(call.arguments):

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Protocol
 
 from pytest_vmss.clock import Clock
+from pytest_vmss.environment.masked_guest import MaskedGuest
+from pytest_vmss.environment.masking import masker
 from pytest_vmss.environment.observers import Observers
 from pytest_vmss.environment.revisions import Revision, Revisions
 from pytest_vmss.environment.traffic import Traffic
-from pytest_vmss.errors import NotFoundError
+from pytest_vmss.errors import NotFoundError, VmssError
 from pytest_vmss.gallery import ImageStore
 from pytest_vmss.guest import Check, Guest
+from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.keys import KeyPair
 from pytest_vmss.guest_platform import launcher
 from pytest_vmss.guest_platform.config import Platform, PlatformFiles
@@ -251,8 +254,33 @@ class InstanceContext:
     def guest(self, generation: GenerationRecord) -> Guest:
         """The guest of a generation; one connection serves all steps (a login costs seconds)."""
         if generation.number not in self._guests:
-            self._guests[generation.number] = self.environment.make_guest(self, generation)
+            self._guests[generation.number] = self.new_guest(generation)
         return self._guests[generation.number]
+
+    def new_guest(self, generation: GenerationRecord) -> Guest:
+        """The guest of a generation, with a connection of its own."""
+        return MaskedGuest(self.environment.make_guest(self, generation), self.mask)
+
+    def console(self, generation: GenerationRecord, start: int = 0) -> Console:
+        """The console of a generation.
+
+        Args:
+            generation: The generation.
+            start: Bytes at its start to ignore.
+        """
+        path = self.environment.paths.console(self.scale_set, self.instance_id, generation.number)
+        return Console(path, start, mask=self.mask)
+
+    def mask(self, text: str) -> str:
+        """Masks the secrets of the set's models in a text that its guest may have written (M5)."""
+        if not text:
+            return text
+        try:
+            newest = self.environment.set_record(self.scale_set).revision
+            mask = self.environment.revisions.masker(self.set_id, newest)
+        except VmssError:  # the set is gone, or cannot be read
+            mask = masker(revision.model for revision in self.environment.revisions.known())
+        return mask(text)
 
     def leave(self) -> None:
         """Closes the connections to guests."""

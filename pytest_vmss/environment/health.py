@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -173,7 +173,16 @@ def _sources(
         sources[_STATE] = _Source(partial(_own_state, context), every=HEALTH_INTERVAL)
     if check is not None:
         sources[_OWN] = _Source(partial(_check, context, check))
-    return sources
+    return {
+        name: replace(source, look=partial(_masked, context, source.look))
+        for name, source in sources.items()
+    }
+
+
+def _masked(context: InstanceContext, look: Callable[[], Observation]) -> Observation:
+    """An observation that shows no secret, whatever a guest or a suite's check says (M5)."""
+    seen = look()
+    return replace(seen, detail=context.mask(seen.detail))
 
 
 def _not_running(context: InstanceContext) -> Observation | None:

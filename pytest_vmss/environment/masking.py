@@ -1,4 +1,4 @@
-"""Masks secrets in whole files: by their form, and by the values that models declare secret (M5)."""
+"""Masks secrets in texts of any length: by their form, and by the values that models hold (M5)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from itertools import product
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from pytest_vmss.environment.environment import Environment
 from pytest_vmss.guest.extensions.command import secret_words
 from pytest_vmss.model import ScaleSetModel
 from pytest_vmss.secrecy import SecretText, mask, named_values
-from pytest_vmss.store import ModelRecord
 from pytest_vmss.untrusted import clean
 
-__all__ = ["mask_lines", "masker", "masker_of"]
+__all__ = ["mask_lines", "masker", "value_masker"]
 
 #: Characters that are searched at once, longer lines apart; :func:`mask` hides longer texts as a
 #: whole.
@@ -34,6 +32,8 @@ _SECRET_CHARS = 6
 _LINE_CHARS = 16
 #: No secret, however written, is shorter than its first characters, by which it is found.
 _HEAD_CHARS = 5
+#: Where a text was cut off, maybe within a secret.
+_CUT = "…"
 #: How programs write what HTML gives a meaning to, in JSON that may become part of a page.
 _JSON_IN_HTML = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&"}
 _APOSTROPHES = ("'", "&#x27;", "&#39;", "&apos;")
@@ -49,7 +49,17 @@ _LINE_END = re.compile(r"\n(?=\S)")
 
 
 def masker(models: Iterable[ScaleSetModel]) -> Callable[[str], str]:
-    """Returns a function that masks what is secret in a text.
+    """Returns a function that masks what is secret in a text, by its form or by its value.
+
+    Args:
+        models: Models whose secrets are replaced; see :func:`value_masker`.
+    """
+    mask_values = value_masker(models)
+    return lambda text: mask_lines(mask_values(text))
+
+
+def value_masker(models: Iterable[ScaleSetModel]) -> Callable[[str], str]:
+    """Returns a function that masks the secrets of models in a text.
 
     Args:
         models: Models whose secrets are replaced wherever they occur, also as JSON, XML, URIs,
@@ -65,7 +75,7 @@ def masker(models: Iterable[ScaleSetModel]) -> Callable[[str], str]:
     forms: dict[str, list[str]] = {}
     for form in sorted({form for value in found for form in _forms(value)}, key=len, reverse=True):
         forms.setdefault(form[:_HEAD_CHARS], []).append(form)
-    return lambda text: mask_lines(_without(text, forms))
+    return lambda text: _without(text, forms)
 
 
 def _without(text: str, forms: Mapping[str, Sequence[str]]) -> str:
@@ -77,16 +87,21 @@ def _without(text: str, forms: Mapping[str, Sequence[str]]) -> str:
     """
     size = _HEAD_CHARS
     likely = [at for at in range(len(text) - size + 1) if text[at : at + size] in forms]
+    cut = text.find(_CUT)
     parts: list[str] = []
     end = 0  # of what has been copied or hidden
     for begin in likely:
         known = forms[text[begin : begin + size]]
         form = next((form for form in known if text.startswith(form, begin)), None)
+        stop = begin + len(form or "")
         if form is None:
-            continue
+            cut = text.find(_CUT, begin) if 0 <= cut < begin else cut
+            if cut < 0 or not any(one.startswith(text[begin:cut]) for one in known):
+                continue
+            stop = cut
         if begin >= end:  # else it overlaps with another, and both are hidden
             parts += (text[end:begin], "***")
-        end = max(end, begin + len(form))
+        end = max(end, stop)
     return "".join((*parts, text[end:]))
 
 
@@ -139,19 +154,6 @@ def _base64_forms(data: bytes) -> Iterator[str]:
     for before in range(3):
         first, last = -(-before * 8 // 6), (before + len(data)) * 8 // 6
         yield base64.b64encode(bytes(before) + data).decode()[first:last]
-
-
-def masker_of(environment: Environment) -> Callable[[str], str]:
-    """Masks what any revision of any of a lab's models declares to be secret.
-
-    These are those of sets that exist, and of deleted ones whose models this process has read.
-    """
-    revisions = environment.revisions
-    models = [revision.model for revision in revisions.known()]
-    for record in environment.store.select(ModelRecord):
-        with contextlib.suppress(Exception):  # of a broken record no more is known
-            models.append(revisions.get(record.set_id, record.revision).model)
-    return masker(models)
 
 
 def mask_lines(text: str) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
+from pytest_vmss.environment.masking import masker
 from pytest_vmss.errors import NotFoundError
 from pytest_vmss.model import Cluster, LoadBalancer, Probe, ScaleSetModel
 from pytest_vmss.model.load_balancer import LoadBalancingRule, served_rules
@@ -13,6 +16,9 @@ from pytest_vmss.store import ModelRecord, Store
 from pytest_vmss.store.queries import find_scale_set
 
 __all__ = ["Revision", "Revisions"]
+
+#: Texts that are remembered with their secrets masked; a poll has the same answer many times.
+_MASKED_TEXTS = 256
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Revisions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._revisions: dict[tuple[str, int], Revision] = {}
+        self._maskers: dict[str, tuple[int, Callable[[str], str]]] = {}
 
     def get(self, set_id: str, number: int) -> Revision:
         """Returns a revision of a set's model.
@@ -73,6 +80,27 @@ class Revisions:
     def known(self) -> list[Revision]:
         """Returns the revisions that this process has read, also of sets that are deleted by now."""
         return list(self._revisions.values())
+
+    def masker(self, set_id: str, newest: int) -> Callable[[str], str]:
+        """Returns a function that masks what a set's models hold as secret in its guests' texts (M5).
+
+        A guest may still have what an earlier revision gave it.
+
+        Args:
+            set_id: The set's ``unique_id``.
+            newest: Number of its newest revision.
+        """
+        known = self._maskers.get(set_id)
+        if known is not None and known[0] == newest:
+            return known[1]
+        models = []
+        for number in range(1, newest + 1):
+            with contextlib.suppress(NotFoundError):
+                models.append(self.get(set_id, number).model)
+        mask = lru_cache(_MASKED_TEXTS)(masker(models))
+        if not self._store.in_transaction:
+            self._maskers[set_id] = (newest, mask)
+        return mask
 
     def current(self, scale_set: str) -> Revision:
         """Returns the current revision of a set's model.

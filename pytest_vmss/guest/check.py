@@ -16,6 +16,7 @@ from pytest_vmss.clock import Interrupted
 from pytest_vmss.concurrency import bounded
 from pytest_vmss.errors import BootError, GuestCommandError, HostError, HypervisorError, error_text
 from pytest_vmss.guest.runner import Runner
+from pytest_vmss.untrusted import ending, shown
 
 __all__ = ["Check", "judge", "run_command_check", "run_function_check"]
 
@@ -49,7 +50,7 @@ def run_command_check(command: str, runner: Runner, *, timeout: float) -> tuple[
         GuestCommandError: The connection broke, or the command timed out.
     """
     done = runner.run(command, timeout=timeout)
-    told = (done.stdout + done.stderr).strip()[-_TOLD_CHARS:]
+    told = ending(done.stdout + done.stderr, _TOLD_CHARS)
     seen = f"`{command}` ended with status {done.exit_code}"
     return done.exit_code == 0, f"{seen}: {told}" if told else seen
 
@@ -82,10 +83,10 @@ def run_function_check(
         wrong = bounded(
             partial(judge, partial(check, host), passes_on=_says_nothing),
             what="the function", timeout=timeout, pulse=pulse,
-        )[:_TOLD_CHARS]  # fmt: skip
+        )  # fmt: skip
     except TimeoutError as error:
         wrong = str(error)
-    return not wrong, f"{name}: {wrong}" if wrong else f"{name} holds"
+    return not wrong, f"{name}: {shown(wrong, _TOLD_CHARS)}" if wrong else f"{name} holds"
 
 
 def judge(

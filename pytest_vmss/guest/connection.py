@@ -67,6 +67,7 @@ class Connection:
         clock: The lab's clock.
         factor: How many times slower the guest is than under KVM.
         serve: Makes sure that its network is there.
+        mask: Masks the secrets in a text of its own that becomes part of an error.
 
     Attributes:
         login_limit: Timeout of a login and of a short command, in seconds.
@@ -80,12 +81,14 @@ class Connection:
         clock: Clock,
         factor: float = 1.0,
         serve: Callable[[], None] = lambda: None,
+        mask: Callable[[str], str] = str,
     ) -> None:
         self.watch = watch
         self.clock = clock
         self.login_limit = _LOGIN_S * factor
         self._access = access
         self._serve = serve
+        self._mask = mask
         self._shell: Shell | None = None
         self._connecting = threading.Lock()
 
@@ -169,6 +172,7 @@ class Connection:
                 server=access.server,
                 name=self.name,
                 timeout=self.login_limit,
+                mask=self._mask,
             )
         except HostKeyMismatchError as error:
             told = (

@@ -6,12 +6,12 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from pytest_vmss.guest.console_log import LogPosition
-from pytest_vmss.untrusted import clean
+from pytest_vmss.untrusted import clean, ending
 
 __all__ = ["Console", "Trouble"]
 
@@ -59,10 +59,12 @@ class Console:
     Args:
         path: The log; it need not exist yet.
         start: Bytes at the start to ignore, which are from earlier boots.
+        mask: Masks the secrets in what is shown of it.
     """
 
-    def __init__(self, path: Path, start: int = 0) -> None:
+    def __init__(self, path: Path, start: int = 0, *, mask: Callable[[str], str] = str) -> None:
         self.path = path
+        self._mask = mask
         self._start = start
         self._lock = threading.Lock()
         self._position = LogPosition(start)
@@ -141,9 +143,9 @@ class Console:
             size = os.fstat(descriptor).st_size
             begin = max(min(self._start, size), size - _TAIL_BYTES)
             text = os.pread(descriptor, _TAIL_BYTES, begin)
-        told = clean(text.decode(errors="replace")).split("\n")
-        cut = [line.rstrip()[:_LINE_CHARS] for line in told]
-        return "\n".join([line for line in cut if line][-lines:])
+        told = ending(clean(text.decode(errors="replace")), _TAIL_BYTES - 1)
+        last = [line for line in map(str.rstrip, told.split("\n")) if line][-lines:]
+        return "\n".join(line[:_LINE_CHARS] for line in self._mask("\n".join(last)).split("\n"))
 
 
 def _trouble_in(text: bytes) -> Trouble | None:

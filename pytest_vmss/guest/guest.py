@@ -53,6 +53,7 @@ class LinuxGuest:
         ask: Sends a command to its guest agent; None if it has none.
         sightings: Returns what Azure's platform saw of it; None if it has no platform (O2).
         serve: Makes sure that its network is there.
+        mask: Masks the secrets in a text of its own that becomes part of an error.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class LinuxGuest:
         ask: Ask | None = None,
         sightings: Callable[[], Sightings | None] = lambda: None,
         serve: Callable[[], None] = lambda: None,
+        mask: Callable[[str], str] = str,
     ) -> None:
         self.name = name
         self._timeouts = timeouts
@@ -85,6 +87,7 @@ class LinuxGuest:
             clock=clock,
             factor=factor,
             serve=serve,
+            mask=mask,
         )
         self._boot = Boot(self._connection, agent_connected=agent_connected, sightings=sightings)
         self._extensions = ExtensionRunner(

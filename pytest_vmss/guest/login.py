@@ -39,6 +39,7 @@ def log_in(
     name: str,
     timeout: float,
     server: Callable[[], int] | None = None,
+    mask: Callable[[str], str] = str,
 ) -> Shell | None:
     """Tries once to log in.
 
@@ -53,6 +54,7 @@ def log_in(
         timeout: For the login, in seconds, once the server answers.
         server: Returns the user id whose process must be at the other end if there is no host
             key to tell the guest by.
+        mask: Masks the secrets in a text of the guest's that becomes part of an error.
 
     Returns:
         The connection; None if no server answers yet, or it does not let the user in yet.
@@ -94,7 +96,7 @@ def log_in(
                 ) from error
             return None
         failed.pop_all()
-    return Shell(transport, name, f"{shown.get_name()} {shown.get_base64()}")
+    return Shell(transport, name, f"{shown.get_name()} {shown.get_base64()}", mask)
 
 
 def _dial(address: str, port: int) -> socket.socket | None:

@@ -26,11 +26,14 @@ from pytest_vmss.guest.transport import (
     transport_errors,
 )
 from pytest_vmss.guest.tunnel import Tunnel
+from pytest_vmss.untrusted import ending
 
 __all__ = ["OUTPUT_BYTES", "Shell"]
 
 #: Maximum number of bytes that a command may write to each of its outputs.
 OUTPUT_BYTES = 64 * 1024 * 1024
+#: Characters of a failed command's standard error that are kept, and those in the message.
+_STDERR_CHARS, _TOLD_CHARS = 64 * 1024, 500
 #: Timeout in seconds for a connection to the lab's file server.
 _CONNECT_S = 2.0
 #: Timeout in seconds for the guest's answer to a forwarding request.
@@ -48,10 +51,17 @@ class Shell:
         host_key: The key that the guest's server showed, in OpenSSH's format.
     """
 
-    def __init__(self, transport: GuestTransport, name: str, host_key: str) -> None:
+    def __init__(
+        self,
+        transport: GuestTransport,
+        name: str,
+        host_key: str,
+        mask: Callable[[str], str] = str,
+    ) -> None:
         self.host_key = host_key
         self._transport = transport
         self._name = name
+        self._mask = mask
         self._tunnels: dict[int, Tunnel] = {}
         self._commands = 0
         self._counting = threading.Lock()
@@ -219,11 +229,12 @@ class Shell:
         """
         result = self.run(command, stdin=stdin, sudo=sudo, timeout=timeout, most=most)
         if result.exit_code != 0:
+            stderr = self._mask(ending(result.stderr, _STDERR_CHARS))
             raise GuestCommandError(
-                f"`{command}` ended with status {result.exit_code}: {result.stderr.strip()[-500:]}",
+                f"`{command}` ended with status {result.exit_code}: {ending(stderr, _TOLD_CHARS)}",
                 instance=self._name,
                 exit_code=result.exit_code,
-                stderr=result.stderr,
+                stderr=stderr,
             )
         return result.stdout
 

@@ -12,7 +12,7 @@ from pytest_vmss.errors import GuestCommandError, HypervisorError, WaitTimeoutEr
 from pytest_vmss.guest.agent import Ask, run_program
 from pytest_vmss.guest.boot_facts import FACT_CHARS
 from pytest_vmss.guest.connection import Connection
-from pytest_vmss.untrusted import one_line
+from pytest_vmss.untrusted import ending, one_line
 
 __all__ = ["wake"]
 
@@ -46,7 +46,7 @@ def wake(connection: Connection, ask: Ask | None) -> str:
     done = connection.runner().run(shlex.join(program), stdin=_now(), sudo=True, timeout=limit)
     if done.exit_code != 0:
         raise GuestCommandError(
-            f"its clock and random seed could not be set after its restore: {done.stderr.strip()[-_TOLD_CHARS:]}",
+            f"its clock and random seed could not be set after its restore: {ending(done.stderr, _TOLD_CHARS)}",
             instance=connection.name, exit_code=done.exit_code, stderr=done.stderr,
         )  # fmt: skip
     return one_line(done.stdout, FACT_CHARS)

@@ -23,6 +23,7 @@ from pytest_vmss.model.load_balancer import (
     probe_names,
     served_rules,
 )
+from pytest_vmss.model.other_documents import refuse_other_documents
 from pytest_vmss.model.reading import OPAQUE, copied, label_of, read
 from pytest_vmss.model.refusals import check_kind
 from pytest_vmss.model.scale_set import AzureModel, ScaleSetModel
@@ -159,6 +160,7 @@ def load_document(
     custom_data, parameters = seal_text(custom_data), seal_parameters(parameters)
     label = label_of(source, "the model")
     raw = read(source, label)
+    refuse_other_documents(raw, label)
     made = _expanded(raw, source, label, parameters, supply)
     body = _flatten(raw if made is None else copied(made.scale_set(name, label), label))
     if name is not None:
@@ -247,6 +249,7 @@ def read_change(
     source, parameters = seal(source), seal_parameters(parameters)
     label = label_of(source, "the change")
     raw = read(source, label)
+    refuse_other_documents(raw, label)
     made = _expanded(raw, source, label, parameters, None, is_change=True)
     flat = _flatten(raw if made is None else copied(made.scale_set(name, label), label))
     spelled = spell(ScaleSetModel, flat, in_template=made is not None, catch_misspelt=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,7 +118,8 @@ def read(source: Any, label: str, expected: str = "a valid scale set") -> dict[s
     source = seal(source)
     data = refusals(lambda: _checked(_load(source)), label, expected)
     if not isinstance(data, dict):
-        raise _error("$", f"must be an object, is {kind_of(data)}", label, expected)
+        hint = "; give one of its items" if isinstance(data, list) else ""
+        raise _error("$", f"must be an object, is {kind_of(data)}{hint}", label, expected)
     return data
 
 
@@ -186,6 +187,7 @@ def _parsed(text: SecretText, *, is_json: bool) -> object:
     raise _RefusedError("$", message)
 
 
+_MERGE = "tag:yaml.org,2002:merge"
 #: Our own descriptions, since the errors' messages quote the document (M5).
 _PROBLEMS: tuple[tuple[type[yaml.MarkedYAMLError], str], ...] = (
     (yaml.scanner.ScannerError, "a character or an indentation is not what YAML takes there"),
@@ -272,7 +274,25 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _SafeLoader.construct_yam
 
 def _json(text: str) -> object:
     """Loads JSON as ARM takes it: with comments, trailing commas, and texts of several lines."""
-    return json.loads(without_comments(text), strict=False)
+    return json.loads(without_comments(text), strict=False, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twice(pairs)
+    return dict(pairs)
+
+
+def _refuse_twice(pairs: Iterable[tuple[str, object]]) -> None:
+    """Refuses an object that has two values of one name: which of them counts would be a guess.
+
+    Raises:
+        _RefusedError: It has.
+    """
+    known = dict[str, object]()
+    for name, value in pairs:
+        if known.setdefault(name, value) != value:
+            told = f"gives {one_line(mask(name))!r} twice in one object, with other values"
+            raise _RefusedError("$", told)
 
 
 def _yaml(text: str) -> object:
@@ -302,7 +322,35 @@ def _yaml(text: str) -> object:
             values += 1
         if values > 2 * MAX_VALUES:  # keys count here too
             raise _RefusedError("$", f"holds more than {MAX_VALUES} values, aliases followed")
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of a safe loader
+    return _constructed(text)
+
+
+def _constructed(text: str) -> object:
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_twice_in(node, set())
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_twice_in(node: yaml.Node, visited: set[int]) -> None:
+    """Refuses a document in which a mapping has a name twice, before merge keys are followed."""
+    if id(node) in visited or isinstance(node, yaml.ScalarNode):
+        return
+    visited.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        _refuse_twice(
+            (name.value, value.value if isinstance(value, yaml.ScalarNode) else id(value))
+            for name, value in node.value
+            if isinstance(name, yaml.ScalarNode) and name.tag != _MERGE
+        )
+    for part in node.value:
+        for each in part if isinstance(node, yaml.MappingNode) else (part,):
+            _refuse_twice_in(each, visited)
 
 
 def copied(value: object, label: str) -> Any:

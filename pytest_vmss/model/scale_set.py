@@ -28,6 +28,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from pytest_vmss.model.durations import Duration
 from pytest_vmss.model.names import (
     AdminName,
     KeyData,
@@ -190,9 +191,7 @@ class RollingUpgradePolicy(AzureModel):
     max_unhealthy_instance_percent: Annotated[int, Field(ge=5, le=100)] = 20
     max_unhealthy_upgraded_instance_percent: Annotated[int, Field(ge=0, le=100)] = 20
     # Azure documents no maximum; a day is far longer than any rehearsal waits.
-    pause_time_between_batches: Annotated[
-        timedelta, Field(ge=timedelta(0), le=timedelta(days=1))
-    ] = timedelta(0)
+    pause_time_between_batches: Annotated[timedelta, Duration("PT0S", "P1D")] = timedelta(0)
     enable_cross_zone_upgrade: bool = False
     prioritize_unhealthy_instances: bool = False
     rollback_failed_instances_on_policy_breach: bool = False
@@ -391,27 +390,21 @@ class ExtensionProfile(AzureModel):
     """The VM extensions of each instance."""
 
     extensions: Annotated[list[Extension], Field(max_length=100)] = []
-    extensions_time_budget: (
-        Annotated[timedelta, Field(ge=timedelta(minutes=15), le=timedelta(minutes=120))] | None
-    ) = None
+    extensions_time_budget: Annotated[timedelta, Duration("PT15M", "PT2H")] | None = None
 
 
 class OSImageNotificationProfile(AzureModel):
     """Whether guests are told before their OS disk is replaced (O4)."""
 
     enable: bool = False
-    not_before_timeout: Annotated[timedelta, Field(gt=timedelta(0), le=timedelta(minutes=15))] = (
-        timedelta(minutes=15)
-    )
+    not_before_timeout: Annotated[timedelta, Duration("PT1S", "PT15M")] = timedelta(minutes=15)
 
 
 class TerminateNotificationProfile(AzureModel):
     """Whether guests are told before their instance is deleted (O4)."""
 
     enable: bool = False
-    not_before_timeout: Annotated[
-        timedelta, Field(ge=timedelta(minutes=5), le=timedelta(minutes=15))
-    ] = timedelta(minutes=5)
+    not_before_timeout: Annotated[timedelta, Duration("PT5M", "PT15M")] = timedelta(minutes=5)
 
 
 class ScheduledEventsProfile(AzureModel):
@@ -443,9 +436,7 @@ class AutomaticRepairsPolicy(AzureModel):
     """How unhealthy instances are repaired (K1)."""
 
     enabled: bool = False
-    grace_period: Annotated[
-        timedelta, Field(ge=timedelta(minutes=10), le=timedelta(minutes=90))
-    ] = timedelta(minutes=10)
+    grace_period: Annotated[timedelta, Duration("PT10M", "PT90M")] = timedelta(minutes=10)
     repair_action: Literal["Replace", "Reimage", "Restart"] = "Replace"
 
 

@@ -6,8 +6,8 @@ A failure here is told, and never becomes a test's.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,8 @@ class ArtifactsPlugin:
             return report
         if report.when == "call" or report.failed:
             self._add_properties(item, report)
+        if report.failed or known.failed:
+            self._mask(known, report)
         if report.failed:
             known.failed = True
             self.collect(item)
@@ -167,6 +169,19 @@ class ArtifactsPlugin:
             if not known.told:
                 self._explain(known, report)
         return report
+
+    def _mask(self, known: _Known, report: pytest.TestReport) -> None:
+        """Masks the lab's secrets in the failure, whoever has quoted them (M5)."""
+        if self._lab is None:
+            return
+        try:
+            from pytest_vmss.environment.lab_secrets import value_masker_of
+
+            mask = value_masker_of(self._lab.environment)
+            report.longrepr = _masked(report.longrepr, mask)
+            report.sections = _masked(report.sections, mask)
+        except Exception as error:  # noqa: BLE001 - what is reported is the test's own failure
+            known.trouble = _words(error)
 
     def _explain(self, known: _Known, report: pytest.TestReport) -> None:
         """Adds the few lines that matter, and names the folder."""
@@ -252,6 +267,18 @@ def _texts(report: pytest.TestReport) -> Iterable[list[str]]:
         for entry in getattr(traceback, "reprentries", ()):
             if isinstance(getattr(entry, "lines", None), list):
                 yield entry.lines
+
+
+def _masked(part: Any, mask: Callable[[str], str]) -> Any:
+    """Masks the texts in what pytest shows of a failure, in place where it has attributes."""
+    if isinstance(part, str):
+        return mask(part)
+    if isinstance(part, (list, tuple)):
+        return type(part)(_masked(each, mask) for each in part)
+    if is_dataclass(part) and not isinstance(part, type):
+        for each in fields(part):
+            setattr(part, each.name, _masked(getattr(part, each.name), mask))
+    return part
 
 
 def _relative(path: Path) -> str:

@@ -21,8 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_vmss.api.lab import Lab
+from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.guest.console import Console as SerialConsole
-from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.operations import KINDS
 from pytest_vmss.report.say import plain, say
 from pytest_vmss.report.step_times import StepTimes
@@ -68,7 +68,7 @@ class LiveView:
         store: The lab's store, which is only read.
         console: Where to print.
         times: What steps took before; it learns from what it sees.
-        paths: The lab's paths, where the instances' serial consoles are.
+        serial: Returns the serial console of an instance's OS disk; None shows none.
         column: Returns the width of an unfinished line that something else has written to the
             same terminal; see :meth:`writing`.
     """
@@ -79,13 +79,13 @@ class LiveView:
         console: Console,
         *,
         times: StepTimes | None = None,
-        paths: LabPaths | None = None,
+        serial: Callable[[GenerationRecord], SerialConsole] | None = None,
         column: Callable[[], int] = lambda: 0,
     ) -> None:
         self._store = store
         self._console = console
         self._times = times or StepTimes()
-        self._paths = paths
+        self._serial_of = serial
         self._column = column
         self._start = time.monotonic()
         self._last = max((event.id for event in store.last_events(None, 1)), default=0)
@@ -105,7 +105,12 @@ class LiveView:
     def of(cls, lab: Lab, console: Console, *, column: Callable[[], int] = lambda: 0) -> Self:
         """A view of a lab, which remembers in its cache folder what steps take."""
         times = StepTimes(lab.settings.cache_dir / "step-times.json")
-        return cls(lab.store, console, times=times, paths=lab.paths, column=column)
+
+        def serial(generation: GenerationRecord) -> SerialConsole:
+            name, number = generation.scale_set, generation.instance_id
+            return InstanceContext(lab.environment, name, number).console(generation)
+
+        return cls(lab.store, console, times=times, serial=serial, column=column)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -302,7 +307,7 @@ class LiveView:
     def _last_line(self) -> Text | None:
         """The last line of the console of the instance that is slowest against what is usual."""
         busy = [(name, row) for name, row in self._rows.items() if self._is_busy(name)]
-        if self._paths is None or not busy:
+        if self._serial_of is None or not busy:
             return None
         now = time.monotonic()
 
@@ -311,12 +316,12 @@ class LiveView:
 
         name, row = max(busy, key=lateness)
         key = (row.scale_set.lower(), row.instance_id)
-        numbers = [each.number for each in self._store.select(GenerationRecord, *key)]
-        if not numbers:
+        known = self._store.select(GenerationRecord, *key)
+        if not known:
             return None
-        path = self._paths.console(row.scale_set, row.instance_id, max(numbers))
-        if self._serial is None or self._serial.path != path:
-            self._serial = SerialConsole(path)
+        serial = self._serial_of(max(known, key=lambda each: each.number))
+        if self._serial is None or self._serial.path != serial.path:
+            self._serial = serial
         said = self._serial.tail(1)
         if not said:
             return None

@@ -9,7 +9,6 @@ from typing import ClassVar
 from pytest_vmss.clock import Deadline, run_concurrently
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import ExtensionError
-from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import find_handler, is_known
 from pytest_vmss.model import Extension, stages_of_extensions
 from pytest_vmss.model.extension_result import ExtensionResult
@@ -157,7 +156,7 @@ class RunExtensions:
             raise self._failure(context, counting[0])
 
     def _failure(self, context: InstanceContext, result: ExtensionResult) -> ExtensionError:
-        console = Console(context.machine(self.generation).console)
+        console = context.console(context.existing(self.generation))
         publisher, _, kind = result.type.rpartition(".")
         message = (
             f"VM has reported a failure when processing extension '{result.name}' (publisher "

@@ -10,7 +10,6 @@ from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.health import HEALTH_INTERVAL, HealthMonitor, HealthSources
 from pytest_vmss.errors import CloudInitError, InstanceError, UnhealthyError, WaitTimeoutError
 from pytest_vmss.guest.cloud_init import CloudInitResult
-from pytest_vmss.guest.console import Console
 from pytest_vmss.health import worst
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import GenerationRecord
@@ -48,7 +47,7 @@ class FinishCloudInit:
                 f"allowed? It says: {told or 'nothing'}"
             )
         if failure:
-            console = Console(context.machine(self.generation).console)
+            console = context.console(context.existing(self.generation))
             raise CloudInitError(
                 failure,
                 instance=context.name,
@@ -130,7 +129,7 @@ class AwaitHealth:
                 describe=lambda: worst(watch.last).detail,
             )
         except WaitTimeoutError as error:
-            console = Console(context.machine(self.generation).console)
+            console = context.console(context.existing(self.generation))
             raise UnhealthyError(
                 f"the application did not become healthy within {allowed}: "
                 f"{worst(watch.last).detail}{self._deaf_ports(context, health_sources)}",

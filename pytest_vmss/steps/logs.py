@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.environment.masking import masker_of
+from pytest_vmss.environment.lab_secrets import masker_of
 from pytest_vmss.errors import error_summary
 from pytest_vmss.guest.logs import LOG_BYTES, QUICK_LOGS
 from pytest_vmss.secrecy import mask

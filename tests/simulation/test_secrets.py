@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import html
 import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -63,6 +65,111 @@ def test_it(request, monkeypatch):
     request.getfixturevalue("scale_set")
 """,
 }
+#: What a guest prints in its own errors: secrets of the model, in the spellings of programs.
+_GUEST = """
+import base64, contextlib, json, sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from pytest_vmss.errors import CloudInitError, GuestCommandError, KernelPanicError
+from pytest_vmss.guest.cloud_init import CloudInitResult
+from pytest_vmss.guest.extensions import find_handler
+from pytest_vmss.health import Observation
+from pytest_vmss.model import Health
+from pytest_vmss.model.extension_result import ExtensionResult, Substatus
+from pytest_vmss.simulation.guest import SimulatedGuest
+from pytest_vmss.simulation.lab import SimulatedLab
+from tests.models import LOAD_BALANCER, web_model
+
+PASSWORD = "-".join(["s3cr3t", "f0r", "/", '"', "q&ts"])
+BASE64 = base64.b64encode(PASSWORD.encode()).decode()
+SPELLINGS = [PASSWORD, BASE64, quote(PASSWORD, safe=""), json.dumps(PASSWORD)[1:-1]]
+SAID = "denied: " + " | ".join(SPELLINGS)
+
+def model():
+    body = web_model(capacity=1)
+    profile = body["properties"]["virtualMachineProfile"]
+    text = "#cloud-config\\nchpasswd: {password: '" + PASSWORD + "'}\\n"
+    profile["osProfile"]["customData"] = base64.b64encode(text.encode()).decode()
+    entry = profile["extensionProfile"]["extensions"][0]["properties"]
+    entry["settings"] = {}
+    entry["protectedSettings"] = {"commandToExecute": "login '" + PASSWORD + "'"}
+    return body
+
+def cloud_init(self):
+    try:
+        answer = "x: " + SAID
+        raise GuestCommandError(answer, instance=self.name, exit_code=1, stderr=answer)
+    except GuestCommandError as error:
+        raise CloudInitError(
+            f"cloud-init ended in error: {SAID}", instance=self.name, errors=[SAID],
+            console_tail=SAID, log=Path("console.log"),
+        ) from error
+
+def degraded(self):
+    return CloudInitResult("degraded", (SAID, "x" * 960 + SAID), SAID)
+
+def boot(self, previous):
+    raise KernelPanicError(f"the kernel panicked: {SAID}", instance=self.name, console_tail=SAID)
+
+def extension(self, extension, run, timeout):
+    return ExtensionResult.of(
+        extension, "error", SAID, handler_message=SAID, exit_code=1,
+        version=find_handler(extension.publisher, extension.type).version,
+        substatuses=(Substatus(name="a", status="error", message=SAID),),
+    )
+
+def probe(self, name):
+    return Observation(Health.UNHEALTHY, SAID)
+
+WAYS = {
+    "boot": (SimulatedGuest, "wait_boot", boot),
+    "cloud-init": (SimulatedGuest, "wait_cloud_init", cloud_init),
+    "extension": (SimulatedGuest, "run_extension", extension),
+    "probe": (SimulatedLab, "probe", probe),
+}
+
+@pytest.fixture
+def patch(request, monkeypatch):
+    monkeypatch.setattr(*WAYS[request.param])
+
+@pytest.mark.parametrize("patch", WAYS, indirect=True)
+@pytest.mark.vmss(model=model(), load_balancer=LOAD_BALANCER)
+def test_never_comes_up(patch, scale_set):
+    pass
+
+@pytest.mark.parametrize("patch", WAYS, indirect=True)
+def test_is_rolled_back(vmss, request, scale_set, patch):
+    for path in vmss.paths.folder.rglob("console-*.log"):
+        path.write_text(SAID)
+    vmss.publish(f"1.{list(WAYS).index(request.node.callspec.params['patch']) + 1}.0")
+    upgrade = scale_set.wait_for_upgrade()
+    with contextlib.closing(sqlite3.connect(vmss.paths.database)) as database:
+        queries = (
+            "SELECT message FROM event",
+            "SELECT coalesce(error, '') FROM step",
+            "SELECT body FROM record WHERE kind != 'model'",
+        )
+        rows = [row for query in queries for row in database.execute(query)]
+    with Path("records.txt").open("a") as file:
+        print(*rows, upgrade.explain(), scale_set.os_upgrade_history(), file=file, sep="\\n")
+        print(scale_set[0].console.tail(), scale_set[0].instance_view(), file=file)
+    print(SAID)
+    said = SAID
+    assert upgrade.completed, said
+
+test_is_rolled_back = pytest.mark.vmss(model=model(), load_balancer=LOAD_BALANCER)(
+    test_is_rolled_back
+)
+
+def test_warns(vmss, monkeypatch):
+    monkeypatch.setattr(SimulatedGuest, "wait_cloud_init", degraded)
+    web = vmss.create(model(), load_balancer=LOAD_BALANCER)
+    warned = [event.message for event in vmss.store.events() if "degraded" in event.message]
+    assert warned == ["-"]
+"""
 _OPTIONS = (
     ("-vv", "--showlocals", "--tb=long", "--full-trace"),
     ("--showlocals", "--tb=auto", "-o", "junit_logging=all"),
@@ -86,6 +193,53 @@ def test_a_failing_suite_shows_no_secret(
     lines = [line for line in shown.splitlines() if SECRET in line]
     # The suite's own line that makes it.
     assert [line for line in lines if 'SECRET = "-".join(["' not in line] == []
+
+
+def _spellings(secret: str) -> tuple[str, ...]:
+    return (
+        secret,
+        base64.b64encode(secret.encode()).decode(),
+        quote(secret, safe=""),
+        json.dumps(secret)[1:-1],
+        html.escape(secret),
+        # What is left of one that was cut off.
+        secret[:8],
+    )
+
+
+@pytest.mark.parametrize("options", _OPTIONS, ids=" ".join)
+def test_what_a_guest_prints_of_its_secrets_is_masked(
+    pytester: pytest.Pytester, options: tuple[str, ...]
+) -> None:
+    """M5: in exceptions, events, records, the timeline, JUnit's file and on the terminal."""
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(_GUEST)
+    result = pytester.runpytest_inprocess(
+        "-p", "no:cacheprovider", "-p", "no:xdist", "--junitxml=junit.xml",
+        "--basetemp=lab", "-o", "tmp_path_retention_policy=all", *options,
+    )  # fmt: skip
+    assert result.parseoutcomes() == {"failed": 5, "errors": 4}
+    left = {
+        "terminal": result.stdout.str() + result.stderr.str(),
+        **{
+            str(path): path.read_text(errors="replace")
+            for path in pytester.path.rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc")
+        },
+    }
+    assert {Path(name).name for name in left} >= {
+        "junit.xml", "timeline.html", "events.jsonl", "summary.txt", "records.txt",
+    }  # fmt: skip
+    assert "denied: ***" in left["terminal"]
+    secret = "-".join(["s3cr3t", "f0r", "/", '"', "q&ts"])
+    shown = {
+        (name, line[:200])
+        for name, text in left.items()
+        for line in text.splitlines()
+        for spelling in _spellings(secret)
+        if spelling in line
+    }
+    assert shown == set()
 
 
 _COMPARISONS = {

@@ -159,7 +159,7 @@ def test_a_function_has_the_value_that_the_reference_gives(expression: str, valu
         ("resourceId('Microsoft.Network/loadBalancers/probes', 'lb')", "needs 2 names; given 1"),
         ("fail('no')", "fails: no"),
         ("format('{1}', 'a')", "names the argument 1"),
-        ("newGuid()", "no such function"),
+        ("newGuid()", "in the default values of parameters alone"),
         ("int('+-5')", "not a whole number"),
         ("int(json('NaN'))", "not JSON"),
         ("string(json('[1e400]'))", "not JSON"),

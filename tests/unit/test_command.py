@@ -255,3 +255,16 @@ def test_what_the_host_has_run_out_of_is_no_failure_of_an_extension(trouble: Exc
     with pytest.raises(type(trouble)):
         guarded(fails(trouble), lambda _: pytest.fail("it was judged"))  # type: ignore[arg-type]
     assert not is_verdict(trouble)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_long_output_ends_without_half_of_a_secret() -> None:
+    """M5: the guest sends the end of what the command printed, from the start of a word."""
+    secret = "s3cr3t" * 8
+    protected = EXTENSION.model_copy(
+        update={"settings": {}, "protected_settings": {"commandToExecute": f"login {secret}"}}
+    )
+    long = f"echo x {secret} {'y' * 2024} >&2; exit 3"
+    result = run_command(Target(Here(), SystemClock(), 20.0), protected, Command(long), run="1")
+    assert (result.exit_code, "s3cr" in result.message) == (3, False)
+    assert result.message.endswith(f"[stderr]\n… {'y' * 2024}")

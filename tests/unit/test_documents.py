@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +143,40 @@ def test_a_name_given_twice_is_refused() -> None:
         loaded(body)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '{"name": "a", "sku": {}, "name": "b"}'),
+        ("a.json", '{"sku": {"name": "a", "name": ["a"]}}'),
+        ("a.yaml", "name: a\nname: b\n"),
+        ("a.yaml", "sku: [{tier: x, name: a, 'name': b}]\n"),
+    ],
+)
+def test_a_name_given_twice_in_a_file_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    """A6: parsers take the last of them, and nobody would be told."""
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ModelError, match=r"\$: gives 'name' twice in one object"):
+        load_document(path)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.yaml"])
+def test_a_value_given_twice_is_no_guess(tmp_path: Path, name: str) -> None:
+    """P1: templates that people keep have such, and Azure takes them."""
+    path = tmp_path / name
+    path.write_text('{"tags": {"a": "b", "a": "b"}}')
+    assert read_part(path) == {"tags": {"a": "b"}}
+
+
+def test_yaml_may_override_what_it_merges(tmp_path: Path) -> None:
+    """A1: that is no name given twice."""
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "deep: {er: [&a {<<: &b {name: x}, name: y}, {<<: [*a, *b], name: z}]}\nsku: *a\n"
+    )
+    assert read_part(path)["sku"] == {"name": "y"}
+
+
 def test_locations_ids_and_images_are_compared_as_azure_does() -> None:
     """A1, C5."""
     old, new = loaded(web_model()), loaded({**web_model(), "location": "West Europe"})
@@ -260,3 +296,101 @@ def test_sets_of_generation_2_are_booted() -> None:
     model = loaded(web_model())
     assert obstacle_to(model) == ""
     assert "UEFI variables" in obstacle_to(model, "V2")
+
+
+_DURATIONS = {
+    "upgradePolicy.rollingUpgradePolicy.pauseTimeBetweenBatches": ("PT0S", "P1D"),
+    "automaticRepairsPolicy.gracePeriod": ("PT10M", "PT90M"),
+    "virtualMachineProfile.extensionProfile.extensionsTimeBudget": ("PT15M", "PT2H"),
+    "virtualMachineProfile.scheduledEventsProfile.terminateNotificationProfile.notBeforeTimeout": (
+        "PT5M", "PT15M",
+    ),
+    "virtualMachineProfile.scheduledEventsProfile.osImageNotificationProfile.notBeforeTimeout": (
+        "PT1S", "PT15M",
+    ),
+}  # fmt: skip
+
+
+def _with_duration(path: str, value: object) -> Any:
+    body = web_model()
+    part = body["properties"]
+    *parents, name = path.split(".")
+    for parent in parents:
+        part = part.setdefault(parent, {})
+    part[name] = value
+    return body
+
+
+@pytest.mark.parametrize("path", _DURATIONS)
+@pytest.mark.parametrize(
+    "value",
+    [10, 600, 900.5, "600", "00:10:00", "1 day", "pt10m", "PT10", "PT0,25H", "PT0.25H", " PT10M",
+     "P", "PT", "", True, []],
+)  # fmt: skip
+def test_durations_are_texts_of_iso_8601(path: str, value: object) -> None:
+    """A6: Azure takes nothing else, so 10 is neither seconds nor minutes here."""
+    with pytest.raises(ModelError) as refused:
+        loaded(_with_duration(path, value))
+    (problem,) = refused.value.problems
+    assert problem.path == f"$.{path}"
+    assert "must be a duration as ISO 8601 writes it, such as PT10M" in problem.message
+
+
+@pytest.mark.parametrize("path", _DURATIONS)
+def test_a_duration_that_azure_does_not_take_is_told_both_bounds(path: str) -> None:
+    """A6: the allowed range is told, as Azure writes it."""
+    least, most = _DURATIONS[path]
+    for value in (least, most):
+        loaded(_with_duration(path, value))
+    for value in ("-PT1S", "P3D", f"PT{'9' * 30}H"):
+        with pytest.raises(ModelError) as refused:
+            loaded(_with_duration(path, value))
+        (problem,) = refused.value.problems
+        assert f"must be a duration from {least} to {most}" in problem.message
+
+
+_SHOWN = {
+    "id": "/…/virtualMachineScaleSets/web", "name": "web", "location": "westeurope",
+    "sku": {"name": "Standard_B1s"}, "virtualMachineProfile": {},
+}  # fmt: skip
+_OTHERS: dict[str, tuple[Any, str]] = {
+    "az vmss list": ([_SHOWN], "; give one of its items"),
+    "az rest": ({"value": [_SHOWN], "nextLink": None}, "is a list of resources"),
+    "az vmss create": ({"vmss": _SHOWN}, "is what `az vmss create` prints"),
+    "what-if": ({"changes": [{"changeType": "Create", "after": _SHOWN}]}, "is a result of what-if"),
+    "what-if of the API": (
+        {"properties": {"changes": [{"changeType": "Create", "after": _SHOWN}]}},
+        "is a result of what-if",
+    ),
+    "parameters": (
+        {
+            "$schema": "https://schema.management.azure.com/schemas/2019-04-01/"
+            "deploymentParameters.json#",
+            "parameters": {},
+        },
+        "is a parameters file",
+    ),
+    "terraform show": ({"format_version": "1.0", "values": {}}, "is Terraform's"),
+    "terraform.tfstate": ({"terraform_version": "1.5.0", "resources": []}, "is Terraform's"),
+    "main.tf.json": (
+        {"resource": {"azurerm_linux_virtual_machine_scale_set": {}}}, "is Terraform's",
+    ),
+    "AzAPI": (
+        {"type": "Microsoft.Compute/virtualMachineScaleSets@2024-07-01", "body": _SHOWN},
+        "is a resource as AzAPI writes it",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _OTHERS)
+def test_another_document_is_told_by_what_it_is(tmp_path: Path, kind: str) -> None:
+    """P4: not as a set that lacks almost everything; for a change too."""
+    body, words = _OTHERS[kind]
+    path = tmp_path / "document.json"
+    path.write_text(json.dumps(body))
+    for load in (load_document, read_part):
+        with pytest.raises(ModelError) as refused:
+            load(path)
+        (problem,) = refused.value.problems
+        assert (problem.path, problem.code) == ("$", "InvalidRequestContent")
+        assert words in problem.message

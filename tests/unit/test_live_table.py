@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from pytest_vmss.clock import SystemClock
+from pytest_vmss.guest.console import Console as SerialConsole
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.report import LiveView, stage_table
 from pytest_vmss.report.step_times import StepTimes
@@ -207,7 +208,14 @@ def test_the_slowest_instances_console_is_shown(store: Store, tmp_path: Path) ->
     terminal, times, paths = Terminal(), StepTimes(), LabPaths(tmp_path / "lab")
     times.learn("swap: boot", 600.0)
     times.learn("swap: cloud-init", 0.0)
-    view = view_on(terminal, store, times=times, paths=paths)
+    view = view_on(
+        terminal,
+        store,
+        times=times,
+        serial=lambda each: SerialConsole(
+            paths.console(each.scale_set, each.instance_id, each.number)
+        ),
+    )
     begin(store)
     for number, step in enumerate(("boot", "cloud-init")):
         instance(store, "web", number)

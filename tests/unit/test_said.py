@@ -39,6 +39,7 @@ from pytest_vmss.store import Store
 from pytest_vmss.untrusted import (
     UnreadableError,
     clean,
+    ending,
     one_line,
     read_json,
     read_json_file,
@@ -505,3 +506,17 @@ def test_the_live_view_shows_words_not_markup(tmp_path: Path) -> None:
     assert "[/nothing]" in told
     assert "\x1b]" not in told
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (" short \n", "short"),
+        ("s3cr3tpassword was wrong", "… was wrong"),
+        ("wrong password:\ns3cr3t is not it", "…\ns3cr3t is not it"),
+        ("x" * 50, "…"),
+    ],
+)
+def test_a_long_text_ends_without_a_part_of_a_word(text: str, told: str) -> None:
+    """M5: masking would not recognize half of a secret."""
+    assert ending(text, 21) == told

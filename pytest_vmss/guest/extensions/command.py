@@ -23,7 +23,7 @@ from pytest_vmss.guest.tunnel import through_tunnel
 from pytest_vmss.model import Extension
 from pytest_vmss.model.extension_result import ExtensionResult
 from pytest_vmss.secrecy import SecretBytes, SecretText, digits_of, names_secret, uri_secrets
-from pytest_vmss.untrusted import UnreadableError, clean, read_whole, shown
+from pytest_vmss.untrusted import UnreadableError, clean, ending, read_whole, shown
 
 __all__ = [
     "Command",
@@ -90,13 +90,21 @@ while [ ! -e status ]; do
     sleep 0.1
 done
 """
+# Of a long output, the end from the start of a word: half of a secret could not be recognized.
 _ANSWER = """\
+told() {
+    if [ "$(wc -c < "$1")" -gt 2048 ]; then
+        tail -c 2048 "$1" | LC_ALL=C sed '1s/^[^[:space:]]*/…/'
+    else
+        cat "$1"
+    fi
+}
 cat status
 echo "[stdout]"
-tail -c 2048 stdout 2> /dev/null || :
+[ ! -e stdout ] || told stdout
 echo
 echo "[stderr]"
-tail -c 2048 stderr 2> /dev/null || :
+[ ! -e stderr ] || told stderr
 """
 _SECTION = """\
     head -c {size} > {name}
@@ -186,7 +194,7 @@ def run_command(
             return None
         lost.clear()
         if result.exit_code not in (0, _AGAIN):
-            raise _NotBegunError(result.stderr.strip()[-500:])
+            raise _NotBegunError(ending(result.stderr, 500))
         return result.stdout if result.exit_code == 0 else None
 
     try:
@@ -242,7 +250,7 @@ def read_outcome(extension: Extension, answer: str, seconds: float) -> Extension
         seconds: How long it took.
     """
     status, _, output = answer.partition("\n")
-    output = output[-_READ_CHARS:].strip()
+    output = ending(output, _READ_CHARS)
     if status == "timeout":
         return timed_out(extension, seconds=seconds)
     if status == "download":
@@ -276,7 +284,7 @@ def _record(
         version=find_handler(extension.publisher, extension.type).version,
         status="success" if code == 0 else "error",
         exit_code=code,
-        message=(before + redact(clean(message), extension))[-_MESSAGE_CHARS:],
+        message=ending(before + redact(clean(message), extension), _MESSAGE_CHARS),
         seconds=seconds,
     )
 

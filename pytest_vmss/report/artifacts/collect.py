@@ -13,7 +13,7 @@ from pytest_vmss.api.instance import Instance
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.concurrency import bounded
-from pytest_vmss.environment.masking import masker_of
+from pytest_vmss.environment.lab_secrets import masker_of
 from pytest_vmss.errors import error_text
 from pytest_vmss.report.artifacts.folder import ArtifactFolder, make_root
 from pytest_vmss.report.artifacts.guests import ask_guest

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.operation import Operation
-from pytest_vmss.environment.masking import masker_of
+from pytest_vmss.environment.lab_secrets import masker_of
 from pytest_vmss.report.timeline.console import ConsoleLog
 from pytest_vmss.report.timeline.page import render_page
 from pytest_vmss.report.timeline.reading import read_timeline
