@@ -119,7 +119,12 @@ class MaskedGuest:
     def logs(self, names: Iterable[str], *, timeout: float, each: float) -> Iterator[GuestLog]:
         """See :meth:`Guest.logs`; whole logs are masked where they are written."""
         with self._masked():
-            yield from self._guest.logs(names, timeout=timeout, each=each)
+            logs = self._guest.logs(names, timeout=timeout, each=each)
+        return self._each(logs)
+
+    def _each(self, logs: Iterator[GuestLog]) -> Iterator[GuestLog]:
+        with self._masked():
+            yield from logs
 
     def shell(self) -> Shell:
         """See :meth:`Guest.shell`; what a suite's own commands print, it gets as it is."""
