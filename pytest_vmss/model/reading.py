@@ -290,7 +290,8 @@ def _refuse_twice(pairs: Iterable[tuple[str, object]]) -> None:
     """
     known = dict[str, object]()
     for name, value in pairs:
-        if known.setdefault(name, value) != value:
+        first = known.setdefault(name, value)
+        if first is not value and first != value:
             told = f"gives {one_line(mask(name))!r} twice in one object, with other values"
             raise _RefusedError("$", told)
 

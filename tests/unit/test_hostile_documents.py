@@ -107,7 +107,7 @@ def test_what_is_no_object_is_named_in_azures_words(
     """P1: not in Python's, nor by a class of this package's."""
     path = tmp_path / f"model.{ending}"
     path.write_text(text)
-    with pytest.raises(ModelError, match=rf"must be an object, is {kind} "):
+    with pytest.raises(ModelError, match=rf"must be an object, is {kind}\b"):
         load_document(path)
 
 
