@@ -266,7 +266,9 @@ class Life(RuleBasedStateMachine):
         files = {path.name for path in folder.iterdir()} if folder.exists() else set()
         known = {f"os-{n}.qcow2" for n in kept} | {f"seed-{n}.iso" for n in kept}
         if record.generation:
-            assert files == known | {"lun0.qcow2"}
+            logs = {name for name in files if name.startswith("guest-")}
+            assert files - logs == known | {"lun0.qcow2"}
+            assert logs <= {f"guest-{g.number}" for g in generations if g.number not in kept}
         else:
             assert record.provisioning == "Failed"
 
