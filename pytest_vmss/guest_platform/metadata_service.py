@@ -44,7 +44,6 @@ _SINCE = {
     "securityProfile.encryptionAtHost": "2021-11-01",
     "securityProfile.securityType": "2021-12-13",
     "storageProfile.imageReference.communityGalleryImageId": "2023-07-01",
-    "storageProfile.imageReference.exactVersion": "2023-07-01",
     "storageProfile.imageReference.sharedGalleryImageId": "2023-07-01",
     "storageProfile.resourceDisk": "2021-02-01",
     "virtualMachineScaleSet": "2021-03-01",

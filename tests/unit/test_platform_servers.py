@@ -181,7 +181,9 @@ def test_an_old_version_lacks_what_is_newer() -> None:
     _, told = get("/metadata/instance/compute?api-version=2020-07-15")
     assert set(told["osProfile"]) == {"adminUsername", "computerName"}
     assert "resourceDisk" not in told["storageProfile"]
-    assert "exactVersion" not in told["storageProfile"]["imageReference"]
+    image = told["storageProfile"]["imageReference"]
+    assert "sharedGalleryImageId" not in image
+    assert image["exactVersion"] == "1.0.0", "what an upgrade has brought is told in any version"
     assert not {"virtualMachineScaleSet", "evictionPolicy", "priority"} & set(told)
 
 
