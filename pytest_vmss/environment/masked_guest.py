@@ -124,7 +124,8 @@ class MaskedGuest:
 
     def _each(self, logs: Iterator[GuestLog]) -> Iterator[GuestLog]:
         with self._masked():
-            yield from logs
+            for log in logs:
+                yield replace(log, problem=self._mask(log.problem))
 
     def shell(self) -> Shell:
         """See :meth:`Guest.shell`; what a suite's own commands print, it gets as it is."""

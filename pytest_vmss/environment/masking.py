@@ -96,7 +96,10 @@ def _without(text: str, forms: Mapping[str, Sequence[str]]) -> str:
         stop = begin + len(form or "")
         if form is None:
             cut = text.find(_CUT, begin) if 0 <= cut < begin else cut
-            if cut < 0 or not any(one.startswith(text[begin:cut]) for one in known):
+            left = cut - begin
+            if left < 0 or not any(
+                left < len(one) and one.startswith(text[begin:cut]) for one in known
+            ):
                 continue
             stop = cut
         if begin >= end:  # else it overlaps with another, and both are hidden

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.lab_secrets import masker_of
 from pytest_vmss.errors import error_summary
 from pytest_vmss.guest.logs import LOG_BYTES, QUICK_LOGS
+from pytest_vmss.host.files import write_durably
 from pytest_vmss.secrecy import mask
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import GenerationRecord, OutcomeRecord
@@ -54,7 +55,7 @@ class KeepGuestLogs:
             self._collect(context, generation, folder, problems)
         except Exception as error:  # noqa: BLE001 - the rollback must go on
             problems.append(error_summary(error)[1])
-        kept = str(folder) if any(folder.glob("*")) else ""
+        kept = str(folder) if _holds_logs(folder) else ""
         return lambda: self._conclude(context, kept, problems)
 
     def _collect(
@@ -74,12 +75,13 @@ class KeepGuestLogs:
             QUICK_LOGS, timeout=_TOTAL_S * factor, each=_EACH_S * factor
         )
         masked = masker_of(environment)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        _make_anew(folder)
         for log in logs:
+            text = masked(clean(log.text))
             if log.problem:
                 problems.append(f"{log.name}: {log.problem}")
-            elif log.text.strip():
-                _write(folder / log.name, masked(clean(log.text)))
+            elif text.strip():
+                write_durably(folder / log.name, text.encode(errors="replace")[-LOG_BYTES:])
             environment.clock.check()
 
     def _conclude(self, context: InstanceContext, kept: str, problems: Sequence[str]) -> None:
@@ -97,7 +99,18 @@ class KeepGuestLogs:
         context.event("logs", f"{told}; missing: {missing}" if missing else told)
 
 
-def _write(path: Path, text: str) -> None:
-    flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        file.write(text.encode(errors="replace")[-LOG_BYTES:])
+def _make_anew(folder: Path) -> None:
+    """Makes a private, empty folder; whatever is in its place, a link too, is removed."""
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
+    folder.mkdir(mode=0o700)
+
+
+def _holds_logs(folder: Path) -> bool:
+    """Whether a folder holds logs; needs no descriptor, for there may be none left."""
+    try:
+        return not folder.is_symlink() and any((folder / name).is_file() for name in QUICK_LOGS)
+    except OSError:
+        return False

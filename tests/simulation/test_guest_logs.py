@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +89,89 @@ def test_what_goes_wrong_with_the_logs_fails_no_rollback(
     )
 
 
+def test_a_full_disk_leaves_nothing_that_is_told_as_kept(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5, G1."""
+    web = lab.start_web()
+    folder, real = lab.paths.guest_logs("web", 0, 2), os.open
+
+    def opened(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        descriptor = real(path, flags, *args, **kwargs)
+        if folder not in Path(path).parents:
+            return descriptor
+        os.close(descriptor)
+        return real("/dev/full", os.O_WRONLY)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    upgrade = lab.roll(web, *FAILED)
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+    error = upgrade.errors["web_0"]
+    assert error.guest_logs == ""
+    assert "No space left" in error.missing_guest_logs
+    assert not list(folder.iterdir())
+
+
+def test_a_host_without_descriptors_fails_no_rollback(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5, G1: nor does one whose folders cannot be read."""
+    web = lab.start_web()
+    folder = lab.paths.guest_logs("web", 0, 2)
+
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(path, int) and folder in (Path(path), *Path(path).parents):
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return call(path, *args, **kwargs)
+
+        return called
+
+    for name in ("open", "scandir", "listdir"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    upgrade = lab.roll(web, *FAILED)
+    assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
+    error = upgrade.errors["web_0"]
+    assert (error.guest_logs, "Too many open" in error.missing_guest_logs) == ("", True)
+
+
+def test_a_log_of_which_nothing_can_be_shown_is_none(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5, R2."""
+
+    def logs(*_: object, **__: float) -> Iterator[GuestLog]:
+        yield GuestLog("journal.log", "\x1b[2J\x1b[1m\n")
+
+    monkeypatch.setattr(SimulatedGuest, "logs", logs)
+    upgrade = lab.roll(lab.start_web(), *FAILED)
+    assert upgrade.errors["web_0"].guest_logs == ""
+
+
+@pytest.mark.parametrize("place", ["link", "file", "folder"])
+def test_what_stands_in_the_place_of_the_logs_is_removed(
+    lab: SimulatedLab, tmp_path: Path, place: str
+) -> None:
+    """E5, R3: nothing is written elsewhere, waited for, or taken for the failed disk's logs."""
+    web = lab.start_web()
+    folder, other = lab.paths.guest_logs("web", 0, 2), tmp_path / "other"
+    other.mkdir()
+    if place == "link":
+        folder.symlink_to(other)
+    elif place == "file":
+        os.mkfifo(folder)
+    else:
+        folder.mkdir(mode=0o755)
+        os.mkfifo(folder / "journal.log")
+        (folder / "system.txt").write_text("of another disk")
+    upgrade = lab.roll(web, *FAILED)
+    assert upgrade.errors["web_0"].guest_logs == str(folder)
+    assert folder.lstat().st_mode & 0o777 == 0o700
+    assert [log.name for log in folder.iterdir()] == ["journal.log"]
+    assert not list(other.iterdir())
+
+
 def test_the_logs_hold_no_secret_and_are_bounded(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +180,7 @@ def test_the_logs_hold_no_secret_and_are_bounded(
     def logs(*_: object, **__: float) -> Iterator[GuestLog]:
         yield GuestLog("journal.log", "a\x1b[2Jb Correct-Horse-1 password=hunter2hunter2\n")
         yield GuestLog("system.txt", "\ufffd" * LOG_BYTES)
-        yield GuestLog("cloud-init.log", problem="password=hunter2hunter2\nbroke")
+        yield GuestLog("cloud-init.log", problem="password=hunter2hunter2\nCorrect-Horse-1")
 
     monkeypatch.setattr(SimulatedGuest, "logs", logs)
     body = web_model(capacity=1)
@@ -105,7 +191,9 @@ def test_the_logs_hold_no_secret_and_are_bounded(
     folder = Path(upgrade.errors["web_0"].guest_logs)
     assert (folder / "journal.log").read_text() == "ab *** password=***\n"
     assert (folder / "system.txt").stat().st_size <= LOG_BYTES
-    assert "hunter2" not in upgrade.explain() + "".join(e.message for e in upgrade.events)
+    told = upgrade.explain() + "".join(event.message for event in upgrade.events)
+    assert "cloud-init.log: password=***" in told
+    assert not [secret for secret in ("hunter2", "Correct-Horse") if secret in told]
 
 
 @pytest.mark.parametrize("when", ["before", "after", "journalled"])
