@@ -92,16 +92,15 @@ def _without(text: str, forms: Mapping[str, Sequence[str]]) -> str:
     end = 0  # of what has been copied or hidden
     for begin in likely:
         known = forms[text[begin : begin + size]]
-        form = next((form for form in known if text.startswith(form, begin)), None)
-        stop = begin + len(form or "")
-        if form is None:
-            cut = text.find(_CUT, begin) if 0 <= cut < begin else cut
-            left = cut - begin
-            if left < 0 or not any(
-                left < len(one) and one.startswith(text[begin:cut]) for one in known
-            ):
-                continue
+        form = next((form for form in known if text.startswith(form, begin)), "")
+        stop = begin + len(form)
+        cut = text.find(_CUT, begin) if 0 <= cut < begin else cut
+        left = cut - begin
+        # Only a longer one may have been cut off; comparing others would take too long.
+        if any(len(form) <= left < len(one) and one.startswith(text[begin:cut]) for one in known):
             stop = cut
+        if stop == begin:
+            continue
         if begin >= end:  # else it overlaps with another, and both are hidden
             parts += (text[end:begin], "***")
         end = max(end, stop)

@@ -157,6 +157,11 @@ def test_many_beginnings_of_a_secret_do_not_make_masking_slow() -> None:
     assert time.process_time() - start < 10
 
 
+def test_what_is_left_of_a_secret_is_hidden_although_it_begins_with_another() -> None:
+    """M5: a word of it, say."""
+    assert _masker_of("Correct", "Correct-Horse-1")("a Correct-H… Correct") == "a ***… ***"
+
+
 def test_no_place_in_a_long_text_splits_a_secret() -> None:
     """A line is searched as a whole, and a block with the name above it."""
     for before in range(23_900, 24_100):
