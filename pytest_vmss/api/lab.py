@@ -17,7 +17,7 @@ from pytest_vmss.clock import Clock, SystemClock
 from pytest_vmss.controller.controller import Controller
 from pytest_vmss.controller.rollouts import Rollouts
 from pytest_vmss.environment.environment import Environment
-from pytest_vmss.errors import LabError
+from pytest_vmss.errors import ConflictError, LabError
 from pytest_vmss.file_server.blobs import Blobs
 from pytest_vmss.gallery import DEFAULT_GALLERY, Gallery, ImageStore
 from pytest_vmss.guest import Check
@@ -310,9 +310,9 @@ class Lab:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no scale set and no image, and never had a set."""
+        """Whether it has no scale set, image or blob, and never had a set."""
         kinds = (ScaleSetRecord, OperationRecord, DefinitionRecord, VersionRecord)
-        return not any(self.store.select(kind) for kind in kinds)
+        return not any(self.store.select(kind) for kind in kinds) and not self.blobs.names()
 
     def delete(self, name: str) -> None:
         """Deletes a scale set, its machines and all their disks.
@@ -376,18 +376,26 @@ class Lab:
             ends.callback(self.controller.close)
             ends.callback(self.clock.close)
 
-    def destroy(self) -> None:
+    def destroy(self, *, if_unused: bool = False) -> None:
         """Removes the lab: machines, disks, images, records.
 
         If something cannot be removed, the rest still is. A removal that was killed or failed
         is completed by calling this again, by the next reap, or by opening the lab.
+
+        Args:
+            if_unused: Leave the lab alone unless this object has created it, and it is still empty.
 
         Raises:
             LabError: Something could not be removed, and the message names each; or this
                 process is a forked child of the one that opened the lab.
             ConflictError: Another process has this lasting lab open; nothing was changed.
         """
+        if if_unused and not self._place.is_new:
+            return
         with self._place.removal():
+            # Only now can no other process put anything into it.
+            if if_unused and not self.is_empty:
+                raise ConflictError(f"the lab {self.paths.folder.name} is not empty any more")
             self.clock.close()
             try:
                 self.controller.close()

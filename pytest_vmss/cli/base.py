@@ -36,7 +36,7 @@ from pytest_vmss.errors import (
     VmssError,
     error_text,
 )
-from pytest_vmss.labs.identity import find_lab, labs_folder
+from pytest_vmss.labs.identity import labs_folder
 from pytest_vmss.labs.inventory import require_lab
 from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary
 from pytest_vmss.settings import OUTBOUND, Settings
@@ -245,14 +245,12 @@ def open_lab(*, make: bool = False) -> Iterator[Lab]:
     settings, name = context()
     if not make:
         require_lab(settings, name)
-    is_new = not find_lab(settings, name)[1].folder.exists()
     lab = Lab.open(settings, name)
     try:
         yield lab
     except BaseException:
-        with contextlib.suppress(LabError, ConflictError):  # another process may have opened it
-            if is_new and lab.is_empty:
-                lab.destroy()
+        with contextlib.suppress(LabError, ConflictError):  # another process may use it
+            lab.destroy(if_unused=True)
         raise
     finally:
         lab.close()

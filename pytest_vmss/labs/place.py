@@ -47,7 +47,8 @@ class LabPlace:
         paths: The lab's paths.
         identity: Its identity.
         in_use: The shared lock; taken if it is not given.
-        is_maker: Whether this process created it, and keeps it in use until it exits.
+        is_new: Whether this process has just created it. One of a session is then in use until
+            the process exits.
 
     Raises:
         ConflictError: Another process is removing the lab.
@@ -61,12 +62,13 @@ class LabPlace:
         identity: LabIdentity,
         in_use: Lock | None = None,
         *,
-        is_maker: bool = False,
+        is_new: bool = False,
     ) -> None:
         self.settings = settings
         self.paths = paths
         self.identity = identity
-        self._is_maker = is_maker
+        self.is_new = is_new
+        self._is_maker = is_new and identity.kind == "session"
         self._process = os.getpid()
         self._in_use = in_use or _use(paths)
 
@@ -180,8 +182,7 @@ def _enter(settings: Settings, paths: LabPaths, kind: _Kind, make: Callable[[Lab
                 f"database {paths.database} is gone; bring it back, or use another lab"
             )
         lab_key(paths.key)
-        is_maker = is_new and kind == "session"
-        return make(LabPlace(settings, paths, read_identity(paths), in_use, is_maker=is_maker))
+        return make(LabPlace(settings, paths, read_identity(paths), in_use, is_new=is_new))
     except BaseException:
         in_use.release()
         with contextlib.suppress(OSError, LabError, ConflictError):  # else `vmss reap` does it

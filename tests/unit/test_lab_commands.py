@@ -6,7 +6,9 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,6 +17,7 @@ from pytest_vmss.api.lab import Lab
 from pytest_vmss.cli import main
 from pytest_vmss.errors import LabError
 from pytest_vmss.labs.inventory import LabState, find_labs
+from pytest_vmss.labs.place import LabPlace
 from pytest_vmss.labs.reap import reap
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.lab import SimulatedLab
@@ -110,6 +113,41 @@ def test_a_lab_that_another_process_uses_by_now_stays(
     assert "it fails" in vmss_command("--lab", "fresh", "create", "web.json").output
     assert [lab.name for lab in find_labs(settings)] == ["fresh"]
     others[0].close()
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "meanwhile", "before it is removed"])
+def test_a_lab_that_another_process_made_or_filled_stays(
+    vmss_command: Vmss, settings: Settings, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """L5, Q2: also if that process has ended by then."""
+    opening, removal = Lab.open, LabPlace.removal
+
+    def fill() -> None:
+        lab = opening(settings, "fresh")
+        if moment != "before it is opened":
+            lab.blobs.put("config", "x")
+        lab.close()
+
+    def opened(*args: Any) -> Lab:
+        if moment == "before it is opened":
+            fill()
+        return opening(*args)
+
+    def create(*_: object, **__: object) -> None:
+        if moment == "meanwhile":
+            fill()
+        raise LabError("it fails")
+
+    def removed(place: LabPlace) -> AbstractContextManager[None]:
+        if moment == "before it is removed":
+            fill()
+        return removal(place)
+
+    monkeypatch.setattr(Lab, "open", opened)
+    monkeypatch.setattr(Lab, "create", create)
+    monkeypatch.setattr(LabPlace, "removal", removed)
+    assert "it fails" in vmss_command("--lab", "fresh", "create", "web.json").output
+    assert [lab.name for lab in find_labs(settings)] == ["fresh"]
 
 
 def test_each_lab_is_listed_with_what_it_holds(vmss_command: Vmss, settings: Settings) -> None:
