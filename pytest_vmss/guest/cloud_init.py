@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
+from pytest_vmss.guest.logs import last_lines
 from pytest_vmss.untrusted import UnreadableError, one_line, read_json, shown
 
 __all__ = ["AGAIN", "LOGS", "WAIT", "CloudInitResult", "read_verdict"]
@@ -41,10 +42,10 @@ exit 0
 """
 
 #: A script for the guest's shell, run as root: prints the end of both logs.
-LOGS = """\
+LOGS = f"""\
 for log in /var/log/cloud-init.log /var/log/cloud-init-output.log; do
     echo "== $log =="
-    tail -c 65536 "$log"
+    {last_lines('tail -c 65536 "$log"', 65_536)}
 done
 """
 

@@ -8,25 +8,48 @@ from dataclasses import dataclass
 from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import error_text
 
-__all__ = ["LOGS", "LOG_BYTES", "QUICK_LOGS", "GuestLog", "Run", "read_logs"]
+__all__ = ["LOGS", "LOG_BYTES", "QUICK_LOGS", "GuestLog", "Run", "last_lines", "read_logs"]
 
 #: The most bytes of one log; a guest that sends more has none.
 LOG_BYTES = 2 * 1024 * 1024
 #: Each start of cloud-init costs seconds where guests are emulated.
 _SLOW = "cloud-init-analyze.txt"
 
+
+def last_lines(command: str, size: int) -> str:
+    """Bounds what a shell command prints to the end of it, from the start of a line.
+
+    What is left of a line that was cut could be half of a secret, which masking would not find.
+
+    Args:
+        command: For the guest's shell.
+        size: The most bytes.
+    """
+    return f"{{ echo; {command}; }} | tail -c {size} | sed 1d"
+
+
+_EXTENSION_LOG = 'echo "==> $log <=="; ' + last_lines('tail -c 100000 "$log"', 100_000)
 #: What is run as root, by the name of the log. Each command bounds what it writes.
 _COMMANDS: Mapping[str, str] = {
-    "journal.log": "journalctl --no-pager --boot --lines=20000 --output=short-precise "
-    "| tail -c 2000000",
-    "cloud-init.log": "tail -c 1000000 /var/log/cloud-init.log",
-    "cloud-init-output.log": "tail -c 1000000 /var/log/cloud-init-output.log",
-    "cloud-init-status.json": "head -c 1000000 /run/cloud-init/status.json",
-    "extensions.log": "find /var/log/azure -type f -name '*.log' -exec tail -v -c 100000 {} + "
-    "2>/dev/null | tail -c 1000000",
-    "system.txt": "{ uptime; systemctl --failed --no-pager; df -h; free -m; ss -tlnp; ip -brief "
-    "address; } 2>&1 | tail -c 200000",
-    _SLOW: "cloud-init analyze show 2>&1 | tail -c 500000",
+    "journal.log": last_lines(
+        "journalctl --no-pager --boot --lines=20000 --output=short-precise", 2_000_000
+    ),
+    "cloud-init.log": last_lines("tail -c 1000000 /var/log/cloud-init.log", 1_000_000),
+    "cloud-init-output.log": last_lines(
+        "tail -c 1000000 /var/log/cloud-init-output.log", 1_000_000
+    ),
+    "cloud-init-status.json": last_lines("cat /run/cloud-init/status.json", 1_000_000),
+    "extensions.log": last_lines(
+        "find /var/log/azure -type f -name '*.log' -exec sh -c "
+        f"'for log; do {_EXTENSION_LOG}; done' sh {{}} + 2>/dev/null",
+        1_000_000,
+    ),
+    "system.txt": last_lines(
+        "{ uptime; systemctl --failed --no-pager; df -h; free -m; ss -tlnp; ip -brief address; } "
+        "2>&1",
+        200_000,
+    ),
+    _SLOW: last_lines("cloud-init analyze show 2>&1", 500_000),
 }
 #: The names of all logs, the most telling first.
 LOGS = tuple(_COMMANDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 
 from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, KernelPanicError
-from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest import LinuxGuest, SshAccess, log_access
 from pytest_vmss.guest.connection import Connection
 from pytest_vmss.guest.console import Console
-from pytest_vmss.guest.logs import LOG_BYTES, LOGS, QUICK_LOGS, read_logs
+from pytest_vmss.guest.logs import LOG_BYTES, LOGS, QUICK_LOGS, last_lines, read_logs
 from pytest_vmss.guest.runner import CommandResult
 from pytest_vmss.guest.shell import Shell
+from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.settings import Timeouts
 from pytest_vmss.simulation.clock import VirtualClock
@@ -56,10 +58,59 @@ def test_over_ssh_one_log_that_fails_costs_no_other(
     told = list(guest(tmp_path, VirtualClock()).logs(QUICK_LOGS, timeout=60.0, each=5.0))
     assert tuple(log.name for log in told) == QUICK_LOGS
     assert "cloud-init-analyze.txt" not in QUICK_LOGS
-    assert told[0].text.startswith("of journalctl")
+    assert "journalctl" in told[0].text
     problems = {log.name: log.problem for log in told if log.problem}
     assert list(problems) == ["cloud-init-output.log"]
     assert "a command timed out" in problems["cloud-init-output.log"]
+
+
+def told_by_shell(command: str) -> str:
+    return run(["/bin/sh", "-c", command], what="a command").decode()
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", "a\nb\n", "\n\na\n"])
+def test_a_short_log_is_told_whole(text: str) -> None:
+    """E5: with blank lines, and without a last line's end."""
+    assert told_by_shell(last_lines(f"printf %s {shlex.quote(text)}", 20)) == text
+
+
+@pytest.mark.parametrize("over", ["ssh", "agent"])
+def test_no_log_begins_within_a_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: str
+) -> None:
+    """M5: the end of a long one begins with a whole line, for half of a secret is not found."""
+    log = tmp_path / "cloud-init.log"
+    log.write_text("password: Correct-Horse-1\n" * 60_000)
+    read = list(read_logs(lambda command, _: command, LOGS, deadline=Deadline(60.0), each=5.0))
+    (command,) = (one.text for one in read if one.name == "cloud-init.log")
+    if over == "agent":
+        asked: list[str] = []
+        connection = Connection.__new__(Connection)
+        connection.clock = VirtualClock()
+
+        def run_program(_: object, argv: list[str], *__: object, **___: object) -> str:
+            asked.append(argv[2])
+            return ""
+
+        monkeypatch.setattr(log_access, "run_program", run_program)
+        log_access._over_agent(str, connection)(command, 5.0)
+        (command,) = asked
+    told = told_by_shell(command.replace("/var/log/cloud-init.log", str(log)))
+    assert len(told) > 100_000
+    assert set(told.splitlines()) == {"password: Correct-Horse-1"}
+    for one in read:
+        told_by_shell(f"set -n\n{one.text}")
+
+
+def test_no_extensions_log_begins_within_a_secret(tmp_path: Path) -> None:
+    """M5: each log of several."""
+    for name in ("one.log", "it's.log"):
+        (tmp_path / name).write_text("password: Correct-Horse-1\n" * 6_000)
+    read = read_logs(lambda command, _: command, ["extensions.log"], deadline=Deadline(9), each=5.0)
+    (command,) = (one.text for one in read)
+    lines = told_by_shell(command.replace("/var/log/azure", str(tmp_path))).splitlines()
+    heads = {f"==> {tmp_path / name} <==" for name in ("one.log", "it's.log")}
+    assert set(lines) == {*heads, "password: Correct-Horse-1"}
 
 
 def test_when_the_time_is_up_the_rest_is_left_out() -> None:
