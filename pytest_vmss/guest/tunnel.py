@@ -35,6 +35,7 @@ _SILENCE_S = 60.0
 #: Seconds, however busy it is: no download of a few GiB takes longer.
 _TOTAL_S = 3600.0
 _WAIT_S = 1.0
+_CLOSED = "closed a connection without an answer"
 
 
 def through_tunnel(uri: str, port: int | None) -> str:
@@ -82,6 +83,7 @@ class Tunnel:
         self._warned: set[str] = set()
         self._room = threading.BoundedSemaphore(_MOST)
         self._refused = 0
+        self._opening = threading.Lock()
         self._open = False
 
     def open(self) -> bool:
@@ -91,14 +93,18 @@ class Tunnel:
             Whether it listens; not if it forbids forwarding or the port is in use, e.g. by the
             tunnel of another of the lab's processes.
         """
-        if not self._open:
-            try:
-                with transport_errors(self._instance):
-                    self._transport.listen(_LOOPBACK, self._port, self._take)
-                self._open = True
-            except InstanceError as error:
-                self._tell(f"its SSH server does not listen on {_LOOPBACK}:{self._port}: {error}")
+        with self._opening:  # else it would deny the second of two threads, which is no failure
+            if not self._open:
+                self._listen()
         return self._open
+
+    def _listen(self) -> None:
+        try:
+            with transport_errors(self._instance):
+                self._transport.listen(_LOOPBACK, self._port, self._take)
+            self._open = True
+        except InstanceError as error:
+            self._tell(f"its SSH server does not listen on {_LOOPBACK}:{self._port}: {error}")
 
     def _tell(self, reason: str) -> None:
         if reason not in self._warned and len(self._warned) < _REASONS:
@@ -132,8 +138,8 @@ class Tunnel:
         try:
             # If the server is not the lab's, each new connection is closed at once.
             with self._dial() as link, transport_errors(self._instance):
-                if not _relay(channel, link):
-                    self._tell("the file server closed a connection without an answer")
+                if reason := _relay(channel, link):
+                    self._tell(f"the file server {reason}")
         except InstanceError:
             pass  # one side ended the connection
         except (VmssError, OSError, MemoryError) as error:
@@ -148,11 +154,11 @@ class Tunnel:
             channel.close()
 
 
-def _relay(channel: paramiko.Channel, link: socket.socket) -> bool:
+def _relay(channel: paramiko.Channel, link: socket.socket) -> str:
     """Copies both ways until one side closes, falls silent for too long, or time is up.
 
     Returns:
-        False if the server closed the connection although the guest awaited an answer.
+        Why the guest has no answer of the server, if that is the server's fault; else nothing.
     """
     asked = answered = False
     channel.settimeout(_SILENCE_S)
@@ -164,15 +170,20 @@ def _relay(channel: paramiko.Channel, link: socket.socket) -> bool:
         while not end.passed and not silence.passed:
             for side, _ in sides.select(_WAIT_S):
                 receive, send = side.data
-                part = receive(_CHUNK)
+                try:
+                    part = receive(_CHUNK)
+                    asked |= side.fileobj is channel and bool(part)
+                    if part:
+                        send(part)
+                except ConnectionError:  # of the server's socket: paramiko raises others
+                    return "" if answered or not asked else _CLOSED
                 if part:
-                    send(part)
                     silence = Deadline(_SILENCE_S)
-                    asked |= side.fileobj is channel
                     answered |= side.fileobj is link
                 elif side.fileobj is link:
-                    return answered or not asked
+                    return "" if answered or not asked else _CLOSED
                 else:  # the guest has sent everything; the response is still to come
-                    link.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(OSError):  # it was reset, as its next read shows
+                        link.shutdown(socket.SHUT_WR)
                     sides.unregister(channel)
-    return True
+    return "" if answered or not asked else f"gave no answer for {_SILENCE_S:g} s"

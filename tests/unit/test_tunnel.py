@@ -130,6 +130,40 @@ def test_a_server_that_ends_unanswered_is_told(guest: Forwarding) -> None:
     ]
 
 
+def test_a_server_that_resets_a_connection_is_told(guest: Forwarding) -> None:
+    """H5: its process was killed before it had read the question."""
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        shell = guest.connect()
+        assert shell.lead_to(server.getsockname()[1], None, told.append)
+        channel = guest.ask(server.getsockname()[1])
+        channel.sendall(b"GET")
+        link, _ = server.accept()
+        assert link.recv(3, socket.MSG_PEEK)
+        link.close()  # with what was not read, it is reset
+        assert read(channel) == b""
+    shell.close()
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "the file server closed a connection without an answer"
+    ]
+
+
+def test_a_silent_server_is_told(guest: Forwarding, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H5: the guest is not left to wonder."""
+    monkeypatch.setattr(tunnel_module, "_SILENCE_S", 0.3)
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        shell = guest.connect()
+        assert shell.lead_to(server.getsockname()[1], None, told.append)
+        channel = guest.ask(server.getsockname()[1])
+        channel.sendall(b"GET")
+        assert read(channel) == b""
+    shell.close()
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "the file server gave no answer for 0.3 s"
+    ]
+
+
 def test_who_asks_at_once_is_led_all_the_same(
     guest: Forwarding, echo: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,8 +177,10 @@ def test_who_asks_at_once_is_led_all_the_same(
         return port if len(asked) == 1 else False
 
     monkeypatch.setattr(guest, "check_port_forward_request", check)
+    told: list[str] = []
     shell = guest.connect()
-    threads = [threading.Thread(target=shell.lead_to, args=(echo,)) for _ in range(3)]
+    ask = (echo, None, told.append)
+    threads = [threading.Thread(target=shell.lead_to, args=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -154,6 +190,7 @@ def test_who_asks_at_once_is_led_all_the_same(
     channel.shutdown_write()
     assert read(channel) == b"both"
     shell.close()
+    assert told == [], "no download fails for it"
 
 
 def test_a_guest_that_forbids_forwarding_is_not_led(guest: Forwarding, echo: int) -> None:
