@@ -15,7 +15,7 @@ from pytest_vmss.api.instance_view import instance_view, status_of, virtual_mach
 from pytest_vmss.clock import wait_for
 from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.environment.health import HealthSources, observe_health
-from pytest_vmss.errors import ModelError, ModelProblem, NotFoundError
+from pytest_vmss.errors import GuestUnreachableError, ModelError, ModelProblem, NotFoundError
 from pytest_vmss.guest import Guest, Shell
 from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.extensions import RunCommandLinux
@@ -26,6 +26,7 @@ from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Extension, Health
 from pytest_vmss.model.arguments import (
     check_choice,
+    check_choices,
     check_flag,
     check_port,
     check_script,
@@ -318,11 +319,21 @@ class Instance:
             each: Seconds for each.
 
         Raises:
-            GuestUnreachableError: The instance does not answer.
+            ModelError: There is no log of that name, or the seconds are no number.
+            GuestUnreachableError: The instance does not answer, or is on another OS disk.
         """
+        names = check_choices(names, "names", LOGS)
         check_seconds(timeout, "timeout")
         check_seconds(each, "each")
-        return self._connected().logs(names, timeout=timeout, each=each)
+        guest, disk = self._connected(), self.generation.number
+        running = self._context.environment.hypervisor.running_generation(self._context.domain)
+        if running not in (disk, None):  # whose guest agent would answer
+            raise GuestUnreachableError(
+                f"runs on OS disk number {running}, which is not its current one ({disk}) yet; "
+                "wait for the operation on it to end",
+                instance=self.name,
+            )
+        return guest.logs(names, timeout=timeout, each=each)
 
     def _connected(self) -> Guest:
         """The guest of its current OS disk and boot."""

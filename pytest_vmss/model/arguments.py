@@ -26,6 +26,7 @@ __all__ = [
     "check_approver",
     "check_argument_names",
     "check_choice",
+    "check_choices",
     "check_custom_data",
     "check_flag",
     "check_function",
@@ -366,6 +367,18 @@ def check_choice(value: Any, path: str, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         _refuse(path, f"must be {' or '.join(choices)}", value)
     return value
+
+
+def check_choices(value: Any, path: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """Validates several of a few texts, and drops duplicates.
+
+    Raises:
+        ModelError: Not a list, or one that holds anything else.
+    """
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        _refuse(path, f"must be a list of {', '.join(choices)}", value)
+    chosen = [check_choice(one, f"{path}[{index}]", choices) for index, one in enumerate(value)]
+    return tuple(dict.fromkeys(chosen))
 
 
 def check_instance_ids(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_vmss import steps
-from pytest_vmss.errors import GuestUnreachableError, HypervisorError
+from pytest_vmss.errors import GuestUnreachableError, HypervisorError, ModelError
 from pytest_vmss.guest.logs import LOG_BYTES, QUICK_LOGS, GuestLog
 from pytest_vmss.report.artifacts import collect
 from pytest_vmss.report.timeline import set_page
@@ -262,3 +262,40 @@ def test_a_disk_that_never_ran_has_nothing_to_tell(
     error = upgrade.errors["web_0"]
     assert (error.guest_logs, error.missing_guest_logs) == ("", "")
     assert not list(lab.paths.instance("web", 0).glob("guest-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"names": "journal.log"}, "names: must be a list of journal.log, "),
+        ({"names": ["journal"]}, "names[0]: must be"),
+        ({"names": [b"journal.log"]}, "names[0]: must be"),
+        ({"names": 1}, "names: must be a list"),
+        ({"timeout": -1}, "timeout: "),
+        ({"each": float("nan")}, "each: "),
+    ],
+)
+def test_wrong_arguments_for_logs_are_refused(
+    lab: SimulatedLab, arguments: dict[str, Any], told: str
+) -> None:
+    """A6, L3: by the call, not once the first log is read."""
+    with pytest.raises(ModelError) as refused:
+        lab.start_web()[0].logs(**arguments)
+    assert told in str(refused.value)
+
+
+def test_the_logs_of_another_disk_are_not_told_as_the_current_ones(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L3: in the middle of a swap, whose guest's agent would answer."""
+    web = lab.start_web()
+    lab.publish(*FAILED)
+    with monkeypatch.context() as patch:
+        kill_at(patch, steps.KeepGuestLogs, "before", 1)
+        with pytest.raises(Killed):
+            lab.run_due()
+    with pytest.raises(GuestUnreachableError, match=r"on OS disk number 2, .* current one \(1\)"):
+        web[0].logs()
+    assert web.resume() is not None
+    (journal,) = web[0].logs(["journal.log"])
+    assert journal.text.startswith("image version 1.0.0")
