@@ -20,7 +20,7 @@ def log_access(connection: Connection, ask: Ask | None, *, patience: float) -> R
     Args:
         connection: The connection to the guest.
         ask: Sends a command to its guest agent; None if it has none that is connected.
-        patience: Seconds for which it is tried to log in, if the guest has no other way.
+        patience: Seconds in which a login must have begun, if the guest has no other way.
 
     Raises:
         KernelPanicError: The kernel panicked.
@@ -28,22 +28,26 @@ def log_access(connection: Connection, ask: Ask | None, *, patience: float) -> R
         GuestUnreachableError: The guest answers neither way.
     """
     connection.watch.check()
+    began = connection.clock.monotonic()
     shell = connection.connect()
     if shell is None and ask is not None:
         return _over_agent(ask, connection)
     if shell is None:
-        _wait(connection, patience)
+        _wait(connection, patience - (connection.clock.monotonic() - began))
     return _over_ssh(connection)
 
 
 def _wait(connection: Connection, patience: float) -> None:
+    failure = GuestUnreachableError(
+        "answers neither over SSH nor over a guest agent", instance=connection.name
+    )
+    if patience <= 0:  # a login that fails slowly is not tried again
+        raise failure
     what = f"{connection.name} to answer over SSH"
     try:
         wait_for(what, connection.connect, timeout=patience, clock=connection.clock)
     except WaitTimeoutError as error:
-        raise GuestUnreachableError(
-            "answers neither over SSH nor over a guest agent", instance=connection.name
-        ) from error
+        raise failure from error
 
 
 def _over_ssh(connection: Connection) -> Run:

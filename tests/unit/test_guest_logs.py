@@ -144,6 +144,17 @@ def test_a_guest_that_answers_neither_way_is_given_up_soon(
     assert 20 <= clock.monotonic() < 21
 
 
+def test_a_login_that_fails_slowly_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5, R2: a server that drips its bytes costs one login's time."""
+    clock = VirtualClock()
+    monkeypatch.setattr(Connection, "connect", lambda _: clock.sleep(100.0))
+    with pytest.raises(GuestUnreachableError, match="answers neither over SSH nor over a guest"):
+        guest(tmp_path, clock).logs(LOGS, timeout=600.0, each=300.0)
+    assert clock.monotonic() == 100
+
+
 def test_a_guest_that_panicked_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
