@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import html
 import json
+import pickle
 import random
 import re
 import shlex
+import subprocess
 import textwrap
 import time
+import traceback
 from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
 
+from pytest_vmss import errors
 from pytest_vmss.environment.masking import mask_lines, masker
 from pytest_vmss.model.document import load_document
 from pytest_vmss.untrusted import clean
@@ -165,3 +169,68 @@ def test_a_long_text_without_secrets_is_shown_as_it_is() -> None:
 def test_a_line_too_long_to_be_searched_is_hidden_alone() -> None:
     text = f"before\n{'a' * 100_000} password=hunter2\nafter\n"
     assert mask_lines(text) == "before\n<a text of 100017 characters>\nafter\n"
+
+
+_QUOTED = "s3cr3t-words"
+_SAID = f"denied: {_QUOTED}"
+
+
+def _noted(error: Exception) -> Exception:
+    error.add_note(_SAID)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _noted(errors.HostError("it failed")),
+        ExceptionGroup("two", [errors.HostError(_SAID), ExceptionGroup("one", [OSError(_SAID)])]),
+        OSError(5, _SAID, _SAID),
+        subprocess.CalledProcessError(1, ["ssh", _SAID], output=_SAID, stderr=_SAID.encode()),
+        json.JSONDecodeError("no JSON", _SAID, 0),
+        UnicodeDecodeError("utf-8", _SAID.encode() + b"\xff", 20, 21, "invalid"),
+        KeyError({_SAID: [_SAID]}),
+        errors.WaitTimeoutError(_SAID, timeout=1, last=_SAID),
+        errors.ToolError(_SAID, argv=["ssh", _SAID], returncode=1, stderr=_SAID),
+        errors.ViolationError("it failed", violations=[_SAID]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_an_error_quotes_is_masked(error: Exception) -> None:
+    """M5: in its text, its notes, its attributes, and in the members of a group."""
+    outer = errors.GuestUnreachableError("it is lost", instance="web_0")
+    outer.__context__ = error
+    errors.mask_error(outer, lambda text: text.replace(_QUOTED, "***"))
+    shown = "".join(traceback.format_exception(outer))
+    shown += repr([error, error.args, vars(error)]) + str(getattr(error, "object", ""))
+    assert _QUOTED not in shown
+    assert "***" in shown
+
+
+def test_a_masked_error_keeps_its_code_and_its_names() -> None:
+    """E5: a secret may be a word of ours."""
+    error = errors.ExtensionError(
+        "it failed: Provisioning", instance="web_0", extension="web", exit_code=1
+    )
+    errors.mask_error(error, lambda text: re.sub("Provisioning|web", "***", text))
+    assert error.message == "it failed: ***"
+    assert (error.code, error.instance) == ("VMExtensionProvisioningError", "web_0")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.BootError("it failed", instance="web_0", console_tail="panic"),
+        errors.ExtensionError("it failed", instance="web_0", extension="a", exit_code=1),
+        errors.ModelError([errors.ModelProblem("$", "InvalidParameter", "is wrong")]),
+        errors.WaitTimeoutError("it", timeout=1, last="that"),
+        errors.ViolationError("it failed", violations=["one"]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_passes_to_another_process(error: errors.VmssError) -> None:
+    """E5: from a pool of processes, for example; with all that it tells."""
+    error.add_note("a note")
+    passed = pickle.loads(pickle.dumps(error))
+    assert type(passed) is type(error)
+    assert (str(passed), vars(passed)) == (str(error), vars(error))
