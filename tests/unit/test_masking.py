@@ -21,7 +21,7 @@ import pytest
 from pytest_vmss import errors
 from pytest_vmss.environment.masking import mask_lines, masker
 from pytest_vmss.model.document import load_document
-from pytest_vmss.untrusted import clean
+from pytest_vmss.untrusted import clean, ending
 from tests.models import LOAD_BALANCER, custom_script, encode, web_model
 
 PASSWORD = "Adm1n\"pa\\ss<&>wörd??'s~~"
@@ -120,6 +120,40 @@ def test_a_secret_in_lines_of_base64_is_masked(width: int) -> None:
     lines = textwrap.wrap(encode(secret), width)
     shown = _masker_of(secret)("".join(f"  {line}\n" for line in lines))
     assert [line for line in lines if line in shown] == []
+
+
+@pytest.mark.parametrize("width", [20, 33, 60, 77])
+@pytest.mark.parametrize("write", [str, encode, lambda text: text.encode().hex(" "), quote])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "  \n\t "])
+def test_a_secret_that_is_split_between_lines_is_masked(
+    write: Callable[[str], str], width: int, end: str
+) -> None:
+    secret = 'a s3cr3t of "some" words, which ends here'
+    written = write(f"it says: {secret} aloud, and much more")
+    text = end.join(written[at : at + width] for at in range(0, len(written), width))
+    shown = "".join(_masker_of(secret)(text).split())
+    whole = "".join(written.split())
+    assert "***" in shown
+    assert len(shown) <= len(whole) - len("".join(write(secret).split())) + 8
+    before, _, after = shown.partition("***")
+    assert whole.startswith(before)
+    assert whole.endswith(after)
+
+
+def test_a_secret_of_several_lines_is_masked_however_they_end_and_are_indented() -> None:
+    hidden = _masker_of("one line\nand the next")
+    for text in ("one line\r\nand the next", "one line\n     and the next"):
+        assert hidden(f"  {text}\nend") == "  ***\nend"
+
+
+def test_the_rest_of_a_secret_that_was_cut_off_before_it_is_masked() -> None:
+    hidden = _masker_of("correct horse battery staple")
+    text = "a correct horse battery staple is told"
+    for limit in range(10, 36):
+        told = hidden(ending(text, limit))
+        assert "staple" not in told
+        assert told.endswith(ending(" is told", limit))
+    assert hidden("… horses, battery staples") == "… horses, battery staples"
 
 
 def test_secrets_that_overlap_are_both_masked() -> None:
