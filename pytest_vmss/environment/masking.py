@@ -37,6 +37,7 @@ _HEAD_CHARS = 5
 _CUT = "…"
 #: Shorter values are not searched where the end of a line splits them.
 _SPLIT_CHARS = 8
+_NO_WORD = re.compile(r"\W+")
 _BLANKS = re.compile(r"\s+")
 _WORD = re.compile(r"\S+")
 #: How programs write what HTML gives a meaning to, in JSON that may become part of a page.
@@ -73,10 +74,11 @@ def value_masker(models: Iterable[ScaleSetModel]) -> Callable[[str], str]:
     known = list(models)
     parts = {part for model in known for value in _secrets(model.full()) for part in _parts(value)}
     parts.update(clean(part) for part in list(parts))  # as logs are, before they are masked
-    found = {part for part in parts if len(part) >= _SECRET_CHARS}
-    for model in known:
-        for extension in model.extensions:
-            found.update(secret_words(extension))
+    parts.update(
+        word for model in known for each in model.extensions for word in secret_words(each)
+    )
+    shown = {word for model in known for text in _shown(model.full()) for word in _words(text)}
+    found = {part for part in parts if len(part) >= _SECRET_CHARS} - shown
     return _Values({form for value in found for form in _forms(value)})
 
 
@@ -249,6 +251,24 @@ def _chunk_end(text: str, begin: int) -> int:
 
 def _line_end(text: str, at: int) -> int:
     return text.find("\n", at) + 1 or len(text)
+
+
+def _shown(value: Any) -> Iterator[str]:
+    """Yields the texts of a model that no part of is secret: to hide them elsewhere is no use."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _shown(item)
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from _shown(item)
+    elif isinstance(value, str) and not isinstance(value, SecretText):
+        yield value
+
+
+def _words(text: str) -> Iterator[str]:
+    yield text
+    yield from text.split()
+    yield from _NO_WORD.split(text)
 
 
 def _secrets(value: Any) -> Iterator[str]:

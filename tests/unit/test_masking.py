@@ -153,7 +153,7 @@ def test_the_rest_of_a_secret_that_was_cut_off_before_it_is_masked() -> None:
         told = hidden(ending(text, limit))
         assert "staple" not in told
         assert told.endswith(ending(" is told", limit))
-    assert hidden("… horses, battery staples") == "… horses, battery staples"
+    assert hidden("… is told, and… more of it") == "… is told, and… more of it"
 
 
 def test_secrets_that_overlap_are_both_masked() -> None:
@@ -176,6 +176,23 @@ def test_what_no_secret_is_stays_although_secrets_are_short() -> None:
     kept = hidden(text)
     assert kept.replace("***", "123456") == text
     assert kept.count("***") == text.count("123456")
+
+
+def test_what_the_model_shows_anyhow_is_not_hidden() -> None:
+    """M5: such as the set's own name, its image, and short words of a protected command."""
+    model = web_model()
+    profile = model["properties"]["virtualMachineProfile"]
+    model["name"] = "web-shop"
+    profile["osProfile"]["computerNamePrefix"] = "shop-of-ours"
+    extension = custom_script("setup", settings={"app": "checkout service", "version": "1.20.300"})
+    extension["properties"]["protectedSettings"] = {
+        "set": "web-shop", "host": "shop-of-ours", "app": "checkout", "version": "1.20.300",
+        "commandToExecute": "start nginx with a-s3cret of checkout",
+    }  # fmt: skip
+    profile["extensionProfile"]["extensions"] = [extension]
+    hidden = masker([load_document(model, load_balancer=LOAD_BALANCER).model])
+    text = "web-shop_0 (shop-of-ours000000) runs checkout 1.20.300 behind nginx: "
+    assert hidden(f"{text}a-s3cret") == f"{text}***"
 
 
 def test_many_secrets_do_not_make_masking_slow() -> None:
