@@ -13,13 +13,18 @@ import subprocess
 import textwrap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 from urllib.parse import quote, quote_plus
 
 import pytest
 
 from pytest_vmss import errors
+from pytest_vmss.environment.masked_guest import MaskedGuest
 from pytest_vmss.environment.masking import mask_lines, masker
+from pytest_vmss.guest import Guest
+from pytest_vmss.guest.boot_facts import BootFacts
+from pytest_vmss.guest.logs import GuestLog
 from pytest_vmss.model.document import load_document
 from pytest_vmss.untrusted import clean, ending
 from tests.models import LOAD_BALANCER, custom_script, encode, web_model
@@ -285,3 +290,25 @@ def test_an_error_passes_to_another_process(error: errors.VmssError) -> None:
     passed = pickle.loads(pickle.dumps(error))
     assert type(passed) is type(error)
     assert (str(passed), vars(passed)) == (str(error), vars(error))
+
+
+class _Talkative:
+    """A guest that says its secret wherever it may say anything short."""
+
+    def wait_boot(self, _previous: str | None) -> BootFacts:
+        return BootFacts(_SAID, _SAID, _SAID)
+
+    def wake(self) -> str:
+        return _SAID
+
+    def logs(self, names: Iterable[str], **_limits: float) -> Iterator[GuestLog]:
+        return (GuestLog(name, problem=_SAID) for name in names)
+
+
+def test_boots_and_logs_that_cannot_be_read_tell_no_secret() -> None:
+    """M5, E5: both are stored."""
+    guest = MaskedGuest(cast("Guest", _Talkative()), lambda text: text.replace(_QUOTED, "***"))
+    logs = list(guest.logs(["journal.log"], timeout=1, each=1))
+    shown = repr([guest.wait_boot(None), guest.wake(), logs])
+    assert _QUOTED not in shown
+    assert shown.count("denied: ***") == 5
