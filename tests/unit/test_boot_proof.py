@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from pytest_vmss.errors import GuestUnreachableError
-from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.guest.connection import Connection
-from pytest_vmss.guest.console import Console
-from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.settings import Timeouts
 from pytest_vmss.simulation.clock import VirtualClock
+from tests.linux_guests import linux_guest
 
 OLD = "7f0d3b8e-93d7-4a6b-8c47-0f2a6f3f6f01"
 NEW = "0a6c2d11-5b0e-4a51-9f0b-3c1d7e9a2b02"
@@ -36,15 +34,7 @@ class Answering:
 
 
 def guest_of(boots: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> LinuxGuest:
-    guest = LinuxGuest(
-        "web_0",
-        access=SshAccess("127.0.0.1", 1, "azureuser", folder / "key", "ssh-ed25519 AAAA"),
-        console=Console(folder / "console.log"),
-        timeouts=Timeouts,
-        clock=VirtualClock(),
-        power_state=lambda: PowerState.RUNNING,
-        agent_connected=lambda: True,
-    )
+    guest = linux_guest(folder, VirtualClock(), agent_connected=lambda: True)
     shell = Answering(boots)
     monkeypatch.setattr(Connection, "connect", lambda _: shell)
     return guest

@@ -21,7 +21,7 @@ from pytest_vmss.errors import (
     NoBootError,
     WaitTimeoutError,
 )
-from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest import SshAccess
 from pytest_vmss.guest.agent import guest_time, read_file
 from pytest_vmss.guest.boot_watch import BootWatch
 from pytest_vmss.guest.cloud_init_wait import save_logs
@@ -35,6 +35,7 @@ from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.model import Probe
 from pytest_vmss.settings import Timeouts
 from pytest_vmss.simulation.clock import VirtualClock
+from tests.linux_guests import linux_guest
 
 
 @pytest.mark.parametrize(
@@ -188,15 +189,7 @@ def test_a_wait_ends_early_where_no_boot_can_succeed(
     log = tmp_path / "console.log"
     log.write_text("[    1.0] Linux version 6.1\n")
     clock = VirtualClock()
-    guest = LinuxGuest(
-        "web_0",
-        access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
-        console=Console(log),
-        timeouts=Timeouts,
-        clock=clock,
-        power_state=lambda: state,
-        agent_connected=lambda: False,
-    )
+    guest = linux_guest(tmp_path, clock, power_state=lambda: state)
     with pytest.raises(NoBootError, match=words) as ended:
         guest.wait_boot(None)
     assert "Linux version" in ended.value.console_tail
@@ -244,15 +237,7 @@ def test_a_guest_that_goes_away_while_cloud_init_runs_is_waited_for(
 ) -> None:
     """E5, Q1: to cloud-init's own limit; then it is told which of the two it was."""
     clock = VirtualClock()
-    guest = LinuxGuest(
-        "web_0",
-        access=SshAccess("127.0.0.1", 1, "azureuser", tmp_path / "key", "ssh-ed25519 AAAA"),
-        console=Console(tmp_path / "log"),
-        timeouts=lambda: Timeouts(cloud_init=500.0),
-        clock=clock,
-        power_state=lambda: PowerState.RUNNING,
-        agent_connected=lambda: True,
-    )
+    guest = linux_guest(tmp_path, clock, timeouts=lambda: Timeouts(cloud_init=500.0))
     shell = Shell.__new__(Shell)
     monkeypatch.setattr(Shell, "run", lambda *_, **__: CommandResult(75, "", ""))
     monkeypatch.setattr(Connection, "connect", lambda _: None if error is None else shell)

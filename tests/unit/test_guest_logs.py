@@ -11,28 +11,18 @@ import pytest
 
 from pytest_vmss.clock import Deadline
 from pytest_vmss.errors import GuestCommandError, GuestUnreachableError, KernelPanicError
-from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.guest.connection import Connection
-from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.logs import LOG_BYTES, LOGS, QUICK_LOGS, read_logs
 from pytest_vmss.guest.runner import CommandResult
 from pytest_vmss.guest.shell import Shell
-from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.settings import Timeouts
 from pytest_vmss.simulation.clock import VirtualClock
+from tests.linux_guests import linux_guest
 
 
 def guest(folder: Path, clock: VirtualClock, **options: Any) -> LinuxGuest:
-    return LinuxGuest(
-        "web_0",
-        access=SshAccess("127.0.0.1", 1, "azureuser", folder / "key", "ssh-ed25519 AAAA"),
-        console=Console(folder / "console.log"),
-        timeouts=Timeouts,
-        clock=clock,
-        power_state=lambda: PowerState.RUNNING,
-        agent_connected=lambda: "ask" in options,
-        factor=10.0,
-        **options,
+    return linux_guest(
+        folder, clock, agent_connected=lambda: "ask" in options, factor=10.0, **options
     )
 
 

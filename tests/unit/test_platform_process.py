@@ -26,9 +26,8 @@ from pytest_vmss.errors import (
     HostError,
     NotProvisionedError,
 )
-from pytest_vmss.guest import LinuxGuest, SshAccess
+from pytest_vmss.guest import LinuxGuest
 from pytest_vmss.guest.connection import Connection
-from pytest_vmss.guest.console import Console
 from pytest_vmss.guest.in_guest import application_health
 from pytest_vmss.guest.runner import CommandResult
 from pytest_vmss.guest.shell import Shell
@@ -46,12 +45,12 @@ from pytest_vmss.guest_platform.slirp import LIBRARY
 from pytest_vmss.guest_platform.wire_server import HealthReport
 from pytest_vmss.health import read_report
 from pytest_vmss.host.qemu_account import QemuAccount
-from pytest_vmss.hypervisor import Machine, PowerState
+from pytest_vmss.hypervisor import Machine
 from pytest_vmss.hypervisor.access import Access
 from pytest_vmss.hypervisor.domain import domain_xml
 from pytest_vmss.model import ApplicationHealthSettings, Health
-from pytest_vmss.settings import Timeouts
 from pytest_vmss.simulation.clock import VirtualClock
+from tests.linux_guests import linux_guest
 from tests.processes import wait_until_ended
 
 UUID = "406a9d04-57d7-48fb-9e7b-f19fe24fd39e"
@@ -299,22 +298,13 @@ def guest(
     console: str = "",
 ) -> LinuxGuest:
     """A guest that answers over SSH, of which the platform has seen something."""
-    (folder / "log").write_text(console)
+    (folder / "console.log").write_text(console)
     shell = Shell.__new__(Shell)
     shell.host_key = "ssh-ed25519 SHOWN"
     facts = CommandResult(0, "12345678-abcd\n6.1\n1.0.0\n", "")
     monkeypatch.setattr(Shell, "run", lambda *_, **__: facts)
     monkeypatch.setattr(Connection, "connect", lambda _: shell)
-    return LinuxGuest(
-        "web_0",
-        access=SshAccess("127.0.0.1", 1, "azureuser", folder / "key", ""),
-        console=Console(folder / "log"),
-        timeouts=Timeouts,
-        clock=clock,
-        power_state=lambda: PowerState.RUNNING,
-        agent_connected=lambda: False,
-        sightings=lambda: seen,
-    )
+    return linux_guest(folder, clock, host_key="", sightings=lambda: seen)
 
 
 def test_a_guest_that_reported_ready_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

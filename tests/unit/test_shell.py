@@ -20,8 +20,7 @@ from pytest_vmss.clock import SystemClock
 from pytest_vmss.errors import GuestCommandError
 from pytest_vmss.guest import testinfra_host as testinfra_module
 from pytest_vmss.guest.cloud_init_wait import save_logs
-from pytest_vmss.guest.connection import Connection, ReconnectingRunner, SshAccess
-from pytest_vmss.guest.console import Console
+from pytest_vmss.guest.connection import Connection, ReconnectingRunner
 from pytest_vmss.guest.guest import LinuxGuest
 from pytest_vmss.guest.keys import generate
 from pytest_vmss.guest.login import HostKeyMismatchError, log_in
@@ -32,8 +31,7 @@ from pytest_vmss.guest.transport import (
     open_transport,
     transport_errors,
 )
-from pytest_vmss.hypervisor import PowerState
-from pytest_vmss.settings import Timeouts
+from tests.linux_guests import linux_guest
 
 #: What a guest does with a command once it has taken it; False: it never answers.
 Act = Callable[[paramiko.Channel, bytes], None]
@@ -424,16 +422,7 @@ def test_the_labs_own_commands_are_run_over_another_connection(
     broken.close()
     left = [good, broken]
     monkeypatch.setattr(Connection, "connect", lambda _: left.pop() if len(left) > 1 else good)
-    linux = LinuxGuest(
-        "web_0",
-        access=SshAccess("127.0.0.1", 1, "u", tmp_path / "key", ""),
-        console=Console(tmp_path / "log"),
-        timeouts=Timeouts,
-        clock=SystemClock(),
-        power_state=lambda: PowerState.RUNNING,
-        agent_connected=lambda: False,
-    )
-    use(linux)
+    use(linux_guest(tmp_path, SystemClock()))
     assert len(ran) == 1
     good.close()
 
