@@ -6,7 +6,7 @@ from pytest_vmss.clock import wait_for
 from pytest_vmss.errors import GuestUnreachableError, WaitTimeoutError
 from pytest_vmss.guest.agent import Ask, run_program
 from pytest_vmss.guest.connection import Connection, ReconnectingRunner
-from pytest_vmss.guest.logs import LOG_BYTES, Run
+from pytest_vmss.guest.logs import LOG_BYTES, Run, ended
 
 __all__ = ["log_access"]
 
@@ -58,6 +58,7 @@ def _over_ssh(connection: Connection) -> Run:
 def _over_agent(ask: Ask, connection: Connection) -> Run:
     def run(command: str, timeout: float) -> str:
         program = ["/bin/sh", "-c", f"{{ {command}; }} | tail -c {_AGENT_BYTES}"]
-        return run_program(ask, program, b"", timeout=timeout, clock=connection.clock)
+        told = run_program(ask, program, b"", timeout=timeout, clock=connection.clock)
+        return ended(told, _AGENT_BYTES)
 
     return run

@@ -26,6 +26,22 @@ def guest(folder: Path, clock: VirtualClock, **options: Any) -> LinuxGuest:
     )
 
 
+def test_a_log_that_was_cut_off_says_so_and_begins_with_a_whole_line() -> None:
+    """M5: half of a secret would not be masked."""
+    text = "s3cr3t is told\nthe next line\n"
+
+    def run(command: str, timeout: float) -> str:
+        assert timeout <= 1
+        return text.ljust(1_000_000 if "cloud-init.log" in command else 999_999)
+
+    deadline = Deadline(10)
+    cut, whole = read_logs(
+        run, ["cloud-init.log", "cloud-init-output.log"], deadline=deadline, each=1
+    )
+    assert cut.text.rstrip() == "…\nthe next line"
+    assert whole.text.startswith(text)
+
+
 def test_over_ssh_one_log_that_fails_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
