@@ -6,11 +6,13 @@ can use. A message says what happened, what was expected and what to do about it
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pytest_vmss.untrusted import clean
 
@@ -56,8 +58,10 @@ __all__ = [
 #: Maximum number of problems in a :class:`ModelError`, and of characters of each.
 _TOLD_PROBLEMS = 100
 _PROBLEM_CHARS = 1000
-#: Attributes of errors that quote a guest.
-_QUOTES = ("console_tail", "errors", "evidence", "last", "stderr")
+#: Attributes that say where and by which code an error is known; these are no guest's words.
+_NAMES = frozenset({"code", "exit_code", "extension", "instance", "log", "operation", "scale_set"})
+#: Attributes that Python's own errors have beside their variables, and show.
+_BUILT_IN = ("strerror", "filename", "filename2", "object", "reason")
 #: Error numbers that mean the host is out of memory, processes, descriptors or disk space.
 _EXHAUSTED = frozenset(
     {errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT}
@@ -80,10 +84,18 @@ class VmssError(Exception):
         if code is not None:
             self.code = code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets an error pass to another process; its class may need more than its message."""
+        return _unpickled, (type(self), self.args), vars(self)
+
     @property
     def message(self) -> str:
         """The error message, without evidence such as a console's tail."""
         return str(self.args[0])
+
+
+def _unpickled(kind: type[VmssError], args: tuple[object, ...]) -> VmssError:
+    return kind.__new__(kind, *args)
 
 
 class LabError(VmssError):
@@ -460,27 +472,46 @@ def mask_error(error: BaseException, mask: Callable[[str], str]) -> None:
         error: The error, as it leaves the code that speaks with the guest.
         mask: Masks a text.
     """
-
-    def masked(value: object) -> object:
-        if isinstance(value, tuple):
-            return tuple(masked(part) for part in value)
-        return mask(value) if isinstance(value, str) else value
-
     for one in _with_causes(error):
-        one.args = tuple(masked(part) for part in one.args)
-        for name in _QUOTES:
-            if hasattr(one, name):
-                setattr(one, name, masked(getattr(one, name)))
+        one.args = _quoting(one.args, mask)
+        for name in (*(vars(one).keys() - _NAMES), *_BUILT_IN):
+            value = getattr(one, name, None)
+            quoting = _quoting(value, mask)
+            if quoting is not value:
+                with contextlib.suppress(AttributeError, TypeError):  # it cannot be set
+                    setattr(one, name, quoting)
         if isinstance(error, VmssError):
             traceback.clear_frames(one.__traceback__)
 
 
+def _quoting(value: Any, mask: Callable[[str], str]) -> Any:
+    """Returns what an error quotes with its secrets masked; the same object if it has none."""
+    if isinstance(value, str):
+        masked = mask(value)
+        return value if masked == value else masked
+    if isinstance(value, bytes):
+        text = value.decode(errors="surrogateescape")
+        masked = mask(text)
+        return value if masked == text else masked.encode(errors="surrogateescape")
+    parts: Any
+    if type(value) in (tuple, list, set, frozenset):
+        parts = [_quoting(part, mask) for part in value]
+        same = all(new is old for new, old in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    if type(value) is dict:
+        parts = {_quoting(key, mask): _quoting(item, mask) for key, item in value.items()}
+        same = all(new is old for new, old in zip(parts.values(), value.values(), strict=False))
+        return value if same and parts.keys() == value.keys() else parts
+    return value
+
+
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error, and all that a traceback shows as having led to it."""
+    """Yields an error, and all that a traceback shows as having led to it, or as part of it."""
     found = [error]
     for one in found:
         yield one
-        for other in (one.__cause__, one.__context__):
+        members = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        for other in (one.__cause__, one.__context__, *members):
             if other is not None and all(other is not known for known in found):
                 found.append(other)
 

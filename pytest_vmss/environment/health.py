@@ -182,7 +182,7 @@ def _sources(
 def _masked(context: InstanceContext, look: Callable[[], Observation]) -> Observation:
     """An observation that shows no secret, whatever a guest or a suite's check says (M5)."""
     seen = look()
-    return replace(seen, detail=context.mask(seen.detail))
+    return replace(seen, detail=context.mask(seen.detail), boot=context.mask(seen.boot))
 
 
 def _not_running(context: InstanceContext) -> Observation | None:

@@ -47,13 +47,16 @@ class MaskedGuest:
             facts = self._guest.wait_boot(previous_boot_id)
         version = facts.image_version
         return replace(
-            facts, kernel=self._mask(facts.kernel), image_version=version and self._mask(version)
+            facts,
+            boot_id=self._mask(facts.boot_id),
+            kernel=self._mask(facts.kernel),
+            image_version=version and self._mask(version),
         )
 
     def wake(self) -> str:
         """See :meth:`Guest.wake`."""
         with self._masked():
-            return self._guest.wake()
+            return self._mask(self._guest.wake())
 
     def wait_cloud_init(self) -> CloudInitResult:
         """See :meth:`Guest.wait_cloud_init`."""
@@ -117,7 +120,7 @@ class MaskedGuest:
             return self._guest.listening()
 
     def logs(self, names: Iterable[str], *, timeout: float, each: float) -> Iterator[GuestLog]:
-        """See :meth:`Guest.logs`; whole logs are masked where they are written."""
+        """See :meth:`Guest.logs`; their texts are masked where they are written."""
         with self._masked():
             logs = self._guest.logs(names, timeout=timeout, each=each)
         return self._each(logs)

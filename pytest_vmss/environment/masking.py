@@ -8,8 +8,9 @@ import contextlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, product
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -34,6 +35,11 @@ _LINE_CHARS = 16
 _HEAD_CHARS = 5
 #: Where a text was cut off, maybe within a secret.
 _CUT = "…"
+#: Shorter values are not searched where the end of a line splits them.
+_SPLIT_CHARS = 8
+_NO_WORD = re.compile(r"\W+")
+_BLANKS = re.compile(r"\s+")
+_WORD = re.compile(r"\S+")
 #: How programs write what HTML gives a meaning to, in JSON that may become part of a page.
 _JSON_IN_HTML = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&"}
 _APOSTROPHES = ("'", "&#x27;", "&#39;", "&apos;")
@@ -68,43 +74,96 @@ def value_masker(models: Iterable[ScaleSetModel]) -> Callable[[str], str]:
     known = list(models)
     parts = {part for model in known for value in _secrets(model.full()) for part in _parts(value)}
     parts.update(clean(part) for part in list(parts))  # as logs are, before they are masked
-    found = {part for part in parts if len(part) >= _SECRET_CHARS}
-    for model in known:
-        for extension in model.extensions:
-            found.update(secret_words(extension))
-    forms: dict[str, list[str]] = {}
-    for form in sorted({form for value in found for form in _forms(value)}, key=len, reverse=True):
-        forms.setdefault(form[:_HEAD_CHARS], []).append(form)
-    return lambda text: _without(text, forms)
+    parts.update(
+        word for model in known for each in model.extensions for word in secret_words(each)
+    )
+    shown = {word for model in known for text in _shown(model.full()) for word in _words(text)}
+    found = {part for part in parts if len(part) >= _SECRET_CHARS} - shown
+    return _Values({form for value in found for form in _forms(value)})
 
 
-def _without(text: str, forms: Mapping[str, Sequence[str]]) -> str:
-    """Hides texts wherever they occur, in a time that hardly depends on how many they are.
+class _Forms:
+    """Finds texts wherever they occur, in a time that hardly depends on how many they are.
 
     Args:
-        text: The text.
-        forms: The texts to hide by their first characters, the longest first.
+        texts: The texts to find.
     """
-    size = _HEAD_CHARS
-    likely = [at for at in range(len(text) - size + 1) if text[at : at + size] in forms]
-    cut = text.find(_CUT)
-    parts: list[str] = []
-    end = 0  # of what has been copied or hidden
-    for begin in likely:
-        known = forms[text[begin : begin + size]]
-        form = next((form for form in known if text.startswith(form, begin)), "")
-        stop = begin + len(form)
-        cut = text.find(_CUT, begin) if 0 <= cut < begin else cut
-        left = cut - begin
-        # Only a longer one may have been cut off; comparing others would take too long.
-        if any(len(form) <= left < len(one) and one.startswith(text[begin:cut]) for one in known):
-            stop = cut
-        if stop == begin:
-            continue
-        if begin >= end:  # else it overlaps with another, and both are hidden
-            parts += (text[end:begin], "***")
-        end = max(end, stop)
-    return "".join((*parts, text[end:]))
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        #: The texts by their first characters, the longest first, and by their last ones.
+        self._heads: dict[str, list[str]] = {}
+        self._ends: dict[str, list[str]] = {}
+        self._longest = 0
+        for form in sorted(set(texts), key=len, reverse=True):
+            self._heads.setdefault(form[:_HEAD_CHARS], []).append(form)
+            self._ends.setdefault(form[-_HEAD_CHARS:], []).append(form)
+            self._longest = max(self._longest, len(form))
+
+    def found_in(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yields where they begin and end, also where they are cut off at an ellipsis."""
+        head, heads = _HEAD_CHARS, self._heads
+        likely = [at for at in range(len(text) - head + 1) if text[at : at + head] in heads]
+        cut = text.find(_CUT)
+        if cut >= 0:
+            yield from self._rest(text, cut + 1)
+        for begin in likely:
+            known = heads[text[begin : begin + head]]
+            form = next((form for form in known if text.startswith(form, begin)), "")
+            stop = begin + len(form)
+            cut = text.find(_CUT, begin) if 0 <= cut < begin else cut
+            size = cut - begin
+            # Only a longer one may have been cut off; comparing others would take too long.
+            if any(
+                len(form) <= size < len(one) and one.startswith(text[begin:cut]) for one in known
+            ):
+                stop = cut
+            if stop > begin:
+                yield begin, stop
+
+    def _rest(self, text: str, begin: int) -> Iterator[tuple[int, int]]:
+        """Yields the end of one, if a text was cut off before it."""
+        begin += len(text[begin:]) - len(text[begin:].lstrip())
+        for end in range(begin + _HEAD_CHARS, min(begin + self._longest, len(text)) + 1):
+            known = self._ends.get(text[end - _HEAD_CHARS : end], ())
+            if any(form.endswith(text[begin:end]) for form in known):
+                yield begin, end
+
+
+class _Values:
+    """Hides values in texts, also those that are split between lines.
+
+    Args:
+        forms: The ways in which the values are written.
+    """
+
+    def __init__(self, forms: Collection[str]) -> None:
+        self._forms = _Forms(forms)
+        joined = {_BLANKS.sub("", form) for form in forms}
+        self._joined = _Forms(form for form in joined if len(form) >= _SPLIT_CHARS)
+
+    def __call__(self, text: str) -> str:
+        """Masks a text."""
+        spans = sorted({*self._forms.found_in(text), *self._split_in(text)})
+        parts: list[str] = []
+        end = 0  # of what has been copied or hidden
+        for begin, stop in spans:
+            if begin >= end:  # else it overlaps with another, and both are hidden
+                parts += (text[end:begin], "***")
+            end = max(end, stop)
+        return "".join((*parts, text[end:]))
+
+    def _split_in(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yields where values are that have the ends of lines in them, however they are indented."""
+        if "\n" not in text.strip():
+            return
+        words = list(_WORD.finditer(text))
+        starts = [0, *accumulate(len(word[0]) for word in words)]  # in what is joined
+        for begin, stop in self._joined.found_in("".join(word[0] for word in words)):
+            first, last = bisect_right(starts, begin) - 1, bisect_left(starts, stop) - 1
+            start = words[first].start() + begin - starts[first]
+            end = words[last].start() + stop - starts[last]
+            if "\n" in text[start:end]:
+                yield start, end
 
 
 def _parts(value: str) -> Iterator[str]:
@@ -140,7 +199,8 @@ def _forms(value: str) -> Iterator[str]:
         yield _PERCENT.sub(lambda found: found[0].lower(), form)
     data = value.encode(errors="surrogatepass")
     yield repr(data)[2:-1]
-    yield from (data.hex(), data.hex().upper())
+    for digits in (data.hex(), data.hex(" "), data.hex(":")):
+        yield from (digits, digits.upper())
     for form in _base64_forms(data):
         yield form
         yield form.translate(_URL_SAFE)
@@ -195,6 +255,24 @@ def _chunk_end(text: str, begin: int) -> int:
 
 def _line_end(text: str, at: int) -> int:
     return text.find("\n", at) + 1 or len(text)
+
+
+def _shown(value: Any) -> Iterator[str]:
+    """Yields the texts of a model that no part of is secret: to hide them elsewhere is no use."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _shown(item)
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from _shown(item)
+    elif isinstance(value, str) and not isinstance(value, SecretText):
+        yield value
+
+
+def _words(text: str) -> Iterator[str]:
+    yield text
+    yield from text.split()
+    yield from _NO_WORD.split(text)
 
 
 def _secrets(value: Any) -> Iterator[str]:

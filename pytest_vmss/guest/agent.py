@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_vmss.clock import Clock, Deadline, wait_for
 from pytest_vmss.errors import HypervisorError
-from pytest_vmss.untrusted import UnreadableError, read_json, read_whole
+from pytest_vmss.untrusted import UnreadableError, one_line, read_json, read_whole
 
 __all__ = ["Ask", "guest_time", "read_file", "run_program", "within"]
 
@@ -120,7 +120,7 @@ def run_program(
 
     status = wait_for(f"{path} in the guest", ended, timeout=timeout, clock=clock, interval=0.02)
     if status.get("exitcode") != 0:
-        code = str(status.get("exitcode", "a signal"))[:20]
+        code = one_line(str(status.get("exitcode", "a signal")), 20)
         raise HypervisorError(f"{path} failed in the guest: it ended with {code}")
     try:
         return base64.b64decode(status.get("out-data", ""))[:_BYTES].decode(errors="replace")

@@ -143,9 +143,9 @@ class Console:
             size = os.fstat(descriptor).st_size
             begin = max(min(self._start, size), size - _TAIL_BYTES)
             text = os.pread(descriptor, _TAIL_BYTES, begin)
-        told = ending(clean(text.decode(errors="replace")), _TAIL_BYTES - 1)
+        told = self._mask(ending(clean(text.decode(errors="replace")), _TAIL_BYTES - 1))
         last = [line for line in map(str.rstrip, told.split("\n")) if line][-lines:]
-        return "\n".join(line[:_LINE_CHARS] for line in self._mask("\n".join(last)).split("\n"))
+        return "\n".join(line[:_LINE_CHARS] for line in last)
 
 
 def _trouble_in(text: bytes) -> Trouble | None:

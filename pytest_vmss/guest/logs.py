@@ -14,18 +14,22 @@ __all__ = ["LOGS", "LOG_BYTES", "QUICK_LOGS", "GuestLog", "Run", "last_lines", "
 LOG_BYTES = 2 * 1024 * 1024
 #: Each start of cloud-init costs seconds where guests are emulated.
 _SLOW = "cloud-init-analyze.txt"
+#: A first line, which is there if nothing was cut off.
+_WHOLE = "whole"
 
 
 def last_lines(command: str, size: int) -> str:
     """Bounds what a shell command prints to the end of it, from the start of a line.
 
     What is left of a line that was cut could be half of a secret, which masking would not find.
+    It is replaced by an ellipsis, by which masking finds the rest of one of several lines.
 
     Args:
         command: For the guest's shell.
         size: The most bytes.
     """
-    return f"{{ echo; {command}; }} | tail -c {size} | sed 1d"
+    first = f"1{{/^{_WHOLE}$/d;s/.*/…/;}}"
+    return f'{{ echo {_WHOLE}; {command}; }} | tail -c {size} | LC_ALL=C sed "{first}"'
 
 
 _EXTENSION_LOG = 'echo "==> $log <=="; ' + last_lines('tail -c 100000 "$log"', 100_000)

@@ -16,7 +16,7 @@ _MARKS = (
 #: closed goes on to the end.
 _STRING = r"\"[^\"\\]*(?:\\.[^\"\\]*)*\"?"
 _COMMENT = re.compile(rf"{_STRING}|(//[^\r\n]*|/\*(?:.*?\*/|.*))", re.DOTALL)
-_TRAILING_COMMA = re.compile(rf"{_STRING}|(,)(?=\s*[\]}}])", re.DOTALL)
+_TRAILING_COMMA = re.compile(rf"{_STRING}|(,)(?=[ \t\r\n]*[\]}}])", re.DOTALL)
 _VISIBLE = re.compile(r"[^\r\n\t]")
 
 

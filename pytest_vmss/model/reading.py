@@ -274,26 +274,57 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _SafeLoader.construct_yam
 
 def _json(text: str) -> object:
     """Loads JSON as ARM takes it: with comments, trailing commas, and texts of several lines."""
-    return json.loads(without_comments(text), strict=False, object_pairs_hook=_object)
+    twice = _Twice()
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.refuse(pairs)
+        return dict(pairs)
+
+    return json.loads(without_comments(text), strict=False, object_pairs_hook=checked)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_twice(pairs)
-    return dict(pairs)
+class _Twice:
+    """Refuses objects that have two values of one name: which of them counts would be a guess.
 
-
-def _refuse_twice(pairs: Iterable[tuple[str, object]]) -> None:
-    """Refuses an object that has two values of one name: which of them counts would be a guess.
-
-    Raises:
-        _RefusedError: It has.
+    Values that are the same are taken. A document has so many of them that it may hold.
     """
-    known = dict[str, object]()
-    for name, value in pairs:
-        first = known.setdefault(name, value)
-        if first is not value and first != value:
-            told = f"gives {one_line(mask(name))!r} twice in one object, with other values"
-            raise _RefusedError("$", told)
+
+    def __init__(self) -> None:
+        self._compared = 0
+
+    def refuse(
+        self, pairs: Iterable[tuple[str, Any]], made: Callable[[Any], Any] = lambda value: value
+    ) -> None:
+        """Refuses an object.
+
+        Args:
+            pairs: Its names and values.
+            made: Makes JSON values to compare of them.
+
+        Raises:
+            _RefusedError: It has two values of one name, or too many are to be compared.
+        """
+        known = dict[str, Any]()
+        for name, value in pairs:
+            first = known.setdefault(name, value)
+            if first is not value and not self._are_same(made(first), made(value)):
+                told = f"gives {one_line(mask(name))!r} twice in one object, with other values"
+                raise _RefusedError("$", told)
+
+    def _are_same(self, one: Any, other: Any) -> bool:
+        """Whether two values are the same to JSON, to which neither 1.0 nor true is 1."""
+        self._compared += 1
+        if self._compared > 2 * MAX_VALUES:  # each level that holds them compares them again
+            raise _RefusedError("$", f"holds more than {MAX_VALUES} values that are given twice")
+        if type(one) is not type(other):
+            return False
+        if isinstance(one, dict):
+            return one.keys() == other.keys() and all(
+                self._are_same(value, other[name]) for name, value in one.items()
+            )
+        if isinstance(one, list):
+            return len(one) == len(other) and all(map(self._are_same, one, other))
+        return bool(one == other) or one is other
 
 
 def _yaml(text: str) -> object:
@@ -332,26 +363,30 @@ def _constructed(text: str) -> object:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_twice_in(node, set())
+        _refuse_twice_in(node, loader, _Twice(), set())
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _refuse_twice_in(node: yaml.Node, visited: set[int]) -> None:
+def _refuse_twice_in(node: yaml.Node, loader: Any, twice: _Twice, visited: set[int]) -> None:
     """Refuses a document in which a mapping has a name twice, before merge keys are followed."""
     if id(node) in visited or isinstance(node, yaml.ScalarNode):
         return
     visited.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        _refuse_twice(
-            (name.value, value.value if isinstance(value, yaml.ScalarNode) else id(value))
-            for name, value in node.value
-            if isinstance(name, yaml.ScalarNode) and name.tag != _MERGE
-        )
     for part in node.value:
         for each in part if isinstance(node, yaml.MappingNode) else (part,):
-            _refuse_twice_in(each, visited)
+            _refuse_twice_in(each, loader, twice, visited)
+    if isinstance(node, yaml.MappingNode):
+        twice.refuse(
+            (
+                (name.value, value)
+                for name, value in node.value
+                if isinstance(name, yaml.ScalarNode) and name.tag != _MERGE
+            ),
+            # Follows the merge keys in a value; it has been visited.
+            lambda value: loader.construct_object(value, deep=True),
+        )
 
 
 def copied(value: object, label: str) -> Any:

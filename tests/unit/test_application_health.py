@@ -15,7 +15,14 @@ from pytest_vmss.errors import HypervisorError
 from pytest_vmss.guest.agent import guest_time, read_file
 from pytest_vmss.guest.extensions import find_handler
 from pytest_vmss.guest.extensions.application_health import program_settings
-from pytest_vmss.guest.in_guest.application_health import Rules, document, look, rules_of, tell
+from pytest_vmss.guest.in_guest.application_health import (
+    Rules,
+    document,
+    judge,
+    look,
+    rules_of,
+    tell,
+)
 from pytest_vmss.health import Observation, Tracker, parse_custom_metrics, read_report, worst
 from pytest_vmss.model import ApplicationHealthSettings, Extension, Health
 from tests.http_server import HttpServer
@@ -325,3 +332,10 @@ def test_an_instance_is_as_healthy_as_the_least_of_its_sources() -> None:
     assert worst(seen) == Observation(Health.UNKNOWN, "b: silent; c: starts")
     assert worst({**seen, "d": Observation(Health.UNHEALTHY, "ill")}).health is Health.UNHEALTHY
     assert worst({"a": seen["a"]}) == seen["a"]
+
+
+def test_a_state_that_is_quoted_in_part_says_so() -> None:
+    """M5: by that mark, half of a secret is known."""
+    body = json.dumps({"ApplicationHealthState": "x" * 45 + "s3cr3t"}).encode()
+    _, told, _ = judge({"gracePeriod": 0}, 200, body)
+    assert told == f"ApplicationHealthState is '{'x' * 45}s3cr…'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pytest_vmss.model import (
     merge,
     read_part,
 )
+from pytest_vmss.model.decoding import without_comments
 from tests.models import LOAD_BALANCER, web_model, with_application_health
 
 
@@ -150,6 +152,10 @@ def test_a_name_given_twice_is_refused() -> None:
         ("a.json", '{"sku": {"name": "a", "name": ["a"]}}'),
         ("a.yaml", "name: a\nname: b\n"),
         ("a.yaml", "sku: [{tier: x, name: a, 'name': b}]\n"),
+        ("a.json", '{"name": 1, "name": true}'),
+        ("a.json", '{"name": [{"a": 1}], "name": [{"a": 1.0}]}'),
+        ("a.yaml", "name: 1\nname: '1'\n"),
+        ("a.yaml", "name: &a {<<: {b: 1}}\nname: {<<: *a, b: 2}\n"),
     ],
 )
 def test_a_name_given_twice_in_a_file_is_refused(tmp_path: Path, name: str, text: str) -> None:
@@ -166,6 +172,35 @@ def test_a_value_given_twice_is_no_guess(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"tags": {"a": "b", "a": "b"}}')
     assert read_part(path) == {"tags": {"a": "b"}}
+    path.write_text('{"tags": {"a": {"b": [null]}, "a": {"b": [null]}}}')
+    assert read_part(path) == {"tags": {"a": {"b": [None]}}}
+
+
+def test_yaml_may_write_one_value_in_two_ways(tmp_path: Path) -> None:
+    """P1: what counts is what it means."""
+    path = tmp_path / "a.yaml"
+    path.write_text("a: {<<: &b {x: 0x10}}\na: *b\nc: yes\nc: true\n")
+    assert read_part(path) == {"a": {"x": 16}, "c": True}
+
+
+@pytest.mark.parametrize("levels", [1, 10])
+def test_values_given_twice_are_not_compared_without_end(tmp_path: Path, levels: int) -> None:
+    """R3: each level that holds them compares them again."""
+    text = f"[{'0,' * (2_000_000 >> levels)}0]"
+    for _ in range(levels):
+        text = f'{{"a":{text},"a":{text}}}'
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    start = time.process_time()
+    with pytest.raises(ModelError, match="values that are given twice"):
+        read_part(path)
+    assert time.process_time() - start < 2
+
+
+def test_only_blanks_of_json_follow_a_trailing_comma() -> None:
+    """P1: what is no blank to JSON stays where it is, and so does the comma before it."""
+    assert without_comments("[1, \r\n\t]") == "[1  \r\n\t]"
+    assert without_comments("[1,\u2028]") == "[1,\u2028]"
 
 
 def test_yaml_may_override_what_it_merges(tmp_path: Path) -> None:

@@ -64,6 +64,13 @@ def test_a_short_log_is_told_whole(text: str) -> None:
     assert told_by_shell(last_lines(f"printf %s {shlex.quote(text)}", 20)) == text
 
 
+@pytest.mark.parametrize("text", ["0123456789" * 3 + "\nthe next\n", "x" * 99, "é" * 99 + "\n"])
+def test_a_log_that_was_cut_off_says_so(text: str) -> None:
+    """M5: masking finds the rest of a secret of several lines by that; half a line is left out."""
+    told = told_by_shell(last_lines(f"printf %s {shlex.quote(text)}", 20))
+    assert told.splitlines() == ["…", *text.splitlines()[1:]]
+
+
 @pytest.mark.parametrize("over", ["ssh", "agent"])
 def test_no_log_begins_within_a_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: str
@@ -87,7 +94,7 @@ def test_no_log_begins_within_a_secret(
         (command,) = asked
     told = told_by_shell(command.replace("/var/log/cloud-init.log", str(log)))
     assert len(told) > 100_000
-    assert set(told.splitlines()) == {"password: Correct-Horse-1"}
+    assert set(told.splitlines()) == {"…", "password: Correct-Horse-1"}
     for one in read:
         told_by_shell(f"set -n\n{one.text}")
 
@@ -100,7 +107,7 @@ def test_no_extensions_log_begins_within_a_secret(tmp_path: Path) -> None:
     (command,) = (one.text for one in read)
     lines = told_by_shell(command.replace("/var/log/azure", str(tmp_path))).splitlines()
     heads = {f"==> {tmp_path / name} <==" for name in ("one.log", "it's.log")}
-    assert set(lines) == {*heads, "password: Correct-Horse-1"}
+    assert set(lines) == {*heads, "…", "password: Correct-Horse-1"}
 
 
 def test_when_the_time_is_up_the_rest_is_left_out() -> None:

@@ -5,19 +5,28 @@ from __future__ import annotations
 import base64
 import html
 import json
+import pickle
 import random
 import re
 import shlex
+import subprocess
 import textwrap
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 from urllib.parse import quote, quote_plus
 
 import pytest
 
+from pytest_vmss import errors
+from pytest_vmss.environment.masked_guest import MaskedGuest
 from pytest_vmss.environment.masking import mask_lines, masker
+from pytest_vmss.guest import Guest
+from pytest_vmss.guest.boot_facts import BootFacts
+from pytest_vmss.guest.logs import GuestLog
 from pytest_vmss.model.document import load_document
-from pytest_vmss.untrusted import clean
+from pytest_vmss.untrusted import clean, ending
 from tests.models import LOAD_BALANCER, custom_script, encode, web_model
 
 PASSWORD = "Adm1n\"pa\\ss<&>wörd??'s~~"
@@ -118,6 +127,40 @@ def test_a_secret_in_lines_of_base64_is_masked(width: int) -> None:
     assert [line for line in lines if line in shown] == []
 
 
+@pytest.mark.parametrize("width", [20, 33, 60, 77])
+@pytest.mark.parametrize("write", [str, encode, lambda text: text.encode().hex(" "), quote])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "  \n\t "])
+def test_a_secret_that_is_split_between_lines_is_masked(
+    write: Callable[[str], str], width: int, end: str
+) -> None:
+    secret = 'a s3cr3t of "some" words, which ends here'
+    written = write(f"it says: {secret} aloud, and much more")
+    text = end.join(written[at : at + width] for at in range(0, len(written), width))
+    shown = "".join(_masker_of(secret)(text).split())
+    whole = "".join(written.split())
+    assert "***" in shown
+    assert len(shown) <= len(whole) - len("".join(write(secret).split())) + 8
+    before, _, after = shown.partition("***")
+    assert whole.startswith(before)
+    assert whole.endswith(after)
+
+
+def test_a_secret_of_several_lines_is_masked_however_they_end_and_are_indented() -> None:
+    hidden = _masker_of("one line\nand the next")
+    for text in ("one line\r\nand the next", "one line\n     and the next"):
+        assert hidden(f"  {text}\nend") == "  ***\nend"
+
+
+def test_the_rest_of_a_secret_that_was_cut_off_before_it_is_masked() -> None:
+    hidden = _masker_of("correct horse battery staple")
+    text = "a correct horse battery staple is told"
+    for limit in range(10, 36):
+        told = hidden(ending(text, limit))
+        assert "staple" not in told
+        assert told.endswith(ending(" is told", limit))
+    assert hidden("… is told, and… more of it") == "… is told, and… more of it"
+
+
 def test_secrets_that_overlap_are_both_masked() -> None:
     hidden = _masker_of("abcdefgh", "fghijklm")
     assert hidden("1 abcdefghijklm 2 fghijklm") == "1 *** 2 ***"
@@ -138,6 +181,23 @@ def test_what_no_secret_is_stays_although_secrets_are_short() -> None:
     kept = hidden(text)
     assert kept.replace("***", "123456") == text
     assert kept.count("***") == text.count("123456")
+
+
+def test_what_the_model_shows_anyhow_is_not_hidden() -> None:
+    """M5: such as the set's own name, its image, and short words of a protected command."""
+    model = web_model()
+    profile = model["properties"]["virtualMachineProfile"]
+    model["name"] = "web-shop"
+    profile["osProfile"]["computerNamePrefix"] = "shop-of-ours"
+    extension = custom_script("setup", settings={"app": "checkout service", "version": "1.20.300"})
+    extension["properties"]["protectedSettings"] = {
+        "set": "web-shop", "host": "shop-of-ours", "app": "checkout", "version": "1.20.300",
+        "commandToExecute": "start nginx with a-s3cret of checkout",
+    }  # fmt: skip
+    profile["extensionProfile"]["extensions"] = [extension]
+    hidden = masker([load_document(model, load_balancer=LOAD_BALANCER).model])
+    text = "web-shop_0 (shop-of-ours000000) runs checkout 1.20.300 behind nginx: "
+    assert hidden(f"{text}a-s3cret") == f"{text}***"
 
 
 def test_many_secrets_do_not_make_masking_slow() -> None:
@@ -178,3 +238,90 @@ def test_a_long_text_without_secrets_is_shown_as_it_is() -> None:
 def test_a_line_too_long_to_be_searched_is_hidden_alone() -> None:
     text = f"before\n{'a' * 100_000} password=hunter2\nafter\n"
     assert mask_lines(text) == "before\n<a text of 100017 characters>\nafter\n"
+
+
+_QUOTED = "s3cr3t-words"
+_SAID = f"denied: {_QUOTED}"
+
+
+def _noted(error: Exception) -> Exception:
+    error.add_note(_SAID)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _noted(errors.HostError("it failed")),
+        ExceptionGroup("two", [errors.HostError(_SAID), ExceptionGroup("one", [OSError(_SAID)])]),
+        OSError(5, _SAID, _SAID),
+        subprocess.CalledProcessError(1, ["ssh", _SAID], output=_SAID, stderr=_SAID.encode()),
+        json.JSONDecodeError("no JSON", _SAID, 0),
+        UnicodeDecodeError("utf-8", _SAID.encode() + b"\xff", 20, 21, "invalid"),
+        KeyError({_SAID: [_SAID]}),
+        errors.WaitTimeoutError(_SAID, timeout=1, last=_SAID),
+        errors.ToolError(_SAID, argv=["ssh", _SAID], returncode=1, stderr=_SAID),
+        errors.ViolationError("it failed", violations=[_SAID]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_an_error_quotes_is_masked(error: Exception) -> None:
+    """M5: in its text, its notes, its attributes, and in the members of a group."""
+    outer = errors.GuestUnreachableError("it is lost", instance="web_0")
+    outer.__context__ = error
+    errors.mask_error(outer, lambda text: text.replace(_QUOTED, "***"))
+    shown = "".join(traceback.format_exception(outer))
+    shown += repr([error, error.args, vars(error)]) + str(getattr(error, "object", ""))
+    assert _QUOTED not in shown
+    assert "***" in shown
+
+
+def test_a_masked_error_keeps_its_code_and_its_names() -> None:
+    """E5: a secret may be a word of ours."""
+    error = errors.ExtensionError(
+        "it failed: Provisioning", instance="web_0", extension="web", exit_code=1
+    )
+    errors.mask_error(error, lambda text: re.sub("Provisioning|web", "***", text))
+    assert error.message == "it failed: ***"
+    assert (error.code, error.instance) == ("VMExtensionProvisioningError", "web_0")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.BootError("it failed", instance="web_0", console_tail="panic"),
+        errors.ExtensionError("it failed", instance="web_0", extension="a", exit_code=1),
+        errors.ModelError([errors.ModelProblem("$", "InvalidParameter", "is wrong")]),
+        errors.WaitTimeoutError("it", timeout=1, last="that"),
+        errors.ViolationError("it failed", violations=["one"]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_passes_to_another_process(error: errors.VmssError) -> None:
+    """E5: from a pool of processes, for example; with all that it tells."""
+    error.add_note("a note")
+    passed = pickle.loads(pickle.dumps(error))
+    assert type(passed) is type(error)
+    assert (str(passed), vars(passed)) == (str(error), vars(error))
+
+
+class _Talkative:
+    """A guest that says its secret wherever it may say anything short."""
+
+    def wait_boot(self, _previous: str | None) -> BootFacts:
+        return BootFacts(_SAID, _SAID, _SAID)
+
+    def wake(self) -> str:
+        return _SAID
+
+    def logs(self, names: Iterable[str], **_limits: float) -> Iterator[GuestLog]:
+        return (GuestLog(name, problem=_SAID) for name in names)
+
+
+def test_boots_and_logs_that_cannot_be_read_tell_no_secret() -> None:
+    """M5, E5: both are stored."""
+    guest = MaskedGuest(cast("Guest", _Talkative()), lambda text: text.replace(_QUOTED, "***"))
+    logs = list(guest.logs(["journal.log"], timeout=1, each=1))
+    shown = repr([guest.wait_boot(None), guest.wake(), logs])
+    assert _QUOTED not in shown
+    assert shown.count("denied: ***") == 5

@@ -64,6 +64,11 @@ def rules_of(settings: dict[str, Any], started: float) -> Rules:
     return Rules(settings["numberOfProbes"], settings.get("gracePeriod"), expired, started)
 
 
+def _short(text: str) -> str:
+    """A text as messages quote it; a mark tells where it is cut, for secrets may be."""
+    return text if len(text) <= 50 else f"{text[:49]}…"
+
+
 def judge(settings: dict[str, Any], status: int, body: bytes) -> tuple[str, str, str | None]:
     """What an answer over HTTP says.
 
@@ -82,7 +87,7 @@ def judge(settings: dict[str, Any], status: int, body: bytes) -> tuple[str, str,
         return UNKNOWN, "the body has no ApplicationHealthState", None
     told = metrics if isinstance(metrics, str) else None
     if state not in (HEALTHY, UNHEALTHY):
-        return UNKNOWN, f"ApplicationHealthState is {str(state)[:50]!r}", told
+        return UNKNOWN, f"ApplicationHealthState is {_short(str(state))!r}", told
     return state, f"ApplicationHealthState is {state}", told
 
 
