@@ -22,9 +22,9 @@ from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import ProvisioningError
 from pytest_vmss.model import Health, application_health
-from tests.models import CUSTOM_DATA, LOAD_BALANCER, encode, web_model, with_application_health
 from tests.models import application_health as extension
 from tests.vm.conftest import qemu_processes
+from tests.vm.start import extensions, start
 
 GRACE = 25
 PAGE = "/usr/share/web/health"
@@ -38,24 +38,20 @@ def page(**body: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def lab(vmss: Lab, built: Callable[[str], Path]) -> Iterator[Lab]:
+def lab(vmss: Lab) -> Iterator[Lab]:
     made = Lab.session(replace(vmss.settings, repair_grace=5.0))
-    made.gallery().publish("web", "1.0.0", built("1.0.0"))
     yield made
     made.destroy()
 
 
 @pytest.fixture(scope="module")
-def web(lab: Lab) -> ScaleSet:
+def web(lab: Lab, built: Callable[[str], Path]) -> ScaleSet:
     """One instance with a probe and the rich extension, which is fine without automatic upgrade."""
-    body = with_application_health(
-        web_model(capacity=1, automatic=False, extensions=False), probe=True, gracePeriod=GRACE
-    )
-    body["properties"]["virtualMachineProfile"]["osProfile"]["customData"] = encode(
-        CUSTOM_DATA.replace("runcmd:", "write_files:\n" + f"  - path: {PAGE}\n"
-        f"    content: '{page(ApplicationHealthState='Healthy')}'\nruncmd:")
-    )  # fmt: skip
-    return lab.create(body, load_balancer=LOAD_BALANCER, health_timeout=20)
+    made = start(lab, built("1.0.0"), health_timeout=20, automatic=False)
+    made.scale(1)
+    write(made[0], page(ApplicationHealthState="Healthy"))
+    change(made, "2.0", gracePeriod=GRACE)
+    return made
 
 
 def write(instance: Instance, body: str) -> None:
@@ -205,9 +201,7 @@ def share_of_time(instance: Instance) -> float:
 
 
 def change(web: ScaleSet, version: str, **settings: Any) -> None:
-    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": [
-        extension(version, **settings)
-    ]}}})  # fmt: skip
+    web.update(extensions([extension(version, **settings)]))
     web.update_instances()
 
 
@@ -260,7 +254,7 @@ def test_it_goes_with_the_model(web: ScaleSet, lab: Lab) -> None:
     """H2: its process ends, and nothing of it is left."""
     host = web[0].host
     assert host.run("systemctl is-active %s", UNIT).rc == 0
-    web.update({"virtualMachineProfile": {"extensionProfile": {"extensions": []}}})
+    web.update(extensions([]))
     web.update_instances()
     assert host.run("systemctl is-active %s", UNIT).rc != 0
     assert host.run("pgrep -f application_health.p[y]").rc == 1

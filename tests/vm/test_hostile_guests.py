@@ -21,8 +21,9 @@ import pytest
 from pytest_vmss.api.lab import Lab
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.model import Health
-from tests.models import LOAD_BALANCER, application_health, custom_script, web_model
+from tests.models import application_health, custom_script
 from tests.vm.floods import attack, responsive
+from tests.vm.start import extensions, start
 
 _ATTACK = Path(__file__).with_name("attack.py")
 #: As much as a guest with a fast console would have written by then.
@@ -119,25 +120,20 @@ def targets(traps: dict[str, Trap], forward: tuple[str, int], blobs: int) -> lis
 @pytest.fixture(scope="module")
 def lonely(vmss: Lab, built: Callable[[str], Path], traps: dict[str, Trap]) -> Iterator[ScaleSet]:
     """A set of two whose health is told from inside too; the other extension attacks."""
-    vmss.gallery("lonely").publish("web", "1.0.0", built("1.0.0"))
     vmss.blobs.put("attack.py", _ATTACK)
     lenient = {"maxUnhealthyInstancePercent": 100, "maxUnhealthyUpgradedInstancePercent": 100}
-    body = web_model("lonely", capacity=2, automatic=False, extensions=False, policy=lenient)
-    profile = body["properties"]["virtualMachineProfile"]
-    image = profile["storageProfile"]["imageReference"]
-    image["id"] = image["id"].replace("/galleries/gallery/", "/galleries/lonely/")
-    address, _ = vmss.networks.free_addresses(2)  # the instances' own, soon
-    tried = targets(traps, (address, 10022), vmss.blobs.serve())
+    created = start(
+        vmss, built("1.0.0"), gallery="lonely", health_timeout=60, automatic=False, policy=lenient
+    )
+    tried = targets(traps, created[1].address(22), vmss.blobs.serve())
     vmss.blobs.put("targets.json", json.dumps(tried))
     settings = {
         "fileUris": [vmss.blobs.url("attack.py"), vmss.blobs.url("targets.json")],
         "commandToExecute": "python3 attack.py targets.json /var/lib/found.json",
     }
     health = application_health("1.0", requestPath="/healthz")
-    profile["extensionProfile"] = {
-        "extensions": [custom_script("attack", settings=settings), health]
-    }
-    created = vmss.create(body, load_balancer=LOAD_BALANCER, health_timeout=60)
+    created.update(extensions([custom_script("attack", settings=settings), health]))
+    created.update_instances()
     vmss.gallery("lonely").publish("web", "1.1.0", built("1.1.0"))
     yield created
     created.delete()

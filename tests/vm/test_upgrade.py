@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -32,12 +31,12 @@ from pytest_vmss.labs.place import LabPlace
 from pytest_vmss.report.artifacts import collect
 from pytest_vmss.store import ErrorRecord, Outcome
 from tests.guest_contract import check_guest
-from tests.models import LOAD_BALANCER, web_model
 from tests.vm.conftest import qemu_processes
 from tests.vm.permissions import permissions
+from tests.vm.start import SECRET, answers_to, start
 
 BREACH = "MaxUnhealthyUpgradedInstancePercentExceededInRollingUpgrade"
-SECRET = "correct-horse-battery-staple"
+GALLERY = "main-job"
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +47,10 @@ def drawn() -> list[str]:
 
 @pytest.fixture(scope="module")
 def web(vmss: Lab, built: Callable[[str], Path], drawn: list[str]) -> Iterator[ScaleSet]:
-    vmss.gallery("main-job").publish("web", "1.0.0", built("1.0.0"))
-    model = web_model(capacity=2)
-    profile = model["properties"]["virtualMachineProfile"]
-    image = profile["storageProfile"]["imageReference"]
-    image["id"] = image["id"].replace("/galleries/gallery/", "/galleries/main-job/")
-    profile["extensionProfile"]["extensions"].append(
-        {
-            "name": "secret",
-            "properties": {
-                "publisher": "Microsoft.Azure.Extensions",
-                "type": "CustomScript",
-                "typeHandlerVersion": "2.1",
-                "protectedSettings": {"commandToExecute": f"echo {SECRET} > /root/secret"},
-            },
-        }
-    )
-    options: dict[str, Any] = {"load_balancer": LOAD_BALANCER, "health_timeout": 15}
-    saved = vmss.create(model, **options, pristine=True)
+    saved = start(vmss, built("1.0.0"), gallery=GALLERY)
     drawn.extend(random_numbers(saved))
     saved.delete()
-    created = vmss.create(model, **options, pristine=True)
+    created = start(vmss, built("1.0.0"), gallery=GALLERY)
     drawn.extend(random_numbers(created))
     yield created
     created.delete()
@@ -101,7 +83,7 @@ def test_a_restored_set_is_current(web: ScaleSet, vmss: Lab, drawn: list[str]) -
 
 @pytest.fixture
 def main_gallery(vmss: Lab) -> Gallery:
-    return vmss.gallery("main-job")
+    return vmss.gallery(GALLERY)
 
 
 def answers(url: str) -> bool:
@@ -137,8 +119,13 @@ def test_instances_come_up_as_the_model_says(web: ScaleSet) -> None:
 def test_a_good_version_rolls_through(
     web: ScaleSet, main_gallery: Gallery, built: Callable[[str], Path]
 ) -> None:
-    """C1, D2, E1-E4, F2: users notice nothing; new boot, version and kernel; data there; everything run once."""
+    """C1, D2, E1-E4, F2: users notice nothing; new boot, version and kernel; data there; everything run once.
+
+    A4, A9: each has the name and the private address that it had.
+    """
     before = {i.name: (i.boot_id, i.kernel, i.data_disks[0].stat().st_ino) for i in web}
+    names = [(one.computer_name, one.private_ip_address) for one in web]
+    assert names == [("web000000", "10.0.0.4"), ("web000001", "10.0.0.5")]
     with web.always(lambda: answers(web.url), every=0.2) as watched:
         main_gallery.publish("web", "1.1.0", built("1.1.0"))
         upgrade = web.wait_for_upgrade()
@@ -160,6 +147,9 @@ def test_a_good_version_rolls_through(
             assert len(runs) == 2
             assert runs.count(identity) == 1
         assert [entry.status for entry in instance.extensions] == ["success", "success"]
+    assert [(one.computer_name, one.private_ip_address) for one in web] == names
+    for one, other in (tuple(web), tuple(web)[::-1]):
+        assert answers_to(one, other.computer_name)
     # The old OS disks are gone once the new ones are committed.
     folder = web[0].os_disk.parent
     assert sorted(path.name for path in folder.glob("os-*.qcow2")) == ["os-2.qcow2"]
