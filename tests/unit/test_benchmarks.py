@@ -123,7 +123,7 @@ def test_the_bare_script_gives_a_guest_what_azure_has(tmp_path: Path) -> None:
     """O1: by a relay for each connection, as QEMU starts it."""
     image = tmp_path / "image.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
-    bare = AzureBare(tmp_path, "tcg", lab_key(tmp_path / "id"))
+    bare = AzureBare(tmp_path, "tcg", 1, lab_key(tmp_path / "id"))
     bare.prepare(image)
 
     def ask(server: str, request: str) -> str:
@@ -135,6 +135,7 @@ def test_the_bare_script_gives_a_guest_what_azure_has(tmp_path: Path) -> None:
     try:
         arguments = " ".join(map(str, bare.arguments()))
         assert ASSET_TAG in arguments
+        assert "-smp 1" in arguments
         assert f"168.63.129.16:80-cmd:{sys.executable}" in arguments
         assert "<Incarnation>1" in ask("wire", "GET /machine/?comp=goalstate HTTP/1.0\r\n\r\n")
         told = ask("metadata", "GET /metadata/instance HTTP/1.0\r\nMetadata: true\r\n\r\n")
