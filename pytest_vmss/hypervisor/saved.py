@@ -36,10 +36,9 @@ def copy_for(name: str, uuid: str, memory: Path, copy: Path) -> None:
         OSError: The copy cannot be written.
     """
     copy.unlink(missing_ok=True)
-    descriptor = os.open(copy, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    with os.fdopen(descriptor, "r+b") as target, memory.open("rb") as source:
-        shutil.copyfileobj(source, target, 4 * 1024**2)
-        target.seek(0)
+    os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    shutil.copyfile(memory, copy)  # within the kernel
+    with copy.open("r+b") as target:
         head = target.read(_HEAD_BYTES)
         for pattern, value in ((_NAME, name), (_UUID, uuid)):
             found = pattern.search(head)
