@@ -12,8 +12,9 @@ __all__ = ["FACTS", "FACT_CHARS", "BootFacts", "parse_facts"]
 FACT_CHARS = 100
 #: A script for the guest's shell that prints the facts.
 FACTS = """\
-cat /proc/sys/kernel/random/boot_id
-uname -r
+read -r boot_id < /proc/sys/kernel/random/boot_id
+read -r release < /proc/sys/kernel/osrelease
+printf '%s\\n' "$boot_id" "$release"
 . /etc/os-release
 echo "$IMAGE_VERSION"
 """
@@ -25,7 +26,7 @@ class BootFacts:
 
     Attributes:
         boot_id: The kernel's boot id, new with every boot.
-        kernel: Release, as printed by ``uname -r``.
+        kernel: Its release, as ``uname -r`` prints it.
         image_version: ``IMAGE_VERSION`` in its os-release; None if there is none (E2).
         host_key: The SSH host key that it showed, in OpenSSH's format.
     """

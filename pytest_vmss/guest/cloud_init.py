@@ -31,9 +31,7 @@ while [ ! -s /run/cloud-init/result.json ] && [ ! -e /run/cloud-init/disabled ];
     sleep 0.25
 done
 [ -s /run/cloud-init/result.json ] || exec echo disabled
-cat /run/cloud-init/result.json
-echo '{_MARK}'
-cat /run/cloud-init/status.json
+echo '{_MARK}' | cat /run/cloud-init/result.json - /run/cloud-init/status.json
 echo '{_MARK}'
 if ! grep -q recoverable_errors /run/cloud-init/status.json; then
     grep -h '\\[WARNING\\]: ' /var/log/cloud-init.log | tail -n 20

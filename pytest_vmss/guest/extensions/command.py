@@ -47,7 +47,8 @@ _CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
 # killed orchestrator ends it or makes it run twice. The same script starts it, unless it has
 # been started, and waits a while for it to finish. Everything that may be secret comes over
 # standard input, which a broken connection cuts short: so nothing starts until all input has
-# arrived, and if two sessions try at once, a lock lets only one start it.
+# arrived, and if two sessions try at once, a lock lets only one start it. Each program that the
+# shell starts is 20 ms of an emulated guest, so it starts few.
 _RUN = """\
 set -eu
 folder={folder}
@@ -58,6 +59,7 @@ if [ ! -e "$folder/started" ]; then
     trap 'rm -rf "$parts"' EXIT
     cd "$parts"
 {sections}
+    chmod 0700 ./*
     cd "$folder"
     exec 9> begin.lock
     flock 9
@@ -93,23 +95,24 @@ done
 # Of a long output, the end from the start of a word: half of a secret could not be recognized.
 _ANSWER = """\
 told() {
+    [ -s "$1" ] || return 0
     if [ "$(wc -c < "$1")" -gt 2048 ]; then
         tail -c 2048 "$1" | LC_ALL=C sed '1s/^[^[:space:]]*/…/'
     else
         cat "$1"
     fi
 }
-cat status
+read -r status < status || :
+echo "$status"
 echo "[stdout]"
-[ ! -e stdout ] || told stdout
+told stdout
 echo
 echo "[stderr]"
-[ ! -e stderr ] || told stderr
+told stderr
 """
 _SECTION = """\
     head -c {size} > {name}
-    [ "$(wc -c < {name})" -eq {size} ]
-    chmod 0700 {name}"""
+    [ "$(wc -c < {name})" -eq {size} ]"""
 _AGAIN = 75
 
 # If the command finished just now, its own status stays. All of its session is killed, also
