@@ -14,7 +14,7 @@ from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.errors import BalancerError, InstanceError, WaitTimeoutError
 from pytest_vmss.guest import Check
 from pytest_vmss.health import Observation, Tracker, worst
-from pytest_vmss.hypervisor import PowerState
+from pytest_vmss.hypervisor import Hypervisor, PowerState
 from pytest_vmss.load_balancer import Balancer
 from pytest_vmss.model import ApplicationHealthSettings, Health, Probe, application_health
 from pytest_vmss.store import GenerationRecord
@@ -186,14 +186,14 @@ def _masked(context: InstanceContext, look: Callable[[], Observation]) -> Observ
 
 
 def _not_running(context: InstanceContext) -> Observation | None:
-    trouble = _power_trouble(context.environment, context.domain)
+    trouble = _power_trouble(context.environment.hypervisor, context.domain)
     if trouble is None:
         context.keep_served()
     return trouble
 
 
-def _power_trouble(environment: Environment, domain: str) -> Observation | None:
-    state = environment.hypervisor.state(domain)
+def _power_trouble(hypervisor: Hypervisor, domain: str) -> Observation | None:
+    state = hypervisor.state(domain)
     if state is PowerState.RUNNING:
         return None
     return Observation(Health.UNHEALTHY, f"the machine does not run ({state})")
@@ -293,8 +293,9 @@ def judge_all(
     except BalancerError:
         return {}  # the next batch restarts it, or reports it
     told = {healthy: _verdict(probe, healthy) for healthy in (True, False)}
+    hypervisor = environment.hypervisor
     return {
-        name: _power_trouble(environment, environment.domain(name)) or told[verdicts[name]]
+        name: _power_trouble(hypervisor, environment.domain(name)) or told[verdicts[name]]
         for name in names
         if name in verdicts
     }

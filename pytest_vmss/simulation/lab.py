@@ -220,11 +220,10 @@ class SimulatedLab(Lab):
         domain = f"vmss-{self.identity.id}-{name}"
         if domain in self.simulated.paused or domain in self.simulated.cut:
             return Observation(Health.UNHEALTHY, "timed out")
-        return self._application(name)
+        return self._application(name, domain)
 
-    def _application(self, name: str) -> Observation:
+    def _application(self, name: str, domain: str) -> Observation:
         """The health of an instance's application, as seen inside the guest."""
-        domain = f"vmss-{self.identity.id}-{name}"
         machine = self.simulated.defined.get(domain)
         if machine is None or domain not in self.simulated.running or name in self.sick:
             return Observation(Health.UNHEALTHY, "sick")
@@ -247,7 +246,7 @@ class SimulatedLab(Lab):
         boot, now = self.simulated.boots[domain], self.virtual.monotonic()
         key = (domain, boot, generation.revision)
         rules, due = self._extensions.get(key) or (rules_of(settings.full(), now), now)
-        seen = self.applications.get(name) or self._application(name).health
+        seen = self.applications.get(name) or self._application(name, domain).health
         while due <= now:
             rules.observe(str(seen), due)
             due += settings.interval_in_seconds

@@ -343,12 +343,12 @@ def _make_folder(context: InstanceContext) -> None:
 def _parts(context: InstanceContext) -> list[Path]:
     """Partly written files that an interrupted run left."""
     folder = context.environment.paths.instance(context.scale_set, context.instance_id)
-    if not folder.exists():
+    try:
+        paths = list(folder.iterdir())
+    except FileNotFoundError:
         return []
     return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.endswith(PART) or path.name.startswith(_FRESH)
+        path for path in paths if path.name.endswith(PART) or path.name.startswith(_FRESH)
     )
 
 

@@ -113,6 +113,7 @@ class Store:
         self._process = os.getpid()
         self._closed = False
         self._memory = Memory()
+        self._synchronizes: bool | None = None  # whether the connection's commits do; None: unknown
         try:
             if not path.exists():
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -186,7 +187,7 @@ class Store:
     def _prepare(self, database: sqlite3.Connection) -> None:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-        database.execute(_SYNCHRONIZE)
+        self._synchronize(database, True)
         version = database.execute("PRAGMA user_version").fetchone()[0]
         if version == _FORMAT:
             return
@@ -256,9 +257,16 @@ class Store:
 
     def _begin(self, durable: bool) -> None:
         database = self._live
-        database.execute(_SYNCHRONIZE if durable else _DO_NOT_SYNCHRONIZE)
+        if durable is not self._synchronizes:
+            self._synchronize(database, durable)
         database.execute("BEGIN IMMEDIATE")
         self._see(database)
+
+    def _synchronize(self, database: sqlite3.Connection, durable: bool) -> None:
+        """Decides whether commits wait for the disk; what fails or is interrupted is asked again."""
+        self._synchronizes = None
+        database.execute(_SYNCHRONIZE if durable else _DO_NOT_SYNCHRONIZE)
+        self._synchronizes = durable
 
     def _commit(self) -> None:
         self._db.execute("COMMIT")
