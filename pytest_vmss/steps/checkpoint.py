@@ -164,7 +164,12 @@ class RestoreDisks:
 
 @dataclass(frozen=True)
 class RestoreMemory:
-    """Starts the machine from the checkpoint's memory."""
+    """Starts the machine from the checkpoint's memory.
+
+    The memory fits only the disks as they were frozen. If the machine has been started before, as
+    by an attempt that a crash of the host ended, it may have written to them: then they get new
+    layers first, and what it had written is gone.
+    """
 
     name: ClassVar[str] = "restore memory"
     timed: ClassVar[bool] = True
@@ -174,12 +179,20 @@ class RestoreMemory:
     generation: int
 
     def apply(self, context: InstanceContext) -> None:
-        generation = context.existing(self.generation)
-        context.environment.store.amend(generation, started=True)
-        context.environment.hypervisor.restore(
-            context.machine(self.generation),
-            files_of(context, self.checkpoint).memory(context.instance_id),
-        )
+        environment, number = context.environment, context.instance_id
+        files, generation = files_of(context, self.checkpoint), context.existing(self.generation)
+        machine = context.machine(self.generation)
+        runs = environment.hypervisor.running_generation(context.domain) == self.generation
+        if generation.started and not runs:
+            layers = {disk.path: files.data_disk(number, disk.lun) for disk in machine.data_disks}
+            layers[machine.os_disk] = files.os_disk(number)
+            _require(*layers.values())
+            for path, frozen in layers.items():
+                environment.hypervisor.create_layer(path, frozen)
+            if machine.nvram is not None:
+                copy_private(files.nvram(number), machine.nvram)
+        environment.store.amend(generation, started=True)
+        environment.hypervisor.restore(machine, files.memory(number))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
+from tests.simulation.kills import Killed
 
 
 @pytest.fixture
@@ -470,6 +472,42 @@ def test_a_damaged_manifest_is_none(
         assert steps(other, create(other)) == {"restore"}
         other.delete("web")
         assert list(other.paths.checkpoint("any").parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("operation", ["made", "created from", "made of itself", "restored"])
+def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """M1: the guest went on and wrote to its disks, and then the host crashed."""
+    model = web_model(capacity=1, automatic=False)
+    run: Callable[[], object] = partial(create, lab, model)
+    if operation == "created from":
+        create(lab, model).delete()
+    if operation in ("made of itself", "restored"):
+        web = create(lab, model, pristine=False)
+        run = web.checkpoint
+    if operation == "restored":
+        web.checkpoint()
+        run = web.restore
+    real = SimulatedHypervisor.restore
+    found: list[str] = []
+
+    def restore(self: SimulatedHypervisor, machine: Any, memory: Path) -> None:
+        found.extend(disk.path.read_text() for disk in machine.data_disks)
+        real(self, machine, memory)
+        if len(found) == 1:
+            for disk in machine.data_disks:
+                disk.path.write_text("since")
+            raise Killed
+
+    monkeypatch.setattr(SimulatedHypervisor, "restore", restore)
+    with pytest.raises(Killed):
+        run()
+    lab.simulated.running.clear()
+    web = lab.scale_set("web")
+    web.resume()
+    assert web.is_healthy()
+    assert found == ["1 GiB", "1 GiB"]
 
 
 def test_files_are_the_owners_alone(lab: SimulatedLab, settings: Settings) -> None:
