@@ -297,7 +297,7 @@ class RemoveFiles:
         for disk in context.revision(self.revision).model.data_disks:
             path = environment.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
             if disk.delete_option == "Detach" and path.exists():
-                kept = environment.paths.detached_disk(context.name, uuid, disk.lun)
+                kept = _unused(environment.paths.detached_disk(context.name, uuid, disk.lun))
                 environment.store.put(
                     DetachedDiskRecord(
                         scale_set=context.scale_set,
@@ -333,6 +333,18 @@ class Forget:
             if record is not None:
                 store.delete(record)
         context.environment.room_is_free()
+
+
+def _unused(path: Path) -> Path:
+    """A path of which there is no file: with a number, if need be.
+
+    An instance that was deleted, restored from a checkpoint and deleted again leaves two disks.
+    """
+    unused, number = path, 1
+    while unused.exists():
+        number += 1
+        unused = path.with_stem(f"{path.stem}-{number}")
+    return unused
 
 
 def _make_folder(context: InstanceContext) -> None:

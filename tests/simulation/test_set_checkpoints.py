@@ -29,7 +29,7 @@ from pytest_vmss.operations import Restart
 from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
-from pytest_vmss.store import CheckpointRecord, OperationRecord
+from pytest_vmss.store import CheckpointRecord, DetachedDiskRecord, OperationRecord
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 
@@ -134,6 +134,27 @@ def test_instances_come_back_and_go(lab: SimulatedLab, web: ScaleSet) -> None:
     assert str(handle.health()) == "Healthy"
     assert web.resume() is None
     assert other.is_healthy()
+
+
+def test_a_detached_data_disk_is_kept_also_if_its_instance_comes_back_and_goes(
+    lab: SimulatedLab,
+) -> None:
+    """A2: each time that the instance is deleted, what was on the disk then is kept."""
+    lab.publish("1.0.0")
+    model = web_model(automatic=False)
+    disk = model["properties"]["virtualMachineProfile"]["storageProfile"]["dataDisks"][0]
+    disk["deleteOption"] = "Detach"
+    web = lab.create(model, load_balancer=LOAD_BALANCER)
+    web.checkpoint()
+    for text in ("first", "second", "third"):
+        write_data(web, text)
+        web.delete_instances([1])
+        web.restore()
+    kept = [Path(record.path) for record in lab.store.select(DetachedDiskRecord)]
+    assert sorted(path.read_text() for path in kept) == [
+        "first of web_1", "second of web_1", "third of web_1",
+    ]  # fmt: skip
+    assert len(list(kept[0].parent.iterdir())) == 3
 
 
 def test_the_model_goes_back_too(web: ScaleSet) -> None:
