@@ -50,9 +50,12 @@ def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) 
 
 
 def boot_again_steps(generation: int) -> Sequence[Step]:
-    """Steps that boot an instance which could not be saved or restored, on the same disks."""
+    """Steps that boot an instance which could not be saved or restored, on the same disks.
+
+    It may run all the same, with data that it has not written to its disks yet: it shuts down.
+    """
     return [
-        Stop(generation, abrupt=True),
+        Stop(generation),
         Start(generation),
         ProveBoot(generation),
         AwaitHealth(generation),

@@ -399,6 +399,26 @@ def test_a_set_that_cannot_be_saved_keeps_its_earlier_checkpoint(
     assert seen(web) == before
 
 
+@pytest.mark.parametrize("failing", ["save", "wake"])
+def test_what_runs_but_cannot_be_saved_shuts_down_before_it_boots_again(
+    web: ScaleSet, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """A5: what its guests have not written to their disks yet is not lost."""
+    cut: list[str] = []
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("libvirt refuses")
+
+    with monkeypatch.context() as patched:
+        owner = SimulatedHypervisor if failing == "save" else SimulatedGuest
+        patched.setattr(owner, failing, refuse)
+        patched.setattr(SimulatedHypervisor, "power_off", lambda _, name: cut.append(name))
+        with pytest.raises(CheckpointError, match="could not be saved, and was booted again"):
+            web.checkpoint()
+    assert cut == []
+    assert web.is_healthy()
+
+
 def test_one_of_the_same_name_replaces_it_and_all_go_with_the_set(
     lab: SimulatedLab, web: ScaleSet
 ) -> None:
