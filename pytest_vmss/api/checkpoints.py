@@ -18,15 +18,18 @@ from pytest_vmss.checkpoints import (
 )
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment, InstanceContext
-from pytest_vmss.errors import ConflictError, HostError, error_text
+from pytest_vmss.errors import ConflictError, HostError, LabError, error_text
 from pytest_vmss.host.files import sync, write_durably
+from pytest_vmss.host.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations import MakeCheckpoint
-from pytest_vmss.store import Outcome, VersionRecord
+from pytest_vmss.store import OperationRecord, Outcome, VersionRecord
 
 __all__ = ["Checkpoints", "Sought"]
 
 _MIB = 1024**2
+#: Seconds to wait for a process that removes unused links, which takes moments.
+_SWEEP_S = 60.0
 #: What the cache raises, held by another process for too long among it; none of it harms a set.
 _CACHE_ERRORS = (OSError, HostError, ConflictError)
 
@@ -90,13 +93,21 @@ class Checkpoints:
             hypervisor=environment.hypervisor.fingerprint,
             guest_network=environment.guest_network,
         )
-        with contextlib.ExitStack() as making:
-            yield self._look(key, making, wait=environment.instance_limit(model))
+        with contextlib.ExitStack() as linking, contextlib.ExitStack() as making:
+            yield self._look(key, linking, making, wait=environment.instance_limit(model))
 
-    def _look(self, key: str, making: contextlib.ExitStack, *, wait: float) -> Sought:
+    def _look(
+        self,
+        key: str,
+        linking: contextlib.ExitStack,
+        making: contextlib.ExitStack,
+        *,
+        wait: float,
+    ) -> Sought:
         name = self._new_name(key)  # of its own: what others break, it does not see
         folder = self._environment.paths.checkpoint(name)
         try:
+            linking.enter_context(self._linking())
             if self._cache.take(key, folder):
                 return Sought(key, name)
             making.enter_context(self._cache.being_made(key, wait=wait))
@@ -106,6 +117,34 @@ class Checkpoints:
         except _CACHE_ERRORS as error:
             return Sought(obstacle=f"its checkpoint cannot be used: {error_text(error)}")
         return Sought(key)
+
+    @contextlib.contextmanager
+    def _linking(self) -> Iterator[None]:
+        """Links files into the lab that no operation names yet; afterwards one does, or they go.
+
+        So do those of a process that was killed meanwhile, unless another process is linking.
+
+        Raises:
+            OSError: The lock cannot be created.
+            ConflictError: Another process removes files, and does not end.
+        """
+        path = self._environment.paths.linking
+        lock = wait_for_lock(path, what="removes unused checkpoints", timeout=_SWEEP_S, shared=True)
+        try:
+            yield
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError, LabError):  # the next one does it
+                if (alone := try_lock(path)) is not None:
+                    with alone:
+                        self._remove_unnamed()
+
+    def _remove_unnamed(self) -> None:
+        """Removes the lab's checkpoints that no operation uses or makes."""
+        named = {record.checkpoint for record in self._environment.store.select(OperationRecord)}
+        for folder in self._environment.paths.checkpoint("any").parent.iterdir():
+            if folder.name not in named:
+                shutil.rmtree(folder)
 
     @staticmethod
     def _new_name(key: str) -> str:

@@ -92,6 +92,11 @@ class LabPaths:
         return self.folder / "checkpoints" / key
 
     @property
+    def linking(self) -> Path:
+        """Lock held, shared, while a checkpoint is linked into the lab that no operation names yet."""
+        return self.locks / "checkpoints"  # a set's name would have a suffix
+
+    @property
     def blobs(self) -> Path:
         """The folder of files that guests download."""
         return self.folder / "blobs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from pytest_vmss.api.checkpoints import Checkpoints
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles
 from pytest_vmss.checkpoints import cache as cache_module
-from pytest_vmss.errors import HypervisorError, ModelError, ProvisioningError
+from pytest_vmss.engine.engine import Engine
+from pytest_vmss.errors import HypervisorError, LabError, ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
 from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.settings import Settings
@@ -322,6 +324,69 @@ def test_what_a_kill_left_half_linked_is_swept(
     assert list(other.paths.folder.rglob("*.part")) == []
     create(lab, web_model("api"))
     assert list(settings.cache_dir.rglob("*.part")) == []
+
+
+@pytest.mark.parametrize("error", [LabError("the disk is full"), KeyboardInterrupt(), Killed()])
+def test_what_was_linked_for_a_set_that_there_is_not_is_removed(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """M1, M5: it is all the memory of a set, which would stay as long as the lab."""
+    create(lab).delete()
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "open", refuse)
+        with pytest.raises(type(error)):
+            create(lab)
+    folder = lab.paths.checkpoint("any").parent
+    assert list(folder.iterdir()) == []
+    (folder / f"{'0' * 32}.1").mkdir()  # of a process that was killed
+    web = create(lab)
+    assert steps(lab, web) == {"restore"}
+    (used,) = folder.iterdir()
+    web.checkpoint()
+    create(lab, web_model("api"))
+    assert used.is_dir()
+    web.restore()
+    assert web.is_healthy()
+
+
+def test_what_is_linked_for_a_set_while_another_is_made_stays(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L4: in one lab too."""
+    create(lab).delete()
+    create(lab, web_model("api")).delete()
+    real = CheckpointCache.take
+    between: list[ScaleSet] = []
+
+    def take(self: CheckpointCache, key: str, folder: Path) -> bool:
+        taken = real(self, key, folder)
+        monkeypatch.undo()
+        between.append(create(lab, web_model("api")))
+        return taken
+
+    monkeypatch.setattr(CheckpointCache, "take", take)
+    web = create(lab)
+    assert [steps(lab, found) for found in (web, *between)] == [{"restore"}] * 2
+    assert web.is_healthy()
+
+
+def test_a_checkpoint_that_is_linked_only_half_the_way_is_removed(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: a cache that cannot be written."""
+    create(lab).delete()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_vmss.checkpoints.cache.os.utime", refuse)
+        assert steps(lab, create(lab)) == {"create"}
+    assert list(lab.paths.checkpoint("any").parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", ["no key", "another's manifest", "an address"])
