@@ -201,10 +201,11 @@ class Checkpoints:
             write_durably(files.ssh_key, self._environment.paths.key.read_bytes())
             for file in files.folder.iterdir():
                 sync(file)  # libvirt leaves that to the kernel
-            files.write(self._manifest(engine, sought.key))
+            sizes = {file.name: file.stat().st_size for file in files.folder.iterdir()}
+            files.write(self._manifest(engine, sought.key, sizes))
             self._cache.keep(sought.key, files.folder)
 
-    def _manifest(self, engine: Engine, key: str) -> Manifest:
+    def _manifest(self, engine: Engine, key: str, sizes: dict[str, int]) -> Manifest:
         saved, digest = [], ""
         for record in engine.instances():
             context = InstanceContext(self._environment, engine.name, record.instance_id)
@@ -232,6 +233,7 @@ class Checkpoints:
             digest=digest,
             created=self._environment.clock.now(),
             instances=tuple(saved),
+            sizes=sizes,
         )
 
 

@@ -64,6 +64,8 @@ class Manifest(BaseModel):
         digest: Digest of the image version.
         created: When it was made.
         instances: The saved instances.
+        sizes: The files by their names, with their sizes in bytes. QEMU reads zeros where a disk
+            was cut off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -73,6 +75,7 @@ class Manifest(BaseModel):
     digest: str
     created: datetime
     instances: tuple[SavedInstance, ...]
+    sizes: dict[str, int] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

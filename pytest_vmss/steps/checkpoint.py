@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pytest_vmss.checkpoints import CheckpointFiles, SavedInstance
+from pytest_vmss.checkpoints import CheckpointFiles, Manifest, SavedInstance
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import CheckpointError, GuestCommandError
 from pytest_vmss.host.files import PART, settle
@@ -104,7 +105,8 @@ class RestoreDisks:
     def apply(self, context: InstanceContext) -> None:
         environment, number = context.environment, context.instance_id
         files = files_of(context, self.checkpoint)
-        saved = _saved(files, number)
+        manifest = files.read()
+        saved = _saved(manifest, files, number)
         place = (context.scale_set, number, self.number)
         disks = [(environment.paths.os_disk(*place), files.os_disk(number))]
         disks += [
@@ -114,12 +116,8 @@ class RestoreDisks:
             )
             for lun in saved.luns
         ]
-        _require(
-            *(frozen for _, frozen in disks),
-            files.seed(number),
-            files.memory(number),
-            files.ssh_key,
-        )
+        needed = [*(frozen for _, frozen in disks), files.seed(number), files.memory(number)]
+        _require(*needed, files.ssh_key, sizes=manifest.sizes)
         if saved.cloud_init == "degraded" and environment.degraded_is_fatal:
             raise CheckpointError(
                 f"in the checkpoint {files.folder} cloud-init ended degraded, which is fatal here"
@@ -251,20 +249,20 @@ class DropRestored:
         return conclude
 
 
-def _saved(files: CheckpointFiles, instance_id: int) -> SavedInstance:
+def _saved(manifest: Manifest, files: CheckpointFiles, instance_id: int) -> SavedInstance:
     """What a checkpoint's manifest says of an instance.
 
     Raises:
-        CheckpointError: It cannot be read, or does not have the instance.
+        CheckpointError: It does not have the instance.
     """
-    for saved in files.read().instances:
+    for saved in manifest.instances:
         if saved.instance_id == instance_id:
             return saved
     raise CheckpointError(f"the checkpoint {files.folder} has no instance {instance_id}")
 
 
-def _require(*paths: Path) -> None:
-    """Checks that a checkpoint's files are there.
+def _require(*paths: Path, sizes: Mapping[str, int] | None = None) -> None:
+    """Checks that a checkpoint's files are there, and as long as its manifest says.
 
     Raises:
         CheckpointError: One is not.
@@ -272,6 +270,12 @@ def _require(*paths: Path) -> None:
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"the checkpoint lacks {path}")
+        size = path.stat().st_size
+        if sizes is not None and sizes.get(path.name) != size:
+            raise CheckpointError(
+                f"the checkpoint's {path} has {size} bytes, not {sizes.get(path.name)} as when it "
+                "was made"
+            )
 
 
 def copy_private(path: Path, other: Path) -> None:

@@ -539,6 +539,28 @@ def test_a_damaged_manifest_is_none(
         assert list(other.paths.checkpoint("any").parent.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["0-memory", "0-os.qcow2", "1-lun0.qcow2", "2-seed.iso", "id_ed25519"]
+)
+@pytest.mark.parametrize("size", [0, 5, 1000])
+def test_a_file_of_another_length_is_not_used(
+    lab: SimulatedLab,
+    other: SimulatedLab,
+    settings: Settings,
+    cache: CheckpointCache,
+    name: str,
+    size: int,
+) -> None:
+    """QEMU would take a disk that was cut off, and the guest read zeros."""
+    create(lab)
+    (entry,) = cache.entries()
+    os.truncate(settings.cache_dir / "checkpoints" / entry.key / name, size)
+    web = create(other)
+    assert web.is_healthy()
+    assert any(f"has {size} bytes, not" in message for message in events(other, "warning"))
+    assert cache.entries() == []
+
+
 @pytest.mark.parametrize("operation", ["made", "created from", "made of itself", "restored"])
 def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, operation: str
