@@ -313,10 +313,16 @@ class LibvirtHypervisor:
             machine.agent.unlink(missing_ok=True)
             self._prepare(machine)
             self._restore(machine, memory)
+        self._memory_of(machine).unlink(missing_ok=True)  # of a process killed since it runs
         self._serve(machine)
 
+    @staticmethod
+    def _memory_of(machine: Machine) -> Path:
+        """The copy of saved memory from which a VM is restored."""
+        return machine.os_disk.with_name("memory.part")
+
     def _restore(self, machine: Machine, memory: Path) -> None:
-        copy = machine.os_disk.with_name("memory.part")
+        copy = self._memory_of(machine)
         try:
             self._grant(machine)
             copy_for(machine.name, machine.uuid, memory, copy)

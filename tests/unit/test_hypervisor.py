@@ -420,6 +420,22 @@ def test_where_qemu_cannot_emulate_several_cpus_guests_have_one(
     assert f"<vcpu>{most or 2}</vcpu>" in hypervisor._xml(machine(tmp_path))
 
 
+def test_the_copy_of_saved_memory_goes_also_if_a_kill_left_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """M1, M5: of a VM that libvirt's daemon has restored meanwhile."""
+    restored = machine(tmp_path)
+    opened = Connection(Mock(), "qemu:///session", None)
+    monkeypatch.setattr(libvirt_driver, "open_connection", lambda *_, **__: opened)
+    monkeypatch.setattr(LibvirtHypervisor, "running_generation", lambda *_: restored.generation)
+    copy = restored.os_disk.with_name("memory.part")
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.touch()
+    hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), tmp_path)
+    hypervisor.restore(restored, tmp_path / "memory")
+    assert not copy.exists()
+
+
 def test_an_agent_that_answers_in_no_utf_8_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """R2: libvirt's binding decodes the guest's answer itself."""
 
