@@ -39,7 +39,7 @@ from pytest_vmss.hypervisor.domain import (
 )
 from pytest_vmss.hypervisor.firmware import create_nvram, find_firmware
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
-from pytest_vmss.hypervisor.saved import copy_for
+from pytest_vmss.hypervisor.saved import copy_for, is_complete
 from pytest_vmss.settings import Settings
 
 __all__ = ["LibvirtHypervisor"]
@@ -288,17 +288,17 @@ class LibvirtHypervisor:
         Raises:
             HypervisorError: It is not running, or libvirt refused; it keeps running then.
         """
-        domain = self._existing(name)
-        if not self._is_active(domain):
-            if memory.exists():
-                return
+        domain, part = self._existing(name), memory.with_suffix(".part")
+        if self._is_active(domain):
+            try:
+                domain.save(str(part))
+            except libvirt.libvirtError as error:
+                part.unlink(missing_ok=True)
+                raise HypervisorError(f"{name} cannot be saved: {error}") from error
+        elif memory.exists():
+            return
+        elif not is_complete(part):  # libvirt's daemon goes on if its caller is killed
             raise HypervisorError(f"{name} cannot be saved: it does not run")
-        part = memory.with_suffix(".part")
-        try:
-            domain.save(str(part))
-        except libvirt.libvirtError as error:
-            part.unlink(missing_ok=True)
-            raise HypervisorError(f"{name} cannot be saved: {error}") from error
         part.replace(memory)
 
     @_through_restarts

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from pytest_vmss.errors import HypervisorError
 
-__all__ = ["copy_for"]
+__all__ = ["copy_for", "is_complete"]
 
+#: How a file begins to which libvirt has saved everything; until then it has another word there.
+_COMPLETE = b"LibvirtQemudSave"
 #: The elements come first in the XML that libvirt writes; more need not be read.
 _HEAD_BYTES = 4096
 _NAME = re.compile(rb"<name>([^<]*)</name>")
@@ -51,3 +53,12 @@ def copy_for(name: str, uuid: str, memory: Path, copy: Path) -> None:
                 )
             target.seek(found.start(1))
             target.write(value.encode())
+
+
+def is_complete(memory: Path) -> bool:
+    """Whether there is a file, which can be read, to which libvirt has saved all of a VM's memory."""
+    try:
+        with memory.open("rb") as file:
+            return file.read(len(_COMPLETE)) == _COMPLETE
+    except OSError:
+        return False

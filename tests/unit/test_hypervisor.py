@@ -420,6 +420,26 @@ def test_where_qemu_cannot_emulate_several_cpus_guests_have_one(
     assert f"<vcpu>{most or 2}</vcpu>" in hypervisor._xml(machine(tmp_path))
 
 
+def test_memory_that_was_saved_after_a_kill_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """M1: libvirt's daemon saves to the end, whether or not its caller lives."""
+    domain = Mock(isActive=Mock(return_value=0))
+    opened = Connection(Mock(lookupByName=lambda _: domain), "qemu:///session", None)
+    monkeypatch.setattr(libvirt_driver, "open_connection", lambda *_, **__: opened)
+    hypervisor = LibvirtHypervisor(Settings(accelerator="tcg"), tmp_path)
+    memory, part = tmp_path / "0-memory", tmp_path / "0-memory.part"
+    for begun in (b"", b"LibvirtQemudPart and more"):
+        part.write_bytes(begun)
+        with pytest.raises(HypervisorError, match="cannot be saved: it does not run"):
+            hypervisor.save("vmss-a-web_0", memory)
+    part.write_bytes(b"LibvirtQemudSave and more")
+    for _ in range(2):
+        hypervisor.save("vmss-a-web_0", memory)
+        assert memory.read_bytes() == b"LibvirtQemudSave and more"
+    assert not part.exists()
+
+
 def test_the_copy_of_saved_memory_goes_also_if_a_kill_left_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
