@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import email
 import hashlib
 import json
+import zlib
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -11,11 +14,17 @@ from typing import Any
 
 from pytest_vmss.guest.extensions import find_handler, is_known
 from pytest_vmss.model import Extension, ScaleSetModel, VmSize, respelled
+from pytest_vmss.secrecy import SecretBytes
 from pytest_vmss.settings import GuestNetwork
 
 __all__ = ["checkpoint_key", "obstacle_to"]
 
 _FORMAT = 1
+#: How much of compressed custom data is looked at, and in how many layers.
+_MOST_BYTES = 1024**2
+_MOST_LAYERS = 8
+_GZIP = b"\x1f\x8b"
+_INCLUDE_TYPES = {"text/x-include-url", "text/x-include-once-url"}
 
 
 def obstacle_to(model: ScaleSetModel, hyper_v_generation: str = "V1") -> str:
@@ -29,6 +38,9 @@ def obstacle_to(model: ScaleSetModel, hyper_v_generation: str = "V1") -> str:
     """
     if hyper_v_generation == "V2":
         return "its machines are of generation 2, whose UEFI variables a checkpoint does not hold"
+    custom = model.virtual_machine_profile.os_profile.custom_data
+    if custom is not None and _includes(SecretBytes(base64.b64decode(custom.get_secret_value()))):
+        return "its custom data includes files by their URLs, which may change"
     for extension in filter(is_known, model.extensions):
         if find_handler(extension.publisher, extension.type).fingerprint is None:
             return f"the extension {extension.name} is run by a handler of the suite's own"
@@ -67,6 +79,30 @@ def checkpoint_key(
     }
     text = json.dumps(depends_on, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _includes(custom_data: bytes, layers: int = _MOST_LAYERS) -> bool:
+    """Whether cloud-init downloads parts of custom data (``#include``), in whatever format (H1)."""
+    content = custom_data.lower().lstrip()
+    if not layers or content.startswith(b"#include"):
+        return True
+    if custom_data.startswith(_GZIP):
+        try:
+            inflated = zlib.decompressobj(wbits=31).decompress(custom_data, _MOST_BYTES)
+        except zlib.error:
+            return False
+        return _includes(SecretBytes(inflated), layers - 1)
+    if content.startswith(b"#cloud-config-archive"):
+        return b"include" in content
+    try:
+        parts = list(email.message_from_bytes(custom_data).walk())
+    except RecursionError:  # it nests too deep for anyone to read
+        return True
+    return len(parts) > 1 and any(
+        part.get_content_type() in _INCLUDE_TYPES
+        or _includes(SecretBytes(part.get_payload(decode=True) or b""), layers - 1)
+        for part in parts
+    )
 
 
 def _handler_of(extension: Extension) -> str | None:

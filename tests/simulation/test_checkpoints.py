@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import gzip
 import json
 import os
 from collections.abc import Callable, Iterator
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +18,13 @@ import pytest
 
 from pytest_vmss.api.checkpoints import Checkpoints
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles
+from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles, obstacle_to
 from pytest_vmss.checkpoints import cache as cache_module
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import HypervisorError, LabError, ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
 from pytest_vmss.host.locks import wait_for_lock
+from pytest_vmss.model import load_document
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
@@ -324,6 +329,42 @@ def test_what_a_kill_left_half_linked_is_swept(
     assert list(other.paths.folder.rglob("*.part")) == []
     create(lab, web_model("api"))
     assert list(settings.cache_dir.rglob("*.part")) == []
+
+
+def in_parts(content: str, subtype: str) -> bytes:
+    message = MIMEMultipart()
+    message.attach(MIMEText("#!/bin/sh\ntrue\n", "x-shellscript"))
+    message.attach(MIMEText(content, subtype, "utf-8"))  # in base64
+    return message.as_bytes()
+
+
+@pytest.mark.parametrize(
+    ("custom_data", "includes"),
+    [
+        (b"#include\nhttps://example.org/a\n", True),
+        (b"\n#Include-once\nhttps://example.org/a\n", True),
+        (gzip.compress(b"#include\nhttps://example.org/a\n"), True),
+        (in_parts("https://example.org/a\n", "x-include-url"), True),
+        (in_parts("#include\nhttps://example.org/a\n", "plain"), True),
+        (gzip.compress(in_parts("https://example.org/a\n", "x-include-once-url")), True),
+        (b"#cloud-config-archive\n- type: text/x-include-url\n  content: https://example.org\n", True),
+        (b"#cloud-config\nruncmd: [[echo, '#include']]\n", False),
+        (b"#!/bin/sh\ncat > a.c << END\n#include <stdio.h>\nEND\n", False),
+        (in_parts("#cloud-config\n{}\n", "cloud-config"), False),
+        (b"".join(b"Content-Type: multipart/mixed; boundary=%d\n\n--%d\n" % (n, n) for n in range(1000)), True),
+        (gzip.compress(bytes(2**26)), False),
+        (b"\x1f\x8b no gzip", False),
+        (b"", False),
+    ],
+)  # fmt: skip
+def test_custom_data_that_cloud_init_downloads_is_downloaded_each_time(
+    custom_data: bytes, includes: bool
+) -> None:
+    """H1: what is at a URL may change, like the files of an extension."""
+    told = base64.b64encode(custom_data).decode()
+    model = load_document(web_model(), load_balancer=LOAD_BALANCER, custom_data=told).model
+    expected = "its custom data includes files by their URLs, which may change"
+    assert obstacle_to(model) == (expected if includes else "")
 
 
 @pytest.mark.parametrize("error", [LabError("the disk is full"), KeyboardInterrupt(), Killed()])
