@@ -194,16 +194,22 @@ class Checkpoints:
         name = self._new_name(sought.key)
         report = engine.perform(MakeCheckpoint(name))
         report.raise_for_status()
-        if any(outcome is not Outcome.SUCCEEDED for outcome in report.outcomes.values()):
-            return
         files = CheckpointFiles(self._environment.paths.checkpoint(name))
+        if all(outcome is Outcome.SUCCEEDED for outcome in report.outcomes.values()):
+            self._keep(engine, sought.key, files)
+        for number in report.outcomes:
+            with contextlib.suppress(OSError):  # the set itself has no more use for it
+                files.memory(number).unlink()
+
+    def _keep(self, engine: Engine, key: str, files: CheckpointFiles) -> None:
+        """Adds a checkpoint that was just made to the cache."""
         with self._reported(engine, "kept"):
             write_durably(files.ssh_key, self._environment.paths.key.read_bytes())
             for file in files.folder.iterdir():
                 sync(file)  # libvirt leaves that to the kernel
             sizes = {file.name: file.stat().st_size for file in files.folder.iterdir()}
-            files.write(self._manifest(engine, sought.key, sizes))
-            self._cache.keep(sought.key, files.folder)
+            files.write(self._manifest(engine, key, sizes))
+            self._cache.keep(key, files.folder)
 
     def _manifest(self, engine: Engine, key: str, sizes: dict[str, int]) -> Manifest:
         saved, digest = [], ""

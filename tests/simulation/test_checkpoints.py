@@ -209,6 +209,35 @@ def test_an_instance_that_cannot_be_saved_is_booted_again(
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("failing", ["restore", "keep", ""])
+def test_a_set_has_no_more_use_for_the_memory_that_was_saved(
+    lab: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """It is as large as the set's guests, and would stay as long as the set does."""
+    real = SimulatedHypervisor.restore
+
+    def restore(self: SimulatedHypervisor, machine: Any, memory: Path) -> None:
+        if machine.name.endswith("_1"):
+            raise HypervisorError("refused")
+        real(self, machine, memory)
+
+    def keep(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    with monkeypatch.context() as patched:
+        if failing == "restore":
+            patched.setattr(SimulatedHypervisor, "restore", restore)
+        elif failing == "keep":
+            patched.setattr(CheckpointCache, "keep", keep)
+        web = create(lab)
+    assert list(lab.paths.folder.rglob("*-memory")) == []
+    assert len(cache.entries()) == (0 if failing else 1)
+    web.restart()
+    assert web.is_healthy()
+    web.delete()
+    assert steps(lab, create(lab)) == ({"create", "checkpoint"} if failing else {"restore"})
+
+
 class Own(CustomScript):
     """A handler of the suite's own."""
 
