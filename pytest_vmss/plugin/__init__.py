@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vmss.plugin.artifacts import register
+from pytest_vmss.plugin.artifacts import artifacts_of, register
 from pytest_vmss.plugin.marker import MARKER, capacity_of
 from pytest_vmss.plugin.options import add_options, settings_of
 from pytest_vmss.plugin.sets import kept_sets, marked_set
@@ -119,6 +119,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     Raises:
         BaseException: What the hook raised.
     """
+    __tracebackhide__ = True
+    hooks = item.config.stash.get(_HOOKS, None)
+    if hooks is not None and hooks.failures:
+        artifacts_of(item.config).note_failure()  # while what the test made is there
     try:
         result = yield
     except BaseException as error:

@@ -37,6 +37,7 @@ class HookCaller:
 
     def __call__(self, told: Told) -> None:
         """Calls the hooks of a moment."""
+        __tracebackhide__ = True  # what a hook raised is shown from where the hook begins
         name = f"pytest_vmss_{told.moment.replace(' ', '_')}"
         if not self._is_wanted(name) and told.moment is not Moment.HEALTH_CHANGED:
             return
@@ -62,6 +63,7 @@ class HookCaller:
     def _dispatch(
         self, name: str, told: Told, scale_set: ScaleSet, instances: list[Instance]
     ) -> None:
+        __tracebackhide__ = True
         call = getattr(self._hook, name)
         given: dict[str, Any] = {"scale_set": scale_set}
         if told.operation:
@@ -97,6 +99,7 @@ class HookCaller:
         Raises:
             BaseException: What one raised.
         """
+        __tracebackhide__ = True
         failures, self.failures = self.failures, []
         if len(failures) == 1:
             raise failures[0]
