@@ -138,17 +138,27 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
     """Hides this package's frames in the traceback of an error of its own, and of its causes.
 
-    The error says what was wrong; where the suite's code caused it is what is left to show.
+    Those of what this package waits by are hidden too, for they lie between. The error says what
+    was wrong; where the suite's code caused it is what is left to show.
     ``--full-trace`` shows all frames.
     """
     if call.excinfo is None or not _explains_itself(call.excinfo):
         return
-    package, between = Path(__file__).parents[1], Path(contextlib.__file__)
+    hidden = _hidden_places()
     for error in _chain(call.excinfo.value):
         for frame, _ in traceback.walk_tb(error.__traceback__):
             path = Path(frame.f_code.co_filename)
-            if package in path.parents or path == between:
+            if not hidden.isdisjoint((path, *path.parents)):
                 frame.f_locals["__tracebackhide__"] = True
+
+
+def _hidden_places() -> set[Path]:
+    """The files and folders whose frames say nothing of what a suite did wrong."""
+    places = {Path(__file__).parents[1], Path(contextlib.__file__)}
+    for name in ("tenacity", "concurrent.futures"):
+        if name in sys.modules:
+            places.add(Path(str(sys.modules[name].__file__)).parent)
+    return places
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -278,15 +288,24 @@ def instance(scale_set: ScaleSet, request: pytest.FixtureRequest) -> Instance:
             "one parameter (pytest.param(..., marks=...)) is read too late for that: mark the "
             "test, its class or its module, or use scale_set"
         )
-    index: int = request.param
-    return scale_set[index]
+    index = request.param
+    try:
+        return scale_set[index]
+    except (IndexError, TypeError):
+        count = len(scale_set)
+        raise pytest.UsageError(
+            f"instance was parametrised with {index!r}, but {scale_set.name!r} has {count} "
+            f"instance{'s' * (count != 1)}; give positions from 0 to the number of its instances "
+            "less one, or a marker vmss of a larger capacity"
+        ) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrises tests that use ``instance`` over the instances of their set.
 
     Raises:
-        pytest.UsageError: The marker's model cannot be read.
+        pytest.Collector.CollectError: The marker's model cannot be read. pytest shows this error's
+            words alone, rather than the way there.
     """
     if "instance" not in metafunc.fixturenames or _is_given(metafunc, "instance"):
         return
@@ -297,8 +316,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     try:
         capacity = capacity_of(metafunc.definition, marker)
-    except VmssError as error:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from error
+    except (VmssError, pytest.UsageError) as error:
+        told = f"{metafunc.definition.nodeid}: {error}"
+        raise pytest.Collector.CollectError(told) from error
     metafunc.parametrize("instance", range(capacity), indirect=True)
 
 
