@@ -250,6 +250,10 @@ def protect(
     name: str, instance_id: int, from_scale_in: bool | None, from_scale_set_actions: bool | None
 ) -> None:
     """Protect an instance from scaling in, or from all set-wide actions, or no longer."""
+    if from_scale_in is None and from_scale_set_actions is None:
+        raise click.UsageError(
+            "say what to change: --[no-]from-scale-in, --[no-]from-scale-set-actions, or both"
+        )
     with open_lab() as lab:
         find_instance(lab.scale_set(name), instance_id).protect(
             from_scale_in=from_scale_in, from_scale_set_actions=from_scale_set_actions
