@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import reprlib
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Generator, Iterator
@@ -138,27 +139,29 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
     """Hides this package's frames in the traceback of an error of its own, and of its causes.
 
-    Those of what this package waits by are hidden too, for they lie between. The error says what
-    was wrong; where the suite's code caused it is what is left to show.
+    Those of the libraries that this package calls are hidden too; what a suite's own function
+    calls is shown. The error says what was wrong; where the suite's code caused it is what is left
+    to show.
     ``--full-trace`` shows all frames.
     """
     if call.excinfo is None or not _explains_itself(call.excinfo):
         return
-    hidden = _hidden_places()
+    package, between = Path(__file__).parents[1], Path(contextlib.__file__)
     for error in _chain(call.excinfo.value):
+        inside = False  # whether the package has called this frame
         for frame, _ in traceback.walk_tb(error.__traceback__):
             path = Path(frame.f_code.co_filename)
-            if not hidden.isdisjoint((path, *path.parents)):
+            own = package in path.parents or path == between
+            inside = own or (inside and _is_library(path))
+            if inside:
                 frame.f_locals["__tracebackhide__"] = True
 
 
-def _hidden_places() -> set[Path]:
-    """The files and folders whose frames say nothing of what a suite did wrong."""
-    places = {Path(__file__).parents[1], Path(contextlib.__file__)}
-    for name in ("tenacity", "concurrent.futures"):
-        if name in sys.modules:
-            places.add(Path(str(sys.modules[name].__file__)).parent)
-    return places
+def _is_library(path: Path) -> bool:
+    """Whether a file is one of Python's own, or of what this package waits by."""
+    if {"site-packages", "dist-packages"}.isdisjoint(path.parts):
+        return Path(sysconfig.get_path("stdlib")) in path.parents
+    return path.parent.name == "tenacity"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -171,9 +174,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explains_itself(raised: pytest.ExceptionInfo[BaseException] | None) -> bool:
-    """Whether an exception is one of this package."""
-    errors = sys.modules.get("pytest_vmss.errors")
-    kinds = (pytest.UsageError,) if errors is None else (pytest.UsageError, errors.VmssError)
+    """Whether an exception is one of this package, a warning made an error among them."""
+    kinds: tuple[type[BaseException], ...] = (pytest.UsageError,)
+    if (errors := sys.modules.get("pytest_vmss.errors")) is not None:
+        kinds += (errors.VmssError, errors.NotModelledWarning)
     return raised is not None and raised.errisinstance(kinds)
 
 

@@ -554,3 +554,22 @@ def test_the_name_in_a_conflict_is_that_of_the_set_that_is_there(suite: pytest.P
             "E *instanceId 7 is not an active *",
         ]
     )
+
+
+def test_a_warning_made_an_error_shows_no_line_of_the_plugin(suite: pytest.Pytester) -> None:
+    """L1, A6: of suites that run with -W error."""
+    result = run(
+        suite,
+        """
+        MODEL = web_model(capacity=1)
+        MODEL["properties"]["doNotRunExtensionsOnOverprovisionedVMs"] = True
+
+        @pytest.mark.filterwarnings("error")
+        @pytest.mark.vmss(model=MODEL, load_balancer=LOAD_BALANCER)
+        def test_strict(scale_set):
+            pass
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E *NotModelledWarning: the model:", "*not modelled here: *"])
+    assert "warnings.warn" not in result.stdout.str()
