@@ -183,17 +183,21 @@ def _forget_output() -> None:
     help="Name of the lab.",
 )
 @click.option("--connect", help="libvirt connection URI; chosen by the host otherwise.")
-@click.option("--accel", type=click.Choice(["kvm", "tcg"]), help="Force the accelerator.")
+@click.option(
+    "--accel",
+    type=click.Choice(["kvm", "tcg"], case_sensitive=False),
+    help="Force the accelerator.",
+)
 @click.option(
     "--guest-network",
-    type=click.Choice(["isolated", "outbound"]),
+    type=click.Choice(["isolated", "outbound"], case_sensitive=False),
     help="What guests reach from their next start on: nothing, or whatever this host can, "
     "its own loopback among it. (VMSS_GUEST_NETWORK; isolated otherwise)",
 )
 @click.option("--size", help="Make every set in this VM size, whatever its model says.")
 @click.option(
     "--unknown-extensions",
-    type=click.Choice(["refuse", "skip"]),
+    type=click.Choice(["refuse", "skip"], case_sensitive=False),
     help="Extensions that nobody registered: refuse the model, or leave them out.",
 )
 @click.option(

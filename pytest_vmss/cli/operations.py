@@ -191,7 +191,7 @@ def repair(name: str) -> None:
 @click.argument("name")
 @click.option(
     "--action",
-    type=click.Choice(["Suspend", "Resume"]),
+    type=click.Choice(["Suspend", "Resume"], case_sensitive=False),
     required=True,
     help="What is done to it.",
 )
@@ -223,7 +223,7 @@ def run_command(name: str, instance_id: int, script: Path, as_json: bool) -> Non
     with open_lab() as lab:
         answer = find_instance(lab.scale_set(name), instance_id).run_command(text)
     (status,) = answer["value"]
-    click.echo(json.dumps(answer, indent=2) if as_json else status["message"])
+    click.echo(json.dumps(answer, indent=2) if as_json else status.get("message", ""))
     sys.exit(status["code"] != "ProvisioningState/succeeded")
 
 

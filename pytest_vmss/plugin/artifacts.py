@@ -40,7 +40,7 @@ def artifacts_of(config: pytest.Config) -> ArtifactsPlugin:
 def artifacts_root(config: pytest.Config) -> Path | None:
     """The folder that has a folder for each failed test; None if there is to be none."""
     given: str = config.getoption("--vmss-artifacts") or str(config.getini("vmss_artifacts"))
-    if given.strip() == _OFF:
+    if given.strip().lower() == _OFF:
         return None
     return config.rootpath / (given.strip() or _FOLDER)
 
