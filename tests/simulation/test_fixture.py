@@ -573,3 +573,35 @@ def test_a_warning_made_an_error_shows_no_line_of_the_plugin(suite: pytest.Pytes
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["E *NotModelledWarning: the model:", "*not modelled here: *"])
     assert "warnings.warn" not in result.stdout.str()
+
+
+def test_a_conflict_with_the_tests_own_upgrade_blames_no_other_process(
+    suite: pytest.Pytester,
+) -> None:
+    """L1: its causes spoke of another process, and of a wait of no time."""
+    result = run(
+        suite,
+        """
+        def test_both(vmss, scale_set, monkeypatch):
+            inside, go_on = threading.Event(), threading.Event()
+            real = SimulatedGuest.wait_boot
+
+            def slow(self, previous):
+                inside.set()
+                go_on.wait(20)
+                return real(self, previous)
+
+            monkeypatch.setattr(SimulatedGuest, "wait_boot", slow)
+            vmss.publish("1.1.0")
+            assert inside.wait(20)
+            try:
+                scale_set.reimage()
+            finally:
+                go_on.set()
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *ConflictError: Operation is not allowed on the scale set *"])
+    text = result.stdout.str()
+    assert "another process" not in text
+    assert "WaitTimeoutError" not in text
