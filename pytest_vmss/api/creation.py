@@ -94,9 +94,9 @@ def _checked(
         CapacityError: The host has no room for it.
     """
     model = document.model
-    if environment.store.get(ScaleSetRecord, model.name.lower()) is not None:
+    if (taken := environment.store.get(ScaleSetRecord, model.name.lower())) is not None:
         raise ConflictError(
-            f"there is a scale set {model.name!r} already; delete it first, or take another name",
+            f"there is a scale set {taken.name!r} already; delete it first, or take another name",
             code="Conflict",
         )
     require_durable(model, approver)

@@ -89,7 +89,7 @@ class Instances:
             if given not in known
         ]
         if problems:
-            raise ModelError(problems, source="the list of instances")
+            raise ModelError(problems, source="what was asked for", expected="possible")
         return list(wanted)
 
     def choose(

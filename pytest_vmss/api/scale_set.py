@@ -23,7 +23,7 @@ from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
 from pytest_vmss.environment.set_health import observe_instances
-from pytest_vmss.errors import ConflictError, UpgradeError
+from pytest_vmss.errors import ConflictError, LabError, NotFoundError, UpgradeError
 from pytest_vmss.guest import Check
 from pytest_vmss.model import (
     Approver,
@@ -80,7 +80,14 @@ class ScaleSet:
         self._upgrades = Upgrades(environment, controller, self._engine)
 
     def __repr__(self) -> str:
-        return f"<ScaleSet {self.name}: {len(self)} instances>"
+        try:
+            self._engine.require_own()
+            count = len(self)
+        except NotFoundError:
+            return f"<ScaleSet {self.name}, deleted>"
+        except LabError:
+            return f"<ScaleSet {self.name} of a lab that is closed>"
+        return f"<ScaleSet {self.name}: {count} instance{'s' * (count != 1)}>"
 
     def __iter__(self) -> Iterator[Instance]:
         return iter(self.instances)
@@ -581,7 +588,7 @@ class ScaleSet:
             ConflictError: An instance is stopped or failed, so that it cannot be saved, or
                 another operation is in progress; nothing was changed.
             CapacityError: The disk has no room for it; nothing was changed.
-            CheckpointError: An instance could not be saved, and was booted again.
+            CheckpointError: An instance could not be saved; it was booted again, if it could be.
             ProvisioningError: An instance came up neither from what was saved nor by a boot.
         """
         check_text(name, "name")

@@ -64,7 +64,7 @@ class SetCheckpoints:
             named = ", ".join(f"{self._engine.name}_{number}" for number in unsaved)
             raise CheckpointError(
                 f"there is no such checkpoint of {self._engine.name!r}: {named} could not be "
-                "saved, and was booted again; the set's events say why"
+                "saved; the set's events say why, and what became of it"
             )
         self._drop(older)
         return report

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,8 +68,11 @@ _PIPED_COLUMNS = 240
 
 def _console() -> Console:
     console = Console(emoji=False, markup=False)
-    if not (console.is_terminal or os.environ.get("COLUMNS")):
+    columns = os.environ.get("COLUMNS", "")
+    if not console.is_terminal and columns.strip("0") == "":
         console.width = _PIPED_COLUMNS
+    elif not console.width:  # COLUMNS is 0, which means to ask the terminal
+        console.width = shutil.get_terminal_size().columns
     return console
 
 
@@ -123,6 +128,10 @@ class _Group(click.Group):
             raise _wrong(error) from error
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):  # else it may be None, where it was closed
+                # A locale without an arrow or an umlaut gets an escape, rather than no answer.
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().main(*args, **kwargs)
         except OSError as error:  # writing help or an error message failed
@@ -174,17 +183,21 @@ def _forget_output() -> None:
     help="Name of the lab.",
 )
 @click.option("--connect", help="libvirt connection URI; chosen by the host otherwise.")
-@click.option("--accel", type=click.Choice(["kvm", "tcg"]), help="Force the accelerator.")
+@click.option(
+    "--accel",
+    type=click.Choice(["kvm", "tcg"], case_sensitive=False),
+    help="Force the accelerator.",
+)
 @click.option(
     "--guest-network",
-    type=click.Choice(["isolated", "outbound"]),
+    type=click.Choice(["isolated", "outbound"], case_sensitive=False),
     help="What guests reach from their next start on: nothing, or whatever this host can, "
     "its own loopback among it. (VMSS_GUEST_NETWORK; isolated otherwise)",
 )
 @click.option("--size", help="Make every set in this VM size, whatever its model says.")
 @click.option(
     "--unknown-extensions",
-    type=click.Choice(["refuse", "skip"]),
+    type=click.Choice(["refuse", "skip"], case_sensitive=False),
     help="Extensions that nobody registered: refuse the model, or leave them out.",
 )
 @click.option(

@@ -89,8 +89,9 @@ def lab_delete(name: str, yes: bool) -> None:
         what = (
             "what it holds, which cannot be read"
             if held.trouble
-            else f"{len(held.sets)} scale sets, {sum(found.instances for found in held.sets)} VMs "
-            f"and {held.images} image versions"
+            else f"{counted(len(held.sets), 'scale set')}, "
+            f"{counted(sum(found.instances for found in held.sets), 'VM')} "
+            f"and {counted(held.images, 'image version')}"
         )
         click.confirm(f"Delete the lab {each.name!r} with {what}?", abort=True)
     remove_lab(settings, paths)

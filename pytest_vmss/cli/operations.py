@@ -191,7 +191,7 @@ def repair(name: str) -> None:
 @click.argument("name")
 @click.option(
     "--action",
-    type=click.Choice(["Suspend", "Resume"]),
+    type=click.Choice(["Suspend", "Resume"], case_sensitive=False),
     required=True,
     help="What is done to it.",
 )
@@ -223,7 +223,7 @@ def run_command(name: str, instance_id: int, script: Path, as_json: bool) -> Non
     with open_lab() as lab:
         answer = find_instance(lab.scale_set(name), instance_id).run_command(text)
     (status,) = answer["value"]
-    click.echo(json.dumps(answer, indent=2) if as_json else status["message"])
+    click.echo(json.dumps(answer, indent=2) if as_json else status.get("message", ""))
     sys.exit(status["code"] != "ProvisioningState/succeeded")
 
 
@@ -250,6 +250,10 @@ def protect(
     name: str, instance_id: int, from_scale_in: bool | None, from_scale_set_actions: bool | None
 ) -> None:
     """Protect an instance from scaling in, or from all set-wide actions, or no longer."""
+    if from_scale_in is None and from_scale_set_actions is None:
+        raise click.UsageError(
+            "say what to change: --[no-]from-scale-in, --[no-]from-scale-set-actions, or both"
+        )
     with open_lab() as lab:
         find_instance(lab.scale_set(name), instance_id).protect(
             from_scale_in=from_scale_in, from_scale_set_actions=from_scale_set_actions

@@ -143,6 +143,8 @@ def _write_page(lab: Lab, name: str, path: Path) -> None:
     Raises:
         LabError: The file cannot be written.
     """
+    if path.is_dir():  # an empty name, too: that is the working directory
+        raise LabError(f"{path} is a folder, and cannot be written; name a file")
     page = set_page(lab, lab.scale_set(name).name)
     try:
         write_durably(path, page.encode())

@@ -95,11 +95,11 @@ class Engine:
             return wait_for_lock(
                 self._environment.paths.lock(self.name), what="changes the set", timeout=wait
             )
-        except ConflictError as error:
+        except ConflictError:  # its words would blame another process
             raise ConflictError(
                 f"Operation is not allowed on the scale set {self.name!r}, since another "
                 "operation is in progress on it; wait for it to end, or cancel it"
-            ) from error
+            ) from None
         except OSError as error:
             raise LabError(
                 f"the scale set {self.name!r} cannot be locked, and nothing was changed: "

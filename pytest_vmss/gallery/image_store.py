@@ -88,9 +88,8 @@ class ImageStore:
         )
 
     def _hint(self) -> str:
-        known = ", ".join(
-            f"{record.gallery}/{record.name}" for record in self._store.select(DefinitionRecord)
-        )
+        records = self._store.select(VersionRecord)
+        known = ", ".join(sorted({f"{record.gallery}/{record.definition}" for record in records}))
         return (
             f"publish one first (gallery.publish or `vmss image publish`); "
             f"published are: {known or 'none'}"

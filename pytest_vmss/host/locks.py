@@ -165,11 +165,11 @@ def wait_for_lock(path: Path, *, what: str, timeout: float, shared: bool = False
             clock=SystemClock(),
             interval=_INTERVAL_S,
         )
-    except WaitTimeoutError as error:
+    except WaitTimeoutError:
         raise ConflictError(
             f"another process {what}, and has not ended within {timeout:.0f} s; wait for it, or "
             f"end it (`fuser -v {path}` tells which it is), and try again"
-        ) from error
+        ) from None
 
 
 def is_locked(path: Path) -> bool:

@@ -259,9 +259,9 @@ def register_scale_set(
         left_out=left_out_of(environment, model, None),
     )
     with environment.store.transaction():
-        if environment.store.get(ScaleSetRecord, model.name.lower()) is not None:
+        if (taken := environment.store.get(ScaleSetRecord, model.name.lower())) is not None:
             raise ConflictError(
-                f"there is a scale set {model.name!r} already; delete it first, or take another "
+                f"there is a scale set {taken.name!r} already; delete it first, or take another "
                 "name",
                 code="Conflict",
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import reprlib
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Generator, Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vmss.plugin.artifacts import register
+from pytest_vmss.plugin.artifacts import artifacts_of, register
 from pytest_vmss.plugin.marker import MARKER, capacity_of
 from pytest_vmss.plugin.options import add_options, settings_of
 from pytest_vmss.plugin.sets import kept_sets, marked_set
@@ -119,6 +120,10 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     Raises:
         BaseException: What the hook raised.
     """
+    __tracebackhide__ = True
+    hooks = item.config.stash.get(_HOOKS, None)
+    if hooks is not None and hooks.failures:
+        artifacts_of(item.config).note_failure()  # while what the test made is there
     try:
         result = yield
     except BaseException as error:
@@ -134,17 +139,29 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> None:
     """Hides this package's frames in the traceback of an error of its own, and of its causes.
 
-    The error says what was wrong; where the suite's code caused it is what is left to show.
+    Those of the libraries that this package calls are hidden too; what a suite's own function
+    calls is shown. The error says what was wrong; where the suite's code caused it is what is left
+    to show.
     ``--full-trace`` shows all frames.
     """
     if call.excinfo is None or not _explains_itself(call.excinfo):
         return
     package, between = Path(__file__).parents[1], Path(contextlib.__file__)
     for error in _chain(call.excinfo.value):
+        inside = False  # whether the package has called this frame
         for frame, _ in traceback.walk_tb(error.__traceback__):
             path = Path(frame.f_code.co_filename)
-            if package in path.parents or path == between:
+            own = package in path.parents or path == between
+            inside = own or (inside and _is_library(path))
+            if inside:
                 frame.f_locals["__tracebackhide__"] = True
+
+
+def _is_library(path: Path) -> bool:
+    """Whether a file is one of Python's own, or of what this package waits by."""
+    if {"site-packages", "dist-packages"}.isdisjoint(path.parts):
+        return Path(sysconfig.get_path("stdlib")) in path.parents
+    return path.parent.name == "tenacity"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -157,9 +174,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explains_itself(raised: pytest.ExceptionInfo[BaseException] | None) -> bool:
-    """Whether an exception is one of this package."""
-    errors = sys.modules.get("pytest_vmss.errors")
-    kinds = (pytest.UsageError,) if errors is None else (pytest.UsageError, errors.VmssError)
+    """Whether an exception is one of this package, a warning made an error among them."""
+    kinds: tuple[type[BaseException], ...] = (pytest.UsageError,)
+    if (errors := sys.modules.get("pytest_vmss.errors")) is not None:
+        kinds += (errors.VmssError, errors.NotModelledWarning)
     return raised is not None and raised.errisinstance(kinds)
 
 
@@ -274,15 +292,24 @@ def instance(scale_set: ScaleSet, request: pytest.FixtureRequest) -> Instance:
             "one parameter (pytest.param(..., marks=...)) is read too late for that: mark the "
             "test, its class or its module, or use scale_set"
         )
-    index: int = request.param
-    return scale_set[index]
+    index = request.param
+    try:
+        return scale_set[index]
+    except (IndexError, TypeError):
+        count = len(scale_set)
+        raise pytest.UsageError(
+            f"instance was parametrised with {index!r}, but {scale_set.name!r} has {count} "
+            f"instance{'s' * (count != 1)}; give positions from 0 to the number of its instances "
+            "less one, or a marker vmss of a larger capacity"
+        ) from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrises tests that use ``instance`` over the instances of their set.
 
     Raises:
-        pytest.UsageError: The marker's model cannot be read.
+        pytest.Collector.CollectError: The marker's model cannot be read. pytest shows this error's
+            words alone, rather than the way there.
     """
     if "instance" not in metafunc.fixturenames or _is_given(metafunc, "instance"):
         return
@@ -293,8 +320,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
     try:
         capacity = capacity_of(metafunc.definition, marker)
-    except VmssError as error:
-        raise pytest.UsageError(f"{metafunc.definition.nodeid}: {error}") from error
+    except (VmssError, pytest.UsageError) as error:
+        told = f"{metafunc.definition.nodeid}: {error}"
+        raise pytest.Collector.CollectError(told) from error
     metafunc.parametrize("instance", range(capacity), indirect=True)
 
 

@@ -40,7 +40,7 @@ def artifacts_of(config: pytest.Config) -> ArtifactsPlugin:
 def artifacts_root(config: pytest.Config) -> Path | None:
     """The folder that has a folder for each failed test; None if there is to be none."""
     given: str = config.getoption("--vmss-artifacts") or str(config.getini("vmss_artifacts"))
-    if given.strip() == _OFF:
+    if given.strip().lower() == _OFF:
         return None
     return config.rootpath / (given.strip() or _FOLDER)
 
@@ -54,8 +54,10 @@ class _Known:
         collected: What was collected of it.
         trouble: Why nothing could be collected.
         told: Whether its message names that.
-        failed: Whether it has failed in its set-up or its call.
+        failed: Whether it has failed.
         names: The sets that it had to do with.
+        mask: Masks the lab's secrets as they were when it failed; the lab may be gone by the time
+            that is reported.
     """
 
     since: int = 0
@@ -64,6 +66,7 @@ class _Known:
     told: bool = False
     failed: bool = False
     names: list[str] = field(default_factory=list)
+    mask: Callable[[str], str] | None = None
 
 
 _KNOWN: pytest.StashKey[_Known] = pytest.StashKey()
@@ -92,13 +95,31 @@ class ArtifactsPlugin:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any]
     ) -> Generator[None, object, object]:
-        """Learns of the session's lab, also where a suite replaces the fixture ``vmss``."""
+        """Learns of the session's lab, also where a suite replaces the fixture ``vmss``.
+
+        Learns of what fails at a fixture's end, too: pytest reports that when all have ended, and
+        by then the set is deleted that this one was about.
+        """
         value = yield
+        if fixturedef.argname != "vmss":  # at whose end there is nothing left to collect
+            fixturedef._finalizers[:] = map(self._noting, fixturedef._finalizers)
         if fixturedef.argname == "vmss":
             from pytest_vmss.api.lab import Lab
 
             self._lab = value if isinstance(value, Lab) else None
         return value
+
+    def _noting(self, finalizer: Callable[[], object]) -> Callable[[], object]:
+        """A fixture's finalizer that notes the failure of the running test if it fails."""
+
+        def noted() -> None:
+            try:
+                finalizer()
+            except (Exception, pytest.fail.Exception):
+                self.note_failure()
+                raise
+
+        return noted
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
         """Forgets the lab, which is closed now."""
@@ -122,6 +143,19 @@ class ArtifactsPlugin:
         """Collects what explains the running test's failure, whatever its fixture's scope."""
         if self._running is not None:
             self.collect(self._running)
+
+    def note_failure(self) -> None:
+        """Notes that the running test has failed, and collects what explains it."""
+        known = None if self._running is None else self._running.stash.get(_KNOWN, None)
+        if self._running is None or known is None or self._lab is None:
+            return
+        known.failed = True
+        known.mask = self._masker(known) or known.mask
+        self.collect(self._running)
+        if known.names:
+            self.any_failed = True
+            for node in self._running.listchain():
+                node.stash[_FAILED] = True
 
     def collect(self, item: pytest.Item) -> None:
         """Collects what explains the test's failure now, before what it made is deleted."""
@@ -153,35 +187,40 @@ class ArtifactsPlugin:
         """Adds to the report of a failure what explains it, and where the rest is."""
         report = yield
         known = item.stash.get(_KNOWN, None)
-        if known is None or self._lab is None:
+        if known is None or (self._lab is None and not known.failed):
             return report
         if report.when == "call" or report.failed:
             self._add_properties(item, report)
         if report.failed or known.failed:
             self._mask(known, report)
         if report.failed:
-            known.failed = True
-            self.collect(item)
-            if known.names:
-                self.any_failed = True
-                for node in item.listchain():
-                    node.stash[_FAILED] = True
+            self.note_failure()
             if not known.told:
                 self._explain(known, report)
         return report
 
     def _mask(self, known: _Known, report: pytest.TestReport) -> None:
         """Masks the lab's secrets in the failure, whoever has quoted them (M5)."""
-        if self._lab is None:
+        mask = self._masker(known) or known.mask
+        if mask is None:
             return
         try:
-            from pytest_vmss.environment.lab_secrets import value_masker_of
-
-            mask = value_masker_of(self._lab.environment)
             report.longrepr = _masked(report.longrepr, mask)
             report.sections = _masked(report.sections, mask)
         except Exception as error:  # noqa: BLE001 - what is reported is the test's own failure
             known.trouble = _words(error)
+
+    def _masker(self, known: _Known) -> Callable[[str], str] | None:
+        """What masks the lab's secrets; None if there is no lab, or it cannot be read."""
+        if self._lab is None:
+            return None
+        try:
+            from pytest_vmss.environment.lab_secrets import value_masker_of
+
+            return value_masker_of(self._lab.environment)
+        except Exception as error:  # noqa: BLE001 - what is reported is the test's own failure
+            known.trouble = _words(error)
+            return None
 
     def _explain(self, known: _Known, report: pytest.TestReport) -> None:
         """Adds the few lines that matter, and names the folder."""

@@ -37,6 +37,7 @@ class HookCaller:
 
     def __call__(self, told: Told) -> None:
         """Calls the hooks of a moment."""
+        __tracebackhide__ = True  # what a hook raised is shown from where the hook begins
         name = f"pytest_vmss_{told.moment.replace(' ', '_')}"
         if not self._is_wanted(name) and told.moment is not Moment.HEALTH_CHANGED:
             return
@@ -49,7 +50,9 @@ class HookCaller:
         except NotFoundError as error:
             if not self._is_gone(told):
                 self.failures.append(error)
-        except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:  # noqa: BLE001
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - what ends no operation ends the test
             self.failures.append(error)
 
     def _is_wanted(self, name: str) -> bool:
@@ -62,6 +65,7 @@ class HookCaller:
     def _dispatch(
         self, name: str, told: Told, scale_set: ScaleSet, instances: list[Instance]
     ) -> None:
+        __tracebackhide__ = True
         call = getattr(self._hook, name)
         given: dict[str, Any] = {"scale_set": scale_set}
         if told.operation:
@@ -94,11 +98,15 @@ class HookCaller:
     def raise_failures(self) -> None:
         """Raises what hooks have raised since the last call; several as a group.
 
+        One that asks pytest to exit is raised before others, for pytest looks for it alone.
+
         Raises:
             BaseException: What one raised.
         """
+        __tracebackhide__ = True
         failures, self.failures = self.failures, []
-        if len(failures) == 1:
+        failures.sort(key=lambda failure: not isinstance(failure, pytest.exit.Exception))
+        if len(failures) == 1 or (failures and isinstance(failures[0], pytest.exit.Exception)):
             raise failures[0]
         if failures:
             raise BaseExceptionGroup("hooks of pytest-vmss failed", failures)

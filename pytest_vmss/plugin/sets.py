@@ -22,6 +22,8 @@ __all__ = ["kept_sets", "marked_set"]
 _LEFTOVERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 #: Names of sets of earlier tests that are kept, in lower case.
 _KEPT: pytest.StashKey[set[str]] = pytest.StashKey()
+#: What has made the sets that there are now, by their names in lower case.
+_HOLDERS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
 #: What markers have published, by the lab's id.
 _START_IMAGES: pytest.StashKey[dict[str, StartImages]] = pytest.StashKey()
 
@@ -52,13 +54,34 @@ def marked_set(vmss: Lab, request: pytest.FixtureRequest) -> Iterator[ScaleSet]:
                 _keep(request, record.name)
         for left in leftovers.values():
             error.add_note(left)
+        _name_holder(request, source, arguments, error)
         raise
+    holders = request.config.stash.setdefault(_HOLDERS, {})
+    holders[created.name.lower()] = f"{request.fixturename} of {request.node.nodeid}"
     yield created
+    holders.pop(created.name.lower(), None)
     keep, failed = vmss.settings.keep, artifacts_of(request.config).has_failed(request.node)
     if keep == "always" or (keep == "failed" and failed):
         _keep(request, created.name)
     else:
         _delete(vmss, created.name, request)
+
+
+def _name_holder(
+    request: pytest.FixtureRequest, source: Any, arguments: Mapping[str, Any], error: BaseException
+) -> None:
+    """Tells whose a set is that is in the way: that of another fixture, which still lasts."""
+    from pytest_vmss.errors import ConflictError
+
+    if not isinstance(error, ConflictError):
+        return
+    name = model_of(source, arguments).name
+    holder = request.config.stash.get(_HOLDERS, {}).get(name.lower())
+    if holder is not None:
+        error.add_note(
+            f"{name!r} is the set of {holder}, until that ends; use one of the two fixtures, or "
+            "give one set another name (name= of the marker vmss)"
+        )
 
 
 def _keep(request: pytest.FixtureRequest, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -76,7 +77,10 @@ def _console(config: pytest.Config) -> Console | None:
 
     # With -s, the tests' own output would be mixed with the table, which nobody could keep apart.
     as_table = terminal.isatty() and config.getoption("capture") != "no"
-    return Console(file=terminal, force_terminal=as_table)
+    console = Console(file=terminal, force_terminal=as_table)
+    if not console.width:  # COLUMNS is 0, which means to ask the terminal
+        console.width = shutil.get_terminal_size().columns
+    return console
 
 
 def _writer(config: pytest.Config) -> Any:

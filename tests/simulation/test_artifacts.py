@@ -95,11 +95,13 @@ def test_a_set_that_never_came_up_leaves_its_artifacts_too(suite: pytest.Pyteste
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
 
 
-@pytest.mark.parametrize("options", [["--vmss-artifacts", "off"], ["-o", "vmss_artifacts=off"]])
+@pytest.mark.parametrize(
+    "options", [["--vmss-artifacts", "off"], ["-o", "vmss_artifacts=off"], ["--vmss-artifacts=Off"]]
+)
 def test_no_artifacts_where_none_are_wanted(suite: pytest.Pytester, options: list[str]) -> None:
     result = run(suite, FAILS, *options)
     result.assert_outcomes(failed=1)
-    assert not (suite.path / "vmss-artifacts").exists()
+    assert {"vmss-artifacts", "Off"}.isdisjoint(path.name for path in suite.path.iterdir())
 
 
 def test_the_set_of_a_module_that_never_came_up_leaves_its_artifacts_too(
@@ -459,3 +461,59 @@ def test_nothing_is_kept_where_nothing_failed(pytester: pytest.Pytester) -> None
 def test_only_the_three_ways_of_keeping_are_taken(keep: object) -> None:
     with pytest.raises(LabError, match="the setting keep must be never, failed or always"):
         Settings(keep=keep)  # type: ignore[arg-type]
+
+
+ENDS = """
+from tests.models import custom_script
+
+MODEL = web_model(capacity=2)
+MODEL["properties"]["virtualMachineProfile"]["extensionProfile"] = {
+    "extensions": [
+        custom_script("setup", protectedSettings={"commandToExecute": "join --code Zebra4711"})
+    ]
+}
+
+
+@pytest.fixture
+def watched(scale_set):
+    yield scale_set
+    assert False, "wrong at the end: Zebra4711"
+
+
+@pytest.mark.vmss(model=MODEL, load_balancer=LOAD_BALANCER)
+def test_ends(watched):
+    check(watched)
+"""
+
+
+@pytest.mark.parametrize("behind", ["", "\ndef test_another(vmss):\n    pass\n"])
+def test_what_fails_at_a_fixtures_end_is_explained_too(
+    pytester: pytest.Pytester, behind: str
+) -> None:
+    """L3, M5: by the set as it was then, though it, and at a session's end the lab, is gone."""
+    pytester.makeconftest(KEEPS)
+    result = run(pytester, ENDS + behind, "--vmss-state-dir", "state", "--vmss-live", "off")
+    result.assert_outcomes(passed=1 + bool(behind), errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "scale_set = <ScaleSet web*>",
+            "E  *wrong at the end: [*][*][*]",
+            "Creation of web * completed in *: 2 of 2 instances succeeded.",
+            "timeline: vmss-artifacts/test_it.py--test_ends/web/timeline.html",
+        ]
+    )
+    text = result.stdout.str()
+    assert "Zebra4711" not in "\n".join(line for line in text.splitlines() if line[:1] == "E")
+    assert "raised in repr" not in text
+    assert "0 instances" not in text
+    folder = pytester.path / "vmss-artifacts" / "test_it.py--test_ends" / "web"
+    assert (folder / "web_1" / "guest" / "journal.log").stat().st_size
+
+
+def test_vms_are_kept_of_a_test_that_failed_at_a_fixtures_end(pytester: pytest.Pytester) -> None:
+    """L3."""
+    pytester.makeconftest(KEEPS)
+    options = ("--vmss-keep", "failed", "--vmss-state-dir", "state", "--vmss-live", "off")
+    result = run(pytester, ENDS, *options)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["VMs are kept:", "  VMSS_STATE_DIR=* vmss --lab s* ssh web 0"])

@@ -144,3 +144,26 @@ def test_history_writes_the_timeline_of_every_operation(
     result = vmss_command("history", "web", "--html", tmp_path / "none" / "web.html")
     assert result.exit_code == 1
     assert "cannot be written: No such file or directory" in result.output
+
+
+def test_what_a_command_says_nothing_of_is_no_error(
+    lab: SimulatedLab, vmss_command: Vmss, tmp_path: Path
+) -> None:
+    """L2: a script without a word of output ended in KeyError."""
+    lab.start_web(1)
+    script = tmp_path / "script.sh"
+    script.write_text("true\n")
+    result = vmss_command("run-command", "web", 0, script)
+    assert result.exit_code == 0, result.exception
+    assert result.output.strip() == ""
+    answer = json.loads(vmss_command("run-command", "web", 0, script, "--json").output)
+    assert answer["value"][0]["code"] == "ProvisioningState/succeeded"
+
+
+def test_azures_words_are_taken_in_any_case(lab: SimulatedLab, vmss_command: Vmss) -> None:
+    """A1: as ARM and the az command take them."""
+    lab.start_web(1)
+    for action in ("suspend", "RESUME"):
+        command = "set-orchestration-service-state"
+        result = vmss_command("--accel", "TCG", command, "web", "--action", action)
+        assert result.exit_code == 0, result.output

@@ -462,3 +462,146 @@ def test_a_marker_of_one_parameter_comes_too_late_for_instance(suite: pytest.Pyt
     )
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*mark the test, its class or its module, or use scale_set*"])
+
+
+def test_a_position_that_no_instance_has_is_told(suite: pytest.Pytester) -> None:
+    """L1: what was given, what there is, and no line of the plugin."""
+    result = run(
+        suite,
+        """
+        @pytest.mark.parametrize("instance", [2, "web_0"], indirect=True)
+        def test_chosen(instance):
+            pass
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "E *UsageError: instance was parametrised with 2, but 'web' has 2 instances; give *",
+            "E *UsageError: instance was parametrised with 'web_0', but 'web' has 2 instances; *",
+        ]
+    )
+    assert "def instance(" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("marker", "told"),
+    [
+        ("model='none.json'", "*/none.json is not a valid scale set:"),
+        ("capacity=2", "the set needs a model: *"),
+    ],
+)
+def test_instances_of_a_model_that_cannot_be_read_are_told_in_words(
+    suite: pytest.Pytester, marker: str, told: str
+) -> None:
+    """L1: once, and without the way there through pytest."""
+    result = run(suite, f"@pytest.mark.vmss({marker})\ndef test_each(instance):\n    pass\n")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"test_*.py::test_each: {told}"])
+    text = result.stdout.str()
+    assert text.count(told.strip("*: ")) == 1
+    assert "_hookexec" not in text
+    assert "capacity_of" not in text
+
+
+def test_a_mistake_in_waiting_shows_no_line_between(suite: pytest.Pytester) -> None:
+    """L1: neither of what waits nor of what that waits by."""
+    result = run(suite, "def test_waits(scale_set):\n    scale_set.wait_for_upgrade()\n")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *UpgradeError: no upgrade of 'web' is due: *"])
+    text = result.stdout.str()
+    assert "tenacity" not in text
+    assert "concurrent" not in text
+
+
+def test_a_set_that_is_in_the_way_is_told_with_its_fixture(suite: pytest.Pytester) -> None:
+    """L1."""
+    result = run(
+        suite,
+        """
+        def test_shares(module_scale_set):
+            check(module_scale_set)
+
+        def test_has_its_own(scale_set):
+            pass
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E *ConflictError: there is a scale set 'web' already; *",
+            "*'web' is the set of module_scale_set of test_*.py, until that ends; *",
+        ]
+    )
+
+
+def test_the_name_in_a_conflict_is_that_of_the_set_that_is_there(suite: pytest.Pytester) -> None:
+    result = run(
+        suite,
+        """
+        def test_twice(vmss, scale_set):
+            vmss.create(web_model("WEB", capacity=1), load_balancer=LOAD_BALANCER)
+
+        def test_which(scale_set):
+            scale_set.instance(7)
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "E *ConflictError: there is a scale set 'web' already; *",
+            "E *ModelError: what was asked for is not possible:",
+            "E *instanceId 7 is not an active *",
+        ]
+    )
+
+
+def test_a_warning_made_an_error_shows_no_line_of_the_plugin(suite: pytest.Pytester) -> None:
+    """L1, A6: of suites that run with -W error."""
+    result = run(
+        suite,
+        """
+        MODEL = web_model(capacity=1)
+        MODEL["properties"]["doNotRunExtensionsOnOverprovisionedVMs"] = True
+
+        @pytest.mark.filterwarnings("error")
+        @pytest.mark.vmss(model=MODEL, load_balancer=LOAD_BALANCER)
+        def test_strict(scale_set):
+            pass
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E *NotModelledWarning: the model:", "*not modelled here: *"])
+    assert "warnings.warn" not in result.stdout.str()
+
+
+def test_a_conflict_with_the_tests_own_upgrade_blames_no_other_process(
+    suite: pytest.Pytester,
+) -> None:
+    """L1: its causes spoke of another process, and of a wait of no time."""
+    result = run(
+        suite,
+        """
+        def test_both(vmss, scale_set, monkeypatch):
+            inside, go_on = threading.Event(), threading.Event()
+            real = SimulatedGuest.wait_boot
+
+            def slow(self, previous):
+                inside.set()
+                go_on.wait(20)
+                return real(self, previous)
+
+            monkeypatch.setattr(SimulatedGuest, "wait_boot", slow)
+            vmss.publish("1.1.0")
+            assert inside.wait(20)
+            try:
+                scale_set.reimage()
+            finally:
+                go_on.set()
+        """.replace("\n        ", "\n"),
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *ConflictError: Operation is not allowed on the scale set *"])
+    text = result.stdout.str()
+    assert "another process" not in text
+    assert "WaitTimeoutError" not in text

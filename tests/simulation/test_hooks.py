@@ -233,3 +233,57 @@ def test_a_warning_that_is_an_error_leaves_no_lab(pytester: pytest.Pytester) -> 
     )  # fmt: skip
     result.assert_outcomes(errors=1)
     assert list((pytester.path / "state" / "labs").iterdir()) == []
+
+
+def test_a_hook_that_fails_is_explained_by_the_set_as_it_was(pytester: pytest.Pytester) -> None:
+    """L1, L3: shown from where the hook begins, and with what the test made, not its removal."""
+    hook = "\n\ndef pytest_vmss_before_batch(scale_set):\n    raise ValueError('not this one')\n"
+    pytester.makeconftest(CONFTEST + hook)
+    pytester.makepyfile(
+        TESTS
+        + "\n\ndef test_it(vmss, scale_set):\n"
+        + '    vmss.publish("1.1.0")\n    scale_set.wait_for_upgrade()\n'
+    )
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-p", "no:xdist", "--vmss-no-checkpoints",
+        "--vmss-state-dir", "state", "--vmss-cache-dir", "cache",
+    )  # fmt: skip
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["*ValueError: not this one*", "OS upgrade of web from 1.0.0 to 1.1.0 completed in *"]
+    )
+    assert "pytest_vmss/plugin" not in result.stdout.str()
+    (folder,) = (pytester.path / "vmss-artifacts").glob("*--test_it")
+    assert (folder / "web" / "web_0" / "instance.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("leaves", "told"),
+    [
+        ("sys.exit(4)", "*SystemExit: 4*"),
+        ("raise asyncio.CancelledError", "*CancelledError*"),
+        ("pytest.exit('enough')", "*Exit: enough*"),
+    ],
+)
+def test_a_hook_that_wants_to_leave_changes_nothing_in_the_operation(
+    pytester: pytest.Pytester, leaves: str, told: str
+) -> None:
+    """L1: the upgrade was left unfinished; pytest.exit was one of a group, and ended nothing."""
+    hook = f"\n\nimport asyncio, sys\n\n\ndef pytest_vmss_after_batch(scale_set):\n    {leaves}\n"
+    tests = """
+def test_it(vmss, scale_set):
+    vmss.publish("1.1.0")
+    assert scale_set.wait_for_upgrade().completed
+
+
+def test_behind():
+    pass
+"""
+    result = run(pytester, tests, CONFTEST.replace("def pytest_vmss_after_batch", "def _") + hook)
+    result.stdout.fnmatch_lines([told])
+    if "pytest.exit" in leaves:
+        assert result.ret == pytest.ExitCode.INTERRUPTED
+        result.assert_outcomes(passed=1)
+    else:
+        result.assert_outcomes(passed=2, errors=1)
+    assert "1.0.0 → 1.1.0  Completed" in result.stdout.str()

@@ -90,3 +90,24 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 65536)
     except OSError:  # all others have closed it
         return b""
+
+
+def test_a_width_of_nothing_ends_no_view(tmp_path: Path) -> None:
+    """J4: a CI system may set COLUMNS to 0; the view's thread ended in ZeroDivisionError."""
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_them.py").write_text(TESTS)
+    arguments = [
+        "-p", "no:cacheprovider", "-p", "no:xdist", "--vmss-live", "on", "-q",
+        "--vmss-state-dir", "state", "--vmss-cache-dir", "cache",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments, "test_them.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "0", "LINES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed, 2 passed" in done.stdout
+    assert "Exception in thread" not in done.stdout
+    assert done.stdout.count("creation on 1.0.0: Completed") == 3

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -201,6 +202,54 @@ def test_output_that_cannot_be_written(tmp_path: Path, arguments: str) -> None:
     if "help" in arguments:
         assert done.returncode == 1
         assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_lacks_a_character_gets_an_escape(tmp_path: Path, encoding: str) -> None:
+    """It got no answer, but an error of the encoding, and status 1 whatever the answer was."""
+    name = "größe → web.json"
+    (tmp_path / name).write_text(json.dumps(web_model()))
+    command = [sys.executable, "-c", "from pytest_vmss.cli import main; main()", "validate", name]
+    balancer = tmp_path / "lb.json"
+    balancer.write_text(json.dumps(LOAD_BALANCER))
+    done = subprocess.run(
+        [*command, "--load-balancer", balancer.name],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    assert name.encode(encoding, "backslashreplace") in done.stdout
+
+
+@pytest.mark.parametrize("columns", ["0", "00", ""])
+def test_a_width_of_nothing_is_none(tmp_path: Path, columns: str) -> None:
+    """Some terminals and CI systems set COLUMNS to 0; the table had no characters."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from pytest_vmss.cli import main; main()", "cache", "list"],
+        env={**os.environ, "COLUMNS": columns, "VMSS_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "last used" in done.stdout
+
+
+def test_a_page_needs_a_file(vmss_command: Vmss) -> None:
+    """An empty name, such as that of a variable that is not set, is the working directory's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Lab, "scale_set", lambda _, name: SimpleNamespace(name=name))
+        result = vmss_command("history", "web", "--html", "")
+    assert result.exit_code == 1
+    assert ". is a folder, and cannot be written; name a file" in result.output
+
+
+def test_protecting_from_nothing_is_a_mistake(vmss_command: Vmss) -> None:
+    result = vmss_command("protect", "web", "0")
+    assert result.exit_code == 2
+    assert "say what to change: --[no-]from-scale-in" in result.output
 
 
 def test_a_relative_folder_where_there_is_none(tmp_path: Path) -> None:

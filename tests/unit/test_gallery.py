@@ -214,6 +214,9 @@ def test_addresses(gallery: Gallery, images: ImageStore, tmp_path: Path) -> None
         images.image_of(other)
     with pytest.raises(NotFoundError, match="published are: gallery/web"):
         images.resolve(ImageVersionRef("gallery", "nothing"))
+    gallery.delete("web", "1.0.0")
+    with pytest.raises(NotFoundError, match="published are: none"):
+        images.resolve(ImageVersionRef("gallery", "web"))
 
 
 def test_one_version_published_twice_at_once(

@@ -168,6 +168,8 @@ def test_each_lab_is_listed_with_what_it_holds(vmss_command: Vmss, settings: Set
         shown = vmss_command("lab", "show", "shop").output
         assert "images:  1 version\n" in shown
         assert "set:     web, 2 instances, 2 of them running in 2048 MiB of memory" in shown
+        asked = vmss_command("lab", "delete", "shop")
+        assert "'shop' with 1 scale set, 2 VMs and 1 image version? [y/N]" in asked.output
         refused = vmss_command("lab", "delete", "shop", "--yes")
         assert refused.exit_code == 1
         assert "another process has the lab shop open" in refused.output

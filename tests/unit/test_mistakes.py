@@ -235,3 +235,13 @@ def test_a_wrong_option_shows_no_line_of_the_plugin(pytester: pytest.Pytester) -
     result = pytester.runpytest_subprocess("--vmss-state-dir", "state")
     result.stdout.fnmatch_lines(["E   *UsageError: vmss_sizes: 'Tiny' is not of the form*"])
     assert "pytest_vmss/" not in result.stdout.str()
+
+
+def test_a_folder_that_cannot_be_made_shows_no_line_of_pythons(pytester: pytest.Pytester) -> None:
+    """Those of pathlib were left, for a cause of the package's error lies in there."""
+    pytester.makepyfile("def test_it(vmss): pass")
+    pytester.path.joinpath("taken").write_text("")
+    result = pytester.runpytest_subprocess("--vmss-state-dir", "taken/state")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["E *LabError: the lab's folder * cannot be used: *"])
+    assert "pathlib.py" not in result.stdout.str()
