@@ -102,7 +102,10 @@ class ArtifactsPlugin:
         """
         value = yield
         if fixturedef.argname != "vmss":  # at whose end there is nothing left to collect
-            fixturedef._finalizers[:] = map(self._noting, fixturedef._finalizers)
+            # pytest has no hook for it; without its list, the set is looked at when it is reported
+            finalizers = getattr(fixturedef, "_finalizers", None)
+            if isinstance(finalizers, list):
+                finalizers[:] = map(self._noting, finalizers)
         if fixturedef.argname == "vmss":
             from pytest_vmss.api.lab import Lab
 
