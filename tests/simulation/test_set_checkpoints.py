@@ -370,7 +370,7 @@ def test_a_set_that_cannot_be_saved_keeps_its_earlier_checkpoint(
                 self, machine, memory.with_name("gone") if machine.name.endswith("_1") else memory
             ),
         )
-        with pytest.raises(CheckpointError, match="web_1 could not be saved, and was booted"):
+        with pytest.raises(CheckpointError, match="web_1 could not be saved; the set"):
             web.checkpoint()
     assert web.is_healthy()
     assert len(lab.store.select(CheckpointRecord)) == 1
