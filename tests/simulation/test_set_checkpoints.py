@@ -391,7 +391,7 @@ def test_a_set_that_cannot_be_saved_keeps_its_earlier_checkpoint(
                 self, machine, memory.with_name("gone") if machine.name.endswith("_1") else memory
             ),
         )
-        with pytest.raises(CheckpointError, match="web_1 could not be saved; the set.s events"):
+        with pytest.raises(CheckpointError, match="web_1 could not be saved; the set's events"):
             web.checkpoint()
     assert web.is_healthy()
     assert len(lab.store.select(CheckpointRecord)) == 1
@@ -413,7 +413,7 @@ def test_what_runs_but_cannot_be_saved_shuts_down_before_it_boots_again(
         owner = SimulatedHypervisor if failing == "save" else SimulatedGuest
         patched.setattr(owner, failing, refuse)
         patched.setattr(SimulatedHypervisor, "power_off", lambda _, name: cut.append(name))
-        with pytest.raises(CheckpointError, match="could not be saved, and was booted again"):
+        with pytest.raises(CheckpointError, match="could not be saved; the set"):
             web.checkpoint()
     assert cut == []
     assert web.is_healthy()
