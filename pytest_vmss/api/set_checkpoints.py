@@ -88,7 +88,7 @@ class SetCheckpoints:
             which = f" {label!r}" if label else " without a name" if known else ""
             raise NotFoundError(
                 f"{self._engine.name!r} has no checkpoint{which} (there are: {known or 'none'}); "
-                "make one first, by checkpoint()"
+                "make one first (ScaleSet.checkpoint or `vmss checkpoint`)"
             )
         if missing := missing_from(self._environment, saved):
             model = self._environment.revisions.get(saved.set_id, saved.revision).model

@@ -158,7 +158,9 @@ class CheckpointCache:
             OSError: One cannot be removed, or the cache is not the user's own.
             ConflictError: Another process holds the cache for too long.
         """
-        if not self._folder.exists():
+        try:
+            self._folder.stat()
+        except FileNotFoundError:
             return []
         with self._locked():
             _sweep(self._folder)

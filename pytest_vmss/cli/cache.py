@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections.abc import Iterator
 
 import click
 from rich.table import Table
@@ -10,6 +12,7 @@ from rich.text import Text
 
 from pytest_vmss.checkpoints import CheckpointCache, Entry
 from pytest_vmss.cli.base import console, context, main
+from pytest_vmss.errors import HostError
 from pytest_vmss.report import plain
 from pytest_vmss.settings import GIB
 
@@ -18,9 +21,21 @@ __all__: list[str] = []
 _MIB = 1024**2
 
 
-def _cache() -> CheckpointCache:
+@contextlib.contextmanager
+def _cache() -> Iterator[CheckpointCache]:
+    """The cache of checkpoints, for a block that reads or changes it.
+
+    Raises:
+        HostError: Its folder cannot be used.
+    """
     settings, _ = context()
-    return CheckpointCache(settings.cache_dir / "checkpoints", settings.checkpoints_gib * GIB)
+    try:
+        yield CheckpointCache(settings.cache_dir / "checkpoints", settings.checkpoints_gib * GIB)
+    except OSError as error:
+        raise HostError(
+            f"the cache of checkpoints cannot be used: {error}; mend that, or name another folder "
+            "(VMSS_CACHE_DIR)"
+        ) from error
 
 
 @main.group()
@@ -32,7 +47,9 @@ def cache() -> None:
 def cache_list() -> None:
     """List the checkpoints, the least recently used first."""
     table = Table("key", "scale set", "instances", "MiB", "made", "last used", box=None)
-    for entry in _cache().entries():
+    with _cache() as found:
+        entries = found.entries()
+    for entry in entries:
         table.add_row(
             plain(entry.key),
             *_told(entry),
@@ -62,6 +79,7 @@ def cache_prune(to_gib: int) -> None:
 
     Sets that were restored from them keep running.
     """
-    removed = _cache().prune(to_gib * GIB)
+    with _cache() as found:
+        removed = found.prune(to_gib * GIB)
     size = sum(entry.size for entry in removed)
     click.echo(f"{len(removed)} removed, {size // _MIB} MiB")

@@ -217,3 +217,18 @@ def test_a_lab_is_deleted_even_if_its_records_are_broken(
     assert result.exit_code == 0, result.output
     assert find_labs(settings) == []
     assert not lab.paths.folder.exists()
+
+
+@pytest.mark.parametrize("arguments", ["list", "prune"])
+@pytest.mark.parametrize("place", ["cache", "cache/checkpoints"])
+def test_a_cache_of_checkpoints_that_is_no_folder(
+    vmss_command: Vmss, settings: Settings, arguments: str, place: str
+) -> None:
+    """L1: what is wrong, and how another folder is named."""
+    path = settings.cache_dir.parent / place
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    told = vmss_command("cache", arguments)
+    assert told.exit_code == 1
+    assert "the cache of checkpoints cannot be used: " in told.output
+    assert "VMSS_CACHE_DIR" in told.output
