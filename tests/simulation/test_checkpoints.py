@@ -385,6 +385,12 @@ def in_parts(content: str, subtype: str) -> bytes:
         (b"\x1f\x8b no gzip", False),
         (b"", False),
     ],
+    # By their own bytes, which hold times and random boundaries, workers would not know them alike.
+    ids=[
+        "include", "include once", "packed", "part of that type", "part that says so",
+        "packed parts", "archive", "words of a command", "a program's text", "part",
+        "nested too deep", "packed zeros", "not packed", "empty",
+    ],
 )  # fmt: skip
 def test_custom_data_that_cloud_init_downloads_is_downloaded_each_time(
     custom_data: bytes, includes: bool
