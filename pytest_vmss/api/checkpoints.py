@@ -23,7 +23,7 @@ from pytest_vmss.host.files import sync, write_durably
 from pytest_vmss.host.locks import try_lock, wait_for_lock
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations import MakeCheckpoint
-from pytest_vmss.store import OperationRecord, Outcome, VersionRecord
+from pytest_vmss.store import CheckpointRecord, OperationRecord, Outcome, VersionRecord
 
 __all__ = ["Checkpoints", "Sought"]
 
@@ -140,9 +140,15 @@ class Checkpoints:
                         self._remove_unnamed()
 
     def _remove_unnamed(self) -> None:
-        """Removes the lab's checkpoints that no operation uses or makes."""
+        """Removes the lab's checkpoints that no operation uses or makes.
+
+        An operation is recorded before its folder is made, and may begin just now: so the folders
+        are listed before the operations.
+        """
+        folders = list(self._environment.paths.checkpoint("any").parent.iterdir())
         named = {record.checkpoint for record in self._environment.store.select(OperationRecord)}
-        for folder in self._environment.paths.checkpoint("any").parent.iterdir():
+        named |= {record.name for record in self._environment.store.select(CheckpointRecord)}
+        for folder in folders:
             if folder.name not in named:
                 shutil.rmtree(folder)
 

@@ -28,6 +28,7 @@ from pytest_vmss.model import load_document
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
+from pytest_vmss.store import OperationRecord, Store
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed
@@ -358,6 +359,24 @@ def test_what_a_kill_left_half_linked_is_swept(
     assert list(other.paths.folder.rglob("*.part")) == []
     create(lab, web_model("api"))
     assert list(settings.cache_dir.rglob("*.part")) == []
+
+
+def test_a_checkpoint_that_is_begun_while_others_are_swept_stays(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A5: the disks of instances move into it; another process may have recorded it just now."""
+    select, begun = Store.select, lab.paths.checkpoint("begun")
+
+    def late(store: Store, kind: type[Any], *prefix: str | int) -> list[Any]:
+        found = select(store, kind, *prefix)
+        if kind is OperationRecord and not prefix:
+            begun.mkdir(parents=True, exist_ok=True)
+        return found
+
+    create(lab)
+    monkeypatch.setattr(Store, "select", late)
+    create(lab, web_model("api"))
+    assert begun.is_dir()
 
 
 def in_parts(content: str, subtype: str) -> bytes:
