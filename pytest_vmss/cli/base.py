@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -40,7 +39,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.labs.identity import labs_folder
 from pytest_vmss.labs.inventory import require_lab
-from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary
+from pytest_vmss.report import LiveView, say, stage_table, upgrade_summary, with_width
 from pytest_vmss.settings import OUTBOUND, Settings
 from pytest_vmss.untrusted import one_line, read_regular
 
@@ -71,9 +70,7 @@ def _console() -> Console:
     columns = os.environ.get("COLUMNS", "")
     if not console.is_terminal and columns.strip("0") == "":
         console.width = _PIPED_COLUMNS
-    elif not console.width:  # COLUMNS is 0, which means to ask the terminal
-        console.width = shutil.get_terminal_size().columns
-    return console
+    return with_width(console)
 
 
 console = _console()

@@ -296,10 +296,11 @@ def instance(scale_set: ScaleSet, request: pytest.FixtureRequest) -> Instance:
     try:
         return scale_set[index]
     except (IndexError, TypeError):
-        count = len(scale_set)
+        from pytest_vmss.report import counted
+
         raise pytest.UsageError(
-            f"instance was parametrised with {index!r}, but {scale_set.name!r} has {count} "
-            f"instance{'s' * (count != 1)}; give positions from 0 to the number of its instances "
+            f"instance was parametrised with {index!r}, but {scale_set.name!r} has "
+            f"{counted(len(scale_set), 'instance')}; give positions from 0 to the number of its instances "
             "less one, or a marker vmss of a larger capacity"
         ) from None
 

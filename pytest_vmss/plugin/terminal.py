@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -75,12 +74,11 @@ def _console(config: pytest.Config) -> Console | None:
         return None
     from rich.console import Console
 
+    from pytest_vmss.report import with_width
+
     # With -s, the tests' own output would be mixed with the table, which nobody could keep apart.
     as_table = terminal.isatty() and config.getoption("capture") != "no"
-    console = Console(file=terminal, force_terminal=as_table)
-    if not console.width:  # COLUMNS is 0, which means to ask the terminal
-        console.width = shutil.get_terminal_size().columns
-    return console
+    return with_width(Console(file=terminal, force_terminal=as_table))
 
 
 def _writer(config: pytest.Config) -> Any:

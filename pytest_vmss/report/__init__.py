@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_vmss.report.live import LiveView
-from pytest_vmss.report.say import counted, plain, say
+from pytest_vmss.report.say import counted, plain, say, with_width
 from pytest_vmss.report.tables import instance_table, stage_table, upgrade_summary
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "say",
     "stage_table",
     "upgrade_summary",
+    "with_width",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 from rich.console import Console
 from rich.text import Text
 
 from pytest_vmss.untrusted import clean
 
-__all__ = ["counted", "plain", "say"]
+__all__ = ["counted", "plain", "say", "with_width"]
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -18,6 +20,13 @@ def plain(text: str, style: str = "") -> Text:
 def counted(count: int, noun: str) -> str:
     """A number of things in words, as ``1 instance`` and ``2 instances``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def with_width(console: Console) -> Console:
+    """The same console; asks the terminal for its width where ``COLUMNS`` is 0, which means that."""
+    if not console.width:
+        console.width = shutil.get_terminal_size().columns
+    return console
 
 
 def say(console: Console, *parts: str | Text, style: str = "") -> None:
