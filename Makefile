@@ -5,9 +5,9 @@
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest
 RINGS = $(PYTEST) tests/unit tests/simulation -n logical --dist worksteal --durations=15
-# Without KVM a set of two keeps two cores busy: more at once would only miss their limits.
-# Where there are more cores, add `-n 4 --dist loadfile`: the tests of a file share a set.
-VMS = $(PYTEST) tests/vm --durations=40
+# The tests of a file share a set. They wait and boot in turns, so two files keep two cores
+# busy; the longest come first (tests/vm/conftest.py).
+VMS = $(PYTEST) tests/vm -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=40
 
 # The theme would advertise its successor; warnings of the build are errors.
 SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict

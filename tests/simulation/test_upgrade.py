@@ -263,7 +263,7 @@ def test_disabled_automatic_rollback_leaves_the_instance(lab: SimulatedLab) -> N
 def test_too_many_down_in_mid_upgrade(lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """D6, G2: another instance dies; the batch is finished, then Azure's code stops it all.
 
-    On real VMs nightly (tests/vm/test_crashes.py).
+    On real VMs nightly (tests/vm/test_command_line.py).
     """
     web, apply = lab.start_web(4), Start.apply
 

@@ -15,6 +15,19 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The user without rights, as whom parts of the tests run where they run as root.
 NOBODY = 65534
 
+#: The modules that take minutes, longest first: so workers end together.
+LONGEST_FIRST = (
+    "test_azure_images",
+    "test_command_line",
+    "test_user_accounts",
+    "test_upgrade",
+    "test_health",
+    "test_eligibility",
+    "test_extensions",
+    "test_faults",
+    "test_hostile_guests",
+)
+
 
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
@@ -54,6 +67,14 @@ def qemu_processes(needle: str) -> list[int]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.vm)
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    mine = [item for item in items if item.path.is_relative_to(here)]
+    for item in mine:
+        item.add_marker(pytest.mark.vm)
+    # Sorting keeps the order within a file, and so does this the others' places.
+    ordered = iter(sorted(mine, key=rank))
+    items[:] = [next(ordered) if item.path.is_relative_to(here) else item for item in items]

@@ -205,7 +205,7 @@ def account(python: Path) -> Iterator[Account]:
 
 def test_an_image_for_azure_of_generation_2(account: Account) -> None:
     """O1, O5, R4: on the account's own libvirt; its process, sockets, DVD and UEFI variables."""
-    built = ImageBuilder.named("azure-web", Settings().cache_dir).build("2.0.0").path
+    built = ImageBuilder.named("azure-web", Settings().cache_dir).build("1.0.0").path
     disk = account.home / "web.vhd"
     subprocess.run(
         ["qemu-img", "convert", "-f", "qcow2", "-O", "vpc",
@@ -219,7 +219,7 @@ def test_an_image_for_azure_of_generation_2(account: Account) -> None:
     )  # fmt: skip
     model = account.write("shop.yaml", yaml.safe_dump(body))
     azure = ("--provisioning", "Azure", "--hyper-v-generation", "V2")
-    account.vmss("image", "publish", "web", "2.0.0", disk, *azure)
+    account.vmss("image", "publish", "web", "1.0.0", disk, *azure)
     account.vmss("create", model)
     asked = "cloud-id; ls -d /sys/firmware/efi; cat /data/custom-data-runs /data/extension-runs"
     metadata = "http://169.254.169.254/metadata/instance/compute/name?api-version=2021-08-01"

@@ -1,4 +1,4 @@
-"""M1, M2, Q1 on real VMs: whatever is killed or cannot be written, the set ends where it should.
+"""L2, M1, M2, Q1 on real VMs: a set by the command line, whatever is killed or cannot be written.
 
 The tests share a set of four, which is upgraded in batches of two, and run in the order
 of the file; each checks its own preconditions.
@@ -6,6 +6,7 @@ of the file; each checks its own preconditions.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -31,13 +32,35 @@ IN_TWOS = {
 def shop(
     place: Path, tmp_path_factory: pytest.TempPathFactory, built: Callable[[str], Path]
 ) -> Iterator[Shop]:
-    command = Command(place / "crashes")
+    command = Command(place / "command-line")
     try:
         create(command, tmp_path_factory.mktemp("model"), built("1.0.0"), capacity=4, **IN_TWOS)
         yield Shop(command, 4)
     finally:
         command("delete", "--yes", "shop", ok=False)
         assert qemu_processes(str(command.state)) == []
+
+
+def test_a_new_set_is_told_of(shop: Shop) -> None:
+    """L2: each command a process of its own."""
+    command = shop.command
+    assert "gallery/web 1.0.0" in command("image", "list").stdout
+    assert "Succeeded" in command("list").stdout
+    shown = command("show", "shop", "--health").stdout
+    assert shown.count("Healthy") == 4
+    assert "load balancer: http://127." in shown
+    view = json.loads(command("show", "shop", "--json").stdout)
+    assert view["virtualMachineProfile"]["osProfile"]["computerNamePrefix"] == "shop"
+    assert "customData" not in view["virtualMachineProfile"]["osProfile"]
+    assert view["virtualMachines"][0]["lab"]["imageVersionFound"] == "1.0.0"
+    assert command("ssh", "shop", "0", "hostname").stdout == "shop000000\n"
+    assert command("ssh", "shop", "0", "exit 7", ok=False).returncode == 7
+    assert "finished at" in command("console", "shop", "0").stdout
+    assert "no upgrade" in command("history", "shop").stdout
+    assert "no operation on 'shop' was interrupted" in command("resume", "shop", ok=False).stderr
+    missing = command("show", "nothing", ok=False)
+    assert missing.returncode == 1
+    assert "there are: shop" in missing.stderr
 
 
 def test_two_half_done_are_killed_and_a_write_fails_after_a_commit(
@@ -84,6 +107,7 @@ def test_two_half_done_are_killed_and_a_write_fails_after_a_commit(
     for number in shop.numbers:
         assert after[number].boot_id != before[number].boot_id
         assert len(after[number].custom_data_runs) == len(after[number].extension_runs) == 2
+    assert "cloud-init" in resumed.stdout  # the table of stages
     (upgrade,) = shop.history()
     assert upgrade["progress"] == {
         "successfulInstanceCount": 4,
@@ -95,6 +119,44 @@ def test_two_half_done_are_killed_and_a_write_fails_after_a_commit(
     assert [event.partition(" (")[0] for event in batches] == [
         "batch 1: instances 0, 1", "batch 2: instances 2, 3",
     ]  # fmt: skip
+
+
+def test_an_upgraded_set_by_hand(shop: Shop, tmp_path: Path) -> None:
+    """L2, K1: told of, scaled and resized."""
+    command = shop.command
+    (version,) = set(shop.versions())
+    assert version == "1.1.0"
+    assert "Completed" in command("history", "shop").stdout
+    assert "batch 1: 0, 1" in command("history", "shop", "--explain").stdout
+    again = command("upgrade", "shop")  # already on the latest version
+    assert "Completed" in again.stdout
+    latest = json.loads(command("status", "shop").stdout)["properties"]
+    assert latest["runningStatus"]["code"] == "Completed"
+    assert latest["progress"]["successfulInstanceCount"] == 0
+
+    # A new instance comes up on the latest version; the newest goes again.
+    assert "shop_4" in command("scale", "shop", "5").stdout
+    assert '"1.1.0"' in command("ssh", "shop", "4", "curl", "-s", "localhost/version").stdout
+    assert len(shop.processes(4)) == 1
+    command("protect", "shop", "0", "--from-scale-in")
+    command("scale", "shop", "4")
+    assert "shop_4" not in command("show", "shop").stdout
+    assert shop.processes(4) == []
+
+    # Another size reaches an instance when it is asked for: a restart on the same disk.
+    change = tmp_path / "change.yaml"
+    change.write_text("sku: {name: Standard_B2s}\n")
+    assert "vmss update-instances shop" in command("update", "shop", change).stdout
+    facts = "awk '/MemTotal/ { print $2 }' /proc/meminfo"
+    before, memory = shop.facts(), int(shop.ssh(3, facts))
+    command("update-instances", "shop", "3")
+    assert int(shop.ssh(3, facts)) > memory * 1.5
+    after = shop.check([version] * 4)
+    assert after[:3] == before[:3]
+    assert after[3].boot_id != before[3].boot_id
+    assert after[3].custom_data_runs == before[3].custom_data_runs
+    unknown = command("start", "shop", "7", ok=False)
+    assert "instanceId 7 is not an active" in unknown.stderr
 
 
 @pytest.mark.nightly  # three minutes; tests/simulation/test_resume.py has it in each run
@@ -161,3 +223,20 @@ def test_too_many_down_in_mid_upgrade(shop: Shop, built: Callable[[str], Path]) 
     while shop.command("show", "shop", "--health").stdout.count("Healthy") < 4:
         assert time.monotonic() < deadline, "waited 60 s for shop_3 to be healthy, in vain"
     shop.check(["1.0.0", "1.0.0", *before[2:]])
+
+
+def test_doctor_finds_this_host_fit(shop: Shop) -> None:
+    """L2: the tests above ran, so nothing may be lacking."""
+    told = shop.command("doctor").stdout
+    assert "libvirt answers" in told
+    assert "accelerator" in told
+
+
+def test_a_stopped_set_is_deleted(shop: Shop) -> None:
+    """L2: no machine of it is left."""
+    command = shop.command
+    command("stop", "shop", "1")
+    assert shop.processes(1) == []
+    command("delete", "--yes", "shop")
+    assert command("list").stdout == ""
+    assert qemu_processes(str(command.state)) == []
