@@ -1,13 +1,13 @@
 # Everything sets itself up on a fresh Debian 12+ or Ubuntu 24.04+.
 .POSIX:
-.PHONY: help setup setup-dev demo test check docs test-unit test-simulation test-vm test-nightly format clean
+.PHONY: help setup setup-dev demo test check style types site docs test-unit test-simulation test-vm test-nightly format clean
 
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest
 RINGS = $(PYTEST) tests/unit tests/simulation -n logical --dist worksteal --durations=15
-# The tests of a file share a set. They wait and boot in turns, so two files keep two cores
-# busy; the longest come first (tests/vm/conftest.py).
-VMS = $(PYTEST) tests/vm -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=40
+# The tests of a file share a set, whose guests boot and wait in turns: three files at a time
+# keep two cores busy. The longest begin (tests/vm/conftest.py).
+VMS = $(PYTEST) tests/vm -n 3 --dist loadfile --no-loadscope-reorder --durations=40
 
 # The theme would advertise its successor; warnings of the build are errors.
 SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
@@ -34,10 +34,17 @@ demo: setup
 	@$(BIN)/vmss demo
 
 check: setup-dev
+	@$(MAKE) --no-print-directory --output-sync --jobs 2 types style site
+
+style:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+types:
+	$(BIN)/mypy
+
+site:
 	$(SITE)
 
 docs: setup-dev
