@@ -215,6 +215,10 @@ class LibvirtHypervisor:
         """Creates a new copy-on-write disk on a frozen one."""
         disks.create_layer(path, frozen)
 
+    def is_unwritten(self, path: Path, frozen: Path) -> bool:
+        """Whether a layer on a frozen disk was never written to."""
+        return disks.is_unwritten(path, frozen)
+
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes a NoCloud disk with mode 0600."""
         disks.write_seed(path, seed)

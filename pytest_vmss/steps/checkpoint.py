@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pytest_vmss.checkpoints import CheckpointFiles, Manifest, SavedInstance
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import CheckpointError, GuestCommandError
 from pytest_vmss.host.files import PART, settle
+from pytest_vmss.hypervisor import Machine
 from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import GenerationRecord
@@ -165,8 +167,13 @@ class RestoreMemory:
     """Starts the machine from the checkpoint's memory.
 
     The memory fits only the disks as they were frozen. If the machine has been started before, as
-    by an attempt that a crash of the host ended, it may have written to them: then they get new
-    layers first, and what it had written is gone.
+    by an attempt that a crash of the host ended, it may have written to them since. Of a machine
+    that is made or put back from the checkpoint, they get new layers, and what it had written is
+    gone. One that was saved and goes on is as much in service as before: what it has written
+    since is kept, and the memory is not restored (A5).
+
+    Attributes:
+        goes_on: Whether it is the machine that was saved, which goes on from there.
     """
 
     name: ClassVar[str] = "restore memory"
@@ -175,6 +182,7 @@ class RestoreMemory:
 
     checkpoint: str
     generation: int
+    goes_on: bool = False
 
     def apply(self, context: InstanceContext) -> None:
         environment, number = context.environment, context.instance_id
@@ -185,12 +193,38 @@ class RestoreMemory:
             layers = {disk.path: files.data_disk(number, disk.lun) for disk in machine.data_disks}
             layers[machine.os_disk] = files.os_disk(number)
             _require(*layers.values())
-            for path, frozen in layers.items():
-                environment.hypervisor.create_layer(path, frozen)
-            if machine.nvram is not None:
-                copy_private(files.nvram(number), machine.nvram)
+            if self.goes_on:
+                self._require_unwritten(context, machine, layers)
+            else:
+                for path, frozen in layers.items():
+                    environment.hypervisor.create_layer(path, frozen)
+                if machine.nvram is not None:
+                    copy_private(files.nvram(number), machine.nvram)
         environment.store.amend(generation, started=True)
         environment.hypervisor.restore(machine, files.memory(number))
+
+    def _require_unwritten(
+        self, context: InstanceContext, machine: Machine, layers: Mapping[Path, Path]
+    ) -> None:
+        """Checks that a machine that was saved has not written to its disks since.
+
+        Raises:
+            CheckpointError: It has.
+        """
+        variables = files_of(context, self.checkpoint).nvram(context.instance_id)
+        hypervisor = context.environment.hypervisor
+        written = [
+            path.name
+            for path, frozen in layers.items()
+            if not hypervisor.is_unwritten(path, frozen)
+        ]
+        if machine.nvram is not None and not filecmp.cmp(machine.nvram, variables, shallow=False):
+            written.append(machine.nvram.name)
+        if written:
+            raise CheckpointError(
+                f"{context.name} had gone on and stopped again, and what it has written since to "
+                f"{', '.join(sorted(written))} does not fit its saved memory; nothing of it is lost"
+            )
 
 
 @dataclass(frozen=True)

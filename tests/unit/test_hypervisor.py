@@ -226,6 +226,29 @@ def test_an_os_disk_stands_on_its_image_and_a_data_disk_is_never_made_twice(
     assert data.read_bytes() == b"the guest's"
 
 
+def test_a_layer_knows_whether_it_was_written(tmp_path: Path) -> None:
+    """A5: by what is in the file, whoever crashed since."""
+    frozen, layer = tmp_path / "frozen.qcow2", tmp_path / "lun0.qcow2"
+    disks.create_data_disk(frozen, 1)
+    frozen.chmod(0o400)
+    disks.create_layer(layer, frozen)
+    write = ["qemu-io", "-f", "qcow2", "-c"]
+    subprocess.run([*write, "read 0 1M", layer], check=True, stdout=subprocess.DEVNULL)
+    assert disks.is_unwritten(layer, frozen)
+    assert not disks.is_unwritten(layer, tmp_path / "another.qcow2")
+    assert not disks.is_unwritten(frozen, frozen)
+    for command in ("write 512M 512", "write -z 0 64k", "discard 0 1M"):
+        disks.create_layer(layer, frozen)
+        assert disks.is_unwritten(layer, frozen)
+        subprocess.run([*write, command, layer], check=True, stdout=subprocess.DEVNULL)
+        assert not disks.is_unwritten(layer, frozen), command
+    layer.write_bytes(b"")
+    assert not disks.is_unwritten(layer, frozen)
+    layer.unlink()
+    with pytest.raises(HostError, match="bring the file back"):
+        disks.is_unwritten(layer, frozen)
+
+
 def test_the_seed_carries_custom_data_unchanged_and_is_the_owners_alone(tmp_path: Path) -> None:
     """H1, M5, M6."""
     model = load_document(web_model(), load_balancer=LOAD_BALANCER).model
