@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from pathlib import Path
 
 import pycdlib
@@ -20,19 +19,9 @@ __all__ = [
     "create_layer",
     "create_os_disk",
     "freeze_disk",
-    "is_unwritten",
     "write_provisioning_dvd",
     "write_seed",
 ]
-
-
-#: The fields of a qcow2 header up to the place of the L1 table, which maps all that is written.
-_HEADER = struct.Struct(">4sIQIIQIIQ")
-_MAGIC = b"QFI\xfb"
-_L1_ENTRY = 8
-#: QEMU's own limits of an L1 table and of the name of a backing file.
-_L1_BYTES = 32 * 1024**2
-_NAME_BYTES = 1023
 
 
 def create_data_disk(path: Path, size_gib: int) -> None:
@@ -104,33 +93,6 @@ def freeze_disk(path: Path, frozen: Path, image: str | None) -> None:
 def create_layer(path: Path, frozen: Path) -> None:
     """Creates a new copy-on-write disk on a frozen one; an older file is replaced."""
     create_os_disk(path, frozen, None)
-
-
-def is_unwritten(path: Path, frozen: Path) -> bool:
-    """Whether a layer on a frozen disk was never written to: it maps no cluster of its own.
-
-    Args:
-        path: The layer, which no VM may be using.
-        frozen: The disk that it was created on; a file that is no layer on it was written.
-
-    Raises:
-        HostError: It cannot be read.
-    """
-    try:
-        with path.open("rb") as layer:
-            head = layer.read(_HEADER.size)
-            if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-                return False
-            _, _, name_at, name_length, _, _, _, entries, table_at = _HEADER.unpack(head)
-            layer.seek(name_at)
-            based_on = layer.read(min(name_length, _NAME_BYTES))
-            layer.seek(table_at)
-            table = layer.read(min(entries * _L1_ENTRY, _L1_BYTES))
-    except PermissionError:  # it became QEMU's own, so a VM was started on it
-        return False
-    except OSError as error:
-        raise HostError(f"{path} cannot be read: {error.strerror}; bring the file back") from error
-    return based_on == os.fsencode(frozen) and len(table) == entries * _L1_ENTRY and not any(table)
 
 
 def write_seed(path: Path, seed: Seed) -> None:

@@ -21,6 +21,7 @@ from pytest_vmss.steps import (
     Start,
     Step,
     Stop,
+    SyncFiles,
     Undrain,
     Wake,
 )
@@ -46,6 +47,7 @@ def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) 
         Wake(generation),
         AwaitHealth(generation),
         Undrain(),
+        SyncFiles(checkpoint),
     ]
 
 

@@ -657,6 +657,21 @@ def test_a_file_of_another_length_is_not_used(
     assert cache.entries() == []
 
 
+@pytest.mark.parametrize("name", ["0-memory", "0-os.qcow2", "1-lun0.qcow2", "id_ed25519"])
+def test_a_file_that_was_overwritten_is_not_used(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache, name: str
+) -> None:
+    """QEMU finds what is not there where a header was damaged, or refuses half-way."""
+    create(lab)
+    (entry,) = cache.entries()
+    with (settings.cache_dir / "checkpoints" / entry.key / name).open("r+b") as file:
+        file.write(b"\0" * 4)
+    web = create(other)
+    assert web.is_healthy()
+    assert any(f"{name} is damaged" in message for message in events(other, "warning"))
+    assert cache.entries() == []
+
+
 @pytest.mark.parametrize("operation", ["made", "created from", "made of itself", "restored"])
 def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, operation: str
