@@ -514,6 +514,20 @@ def test_a_mistake_in_waiting_shows_no_line_between(suite: pytest.Pytester) -> N
     assert "concurrent" not in text
 
 
+def test_an_impossible_fault_shows_no_line_of_the_plugin(suite: pytest.Pytester) -> None:
+    """A6: as any other mistake in a call."""
+    tests = "def test_slows(scale_set):\n    with scale_set[0].faults.slowed(2):\n        pass\n"
+    result = run(suite, tests)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E *ModelError: what was asked for is not possible:",
+            "E * share: must be a number*given 2*",
+        ]
+    )
+    assert "def slowed" not in result.stdout.str()
+
+
 def test_a_set_that_is_in_the_way_is_told_with_its_fixture(suite: pytest.Pytester) -> None:
     """L1."""
     result = run(
