@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import textwrap
 
 import pytest
 
@@ -526,6 +527,37 @@ def test_an_impossible_fault_shows_no_line_of_the_plugin(suite: pytest.Pytester)
         ]
     )
     assert "def slowed" not in result.stdout.str()
+
+
+def test_what_setups_and_teardowns_of_xunit_find(suite: pytest.Pytester) -> None:
+    """L1: pytest makes fixtures of them that come before those which a test names."""
+    tests = """
+    LABS, FOUND = [], []
+
+    @pytest.fixture(scope="session", autouse=True)
+    def kept(vmss):
+        LABS.append(vmss)
+
+    def look():
+        FOUND.append([web.name for web in LABS[0].scale_sets()])
+
+    class TestMethods:
+        def setup_method(self):
+            look()
+
+        def teardown_method(self):
+            look()
+
+        def test_own(self, scale_set):
+            check(scale_set)
+
+        def test_shared(self, module_scale_set):
+            check(module_scale_set)
+
+    def test_found():
+        assert FOUND == [[], [], ["web"], ["web"]]
+    """
+    run(suite, textwrap.dedent(tests)).assert_outcomes(passed=3)
 
 
 def test_a_set_that_is_in_the_way_is_told_with_its_fixture(suite: pytest.Pytester) -> None:
