@@ -7,7 +7,10 @@ an upgrade, in a rollback, in the other operations, and in the resume after such
 Sets are of four, two of which are swapped at once on threads that are preempted at every
 effect. A part of the kills are SIGKILLs of processes, so that no ``finally`` runs.
 
-Afterwards the set must be where an undisturbed run leaves it, with every data
+At others the host crashes: files stay, and no machine runs any more. What guests had written to
+their data disks by then must be there after a resume, and their instances run after a restart.
+
+After a kill the set must be where an undisturbed run leaves it, with every data
 disk and OS disk there, no file or machine that the records do not know, nothing that a
 guest was made to do twice, and never more instances out than a batch holds.
 """
@@ -25,7 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.effects import Effect, observing
 from benchmarks.invariants import (
@@ -42,6 +45,8 @@ from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.simulation.scheduler import Killed
 
 __all__ = ["Points", "judge", "killing", "run"]
+
+How = Literal["killed", "SIGKILL", "host crash"]
 
 #: Orders of events that are tried.
 _SEEDS = 3
@@ -97,12 +102,12 @@ class Points:
     Attributes:
         scenario: Its name.
         kills: The moments of each: of what is done, of its resume, of that one's resume.
-        real: By SIGKILL of a process.
+        how: By an exception, by SIGKILL of a process, or by a crash of the host.
     """
 
     scenario: str
     kills: tuple[tuple[int, ...], ...]
-    real: bool = False
+    how: How = "killed"
 
 
 class Ground:
@@ -139,7 +144,7 @@ class Ground:
         )
 
     def kill(
-        self, kills: Sequence[int], *, real: bool
+        self, kills: Sequence[int], *, real: bool = False
     ) -> tuple[SimulatedLab, list[OutageMonitor], bool]:
         """Kills what is done at the first moment, its resume at the second, and so on.
 
@@ -162,6 +167,25 @@ class Ground:
             lab = self.stage.succeed(lab, seed)
             act = resume
         return lab, watches, dead
+
+    def crash_host(
+        self, kills: Sequence[int]
+    ) -> tuple[SimulatedLab, list[OutageMonitor], bool, dict[Path, str]]:
+        """Kills as :meth:`kill` does; at the last kill the host crashes.
+
+        Returns:
+            As there, and what guests had written by then to the data disks that there were at the
+            beginning, as far as it must be kept.
+        """
+        lab, watches, dead = self.kill(kills)
+        written = dict[Path, str]()
+        for name in sorted(lab.simulated.running):
+            for disk in lab.simulated.defined[name].data_disks:
+                if str(disk.path) in self.stage.data_disks and self.stage.scenario.keeps_writes:
+                    written[disk.path] = f"{disk.path.read_text()}, and more at {list(kills)}"
+                    disk.path.write_text(written[disk.path])
+        lab.simulated.running.clear()
+        return lab, watches, dead, written
 
     def _kill_process(self, moment: int, seed: int) -> tuple[bytes, bool]:
         """Does it in a process that ends by SIGKILL.
@@ -202,13 +226,52 @@ def judge(points: Points, ground: Ground) -> Tally:
     """Kills at some points, and compares where each ends with an undisturbed run."""
     tally = Tally()
     for kills in points.kills:
-        lab, watches, killed = ground.kill(kills, real=points.real)
-        if killed:
-            watches.append(ground.watch(lab))
-            how = "SIGKILL" if points.real else "killed"
-            _judge(tally, ground, lab, watches, f"{points.scenario}, {how} at {list(kills)}")
+        what = f"{points.scenario}, {points.how} at {list(kills)}"
+        if points.how == "host crash":
+            lab, watches, killed, written = ground.crash_host(kills)
+            if killed:
+                _judge_crash(tally, ground, lab, written, what)
+        else:
+            lab, watches, killed = ground.kill(kills, real=points.how == "SIGKILL")
+            if killed:
+                watches.append(ground.watch(lab))
+                _judge(tally, ground, lab, watches, what)
         lab.close()
     return tally
+
+
+def _judge_crash(
+    tally: Tally, ground: Ground, lab: SimulatedLab, written: dict[Path, str], what: str
+) -> None:
+    """Goes on as a user does whose host crashed, and looks for what guests had written."""
+    tally.points += 1
+    wrong = []
+    try:
+        resume(lab)
+        for web in lab.scale_sets():
+            web.restart()
+            wrong += [
+                f"{instance.name} is {instance.record.provisioning} and {instance.health()}"
+                for instance in web
+                if instance.record.provisioning == "Succeeded"
+                and str(instance.health()) != "Healthy"
+            ]
+    except Exception as error:  # noqa: BLE001 - it is what is told
+        wrong.append(f"did not go on: {error!r}")
+    tally.converged += not wrong
+    kept = {path for web in lab.scale_sets() for one in web for path in one.data_disks.values()}
+    gone = [
+        f"what a guest had written to {path}: it has {path.read_text()!r}"
+        for path, text in written.items()
+        if path in kept and not (path.exists() and path.read_text().startswith(text))
+    ]
+    gone += lost(lab, {} if ground.stage.scenario.replaces_data_disks else ground.stage.data_disks)
+    left = orphans(lab) + repeated(lab)
+    tally.lost += len(gone)
+    tally.orphans += len(left)
+    tally.told += [f"{what}: {thing}" for thing in wrong]
+    tally.told += [f"{what}: lost {thing}" for thing in gone]
+    tally.told += [f"{what}: left over or wrong: {thing}" for thing in left]
 
 
 def _judge(
@@ -253,7 +316,7 @@ def _work(points: Points) -> Tally:
     return judge(points, _ground(points.scenario))
 
 
-def plan(ground: Ground, *, every: int, stride: int, real: int) -> list[Points]:
+def plan(ground: Ground, *, every: int, stride: int, real: int, host: int = 0) -> list[Points]:
     """Which kills are tried.
 
     Args:
@@ -261,6 +324,7 @@ def plan(ground: Ground, *, every: int, stride: int, real: int) -> list[Points]:
         every: One of so many moments is one at which it is killed.
         stride: One of so many is one whose resume is killed too.
         real: One of so many is one at which a process is killed.
+        host: One of so many is one at which the host crashes; 0 for none.
     """
     name, total = ground.stage.scenario.name, min(ground.moments)
     single = [(moment,) for moment in range(1, total + 1, every)]
@@ -269,20 +333,23 @@ def plan(ground: Ground, *, every: int, stride: int, real: int) -> list[Points]:
         for second in range(1 + moment % stride, total - moment + 1, stride):
             more += [(moment, second), (moment, second, second // 2 + 1)]
     killed = [(moment,) for moment in range(1 + real // 2, total + 1, real)]
+    crashed = [(moment,) for moment in range(1 + host // 2, total + 1, host)] if host else []
     return [
-        *_chunks(name, single, real=False), *_chunks(name, more, real=False),
-        *_chunks(name, killed, real=True),
+        *_chunks(name, single), *_chunks(name, more), *_chunks(name, killed, "SIGKILL"),
+        *_chunks(name, crashed, "host crash"),
     ]  # fmt: skip
 
 
 def _chunks(
-    name: str, kills: Sequence[tuple[int, ...]], *, real: bool, size: int = 40
+    name: str, kills: Sequence[tuple[int, ...]], how: How = "killed", *, size: int = 40
 ) -> Iterator[Points]:
     for start in range(0, len(kills), size):
-        yield Points(name, tuple(kills[start : start + size]), real=real)
+        yield Points(name, tuple(kills[start : start + size]), how)
 
 
-def run(names: Sequence[str], *, every: int, stride: int, real: int, jobs: int = 2) -> Tally:
+def run(
+    names: Sequence[str], *, every: int, stride: int, real: int, host: int, jobs: int = 2
+) -> Tally:
     """Kills at many points of scenarios, and prints what came of each scenario."""
     whole = Tally()
     with tempfile.TemporaryDirectory(prefix="vmss-kills-") as folder:
@@ -292,7 +359,7 @@ def run(names: Sequence[str], *, every: int, stride: int, real: int, jobs: int =
                 for name in names:
                     ground = _ground(name)
                     tally = Tally(told=list(ground.told))
-                    points = plan(ground, every=every, stride=stride, real=real)
+                    points = plan(ground, every=every, stride=stride, real=real, host=host)
                     for part in pool.map(_work, points):
                         tally.add(part)
                     for line in tally.told:
@@ -312,11 +379,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=2, help="of moments (default 2)")
     parser.add_argument("--stride", type=int, default=60, help="of kills of resumes (default 60)")
     parser.add_argument("--real", type=int, default=19, help="of kills of processes (default 19)")
+    parser.add_argument("--host", type=int, default=19, help="of crashes of the host (default 19)")
     parser.add_argument("--only", choices=list(SCENARIOS), help="one scenario by name")
     arguments = parser.parse_args()
     use_memory()
     names = [arguments.only] if arguments.only else list(SCENARIOS)
-    tally = run(names, every=arguments.every, stride=arguments.stride, real=arguments.real)
+    tally = run(
+        names, every=arguments.every, stride=arguments.stride, real=arguments.real,
+        host=arguments.host,
+    )  # fmt: skip
     print(
         f"points={tally.points} converged={tally.converged} "
         f"lost={tally.lost} orphans={tally.orphans}"

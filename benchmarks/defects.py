@@ -49,7 +49,7 @@ def _tests(*nodes: str) -> tuple[str, ...]:
 def _kills(scenario: str, every: int = 3) -> tuple[str, ...]:
     return (
         "benchmarks.crash_points", "--only", scenario, "--every", str(every), "--stride", "1000",
-        "--real", "1000",
+        "--real", "1000", "--host", "1000",
     )  # fmt: skip
 
 
@@ -65,6 +65,16 @@ def _mutant(
 
 MUTANTS: tuple[Mutant, ...] = (
     # Disks.
+    _mutant(
+        "what a saved machine wrote since it went on is dropped",
+        "operations/checkpoint.py",
+        ", goes_on=True",
+        "",
+        _tests(
+            "tests/simulation/test_checkpoints.py"
+            "::test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash"
+        ),
+    ),
     _mutant(
         "the old seed is not removed",
         _DISKS,

@@ -61,7 +61,7 @@ _METHODS: dict[type[Any], tuple[Family, tuple[str, ...], tuple[str, ...]]] = {
             "create_data_disk", "create_os_disk", "freeze_disk", "create_layer", "write_seed",
             "start", "save", "restore", "request_stop", "power_off", "remove",
         ),
-        ("state", "running_generation", "agent"),
+        ("state", "running_generation", "agent", "is_unwritten"),
     ),
     SimulatedGuest: (
         "guest",

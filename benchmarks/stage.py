@@ -40,6 +40,7 @@ class Scenario:
         behaviour: How the instances of version 1.1.0 fare, which is published before.
         prepare: Done to the lab before the beginning.
         replaces_data_disks: Whether it puts other files in the place of data disks.
+        keeps_writes: Whether it keeps what guests write to their data disks meanwhile.
         rolling: No more instances may be out than the policy's batch holds (M2).
         model: Makes the set's body.
         hyper_v_generation: That of its image.
@@ -53,6 +54,7 @@ class Scenario:
     behaviour: Behaviour | None = None
     prepare: Callable[[SimulatedLab], object] = lambda _: None
     replaces_data_disks: bool = False
+    keeps_writes: bool = True
     rolling: bool = False
     model: Callable[..., dict[str, Any]] = web_model
     hyper_v_generation: str = "V1"
@@ -201,12 +203,19 @@ SCENARIOS: Mapping[str, Scenario] = {
             behaviour=Behaviour.GOOD,
             prepare=_checkpoint_and_upgrade,
             replaces_data_disks=True,
+            keeps_writes=False,
         ),
         Scenario("create from a checkpoint", _create_pristine, 1, prepare=_cache_checkpoint),
         Scenario("scale out", lambda lab: _web(lab).scale(6)),
         Scenario("scale in", lambda lab: _web(lab).scale(1)),
         Scenario("reimage", lambda lab: _web(lab).reimage()),
-        Scenario("reimageall", lambda lab: _web(lab).reimage_all(), 2, replaces_data_disks=True),
+        Scenario(
+            "reimageall",
+            lambda lab: _web(lab).reimage_all(),
+            2,
+            replaces_data_disks=True,
+            keeps_writes=False,
+        ),
         Scenario("replace", _replace),
         Scenario("restart", lambda lab: _web(lab).restart()),
         Scenario("another size", _update(_NEW_SIZE), automatic=False),

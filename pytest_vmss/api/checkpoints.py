@@ -13,6 +13,7 @@ from pytest_vmss.checkpoints import (
     CheckpointFiles,
     Manifest,
     SavedInstance,
+    Seals,
     checkpoint_key,
     obstacle_to,
 )
@@ -213,11 +214,11 @@ class Checkpoints:
             write_durably(files.ssh_key, self._environment.paths.key.read_bytes())
             for file in files.folder.iterdir():
                 sync(file)  # libvirt leaves that to the kernel
-            sizes = {file.name: file.stat().st_size for file in files.folder.iterdir()}
-            files.write(self._manifest(engine, key, sizes))
+            seals = Seals.of(files.folder, files.folder.iterdir())
+            files.write(self._manifest(engine, key, seals))
             self._cache.keep(key, files.folder)
 
-    def _manifest(self, engine: Engine, key: str, sizes: dict[str, int]) -> Manifest:
+    def _manifest(self, engine: Engine, key: str, seals: Seals) -> Manifest:
         saved, digest = [], ""
         for record in engine.instances():
             context = InstanceContext(self._environment, engine.name, record.instance_id)
@@ -245,7 +246,8 @@ class Checkpoints:
             digest=digest,
             created=self._environment.clock.now(),
             instances=tuple(saved),
-            sizes=sizes,
+            sizes=dict(seals.sizes),
+            heads=dict(seals.heads),
         )
 
 

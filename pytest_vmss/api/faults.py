@@ -11,7 +11,6 @@ is being raised.
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 import threading
 import warnings
@@ -22,11 +21,11 @@ from typing import Protocol
 from pytest_vmss.errors import error_text
 from pytest_vmss.guest.runner import Runner
 from pytest_vmss.hypervisor import Hypervisor, PowerState
+from pytest_vmss.model.arguments import check_folder, check_share, check_siblings, check_unit
 
 __all__ = ["Faults"]
 
 _PERIOD_S = 0.2
-_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
 
 # cat fills what fallocate leaves, including root's reserve; what is written grows the sparse
 # file on the host too. The lock makes the repair wait for a fill whose connection was lost.
@@ -51,6 +50,10 @@ _SLOW_END_S = 120.0
 
 class Sibling(Protocol):
     """Another instance of the set."""
+
+    @property
+    def name(self) -> str:
+        """Azure's name, ``{set}_{id}``."""
 
     @property
     def instance_id(self) -> str:
@@ -93,8 +96,7 @@ class Faults:
     def _hypervisor(self) -> Hypervisor:
         return self._get_hypervisor()
 
-    @contextlib.contextmanager
-    def partitioned(self, *others: Sibling) -> Iterator[None]:
+    def partitioned(self, *others: Sibling) -> AbstractContextManager[None]:
         """Cuts it off from other instances of its set; the lab and clients still reach it (A9).
 
         The partition stays when an instance on either side is swapped, restarted or restored. It
@@ -105,10 +107,16 @@ class Faults:
                 those that are added meanwhile too.
 
         Raises:
+            ModelError: One of the others is no instance, or one of another set.
             NotFoundError: The set has no private network, or an instance is not one of its others.
             HostError: The frames of the set's instances cannot be carried.
         """
-        cut = self._cut(frozenset(int(other.instance_id) for other in others))
+        scale_set = self.name.rpartition("_")[0]
+        return self._partitioned(frozenset(check_siblings(others, "others", scale_set)))
+
+    @contextlib.contextmanager
+    def _partitioned(self, others: frozenset[int]) -> Iterator[None]:
+        cut = self._cut(others)
         heal = contextlib.ExitStack()
         with self._fault("partitioned", lambda: heal.enter_context(cut), heal.close):
             yield
@@ -201,19 +209,20 @@ class Faults:
         ):
             yield
 
-    @contextlib.contextmanager
-    def slowed(self, share: float = 0.25) -> Iterator[None]:
+    def slowed(self, share: float = 0.25) -> AbstractContextManager[None]:
         """Slows it down: its virtual CPUs run only for a share of the time.
 
         Args:
             share: The share, between 0 and 1, both excluded.
 
         Raises:
-            ValueError: The share is out of range.
+            ModelError: The share is no such number.
             HypervisorError: It is not running.
         """
-        if not 0 < share < 1:
-            raise ValueError(f"the share must be between 0 and 1; given {share}")
+        return self._slowed(check_share(share, "share"))
+
+    @contextlib.contextmanager
+    def _slowed(self, share: float) -> Iterator[None]:
         end = threading.Event()
         hypervisor = self._hypervisor
 
@@ -248,8 +257,7 @@ class Faults:
                 if not self._runs():
                     return  # it has lost its fault
 
-    @contextlib.contextmanager
-    def disk_filled(self, path: str = "/") -> Iterator[None]:
+    def disk_filled(self, path: str = "/") -> AbstractContextManager[None]:
         """Fills the file system that holds a folder, to its last byte.
 
         The disk's file on the host may grow by as much.
@@ -258,8 +266,13 @@ class Faults:
             path: A folder of the guest.
 
         Raises:
+            ModelError: The path is no absolute one.
             GuestUnreachableError: The instance does not answer.
         """
+        return self._disk_filled(check_folder(path, "path"))
+
+    @contextlib.contextmanager
+    def _disk_filled(self, path: str) -> Iterator[None]:
         folder = shlex.quote(path.rstrip("/"))
         fill = _FILL.format(path=folder if folder != "''" else "/")
         empty = _EMPTY.format(path=folder)
@@ -270,20 +283,21 @@ class Faults:
         ):
             yield
 
-    @contextlib.contextmanager
-    def without(self, unit: str) -> Iterator[None]:
+    def without(self, unit: str) -> AbstractContextManager[None]:
         """Stops a systemd unit, such as the application; starts it again afterwards.
 
         Args:
             unit: The unit's name.
 
         Raises:
-            ValueError: Not a valid unit name.
+            ModelError: No unit can have the name.
             GuestCommandError: There is no such unit.
             GuestUnreachableError: The instance does not answer.
         """
-        if not _UNIT.fullmatch(unit):
-            raise ValueError(f"{unit!r} is no name of a systemd unit")
+        return self._without(check_unit(unit, "unit"))
+
+    @contextlib.contextmanager
+    def _without(self, unit: str) -> Iterator[None]:
         name = shlex.quote(unit)
         with self._fault(
             f"without {unit}",

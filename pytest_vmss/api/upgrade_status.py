@@ -35,7 +35,13 @@ def status_info(
         NotFoundError: There has been none yet.
     """
     if not reports:
-        raise NotFoundError("The entity was not found in this Azure location.", code="NotFound")
+        raise NotFoundError(
+            "The entity was not found in this Azure location: no rolling upgrade of "
+            f"{scale_set!r} has run yet. One starts by itself where automatic upgrades are enabled "
+            "and a newer image version is published, or by: "
+            f"{environment.program} upgrade {scale_set}",
+            code="NotFound",
+        )
     latest = reports[-1]
     record = latest.record
     model = environment.revisions.current(scale_set).model

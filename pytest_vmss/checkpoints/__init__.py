@@ -5,6 +5,7 @@ from __future__ import annotations
 from pytest_vmss.checkpoints.cache import CheckpointCache, Entry
 from pytest_vmss.checkpoints.files import CheckpointFiles, Manifest, SavedInstance
 from pytest_vmss.checkpoints.key import checkpoint_key, obstacle_to
+from pytest_vmss.checkpoints.seals import Seals, with_backing_files
 
 __all__ = [
     "CheckpointCache",
@@ -12,6 +13,8 @@ __all__ = [
     "Entry",
     "Manifest",
     "SavedInstance",
+    "Seals",
     "checkpoint_key",
     "obstacle_to",
+    "with_backing_files",
 ]

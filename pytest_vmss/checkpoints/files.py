@@ -66,6 +66,7 @@ class Manifest(BaseModel):
         instances: The saved instances.
         sizes: The files by their names, with their sizes in bytes. QEMU reads zeros where a disk
             was cut off.
+        heads: Digests of their beginnings; see :class:`~pytest_vmss.checkpoints.seals.Seals`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -76,6 +77,7 @@ class Manifest(BaseModel):
     created: datetime
     instances: tuple[SavedInstance, ...]
     sizes: dict[str, int] = Field(default_factory=dict)
+    heads: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

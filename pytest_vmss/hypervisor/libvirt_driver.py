@@ -38,6 +38,7 @@ from pytest_vmss.hypervisor.domain import (
     generation_in,
 )
 from pytest_vmss.hypervisor.firmware import create_nvram, find_firmware
+from pytest_vmss.hypervisor.layers import is_unwritten
 from pytest_vmss.hypervisor.protocol import Machine, PowerState, Seed
 from pytest_vmss.hypervisor.saved import copy_for, is_complete
 from pytest_vmss.settings import Settings
@@ -214,6 +215,10 @@ class LibvirtHypervisor:
     def create_layer(self, path: Path, frozen: Path) -> None:
         """Creates a new copy-on-write disk on a frozen one."""
         disks.create_layer(path, frozen)
+
+    def is_unwritten(self, path: Path, frozen: Path) -> bool:
+        """Whether a layer on a frozen disk was never written to."""
+        return is_unwritten(path, frozen)
 
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes a NoCloud disk with mode 0600."""

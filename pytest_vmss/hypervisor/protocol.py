@@ -149,6 +149,15 @@ class Hypervisor(Protocol):
     def create_layer(self, path: Path, frozen: Path) -> None:
         """Creates a new copy-on-write disk on a frozen one, replacing an older file."""
 
+    def is_unwritten(self, path: Path, frozen: Path) -> bool:
+        """Whether a layer on a frozen disk, which no VM uses, was never written to.
+
+        What a guest has flushed to it counts, also where the host crashed afterwards.
+
+        Raises:
+            HostError: It cannot be read.
+        """
+
     def write_seed(self, path: Path, seed: Seed) -> None:
         """Writes a NoCloud disk with mode 0600."""
 

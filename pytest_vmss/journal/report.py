@@ -94,7 +94,8 @@ class OperationReport:
         record, errors = self.record, self.errors
         if record.status != "Faulted":
             return
-        what = "did not come up" if record.action == "create" else f"failed to {record.action}"
+        creates = record.action in ("create", "scale-out")
+        what = "did not come up" if creates else f"failed to {record.action}"
         raise ProvisioningError(
             f"{len(errors)} of {len(self.results)} instances of the scale set "
             f"{record.scale_set!r} {what}",

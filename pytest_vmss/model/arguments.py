@@ -13,6 +13,7 @@ import functools
 import inspect
 import ipaddress
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ __all__ = [
     "check_choices",
     "check_custom_data",
     "check_flag",
+    "check_folder",
     "check_function",
     "check_health",
     "check_instance_count",
@@ -38,7 +40,10 @@ __all__ = [
     "check_ports",
     "check_script",
     "check_seconds",
+    "check_share",
+    "check_siblings",
     "check_text",
+    "check_unit",
     "known_arguments",
 ]
 
@@ -57,6 +62,7 @@ _URL_CHARS = 2000
 #: A century: longer times are mistakes, and clocks cannot represent them.
 _LONGEST_S = 100 * 365 * 86400.0
 _LAST_ID = 2**31
+_UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]{1,255}")
 
 
 def _refuse(path: str, expected: str, given: object, *, secret: bool = False) -> NoReturn:
@@ -356,6 +362,61 @@ def check_text(value: Any, path: str) -> str:
     if not _is_text(value):
         _refuse(path, "must be a text", value)
     return str(value)
+
+
+def check_share(value: Any, path: str) -> float:
+    """Validates a share of a whole.
+
+    Raises:
+        ModelError: Not a number between 0 and 1, both excluded.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        _refuse(path, "must be a number between 0 and 1, both excluded, e.g. 0.25", value)
+    return float(value)
+
+
+def check_folder(value: Any, path: str) -> str:
+    """Validates the path of a guest's folder.
+
+    Raises:
+        ModelError: Not a text that begins with a slash.
+    """
+    if not _is_text(value) or not value.startswith("/"):
+        _refuse(path, "must be the path of a folder in the guest, e.g. '/data'", value)
+    return str(value)
+
+
+def check_unit(value: Any, path: str) -> str:
+    """Validates the name of a systemd unit.
+
+    Raises:
+        ModelError: No unit can have it.
+    """
+    if not isinstance(value, str) or not _UNIT.fullmatch(value):
+        _refuse(path, "must be the name of a systemd unit, e.g. 'nginx'", value)
+    return value
+
+
+def check_siblings(value: Sequence[Any], path: str, scale_set: str) -> tuple[int, ...]:
+    """Validates instances of a set; returns their numbers.
+
+    Args:
+        value: The instances.
+        path: The argument's name.
+        scale_set: The set's name.
+
+    Raises:
+        ModelError: One is no instance, or one of another set.
+    """
+    for index, other in enumerate(value):
+        number = getattr(other, "instance_id", None)
+        if not isinstance(number, str) or getattr(other, "name", None) != f"{scale_set}_{number}":
+            _refuse(
+                f"{path}[{index}]",
+                f"must be an instance of {scale_set!r}, e.g. {scale_set}[1]",
+                other,
+            )
+    return tuple(int(other.instance_id) for other in value)
 
 
 def check_choice(value: Any, path: str, choices: Sequence[str]) -> str:

@@ -62,6 +62,7 @@ KINDS: dict[str, type[Kind]] = {
         Replace,
         Restart,
         RestoreCheckpoint,
+        ScaleOut,
         StartInstances,
         StopInstances,
         UpdateInstances,

@@ -21,6 +21,7 @@ from pytest_vmss.steps import (
     Start,
     Step,
     Stop,
+    SyncFiles,
     Undrain,
     Wake,
 )
@@ -42,10 +43,11 @@ def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) 
         Drain(),
         SaveMemory(checkpoint),
         FreezeDisks(checkpoint, generation, movable=movable),
-        RestoreMemory(checkpoint, generation),
+        RestoreMemory(checkpoint, generation, goes_on=True),
         Wake(generation),
         AwaitHealth(generation),
         Undrain(),
+        SyncFiles(checkpoint),
     ]
 
 
@@ -66,6 +68,9 @@ def boot_again_steps(generation: int) -> Sequence[Step]:
 @dataclass(frozen=True)
 class MakeCheckpoint(Kind):
     """Saves all instances; one that cannot be saved is booted again, and is none of it.
+
+    So is one whose machine went on and then stopped before that was journalled, as in a crash of
+    the host: it boots from its disks as it left them, for what it wrote since may be acknowledged.
 
     Attributes:
         checkpoint: Name of the checkpoint's folder in the lab.

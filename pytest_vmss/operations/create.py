@@ -154,15 +154,24 @@ class CreateScaleSet(Create):
 class ScaleOut(Create):
     """Scales out.
 
+    Its instances are created as those of a new set.
+
     Attributes:
         document: The model with the new capacity, validated; recorded if that changes.
         version: The image version that the model refers to.
         count: How many instances to add.
     """
 
+    action = "scale-out"
+
     document: ScaleSetDocument
     version: VersionRecord
     count: int
+
+    @classmethod
+    def in_words(cls, version: VersionRecord | None) -> str:
+        """What it does, for events."""
+        return "scale-out" if version is None else f"scale-out on {version.version}"
 
     def plan(self, environment: Environment, scale_set: str) -> Plan:
         """Records the capacity, and allocates the instances."""

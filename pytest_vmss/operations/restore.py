@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_vmss.checkpoints import CheckpointFiles
+from pytest_vmss.checkpoints import CheckpointFiles, Seals
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.environment.revisions import Revision
-from pytest_vmss.errors import HostError, error_summary, is_verdict
+from pytest_vmss.errors import CheckpointError, HostError, error_summary, is_verdict
 from pytest_vmss.journal.work import Work
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations.delete import begin_removal, delete_steps
@@ -227,19 +227,25 @@ def _content(revision: Revision) -> Collection[object]:
 
 
 def _require_files(environment: Environment, saved: CheckpointRecord) -> None:
-    """Checks that the disks of a checkpoint are there.
+    """Checks that the disks of a checkpoint are there, and as they were made.
 
     Raises:
         HostError: One is not.
     """
     files = CheckpointFiles(environment.paths.checkpoint(saved.name))
+    seals = Seals(files.folder, saved.sizes, saved.heads, known=bool(saved.sizes))
+    needed = seals.below()
     for disk in saved.disks:
         number = disk.instance_id
         model = environment.revisions.get(saved.set_id, disk.revision).model
         frozen = [files.data_disk(number, entry.lun) for entry in model.data_disks]
-        for path in (files.os_disk(number), files.seed(number), *frozen):
-            if not path.is_file():
-                raise HostError(
-                    f"{saved.scale_set!r} cannot be restored, and nothing was changed: {path} of "
-                    "its checkpoint is not there; bring the file back, or make another checkpoint"
-                )
+        needed += [files.os_disk(number), files.seed(number), *frozen]
+        if disk.hyper_v_generation == "V2":
+            needed.append(files.nvram(number))
+    try:
+        seals.check(*needed)
+    except CheckpointError as error:
+        raise HostError(
+            f"{saved.scale_set!r} cannot be restored, and nothing was changed: {error.message}; "
+            "bring the file back as it was, or make another checkpoint"
+        ) from error

@@ -162,6 +162,14 @@ class SimulatedHypervisor:
             ran = {(what, run) for what, run in content["ran"]}
             self.disks[str(path)] = SimulatedDisk(content["image"], ran)
 
+    def is_unwritten(self, path: Path, frozen: Path) -> bool:
+        """Whether a disk still has the content of the frozen one on which it was created."""
+        preempt(self._clock)
+        content = json.loads(frozen.read_text())
+        if isinstance(content, str):
+            return path.read_text() == content
+        return bool(sorted(map(list, self.disks[str(path)].ran)) == content["ran"])
+
     def write_seed(self, path: Path, seed: Seed) -> None:  # noqa: ARG002 - the protocol's
         """Creates the seed's file."""
         preempt(self._clock)

@@ -12,6 +12,7 @@ from pytest_vmss.steps.checkpoint import (
     RestoreDisks,
     RestoreMemory,
     SaveMemory,
+    SyncFiles,
     Wake,
 )
 from pytest_vmss.steps.disks import (
@@ -64,6 +65,7 @@ __all__ = [
     "Step",
     "Stop",
     "Sync",
+    "SyncFiles",
     "Undrain",
     "Wake",
     "notice_steps",

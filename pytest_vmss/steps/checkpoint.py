@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pytest_vmss.checkpoints import CheckpointFiles, Manifest, SavedInstance
+from pytest_vmss.checkpoints import (
+    CheckpointFiles,
+    Manifest,
+    SavedInstance,
+    Seals,
+    with_backing_files,
+)
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.errors import CheckpointError, GuestCommandError
-from pytest_vmss.host.files import PART, settle
+from pytest_vmss.host.files import PART, settle, sync, sync_folder
+from pytest_vmss.hypervisor import Machine
 from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps.step import Conclusion
-from pytest_vmss.store import GenerationRecord
+from pytest_vmss.store import CheckpointRecord, GenerationRecord
 
 __all__ = [
     "DropRestored",
@@ -22,15 +30,33 @@ __all__ = [
     "RestoreDisks",
     "RestoreMemory",
     "SaveMemory",
+    "SyncFiles",
     "Wake",
     "copy_private",
     "files_of",
+    "seals_of",
 ]
 
 
 def files_of(context: InstanceContext, checkpoint: str) -> CheckpointFiles:
     """The files of a checkpoint in the instance's lab."""
     return CheckpointFiles(context.environment.paths.checkpoint(checkpoint))
+
+
+def seals_of(context: InstanceContext, checkpoint: str) -> Seals:
+    """What is recorded of a checkpoint's files.
+
+    Raises:
+        CheckpointError: Its manifest is damaged.
+    """
+    files = files_of(context, checkpoint)
+    own = context.environment.store.get(CheckpointRecord, context.key[0], checkpoint)
+    if own is not None:
+        return Seals(files.folder, own.sizes, own.heads, known=bool(own.sizes))
+    if not files.manifest.exists():
+        return Seals(files.folder, known=False)  # it is just being made
+    manifest = files.read()
+    return Seals(files.folder, manifest.sizes, manifest.heads)
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,8 @@ class SaveMemory:
 class FreezeDisks:
     """Freezes the disks of the saved machine, and puts layers on them in their place.
 
+    What the files of a set's own checkpoint are is recorded, with those on which they are based.
+
     Attributes:
         movable: Whether other labs are to use them: the OS disk must then be based on nothing
             but its image. One that was restored is based on another frozen disk.
@@ -67,7 +95,7 @@ class FreezeDisks:
     generation: int
     movable: bool = True
 
-    def apply(self, context: InstanceContext) -> None:
+    def apply(self, context: InstanceContext) -> Conclusion | None:
         environment, number = context.environment, context.instance_id
         files, generation = files_of(context, self.checkpoint), context.existing(self.generation)
         place = (context.scale_set, number, self.generation)
@@ -83,6 +111,35 @@ class FreezeDisks:
         copy_private(environment.paths.seed(*place), files.seed(number))
         copy_private(environment.paths.console(*place), files.console(number))
         copy_private(environment.paths.nvram(*place), files.nvram(number))
+        if environment.store.get(CheckpointRecord, context.key[0], self.checkpoint) is None:
+            return None
+        chains = {path for _, frozen, _ in disks for path in with_backing_files(frozen)}
+        seals = Seals.of(files.folder, {*_files(context, files), *chains})
+        return lambda: self._record(context, seals)
+
+    def _record(self, context: InstanceContext, seals: Seals) -> None:
+        store = context.environment.store
+        own = store.get(CheckpointRecord, context.key[0], self.checkpoint)
+        if own is not None:
+            sizes, heads = {**own.sizes, **seals.sizes}, {**own.heads, **seals.heads}
+            store.amend(own, sizes=sizes, heads=heads)
+
+
+@dataclass(frozen=True)
+class SyncFiles:
+    """Makes the instance's files in a checkpoint durable; libvirt leaves that to the kernel."""
+
+    name: ClassVar[str] = "sync checkpoint"
+    timed: ClassVar[bool] = False
+    durable: ClassVar[bool] = False
+
+    checkpoint: str
+
+    def apply(self, context: InstanceContext) -> None:
+        files = files_of(context, self.checkpoint)
+        for file in _files(context, files):
+            sync(file)
+        sync_folder(files.folder)
 
 
 @dataclass(frozen=True)
@@ -117,7 +174,7 @@ class RestoreDisks:
             for lun in saved.luns
         ]
         needed = [*(frozen for _, frozen in disks), files.seed(number), files.memory(number)]
-        _require(*needed, files.ssh_key, sizes=manifest.sizes)
+        Seals(files.folder, manifest.sizes, manifest.heads).check(*needed, files.ssh_key)
         if saved.cloud_init == "degraded" and environment.degraded_is_fatal:
             raise CheckpointError(
                 f"in the checkpoint {files.folder} cloud-init ended degraded, which is fatal here"
@@ -165,8 +222,13 @@ class RestoreMemory:
     """Starts the machine from the checkpoint's memory.
 
     The memory fits only the disks as they were frozen. If the machine has been started before, as
-    by an attempt that a crash of the host ended, it may have written to them: then they get new
-    layers first, and what it had written is gone.
+    by an attempt that a crash of the host ended, it may have written to them since. Of a machine
+    that is made or put back from the checkpoint, they get new layers, and what it had written is
+    gone. One that was saved and goes on is as much in service as before: what it has written
+    since is kept, and the memory is not restored (A5).
+
+    Attributes:
+        goes_on: Whether it is the machine that was saved, which goes on from there.
     """
 
     name: ClassVar[str] = "restore memory"
@@ -175,22 +237,52 @@ class RestoreMemory:
 
     checkpoint: str
     generation: int
+    goes_on: bool = False
 
     def apply(self, context: InstanceContext) -> None:
         environment, number = context.environment, context.instance_id
         files, generation = files_of(context, self.checkpoint), context.existing(self.generation)
         machine = context.machine(self.generation)
         runs = environment.hypervisor.running_generation(context.domain) == self.generation
+        seals = seals_of(context, self.checkpoint)
+        if not runs:
+            seals.check(files.memory(number))
         if generation.started and not runs:
             layers = {disk.path: files.data_disk(number, disk.lun) for disk in machine.data_disks}
             layers[machine.os_disk] = files.os_disk(number)
-            _require(*layers.values())
-            for path, frozen in layers.items():
-                environment.hypervisor.create_layer(path, frozen)
-            if machine.nvram is not None:
-                copy_private(files.nvram(number), machine.nvram)
+            seals.check(*layers.values())
+            if self.goes_on:
+                self._require_unwritten(context, machine, layers)
+            else:
+                for path, frozen in layers.items():
+                    environment.hypervisor.create_layer(path, frozen)
+                if machine.nvram is not None:
+                    copy_private(files.nvram(number), machine.nvram)
         environment.store.amend(generation, started=True)
         environment.hypervisor.restore(machine, files.memory(number))
+
+    def _require_unwritten(
+        self, context: InstanceContext, machine: Machine, layers: Mapping[Path, Path]
+    ) -> None:
+        """Checks that a machine that was saved has not written to its disks since.
+
+        Raises:
+            CheckpointError: It has.
+        """
+        variables = files_of(context, self.checkpoint).nvram(context.instance_id)
+        hypervisor = context.environment.hypervisor
+        written = [
+            path.name
+            for path, frozen in layers.items()
+            if not hypervisor.is_unwritten(path, frozen)
+        ]
+        if machine.nvram is not None and not filecmp.cmp(machine.nvram, variables, shallow=False):
+            written.append(machine.nvram.name)
+        if written:
+            raise CheckpointError(
+                f"{context.name} had gone on and stopped again, and what it has written since to "
+                f"{', '.join(sorted(written))} does not fit its saved memory; nothing of it is lost"
+            )
 
 
 @dataclass(frozen=True)
@@ -261,21 +353,9 @@ def _saved(manifest: Manifest, files: CheckpointFiles, instance_id: int) -> Save
     raise CheckpointError(f"the checkpoint {files.folder} has no instance {instance_id}")
 
 
-def _require(*paths: Path, sizes: Mapping[str, int] | None = None) -> None:
-    """Checks that a checkpoint's files are there, and as long as its manifest says.
-
-    Raises:
-        CheckpointError: One is not.
-    """
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointError(f"the checkpoint lacks {path}")
-        size = path.stat().st_size
-        if sizes is not None and sizes.get(path.name) != size:
-            raise CheckpointError(
-                f"the checkpoint's {path} has {size} bytes, not {sizes.get(path.name)} as when it "
-                "was made"
-            )
+def _files(context: InstanceContext, files: CheckpointFiles) -> list[Path]:
+    """The files of the instance in a checkpoint."""
+    return sorted(files.folder.glob(f"{context.instance_id}-*"))
 
 
 def copy_private(path: Path, other: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from pytest_vmss.environment.environment import InstanceContext
-from pytest_vmss.errors import HostError
-from pytest_vmss.steps.checkpoint import copy_private, files_of
+from pytest_vmss.errors import CheckpointError, HostError
+from pytest_vmss.steps.checkpoint import copy_private, files_of, seals_of
 from pytest_vmss.store import GenerationRecord
 
 __all__ = ["PowerOff", "PutBackDisks"]
@@ -59,8 +59,7 @@ class PutBackDisks:
         for lun in self.luns:
             path = paths.data_disk(context.scale_set, instance, lun)
             layers[path] = files.data_disk(instance, lun)
-        for frozen in layers.values():
-            _require(frozen, context)
+        _require(context, self.checkpoint, *layers.values(), files.seed(instance))
         environment.store.put(  # before its files exist
             self.disk.model_copy(
                 update={
@@ -83,14 +82,15 @@ class PutBackDisks:
                 path.unlink()
 
 
-def _require(frozen: Path, context: InstanceContext) -> None:
-    """Checks that a frozen disk is there.
+def _require(context: InstanceContext, checkpoint: str, *files: Path) -> None:
+    """Checks that files of a checkpoint are there, and as they were made.
 
     Raises:
-        HostError: It is not.
+        HostError: One is not.
     """
-    if not frozen.is_file():
+    try:
+        seals_of(context, checkpoint).check(*files)
+    except CheckpointError as error:
         raise HostError(
-            f"{frozen}, from which {context.name} is to be restored, is not there: bring the file "
-            "back"
-        )
+            f"{context.name} cannot be restored: {error.message}; bring the file back as it was"
+        ) from error

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import ClassVar
 
+from pydantic import Field
+
 from pytest_vmss.store.instance_records import GenerationRecord, InstanceRecord
-from pytest_vmss.store.record import Record
+from pytest_vmss.store.record import FrozenMapping, Record
 
 __all__ = ["CheckpointRecord"]
 
@@ -24,6 +26,9 @@ class CheckpointRecord(Record):
         profile_revision: The set's, by which an instance has the latest model.
         instances: The records of the instances.
         disks: The records of their OS disks, in the same order.
+        sizes: The sizes in bytes of its files and of those on which its disks are based, by their
+            paths relative to its folder; empty if none were recorded.
+        heads: Digests of the beginnings of these files.
     """
 
     kind: ClassVar[str] = "checkpoint"
@@ -37,6 +42,8 @@ class CheckpointRecord(Record):
     profile_revision: int
     instances: tuple[InstanceRecord, ...]
     disks: tuple[GenerationRecord, ...]
+    sizes: FrozenMapping[str, int] = Field(default_factory=dict, validate_default=True)
+    heads: FrozenMapping[str, str] = Field(default_factory=dict, validate_default=True)
 
     @property
     def key(self) -> tuple[str | int, ...]:

@@ -25,10 +25,11 @@ from pytest_vmss.errors import HypervisorError, LabError, ModelError, Provisioni
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
 from pytest_vmss.host.locks import wait_for_lock
 from pytest_vmss.model import load_document
+from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
-from pytest_vmss.store import OperationRecord, Store
+from pytest_vmss.store import OperationRecord, Outcome, Store
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed
@@ -656,11 +657,30 @@ def test_a_file_of_another_length_is_not_used(
     assert cache.entries() == []
 
 
+@pytest.mark.parametrize("name", ["0-memory", "0-os.qcow2", "1-lun0.qcow2", "id_ed25519"])
+def test_a_file_that_was_overwritten_is_not_used(
+    lab: SimulatedLab, other: SimulatedLab, settings: Settings, cache: CheckpointCache, name: str
+) -> None:
+    """QEMU finds what is not there where a header was damaged, or refuses half-way."""
+    create(lab)
+    (entry,) = cache.entries()
+    with (settings.cache_dir / "checkpoints" / entry.key / name).open("r+b") as file:
+        file.write(b"\0" * 4)
+    web = create(other)
+    assert web.is_healthy()
+    assert any(f"{name} is damaged" in message for message in events(other, "warning"))
+    assert cache.entries() == []
+
+
 @pytest.mark.parametrize("operation", ["made", "created from", "made of itself", "restored"])
 def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    """M1: the guest went on and wrote to its disks, and then the host crashed."""
+    """M1: the guest went on and wrote to its disks, and then the host crashed.
+
+    What is made or put back is made or put back again. What only goes on, having been saved, may
+    have acknowledged what it wrote to its clients: it boots with that, as after a power cut (A5).
+    """
     model = web_model(capacity=1, automatic=False)
     run: Callable[[], object] = partial(create, lab, model)
     if operation == "created from":
@@ -689,7 +709,69 @@ def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     web = lab.scale_set("web")
     web.resume()
     assert web.is_healthy()
-    assert found == ["1 GiB", "1 GiB"]
+    (data,) = web[0].data_disks.values()
+    (report,) = web._engine.journal.operations()[-1:]
+    if operation in ("created from", "restored"):
+        assert found == ["1 GiB", "1 GiB"]
+        assert data.read_text() == "1 GiB"
+        return
+    assert found == ["1 GiB"]
+    assert data.read_text() == "since"
+    assert web._engine.journal.report(report.id).outcomes == {0: Outcome.SKIPPED}
+    assert web.checkpoints == []
+    (told,) = [message for message in events(lab, "warning") if "it boots again" in message]
+    assert "web_0 had gone on and stopped again, and what it has written since to lun0" in told
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_a_saved_machine_that_has_not_gone_on_yet_goes_on_after_a_crash(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, host: bool
+) -> None:
+    """M1: nothing was written since, so nothing is in the way of its memory."""
+    web = create(lab, web_model(capacity=1, automatic=False), pristine=False)
+    boot = web[0].boot_id
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedHypervisor, "restore", die)
+        with pytest.raises(Killed):
+            web.checkpoint("a")
+    if host:
+        lab.simulated.running.clear()
+    web = lab.scale_set("web")
+    web.resume()
+    assert web.checkpoints == ["a"]
+    assert web[0].boot_id == boot
+    assert web.is_healthy()
+
+
+def test_uefi_variables_that_a_machine_wrote_since_it_was_saved_are_kept(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O5, A5: its disks may be unwritten all the same."""
+    lab.gallery().define("api", hyper_v_generation="V2")
+    lab.publish("1.0.1", image=ImageVersionRef("gallery", "api"))
+    web = create(lab, web_model(capacity=1, automatic=False, definition="api"), pristine=False)
+    variables = web[0].os_disk.with_name("nvram-1.fd")
+    real = SimulatedHypervisor.restore
+
+    def restore(self: SimulatedHypervisor, machine: Any, memory: Path) -> None:
+        real(self, machine, memory)
+        variables.unlink()  # all files of the simulation are one
+        variables.write_text("since")
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedHypervisor, "restore", restore)
+        with pytest.raises(Killed):
+            web.checkpoint()
+    lab.simulated.running.clear()
+    web = lab.scale_set("web")
+    web.resume()
+    assert web.is_healthy()
+    assert variables.read_text() == "since"
 
 
 def test_files_are_the_owners_alone(lab: SimulatedLab, settings: Settings) -> None:

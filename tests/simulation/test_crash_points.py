@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.crash_points import Ground, judge, plan
+from benchmarks.crash_points import Ground, Points, judge, plan
 from benchmarks.invariants import Tally
 
 #: Kills that differ most: of a swap, of the way back, of a replacement, of what is not rolling.
@@ -23,3 +23,14 @@ def test_killed_anywhere_a_resume_ends_where_it_should(scenario: str, memory: Pa
     assert whole.told == []
     assert whole.points >= 8
     assert (whole.converged, whole.lost, whole.orphans) == (whole.points, 0, 0)
+
+
+@pytest.mark.parametrize("scenario", ["make a checkpoint", "restore"])
+def test_what_guests_wrote_is_there_after_a_crash_of_the_host(scenario: str, memory: Path) -> None:
+    """M1, A5: where it is kept, which a restore to an earlier state does not."""
+    ground = Ground(scenario, memory)
+    moments = tuple((moment,) for moment in range(1, min(ground.moments), 11))
+    tally = judge(Points(scenario, moments, "host crash"), ground)
+    assert tally.told == []
+    assert tally.points >= 8
+    assert (tally.converged, tally.lost, tally.orphans) == (tally.points, 0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import textwrap
 
 import pytest
 
@@ -512,6 +513,51 @@ def test_a_mistake_in_waiting_shows_no_line_between(suite: pytest.Pytester) -> N
     text = result.stdout.str()
     assert "tenacity" not in text
     assert "concurrent" not in text
+
+
+def test_an_impossible_fault_shows_no_line_of_the_plugin(suite: pytest.Pytester) -> None:
+    """A6: as any other mistake in a call."""
+    tests = "def test_slows(scale_set):\n    with scale_set[0].faults.slowed(2):\n        pass\n"
+    result = run(suite, tests)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E *ModelError: what was asked for is not possible:",
+            "E * share: must be a number*given 2*",
+        ]
+    )
+    assert "def slowed" not in result.stdout.str()
+
+
+def test_what_setups_and_teardowns_of_xunit_find(suite: pytest.Pytester) -> None:
+    """L1: pytest makes fixtures of them that come before those which a test names."""
+    tests = """
+    LABS, FOUND = [], []
+
+    @pytest.fixture(scope="session", autouse=True)
+    def kept(vmss):
+        LABS.append(vmss)
+
+    def look():
+        FOUND.append([web.name for web in LABS[0].scale_sets()])
+
+    class TestMethods:
+        def setup_method(self):
+            look()
+
+        def teardown_method(self):
+            look()
+
+        def test_own(self, scale_set):
+            check(scale_set)
+
+        def test_shared(self, module_scale_set):
+            check(module_scale_set)
+
+    def test_found():
+        assert FOUND == [[], [], ["web"], ["web"]]
+    """
+    run(suite, textwrap.dedent(tests)).assert_outcomes(passed=3)
 
 
 def test_a_set_that_is_in_the_way_is_told_with_its_fixture(suite: pytest.Pytester) -> None:

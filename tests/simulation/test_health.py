@@ -188,16 +188,29 @@ def test_faults_end_with_their_block(lab: SimulatedLab) -> None:
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        (lambda faults: faults.slowed(1), "between 0 and 1"),
-        (lambda faults: faults.without("a b"), "no name of a systemd unit"),
+        (lambda faults: faults.slowed("half"), "share: must be a number between 0 and 1"),
+        (lambda faults: faults.slowed(float("nan")), "share: must be a number between 0 and 1"),
+        (lambda faults: faults.slowed(True), "share: must be a number between 0 and 1"),
+        (lambda faults: faults.disk_filled("data"), "path: must be the path of a folder"),
+        (lambda faults: faults.disk_filled(b"/"), "path: must be the path of a folder"),
+        (lambda faults: faults.without(1), "unit: must be the name of a systemd unit"),
+        (lambda faults: faults.partitioned(1), r"others\[0\]: must be an instance of 'web'"),
+        (
+            lambda faults: faults.slowed(1),
+            r"share: must be a number between 0 and 1, both excluded, .*; given 1 ",
+        ),
+        (
+            lambda faults: faults.without("a b"),
+            "unit: must be the name of a systemd unit, .*; given 'a b' ",
+        ),
     ],
 )
 def test_impossible_faults_are_refused(
     lab: SimulatedLab, fault: Callable[[Faults], AbstractContextManager[None]], problem: str
 ) -> None:
     web = lab.start_web(1)
-    with pytest.raises(ValueError, match=problem):
-        fault(web[0].faults).__enter__()
+    with pytest.raises(ModelError, match=problem):
+        fault(web[0].faults)  # before the block
 
 
 def test_custom_metrics_come_with_the_report(lab: SimulatedLab) -> None:

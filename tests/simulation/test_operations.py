@@ -19,6 +19,7 @@ from pytest_vmss.errors import (
 )
 from pytest_vmss.hypervisor import PowerState
 from pytest_vmss.operations import Restart
+from pytest_vmss.report.timeline.words import action_words
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.store import DetachedDiskRecord, InstanceRecord, Outcome
 from tests.models import LOAD_BALANCER, web_model
@@ -161,6 +162,8 @@ def test_scale_out_and_in(lab: SimulatedLab) -> None:
     assert {i.image_version for i in web} == {"1.1.0"}
     assert web.model.sku.capacity == 4
     assert web.is_healthy()
+    (scaled,) = (one for one in web._engine.journal.operations() if one.action == "scale-out")
+    assert action_words(scaled) == "Scale-out of web with image version 1.1.0"
     folders = [i.os_disk.parent for i in web]
     web.scale(1)
     assert [i.instance_id for i in web] == ["0"]

@@ -484,8 +484,10 @@ def web_id(lab: SimulatedLab) -> str:
 def test_status_and_history_in_azures_words(lab: SimulatedLab) -> None:
     """J1, J2: wire names; the last five within two months."""
     web = lab.start_web(3)
-    with pytest.raises(NotFoundError, match="The entity was not found in this Azure location"):
+    told = "no rolling upgrade of 'web' has run yet.* by: vmss --lab .* upgrade web"
+    with pytest.raises(NotFoundError, match=f"not found in this Azure location: {told}") as none:
         web.rolling_upgrade_status()
+    assert none.value.code == "NotFound"
     assert web.os_upgrade_history() == []
     lab.roll(web, "1.1.0")
     lab.roll(web, "1.2.0", Behaviour.UNHEALTHY)

@@ -332,6 +332,54 @@ def test_memory_that_cannot_be_restored_boots_on_the_restored_disks(
     assert set(lab.executions.values()) == {1}
 
 
+def overwrite(file: Path) -> None:
+    """Damages the beginning of a file, which keeps its length."""
+    file.chmod(0o600)
+    with file.open("r+b") as opened:
+        opened.write(b"\0" * 4)
+
+
+def test_memory_that_was_damaged_since_boots_on_the_restored_disks(
+    lab: SimulatedLab, web: ScaleSet
+) -> None:
+    """Q1: QEMU would run whatever is there."""
+    write_data(web, "before")
+    web.checkpoint()
+    disks = [row[-1] for row in seen(web)]
+    (record,) = lab.store.select(CheckpointRecord)
+    overwrite(CheckpointFiles(lab.paths.checkpoint(record.name)).memory(1))
+    web.restore()
+    assert web.is_healthy()
+    assert [row[-1] for row in seen(web)] == disks
+    (told,) = [message for message in events(lab, "warning") if "boots instead" in message]
+    assert "1-memory is damaged" in told
+
+
+@pytest.mark.parametrize("file", ["1-os.qcow2", "1-lun0.qcow2", "1-seed.iso"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_disk_that_was_damaged_since_is_not_restored(
+    lab: SimulatedLab, web: ScaleSet, file: str, cut: bool
+) -> None:
+    """Q1: there is no other, so nothing is changed; once it is back, it is as good as ever."""
+    web.checkpoint()
+    before = seen(web)
+    (record,) = lab.store.select(CheckpointRecord)
+    frozen = lab.paths.checkpoint(record.name) / file
+    content = frozen.read_bytes()
+    overwrite(frozen)
+    if cut:
+        frozen.write_bytes(content[:3])
+    told = "has 3 bytes, not" if cut else "is damaged: it begins otherwise"
+    with pytest.raises(HostError, match=f"nothing was changed: .*{file} {told}"):
+        web.restore()
+    assert web.unfinished is None
+    assert web.is_healthy()
+    assert seen(web) == before
+    frozen.write_bytes(content)
+    web.restore()
+    assert seen(web) == before
+
+
 @pytest.mark.parametrize("failing", [1, 2, 4, 6])
 def test_disks_that_are_half_put_back_are_put_back_before_it_boots(
     web: ScaleSet, monkeypatch: pytest.MonkeyPatch, failing: int

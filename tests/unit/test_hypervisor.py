@@ -29,7 +29,7 @@ from pytest_vmss.host.addresses import (
     release_network,
 )
 from pytest_vmss.host.capacity import check_capacity
-from pytest_vmss.hypervisor import Disk, Forward, Machine, connection, disks, libvirt_driver
+from pytest_vmss.hypervisor import Disk, Forward, Machine, connection, disks, layers, libvirt_driver
 from pytest_vmss.hypervisor.connection import Connection
 from pytest_vmss.hypervisor.domain import domain_xml, generation_in
 from pytest_vmss.hypervisor.firmware import Firmware, create_nvram, find_firmware
@@ -224,6 +224,30 @@ def test_an_os_disk_stands_on_its_image_and_a_data_disk_is_never_made_twice(
     data.write_bytes(b"the guest's")
     disks.create_data_disk(data, 1)
     assert data.read_bytes() == b"the guest's"
+
+
+def test_a_layer_knows_whether_it_was_written(tmp_path: Path) -> None:
+    """A5: by what is in the file, whoever crashed since."""
+    frozen, layer = tmp_path / "frozen.qcow2", tmp_path / "lun0.qcow2"
+    disks.create_data_disk(frozen, 1)
+    frozen.chmod(0o400)
+    disks.create_layer(layer, frozen)
+    write = ["qemu-io", "-f", "qcow2", "-c"]
+    subprocess.run([*write, "read 0 1M", layer], check=True, stdout=subprocess.DEVNULL)
+    assert layers.is_unwritten(layer, frozen)
+    assert not layers.is_unwritten(layer, tmp_path / "another.qcow2")
+    assert not layers.is_unwritten(frozen, frozen)
+    assert (layers.backing_file(layer), layers.backing_file(frozen)) == (frozen, None)
+    for command in ("write 512M 512", "write -z 0 64k", "discard 0 1M"):
+        disks.create_layer(layer, frozen)
+        assert layers.is_unwritten(layer, frozen)
+        subprocess.run([*write, command, layer], check=True, stdout=subprocess.DEVNULL)
+        assert not layers.is_unwritten(layer, frozen), command
+    layer.write_bytes(b"")
+    assert not layers.is_unwritten(layer, frozen)
+    layer.unlink()
+    with pytest.raises(HostError, match="bring the file back"):
+        layers.is_unwritten(layer, frozen)
 
 
 def test_the_seed_carries_custom_data_unchanged_and_is_the_owners_alone(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pytest_vmss.api.faults import _UNIT
 from pytest_vmss.errors import ModelError
 from pytest_vmss.guest.extensions import find_handler, known_types
 from pytest_vmss.model import Extension, check_model, host_ports, load_document
+from pytest_vmss.model.arguments import _UNIT
 from pytest_vmss.model.names import PlainText
 from pytest_vmss.model.rules import _check_balancer
 from tests.models import LOAD_BALANCER, application_health, web_model

@@ -22,6 +22,7 @@ __all__ = [
 
 _ACTIONS = {
     "create": "Creation of {name}",
+    "scale-out": "Scale-out of {name}",
     "upgrade": "OS upgrade of {name}",
     "delete": "Deletion of instances of {name}",
     "reimageall": "Reimage of {name} with its data disks",
