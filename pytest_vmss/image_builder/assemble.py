@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -46,6 +47,7 @@ def assemble(image: ImageRecipe, version: VersionRecipe, rootfs: Path, out: Path
         root = work / "root"
         root.mkdir(mode=0o755)
         run(["tar", "-C", root, "-xpf", rootfs, "--numeric-owner"], what="unpacking the base")
+        _date_bytecode(root, base.timestamp)
         for recipe in (base, image, version):
             if recipe.files.is_dir():
                 _overlay(recipe.files, root)
@@ -81,9 +83,31 @@ def _overlay(files: Path, root: Path) -> None:
             target.mkdir(mode=0o755)
         else:
             target.unlink(missing_ok=True)
+            if target.suffix == ".py":  # what is compiled of the replaced one may look current
+                for compiled in target.parent.glob(f"__pycache__/{target.stem}.*.pyc"):
+                    compiled.unlink()
             shutil.copyfile(source, target)
             target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
         os.chown(target, 0, 0, follow_symlinks=False)
+
+
+def _date_bytecode(root: Path, timestamp: int) -> None:
+    """Lets Python trust its compiled modules by the time and size of their source, as it usually does.
+
+    Under mmdebstrap, which sets SOURCE_DATE_EPOCH, Python's compiler writes a hash of the source
+    into them instead, and a guest would read and hash each module's source whenever it is imported.
+    """
+    for compiled in root.glob("usr/lib/python3*/**/__pycache__/*.pyc"):
+        source = compiled.parent.parent / f"{compiled.name.partition('.')[0]}.py"
+        if source.is_symlink() or not source.is_file():
+            continue
+        status = source.stat()
+        with compiled.open("r+b") as file:
+            _magic, flags = struct.unpack("<4sI", file.read(8))
+            if flags:  # PEP 552: a hash follows, not a time and a size
+                changed = min(int(status.st_mtime), timestamp)  # as _clamp_times leaves it
+                file.seek(4)
+                file.write(struct.pack("<III", 0, changed, status.st_size & 0xFFFF_FFFF))
 
 
 def _install_kernel(root: Path, base: BaseRecipe, version: VersionRecipe) -> None:

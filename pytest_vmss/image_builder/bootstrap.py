@@ -23,6 +23,7 @@ Mode = Literal["root", "unshare", "fakechroot"]
 #: The part of building a root filesystem that is in neither its recipe nor mmdebstrap.
 HOOK = """\
 set -eu
+# What is installed before this holds Python's compiled modules: see _mmdebstrap.
 # Of the base's own package sources; without it apt would ask those of this host.
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 for meta in {kernels}; do
@@ -205,6 +206,10 @@ def _mmdebstrap(
             "HOME": str(work.folder),
             "LC_ALL": "C.UTF-8",
             "PATH": search_path(),
+            # Python's settings of this process would hold for the packages' scripts as well, and
+            # its compiled modules lie elsewhere (PYTHONPYCACHEPREFIX, as in a suite's run). Each
+            # new guest would then compile cloud-init while it boots. Python ignores empty ones.
+            **{name: "" for name in os.environ if name.startswith("PYTHON")},
         },
         stdout=tar,
         grace=_GRACE,

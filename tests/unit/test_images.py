@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import py_compile
 import re
 import shlex
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -22,12 +25,14 @@ from pytest_vmss.image_builder import (
     ImageBuilder,
     ImageRecipe,
     VersionRecipe,
+    assemble,
     bootstrap,
     find_recipes,
     write_recipe,
 )
 from pytest_vmss.image_builder.initramfs import build_initramfs
 from pytest_vmss.image_builder.recipe import digest_of, load_image
+from pytest_vmss.image_builder.scratch import scratch
 
 
 def test_the_shipped_recipes_are_valid() -> None:
@@ -293,3 +298,42 @@ def test_a_base_of_ones_own_is_copied_as_the_new_recipe_says(tmp_path: Path) -> 
     base = load_image(folder).base_recipe()
     assert base.folder == tmp_path / "images/own-base"
     assert (base.files / "etc/cloud/cloud.cfg").is_file()
+
+
+def test_settings_of_this_python_are_not_the_guests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B5: packages compile their modules beside them, wherever this process has its own compiled."""
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    seen: dict[str, str] = {}
+    monkeypatch.setattr(bootstrap, "run", lambda *_, env, **__: seen.update(env))
+    with scratch(tmp_path) as work:
+        bootstrap._mmdebstrap("root", [], work, what="trying it", timeout=1)
+    assert (seen["PYTHONPYCACHEPREFIX"], seen["PYTHONDONTWRITEBYTECODE"]) == ("", "")
+
+
+def test_compiled_modules_of_python_are_trusted_by_time_and_size(tmp_path: Path) -> None:
+    """B5: mmdebstrap's have a hash instead; a module that a recipe replaces keeps nothing compiled."""
+    folder = tmp_path / "root/usr/lib/python3/dist-packages"
+    folder.mkdir(parents=True)
+    timestamp = 1_700_000_000
+    checked = py_compile.PycInvalidationMode.CHECKED_HASH
+    compiled: dict[str, Path] = {}
+    for name, changed in (("old", timestamp - 5), ("new", timestamp + 5), ("replaced", timestamp)):
+        source = folder / f"{name}.py"
+        source.write_text(f"NAME = {name!r}\n")
+        os.utime(source, (changed, changed))
+        path = py_compile.compile(str(source), invalidation_mode=checked, doraise=True)
+        compiled[name] = Path(str(path))
+    body = compiled["old"].read_bytes()[16:]
+    assemble._date_bytecode(tmp_path / "root", timestamp)
+    for name, changed in (("old", timestamp - 5), ("new", timestamp)):
+        header = struct.unpack("<III", compiled[name].read_bytes()[4:16])
+        assert header == (0, changed, (folder / f"{name}.py").stat().st_size)
+    assert compiled["old"].read_bytes()[16:] == body
+    files = tmp_path / "files/usr/lib/python3/dist-packages"
+    files.mkdir(parents=True)
+    (files / "replaced.py").write_text("NAME = 'REPLACED'\n")
+    assemble._overlay(tmp_path / "files", tmp_path / "root")
+    assert [path.exists() for path in compiled.values()] == [True, True, False]
