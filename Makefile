@@ -4,7 +4,8 @@
 
 BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest
-RINGS = $(PYTEST) tests/unit tests/simulation -n logical --dist worksteal --durations=15
+# Half of what these tests take is waiting for processes and for time to pass.
+RINGS = $(PYTEST) tests/unit tests/simulation -n $$((2 * $$(nproc))) --dist worksteal --durations=15
 # The tests of a file share a set, whose guests boot and wait in turns: three files at a time
 # keep two cores busy. The longest begin (tests/vm/conftest.py).
 VMS = $(PYTEST) tests/vm -n 3 --dist loadfile --no-loadscope-reorder --durations=40

@@ -23,7 +23,7 @@ MINUTES = float(os.environ.get("VMSS_SOAK_MINUTES", "60"))
 
 def test_random_lives() -> None:
     """M1-M4, G2, G4, E4: other lives each night, and more of them."""
-    live(4000, 60, derandomize=False)
+    live(4000, 60)
 
 
 @pytest.mark.vm

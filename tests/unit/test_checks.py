@@ -159,7 +159,7 @@ def test_while_a_check_takes_too_long_nothing_is_watched(store: Store) -> None:
 
     watched = Always(store, "web", slow, every=0.0, timeout=0.1)
     with pytest.raises(ViolationError, match="the check took 0 s; nothing was watched"), watched:
-        _until(lambda: watched.checks == 1)
+        _until(lambda: watched.checks >= 1)
 
 
 @pytest.mark.parametrize("skip", [pytest.skip.Exception("later"), unittest.SkipTest("later")])
