@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from pytest_vmss.errors import CheckpointError
+from pytest_vmss.errors import CheckpointError, HostError
 from pytest_vmss.hypervisor.layers import backing_file
 
 __all__ = ["Seals", "with_backing_files"]
@@ -91,12 +91,14 @@ def with_backing_files(disk: Path) -> list[Path]:
     """A disk, and all on which it is based.
 
     Raises:
-        CheckpointError: One is not there, or cannot be read.
+        HostError: One is not there, or cannot be read.
     """
     chain: list[Path] = [disk]
     try:
         while (below := backing_file(chain[-1])) is not None and len(chain) < _MOST_LAYERS:
-            chain.append(below)
+            chain.append(below.resolve(strict=True))  # as the kernel finds it
     except OSError as error:
-        raise CheckpointError(f"{chain[-1]}, on which {disk} is based: {error}") from error
+        raise HostError(
+            f"what {chain[-1]} is based on cannot be read: {error}; bring the file back"
+        ) from error
     return chain
