@@ -787,6 +787,8 @@ def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     assert web.checkpoints == []
     (told,) = [message for message in events(lab, "warning") if "it boots again" in message]
     assert "web_0 had gone on and stopped again, and what it has written since to lun0" in told
+    web.checkpoint()
+    assert len(list(lab.paths.folder.rglob("own.*/*-memory"))) == 1
 
 
 @pytest.mark.parametrize("host", [True, False])
