@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -66,3 +67,20 @@ def test_what_is_missing_cut_off_or_unknown_is_told(chain: list[Path]) -> None:
         HostError, match=r"what .*own.2/0-os.qcow2 is based on cannot be read: .*; bring the"
     ):
         with_backing_files(chain[0])
+
+
+def test_a_file_that_cannot_be_read_is_the_hosts_trouble(
+    chain: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: it is no verdict, and in words."""
+    seals = Seals.of(chain[0].parent, chain)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    told = "0-os.qcow2 of a checkpoint cannot be read: Input/output error"
+    with pytest.raises(HostError, match=told):
+        seals.check(*chain)
+    with pytest.raises(HostError, match=told):
+        Seals.of(chain[0].parent, chain)
