@@ -22,8 +22,10 @@ from pytest_vmss.environment.environment import Environment, InstanceContext
 from pytest_vmss.errors import ConflictError, HostError, LabError, error_text
 from pytest_vmss.host.files import sync, write_durably
 from pytest_vmss.host.locks import try_lock, wait_for_lock
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import ScaleSetDocument
 from pytest_vmss.operations import MakeCheckpoint
+from pytest_vmss.steps import RestoreMemory, SaveMemory
 from pytest_vmss.store import CheckpointRecord, OperationRecord, Outcome, VersionRecord
 
 __all__ = ["Checkpoints", "Sought"]
@@ -111,13 +113,28 @@ class Checkpoints:
             linking.enter_context(self._linking())
             if self._cache.take(key, folder):
                 return Sought(key, name)
+            if refused := self._refused(key):
+                return refused
             making.enter_context(self._cache.being_made(key, wait=wait))
             if self._cache.take(key, folder):  # made while this process waited
                 making.close()
                 return Sought(key, name)
+            if refused := self._refused(key):
+                making.close()  # the others that wait boot beside this one
+                return refused
         except _CACHE_ERRORS as error:
             return Sought(obstacle=f"its checkpoint cannot be used: {error_text(error)}")
         return Sought(key)
+
+    def _refused(self, key: str) -> Sought | None:
+        """What there is for a set which could not be saved when it was tried."""
+        why = self._cache.refusal(key)
+        if not why:
+            return None
+        return Sought(
+            obstacle="such a set could not be saved, which is tried again after an hour or after "
+            f"`vmss cache prune`: {why}"
+        )
 
     @contextlib.contextmanager
     def _linking(self) -> Iterator[None]:
@@ -200,13 +217,28 @@ class Checkpoints:
         """
         name = self._new_name(sought.key)
         report = engine.perform(MakeCheckpoint(name))
-        report.raise_for_status()
         files = CheckpointFiles(self._environment.paths.checkpoint(name))
-        if all(outcome is Outcome.SUCCEEDED for outcome in report.outcomes.values()):
-            self._keep(engine, sought.key, files)
-        for number in report.outcomes:
-            with contextlib.suppress(OSError):  # the set itself has no more use for it
-                files.memory(number).unlink()
+        try:
+            report.raise_for_status()
+            if all(outcome is Outcome.SUCCEEDED for outcome in report.outcomes.values()):
+                self._keep(engine, sought.key, files)
+            elif why := self._refusal_of(report):
+                with self._reported(engine, "noted as one that cannot be made"):
+                    self._cache.note_refusal(sought.key, why)
+        finally:
+            for number in report.outcomes:
+                with contextlib.suppress(OSError):  # the set itself has no more use for it
+                    files.memory(number).unlink()
+
+    def _refusal_of(self, report: OperationReport) -> str:
+        """Why no instance was saved and restored, so that the next such set need not be tried."""
+        if any(outcome is Outcome.SUCCEEDED for outcome in report.outcomes.values()):
+            return ""
+        steps = self._environment.store.steps(report.record.id)
+        refused = (
+            step.error for step in steps if step.name in (SaveMemory.name, RestoreMemory.name)
+        )
+        return next(filter(None, refused), "")
 
     def _keep(self, engine: Engine, key: str, files: CheckpointFiles) -> None:
         """Adds a checkpoint that was just made to the cache."""

@@ -50,10 +50,13 @@ class SetCheckpoints:
         Raises:
             CapacityError: The disk has no room for it; nothing was changed.
             ConflictError: An instance cannot be saved; nothing was changed.
-            CheckpointError: An instance was not saved; there is no such checkpoint.
+            CheckpointError: An instance was not saved, and booted again; no checkpoint was made.
+            ProvisioningError: An instance came up neither from what was saved nor by a boot.
             InterruptedOperationError: The host cannot continue for now.
         """
         self._engine.journal.ensure_idle()
+        complete = {entry.name for entry in self._all()}
+        self._drop([entry for entry in self._known() if entry.name not in complete])
         self._require_disk()
         older = [entry for entry in self._known() if entry.label == label]
         name = f"own.{secrets.token_hex(8)}"
@@ -61,13 +64,23 @@ class SetCheckpoints:
         unsaved = [n for n, outcome in report.outcomes.items() if outcome is not Outcome.SUCCEEDED]
         if unsaved:
             self._drop([entry for entry in self._known() if entry.name == name])
+            report.raise_for_status()
             named = ", ".join(f"{self._engine.name}_{number}" for number in unsaved)
+            kept = self._saved_before(label)
             raise CheckpointError(
-                f"there is no such checkpoint of {self._engine.name!r}: {named} could not be "
-                "saved; the set's events say why, and what became of it"
+                f"no checkpoint of {self._engine.name!r} was made: {named} could not be "
+                f"saved; the set's events say why, and what became of it{kept}"
             )
         self._drop(older)
         return report
+
+    def _saved_before(self, label: str) -> str:
+        """What there still is of a name, in words."""
+        earlier = [entry for entry in self._all() if entry.label == label]
+        if not earlier:
+            return ""
+        of_that = "of that name" if label else "without a name"
+        return f". The earlier one {of_that}, of {earlier[-1].created:%Y-%m-%d %H:%M} UTC, stays"
 
     def restore(self, label: str) -> OperationReport:
         """Restores the set to its checkpoint of a name; ends whatever is unfinished.

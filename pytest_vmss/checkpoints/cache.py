@@ -8,15 +8,17 @@ import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vmss.checkpoints.files import CheckpointFiles, Manifest
 from pytest_vmss.errors import CheckpointError, ConflictError, HostError
-from pytest_vmss.host.files import PART, sync_folder
+from pytest_vmss.host.files import PART, sync_folder, write_durably
 from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.host.ownership import require_trusted
+from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = ["CheckpointCache", "Entry"]
 
@@ -24,6 +26,9 @@ _KEY = re.compile(r"[0-9a-f]{32}")
 #: Seconds to wait for processes that link or remove files, which takes moments.
 _LOCK_S = 60.0
 _BLOCK = 512
+#: Seconds after which a set is saved again that could not be: what refused it may have been mended.
+_REFUSED_S = 3600.0
+_REFUSAL_BYTES, _TOLD_CHARS = 4096, 300
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,31 @@ class CheckpointCache:
                 _link(folder, target)
             self._shrink(self._limit, spare=key)
 
+    def note_refusal(self, key: str, why: str) -> None:
+        """Notes that a set could not be saved, so that others like it boot without trying or waiting.
+
+        Raises:
+            OSError: It cannot be written, or the cache is not the user's own.
+            ConflictError: Another process holds the cache for too long.
+        """
+        with self._locked():
+            write_durably(self._refusal(key), why.encode(errors="replace")[:_REFUSAL_BYTES])
+
+    def refusal(self, key: str) -> str:
+        """Why a set could not be saved, if that was tried within the last hour; else empty."""
+        noted = self._refusal(key)
+        try:
+            if not 0 <= time.time() - noted.stat().st_mtime < _REFUSED_S:
+                return ""
+            return one_line(
+                read_regular(noted, _REFUSAL_BYTES).decode(errors="replace"), _TOLD_CHARS
+            )
+        except OSError:
+            return ""
+
+    def _refusal(self, key: str) -> Path:
+        return self._folder / f".{key}.refused"
+
     def discard(self, key: str) -> None:
         """Removes a checkpoint that cannot be restored, so that it is made anew.
 
@@ -152,7 +182,7 @@ class CheckpointCache:
             limit: In bytes; 0 removes all.
 
         Returns:
-            Those removed.
+            Those removed. What is noted of sets that could not be saved goes too.
 
         Raises:
             OSError: One cannot be removed, or the cache is not the user's own.
@@ -164,6 +194,8 @@ class CheckpointCache:
             return []
         with self._locked():
             _sweep(self._folder)
+            for noted in self._folder.glob(".*.refused"):
+                _delete(noted)
             return self._shrink(limit)
 
     def _shrink(self, limit: int, *, spare: str = "") -> list[Entry]:

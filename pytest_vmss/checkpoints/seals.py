@@ -7,14 +7,15 @@ tables and libvirt what it saved, tell that at hardly any cost. What lies behind
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from pytest_vmss.errors import CheckpointError
+from pytest_vmss.errors import CheckpointError, HostError
 from pytest_vmss.hypervisor.layers import backing_file
 
 __all__ = ["Seals", "with_backing_files"]
@@ -45,12 +46,12 @@ class Seals:
         """Reads what files are now.
 
         Raises:
-            OSError: One cannot be read.
+            HostError: One cannot be read.
         """
         named = {os.path.relpath(file, folder): file for file in files}
         return cls(
             folder,
-            {name: file.stat().st_size for name, file in named.items()},
+            {name: _size(file) for name, file in named.items()},
             {name: _head(file) for name, file in named.items()},
         )
 
@@ -59,13 +60,16 @@ class Seals:
 
         Raises:
             CheckpointError: One is not.
+            HostError: One cannot be read.
         """
         for file in files:
-            if not file.is_file():
+            with _readable(file):
+                is_there = file.is_file()
+            if not is_there:
                 raise CheckpointError(f"the checkpoint's {file} is not there")
             if not self.known:
                 continue
-            name, size = os.path.relpath(file, self.folder), file.stat().st_size
+            name, size = os.path.relpath(file, self.folder), _size(file)
             if self.sizes.get(name) != size:
                 raise CheckpointError(
                     f"the checkpoint's {file} has {size} bytes, not {self.sizes.get(name)} as when "
@@ -82,21 +86,36 @@ class Seals:
         return [Path(os.path.normpath(self.folder / name)) for name in names]
 
 
+def _size(file: Path) -> int:
+    with _readable(file):
+        return file.stat().st_size
+
+
 def _head(file: Path) -> str:
-    with file.open("rb") as opened:
+    with _readable(file), file.open("rb") as opened:
         return hashlib.sha256(opened.read(_HEAD_BYTES)).hexdigest()
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f"{file} of a checkpoint cannot be read: {error.strerror}") from error
 
 
 def with_backing_files(disk: Path) -> list[Path]:
     """A disk, and all on which it is based.
 
     Raises:
-        CheckpointError: One is not there, or cannot be read.
+        HostError: One is not there, or cannot be read.
     """
     chain: list[Path] = [disk]
     try:
         while (below := backing_file(chain[-1])) is not None and len(chain) < _MOST_LAYERS:
-            chain.append(below)
+            chain.append(below.resolve(strict=True))  # as the kernel finds it
     except OSError as error:
-        raise CheckpointError(f"{chain[-1]}, on which {disk} is based: {error}") from error
+        raise HostError(
+            f"what {chain[-1]} is based on cannot be read: {error}; bring the file back"
+        ) from error
     return chain

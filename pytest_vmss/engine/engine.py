@@ -26,7 +26,7 @@ from pytest_vmss.errors import (
 from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import OperationReport
-from pytest_vmss.operations import DeleteScaleSet, Kind
+from pytest_vmss.operations import DeleteScaleSet, Kind, kind_of
 from pytest_vmss.operations.scale import scaling_to
 from pytest_vmss.store import (
     CheckpointRecord,
@@ -185,7 +185,8 @@ class Engine:
             first = report.errors[min(report.errors)]
             self.journal.end(operation_id, "Faulted", code=first.code, message=first.message)
         else:
-            self.journal.end(operation_id, "Completed")
+            remark = kind_of(report.record.action).remark(report)
+            self.journal.end(operation_id, "Completed", reason=remark)
 
     def perform(self, kind: Kind) -> OperationReport:
         """Opens an operation and runs it; raises as both do."""

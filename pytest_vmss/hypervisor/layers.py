@@ -34,7 +34,7 @@ def backing_file(path: Path) -> Path | None:
         name = disk.read(min(length, _NAME_BYTES))
     if not name_at or not name:
         return None
-    return Path(os.path.normpath(path.parent / os.fsdecode(name)))
+    return path.parent / os.fsdecode(name)
 
 
 def is_unwritten(path: Path, frozen: Path) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import ConflictError, error_summary, is_verdict
 from pytest_vmss.journal.journal import Journal
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.journal.work import Work
 from pytest_vmss.operations.disk_swap import undrain
 from pytest_vmss.operations.kind import Kind, Plan, at_once
@@ -89,6 +90,15 @@ class MakeCheckpoint(Kind):
         )
 
     @classmethod
+    def remark(cls, report: OperationReport) -> str:
+        """That there is no checkpoint, if not all instances were saved."""
+        unsaved = [n for n, outcome in report.outcomes.items() if outcome is not Outcome.SUCCEEDED]
+        if not unsaved:
+            return ""
+        named = ", ".join(f"{report.record.scale_set}_{number}" for number in unsaved)
+        return f"no checkpoint was made, for {named} could not be saved"
+
+    @classmethod
     def run(cls, work: Work) -> None:
         """See the class."""
         generation, name = work.context.record.generation, work.operation.checkpoint
@@ -109,7 +119,7 @@ class MakeCheckpoint(Kind):
         except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
             work.fail(error)
             undrain(work)
-            work.end_failed(Outcome.FAILED)
+            work.end_failed(Outcome.FAILED, power=True)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.journal.work import Work
 from pytest_vmss.store import Outcome, VersionRecord
 
@@ -64,6 +65,11 @@ class Kind(ABC):
     def in_words(cls, version: VersionRecord | None) -> str:
         """What it does, for events."""
         return cls.action if version is None else f"{cls.action} to {version.version}"
+
+    @classmethod
+    def remark(cls, report: OperationReport) -> str:  # noqa: ARG003
+        """What is to be said of an operation that completes, besides the outcomes; empty for nothing."""
+        return ""
 
     @abstractmethod
     def plan(self, environment: Environment, scale_set: str) -> Plan:

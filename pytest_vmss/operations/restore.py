@@ -118,7 +118,7 @@ class RestoreCheckpoint(Kind):
                 raise  # committed: a resume does the rest
             told = error_summary(error)[1]
             work.context.event(
-                "warning", f"its memory cannot be restored, and it boots instead: {told}"
+                "warning", f"it is not restored with its memory, and boots instead: {told}"
             )
             return False
         return True

@@ -116,6 +116,8 @@ def upgrade_summary(report: OperationReport) -> Text:
     )
     if record.error_code:
         text.append(f"\n{record.error_code}", style="red")
+    if record.reason and record.status == "Completed" and not record.rolling:
+        text.append(clean(f"\n  {record.reason}"), style="yellow")
     if report.left_out:
         text.append(clean(f"\n  extensions left out: {', '.join(report.left_out)}"), style="dim")
     for number, outcome in sorted(report.outcomes.items()):

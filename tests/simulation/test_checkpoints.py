@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import gzip
 import json
@@ -23,7 +24,8 @@ from pytest_vmss.checkpoints import cache as cache_module
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.errors import HypervisorError, LabError, ModelError, ProvisioningError
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
-from pytest_vmss.host.locks import wait_for_lock
+from pytest_vmss.host.locks import try_lock, wait_for_lock
+from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import load_document
 from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import Settings
@@ -209,6 +211,70 @@ def test_an_instance_that_cannot_be_saved_is_booted_again(
     assert {what: times for (_, _, what), times in lab.executions.items()} == {
         "custom data": 1, "register": 1,
     }  # fmt: skip
+
+
+def test_sets_that_cannot_be_saved_are_not_tried_and_wait_for_none(
+    lab: SimulatedLab,
+    other: SimulatedLab,
+    settings: Settings,
+    cache: CheckpointCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """L4: they boot beside each other, and are tried again once that may have changed."""
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("web_0 cannot be saved: it has host devices")
+
+    monkeypatch.setattr(SimulatedHypervisor, "save", refuse)
+    create(lab).delete()
+    monkeypatch.undo()
+    (entry,) = (path for path in (settings.cache_dir / "checkpoints").glob(".*.refused"))
+    key = entry.name.split(".")[1]
+    with cache.being_made(key, wait=0):  # by a process that does not end
+        web = create(other)
+    assert steps(other, web) == {"create"}
+    (told,) = (message for message in events(other, "warning") if "could not be saved" in message)
+    assert told.startswith(
+        "boots: such a set could not be saved, which is tried again after an hour"
+    )
+    assert told.endswith("web_0 cannot be saved: it has host devices")
+    long_ago = entry.stat().st_mtime - 3601
+    os.utime(entry, (long_ago, long_ago))
+    web.delete()
+    web = create(other)
+    assert steps(other, web) == {"create", "checkpoint"}
+    assert len(cache.entries()) == 1
+    cache.prune()
+    assert not entry.exists()
+
+
+def test_who_waited_for_a_set_that_cannot_be_saved_boots_beside_the_others(
+    lab: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L4: nobody behind it waits for it."""
+    create(lab).delete()
+    (entry,) = cache.entries()
+    cache.prune()
+    real, free = CheckpointCache.being_made, list[bool]()
+
+    @contextlib.contextmanager
+    def being_made(self: CheckpointCache, key: str, *, wait: float) -> Iterator[None]:
+        with real(self, key, wait=wait):
+            cache.note_refusal(key, "another's")  # by whom this one waited for
+            yield
+
+    def run(self: Engine, operation: str) -> OperationReport:
+        lock = try_lock(cache._folder / f".{entry.key}.lock")
+        free.append(lock is not None)
+        if lock is not None:
+            lock.remove()
+        return run_for_real(self, operation)
+
+    run_for_real = Engine.run
+    monkeypatch.setattr(CheckpointCache, "being_made", being_made)
+    monkeypatch.setattr(Engine, "run", run)
+    assert steps(lab, create(lab)) == {"create"}
+    assert free == [True]
 
 
 @pytest.mark.parametrize("failing", ["restore", "keep", ""])
@@ -721,6 +787,8 @@ def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     assert web.checkpoints == []
     (told,) = [message for message in events(lab, "warning") if "it boots again" in message]
     assert "web_0 had gone on and stopped again, and what it has written since to lun0" in told
+    web.checkpoint()
+    assert len(list(lab.paths.folder.rglob("own.*/*-memory"))) == 1
 
 
 @pytest.mark.parametrize("host", [True, False])

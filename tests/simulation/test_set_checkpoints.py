@@ -22,10 +22,12 @@ from pytest_vmss.errors import (
     HypervisorError,
     ModelError,
     NotFoundError,
+    ProvisioningError,
     UpgradeError,
 )
 from pytest_vmss.guest.cloud_init import CloudInitResult
 from pytest_vmss.operations import Restart
+from pytest_vmss.report.tables import upgrade_summary
 from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
@@ -439,12 +441,40 @@ def test_a_set_that_cannot_be_saved_keeps_its_earlier_checkpoint(
                 self, machine, memory.with_name("gone") if machine.name.endswith("_1") else memory
             ),
         )
-        with pytest.raises(CheckpointError, match="web_1 could not be saved; the set's events"):
+        told = r"web_1 could not be saved; the set's events .* The earlier one without a name, of"
+        with pytest.raises(CheckpointError, match=told):
             web.checkpoint()
+        with pytest.raises(CheckpointError, match=r"what became of it$"):
+            web.checkpoint("another")
+    remark = "no checkpoint was made, for web_1 could not be saved"
+    assert events(lab, "end")[-1] == f"Completed: {remark}"
+    ended = web._engine.journal.operations()[-1]
+    assert remark in str(upgrade_summary(web._engine.journal.report(ended.id)))
     assert web.is_healthy()
     assert len(lab.store.select(CheckpointRecord)) == 1
     web.restore()
     assert seen(web) == before
+
+
+def test_an_instance_that_neither_goes_on_nor_boots_is_told_with_its_evidence(
+    lab: SimulatedLab, web: ScaleSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E5: that it was not saved is the least of it."""
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("libvirt refuses")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedHypervisor, "restore", refuse)
+        patched.setattr(SimulatedHypervisor, "start", refuse)
+        with pytest.raises(ProvisioningError, match=r"3 of 3 instances .* failed to checkpoint"):
+            web.checkpoint()
+    assert {i.record.provisioning for i in web} == {"Failed"}
+    assert lab.store.select(CheckpointRecord) == []
+    assert list(lab.paths.folder.rglob("*-memory")) == []
+    web.restart()  # nothing else is wrong with it
+    assert web.is_healthy()
+    assert {i.record.provisioning for i in web} == {"Succeeded"}
 
 
 @pytest.mark.parametrize("failing", ["save", "wake"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vmss.checkpoints import Seals, with_backing_files
-from pytest_vmss.errors import CheckpointError
+from pytest_vmss.errors import CheckpointError, HostError
 from pytest_vmss.hypervisor import disks
 
 
@@ -62,5 +63,24 @@ def test_what_is_missing_cut_off_or_unknown_is_told(chain: list[Path]) -> None:
     with pytest.raises(CheckpointError, match="is not there"):
         unknown.check(chain[2])
     chain[1].unlink()
-    with pytest.raises(CheckpointError, match=r"on which .*0-os.qcow2 is based"):
+    with pytest.raises(
+        HostError, match=r"what .*own.2/0-os.qcow2 is based on cannot be read: .*; bring the"
+    ):
         with_backing_files(chain[0])
+
+
+def test_a_file_that_cannot_be_read_is_the_hosts_trouble(
+    chain: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: it is no verdict, and in words."""
+    seals = Seals.of(chain[0].parent, chain)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    told = "0-os.qcow2 of a checkpoint cannot be read: Input/output error"
+    with pytest.raises(HostError, match=told):
+        seals.check(*chain)
+    with pytest.raises(HostError, match=told):
+        Seals.of(chain[0].parent, chain)
