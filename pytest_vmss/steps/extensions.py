@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from pytest_vmss.clock import Deadline, run_concurrently
@@ -48,28 +49,34 @@ class RunExtensions:
         deadline = Deadline(budget, clock.monotonic)
         self._remove_gone(context, extensions, deadline)
 
-        def run(extension: Extension) -> None:
+        def run(extension: Extension) -> ExtensionResult | None:
             known = {entry.name.lower(): entry for entry in self._results(context)}
             earlier = known.get(extension.name.lower())
             if earlier is not None and not self._due(context, extension, earlier):
-                return
+                return None
             broken = [
                 known[name.lower()].name
                 for name in extension.provision_after_extensions
                 if known[name.lower()].status == "error"
             ]
             if broken:
-                self._keep(context, extensions, _skipped(extension, broken[0]))
-                return
+                return _skipped(extension, broken[0])
             if not is_known(extension):
-                self._keep(context, extensions, _left_out(extension))
-                return
+                return _left_out(extension)
             timeout = _limit(context, deadline)
             first = "1" if earlier is None else f"{context.operation}-{generation.revision}"
-            self._keep(context, extensions, guest.run_extension(extension, first, timeout))
+            return guest.run_extension(extension, first, timeout)
 
-        for stage in stages_of_extensions(extensions):
-            run_concurrently(stage, run, clock=clock)
+        def run_and_keep(extension: Extension, *, durable: bool) -> None:
+            result = run(extension)
+            if result is not None:
+                self._keep(context, extensions, result, durable=durable)
+
+        stages = stages_of_extensions(extensions)
+        for number, stage in enumerate(stages, start=1):
+            # After the last stage nothing is changed before the journal is synchronized.
+            act = partial(run_and_keep, durable=number < len(stages))
+            run_concurrently(stage, act, clock=clock)
         self._judge(context, extensions)
 
     def _results(self, context: InstanceContext) -> Sequence[ExtensionResult]:
@@ -91,11 +98,12 @@ class RunExtensions:
         return self.newer and version != earlier.version
 
     def _keep(
-        self, context: InstanceContext, extensions: Sequence[Extension], result: ExtensionResult
-    ) -> None:
+        self, context: InstanceContext, extensions: Sequence[Extension], result: ExtensionResult,
+        *, durable: bool,
+    ) -> None:  # fmt: skip
         """Records an extension's result, in the model's order."""
         store = context.environment.store
-        with store.transaction():
+        with store.transaction(durable=durable):
             generation = context.existing(self.generation)
             known = {entry.name: entry for entry in generation.extensions}
             known[result.name] = result.model_copy(
