@@ -7,12 +7,11 @@ an upgrade policy does without starting a VM.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +43,7 @@ from pytest_vmss.model import (
 )
 from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import Settings
-from pytest_vmss.simulation.clock import VirtualClock, preempt
+from pytest_vmss.simulation.clock import VirtualClock
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedDisk, SimulatedHypervisor
 from pytest_vmss.simulation.load_balancer import SimulatedBalancer
@@ -87,12 +86,8 @@ class ScheduledStore(Store):
         self._virtual = clock
         clock.held = lambda: self.in_transaction
 
-    @contextlib.contextmanager
-    def _transaction(self, durable: bool) -> Iterator[None]:
-        preempt(self._virtual)
-        with super()._transaction(durable):
-            yield
-        preempt(self._virtual)
+    def _let_others_run(self) -> None:
+        self._virtual.preempt()
 
 
 class SimulatedLab(Lab):
