@@ -339,7 +339,9 @@ class Journal:
 
         The end of one step, its conclusion, and the intent of the next are one transaction. It
         is synchronized to the disk before anything is changed outside the store: at once, unless
-        the next step needs no such intent. A crash of the host in between repeats the last steps.
+        the next step needs no such intent, or the instance has succeeded: then the end of the
+        batch or the operation follows, durably, if no other instance's step does. A crash of the
+        host in between repeats the last steps.
 
         Args:
             context: The instance.
@@ -383,7 +385,7 @@ class Journal:
                 raise
             self._tell(Moment.AFTER_STEP, context, name)
             ended = entry
-        with self._store.transaction():
+        with self._store.transaction(durable=outcome is not Outcome.SUCCEEDED):
             end()
             if outcome is not None:
                 self.outcome(context, outcome)
