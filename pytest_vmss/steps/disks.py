@@ -16,6 +16,7 @@ from pytest_vmss.guest_platform.config import PlatformFiles
 from pytest_vmss.guest_platform.provisioning import ovf_env
 from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
 from pytest_vmss.host.files import PART, sync_folder
+from pytest_vmss.model import DataDisk
 from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import (
@@ -46,27 +47,37 @@ class CreateDataDisks:
     """Creates the data disks that the instance does not have yet (A5).
 
     The host never writes to them afterwards. A disk whose file has disappeared is never
-    replaced by an empty one: the loss of data must be reported.
+    replaced by an empty one: the loss of data must be reported. Usually all are there, and
+    nothing is changed; else it is written, durably, which ones are about to be made.
     """
 
     name: ClassVar[str] = "create data disks"
     timed: ClassVar[bool] = True
-    durable: ClassVar[bool] = True
+    durable: ClassVar[bool] = False
 
     revision: int
 
     def apply(self, context: InstanceContext) -> None:
-        environment = context.environment
-        _make_folder(context)
+        environment, had = context.environment, self._had(context)
+        missing: dict[Path, DataDisk] = {}
         for disk in context.revision(self.revision).model.data_disks:
             path = environment.paths.data_disk(context.scale_set, context.instance_id, disk.lun)
-            if disk.lun in self._had(context) and not path.is_file():
+            if path.is_file():
+                continue
+            if disk.lun in had:
                 raise HostError(
                     f"{path}, the data disk at LUN {disk.lun} of {context.name}, is not there, and "
                     "no empty one was put in its place: bring the file back (a file system that is "
                     "not mounted?), or ask for empty disks with: "
                     f"{environment.program} reimage {context.scale_set} {context.instance_id} --data-disks"
                 )
+            missing[path] = disk
+        if not missing:
+            return
+        luns = ", ".join(str(disk.lun) for disk in missing.values())
+        context.event("disk", f"makes its data disks at LUN {luns}")
+        _make_folder(context)
+        for path, disk in missing.items():
             environment.hypervisor.create_data_disk(path, disk.disk_size_gb or 1)
 
     @staticmethod

@@ -16,6 +16,7 @@ from pytest_vmss.guest.logs import LOG_BYTES, QUICK_LOGS, GuestLog
 from pytest_vmss.report.artifacts import collect
 from pytest_vmss.report.timeline import set_page
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
+from pytest_vmss.steps import CreateDataDisks
 from pytest_vmss.store import Outcome
 from tests.models import LOAD_BALANCER, web_model
 from tests.simulation.conftest import SimulatedLab
@@ -256,7 +257,7 @@ def test_a_disk_that_never_ran_has_nothing_to_tell(
     def full(*_: object) -> None:
         raise HypervisorError("no space left on device")
 
-    monkeypatch.setattr(lab.simulated, "create_data_disk", full)
+    monkeypatch.setattr(CreateDataDisks, "apply", full)
     upgrade = lab.roll(web, "1.1.0")
     assert upgrade.outcomes["web_0"] is Outcome.ROLLED_BACK
     error = upgrade.errors["web_0"]

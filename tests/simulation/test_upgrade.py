@@ -23,7 +23,7 @@ from pytest_vmss.health import Observation
 from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor import Machine
 from pytest_vmss.simulation.guest import Behaviour
-from pytest_vmss.steps import Start
+from pytest_vmss.steps import CreateDataDisks, Start
 from pytest_vmss.store import (
     GenerationRecord,
     InstanceRecord,
@@ -456,7 +456,7 @@ def test_data_disks_that_cannot_be_made_leave_the_instance_on_its_disk(
     def full(*_: object) -> None:
         raise HypervisorError("no space left on device")
 
-    monkeypatch.setattr(lab.simulated, "create_data_disk", full)
+    monkeypatch.setattr(CreateDataDisks, "apply", full)
     if automatic:
         lab.run_due()
     else:
@@ -481,7 +481,7 @@ def test_a_way_back_that_fails_too_is_gone_on_with(
 
     with monkeypatch.context() as patch:
         patch.setattr(lab.simulated, "start", broken)
-        patch.setattr(lab.simulated, "create_data_disk", broken)
+        patch.setattr(CreateDataDisks, "apply", broken)
         for act in (web.upgrade, web.resume):
             with pytest.raises(InterruptedOperationError, match="no more machines"):
                 act()
