@@ -168,7 +168,7 @@ class Sync:
 
     name: ClassVar[str] = "sync"
     timed: ClassVar[bool] = True
-    durable: ClassVar[bool] = True
+    durable: ClassVar[bool] = False  # the guest would write the same a little later
 
     generation: int
 

@@ -12,8 +12,8 @@ from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from tests.simulation.conftest import SimulatedLab
 
-#: What only waits for the guest.
-_WAITS = ("wait_boot", "wait_cloud_init")
+#: What only waits for the guest: to boot, or to have written what it writes anyhow.
+_WAITS = ("wait_boot", "wait_cloud_init", "sync")
 
 
 def _changes(effect: Effect) -> bool:
