@@ -28,7 +28,7 @@ def _changes(effect: Effect) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("version", ["good", "bad", "reimage"])
+@pytest.mark.parametrize("version", ["good", "bad", "reimage", "scale out"])
 def test_nothing_is_changed_while_a_commit_may_be_lost(
     settings: Settings, request: pytest.FixtureRequest, version: str, seed: int
 ) -> None:
@@ -59,6 +59,8 @@ def test_nothing_is_changed_while_a_commit_may_be_lost(
     with observing(lab, observe):
         if version == "reimage":
             web.reimage()
+        elif version == "scale out":
+            web.scale(4)
         else:
             lab.roll(web, "1.1.0", Behaviour.GOOD if version == "good" else Behaviour.UNHEALTHY)
     assert unsynchronized > 3
