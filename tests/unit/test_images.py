@@ -324,8 +324,9 @@ def test_compiled_modules_of_python_are_trusted_by_time_and_size(tmp_path: Path)
         source = folder / f"{name}.py"
         source.write_text(f"NAME = {name!r}\n")
         os.utime(source, (changed, changed))
-        path = py_compile.compile(str(source), invalidation_mode=checked, doraise=True)
-        compiled[name] = Path(str(path))
+        path = folder / "__pycache__" / f"{name}.{sys.implementation.cache_tag}.pyc"
+        py_compile.compile(str(source), str(path), invalidation_mode=checked, doraise=True)
+        compiled[name] = path
     body = compiled["old"].read_bytes()[16:]
     assemble._date_bytecode(tmp_path / "root", timestamp)
     for name, changed in (("old", timestamp - 5), ("new", timestamp)):
