@@ -345,11 +345,21 @@ class _Reaper:
             os.waitpid(pid, os.WNOHANG)
             return True
         # A child of other code, not waited for yet, hides those that ended after it.
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _is_daemonized_qemu(int(entry.name)):
+        for child in _children():
+            if _is_daemonized_qemu(child):
                 with contextlib.suppress(ChildProcessError):
-                    os.waitpid(int(entry.name), os.WNOHANG)
+                    os.waitpid(child, os.WNOHANG)
         return False
+
+
+def _children() -> list[int]:
+    """Ids of this process's children, among them at least all that it adopted as a subreaper."""
+    try:
+        # Its main thread adopts; those of other threads were started by code that waits for them.
+        own = os.getpid()
+        return [int(pid) for pid in Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+    except OSError:  # a kernel without that list
+        return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
 def _is_daemonized_qemu(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -493,3 +494,41 @@ def test_an_agent_that_answers_in_no_utf_8_has_failed(monkeypatch: pytest.Monkey
     monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", answer)
     with pytest.raises(HypervisorError, match="another encoding than UTF-8"):
         driver.agent("web_0", "{}")
+
+
+#: A process that nobody waits for hides one that daemonized; that is reaped all the same, and the
+#: first is left to the code that started it. It prints how often /proc was listed meanwhile.
+REAPING = """
+import os, subprocess, sys, time
+from pathlib import Path
+from pytest_vmss.hypervisor import connection
+
+listed = []
+iterdir = Path.iterdir
+Path.iterdir = lambda path: listed.append(path) or iterdir(path)
+reaper = connection._Reaper()
+hiding = subprocess.Popen(["true"])
+os.waitid(os.P_PID, hiding.pid, os.WEXITED | os.WNOWAIT)
+subprocess.run(["setsid", "sh", "-c", f"{sys.argv[1]} 0.2 & echo $! > {sys.argv[2]}"], check=True)
+daemon = int(Path(sys.argv[2]).read_text())
+assert daemon in connection._children()
+deadline = time.monotonic() + 30
+while Path(f"/proc/{daemon}").exists():
+    assert time.monotonic() < deadline, Path(f"/proc/{daemon}/stat").read_text()
+    time.sleep(0.01)
+assert hiding.pid in connection._children()
+reaper.stop()
+assert hiding.wait() == 0
+print(len(listed))
+"""
+
+
+def test_what_daemonized_is_reaped_behind_what_nobody_waits_for(tmp_path: Path) -> None:
+    """R4: without a look at each process of the host, twenty times a second."""
+    program = tmp_path / "qemu-system-test"
+    shutil.copyfile("/bin/sleep", program)
+    program.chmod(0o755)
+    argv: list[str | Path] = [sys.executable, "-c", REAPING, program, tmp_path / "pid"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "0"
