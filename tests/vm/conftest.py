@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The user without rights, as whom parts of the tests run where they run as root.
 NOBODY = 65534
 
-#: The modules that take minutes, longest first: so workers end together.
+#: The modules that take minutes, longest first, so that workers end together. The first three
+#: begin at once: one mostly waits, so that the others' guests do not fight for the processors.
 LONGEST_FIRST = (
     "test_azure_images",
-    "test_command_line",
-    "test_user_accounts",
-    "test_upgrade",
     "test_health",
+    "test_user_accounts",
+    "test_command_line",
+    "test_upgrade",
     "test_eligibility",
     "test_extensions",
     "test_faults",
