@@ -33,6 +33,7 @@ from pytest_vmss.health import (
     probe_once,
     read_report,
 )
+from pytest_vmss.host.boot_turns import BootTurns, processors
 from pytest_vmss.host.capacity import available_mib, check_capacity, memory_of
 from pytest_vmss.host.qemu_account import choose_account
 from pytest_vmss.hypervisor import Hypervisor
@@ -199,6 +200,12 @@ class LocalBackends:
         if self._room.is_claimed:
             left = sum(memory_of(mib, hypervisor.accelerator) for mib in memory())
             self._room.give_back(left)
+
+    def boot_turns(self, hypervisor: Hypervisor) -> BootTurns | None:
+        """As many turns to boot as there are processors; under KVM none is needed."""
+        if hypervisor.accelerator == "kvm":
+            return None
+        return BootTurns(self._place.settings.state_dir, processors())
 
     def make_guest(self, context: InstanceContext, generation: GenerationRecord) -> Guest:
         """Returns the guest of a generation, over SSH."""

@@ -123,6 +123,7 @@ class Lab:
             degraded_is_fatal=self.settings.degraded_is_fatal,
             guest_network=self.settings.guest_network,
             serve_files=self.backends.serve_files,
+            boot_turns=self.backends.boot_turns,
             free_addresses=self.networks.free_addresses,
             make_balancer=self.backends.make_balancer,
             check_room=self.backends.check_room,

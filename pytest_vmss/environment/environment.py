@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from pytest_vmss.environment.masking import masker
 from pytest_vmss.environment.observers import Observers
 from pytest_vmss.environment.revisions import Revision, Revisions
 from pytest_vmss.environment.traffic import Traffic
-from pytest_vmss.errors import NotFoundError, VmssError
+from pytest_vmss.errors import NotFoundError, VmssError, WaitTimeoutError
 from pytest_vmss.gallery import ImageStore
 from pytest_vmss.guest import Check, Guest
 from pytest_vmss.guest.console import Console
@@ -27,6 +28,8 @@ from pytest_vmss.guest_platform.sightings import Sightings, read_sightings
 from pytest_vmss.guest_platform.virtual_network import launcher as virtual_network
 from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
+from pytest_vmss.host.boot_turns import BootTurns
+from pytest_vmss.host.locks import Lock
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.hypervisor import Disk, Forward, Hypervisor, Machine
 from pytest_vmss.load_balancer import Balancer, Rule
@@ -46,6 +49,11 @@ from pytest_vmss.store import GenerationRecord, InstanceRecord, ScaleSetRecord, 
 from pytest_vmss.store.queries import find_scale_set, instances_of
 
 __all__ = ["Environment", "InstanceContext", "Prober"]
+
+#: The share of the time for a boot that a guest waits at most for its turn.
+_TURN_SHARE = 0.2
+#: The share of what is left for an instance that its guest waits at most.
+_TURN_OF_REST = 0.25
 
 #: Probes an instance once.
 Prober = Callable[[Probe, InstanceRecord], Observation]
@@ -82,6 +90,7 @@ class Environment:
         folder: The folder in which files that are named relatively are looked for first.
         unknown_extensions: What becomes of extensions that nobody registered (P4).
         metrics: Reads the custom metrics that an instance's health extension reports now (D5).
+        boot_turns: Returns what lets guests boot a few at a time; None where all may boot at once.
         free_addresses: Returns a given number of unused loopback addresses.
         make_balancer: Creates the load balancer of a set, from its rules.
         check_room: Claims memory for so many instances of a size; waits for other labs to give some
@@ -107,6 +116,7 @@ class Environment:
     metrics: Callable[[InstanceContext], RollingUpgradeMetrics]
     check_room: Callable[[int, VmSize, Hypervisor, Sequence[int]], None]
     give_back_room: Callable[[Hypervisor, Callable[[], Sequence[int]]], None]
+    boot_turns: Callable[[Hypervisor], BootTurns | None]
     free_addresses: Callable[[int], list[str]]
     make_balancer: Callable[[ScaleSetRecord, Sequence[Rule]], Balancer]
     own_size: VmSize | None = None
@@ -250,6 +260,7 @@ class InstanceContext:
     deadline: float | None = None
     uuid: str = ""
     _guests: dict[int, Guest] = field(default_factory=dict, compare=False, repr=False)
+    _turns: list[Lock] = field(default_factory=list, compare=False, repr=False)
 
     def guest(self, generation: GenerationRecord) -> Guest:
         """The guest of a generation; one connection serves all steps (a login costs seconds)."""
@@ -283,9 +294,32 @@ class InstanceContext:
         return mask(text)
 
     def leave(self) -> None:
-        """Closes the connections to guests."""
+        """Closes the connections to guests, and gives back a turn to boot."""
+        self.end_turn()
         while self._guests:
             self._guests.popitem()[1].close()
+
+    def await_turn(self) -> None:
+        """Waits until few enough guests boot on this host, for a limited time.
+
+        It keeps its turn until :meth:`end_turn`. A guest that gets none boots all the same, after
+        a fifth of the time that a boot may take, or a quarter of what is left for the instance.
+        """
+        turns = self.environment.boot_turns(self.environment.hypervisor)
+        if turns is None or self._turns:
+            return
+        clock, limit = self.environment.clock, self.base_timeouts.boot * _TURN_SHARE
+        if self.deadline is not None:
+            limit = max(min(limit, (self.deadline - clock.monotonic()) * _TURN_OF_REST), 0.0)
+        told = f"waits for others to have booted, up to {limit:.0f} s"
+        with contextlib.suppress(OSError, WaitTimeoutError):
+            self._turns.append(turns.wait(limit, clock, waits=lambda: self.event("turn", told)))
+
+    def end_turn(self) -> None:
+        """Lets another guest boot."""
+        while self._turns:
+            with contextlib.suppress(OSError):  # it is released anyway
+                self._turns.pop().remove()
 
     def at(self, instance_id: int) -> InstanceContext:
         """Another instance in the same operation."""
@@ -294,6 +328,7 @@ class InstanceContext:
             instance_id=instance_id,
             uuid=self.uuid if instance_id == self.instance_id else "",
             _guests={},
+            _turns=[],
         )
 
     @cached_property

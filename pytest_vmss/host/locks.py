@@ -26,7 +26,7 @@ from typing import Self
 from pytest_vmss.clock import SystemClock, wait_for
 from pytest_vmss.errors import ConflictError, WaitTimeoutError
 
-__all__ = ["Lock", "is_locked", "try_lock", "wait_for_lock"]
+__all__ = ["Lock", "is_locked", "remove_if_unused", "try_lock", "wait_for_lock"]
 
 _INTERVAL_S = 0.02
 
@@ -191,6 +191,17 @@ def is_locked(path: Path) -> bool:
     finally:
         _close(descriptor)
     return False
+
+
+def remove_if_unused(path: Path) -> None:
+    """Removes a lock's file if a process was killed that held the lock, or waited for it.
+
+    Raises:
+        OSError: The file exists, but cannot be opened or removed.
+    """
+    lock = try_lock(path) if path.exists() else None
+    if lock is not None:
+        lock.remove()
 
 
 def _open(path: Path, flags: int) -> int:

@@ -18,9 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_vmss.errors import ConflictError, LabError, VmssError
+from pytest_vmss.host import boot_turns
 from pytest_vmss.host.addresses import claims, clear_claims, release_network
-from pytest_vmss.host.locks import is_locked, try_lock
+from pytest_vmss.host.locks import is_locked, remove_if_unused, try_lock
 from pytest_vmss.host.paths import PROCESS_ROOTS, LabPaths
+from pytest_vmss.labs import room
 from pytest_vmss.labs.identity import (
     LabIdentity,
     labs_folder,
@@ -30,7 +32,6 @@ from pytest_vmss.labs.identity import (
 )
 from pytest_vmss.labs.inventory import LabState, lab_state
 from pytest_vmss.labs.removal import is_stub, remove_files, remove_machines, remove_unfinished
-from pytest_vmss.labs.room import remove_unused_lock
 from pytest_vmss.settings import Settings, former_state_dir
 
 __all__ = ["reap", "remove_lab"]
@@ -67,7 +68,8 @@ def _reap(settings: Settings) -> list[str]:
             lines += _look(settings, paths)
         _free_networks(settings)
         _remove_locks(settings)
-        remove_unused_lock(settings)
+        for path in (room.lock_file(settings), *boot_turns.lock_files(settings.state_dir)):
+            remove_if_unused(path)
         _remove_roots(settings)
     except (VmssError, OSError) as error:
         lines.append(f"what dead sessions left could not all be removed: {error}")

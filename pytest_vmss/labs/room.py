@@ -20,13 +20,13 @@ import psutil
 
 from pytest_vmss.host.capacity import RESERVE_MIB
 from pytest_vmss.host.files import write_durably
-from pytest_vmss.host.locks import is_locked, try_lock, wait_for_lock
+from pytest_vmss.host.locks import is_locked, wait_for_lock
 from pytest_vmss.host.paths import LabPaths
 from pytest_vmss.labs.identity import labs_folder
 from pytest_vmss.settings import Settings
 from pytest_vmss.untrusted import read_json_file
 
-__all__ = ["SharedRoom", "Shortage", "remove_unused_lock"]
+__all__ = ["SharedRoom", "Shortage", "lock_file"]
 
 #: Seconds to wait for other labs that look at what is written, which takes moments.
 _LOCK_S = 60.0
@@ -93,7 +93,7 @@ class SharedRoom:
         """
         if available is None and self._settings.memory_mib is None:
             return None
-        path = _lock(self._settings)
+        path = lock_file(self._settings)
         with wait_for_lock(path, what="shares out memory", timeout=_LOCK_S):
             others = self._others()
             shortage = self._over_the_limit(needed, held, others)
@@ -156,15 +156,8 @@ class SharedRoom:
         write_durably(self._paths.room, text.encode())
 
 
-def remove_unused_lock(settings: Settings) -> None:
-    """Removes the lock's file if a process was killed that held it, or waited for it."""
-    if _lock(settings).exists():
-        lock = try_lock(_lock(settings))
-        if lock is not None:
-            lock.remove()
-
-
-def _lock(settings: Settings) -> Path:
+def lock_file(settings: Settings) -> Path:
+    """The file that is locked to look at what labs have claimed."""
     return settings.state_dir / "room.lock"
 
 

@@ -27,6 +27,7 @@ from pytest_vmss.gallery import DEFAULT_GALLERY
 from pytest_vmss.guest.extensions.application_health import STATUS_FILE
 from pytest_vmss.guest.in_guest.application_health import Rules, document, rules_of
 from pytest_vmss.health import Observation, RollingUpgradeMetrics
+from pytest_vmss.host.boot_turns import BootTurns
 from pytest_vmss.host.capacity import memory_of
 from pytest_vmss.host.process import run
 from pytest_vmss.hypervisor import Hypervisor
@@ -116,6 +117,7 @@ class SimulatedLab(Lab):
         virtual: The virtual clock.
         simulated: The simulated hypervisor.
         room: How many machines the host has room for.
+        turns: How many guests may boot at once; None for all.
     """
 
     def __init__(self, place: LabPlace, *, seed: int = 0, threads: int = 8) -> None:
@@ -128,6 +130,7 @@ class SimulatedLab(Lab):
         self.balancers: dict[str, SimulatedBalancer] = {}
         self.runs: dict[tuple[str, int, str], int] = {}
         self.room = 10_000
+        self.turns: int | None = None
         self.virtual = VirtualClock(seed, threads=threads)
         self.simulated = SimulatedHypervisor(self.virtual, place.paths.folder)
         self.simulated.read_file = self._simulate_file
@@ -356,6 +359,11 @@ class SimulatedBackends(LocalBackends):
         held = sum(memory_of(mib, hypervisor.accelerator) for mib in memory)
         needed = count * memory_of(size.memory_mib, hypervisor.accelerator)
         self._take_room(needed, held, available=lambda: None)
+
+    def boot_turns(self, hypervisor: Hypervisor) -> BootTurns | None:  # noqa: ARG002
+        """As many turns as the lab's ``turns``: simulated guests need no processors."""
+        turns = self._lab.turns
+        return None if turns is None else BootTurns(self._place.settings.state_dir, turns)
 
     def probe(self, probe: Probe, record: InstanceRecord) -> Observation:  # noqa: ARG002
         """Returns what a probe from outside finds."""

@@ -69,6 +69,7 @@ class Start:
             if machine.platform is not None or machine.network is not None:
                 hypervisor.start(machine)  # serves its guest, if a process for that was killed
             return  # started before a crash, or never stopped
+        context.await_turn()
         generation = context.existing(self.generation)
         # ProveBoot needs to know what was there before the start.
         log = machine.console.stat().st_size if machine.console.exists() else 0
@@ -99,7 +100,10 @@ class ProveBoot:
     def apply(self, context: InstanceContext) -> Conclusion:
         store = context.environment.store
         generation = context.existing(self.generation)
-        facts = context.guest(generation).wait_boot(generation.boot_before)
+        try:
+            facts = context.guest(generation).wait_boot(generation.boot_before)
+        finally:
+            context.end_turn()
 
         def conclude() -> None:
             store.amend(
