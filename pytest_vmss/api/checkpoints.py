@@ -192,18 +192,16 @@ class Checkpoints:
         found = [context.generation(1) for context in contexts]
         if all(generation is not None and generation.ssh_key for generation in found):
             return
-        with self._reported(engine, "dropped"):
+        with self._reported(engine, "its checkpoint cannot be dropped"):
             self._cache.discard(sought.key)
 
     @contextlib.contextmanager
-    def _reported(self, engine: Engine, what: str) -> Iterator[None]:
+    def _reported(self, engine: Engine, problem: str) -> Iterator[None]:
         """Turns errors of the cache, which harm no set, into events."""
         try:
             yield
         except _CACHE_ERRORS as error:
-            self._environment.store.event(
-                engine.name, "warning", f"its checkpoint cannot be {what}: {error_text(error)}"
-            )
+            self._environment.store.event(engine.name, "warning", f"{problem}: {error_text(error)}")
 
     def make(self, engine: Engine, sought: Sought) -> None:
         """Makes the checkpoint of a set that was just created; the set must be locked.
@@ -223,7 +221,7 @@ class Checkpoints:
             if all(outcome is Outcome.SUCCEEDED for outcome in report.outcomes.values()):
                 self._keep(engine, sought.key, files)
             elif why := self._refusal_of(report):
-                with self._reported(engine, "noted as one that cannot be made"):
+                with self._reported(engine, "that it cannot be saved cannot be noted"):
                     self._cache.note_refusal(sought.key, why)
         finally:
             for number in report.outcomes:
@@ -242,13 +240,18 @@ class Checkpoints:
 
     def _keep(self, engine: Engine, key: str, files: CheckpointFiles) -> None:
         """Adds a checkpoint that was just made to the cache."""
-        with self._reported(engine, "kept"):
+        is_kept = False
+        with self._reported(engine, "its checkpoint cannot be kept"):
             write_durably(files.ssh_key, self._environment.paths.key.read_bytes())
             for file in files.folder.iterdir():
                 sync(file)  # libvirt leaves that to the kernel
             seals = Seals.of(files.folder, files.folder.iterdir())
             files.write(self._manifest(engine, key, seals))
             self._cache.keep(key, files.folder)
+            is_kept = True
+        if is_kept:
+            with self._reported(engine, "older checkpoints cannot be removed from the cache"):
+                self._cache.shrink(spare=key)
 
     def _manifest(self, engine: Engine, key: str, seals: Seals) -> Manifest:
         saved, digest = [], ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pytest_vmss.checkpoints import CheckpointFiles
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import ConflictError, error_summary, is_verdict
 from pytest_vmss.journal.journal import Journal
@@ -29,7 +31,14 @@ from pytest_vmss.steps import (
 from pytest_vmss.store import CheckpointRecord, GenerationRecord, InstanceRecord, Outcome
 from pytest_vmss.store.queries import current_disk, instances_of
 
-__all__ = ["MakeCheckpoint", "SaveScaleSet", "checkpoint_steps", "checkpoints_of"]
+__all__ = [
+    "MakeCheckpoint",
+    "SaveScaleSet",
+    "checkpoint_steps",
+    "checkpoints_of",
+    "drop_checkpoints",
+    "drop_incomplete",
+]
 
 
 def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) -> Sequence[Step]:
@@ -197,3 +206,33 @@ def checkpoints_of(environment: Environment, scale_set: str) -> list[CheckpointR
         if entry.set_id == record.unique_id
     }
     return [found[name] for name in made if name in found]
+
+
+def drop_checkpoints(environment: Environment, records: Sequence[CheckpointRecord]) -> None:
+    """Removes checkpoints of a set; their disks stay with it, for its own may be based on them."""
+    for record in records:
+        environment.store.delete(record)
+        _remove_memory(environment, record.name)
+
+
+def drop_incomplete(environment: Environment, scale_set: str) -> None:
+    """Removes checkpoints of an idle set that were not made, or that it has no use for.
+
+    Memory is as large as the guests. Whoever makes a checkpoint removes what is needed no more,
+    unless a kill or the host ends it before. The set must be locked, for one that is made for
+    the cache is copied there before the lock is released.
+    """
+    complete = {entry.name for entry in checkpoints_of(environment, scale_set)}
+    known = environment.store.select(CheckpointRecord, scale_set.lower())
+    drop_checkpoints(environment, [entry for entry in known if entry.name not in complete])
+    for operation in Journal(environment, scale_set).operations():
+        is_over = operation.action == MakeCheckpoint.action and operation.ended is not None
+        if is_over and operation.checkpoint not in complete:
+            _remove_memory(environment, operation.checkpoint)
+
+
+def _remove_memory(environment: Environment, checkpoint: str) -> None:
+    files = CheckpointFiles(environment.paths.checkpoint(checkpoint))
+    with contextlib.suppress(OSError):  # it goes with the set
+        for path in files.memories():
+            path.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.api.set_checkpoints import SetCheckpoints
 from pytest_vmss.checkpoints import CheckpointFiles
 from pytest_vmss.errors import (
     CapacityError,
@@ -407,7 +406,8 @@ def test_a_clock_that_is_set_back_reorders_no_checkpoints(
     web.checkpoint("again")
     real = VirtualClock.now
     monkeypatch.setattr(VirtualClock, "now", lambda self: real(self) - timedelta(days=1))
-    monkeypatch.setattr(SetCheckpoints, "_drop", lambda *_: None)  # killed before it
+    drop = "pytest_vmss.api.set_checkpoints.drop_checkpoints"
+    monkeypatch.setattr(drop, lambda *_: None)  # killed before it
     write_data(web, "two")
     web.checkpoint("again")
     web.checkpoint("last")
