@@ -24,7 +24,7 @@ from pytest_vmss.host.files import sync, write_durably
 from pytest_vmss.host.locks import try_lock, wait_for_lock
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import ScaleSetDocument
-from pytest_vmss.operations import MakeCheckpoint
+from pytest_vmss.operations import MakeCheckpoint, remove_memory
 from pytest_vmss.steps import RestoreMemory, SaveMemory
 from pytest_vmss.store import CheckpointRecord, OperationRecord, Outcome, VersionRecord
 
@@ -184,7 +184,11 @@ class Checkpoints:
         return f"a checkpoint needs {needed // _MIB} MiB of disk, and {free // _MIB} MiB are free"
 
     def check(self, engine: Engine, sought: Sought) -> None:
-        """Drops a checkpoint from which a new set's instances could not all be restored."""
+        """Drops a checkpoint from which a new set's instances could not all be restored.
+
+        The set itself has no more use for the memory, whatever becomes of the cache's.
+        """
+        remove_memory(self._environment, sought.name)
         contexts = (
             InstanceContext(self._environment, engine.name, record.instance_id)
             for record in engine.instances()
@@ -224,9 +228,7 @@ class Checkpoints:
                 with self._reported(engine, "that it cannot be saved cannot be noted"):
                     self._cache.note_refusal(sought.key, why)
         finally:
-            for number in report.outcomes:
-                with contextlib.suppress(OSError):  # the set itself has no more use for it
-                    files.memory(number).unlink()
+            remove_memory(self._environment, name)  # the set itself has no more use for it
 
     def _refusal_of(self, report: OperationReport) -> str:
         """Why no instance was saved and restored, so that the next such set need not be tried."""

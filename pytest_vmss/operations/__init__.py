@@ -9,6 +9,7 @@ from pytest_vmss.operations.checkpoint import (
     checkpoints_of,
     drop_checkpoints,
     drop_incomplete,
+    remove_memory,
 )
 from pytest_vmss.operations.create import Create, CreateScaleSet, ScaleOut
 from pytest_vmss.operations.delete import Delete, DeleteScaleSet, ScaleIn
@@ -52,6 +53,7 @@ __all__ = [
     "drop_incomplete",
     "kind_of",
     "missing_from",
+    "remove_memory",
 ]
 
 #: Every kind by its action, to resume an operation that another process started.

@@ -38,6 +38,7 @@ __all__ = [
     "checkpoints_of",
     "drop_checkpoints",
     "drop_incomplete",
+    "remove_memory",
 ]
 
 
@@ -212,26 +213,29 @@ def drop_checkpoints(environment: Environment, records: Sequence[CheckpointRecor
     """Removes checkpoints of a set; their disks stay with it, for its own may be based on them."""
     for record in records:
         environment.store.delete(record)
-        _remove_memory(environment, record.name)
+        remove_memory(environment, record.name)
 
 
 def drop_incomplete(environment: Environment, scale_set: str) -> None:
-    """Removes checkpoints of an idle set that were not made, or that it has no use for.
+    """Removes checkpoints of an idle set that were not made, and memory that it has no use for.
 
-    Memory is as large as the guests. Whoever makes a checkpoint removes what is needed no more,
-    unless a kill or the host ends it before. The set must be locked, for one that is made for
-    the cache is copied there before the lock is released.
+    Whoever makes a checkpoint, or creates a set from one, removes what is needed no more, unless a
+    kill or the host ends it before. The set must be locked, for one that is made for the cache is
+    linked there before the lock is released.
     """
     complete = {entry.name for entry in checkpoints_of(environment, scale_set)}
     known = environment.store.select(CheckpointRecord, scale_set.lower())
     drop_checkpoints(environment, [entry for entry in known if entry.name not in complete])
     for operation in Journal(environment, scale_set).operations():
-        is_over = operation.action == MakeCheckpoint.action and operation.ended is not None
-        if is_over and operation.checkpoint not in complete:
-            _remove_memory(environment, operation.checkpoint)
+        if operation.ended is not None and operation.checkpoint not in {"", *complete}:
+            remove_memory(environment, operation.checkpoint)
 
 
-def _remove_memory(environment: Environment, checkpoint: str) -> None:
+def remove_memory(environment: Environment, checkpoint: str) -> None:
+    """Removes the memory in a checkpoint's folder: it is as large as the set's guests.
+
+    What the disks of instances are based on stays.
+    """
     files = CheckpointFiles(environment.paths.checkpoint(checkpoint))
     with contextlib.suppress(OSError):  # it goes with the set
         for path in files.memories():

@@ -313,6 +313,35 @@ def test_a_set_has_no_more_use_for_the_memory_that_was_saved(
     assert steps(lab, create(lab)) == ({"create", "checkpoint"} if failing else {"restore"})
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_set_that_was_restored_keeps_no_memory_that_the_cache_may_drop(
+    lab: SimulatedLab,
+    other: SimulatedLab,
+    cache: CheckpointCache,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    """L5: what a prune says to have removed is free."""
+    create(lab)
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, contextlib.ExitStack() as killing:
+        if killed:
+            patched.setattr(Checkpoints, "check", kill)
+            killing.enter_context(pytest.raises(Killed))
+        create(other)
+    web = other.scale_set("web")
+    assert web.resume() is None
+    assert steps(other, web) == {"restore"}
+    assert list(other.paths.folder.rglob("*-memory")) == []
+    assert len(cache.entries()) == 1
+    cache.prune()
+    web.restart()
+    assert web.is_healthy()
+
+
 def test_the_memory_of_a_checkpoint_that_was_interrupted_goes_with_a_resume(
     lab: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
