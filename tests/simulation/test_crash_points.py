@@ -9,6 +9,7 @@ import pytest
 from benchmarks.crash_points import Ground, Points, Synchronized, judge, plan
 from benchmarks.effects import observing
 from benchmarks.invariants import Tally
+from pytest_vmss import steps
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.lab import SimulatedLab
 
@@ -54,3 +55,15 @@ def test_such_a_crash_costs_the_database_what_was_not_synchronized(settings: Set
     told = [event.message for event in lab.store.events() if event.kind == "test"]
     lab.close()
     assert told == ["kept"]
+
+
+def test_a_disk_that_goes_before_its_successors_commit_is_synchronized_is_missed(
+    memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q4, M3: a crash of the host then costs the instance the disk that its record names."""
+    monkeypatch.setattr(steps.Discard, "durable", False)
+    ground = Ground("upgrade of one", memory)
+    moments = tuple((moment,) for moment in range(min(ground.moments) - 15, min(ground.moments)))
+    tally = judge(Points("upgrade of one", moments, "host crash"), ground)
+    assert tally.lost
+    assert any("lost the OS disk os-1.qcow2 of web_0" in line for line in tally.told)
