@@ -105,7 +105,8 @@ class SetCheckpoints:
             model = self._environment.revisions.get(saved.set_id, saved.revision).model
             self._environment.require_room(len(missing), model)
         report = self._engine.perform(RestoreCheckpoint(saved))
-        drop_incomplete(self._environment, self._engine.name)
+        with self._engine.journal.outside("restore"):
+            drop_incomplete(self._environment, self._engine.name)
         return report
 
     def _known(self) -> list[CheckpointRecord]:

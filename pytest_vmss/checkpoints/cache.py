@@ -164,7 +164,12 @@ class CheckpointCache:
             write_durably(self._refusal(key), why.encode(errors="replace")[:_REFUSAL_BYTES])
 
     def refusal(self, key: str) -> str:
-        """Why a set could not be saved, if that was tried within the last hour; else empty."""
+        """Why a set could not be saved, if that was tried within the last hour; else empty.
+
+        Raises:
+            OSError: The cache is not the user's own.
+        """
+        require_trusted(self._folder)
         noted = self._refusal(key)
         try:
             if not _is_recent(noted):

@@ -428,6 +428,27 @@ def test_notes_of_sets_that_could_not_be_saved_do_not_pile_up(
     assert {path.name for path in folder.iterdir()} == {".lock", ".mine.refused"}
 
 
+def test_what_others_may_have_noted_is_not_told(
+    lab: SimulatedLab, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: in a folder to which they can write; the set is booted, and its event says why."""
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("web_0 cannot be saved")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedHypervisor, "save", refuse)
+        create(lab).delete()
+    (noted,) = (settings.cache_dir / "checkpoints").glob(".*.refused")
+    noted.write_text("a stranger's word")
+    noted.parent.chmod(0o777)
+    assert create(lab).is_healthy()
+    told = events(lab, "warning")[-1]
+    assert told.startswith("boots: its checkpoint cannot be used: PermissionError")
+    assert "stranger" not in told
+    noted.parent.chmod(0o700)
+
+
 def test_what_fails_after_a_checkpoint_was_kept_is_told_as_what_it_is(
     lab: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
