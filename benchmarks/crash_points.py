@@ -7,8 +7,9 @@ an upgrade, in a rollback, in the other operations, and in the resume after such
 Sets are of four, two of which are swapped at once on threads that are preempted at every
 effect. A part of the kills are SIGKILLs of processes, so that no ``finally`` runs.
 
-At others the host crashes: files stay, and no machine runs any more. What guests had written to
-their data disks by then must be there after a resume, and their instances run after a restart.
+At others the host crashes: files stay, no machine runs any more, and the database is as it was
+when it was last synchronized. What guests had written to their data disks by then must be there
+after a resume, and their instances run after a restart.
 
 After a kill the set must be where an undisturbed run leaves it, with every data
 disk and OS disk there, no file or machine that the records do not know, nothing that a
@@ -44,12 +45,60 @@ from benchmarks.stage import SCENARIOS, Stage, use_memory
 from pytest_vmss.simulation.lab import SimulatedLab
 from pytest_vmss.simulation.scheduler import Killed
 
-__all__ = ["Points", "judge", "killing", "run"]
+__all__ = ["Ground", "Points", "Synchronized", "judge", "killing", "plan", "run"]
 
 How = Literal["killed", "SIGKILL", "host crash"]
 
+#: SQLite's level at which commits are not synchronized to the disk.
+_NORMAL = 1
 #: Orders of events that are tried.
 _SEEDS = 3
+
+
+class Synchronized:
+    """Remembers what a crash of the host is sure to leave of a lab's database.
+
+    Args:
+        lab: The lab.
+
+    Attributes:
+        files: The contents of the database's files after the last commit that was synchronized to
+            the disk, by their paths; None where there was no such file.
+        lost: How many commits there were since.
+    """
+
+    def __init__(self, lab: SimulatedLab) -> None:
+        self._lab = lab
+        self.files: dict[Path, bytes | None] = {}
+        self.lost = 0
+        self._look()
+
+    def __call__(self, effect: Effect) -> None:
+        """Tells of an effect."""
+        if (effect.family, effect.name, effect.when) != ("store", "commit", "after"):
+            return
+        (level,) = self._lab.store._db.execute("PRAGMA synchronous").fetchone()
+        if level == _NORMAL:
+            self.lost += 1
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        database = self._lab.paths.database
+        log, shared = (database.with_name(f"{database.name}-{name}") for name in ("wal", "shm"))
+        self.files = {
+            path: path.read_bytes() if path.exists() else None for path in (database, log)
+        }
+        self.files[shared] = None  # SQLite makes it anew
+        self.lost = 0
+
+    def put_back(self) -> None:
+        """Lets the database be so again; nobody may have it open."""
+        for path, content in self.files.items():
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes(content)
 
 
 class Killer:
@@ -59,6 +108,7 @@ class Killer:
         moment: At which one; 0 for none.
         die: What a kill is.
         watch: Looks at the world at each.
+        synchronized: Is told of all effects until then.
     """
 
     def __init__(
@@ -67,15 +117,19 @@ class Killer:
         *,
         die: Callable[[], object] = lambda: None,
         watch: OutageMonitor | None = None,
+        synchronized: Synchronized | None = None,
     ) -> None:
         self.count = 0
         self.dead = False
         self._moment, self._die, self._watch = moment, die, watch
+        self._synchronized = synchronized
 
     def __call__(self, effect: Effect) -> None:
         """Tells of an effect; the dead have none."""
         if self.dead:
             raise Killed
+        if self._synchronized is not None:
+            self._synchronized(effect)
         if effect.reads or (effect.family == "store" and effect.name != "commit"):
             return
         self.count += 1
@@ -144,9 +198,14 @@ class Ground:
         )
 
     def kill(
-        self, kills: Sequence[int], *, real: bool = False
+        self, kills: Sequence[int], *, real: bool = False, crash: bool = False
     ) -> tuple[SimulatedLab, list[OutageMonitor], bool]:
         """Kills what is done at the first moment, its resume at the second, and so on.
+
+        Args:
+            kills: The moments.
+            real: By SIGKILL of a process.
+            crash: What is not synchronized at the last kill is lost from the database.
 
         Returns:
             The lab after the last kill, what was seen meanwhile, and whether a kill came.
@@ -159,12 +218,13 @@ class Ground:
         watches, lab = list[OutageMonitor](), self.stage.fresh(seed)
         act: Callable[[SimulatedLab], object] = self.stage.scenario.act
         dead = False
-        for moment in kills:
+        for number, moment in enumerate(kills, start=1):
             watches.append(self.watch(lab))
-            with killing(lab, moment, watch=watches[-1]) as killer:
+            last = Synchronized(lab) if crash and number == len(kills) else None
+            with killing(lab, moment, watch=watches[-1], synchronized=last) as killer:
                 act(lab)
             dead = dead or killer.dead
-            lab = self.stage.succeed(lab, seed)
+            lab = self.stage.succeed(lab, seed, last.put_back if last else lambda: None)
             act = resume
         return lab, watches, dead
 
@@ -177,7 +237,7 @@ class Ground:
             As there, and what guests had written by then to the data disks that there were at the
             beginning, as far as it must be kept.
         """
-        lab, watches, dead = self.kill(kills)
+        lab, watches, dead = self.kill(kills, crash=True)
         written = dict[Path, str]()
         for name in sorted(lab.simulated.running):
             for disk in lab.simulated.defined[name].data_disks:

@@ -308,10 +308,19 @@ class Stage:
         self.lay()
         return self.open(seed=seed)
 
-    def succeed(self, lab: SimulatedLab, seed: int = 0) -> SimulatedLab:
-        """The lab as the next process finds it that comes after a killed one."""
+    def succeed(
+        self, lab: SimulatedLab, seed: int = 0, between: Callable[[], object] = lambda: None
+    ) -> SimulatedLab:
+        """The lab as the next process finds it that comes after a killed one.
+
+        Args:
+            lab: The killed one's.
+            seed: Of the order in which things happen from then on.
+            between: Called while nobody has the lab open.
+        """
         left = lab.snapshot()
         lab.close()
+        between()
         return self.open(left, seed)
 
     def reports(self, lab: SimulatedLab) -> list[OperationReport]:

@@ -24,7 +24,7 @@ from pytest_vmss.host.files import sync, write_durably
 from pytest_vmss.host.locks import try_lock, wait_for_lock
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import ScaleSetDocument
-from pytest_vmss.operations import MakeCheckpoint
+from pytest_vmss.operations import MakeCheckpoint, remove_memory
 from pytest_vmss.steps import RestoreMemory, SaveMemory
 from pytest_vmss.store import CheckpointRecord, OperationRecord, Outcome, VersionRecord
 
@@ -184,7 +184,11 @@ class Checkpoints:
         return f"a checkpoint needs {needed // _MIB} MiB of disk, and {free // _MIB} MiB are free"
 
     def check(self, engine: Engine, sought: Sought) -> None:
-        """Drops a checkpoint from which a new set's instances could not all be restored."""
+        """Drops a checkpoint from which a new set's instances could not all be restored.
+
+        The set itself has no more use for the memory, whatever becomes of the cache's.
+        """
+        remove_memory(self._environment, sought.name)
         contexts = (
             InstanceContext(self._environment, engine.name, record.instance_id)
             for record in engine.instances()
@@ -192,18 +196,16 @@ class Checkpoints:
         found = [context.generation(1) for context in contexts]
         if all(generation is not None and generation.ssh_key for generation in found):
             return
-        with self._reported(engine, "dropped"):
+        with self._reported(engine, "its checkpoint cannot be dropped"):
             self._cache.discard(sought.key)
 
     @contextlib.contextmanager
-    def _reported(self, engine: Engine, what: str) -> Iterator[None]:
+    def _reported(self, engine: Engine, problem: str) -> Iterator[None]:
         """Turns errors of the cache, which harm no set, into events."""
         try:
             yield
         except _CACHE_ERRORS as error:
-            self._environment.store.event(
-                engine.name, "warning", f"its checkpoint cannot be {what}: {error_text(error)}"
-            )
+            self._environment.store.event(engine.name, "warning", f"{problem}: {error_text(error)}")
 
     def make(self, engine: Engine, sought: Sought) -> None:
         """Makes the checkpoint of a set that was just created; the set must be locked.
@@ -223,12 +225,10 @@ class Checkpoints:
             if all(outcome is Outcome.SUCCEEDED for outcome in report.outcomes.values()):
                 self._keep(engine, sought.key, files)
             elif why := self._refusal_of(report):
-                with self._reported(engine, "noted as one that cannot be made"):
+                with self._reported(engine, "that it cannot be saved cannot be noted"):
                     self._cache.note_refusal(sought.key, why)
         finally:
-            for number in report.outcomes:
-                with contextlib.suppress(OSError):  # the set itself has no more use for it
-                    files.memory(number).unlink()
+            remove_memory(self._environment, name)  # the set itself has no more use for it
 
     def _refusal_of(self, report: OperationReport) -> str:
         """Why no instance was saved and restored, so that the next such set need not be tried."""
@@ -242,13 +242,18 @@ class Checkpoints:
 
     def _keep(self, engine: Engine, key: str, files: CheckpointFiles) -> None:
         """Adds a checkpoint that was just made to the cache."""
-        with self._reported(engine, "kept"):
+        is_kept = False
+        with self._reported(engine, "its checkpoint cannot be kept"):
             write_durably(files.ssh_key, self._environment.paths.key.read_bytes())
             for file in files.folder.iterdir():
                 sync(file)  # libvirt leaves that to the kernel
             seals = Seals.of(files.folder, files.folder.iterdir())
             files.write(self._manifest(engine, key, seals))
             self._cache.keep(key, files.folder)
+            is_kept = True
+        if is_kept:
+            with self._reported(engine, "older checkpoints cannot be removed from the cache"):
+                self._cache.shrink(spare=key)
 
     def _manifest(self, engine: Engine, key: str, seals: Seals) -> Manifest:
         saved, digest = [], ""

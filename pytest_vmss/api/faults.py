@@ -69,6 +69,7 @@ class Faults:
         hypervisor: Returns the connection to the hypervisor.
         shell: Returns an SSH connection to the instance.
         cut: Cuts it off from the instances of the numbers given, or from all if there is none.
+        number_of: The number of an instance of its set; None for anything else.
         tell: Called with the kind of an event and its message: ``fault`` where a fault begins and
             ends, ``warning`` for one that could not be repaired.
     """
@@ -83,6 +84,7 @@ class Faults:
         cut: Callable[[frozenset[int]], AbstractContextManager[None]] = lambda _others: (
             contextlib.nullcontext()
         ),
+        number_of: Callable[[object], int | None] = lambda _other: None,
         tell: Callable[[str, str], None] = lambda _kind, _message: None,
     ) -> None:
         self.name = name
@@ -90,6 +92,7 @@ class Faults:
         self._get_hypervisor = hypervisor
         self._shell = shell
         self._cut = cut
+        self._number_of = number_of
         self._tell = tell
 
     @property
@@ -112,7 +115,8 @@ class Faults:
             HostError: The frames of the set's instances cannot be carried.
         """
         scale_set = self.name.rpartition("_")[0]
-        return self._partitioned(frozenset(check_siblings(others, "others", scale_set)))
+        numbers = check_siblings(others, "others", scale_set, self._number_of)
+        return self._partitioned(frozenset(numbers))
 
     @contextlib.contextmanager
     def _partitioned(self, others: frozenset[int]) -> Iterator[None]:

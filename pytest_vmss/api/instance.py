@@ -387,8 +387,16 @@ class Instance:
             hypervisor=lambda: environment.hypervisor,
             shell=self.shell,
             cut=self._cut_off,
+            number_of=self._number_of,
             tell=context.event,
         )
+
+    def _number_of(self, other: object) -> int | None:
+        """The number of an instance of the same set, which one of that name in another lab is not."""
+        if not isinstance(other, Instance):
+            return None
+        own, others = (each._context.domain.rpartition("_")[0] for each in (self, other))
+        return other._context.instance_id if own == others else None
 
     def _cut_off(self, others: frozenset[int]) -> AbstractContextManager[None]:
         """Cuts it off from other instances of its set for a block, or from all there are or will be.

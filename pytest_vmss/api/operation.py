@@ -123,7 +123,10 @@ class Operation:
 
     @property
     def stages(self) -> dict[str, dict[str, float]]:
-        """Seconds that each step took, by the instance's name and by step."""
+        """Seconds that each step took, by the instance's name and by step.
+
+        Without those during which the clock was set back.
+        """
         return self._by_name(stages_of(self._environment.store.steps(self.id)))
 
     def _by_name(self, found: Mapping[int, _T]) -> dict[str, _T]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import shutil
-from pathlib import Path
 
-from pytest_vmss.checkpoints import CheckpointFiles
 from pytest_vmss.engine.engine import Engine
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import CapacityError, CheckpointError, NotFoundError
@@ -16,6 +13,8 @@ from pytest_vmss.operations import (
     RestoreCheckpoint,
     SaveScaleSet,
     checkpoints_of,
+    drop_checkpoints,
+    drop_incomplete,
     missing_from,
 )
 from pytest_vmss.store import CheckpointRecord, Outcome
@@ -55,15 +54,14 @@ class SetCheckpoints:
             InterruptedOperationError: The host cannot continue for now.
         """
         self._engine.journal.ensure_idle()
-        complete = {entry.name for entry in self._all()}
-        self._drop([entry for entry in self._known() if entry.name not in complete])
+        drop_incomplete(self._environment, self._engine.name)
         self._require_disk()
         older = [entry for entry in self._known() if entry.label == label]
         name = f"own.{secrets.token_hex(8)}"
         report = self._engine.perform(SaveScaleSet(name, label))
         unsaved = [n for n, outcome in report.outcomes.items() if outcome is not Outcome.SUCCEEDED]
         if unsaved:
-            self._drop([entry for entry in self._known() if entry.name == name])
+            drop_incomplete(self._environment, self._engine.name)
             report.raise_for_status()
             named = ", ".join(f"{self._engine.name}_{number}" for number in unsaved)
             kept = self._saved_before(label)
@@ -71,7 +69,7 @@ class SetCheckpoints:
                 f"no checkpoint of {self._engine.name!r} was made: {named} could not be "
                 f"saved; the set's events say why, and what became of it{kept}"
             )
-        self._drop(older)
+        drop_checkpoints(self._environment, older)
         return report
 
     def _saved_before(self, label: str) -> str:
@@ -106,7 +104,10 @@ class SetCheckpoints:
         if missing := missing_from(self._environment, saved):
             model = self._environment.revisions.get(saved.set_id, saved.revision).model
             self._environment.require_room(len(missing), model)
-        return self._engine.perform(RestoreCheckpoint(saved))
+        report = self._engine.perform(RestoreCheckpoint(saved))
+        with self._engine.journal.outside("restore"):
+            drop_incomplete(self._environment, self._engine.name)
+        return report
 
     def _known(self) -> list[CheckpointRecord]:
         """The records of all checkpoints, complete or not."""
@@ -128,16 +129,3 @@ class SetCheckpoints:
                 f"instances, and {free} MiB are free at {environment.paths.folder}; make room, or "
                 "use another state directory (VMSS_STATE_DIR)"
             )
-
-    def _drop(self, records: list[CheckpointRecord]) -> None:
-        """Removes checkpoints; their disks stay with the set, for its own may be based on them."""
-        for record in records:
-            self._environment.store.delete(record)
-            files = CheckpointFiles(self._environment.paths.checkpoint(record.name))
-            for instance in record.instances:
-                _remove(files.memory(instance.instance_id))
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # it goes with the set
-        path.unlink()

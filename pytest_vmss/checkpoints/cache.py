@@ -16,13 +16,16 @@ from pathlib import Path
 from pytest_vmss.checkpoints.files import CheckpointFiles, Manifest
 from pytest_vmss.errors import CheckpointError, ConflictError, HostError
 from pytest_vmss.host.files import PART, sync_folder, write_durably
-from pytest_vmss.host.locks import Lock, wait_for_lock
+from pytest_vmss.host.locks import Lock, try_lock, wait_for_lock
 from pytest_vmss.host.ownership import require_trusted
 from pytest_vmss.untrusted import one_line, read_regular
 
 __all__ = ["CheckpointCache", "Entry"]
 
 _KEY = re.compile(r"[0-9a-f]{32}")
+#: The same, and the notes of sets that could not be saved, for glob.
+_ANY_KEY = "[0-9a-f]" * 32
+_REFUSAL = f".{_ANY_KEY}.refused"
 #: Seconds to wait for processes that link or remove files, which takes moments.
 _LOCK_S = 60.0
 _BLOCK = 512
@@ -70,7 +73,7 @@ class CheckpointCache:
         After ``wait`` seconds a process goes on without waiting any longer: both then boot.
 
         Raises:
-            OSError: The lock cannot be created.
+            OSError: The lock cannot be created. Its end never fails: the set is there by then.
         """
         self._require_own()
         lock: Lock | None = None
@@ -82,7 +85,8 @@ class CheckpointCache:
             yield
         finally:
             if lock is not None:
-                lock.remove()
+                with contextlib.suppress(OSError):  # a file that is not locked does no harm
+                    lock.remove()
 
     def take(self, key: str, folder: Path) -> bool:
         """Links a checkpoint into a lab.
@@ -111,7 +115,7 @@ class CheckpointCache:
         return True
 
     def keep(self, key: str, folder: Path) -> None:
-        """Adds a lab's checkpoint, and removes the least recently used ones above the limit.
+        """Adds a lab's checkpoint; see also :meth:`shrink`.
 
         Args:
             key: Its key; another of the same key stays as it is.
@@ -128,23 +132,47 @@ class CheckpointCache:
             if not CheckpointFiles(target).manifest.exists():
                 self._remove(key)
                 _link(folder, target)
-            self._shrink(self._limit, spare=key)
+            with contextlib.suppress(OSError):  # whoever looks finds the checkpoint first
+                self._refusal(key).unlink(missing_ok=True)
+
+    def shrink(self, *, spare: str) -> None:
+        """Removes the least recently used checkpoints above the cache's limit.
+
+        Args:
+            spare: The key of one that stays: it was just added.
+
+        Raises:
+            OSError: One cannot be removed, or the cache is not the user's own.
+            ConflictError: Another process holds the cache for too long.
+        """
+        with self._locked():
+            self._shrink(self._limit, spare=spare)
 
     def note_refusal(self, key: str, why: str) -> None:
         """Notes that a set could not be saved, so that others like it boot without trying or waiting.
+
+        Older notes, which count no more, are removed.
 
         Raises:
             OSError: It cannot be written, or the cache is not the user's own.
             ConflictError: Another process holds the cache for too long.
         """
         with self._locked():
+            for noted in self._folder.glob(_REFUSAL):
+                if not _is_recent(noted):
+                    _delete(noted)
             write_durably(self._refusal(key), why.encode(errors="replace")[:_REFUSAL_BYTES])
 
     def refusal(self, key: str) -> str:
-        """Why a set could not be saved, if that was tried within the last hour; else empty."""
+        """Why a set could not be saved, if that was tried within the last hour; else empty.
+
+        Raises:
+            OSError: The cache is not the user's own.
+        """
+        require_trusted(self._folder)
         noted = self._refusal(key)
         try:
-            if not 0 <= time.time() - noted.stat().st_mtime < _REFUSED_S:
+            if not _is_recent(noted):
                 return ""
             return one_line(
                 read_regular(noted, _REFUSAL_BYTES).decode(errors="replace"), _TOLD_CHARS
@@ -182,7 +210,8 @@ class CheckpointCache:
             limit: In bytes; 0 removes all.
 
         Returns:
-            Those removed. What is noted of sets that could not be saved goes too.
+            Those removed. What is noted of sets that could not be saved goes too, and the locks
+            that killed processes left.
 
         Raises:
             OSError: One cannot be removed, or the cache is not the user's own.
@@ -194,8 +223,11 @@ class CheckpointCache:
             return []
         with self._locked():
             _sweep(self._folder)
-            for noted in self._folder.glob(".*.refused"):
+            for noted in self._folder.glob(_REFUSAL):
                 _delete(noted)
+            for path in self._folder.glob(f".{_ANY_KEY}.lock"):
+                if (lock := try_lock(path)) is not None:
+                    lock.remove()
             return self._shrink(limit)
 
     def _shrink(self, limit: int, *, spare: str = "") -> list[Entry]:
@@ -240,7 +272,7 @@ def _link(source: Path, target: Path) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _sweep(target.parent)
-    part = _part(target)
+    made = part = _part(target)
     part.mkdir(mode=0o700)
     try:
         for file in source.iterdir():
@@ -249,11 +281,16 @@ def _link(source: Path, target: Path) -> None:
         sync_folder(part)
         if target.exists():
             raise HostError(f"{target} is in the way of a checkpoint; remove it")
-        part.rename(target)
+        made = part.rename(target)
         sync_folder(target.parent)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
         raise
+
+
+def _is_recent(noted: Path) -> bool:
+    """Whether a note still counts; one that the clock was set back behind does not."""
+    return 0 <= time.time() - noted.stat().st_mtime < _REFUSED_S
 
 
 def _part(folder: Path) -> Path:
@@ -278,7 +315,7 @@ def _delete(path: Path) -> None:
 def _entry(folder: Path) -> Entry:
     files = CheckpointFiles(folder)
     manifest = None
-    with contextlib.suppress(CheckpointError):
+    with contextlib.suppress(CheckpointError, HostError):
         manifest = files.read()
     size = sum(file.lstat().st_blocks * _BLOCK for file in folder.iterdir())
     used = files.manifest if os.path.lexists(files.manifest) else folder

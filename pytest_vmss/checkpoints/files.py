@@ -7,6 +7,7 @@ number of labs, and none of them is ever written to.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,10 @@ from pytest_vmss.untrusted import read_regular
 __all__ = ["CheckpointFiles", "Manifest", "SavedInstance"]
 
 _MANIFEST_BYTES = 16 * 1024**2
+#: What reading fails with where there is no such file, or another thing or too much in its place.
+_NO_MANIFEST = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EFBIG,
+}  # fmt: skip
 _MAC = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"
 
 
@@ -124,6 +129,14 @@ class CheckpointFiles:
         """The saved memory of an instance."""
         return self.folder / f"{instance_id}-memory"
 
+    def memories(self) -> list[Path]:
+        """The saved memory of all instances of which there is any.
+
+        Raises:
+            OSError: The folder cannot be read.
+        """
+        return sorted(self.folder.glob("*-memory"))
+
     def image(self, digest: str) -> str:
         """The path of an image in the lab, relative to the folder, for frozen disks."""
         return f"../../images/{digest}.qcow2"
@@ -144,10 +157,15 @@ class CheckpointFiles:
 
         Raises:
             CheckpointError: It is missing or damaged, or that of another checkpoint.
+            HostError: It cannot be read, which says nothing about it.
         """
         try:
             found = Manifest.model_validate_json(read_regular(self.manifest, _MANIFEST_BYTES))
         except (OSError, ValidationError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_MANIFEST:
+                raise HostError(
+                    f"{self.manifest} of a checkpoint cannot be read: {error.strerror}"
+                ) from error
             raise CheckpointError(
                 f"the checkpoint {self.folder} has no manifest, or a damaged one"
             ) from error

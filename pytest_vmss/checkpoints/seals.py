@@ -48,7 +48,7 @@ class Seals:
         Raises:
             HostError: One cannot be read.
         """
-        named = {os.path.relpath(file, folder): file for file in files}
+        named = {_name(file, folder): file for file in files}
         return cls(
             folder,
             {name: _size(file) for name, file in named.items()},
@@ -69,11 +69,15 @@ class Seals:
                 raise CheckpointError(f"the checkpoint's {file} is not there")
             if not self.known:
                 continue
-            name, size = os.path.relpath(file, self.folder), _size(file)
-            if self.sizes.get(name) != size:
+            name, size = _name(file, self.folder), _size(file)
+            if name not in self.sizes:
                 raise CheckpointError(
-                    f"the checkpoint's {file} has {size} bytes, not {self.sizes.get(name)} as when "
-                    "it was made"
+                    f"what the checkpoint's {file} was when it was made is not known"
+                )
+            if self.sizes[name] != size:
+                raise CheckpointError(
+                    f"the checkpoint's {file} has {size} bytes, not {self.sizes[name]} as when it "
+                    "was made"
                 )
             if self.heads.get(name) != _head(file):
                 raise CheckpointError(
@@ -83,7 +87,12 @@ class Seals:
     def below(self) -> list[Path]:
         """The recorded files outside of the folder, on which disks of the checkpoint are based."""
         names = (name for name in self.sizes if os.path.dirname(name))  # noqa: PTH120 - no path yet
-        return [Path(os.path.normpath(self.folder / name)) for name in names]
+        return [Path(os.path.normpath(self.folder.resolve() / name)) for name in names]
+
+
+def _name(file: Path, folder: Path) -> str:
+    """A file's path relative to a folder, the same whatever links lead to them."""
+    return os.path.relpath(file.parent.resolve() / file.name, folder.resolve())
 
 
 def _size(file: Path) -> int:

@@ -46,7 +46,7 @@ def cache() -> None:
 @cache.command("list")
 def cache_list() -> None:
     """List the checkpoints, the least recently used first."""
-    table = Table("key", "scale set", "instances", "MiB", "made", "last used", box=None)
+    table = Table("key", "scale set", "instances", "MiB", "made (UTC)", "last used (UTC)", box=None)
     with _cache() as found:
         entries = found.entries()
     for entry in entries:
@@ -55,9 +55,18 @@ def cache_list() -> None:
             *_told(entry),
             f"{entry.size // _MIB}",
             plain("" if entry.manifest is None else f"{entry.manifest.created:%Y-%m-%d %H:%M}"),
-            plain(f"{datetime.datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"),
+            plain(_moment(entry.used)),
         )
     console.print(table)
+
+
+def _moment(seconds: float) -> str:
+    """A time since the epoch in words; empty if it is in no year that there is."""
+    try:
+        moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    except (ValueError, OverflowError):  # whatever the file system has
+        return ""
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _told(entry: Entry) -> tuple[str | Text, str]:

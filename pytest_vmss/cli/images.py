@@ -185,7 +185,7 @@ def image_list() -> None:
             for record in lab.images.versions(definition.gallery, definition.name):
                 click.echo(
                     f"{record.image}  {record.size // 1024**2} MiB  {record.algorithm}:{record.digest[:12]}"
-                    f"  {record.published:%Y-%m-%d %H:%M}"
+                    f"  {record.published:%Y-%m-%d %H:%M} UTC"
                     f"  {record.hyper_v_generation}  {record.provisioning}"
                     f"{'  excluded from latest' if record.exclude_from_latest else ''}"
                 )
@@ -245,7 +245,7 @@ def image_show(definition: str, version: str, gallery: str, as_json: bool) -> No
             click.echo(json.dumps(document, indent=2))
             return
         click.echo(f"{record.gallery}/{record.definition} {record.version}")
-        click.echo(f"published {record.published:%Y-%m-%d %H:%M}, digest {record.digest}")
+        click.echo(f"published {record.published:%Y-%m-%d %H:%M} UTC, digest {record.digest}")
         click.echo(f"{record.size // 1024**2} MiB, a disk of {record.virtual_size // 1024**2} MiB")
         definition_record = lab.images.definition(record.gallery, record.definition)
         click.echo(

@@ -185,8 +185,8 @@ class Rollouts:
             return found
         if found.start > self._environment.clock.now():
             return (
-                f"the rollout of {found.target.version} waits until {found.start:%Y-%m-%d %H:%M:%S}"
-                " (settings first_rollout_delay and rollout_delay)"
+                f"the rollout of {found.target.version} waits until {found.start:%Y-%m-%d %H:%M:%S} "
+                "UTC (settings first_rollout_delay and rollout_delay)"
             )
         return ""
 

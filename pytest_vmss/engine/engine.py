@@ -26,7 +26,7 @@ from pytest_vmss.errors import (
 from pytest_vmss.host.locks import Lock, wait_for_lock
 from pytest_vmss.journal.journal import Journal
 from pytest_vmss.journal.report import OperationReport
-from pytest_vmss.operations import DeleteScaleSet, Kind, kind_of
+from pytest_vmss.operations import DeleteScaleSet, Kind, drop_incomplete, kind_of
 from pytest_vmss.operations.scale import scaling_to
 from pytest_vmss.store import (
     CheckpointRecord,
@@ -215,7 +215,8 @@ class Engine:
     def recover(self) -> OperationReport | None:
         """Resumes an operation, and then does what a kill cut off after it.
 
-        That is the end of a deletion, or the scaling that belongs to an update of the model.
+        That is the end of a deletion, the removal of a checkpoint that was not made, or the scaling
+        that belongs to an update of the model.
         Locks the set itself.
 
         Returns:
@@ -232,6 +233,7 @@ class Engine:
                 record = self._environment.set_record(self.name)
                 if record.state == "Deleting":
                     return self._finish_deletion(record) or report
+                drop_incomplete(self._environment, self.name)
                 self._environment.traffic.serve(self.name)
                 capacity = self._environment.revisions.current(self.name).model.sku.capacity
                 scaling = scaling_to(self._environment, self.name, capacity)

@@ -14,7 +14,11 @@ __all__ = ["Moment", "Observer", "Observers", "Told"]
 
 
 class Moment(StrEnum):
-    """When observers are called; each after what it tells is durable."""
+    """When observers are called.
+
+    What they are told of batches, of rollbacks and of ends of operations is durable by then; of
+    steps, a crash of the host may undo it.
+    """
 
     BEFORE_BATCH = "before batch"
     AFTER_BATCH = "after batch"

@@ -329,7 +329,8 @@ class _Reaper:
 
     def _run(self) -> None:
         while not self._ended.wait(self._INTERVAL):
-            with contextlib.suppress(ChildProcessError):
+            # There is no child, or no descriptor to look at them: the next look may succeed.
+            with contextlib.suppress(OSError):
                 while (pid := self._peek()) and self._reap(pid):
                     pass
 

@@ -6,6 +6,7 @@ their owners on the way into the disk.
 
 from __future__ import annotations
 
+import _imp
 import os
 import shutil
 import struct
@@ -26,6 +27,11 @@ linux /vmlinuz root=LABEL={label} rw {cmdline}
 initrd /initrd.img
 boot
 """
+
+#: The header of a compiled module whose flags say that the hash of its source follows (PEP 552).
+_PYC = struct.Struct("<II8s")
+#: The flag that has Python look whether the source still has that hash.
+_CHECKED = 2
 
 
 def assemble(image: ImageRecipe, version: VersionRecipe, rootfs: Path, out: Path) -> None:
@@ -99,15 +105,23 @@ def _date_bytecode(root: Path, timestamp: int) -> None:
     """
     for compiled in root.glob("usr/lib/python3*/**/__pycache__/*.pyc"):
         source = compiled.parent.parent / f"{compiled.name.partition('.')[0]}.py"
-        if source.is_symlink() or not source.is_file():
+        if any(path.is_symlink() for path in (compiled, compiled.parent, source)):
+            continue  # it may lead out of the root
+        if not source.is_file():
             continue
         status = source.stat()
         with compiled.open("r+b") as file:
-            _magic, flags = struct.unpack("<4sI", file.read(8))
-            if flags:  # PEP 552: a hash follows, not a time and a size
-                changed = min(int(status.st_mtime), timestamp)  # as _clamp_times leaves it
-                file.seek(4)
-                file.write(struct.pack("<III", 0, changed, status.st_size & 0xFFFF_FFFF))
+            head = file.read(_PYC.size)
+            if len(head) < _PYC.size:
+                continue
+            magic, flags, digest = _PYC.unpack(head)
+            if not flags:  # PEP 552: a time and a size follow already, not a hash
+                continue
+            if flags & _CHECKED and digest != _imp.source_hash(magic, source.read_bytes()):
+                continue  # the source was changed since, and Python is to notice that
+            changed = min(int(status.st_mtime), timestamp)  # as _clamp_times leaves it
+            file.seek(4)
+            file.write(struct.pack("<III", 0, changed, status.st_size & 0xFFFF_FFFF))
 
 
 def _install_kernel(root: Path, base: BaseRecipe, version: VersionRecipe) -> None:

@@ -397,26 +397,31 @@ def check_unit(value: Any, path: str) -> str:
     return value
 
 
-def check_siblings(value: Sequence[Any], path: str, scale_set: str) -> tuple[int, ...]:
+def check_siblings(
+    value: Sequence[Any], path: str, scale_set: str, number_of: Callable[[Any], int | None]
+) -> tuple[int, ...]:
     """Validates instances of a set; returns their numbers.
 
     Args:
         value: The instances.
         path: The argument's name.
         scale_set: The set's name.
+        number_of: The number of an instance of the set; None for anything else.
 
     Raises:
         ModelError: One is no instance, or one of another set.
     """
+    numbers = []
     for index, other in enumerate(value):
-        number = getattr(other, "instance_id", None)
-        if not isinstance(number, str) or getattr(other, "name", None) != f"{scale_set}_{number}":
+        number = number_of(other)
+        if number is None:
             _refuse(
                 f"{path}[{index}]",
                 f"must be an instance of {scale_set!r}, e.g. {scale_set}[1]",
                 other,
             )
-    return tuple(int(other.instance_id) for other in value)
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def check_choice(value: Any, path: str, choices: Sequence[str]) -> str:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from pytest_vmss.errors import LabError
-from pytest_vmss.operations.checkpoint import MakeCheckpoint, SaveScaleSet, checkpoints_of
+from pytest_vmss.operations.checkpoint import (
+    MakeCheckpoint,
+    SaveScaleSet,
+    checkpoints_of,
+    drop_checkpoints,
+    drop_incomplete,
+    remove_memory,
+)
 from pytest_vmss.operations.create import Create, CreateScaleSet, ScaleOut
 from pytest_vmss.operations.delete import Delete, DeleteScaleSet, ScaleIn
 from pytest_vmss.operations.extension_upgrade import ExtensionUpgrade
@@ -42,8 +49,11 @@ __all__ = [
     "UpdateInstances",
     "at_once",
     "checkpoints_of",
+    "drop_checkpoints",
+    "drop_incomplete",
     "kind_of",
     "missing_from",
+    "remove_memory",
 ]
 
 #: Every kind by its action, to resume an operation that another process started.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pytest_vmss.checkpoints import CheckpointFiles
 from pytest_vmss.environment.environment import Environment
 from pytest_vmss.errors import ConflictError, error_summary, is_verdict
 from pytest_vmss.journal.journal import Journal
@@ -29,7 +31,15 @@ from pytest_vmss.steps import (
 from pytest_vmss.store import CheckpointRecord, GenerationRecord, InstanceRecord, Outcome
 from pytest_vmss.store.queries import current_disk, instances_of
 
-__all__ = ["MakeCheckpoint", "SaveScaleSet", "checkpoint_steps", "checkpoints_of"]
+__all__ = [
+    "MakeCheckpoint",
+    "SaveScaleSet",
+    "checkpoint_steps",
+    "checkpoints_of",
+    "drop_checkpoints",
+    "drop_incomplete",
+    "remove_memory",
+]
 
 
 def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) -> Sequence[Step]:
@@ -197,3 +207,36 @@ def checkpoints_of(environment: Environment, scale_set: str) -> list[CheckpointR
         if entry.set_id == record.unique_id
     }
     return [found[name] for name in made if name in found]
+
+
+def drop_checkpoints(environment: Environment, records: Sequence[CheckpointRecord]) -> None:
+    """Removes checkpoints of a set; their disks stay with it, for its own may be based on them."""
+    for record in records:
+        environment.store.delete(record)
+        remove_memory(environment, record.name)
+
+
+def drop_incomplete(environment: Environment, scale_set: str) -> None:
+    """Removes checkpoints of an idle set that were not made, and memory that it has no use for.
+
+    Whoever makes a checkpoint, or creates a set from one, removes what is needed no more, unless a
+    kill or the host ends it before. The set must be locked, for one that is made for the cache is
+    linked there before the lock is released.
+    """
+    complete = {entry.name for entry in checkpoints_of(environment, scale_set)}
+    known = environment.store.select(CheckpointRecord, scale_set.lower())
+    drop_checkpoints(environment, [entry for entry in known if entry.name not in complete])
+    for operation in Journal(environment, scale_set).operations():
+        if operation.ended is not None and operation.checkpoint not in {"", *complete}:
+            remove_memory(environment, operation.checkpoint)
+
+
+def remove_memory(environment: Environment, checkpoint: str) -> None:
+    """Removes the memory in a checkpoint's folder: it is as large as the set's guests.
+
+    What the disks of instances are based on stays.
+    """
+    files = CheckpointFiles(environment.paths.checkpoint(checkpoint))
+    with contextlib.suppress(OSError):  # it goes with the set
+        for path in files.memories():
+            path.unlink(missing_ok=True)

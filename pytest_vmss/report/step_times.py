@@ -35,10 +35,12 @@ class StepTimes:
         return statistics.median(known) if known else None
 
     def learn(self, step: str, seconds: float) -> None:
-        """Notes what a step took."""
+        """Notes what a step took; nothing if the clock was set back meanwhile."""
+        if seconds < 0:
+            return
         for times in (self._times, self._fresh):
             entry = times.setdefault(step, [])
-            entry.append(max(seconds, 0.0))
+            entry.append(seconds)
             del entry[:-_TIMES]
 
     def save(self) -> str:

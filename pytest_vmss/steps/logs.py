@@ -12,7 +12,7 @@ from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.lab_secrets import masker_of
 from pytest_vmss.errors import error_summary
 from pytest_vmss.guest.logs import LOG_BYTES, QUICK_LOGS
-from pytest_vmss.host.files import write_durably
+from pytest_vmss.host.files import PART, write_durably
 from pytest_vmss.secrecy import mask
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import GenerationRecord, OutcomeRecord
@@ -52,6 +52,7 @@ class KeepGuestLogs:
         )
         problems: list[str] = []
         try:
+            _sweep(folder)
             self._collect(context, generation, folder, problems)
         except Exception as error:  # noqa: BLE001 - the rollback must go on
             problems.append(error_summary(error)[1])
@@ -97,6 +98,13 @@ class KeepGuestLogs:
         told = f"the guest's logs of OS disk number {self.generation} "
         told += f"are kept: {kept}" if kept else "could not be read"
         context.event("logs", f"{told}; missing: {missing}" if missing else told)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes logs that were half written when a kill or the host ended it."""
+    if folder.is_dir() and not folder.is_symlink():
+        for part in folder.glob(f"*{PART}"):
+            part.unlink()
 
 
 def _make_anew(folder: Path) -> None:

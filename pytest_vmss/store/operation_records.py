@@ -243,8 +243,10 @@ class StepRecord(BaseModel):
 
     @property
     def seconds(self) -> float | None:
-        """How long it took; None while it is running."""
-        return None if self.done is None else (self.done - self.intended).total_seconds()
+        """How long it took; None while it is running, or if the clock was set back meanwhile."""
+        if self.done is None or self.done < self.intended:
+            return None
+        return (self.done - self.intended).total_seconds()
 
 
 class EventRecord(BaseModel):

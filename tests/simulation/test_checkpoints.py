@@ -22,9 +22,16 @@ from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.checkpoints import CheckpointCache, CheckpointFiles, obstacle_to
 from pytest_vmss.checkpoints import cache as cache_module
 from pytest_vmss.engine.engine import Engine
-from pytest_vmss.errors import HypervisorError, LabError, ModelError, ProvisioningError
+from pytest_vmss.errors import (
+    HypervisorError,
+    InterruptedOperationError,
+    LabError,
+    ModelError,
+    ProvisioningError,
+)
 from pytest_vmss.guest.extensions import CustomScript, find_handler, register
-from pytest_vmss.host.locks import try_lock, wait_for_lock
+from pytest_vmss.host.files import sync_folder
+from pytest_vmss.host.locks import Lock, try_lock, wait_for_lock
 from pytest_vmss.journal.report import OperationReport
 from pytest_vmss.model import load_document
 from pytest_vmss.model.image_version import ImageVersionRef
@@ -304,6 +311,190 @@ def test_a_set_has_no_more_use_for_the_memory_that_was_saved(
     assert web.is_healthy()
     web.delete()
     assert steps(lab, create(lab)) == ({"create", "checkpoint"} if failing else {"restore"})
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_set_that_was_restored_keeps_no_memory_that_the_cache_may_drop(
+    lab: SimulatedLab,
+    other: SimulatedLab,
+    cache: CheckpointCache,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    """L5: what a prune says to have removed is free."""
+    create(lab)
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched, contextlib.ExitStack() as killing:
+        if killed:
+            patched.setattr(Checkpoints, "check", kill)
+            killing.enter_context(pytest.raises(Killed))
+        create(other)
+    web = other.scale_set("web")
+    assert web.resume() is None
+    assert steps(other, web) == {"restore"}
+    assert list(other.paths.folder.rglob("*-memory")) == []
+    assert len(cache.entries()) == 1
+    cache.prune()
+    web.restart()
+    assert web.is_healthy()
+
+
+def test_the_memory_of_a_checkpoint_that_was_interrupted_goes_with_a_resume(
+    lab: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1, L5: whoever was to put it into the cache is gone."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_vmss.steps.checkpoint.sync_folder", fail)
+        with pytest.raises(InterruptedOperationError):
+            create(lab)
+    web = lab.scale_set("web")
+    assert len(list(lab.paths.folder.rglob("*-memory"))) == 3
+    web.resume()
+    assert list(lab.paths.folder.rglob("*-memory")) == []
+    assert cache.entries() == []
+    assert web.is_healthy()
+    web.restart()
+    assert web.is_healthy()
+
+
+def test_the_memory_of_a_checkpoint_whose_maker_was_killed_goes_with_a_resume(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L5: also if the operation had ended."""
+
+    with monkeypatch.context() as patched:
+
+        def kill(*_: object, **__: object) -> None:
+            patched.setattr(Path, "unlink", kill)  # nothing of the dead process cleans up
+            raise Killed
+
+        patched.setattr(Checkpoints, "_keep", kill)
+        with pytest.raises(Killed):
+            create(lab)
+    assert len(list(lab.paths.folder.rglob("*-memory"))) == 3
+    assert lab.scale_set("web").resume() is None
+    assert list(lab.paths.folder.rglob("*-memory")) == []
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_lock_that_cannot_be_removed_fails_no_creation(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """Q1: the set is there by then, and the lock is released."""
+    real = Lock.remove
+
+    def remove(self: Lock) -> None:
+        if len(self.path.name) > len(".lock"):
+            self.release()
+            raise OSError(errno.EROFS, "Read-only file system")
+        real(self)
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("web_0 cannot be saved")
+
+    monkeypatch.setattr(Lock, "remove", remove)
+    if refused:
+        monkeypatch.setattr(SimulatedHypervisor, "save", refuse)
+    assert create(lab).is_healthy()
+
+
+def test_notes_of_sets_that_could_not_be_saved_do_not_pile_up(
+    lab: SimulatedLab, settings: Settings, cache: CheckpointCache
+) -> None:
+    """L5: those that count no more go with the next, and with a checkpoint."""
+    create(lab)
+    (entry,) = cache.entries()
+    folder = settings.cache_dir / "checkpoints"
+    foreign = folder / ".mine.refused"
+    foreign.mkdir()
+    for key in ("0" * 32, "1" * 32, entry.key):
+        cache.note_refusal(key, "why")
+    old = folder / f".{'0' * 32}.refused"
+    os.utime(old, (0, 0))
+    cache.note_refusal("2" * 32, "why")
+    assert not old.exists()
+    assert cache.refusal("1" * 32) == "why"
+    (source,) = lab.paths.checkpoint("any").parent.iterdir()
+    cache.keep(entry.key, source)
+    assert cache.refusal(entry.key) == ""
+    cache.prune()
+    assert {path.name for path in folder.iterdir()} == {".lock", ".mine.refused"}
+
+
+def test_what_others_may_have_noted_is_not_told(
+    lab: SimulatedLab, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R3: in a folder to which they can write; the set is booted, and its event says why."""
+
+    def refuse(*_: object) -> None:
+        raise HypervisorError("web_0 cannot be saved")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedHypervisor, "save", refuse)
+        create(lab).delete()
+    (noted,) = (settings.cache_dir / "checkpoints").glob(".*.refused")
+    noted.write_text("a stranger's word")
+    noted.parent.chmod(0o777)
+    assert create(lab).is_healthy()
+    told = events(lab, "warning")[-1]
+    assert told.startswith("boots: its checkpoint cannot be used: PermissionError")
+    assert "stranger" not in told
+    noted.parent.chmod(0o700)
+
+
+def test_what_fails_after_a_checkpoint_was_kept_is_told_as_what_it_is(
+    lab: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: of older checkpoints; and one that is not kept is not there."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointCache, "_shrink", fail)
+        create(lab).delete()
+    assert len(cache.entries()) == 1
+    assert events(lab, "warning") == [
+        "older checkpoints cannot be removed from the cache: OSError: [Errno 5] Input/output error"
+    ]
+    cache.prune()
+
+    def fail_in_cache(folder: Path) -> None:
+        if folder == cache._folder:
+            fail()
+        sync_folder(folder)
+
+    monkeypatch.setattr("pytest_vmss.checkpoints.cache.sync_folder", fail_in_cache)
+    create(lab)
+    assert cache.entries() == []
+    assert "its checkpoint cannot be kept" in events(lab, "warning")[-1]
+
+
+def test_a_checkpoint_that_cannot_be_read_for_now_is_not_dropped(
+    lab: SimulatedLab, other: SimulatedLab, cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: having no descriptor left says nothing about it, and the creation goes on afterwards."""
+    create(lab)
+
+    def refuse(path: Path, limit: int) -> bytes:
+        raise OSError(errno.EMFILE, f"Too many open files: {path}, {limit}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_vmss.checkpoints.files.read_regular", refuse)
+        with pytest.raises(InterruptedOperationError, match="Too many open files"):
+            create(other)
+    assert len(cache.entries()) == 1
+    web = other.scale_set("web")
+    web.resume()
+    assert web.is_healthy()
+    assert steps(other, web) == {"restore"}
 
 
 class Own(CustomScript):
@@ -656,7 +847,10 @@ def test_a_prune_removes_what_kills_left(
     (entry,) = cache.entries()
     folder = settings.cache_dir / "checkpoints"
     (folder / entry.key).rename(folder / f"{entry.key}-1.part")
-    assert cache.prune() == []
+    (folder / f".{entry.key}.lock").touch()
+    with cache.being_made("0" * 32, wait=0):
+        assert cache.prune() == []
+        assert (folder / f".{'0' * 32}.lock").exists()  # its holder lives
     assert {path.name for path in folder.iterdir()} == {".lock"}
 
 

@@ -173,6 +173,27 @@ def test_what_stands_in_the_place_of_the_logs_is_removed(
     assert not list(other.iterdir())
 
 
+def test_what_a_crash_of_the_host_left_half_written_is_removed(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: although the guest, which has stopped, cannot be asked again."""
+    web = lab.start_web()
+    folder = lab.paths.guest_logs("web", 0, 2)
+
+    def kill(path: Path, *_: object) -> None:
+        path.with_name(f".{path.name}-1.part").touch()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_vmss.steps.logs.write_durably", kill)
+        with pytest.raises(Killed):
+            lab.roll(web, *FAILED)
+    assert [path.name for path in folder.iterdir()] == [".journal.log-1.part"]
+    lab.simulated.running.clear()
+    web.resume()
+    assert list(folder.iterdir()) == []
+
+
 def test_the_logs_hold_no_secret_and_are_bounded(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

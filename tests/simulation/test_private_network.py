@@ -15,6 +15,7 @@ from pytest_vmss.errors import HostError, ModelError, NotFoundError
 from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles
 from pytest_vmss.hypervisor.domain import PRIVATE_NIC, domain_xml
 from pytest_vmss.report.tables import instance_table
+from pytest_vmss.settings import Settings
 from tests.models import LOAD_BALANCER, web_model, with_subnet
 from tests.simulation.conftest import SimulatedLab
 
@@ -128,6 +129,19 @@ def test_only_other_instances_of_the_set_can_be_cut_off(lab: SimulatedLab, web: 
         ):
             raise AssertionError("it is partitioned")
     assert reaches(lab, web[0], web[1])
+
+
+def test_an_instance_of_another_lab_stands_for_none_of_that_name(
+    settings: Settings, web: ScaleSet
+) -> None:
+    """A9: suites have sets of the same name in several labs."""
+    other = SimulatedLab.session(settings)
+    try:
+        namesake = other.start_web(2)
+        with pytest.raises(ModelError, match=r"others\[1\]: must be an instance of 'web'"):
+            web[0].faults.partitioned(web[1], namesake[1])
+    finally:
+        other.destroy()
 
 
 def test_a_set_keeps_its_network(web: ScaleSet) -> None:

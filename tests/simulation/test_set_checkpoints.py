@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import threading
 import time
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 from pytest_vmss.api.scale_set import ScaleSet
-from pytest_vmss.api.set_checkpoints import SetCheckpoints
 from pytest_vmss.checkpoints import CheckpointFiles
 from pytest_vmss.errors import (
     CapacityError,
@@ -21,6 +21,7 @@ from pytest_vmss.errors import (
     ConflictError,
     HostError,
     HypervisorError,
+    InterruptedOperationError,
     ModelError,
     NotFoundError,
     ProvisioningError,
@@ -407,7 +408,8 @@ def test_a_clock_that_is_set_back_reorders_no_checkpoints(
     web.checkpoint("again")
     real = VirtualClock.now
     monkeypatch.setattr(VirtualClock, "now", lambda self: real(self) - timedelta(days=1))
-    monkeypatch.setattr(SetCheckpoints, "_drop", lambda *_: None)  # killed before it
+    drop = "pytest_vmss.api.set_checkpoints.drop_checkpoints"
+    monkeypatch.setattr(drop, lambda *_: None)  # killed before it
     write_data(web, "two")
     web.checkpoint("again")
     web.checkpoint("last")
@@ -485,6 +487,31 @@ def test_what_runs_but_cannot_be_saved_shuts_down_before_it_boots_again(
         with pytest.raises(CheckpointError, match="could not be saved; the set"):
             web.checkpoint()
     assert cut == []
+    assert web.is_healthy()
+
+
+def test_a_restore_ends_with_what_an_interrupted_checkpoint_left(
+    lab: SimulatedLab, web: ScaleSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1, L5: its record and its memory; if they cannot be removed, a resume does it."""
+    web.checkpoint()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_vmss.steps.checkpoint.sync_folder", fail)
+        with pytest.raises(InterruptedOperationError):
+            web.checkpoint("other")
+    assert len(list(lab.paths.folder.rglob("*-memory"))) == 6
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_vmss.operations.checkpoint.drop_checkpoints", fail)
+        with pytest.raises(InterruptedOperationError, match="resume web"):
+            web.restore()
+    assert web.resume() is None
+    assert len(list(lab.paths.folder.rglob("*-memory"))) == 3
+    assert len(lab.store.select(CheckpointRecord)) == 1
+    web.restore()
     assert web.is_healthy()
 
 

@@ -14,10 +14,12 @@ import pytest
 from pytest_vmss import steps
 from pytest_vmss.api.scale_set import ScaleSet
 from pytest_vmss.errors import InterruptedOperationError, UpgradeError
+from pytest_vmss.guest.boot_facts import BootFacts
 from pytest_vmss.report.timeline import Timeline, set_page, set_timelines
 from pytest_vmss.report.timeline.records import BarState
 from pytest_vmss.report.timeline.words import headline, why_it_stopped
-from pytest_vmss.simulation.guest import Behaviour
+from pytest_vmss.simulation.clock import VirtualClock
+from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.store import Outcome
 from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed
@@ -57,6 +59,33 @@ def last(lab: SimulatedLab) -> Timeline:
 
 def page_of(lab: SimulatedLab) -> Page:
     return Page(set_page(lab, "web"))
+
+
+def test_a_clock_that_is_set_back_gives_no_times_that_cannot_be(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q2: neither less than nothing, nor none at all."""
+    web = lab.start_web(1, automatic=False)
+    lab.publish("1.1.0")
+    shift, real, boot = timedelta(0), VirtualClock.now, SimulatedGuest.wait_boot
+    monkeypatch.setattr(VirtualClock, "now", lambda self: real(self) + shift)
+
+    def set_back(self: SimulatedGuest, known: str | None) -> BootFacts:
+        nonlocal shift
+        shift = timedelta(hours=-5)
+        return boot(self, known)
+
+    monkeypatch.setattr(SimulatedGuest, "wait_boot", set_back)
+    upgrade = web.upgrade()
+    unknown = "an unknown time (the clock was set back)"
+    assert headline(last(lab)) == (
+        f"OS upgrade of web from 1.0.0 to 1.1.0 completed in {unknown}: 1 of 1 instance succeeded."
+    )
+    page = page_of(lab).text
+    assert unknown in page
+    assert not re.search(r"-\d+(\.\d)? (s|h|min)", page)
+    assert "boot" not in upgrade.stages["web_0"]
+    assert min(upgrade.stages["web_0"].values()) >= 0
 
 
 def test_a_failed_upgrade_says_who_failed_at_which_step_and_why_it_stopped(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from pytest_vmss.checkpoints import Seals, with_backing_files
+from pytest_vmss.checkpoints import CheckpointFiles, Seals, with_backing_files
 from pytest_vmss.errors import CheckpointError, HostError
 from pytest_vmss.hypervisor import disks
 
@@ -52,7 +53,7 @@ def test_damage_that_leaves_a_disk_as_long_as_it_was_is_found(
 
 def test_what_is_missing_cut_off_or_unknown_is_told(chain: list[Path]) -> None:
     seals = Seals.of(chain[0].parent, chain[:2])
-    with pytest.raises(CheckpointError, match="bytes, not None"):
+    with pytest.raises(CheckpointError, match=r"images/0-os.qcow2 was .* is not known"):
         seals.check(chain[2])
     os.truncate(chain[1], 100)
     with pytest.raises(CheckpointError, match="has 100 bytes, not 1966"):
@@ -84,3 +85,54 @@ def test_a_file_that_cannot_be_read_is_the_hosts_trouble(
         seals.check(*chain)
     with pytest.raises(HostError, match=told):
         Seals.of(chain[0].parent, chain)
+
+
+@pytest.mark.parametrize("made_by_link", [False, True])
+def test_a_lab_is_the_same_by_whatever_path_it_is_opened(
+    chain: list[Path], tmp_path: Path, made_by_link: bool
+) -> None:
+    """Q1: a state directory may be a link, and its target be named the next time."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    by_link = link / "own.2"
+    folders = (by_link, chain[0].parent)
+    first, then = folders if made_by_link else folders[::-1]
+    made = Seals.of(first, with_backing_files(first / "0-os.qcow2"))
+    seals = Seals(then, made.sizes, made.heads)
+    assert seals.below() == chain[1:]
+    seals.check(*seals.below(), then / "0-os.qcow2")
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "length"),
+    [(b"/a\0b", 104, 4), (b"", 104, 9), (b"/a", 2**64 - 1, 2), (b"a" * 1024, 104, 1024)],
+    ids=["NUL", "cut off", "far away", "long"],
+)
+def test_a_header_that_names_no_file_is_damaged(
+    tmp_path: Path, name: bytes, at: int, length: int
+) -> None:
+    """Q1: it is told in words, and never taken for a disk that is based on nothing."""
+    disk = tmp_path / "0-os.qcow2"
+    header = struct.pack(">4sIQIIQIIQ", b"QFI\xfb", 3, at, length, 16, 2**20, 0, 1, 4096)
+    disk.write_bytes(header.ljust(104, b"\0") + name)
+    with pytest.raises(HostError, match="its header is damaged"):
+        with_backing_files(disk)
+
+
+def test_a_manifest_that_cannot_be_read_now_is_not_told_as_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Q1: what has no descriptor left says nothing about the file."""
+    files = CheckpointFiles(tmp_path / "key")
+    with pytest.raises(CheckpointError, match="has no manifest, or a damaged one"):
+        files.read()
+    files.manifest.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="has no manifest, or a damaged one"):
+        files.read()
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("pytest_vmss.untrusted.os.open", refuse)
+    with pytest.raises(HostError, match=r"checkpoint.json .* cannot be read: Too many open files"):
+        files.read()

@@ -237,6 +237,23 @@ def test_a_width_of_nothing_is_none(tmp_path: Path, columns: str) -> None:
     assert "last used" in done.stdout
 
 
+@pytest.mark.parametrize(("used", "told"), [(3600, "1970-01-01 01:00"), (2**40, "damaged")])
+def test_the_times_of_the_cache_are_of_one_zone(tmp_path: Path, used: int, told: str) -> None:
+    """L2: whatever the host's is, and whatever time a file claims to have."""
+    folder = tmp_path / "checkpoints" / ("0" * 32)
+    folder.mkdir(parents=True)
+    os.utime(folder, (used, used))
+    done = subprocess.run(
+        [sys.executable, "-c", "from pytest_vmss.cli import main; main()", "cache", "list"],
+        env={**os.environ, "TZ": "Asia/Tokyo", "COLUMNS": "200", "VMSS_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "last used (UTC)" in done.stdout
+    assert told in done.stdout
+
+
 def test_a_page_needs_a_file(vmss_command: Vmss) -> None:
     """An empty name, such as that of a variable that is not set, is the working directory's."""
     with pytest.MonkeyPatch.context() as patched:

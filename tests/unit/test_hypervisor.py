@@ -236,6 +236,9 @@ def test_a_layer_knows_whether_it_was_written(tmp_path: Path) -> None:
     write = ["qemu-io", "-f", "qcow2", "-c"]
     subprocess.run([*write, "read 0 1M", layer], check=True, stdout=subprocess.DEVNULL)
     assert layers.is_unwritten(layer, frozen)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    assert layers.is_unwritten(link / layer.name, link / frozen.name)
     assert not layers.is_unwritten(layer, tmp_path / "another.qcow2")
     assert not layers.is_unwritten(frozen, frozen)
     assert (layers.backing_file(layer), layers.backing_file(frozen)) == (frozen, None)
@@ -244,6 +247,11 @@ def test_a_layer_knows_whether_it_was_written(tmp_path: Path) -> None:
         assert layers.is_unwritten(layer, frozen)
         subprocess.run([*write, command, layer], check=True, stdout=subprocess.DEVNULL)
         assert not layers.is_unwritten(layer, frozen), command
+    disks.create_layer(layer, frozen)
+    created = layer.read_bytes()
+    for at, damage in ((36, b"\0" * 4), (40, b"\xff" * 8)):  # entries and place of its L1 table
+        layer.write_bytes(created[:at] + damage + created[at + len(damage) :])
+        assert not layers.is_unwritten(layer, frozen)
     layer.write_bytes(b"")
     assert not layers.is_unwritten(layer, frozen)
     layer.unlink()
@@ -497,15 +505,25 @@ def test_an_agent_that_answers_in_no_utf_8_has_failed(monkeypatch: pytest.Monkey
 
 
 #: A process that nobody waits for hides one that daemonized; that is reaped all the same, and the
-#: first is left to the code that started it. It prints how often /proc was listed meanwhile.
+#: first is left to the code that started it; also once the process had no descriptor left. It
+#: prints how often /proc was listed meanwhile.
 REAPING = """
-import os, subprocess, sys, time
+import errno, os, subprocess, sys, time
 from pathlib import Path
 from pytest_vmss.hypervisor import connection
 
 listed = []
 iterdir = Path.iterdir
 Path.iterdir = lambda path: listed.append(path) or iterdir(path)
+looked = []
+
+def peek():
+    looked.append(True)
+    if len(looked) < 3:
+        raise OSError(errno.EMFILE, "Too many open files")
+    return real()
+
+real, connection._Reaper._peek = connection._Reaper._peek, staticmethod(peek)
 reaper = connection._Reaper()
 hiding = subprocess.Popen(["true"])
 os.waitid(os.P_PID, hiding.pid, os.WEXITED | os.WNOWAIT)

@@ -313,6 +313,28 @@ def test_settings_of_this_python_are_not_the_guests(
     assert (seen["PYTHONPYCACHEPREFIX"], seen["PYTHONDONTWRITEBYTECODE"]) == ("", "")
 
 
+def test_compiled_modules_that_are_not_of_their_source_are_left_alone(tmp_path: Path) -> None:
+    """B5: a script of a package may change a module after it was compiled; links lead elsewhere."""
+    folder = tmp_path / "root/usr/lib/python3/dist-packages"
+    (folder / "__pycache__").mkdir(parents=True)
+    tag = sys.implementation.cache_tag
+    before = {}
+    for name in ("changed", "linked", "short"):
+        source, path = folder / f"{name}.py", folder / "__pycache__" / f"{name}.{tag}.pyc"
+        source.write_text(f"NAME = {name!r}\n")
+        mode = py_compile.PycInvalidationMode.CHECKED_HASH
+        py_compile.compile(str(source), str(path), invalidation_mode=mode, doraise=True)
+        if name == "changed":
+            source.write_text("NAME = 'CHANGED'\n")
+        elif name == "linked":
+            path.symlink_to(path.rename(tmp_path / path.name))
+        else:
+            path.write_bytes(path.read_bytes()[:7])
+        before[path] = path.read_bytes()
+    assemble._date_bytecode(tmp_path / "root", 1_700_000_000)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_compiled_modules_of_python_are_trusted_by_time_and_size(tmp_path: Path) -> None:
     """B5: mmdebstrap's have a hash instead; a module that a recipe replaces keeps nothing compiled."""
     folder = tmp_path / "root/usr/lib/python3/dist-packages"

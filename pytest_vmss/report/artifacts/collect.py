@@ -144,7 +144,7 @@ class _Collector:
             {
                 "operation": one.record.action, "instance": row.name, "phase": bar.phase,
                 "step": bar.name, "start": bar.start.isoformat(),
-                "seconds": round(bar.seconds, 3), "end": str(bar.state), "error": bar.error,
+                "seconds": round(bar.seconds, 3) if bar.seconds >= 0 else None, "end": str(bar.state), "error": bar.error,
             }
             for one in timelines
             for row in one.rows

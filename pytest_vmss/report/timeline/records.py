@@ -54,8 +54,8 @@ class Bar:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
-        return max((self.end - self.start).total_seconds(), 0.0)
+        """How long it took; negative if the clock was set back meanwhile."""
+        return (self.end - self.start).total_seconds()
 
     @property
     def goes_back(self) -> bool:
@@ -173,5 +173,9 @@ class Timeline:
 
     @property
     def seconds(self) -> float:
-        """How long it took, interruptions included."""
-        return (self.end - self.start).total_seconds()
+        """How long it took, interruptions included; negative if the clock was set back.
+
+        The journal ends nothing before it began, so what has steps and took no time is that.
+        """
+        took = (self.end - self.start).total_seconds()
+        return -1.0 if not took and any(row.bars for row in self.rows) else took

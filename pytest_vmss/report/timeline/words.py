@@ -49,6 +49,8 @@ class Verdict:
 
 def duration(seconds: float) -> str:
     """A duration in words: ``0.4 s``, ``48 s``, ``2 min 03 s``, ``1 h 20 min``."""
+    if seconds < 0:
+        return "an unknown time (the clock was set back)"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
