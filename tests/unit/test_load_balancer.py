@@ -28,9 +28,9 @@ from pytest_vmss.simulation.load_balancer import SimulatedBalancer
 from tests.http_server import HttpServer
 from tests.models import LOAD_BALANCER, web_model
 
-#: Each worker's own, since HAProxy shares a port with any other HAProxy (SO_REUSEPORT).
-WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-ADDRESS, PORT = f"127.62.{WORKER % 250}.9", 18080
+#: Each process's own, since HAProxy shares a port with any other HAProxy (SO_REUSEPORT): also with
+#: one of another suite that is run at the same time.
+ADDRESS, PORT = f"127.62.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}", 18080
 PROBE = Probe(
     name="healthz",
     protocol="Http",
