@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The user without rights, as whom parts of the tests run where they run as root.
 NOBODY = 65534
 
-#: The modules that take minutes, longest first, so that workers end together. The first three
-#: begin at once: one mostly waits, so that the others' guests do not fight for the processors.
+#: The modules that take minutes, longest first, so that workers end together. Of the first, which
+#: begin at once, one mostly waits.
 LONGEST_FIRST = (
     "test_azure_images",
     "test_health",
