@@ -244,7 +244,7 @@ class Ground:
                 if str(disk.path) in self.stage.data_disks and self.stage.scenario.keeps_writes:
                     written[disk.path] = f"{disk.path.read_text()}, and more at {list(kills)}"
                     disk.path.write_text(written[disk.path])
-        lab.simulated.running.clear()
+        lab.simulated.crash_host()
         return lab, watches, dead, written
 
     def _kill_process(self, moment: int, seed: int) -> tuple[bytes, bool]:

@@ -51,6 +51,7 @@ _LOGS = {
     "qemu:///session": Path("~/.cache/libvirt/qemu/log"),
     "qemu:///system": Path("/var/log/libvirt/qemu"),
 }
+_HOST_BOOT = Path("/proc/sys/kernel/random/boot_id")
 #: Seconds in which a restarted daemon must respond again.
 _RECONNECT_S = 60.0
 #: QEMU's error for a network card that a machine does not have.
@@ -178,6 +179,11 @@ class LibvirtHypervisor:
         if self.accelerator == "kvm":
             return None
         return None if self.connection.libvirt.getVersion() >= SEVERAL_VCPUS else 1
+
+    @property
+    def host_boot(self) -> str:
+        """The kernel's boot id, which all containers of a host share."""
+        return _HOST_BOOT.read_text().strip()
 
     @property
     def fingerprint(self) -> str:

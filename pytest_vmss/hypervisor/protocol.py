@@ -116,6 +116,10 @@ class Hypervisor(Protocol):
     def fingerprint(self) -> str:
         """Identifies the host's CPU and the programs that can restore what was saved on it."""
 
+    @property
+    def host_boot(self) -> str:
+        """Identifies the boot of the host: another one has only what was synchronized to disks."""
+
     def create_data_disk(self, path: Path, size_gib: int) -> None:
         """Creates an empty data disk unless it exists; never touches an existing one."""
 

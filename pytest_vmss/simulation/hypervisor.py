@@ -26,7 +26,7 @@ __all__ = ["SimulatedDisk", "SimulatedHypervisor"]
 #: The attributes that outlive the process of a lab.
 _LASTING = (
     "defined", "running", "paused", "cut", "agents_hang", "starts", "boots", "deaf", "images",
-    "disks",
+    "disks", "host_boot",
 )  # fmt: skip
 
 
@@ -62,6 +62,7 @@ class SimulatedHypervisor:
         starts: Every start so far: (name, generation).
         images: Image versions by digest.
         disks: OS disks by their path.
+        host_boot: Identifies the boot of the host.
     """
 
     accelerator = "tcg"
@@ -88,7 +89,13 @@ class SimulatedHypervisor:
         self.lacks_uefi = False
         self.images: dict[str, str] = {}
         self.disks: dict[str, SimulatedDisk] = {}
+        self.host_boot = "first"
         self._cuts: list[tuple[str, int, frozenset[int]]] = []
+
+    def crash_host(self) -> None:
+        """Ends all machines at once, as when the host loses its power and is started again."""
+        self.running.clear()
+        self.host_boot += "'"
 
     def snapshot(self) -> bytes:
         """Pickles everything that outlives the process of a lab."""

@@ -71,9 +71,14 @@ class SaveMemory:
 
     def apply(self, context: InstanceContext) -> None:
         context.leave()  # no connection survives
-        files = files_of(context, self.checkpoint)
+        hypervisor, files = context.environment.hypervisor, files_of(context, self.checkpoint)
         files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        context.environment.hypervisor.save(context.domain, files.memory(context.instance_id))
+        running = hypervisor.running_generation(context.domain)
+        if running is not None:  # else it was saved before a crash
+            context.environment.store.amend(
+                context.existing(running), saved_on=hypervisor.host_boot
+            )
+        hypervisor.save(context.domain, files.memory(context.instance_id))
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,8 @@ class RestoreMemory:
     by an attempt that a crash of the host ended, it may have written to them since. Of a machine
     that is made or put back from the checkpoint, they get new layers, and what it had written is
     gone. One that was saved and goes on is as much in service as before: what it has written
-    since is kept, and the memory is not restored (A5).
+    since is kept, and the memory is not restored (A5). Nor is it after a crash of the host, which
+    may have lost parts of the memory, and of what the memory takes for written.
 
     Attributes:
         goes_on: Whether it is the machine that was saved, which goes on from there.
@@ -252,6 +258,7 @@ class RestoreMemory:
             layers[machine.os_disk] = files.os_disk(number)
             seals.check(*layers.values())
             if self.goes_on:
+                self._require_no_crash(context, generation)
                 self._require_unwritten(context, machine, layers)
             else:
                 for path, frozen in layers.items():
@@ -260,6 +267,18 @@ class RestoreMemory:
                     copy_private(files.nvram(number), machine.nvram)
         environment.store.amend(generation, started=True)
         environment.hypervisor.restore(machine, files.memory(number))
+
+    def _require_no_crash(self, context: InstanceContext, generation: GenerationRecord) -> None:
+        """Checks that what was saved is all there, although nothing has synchronized it yet.
+
+        Raises:
+            CheckpointError: The host was started again since.
+        """
+        if generation.saved_on != context.environment.hypervisor.host_boot:
+            raise CheckpointError(
+                f"the host was started again after {context.name} had been saved, and may have "
+                "lost parts of its memory; its disks are as after a power cut"
+            )
 
     def _require_unwritten(
         self, context: InstanceContext, machine: Machine, layers: Mapping[Path, Path]

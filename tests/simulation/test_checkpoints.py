@@ -965,7 +965,7 @@ def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     monkeypatch.setattr(SimulatedHypervisor, "restore", restore)
     with pytest.raises(Killed):
         run()
-    lab.simulated.running.clear()
+    lab.simulated.crash_host()
     web = lab.scale_set("web")
     web.resume()
     assert web.is_healthy()
@@ -980,33 +980,66 @@ def test_memory_is_restored_on_disks_as_they_were_frozen_also_after_a_crash(
     assert web._engine.journal.report(report.id).outcomes == {0: Outcome.SKIPPED}
     assert web.checkpoints == []
     (told,) = [message for message in events(lab, "warning") if "it boots again" in message]
-    assert "web_0 had gone on and stopped again, and what it has written since to lun0" in told
+    assert "the host was started again after web_0 had been saved" in told
     web.checkpoint()
     assert len(list(lab.paths.folder.rglob("own.*/*-memory"))) == 1
 
 
-@pytest.mark.parametrize("host", [True, False])
-def test_a_saved_machine_that_has_not_gone_on_yet_goes_on_after_a_crash(
-    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, host: bool
+def test_what_a_machine_wrote_after_it_was_saved_is_kept_where_it_alone_has_ended(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """M1: nothing was written since, so nothing is in the way of its memory."""
+    """M1, A5: its process was killed too, on a host that goes on."""
     web = create(lab, web_model(capacity=1, automatic=False), pristine=False)
-    boot = web[0].boot_id
+    (data,) = web[0].data_disks.values()
+    real = SimulatedHypervisor.restore
 
-    def die(*_: object) -> None:
+    def restore(self: SimulatedHypervisor, machine: Any, memory: Path) -> None:
+        real(self, machine, memory)
+        data.write_text("since")
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(SimulatedHypervisor, "restore", die)
+        patched.setattr(SimulatedHypervisor, "restore", restore)
+        with pytest.raises(Killed):
+            web.checkpoint()
+    lab.simulated.running.clear()
+    web.resume()
+    assert web.is_healthy()
+    assert data.read_text() == "since"
+    (told,) = [message for message in events(lab, "warning") if "it boots again" in message]
+    assert "web_0 had gone on and stopped again, and what it has written since to lun0" in told
+
+
+@pytest.mark.parametrize("when", ["saved", "frozen", "about to go on"])
+@pytest.mark.parametrize("host", [True, False])
+def test_a_saved_machine_that_has_not_gone_on_yet_goes_on_unless_the_host_crashed(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, *, host: bool, when: str
+) -> None:
+    """M1: a crash may have cost it parts of its memory, whose end and beginning tell nothing."""
+    web = create(lab, web_model(capacity=1, automatic=False), pristine=False)
+    boot = web[0].boot_id
+    name = {"saved": "save", "frozen": "create_layer", "about to go on": "restore"}[when]
+    real = getattr(SimulatedHypervisor, name)
+
+    def die(*arguments: Any) -> None:
+        if name != "restore":
+            real(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimulatedHypervisor, name, die)
         with pytest.raises(Killed):
             web.checkpoint("a")
     if host:
-        lab.simulated.running.clear()
+        lab.simulated.crash_host()
     web = lab.scale_set("web")
     web.resume()
-    assert web.checkpoints == ["a"]
-    assert web[0].boot_id == boot
     assert web.is_healthy()
+    assert web.checkpoints == ([] if host else ["a"])
+    assert (web[0].boot_id == boot) is not host
+    told = [message for message in events(lab, "warning") if "it boots again" in message]
+    assert len(told) == host
+    assert all("the host was started again after web_0 had been saved" in one for one in told)
 
 
 def test_uefi_variables_that_a_machine_wrote_since_it_was_saved_are_kept(

@@ -238,6 +238,12 @@ def processes_of(files: PlatformFiles) -> list[psutil.Process]:
     ]
 
 
+def test_the_hosts_boot_stays_the_same_while_it_runs(hypervisor: Hypervisor) -> None:
+    told = hypervisor.host_boot
+    assert told
+    assert hypervisor.host_boot == told
+
+
 def test_what_does_not_exist_can_be_asked_for(hypervisor: Hypervisor) -> None:
     hypervisor.request_stop("vmss-contract-nobody")
     hypervisor.power_off("vmss-contract-nobody")
