@@ -14,11 +14,13 @@ from unittest.mock import Mock
 import pytest
 
 from pytest_vmss.api.backends import LocalBackends
+from pytest_vmss.api.operation import Operation
 from pytest_vmss.errors import HostError, InterruptedOperationError
 from pytest_vmss.guest.boot_facts import BootFacts
 from pytest_vmss.host import boot_turns
 from pytest_vmss.host.boot_turns import lock_files
 from pytest_vmss.labs.reap import reap
+from pytest_vmss.report.timeline.reading import read_timeline
 from pytest_vmss.settings import Settings, Timeouts
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from tests.simulation.conftest import SimulatedLab
@@ -188,3 +190,13 @@ def test_only_emulated_guests_wait(lab: SimulatedLab, accelerator: str, turns: i
     while found is not None and found.take() is not None:
         taken += 1
     assert (None if found is None else taken) == turns
+
+
+def test_a_wait_is_a_mark_in_the_timeline(lab: SimulatedLab) -> None:
+    """L3: else the start of a machine would seem to take minutes."""
+    lab.turns = 1
+    web = lab.start_web(2)
+    (record,) = web._engine.journal.operations()
+    timeline = read_timeline(lab.store, Operation(lab.environment, web.name, record.id))
+    (mark,) = [mark for row in timeline.rows for mark in row.marks]
+    assert "waits for others to have booted" in mark.text
