@@ -272,13 +272,18 @@ def wait_for(
         return answer
     if timeout > 0:
         clock.sleep(until_next(None))
-    answer = Retrying(
+    retrying = Retrying(
         retry=retry_if_result(lambda value: value is None),
         wait=until_next,
         stop=is_late,
         sleep=clock.sleep,
         retry_error_callback=give_up,
-    )(probe)
+    )
+    try:
+        answer = retrying(probe)
+    finally:
+        # Else it refers to itself, and it and the probe live until the garbage is collected.
+        retrying.iter_state.reset()
     if answer is None:  # pragma: no cover - give_up always raises
         raise WaitTimeoutError(what, timeout=timeout, last=describe())
     return answer
