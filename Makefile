@@ -6,9 +6,9 @@ BIN = .venv/bin
 PYTEST = $(BIN)/python -m pytest
 # Half of what these tests take is waiting for processes and for time to pass.
 RINGS = $(PYTEST) tests/unit tests/simulation -n $$((2 * $$(nproc))) --dist worksteal --durations=15
-# The tests of a file share a set, whose guests boot and wait in turns: four files at a time
+# The tests of a file share a set, whose guests boot and wait in turns: three files at a time
 # keep two cores busy. The longest begin (tests/vm/conftest.py).
-VMS = $(PYTEST) tests/vm -n 4 --dist loadfile --no-loadscope-reorder --durations=40
+VMS = $(PYTEST) tests/vm -n 3 --dist loadfile --no-loadscope-reorder --durations=40
 
 # The theme would advertise its successor; warnings of the build are errors.
 SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict

@@ -53,7 +53,7 @@ def python(place: Path) -> Path:
 
 
 def qemu_processes(needle: str) -> list[int]:
-    """Pids of QEMU processes whose command line holds a text."""
+    """Pids of virtual machines whose command line holds a text; libvirt's probes are none."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -61,7 +61,7 @@ def qemu_processes(needle: str) -> list[int]:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
-            if "qemu-system" in line.split(" ")[0] and needle in line:
+            if "qemu-system" in line.split(" ")[0] and " guest=" in line and needle in line:
                 found.append(int(entry.name))
     return found
 

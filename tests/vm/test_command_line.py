@@ -140,7 +140,7 @@ def test_an_upgraded_set_by_hand(shop: Shop, tmp_path: Path) -> None:
 
     # Another size is a new instance's at once, and the others' when that is asked for.
     change = tmp_path / "change.yaml"
-    change.write_text("sku: {name: Standard_B2s}\n")
+    change.write_text("sku: {name: Standard_B1ms}\n")
     assert "vmss update-instances shop" in command("update", "shop", change).stdout
     before, memory = shop.facts(), int(shop.ssh(3, MEMORY))
 
