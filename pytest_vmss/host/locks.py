@@ -131,16 +131,16 @@ def try_lock(path: Path, *, shared: bool = False) -> Lock | None:
     while True:
         descriptor = _open(path, os.O_CREAT)
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
-                return Lock(path, descriptor, shared=shared)
-        except BlockingIOError:
-            if _is_at(descriptor, path):
-                _close(descriptor)
-                return None
+            is_free = _flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            is_there = _is_at(descriptor, path)
         except BaseException:
             _close(descriptor)
             raise
+        if is_there and is_free:
+            return Lock(path, descriptor, shared=shared)
+        if is_there:
+            _close(descriptor)
+            return None
         _close(descriptor)  # its holder removed it meanwhile; it may have been replaced
 
 
@@ -220,6 +220,15 @@ def _close(descriptor: int) -> None:
     with _forking:
         _descriptors.discard(descriptor)
         os.close(descriptor)
+
+
+def _flock(descriptor: int, kind: int) -> bool:
+    """Locks an open file; returns whether no other lock was in the way."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

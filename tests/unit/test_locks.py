@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -111,3 +113,18 @@ def test_a_program_does_not_inherit_it(path: Path) -> None:
     # Being executed, it closes its copy a moment after we are told that it runs.
     wait_for_lock(path, what="holds it", timeout=5).release()
     program.communicate(timeout=60)
+
+
+def test_a_failed_look_at_a_locked_file_leaves_no_descriptor(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever polls it would use up all descriptors."""
+    lock = try_lock(path)
+    assert lock is not None
+    with lock:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fstat", Mock(side_effect=OSError(errno.EIO, "broken")))
+            with pytest.raises(OSError, match="broken"):
+                try_lock(path)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
