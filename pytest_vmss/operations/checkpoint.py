@@ -41,6 +41,8 @@ __all__ = [
     "remove_memory",
 ]
 
+_BOOT_AGAIN = "boot again"
+
 
 def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) -> Sequence[Step]:
     """Steps that save an instance, and continue it from what was saved like any other.
@@ -58,7 +60,7 @@ def checkpoint_steps(checkpoint: str, generation: int, *, movable: bool = True) 
         Wake(generation),
         AwaitHealth(generation),
         Undrain(),
-        SyncFiles(checkpoint),
+        SyncFiles(checkpoint, generation),
     ]
 
 
@@ -74,6 +76,20 @@ def boot_again_steps(generation: int) -> Sequence[Step]:
         AwaitHealth(generation),
         Undrain(),
     ]
+
+
+def _boot_phase(work: Work, generation: int) -> str:
+    """The phase in which an instance boots again: a new one if the host crashed in the last."""
+    phase, count = _BOOT_AGAIN, 1
+    while work.has_begun(following := f"{_BOOT_AGAIN} {count + 1}"):
+        phase, count = following, count + 1
+    hypervisor, context = work.environment.hypervisor, work.context
+    is_over = (
+        work.has_begun(phase)
+        and hypervisor.running_generation(context.domain) is None
+        and context.existing(generation).started_on != hypervisor.host_boot
+    )
+    return following if is_over else phase
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ class MakeCheckpoint(Kind):
         """See the class."""
         generation, name = work.context.record.generation, work.operation.checkpoint
         own = work.environment.store.get(CheckpointRecord, work.context.key[0], name)
-        if not work.has_begun("boot again"):
+        if not work.has_begun(_BOOT_AGAIN):
             try:
                 steps = checkpoint_steps(name, generation, movable=own is None)
                 work.run("checkpoint", steps)
@@ -125,7 +141,8 @@ class MakeCheckpoint(Kind):
             else:
                 return
         try:
-            work.run("boot again", boot_again_steps(generation), Outcome.SKIPPED)
+            phase = _boot_phase(work, generation)
+            work.run(phase, boot_again_steps(generation), Outcome.SKIPPED)
         except Exception as error:  # noqa: BLE001 - of the instance, else it is raised
             work.fail(error)
             undrain(work)

@@ -132,15 +132,24 @@ class FreezeDisks:
 
 @dataclass(frozen=True)
 class SyncFiles:
-    """Makes the instance's files in a checkpoint durable; libvirt leaves that to the kernel."""
+    """Makes the instance's files in a checkpoint durable; libvirt leaves that to the kernel.
+
+    What a crash of the host has lost of them before cannot be told from them.
+
+    Attributes:
+        checkpoint: Name of the checkpoint's folder in the lab.
+        generation: Number of the OS disk.
+    """
 
     name: ClassVar[str] = "sync checkpoint"
     timed: ClassVar[bool] = False
     durable: ClassVar[bool] = False
 
     checkpoint: str
+    generation: int
 
     def apply(self, context: InstanceContext) -> None:
+        _require_no_crash(context, context.existing(self.generation))
         files = files_of(context, self.checkpoint)
         for file in _files(context, files):
             sync(file)
@@ -258,7 +267,7 @@ class RestoreMemory:
             layers[machine.os_disk] = files.os_disk(number)
             seals.check(*layers.values())
             if self.goes_on:
-                self._require_no_crash(context, generation)
+                _require_no_crash(context, generation)
                 self._require_unwritten(context, machine, layers)
             else:
                 for path, frozen in layers.items():
@@ -267,18 +276,6 @@ class RestoreMemory:
                     copy_private(files.nvram(number), machine.nvram)
         environment.store.amend(generation, started=True)
         environment.hypervisor.restore(machine, files.memory(number))
-
-    def _require_no_crash(self, context: InstanceContext, generation: GenerationRecord) -> None:
-        """Checks that what was saved is all there, although nothing has synchronized it yet.
-
-        Raises:
-            CheckpointError: The host was started again since.
-        """
-        if generation.saved_on != context.environment.hypervisor.host_boot:
-            raise CheckpointError(
-                f"the host was started again after {context.name} had been saved, and may have "
-                "lost parts of its memory; its disks are as after a power cut"
-            )
 
     def _require_unwritten(
         self, context: InstanceContext, machine: Machine, layers: Mapping[Path, Path]
@@ -358,6 +355,19 @@ class DropRestored:
                 context.environment.store.delete(generation)
 
         return conclude
+
+
+def _require_no_crash(context: InstanceContext, generation: GenerationRecord) -> None:
+    """Checks that what was saved is all there, although nothing has synchronized it yet.
+
+    Raises:
+        CheckpointError: The host was started again since.
+    """
+    if generation.saved_on != context.environment.hypervisor.host_boot:
+        raise CheckpointError(
+            f"the host was started again after {context.name} had been saved, and may have "
+            "lost parts of its memory; its disks are as after a power cut"
+        )
 
 
 def _saved(manifest: Manifest, files: CheckpointFiles, instance_id: int) -> SavedInstance:

@@ -81,6 +81,7 @@ class Start:
                 console_from=log,
                 started=True,
                 started_at=context.environment.clock.now(),
+                started_on=hypervisor.host_boot,
             )
             if context.record.power != "running":
                 store.amend(context.record, power="running")

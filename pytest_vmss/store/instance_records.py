@@ -95,6 +95,7 @@ class GenerationRecord(Record):
         boot_before: The ``boot_id`` at the last start of the VM.
         console_from: Length of its console log at that start, in bytes.
         started_at: When that start was.
+        started_on: The boot of the host at that start; empty if it is not known.
         saved_on: The boot of the host on which its memory was last saved; empty if it never was.
     """
 
@@ -121,6 +122,7 @@ class GenerationRecord(Record):
     boot_before: str | None = None
     console_from: int = 0
     started_at: datetime | None = None
+    started_on: str = ""
     saved_on: str = ""
     kernel: str | None = None
     cloud_init: str | None = None

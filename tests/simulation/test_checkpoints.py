@@ -14,6 +14,7 @@ from email.mime.text import MIMEText
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -38,6 +39,15 @@ from pytest_vmss.model.image_version import ImageVersionRef
 from pytest_vmss.settings import Settings
 from pytest_vmss.simulation.guest import Behaviour
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
+from pytest_vmss.steps import (
+    AwaitHealth,
+    ProveBoot,
+    RestoreMemory,
+    Start,
+    Stop,
+    SyncFiles,
+    Undrain,
+)
 from pytest_vmss.store import OperationRecord, Outcome, Store
 from tests.models import LOAD_BALANCER, custom_script, web_model
 from tests.simulation.conftest import SimulatedLab
@@ -1040,6 +1050,47 @@ def test_a_saved_machine_that_has_not_gone_on_yet_goes_on_unless_the_host_crashe
     told = [message for message in events(lab, "warning") if "it boots again" in message]
     assert len(told) == host
     assert all("the host was started again after web_0 had been saved" in one for one in told)
+
+
+@pytest.mark.parametrize("step", ["observe health", "sync checkpoint"])
+def test_a_checkpoint_whose_files_a_crash_may_have_torn_is_none(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """M1: the machine went on already, but nothing had synchronized its memory yet."""
+    web = create(lab, web_model(capacity=1, automatic=False), pristine=False)
+    kind = {"observe health": AwaitHealth, "sync checkpoint": SyncFiles}[step]
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "apply", Mock(side_effect=Killed))
+        with pytest.raises(Killed):
+            web.checkpoint("a")
+    lab.simulated.crash_host()
+    web = lab.scale_set("web")
+    web.resume()
+    assert web.checkpoints == []
+    assert web.is_healthy()
+    web.checkpoint("a")
+    assert web.checkpoints == ["a"]
+
+
+@pytest.mark.parametrize("step", [Stop, Start, ProveBoot, AwaitHealth, Undrain])
+def test_an_instance_boots_again_also_where_the_host_crashes_again(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, step: type[Any]
+) -> None:
+    """M1: in the resume, and in its resume."""
+    web = create(lab, web_model(capacity=1, automatic=False), pristine=False)
+    dying: list[tuple[Any, Callable[..., object]]] = [(RestoreMemory, web.checkpoint)]
+    dying += [(step, web.resume)] * 2
+    for kind, act in dying:
+        with monkeypatch.context() as patched:
+            patched.setattr(kind, "apply", Mock(side_effect=Killed))
+            with pytest.raises(Killed):
+                act()
+        lab.simulated.crash_host()
+    web = lab.scale_set("web")
+    web.resume()
+    assert web.is_healthy()
+    (report,) = web._engine.journal.operations()[-1:]
+    assert web._engine.journal.report(report.id).outcomes == {0: Outcome.SKIPPED}
 
 
 def test_uefi_variables_that_a_machine_wrote_since_it_was_saved_are_kept(
