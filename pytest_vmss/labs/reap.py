@@ -37,6 +37,7 @@ from pytest_vmss.settings import Settings, former_state_dir
 __all__ = ["reap", "remove_lab"]
 
 _LIMIT = 300.0
+_NOT_ALL = "what dead sessions left could not all be removed: {}"
 _NOT_OURS = (
     "it holds files, and lab.json, which says whose they are, is not there; remove it by hand if "
     "nobody needs it"
@@ -68,11 +69,15 @@ def _reap(settings: Settings) -> list[str]:
             lines += _look(settings, paths)
         _free_networks(settings)
         _remove_locks(settings)
-        for path in (room.lock_file(settings), *boot_turns.lock_files(settings.state_dir)):
-            remove_if_unused(path)
         _remove_roots(settings)
+        remove_if_unused(room.lock_file(settings))
     except (VmssError, OSError) as error:
-        lines.append(f"what dead sessions left could not all be removed: {error}")
+        lines.append(_NOT_ALL.format(error))
+    for path in boot_turns.lock_files(settings.state_dir):
+        try:
+            remove_if_unused(path)
+        except OSError as error:
+            lines.append(_NOT_ALL.format(error))
     return lines
 
 

@@ -166,6 +166,19 @@ def test_what_a_killed_process_left_is_swept(
     assert lock_files(lab.settings.state_dir) == []
 
 
+def test_a_turn_that_cannot_be_swept_keeps_no_other(lab: SimulatedLab) -> None:
+    """L5: what a link leads to is left alone."""
+    folder = lab.settings.state_dir
+    strange, other, victim = folder / "boot-0.lock", folder / "boot-1.lock", folder / "victim"
+    victim.write_text("of another account")
+    strange.symlink_to(victim)
+    other.touch()
+    (told,) = reap(lab.settings)
+    assert str(strange) in told
+    assert lock_files(folder) == [strange]
+    assert victim.read_text() == "of another account"
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_turns_that_cannot_be_had_stop_nobody(
     lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch, code: int
