@@ -73,6 +73,10 @@ def published(lab: SimulatedLab) -> None:
     lab.publish("1.0.0")
 
 
+def cannot_be_saved(*_: object) -> None:
+    raise HypervisorError("web_0 cannot be saved")
+
+
 def create(lab: SimulatedLab, model: dict[str, Any] | None = None, **options: Any) -> ScaleSet:
     options.setdefault("pristine", True)
     return lab.create(model or web_model(), load_balancer=LOAD_BALANCER, **options)
@@ -406,12 +410,9 @@ def test_a_lock_that_cannot_be_removed_fails_no_creation(
             raise OSError(errno.EROFS, "Read-only file system")
         real(self)
 
-    def refuse(*_: object) -> None:
-        raise HypervisorError("web_0 cannot be saved")
-
     monkeypatch.setattr(Lock, "remove", remove)
     if refused:
-        monkeypatch.setattr(SimulatedHypervisor, "save", refuse)
+        monkeypatch.setattr(SimulatedHypervisor, "save", cannot_be_saved)
     assert create(lab).is_healthy()
 
 
@@ -442,12 +443,8 @@ def test_what_others_may_have_noted_is_not_told(
     lab: SimulatedLab, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R3: in a folder to which they can write; the set is booted, and its event says why."""
-
-    def refuse(*_: object) -> None:
-        raise HypervisorError("web_0 cannot be saved")
-
     with monkeypatch.context() as patched:
-        patched.setattr(SimulatedHypervisor, "save", refuse)
+        patched.setattr(SimulatedHypervisor, "save", cannot_be_saved)
         create(lab).delete()
     (noted,) = (settings.cache_dir / "checkpoints").glob(".*.refused")
     noted.write_text("a stranger's word")

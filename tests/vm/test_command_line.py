@@ -159,6 +159,24 @@ def test_an_upgraded_set_by_hand(shop: Shop, tmp_path: Path) -> None:
     assert "instanceId 7 is not an active" in unknown.stderr
 
 
+@pytest.mark.nightly  # a boot; tests/simulation/test_model_updates.py has it in each run
+def test_another_size_reaches_an_instance_when_that_is_asked_for(
+    shop: Shop, tmp_path: Path
+) -> None:
+    """A3, L2: a restart on the same disk, on which nothing is run again."""
+    change = tmp_path / "change.yaml"
+    change.write_text("sku: {name: Standard_B1ms}\n")
+    shop.command("update", "shop", change)
+    versions, before = shop.versions(), shop.facts()
+    assert int(shop.ssh(3, MEMORY)) < 1024 * 1024
+    shop.command("update-instances", "shop", "3")
+    assert int(shop.ssh(3, MEMORY)) > 1.5 * 1024 * 1024
+    after = shop.check(versions)
+    assert after[:3] == before[:3]
+    assert after[3].boot_id != before[3].boot_id
+    assert after[3].custom_data_runs == before[3].custom_data_runs
+
+
 @pytest.mark.nightly  # three minutes; tests/simulation/test_resume.py has it in each run
 def test_killed_in_a_rollback_and_in_its_resume(shop: Shop, built: Callable[[str], Path]) -> None:
     """M1, G1: SIGKILL as a rollback begins, and again while the resume boots an old disk."""

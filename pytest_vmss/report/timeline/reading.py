@@ -30,20 +30,10 @@ _V = TypeVar("_V")
 
 _RESUMED = "resumed after an interruption"
 #: Kinds of events that are marked; steps, outcomes and batches are shown in other ways.
-_MARKED = frozenset(
-    {
-        "approval",
-        "error",
-        "fault",
-        "interrupted",
-        "model",
-        "pause",
-        "repair",
-        "turn",
-        "warning",
-        "zone",
-    }
-)
+_MARKED = frozenset({
+    "approval", "error", "fault", "interrupted", "model", "pause", "repair", "turn", "warning",
+    "zone",
+})  # fmt: skip
 #: Kinds of a set's events that belong to no operation, and to whatever happens at their time.
 _OWN = frozenset({"fault", "model", "protection", "repair", "warning"})
 
