@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import stat
+import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -108,23 +109,31 @@ class Qemu:
 
 
 def serving(folder: Path) -> list[psutil.Process]:
-    """The processes that serve the guest."""
+    """The processes that serve a guest whose files are in a folder."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if str(folder) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            named = any(Path(word).is_relative_to(folder) for word in process.cmdline())
+            if named and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a short path, as sockets need."""
+def place() -> Iterator[Path]:
+    """A folder with a short path, as sockets need, that other accounts can reach.
+
+    Each start of pytest shuts pytest's own to them.
+    """
     if not has_libslirp():
         pytest.skip("needs libslirp0, which comes with QEMU")
-    yield tmp_path
-    for process in serving(tmp_path / "406a9d04.az"):
-        process.kill()
+    with tempfile.TemporaryDirectory(prefix="vmss-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        for process in serving(folder):
+            process.kill()
+            wait_until_ended(process.pid)
 
 
 def get(files: PlatformFiles) -> tuple[int, bytes]:
@@ -266,9 +275,7 @@ def test_qemus_account_may_make_its_socket_and_read_nothing_else(tmp_path: Path)
 def test_what_reads_a_guests_frames_is_not_root(place: Path) -> None:
     """R4: where QEMU is not, either; it still keeps what it saw, and reads what it is told."""
     served = platform(place / "lab/run")
-    for folder in (place, *place.parents[:-1], place / "lab", place / "lab/run"):
-        folder.mkdir(exist_ok=True)
-        folder.chmod(folder.stat().st_mode | 0o011)
+    (place / "lab/run").mkdir(parents=True)
     launcher.prepare(served)
     Access(QemuAccount(65534, 65534), place / "lab").grant(
         replace(machine(place / "lab"), platform=served)
