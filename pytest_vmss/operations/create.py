@@ -24,7 +24,6 @@ from pytest_vmss.steps import (
     RestoreMemory,
     Step,
     Stop,
-    Sync,
     Undrain,
     Wake,
 )
@@ -40,7 +39,6 @@ def create_steps(version: ImageVersionRef, revision: int) -> Sequence[Step]:
         PrepareDisk(1, version, revision),
         *bring_up_steps(1),
         Undrain(),
-        Sync(1),
         Commit(1),
     ]
 

@@ -30,7 +30,6 @@ from pytest_vmss.steps import (
     Start,
     Step,
     Stop,
-    Sync,
     Undrain,
     notice_steps,
 )
@@ -70,7 +69,7 @@ def bring_up_steps(generation: int, *, newer: bool = False) -> list[Step]:
         ProveBoot(generation),
         FinishCloudInit(generation),
         RunExtensions(generation, newer=newer),
-        AwaitHealth(generation),
+        AwaitHealth(generation, flush=True),
     ]
 
 
@@ -81,7 +80,6 @@ def prove_steps(generation: int) -> Sequence[Step]:
         Stop(generation),
         *bring_up_steps(generation, newer=True),
         Undrain(),
-        Sync(generation),
         Commit(generation),
     ]
 
@@ -114,7 +112,6 @@ def swap_steps(
         disks,
         *bring_up_steps(new),
         Undrain(),
-        Sync(new),
         Commit(new),
         Discard(new),
     ]

@@ -26,7 +26,7 @@ from pytest_vmss.steps.disks import (
     ReplaceDataDisks,
 )
 from pytest_vmss.steps.extensions import RunExtensions
-from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit, Sync
+from pytest_vmss.steps.guest import ApplyModel, AwaitHealth, FinishCloudInit
 from pytest_vmss.steps.logs import KeepGuestLogs
 from pytest_vmss.steps.notice import GiveNotice, notice_steps
 from pytest_vmss.steps.power import ProveBoot, SetPower, Start, Stop
@@ -64,7 +64,6 @@ __all__ = [
     "Start",
     "Step",
     "Stop",
-    "Sync",
     "SyncFiles",
     "Undrain",
     "Wake",

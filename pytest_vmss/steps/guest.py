@@ -1,11 +1,13 @@
-"""Steps that act in the guest or wait for it: cloud-init, model, health, sync."""
+"""Steps that act in the guest or wait for it: cloud-init, model, health."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
-from pytest_vmss.clock import wait_for
+from pytest_vmss.clock import run_concurrently, wait_for
 from pytest_vmss.environment.environment import InstanceContext
 from pytest_vmss.environment.health import HEALTH_INTERVAL, HealthMonitor, HealthSources
 from pytest_vmss.errors import CloudInitError, InstanceError, UnhealthyError, WaitTimeoutError
@@ -14,7 +16,7 @@ from pytest_vmss.health import worst
 from pytest_vmss.steps.step import Conclusion
 from pytest_vmss.store import GenerationRecord
 
-__all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit", "Sync"]
+__all__ = ["ApplyModel", "AwaitHealth", "FinishCloudInit"]
 
 #: How cloud-init says that its data source for Azure had the metadata service alone.
 _WITHOUT_DVD = "[seed=IMDS]"
@@ -95,15 +97,30 @@ class ApplyModel:
 
 @dataclass(frozen=True)
 class AwaitHealth:
-    """Waits until the application is healthy on the current boot (F6)."""
+    """Waits until the application is healthy on the current boot (F6).
+
+    Attributes:
+        flush: Meanwhile, have the guest flush what it has written to its new OS disk, before the
+            old one is removed (M3). Otherwise a machine that loses power within half a minute of
+            its first boot comes back with empty files in place of those that cloud-init wrote.
+    """
 
     name: ClassVar[str] = "health"
     timed: ClassVar[bool] = True
-    durable: ClassVar[bool] = False
+    durable: ClassVar[bool] = False  # the guest would write the same a little later
 
     generation: int
+    flush: bool = False
 
     def apply(self, context: InstanceContext) -> None:
+        if not self.flush:
+            self._wait(context)
+            return
+        guest = context.guest(context.existing(self.generation))
+        both: tuple[Callable[[], None], ...] = (partial(self._wait, context), guest.sync)
+        run_concurrently(both, lambda act: act(), clock=context.environment.clock)
+
+    def _wait(self, context: InstanceContext) -> None:
         applied = context.revision(context.existing(self.generation).revision)
         health_sources = HealthSources.of(context.environment, context.scale_set, applied)
         watch = HealthMonitor(context, health_sources)
@@ -156,21 +173,3 @@ class AwaitHealth:
             f"; nothing listens on port {', '.join(map(str, deaf))} in the guest (listening are: "
             f"{found}{more})"
         )
-
-
-@dataclass(frozen=True)
-class Sync:
-    """Flushes the guest's writes to its new OS disk before the old disk is removed (M3).
-
-    Without this, a machine that loses power within half a minute of its first boot comes
-    back with empty files in place of those that cloud-init wrote.
-    """
-
-    name: ClassVar[str] = "sync"
-    timed: ClassVar[bool] = True
-    durable: ClassVar[bool] = False  # the guest would write the same a little later
-
-    generation: int
-
-    def apply(self, context: InstanceContext) -> None:
-        context.guest(context.existing(self.generation)).sync()

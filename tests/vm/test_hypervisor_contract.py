@@ -6,6 +6,7 @@ The real machines run firmware only: they start in half a second.
 from __future__ import annotations
 
 import socket
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -330,7 +331,12 @@ def test_a_machine_is_described(hypervisor: Hypervisor, machine: Machine) -> Non
     """L3: for reports of failures."""
     assert hypervisor.describe(NAME) == ""
     hypervisor.start(machine)
-    assert f"<name>{NAME}</name>" in hypervisor.describe(NAME)
+    described = hypervisor.describe(NAME)
+    assert f"<name>{NAME}</name>" in described
+    if isinstance(hypervisor, LibvirtHypervisor):
+        cpu = ET.fromstring(described).find("cpu")
+        assert cpu is not None
+        assert cpu.get("check") == "full"  # libvirt knows what QEMU gave it
     log = hypervisor.log(NAME)
     assert log is None or log.name == f"{NAME}.log"
     hypervisor.remove(NAME)

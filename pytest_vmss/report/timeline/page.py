@@ -31,7 +31,7 @@ _GROUPS = {
     "drain": "traffic", "undrain": "traffic", "leave load balancer": "traffic",
     "stop": "power", "start": "power", "boot": "power", "restore memory": "power", "wake": "power",
     "power state": "power", "save memory": "power", "remove machine": "power",
-    "cloud-init": "guest", "extensions": "guest", "apply model": "guest", "sync": "guest",
+    "cloud-init": "guest", "extensions": "guest", "apply model": "guest",
     "health": "health",
 }  # fmt: skip
 
