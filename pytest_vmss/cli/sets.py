@@ -42,6 +42,11 @@ __all__: list[str] = []
 @click.option("--health-timeout", type=float, help="Seconds, in place of Azure's 300.")
 @click.option("--health-command", help="Run over SSH; its exit status is a health source too.")
 @click.option("--approver", help="URL on loopback that approves update domains (Service Fabric).")
+@click.option(
+    "--pristine",
+    is_flag=True,
+    help="Restore it from the checkpoint of its first creation on this host, or make that.",
+)
 @click.option("--upgrade/--no-upgrade", default=True, help="Run the upgrades that become due.")
 def create(
     model: Path,
@@ -54,6 +59,7 @@ def create(
     health_timeout: float | None,
     health_command: str | None,
     approver: str | None,
+    pristine: bool,
     upgrade: bool,
 ) -> None:
     """Create the scale set of MODEL (Azure's JSON or YAML) and wait until it is healthy.
@@ -74,6 +80,7 @@ def create(
                 health_timeout=health_timeout,
                 health=health_command,
                 approver=approver,
+                pristine=pristine,
             )
         console.print(instance_table(scale_set))
         _show_frontend(scale_set)

@@ -10,10 +10,12 @@ from typing import Any, Literal
 from pytest_vmss.guest.logs import last_lines
 from pytest_vmss.untrusted import UnreadableError, one_line, read_json, shown
 
-__all__ = ["AGAIN", "LOGS", "WAIT", "CloudInitResult", "read_verdict"]
+__all__ = ["AGAIN", "AS_ROOT", "LOGS", "CloudInitResult", "read_verdict", "wait_script"]
 
-#: Exit status of :data:`WAIT` while cloud-init is still running.
+#: Exit status of :func:`wait_script` while cloud-init is still running.
 AGAIN = 75
+#: The same where only root may read what it says.
+AS_ROOT = 77
 
 _MARK = "=== pytest-vmss ==="
 #: Maximum number of problems kept, and of characters of each.
@@ -21,23 +23,43 @@ _PROBLEMS = 20
 _PROBLEM_CHARS = 1000
 _DATASOURCE_CHARS = 200
 
-#: A script for the guest's shell that waits a while for cloud-init to finish, which is cheaper
-#: than polling. Versions before 23.4 do not record recoverable errors, so the log is searched.
-WAIT = f"""\
+_RUN, _LOG = "/run/cloud-init", "/var/log/cloud-init.log"
+
+
+def wait_script(*, as_root: bool) -> str:
+    """A script for the guest's shell that waits a while for cloud-init to finish.
+
+    That is cheaper than polling. Versions before 23.4 do not record recoverable errors, so the
+    log is searched.
+
+    Args:
+        as_root: Whether it is run as root. Without sudo, which costs an emulated guest a tenth
+            of a second, it ends with :data:`AS_ROOT` where it may not read something.
+    """
+
+    def require(test: str) -> str:
+        return "" if as_root else f"[ {test} ] || exit {AS_ROOT}"
+
+    return f"""\
+[ ! -d {_RUN} ] || {require(f"-x {_RUN}") or ":"}
 tries=0
-while [ ! -s /run/cloud-init/result.json ] && [ ! -e /run/cloud-init/disabled ]; do
+while [ ! -s {_RUN}/result.json ] && [ ! -e {_RUN}/disabled ]; do
     tries=$((tries + 1))
     [ "$tries" -gt 12 ] && exit {AGAIN}
     sleep 0.25
 done
-[ -s /run/cloud-init/result.json ] || exec echo disabled
-echo '{_MARK}' | cat /run/cloud-init/result.json - /run/cloud-init/status.json
+[ -s {_RUN}/result.json ] || exec echo disabled
+{require(f"-r {_RUN}/result.json")}
+{require(f"-r {_RUN}/status.json")}
+echo '{_MARK}' | cat {_RUN}/result.json - {_RUN}/status.json
 echo '{_MARK}'
-if ! grep -q recoverable_errors /run/cloud-init/status.json; then
-    grep -h '\\[WARNING\\]: ' /var/log/cloud-init.log | tail -n 20
+if ! grep -q recoverable_errors {_RUN}/status.json; then
+    {require(f"-r {_LOG}")}
+    grep -h '\\[WARNING\\]: ' {_LOG} | tail -n 20
 fi
 exit 0
 """
+
 
 #: A script for the guest's shell, run as root: prints the end of both logs.
 LOGS = f"""\
@@ -71,7 +93,7 @@ class CloudInitResult:
 
 
 def read_verdict(text: str) -> CloudInitResult:
-    """Parses the output of :data:`WAIT`.
+    """Parses the output of :func:`wait_script`.
 
     Raises:
         UnreadableError: The output is malformed.

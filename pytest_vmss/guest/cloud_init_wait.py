@@ -14,7 +14,14 @@ from pytest_vmss.errors import (
     InstanceError,
     WaitTimeoutError,
 )
-from pytest_vmss.guest.cloud_init import AGAIN, LOGS, WAIT, CloudInitResult, read_verdict
+from pytest_vmss.guest.cloud_init import (
+    AGAIN,
+    AS_ROOT,
+    LOGS,
+    CloudInitResult,
+    read_verdict,
+    wait_script,
+)
 from pytest_vmss.guest.connection import ANSWER_BYTES, Connection
 from pytest_vmss.untrusted import UnreadableError, clean
 
@@ -47,22 +54,28 @@ def wait_cloud_init(connection: Connection, *, timeout: float) -> CloudInitResul
 
 
 def _answer(connection: Connection, timeout: float) -> str:
-    """Waits for the output of :data:`~pytest_vmss.guest.cloud_init.WAIT`."""
-    watch, away = connection.watch, False
+    """Waits for the output of :func:`~pytest_vmss.guest.cloud_init.wait_script`."""
+    watch, away, as_root = connection.watch, False, False
 
     def probe() -> str | None:
-        nonlocal away
+        nonlocal away, as_root
         watch.check()
         shell = connection.connect()
         away = shell is None
         if shell is None:
             return None
         try:
-            result = shell.run(WAIT, sudo=True, timeout=connection.login_limit, most=ANSWER_BYTES)
+            result = shell.run(
+                wait_script(as_root=as_root),
+                sudo=as_root,
+                timeout=connection.login_limit,
+                most=ANSWER_BYTES,
+            )
         except GuestCommandError:
             connection.close()
             return None
-        return None if result.exit_code in (AGAIN, -1) else result.stdout
+        as_root = as_root or result.exit_code == AS_ROOT
+        return None if result.exit_code in (AGAIN, AS_ROOT, -1) else result.stdout
 
     try:
         return wait_for(

@@ -48,7 +48,7 @@ from tests.simulation.conftest import SimulatedLab
 from tests.simulation.kills import Killed, at_write, kill
 
 #: Lives of so many steps for each seed; at least 10,000 steps in all.
-SEEDS, EXAMPLES, STEPS = 4, 75, 50
+SEEDS, EXAMPLES, STEPS = 4, 68, 50
 
 
 class Life(RuleBasedStateMachine):

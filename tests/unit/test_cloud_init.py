@@ -6,15 +6,27 @@ import base64
 import email
 import email.policy
 import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_vmss.errors import ModelError
-from pytest_vmss.guest.cloud_init import CloudInitResult, read_verdict
+from pytest_vmss.guest.cloud_init import (
+    AGAIN,
+    AS_ROOT,
+    CloudInitResult,
+    read_verdict,
+    wait_script,
+)
 from pytest_vmss.guest.keys import generate
 from pytest_vmss.guest.seed import USER_DATA_FILE, build_seed
 from pytest_vmss.model import keep_secrets, load_document
+from pytest_vmss.untrusted import UnreadableError
 from tests.models import LOAD_BALANCER, encode, web_model
 
 MARK = "=== pytest-vmss ===\n"
@@ -50,6 +62,72 @@ def test_degraded_since_23_4() -> None:
     assert verdict.problems == (
         "init: Failed at merging in cloud config", "modules-final: no such",
     )  # fmt: skip
+
+
+@pytest.fixture
+def guest() -> Iterator[Path]:
+    """A guest's root, which any account can reach, where cloud-init has ended."""
+    with tempfile.TemporaryDirectory(prefix="vmss-") as name:
+        root = Path(name)
+        for folder in (root, root / "run", root / "run/cloud-init", root / "log"):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755)
+        result, status, _ = answer([]).split(MARK)
+        (root / "run/cloud-init/result.json").write_text(result)
+        (root / "run/cloud-init/status.json").write_text(status)
+        (root / "log/cloud-init.log").write_text("x [WARNING]: it was odd\n")
+        yield root
+
+
+def wait(root: Path, *, as_root: bool) -> tuple[int, str]:
+    """How the script ends in a guest, as an ordinary user or as root, and what it prints."""
+    script = wait_script(as_root=as_root).replace("/run/cloud-init", f"{root}/run/cloud-init")
+    script = script.replace("/var/log", f"{root}/log").replace("sleep 0.25", "sleep 0")
+    user = None if as_root or os.geteuid() != 0 else 65534
+    done = subprocess.run(
+        ["/bin/sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        user=user,
+    )
+    return done.returncode, done.stdout
+
+
+def test_an_ordinary_user_reads_the_verdict(guest: Path) -> None:
+    code, told = wait(guest, as_root=False)
+    assert code == 0
+    assert read_verdict(told).problems == ("it was odd",)
+    assert wait(guest, as_root=True) == (code, told)
+    (guest / "run/cloud-init/result.json").unlink()
+    assert wait(guest, as_root=False) == wait(guest, as_root=True) == (AGAIN, "")
+    (guest / "run/cloud-init/disabled").touch()
+    assert wait(guest, as_root=False) == wait(guest, as_root=True) == (0, "disabled\n")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "run/cloud-init",
+        "run/cloud-init/result.json",
+        "run/cloud-init/status.json",
+        "log/cloud-init.log",
+    ],
+)
+def test_what_only_root_may_read_is_asked_for_as_root(guest: Path, path: str) -> None:
+    (guest / path).chmod(0)
+    assert wait(guest, as_root=False)[0] == AS_ROOT
+    (guest / path).chmod(0o700)
+
+
+def test_without_a_status_root_is_not_sent_for_root(guest: Path) -> None:
+    """What is missing is told as unreadable rather than waited for."""
+    (guest / "run/cloud-init/status.json").unlink()
+    code, told = wait(guest, as_root=True)
+    assert code == 0
+    with pytest.raises(UnreadableError):
+        read_verdict(told)
 
 
 def test_degraded_before_by_its_log() -> None:

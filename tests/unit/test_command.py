@@ -6,8 +6,11 @@ The text that guests are given runs here, in a folder of the test's.
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,6 +204,27 @@ def test_what_ended_just_before_it_was_killed_is_told_as_it_ended(folder: Path) 
     result = run(guest, folder, timeout=0.07, clock=VirtualClock())
     assert guest.calls == 4
     assert (result.status, result.timed_out) == ("success", False), result.message
+
+
+def test_what_a_command_leaves_running_does_not_hold_it_up(folder: Path) -> None:
+    """It is done when it ends, as in Azure."""
+    start = time.monotonic()
+    result = run(Here(), folder, text="sleep 15 > /dev/null 2>&1 & echo $! > left; echo fine")
+    assert time.monotonic() - start < 10
+    assert result.status == "success"
+    os.kill(int((folder / "1/left").read_text()), signal.SIGKILL)
+
+
+def test_one_that_a_restart_of_its_guest_has_ended_is_asked_for_once_a_second(
+    folder: Path,
+) -> None:
+    """Its lock is gone with it, and nothing tells how it ended."""
+    (folder / "1").mkdir(parents=True)
+    (folder / "1/started").touch()
+    guest = Here()
+    result = run(guest, folder, timeout=2.5)
+    assert result.timed_out
+    assert guest.calls <= 5  # and one that ends it
 
 
 def test_a_machine_that_has_ended_is_not_waited_for(folder: Path) -> None:

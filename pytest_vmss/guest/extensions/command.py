@@ -45,25 +45,26 @@ _CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
 
 # The command runs detached from the SSH session, so that neither a broken connection nor a
 # killed orchestrator ends it or makes it run twice. The same script starts it, unless it has
-# been started, and waits a while for it to finish. Everything that may be secret comes over
-# standard input, which a broken connection cuts short: so nothing starts until all input has
-# arrived, and if two sessions try at once, a lock lets only one start it. Each program that the
-# shell starts is 20 ms of an emulated guest, so it starts few.
+# been started, and waits a while for it to finish: it holds a lock as long as it runs, which a
+# restart of the guest takes from it too. Everything that may be secret comes over standard input,
+# which a broken connection cuts short: so nothing starts until all input has arrived, and if two
+# sessions try at once, another lock lets only one start it. Each program that the shell starts is
+# 20 ms of an emulated guest, so it starts few.
 _RUN = """\
 set -eu
 folder={folder}
 if [ ! -e "$folder/started" ]; then
     umask 077
-    mkdir -p "$folder"
-    parts="$(mktemp -d "$folder/parts.XXXXXX")"
+    parts="$folder/parts.$$"
+    mkdir -p "$parts"
     trap 'rm -rf "$parts"' EXIT
     cd "$parts"
 {sections}
-    chmod 0700 ./*
     cd "$folder"
-    exec 9> begin.lock
+    exec 8> running.lock 9> begin.lock
     flock 9
     if [ ! -e started ]; then
+        flock 8
         mv "$parts"/* .
         : > started
         setsid sh -c '
@@ -78,19 +79,19 @@ if [ ! -e "$folder/started" ]; then
                 python3 download.py wanted.json . > stdout 2> stderr < /dev/null || end download
             fi
             umask 022
-            sh ./command > stdout 2> stderr < /dev/null
+            sh ./command > stdout 2> stderr < /dev/null 8>&-
             end "$?"
         ' sh "$folder" < /dev/null > /dev/null 2>&1 9>&- &
     fi
-    exec 9>&-
+    exec 8>&- 9>&-
 fi
 cd "$folder"
-tries=0
-while [ ! -e status ]; do
-    tries=$((tries + 1))
-    [ "$tries" -gt 30 ] && exit 75
-    sleep 0.1
-done
+exec 8> running.lock
+timeout 3 flock 8 || exit 75
+if [ ! -e status ]; then
+    sleep 1
+    exit 75
+fi
 """
 # Of a long output, the end from the start of a word: half of a secret could not be recognized.
 _ANSWER = """\
@@ -180,6 +181,8 @@ def run_command(
     sections = "\n".join(
         _SECTION.format(size=len(part), name=shlex.quote(name)) for name, part in parts.items()
     )
+    if command.files:
+        sections += f"\n    chmod 0700 {shlex.join(command.files)}"
     script = _RUN.format(folder=folder, sections=sections) + _ANSWER
     stdin = SecretBytes(b"".join(parts.values()))
     start = clock.monotonic()
