@@ -67,6 +67,27 @@ def test_create_runs_what_is_due(lab: SimulatedLab, vmss_command: Vmss, tmp_path
     assert behind.history()[0].faulted
 
 
+def test_create_restores_what_was_created_before(
+    lab: SimulatedLab, vmss_command: Vmss, tmp_path: Path
+) -> None:
+    """L1: a set of the same model and image, once it was made."""
+    lab.publish("1.0.0")
+    model, balancer = tmp_path / "m.json", tmp_path / "lb.json"
+    model.write_text(json.dumps(web_model("web", capacity=2)))
+    balancer.write_text(json.dumps(LOAD_BALANCER))
+    create = ("create", model, "--load-balancer", balancer, "--pristine")
+    phases = []
+    for _ in range(2):
+        result = vmss_command(*create)
+        assert result.exit_code == 0, result.output
+        created = lab.scale_set("web")
+        assert created.is_healthy()
+        operations = created._engine.journal.operations()
+        phases.append({step.phase for one in operations for step in lab.store.steps(one.id)})
+        created.delete()
+    assert phases == [{"create", "checkpoint"}, {"restore"}]
+
+
 def test_watch_upgrades_until_ctrl_c(
     lab: SimulatedLab, vmss_command: Vmss, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,11 +71,14 @@ def write_model(
     return model, balancer
 
 
-def create(command: Command, folder: Path, image: Path, **options: Any) -> None:
-    """Publishes 1.0.0 and makes the set of it."""
+def create(
+    command: Command, folder: Path, image: Path, *, pristine: bool = False, **options: Any
+) -> None:
+    """Publishes 1.0.0 and makes the set of it, or restores it if it is to be pristine (L1)."""
     model, balancer = write_model(folder, **options)
+    restored = ["--pristine"] if pristine else []
     command("image", "publish", "web", "1.0.0", image)
-    command("create", model, "--load-balancer", balancer, "--health-timeout", "15")
+    command("create", model, "--load-balancer", balancer, "--health-timeout", "15", *restored)
 
 
 class Shop:

@@ -38,7 +38,8 @@ def shop(
 ) -> Iterator[Shop]:
     command = Command(place / "command-line")
     try:
-        create(command, tmp_path_factory.mktemp("model"), built("1.0.0"), capacity=4, **IN_TWOS)
+        folder = tmp_path_factory.mktemp("model")
+        create(command, folder, built("1.0.0"), pristine=True, capacity=4, **IN_TWOS)
         yield Shop(command, 4)
     finally:
         command("delete", "--yes", "shop", ok=False)
