@@ -10,15 +10,15 @@ from email.mime.text import MIMEText
 from pydantic import SecretStr
 
 from pytest_vmss.guest.keys import KeyPair
-from pytest_vmss.hypervisor import Seed
-from pytest_vmss.model import ScaleSetModel
-from pytest_vmss.model.private_addresses import (
+from pytest_vmss.guest_platform.private_addresses import (
     DOMAIN,
     GATEWAY,
     SUBNET,
     private_ip_address,
     private_mac,
 )
+from pytest_vmss.hypervisor import Seed
+from pytest_vmss.model import ScaleSetModel
 from pytest_vmss.secrecy import SecretBytes, SecretText
 
 __all__ = ["USER_DATA_FILE", "build_seed"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from pytest_vmss.model.private_addresses import GATEWAY, SUBNET, private_ip_address
+from pytest_vmss.guest_platform.private_addresses import GATEWAY, SUBNET, private_ip_address
 
 __all__ = ["GATEWAY_MAC", "METADATA", "WIRE_SERVER", "Lease"]
 

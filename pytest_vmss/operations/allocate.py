@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Sequence
 
 from pytest_vmss.environment.environment import Environment
+from pytest_vmss.guest_platform.private_addresses import computer_name
 from pytest_vmss.model import host_ports
-from pytest_vmss.model.private_addresses import computer_name
 from pytest_vmss.operations.placement import Spot, next_spot
 from pytest_vmss.store import InstanceRecord
 

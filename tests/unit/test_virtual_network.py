@@ -40,19 +40,19 @@ from pytest_vmss.guest_platform.frames import (
     source_mac,
     udp_frame,
 )
-from pytest_vmss.guest_platform.virtual_network import launcher, names, process
-from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
-from pytest_vmss.guest_platform.virtual_network.partitions import read_partitions, write_partition
-from pytest_vmss.guest_platform.virtual_network.switch import LARGEST, Switch
-from pytest_vmss.host.locks import Lock, is_locked, try_lock
-from pytest_vmss.model import load_document
-from pytest_vmss.model.private_addresses import (
+from pytest_vmss.guest_platform.private_addresses import (
     GATEWAY,
     computer_name,
     number_in_name,
     private_ip_address,
     private_mac,
 )
+from pytest_vmss.guest_platform.virtual_network import launcher, names, process
+from pytest_vmss.guest_platform.virtual_network.config import NetworkFiles, VirtualNetwork
+from pytest_vmss.guest_platform.virtual_network.partitions import read_partitions, write_partition
+from pytest_vmss.guest_platform.virtual_network.switch import LARGEST, Switch
+from pytest_vmss.host.locks import Lock, is_locked, try_lock
+from pytest_vmss.model import load_document
 from tests.models import LOAD_BALANCER, web_model, with_subnet
 
 

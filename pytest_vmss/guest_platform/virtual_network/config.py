@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from pytest_vmss.model.private_addresses import private_ip_address, private_mac
+from pytest_vmss.guest_platform.private_addresses import private_ip_address, private_mac
 
 __all__ = ["GUEST_END", "SWITCH_END", "NetworkFiles", "VirtualNetwork"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pytest_vmss.guest_platform.frames import Datagram
-from pytest_vmss.model.private_addresses import number_in_name, private_ip_address
+from pytest_vmss.guest_platform.private_addresses import number_in_name, private_ip_address
 
 __all__ = ["DNS_PORT", "answer", "refuse"]
 

@@ -23,8 +23,13 @@ from pytest_vmss.guest_platform.frames import (
     source_mac,
     udp_frame,
 )
+from pytest_vmss.guest_platform.private_addresses import (
+    GATEWAY,
+    SUBNET,
+    private_ip_address,
+    private_mac,
+)
 from pytest_vmss.guest_platform.virtual_network import names
-from pytest_vmss.model.private_addresses import GATEWAY, SUBNET, private_ip_address, private_mac
 
 __all__ = ["LARGEST", "Switch"]
 
