@@ -103,10 +103,10 @@ class MaskedGuest:
             }
         )
 
-    def sync(self) -> None:
+    def sync(self, *, patient: bool = True) -> None:
         """See :meth:`Guest.sync`."""
         with self._masked():
-            self._guest.sync()
+            self._guest.sync(patient=patient)
 
     def check(self, check: Check) -> tuple[bool, str]:
         """See :meth:`Guest.check`."""

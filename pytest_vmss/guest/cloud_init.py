@@ -29,7 +29,8 @@ _RUN, _LOG = "/run/cloud-init", "/var/log/cloud-init.log"
 def wait_script(*, as_root: bool) -> str:
     """A script for the guest's shell that waits a while for cloud-init to finish.
 
-    That is cheaper than polling. Versions before 23.4 do not record recoverable errors, so the
+    That is cheaper than polling. What it waits for is a link into a folder that may be root's
+    alone. Versions before 23.4 do not record recoverable errors, so the
     log is searched.
 
     Args:
@@ -41,12 +42,14 @@ def wait_script(*, as_root: bool) -> str:
         return "" if as_root else f"[ {test} ] || exit {AS_ROOT}"
 
     return f"""\
-[ ! -d {_RUN} ] || {require(f"-x {_RUN}") or ":"}
 tries=0
 while [ ! -s {_RUN}/result.json ] && [ ! -e {_RUN}/disabled ]; do
     tries=$((tries + 1))
-    [ "$tries" -gt 12 ] && exit {AGAIN}
-    sleep 0.25
+    [ "$tries" -gt 12 ] || {{ sleep 0.25; continue; }}
+    {require("-x /run")}
+    [ ! -d {_RUN} ] || {require(f"-x {_RUN}") or ":"}
+    [ ! -L {_RUN}/result.json ] || {require(f"-e {_RUN}/result.json") or ":"}
+    exit {AGAIN}
 done
 [ -s {_RUN}/result.json ] || exec echo disabled
 {require(f"-r {_RUN}/result.json")}

@@ -31,7 +31,7 @@ from pytest_vmss.settings import Timeouts
 __all__ = ["LinuxGuest"]
 
 _CHECK_S = 60.0
-#: Seconds in which a guest that is to tell its logs answers, if it ever does.
+#: Seconds in which a guest answers that is not waited for, if it ever does.
 _ANSWER_S = 2.0
 
 
@@ -127,14 +127,20 @@ class LinuxGuest:
         """Returns an extension's current status; see :meth:`ExtensionRunner.report`."""
         return self._extensions.report(extension, last)
 
-    def sync(self) -> None:
+    def sync(self, *, patient: bool = True) -> None:
         """Flushes the guest's file systems.
+
+        Args:
+            patient: Wait for a guest that does not answer at once, or takes long.
 
         Raises:
             GuestCommandError: The command failed.
             GuestUnreachableError: The guest no longer answers.
         """
-        self._connection.runner().check("sync", timeout=self._connection.login_limit * 2)
+        if patient:
+            self._connection.runner().check("sync", timeout=self._connection.login_limit * 2)
+        else:
+            self._connection.require().check("sync", timeout=_ANSWER_S * self._factor)
 
     def logs(self, names: Iterable[str], *, timeout: float, each: float) -> Iterator[GuestLog]:
         """Yields what the guest tells about itself; see :class:`~pytest_vmss.guest.Guest`.

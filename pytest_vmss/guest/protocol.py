@@ -59,8 +59,12 @@ class Guest(Protocol):
             last: The result of that run.
         """
 
-    def sync(self) -> None:
-        """Flushes the guest's file systems, so that a power cut loses nothing written so far."""
+    def sync(self, *, patient: bool = True) -> None:
+        """Flushes the guest's file systems, so that a power cut loses nothing written so far.
+
+        Args:
+            patient: Wait for a guest that does not answer at once, or takes long.
+        """
 
     def check(self, check: Check) -> tuple[bool, str]:
         """Runs a health check; returns whether it passed, and what was observed (F4)."""

@@ -244,7 +244,7 @@ class SimulatedGuest:
             return 1
         return _exit_code(str((extension.settings or {}).get("commandToExecute", "")))
 
-    def sync(self) -> None:
+    def sync(self, *, patient: bool = True) -> None:  # noqa: ARG002
         """Only takes time."""
         self._alive()
         self._clock.sleep(_SYNC_S)

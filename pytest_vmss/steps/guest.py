@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -116,9 +117,19 @@ class AwaitHealth:
         if not self.flush:
             self._wait(context)
             return
-        guest = context.guest(context.existing(self.generation))
-        both: tuple[Callable[[], None], ...] = (partial(self._wait, context), guest.sync)
+        guest, is_flushed = context.guest(context.existing(self.generation)), False
+
+        def flush() -> None:
+            nonlocal is_flushed
+            # Its extensions may have begun to restart its network or its SSH server.
+            with contextlib.suppress(InstanceError):
+                guest.sync(patient=False)
+                is_flushed = True
+
+        both: tuple[Callable[[], None], ...] = (partial(self._wait, context), flush)
         run_concurrently(both, lambda act: act(), clock=context.environment.clock)
+        if not is_flushed:
+            guest.sync()
 
     def _wait(self, context: InstanceContext) -> None:
         applied = context.revision(context.existing(self.generation).revision)

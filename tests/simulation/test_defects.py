@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_vmss.errors import HostError, ProvisioningError
+from pytest_vmss.errors import GuestUnreachableError, HostError, ProvisioningError
 from pytest_vmss.hypervisor import Machine
 from pytest_vmss.simulation.guest import Behaviour, SimulatedGuest
 from pytest_vmss.simulation.hypervisor import SimulatedHypervisor
@@ -29,8 +29,8 @@ def test_the_guest_writes_out_before_its_old_disk_goes(
     web, sync = lab.start_web(2), SimulatedGuest.sync
     seen: list[tuple[str, int, bool]] = []
 
-    def noted(self: SimulatedGuest) -> None:
-        sync(self)
+    def noted(self: SimulatedGuest, *, patient: bool = True) -> None:
+        sync(self, patient=patient)
         (instance,) = [entry for entry in web if entry.name == self.name]
         number = instance.record.generation
         old = lab.paths.os_disk("web", int(instance.instance_id), 1)
@@ -39,6 +39,24 @@ def test_the_guest_writes_out_before_its_old_disk_goes(
     monkeypatch.setattr(SimulatedGuest, "sync", noted)
     assert lab.roll(web, "1.1.0").completed
     assert sorted(seen) == [("web_0", 1, True), ("web_1", 1, True)]
+
+
+def test_a_guest_that_cannot_write_out_at_once_is_asked_again(
+    lab: SimulatedLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M3, E4: an extension may have begun to restart its SSH server; it is healthy later."""
+    web, sync = lab.start_web(1), SimulatedGuest.sync
+    asked: list[bool] = []
+
+    def late(self: SimulatedGuest, *, patient: bool = True) -> None:
+        asked.append(patient)
+        if not patient:
+            raise GuestUnreachableError("does not answer over SSH", instance=self.name)
+        sync(self, patient=patient)
+
+    monkeypatch.setattr(SimulatedGuest, "sync", late)
+    assert lab.roll(web, "1.1.0").completed
+    assert asked == [False, True]
 
 
 def test_a_way_back_that_does_not_come_up_is_no_way_back(

@@ -121,6 +121,20 @@ def test_what_only_root_may_read_is_asked_for_as_root(guest: Path, path: str) ->
     (guest / path).chmod(0o700)
 
 
+@pytest.mark.parametrize("folder", ["cloud", "cloud/data"])
+def test_so_is_what_is_a_link_into_a_folder_of_roots(guest: Path, folder: str) -> None:
+    """As cloud-init writes it."""
+    (guest / "cloud/data").mkdir(parents=True)
+    for name in ("result.json", "status.json"):
+        link = guest / "run/cloud-init" / name
+        link.rename(guest / "cloud/data" / name)
+        link.symlink_to(guest / "cloud/data" / name)
+    assert wait(guest, as_root=False) == wait(guest, as_root=True)
+    (guest / folder).chmod(0o700)
+    assert wait(guest, as_root=False)[0] == AS_ROOT
+    assert wait(guest, as_root=True)[0] == 0
+
+
 def test_without_a_status_root_is_not_sent_for_root(guest: Path) -> None:
     """What is missing is told as unreadable rather than waited for."""
     (guest / "run/cloud-init/status.json").unlink()

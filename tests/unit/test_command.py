@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -213,6 +214,73 @@ def test_what_a_command_leaves_running_does_not_hold_it_up(folder: Path) -> None
     assert time.monotonic() - start < 10
     assert result.status == "success"
     os.kill(int((folder / "1/left").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_session_that_is_killed_has_started_nothing_or_all(
+    folder: Path, tmp_path: Path, shell: str
+) -> None:
+    """At any of its programs, and at the start of the command's own shell."""
+    programs, real = tmp_path / "bin", os.environ["PATH"]
+    programs.mkdir()
+    for name in ("mkdir", "head", "wc", "chmod", "flock", "mv", "setsid", "timeout"):
+        kill = (
+            f"[ -e {programs}/{name}.done ] || {{ : > {programs}/{name}.done; kill -KILL $PPID; }}"
+        )
+        text = f'#!/bin/sh\n{kill}\nPATH="{real}" exec {name} "$@"\n'
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+
+    def killed(command: str, stdin: bytes) -> CommandResult:
+        done = subprocess.run(
+            [shell, "-c", f'PATH="{programs}:$PATH"; {command}'],
+            input=stdin, capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        if done.returncode < 0:
+            raise broke()
+        return CommandResult(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    result = run(Here(*[killed] * 20), folder)
+    assert (result.status, result.exit_code) == ("success", 0), result.message
+    assert (folder / "log").read_text() == "once\n"
+    assert len(list(programs.glob("*.done"))) == 8
+
+
+@pytest.mark.parametrize("name", ["-w.sh", "--help", "--", ".hidden", "*", "a'b", 'a"b'])
+@pytest.mark.usefixtures("folder")
+def test_files_have_any_name(name: str) -> None:
+    command = Command(f"cat ./{shlex.quote(name)}", files={name: b"fine"})
+    result = run_command(Target(Here(), SystemClock(), 20.0), EXTENSION, command, run="1")
+    assert (result.status, result.exit_code) == ("success", 0), result.message
+    assert "fine" in result.message
+
+
+def test_the_number_of_a_command_that_a_restart_has_ended_may_be_anothers(folder: Path) -> None:
+    (folder / "1").mkdir(parents=True)
+    (folder / "1/started").touch()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        (folder / "1/pid").write_text(f"{other.pid}\n")
+        assert run(Here(), folder, timeout=0.5).timed_out
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.mark.parametrize("missing", ["timeout", "sleep"])
+def test_without_a_program_the_end_is_noticed(
+    folder: Path, missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small = tmp_path / "bin"
+    small.mkdir()
+    for place in ("/usr/bin", "/bin"):
+        for program in Path(place).iterdir():
+            link = small / program.name
+            if program.name != missing and not link.is_symlink():
+                link.symlink_to(program)
+    monkeypatch.setenv("PATH", str(small))
+    guest = Here()
+    result = run(guest, folder, text="echo fine")
+    assert (result.status, result.exit_code) == ("success", 0), result.message
+    assert guest.calls <= 5
 
 
 def test_one_that_a_restart_of_its_guest_has_ended_is_asked_for_once_a_second(

@@ -35,6 +35,21 @@ def test_it_sets_the_clock_and_reseeds(
     assert capsys.readouterr().out == Path("/proc/sys/kernel/random/boot_id").read_text()
 
 
+@pytest.mark.parametrize(
+    ("hardware", "taken"),
+    [("1700000006\n", 6), ("1699999999\n", 0), ("1700009999\n", 0), ("odd", 0), (None, 0)],
+)
+def test_the_hardwares_clock_is_not_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hardware: str | None, taken: int
+) -> None:
+    """On a busy host seconds pass before the program runs; a guest may have set it to anything."""
+    monkeypatch.setattr(wake, "RTC", str(tmp_path / "since_epoch"))
+    if hardware is not None:
+        (tmp_path / "since_epoch").write_text(hardware)
+    sent = 1_700_000_000 * 10**9
+    assert wake.current(sent) == sent + taken * 10**9
+
+
 def test_it_needs_no_module_that_is_read_from_disk() -> None:
     """What is not built in would double the time of a restore's only program."""
     code = f"import sys; known = set(sys.modules); {_IMPORTS}; print(*sorted(set(sys.modules) - known))"

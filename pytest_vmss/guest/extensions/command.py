@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
@@ -48,8 +48,10 @@ _CALL_S, _SLOWEST_BYTES_S = 60.0, 50_000
 # been started, and waits a while for it to finish: it holds a lock as long as it runs, which a
 # restart of the guest takes from it too. Everything that may be secret comes over standard input,
 # which a broken connection cuts short: so nothing starts until all input has arrived, and if two
-# sessions try at once, another lock lets only one start it. Each program that the shell starts is
-# 20 ms of an emulated guest, so it starts few.
+# sessions try at once, another lock lets only one start it. The command's own shell says that it
+# has started and only then lets go of that lock, so that a session that is killed has started
+# nothing, or all. Each program that the shell starts is 20 ms of an emulated guest, so it starts
+# few.
 _RUN = """\
 set -eu
 folder={folder}
@@ -60,15 +62,15 @@ if [ ! -e "$folder/started" ]; then
     trap 'rm -rf "$parts"' EXIT
     cd "$parts"
 {sections}
-    cd "$folder"
-    exec 8> running.lock 9> begin.lock
+    exec 8> ../running.lock 9> ../begin.lock
     flock 9
-    if [ ! -e started ]; then
+    if [ ! -e ../started ]; then
         flock 8
-        mv "$parts"/* .
-        : > started
+        mv {names} ..
         setsid sh -c '
             cd "$1"
+            : > started
+            exec 9>&-
             echo $$ > pid
             end() {{
                 echo "$1" > status.part
@@ -81,15 +83,16 @@ if [ ! -e "$folder/started" ]; then
             umask 022
             sh ./command > stdout 2> stderr < /dev/null 8>&-
             end "$?"
-        ' sh "$folder" < /dev/null > /dev/null 2>&1 9>&- &
+        ' sh "$folder" < /dev/null > /dev/null 2>&1 &
     fi
     exec 8>&- 9>&-
 fi
 cd "$folder"
 exec 8> running.lock
-timeout 3 flock 8 || exit 75
+ended=0
+timeout 3 flock 8 || ended="$?"
 if [ ! -e status ]; then
-    sleep 1
+    [ "$ended" -eq 124 ] || sleep 1
     exit 75
 fi
 """
@@ -118,12 +121,14 @@ _AGAIN = 75
 
 # If the command finished just now, its own status stays. All of its session is killed, also
 # what is in process groups of its own; a small image has no pkill, and dash's kill knows no --
-# after -KILL.
+# after -KILL. If nothing holds the lock, the guest was restarted since, and its number may be
+# another's.
 _KILL = """\
 cd {folder} || exit 0
 if [ ! -e status ]; then
+    exec 8> running.lock
     session="$(cat pid)"
-    if [ -n "$session" ]; then
+    if [ -n "$session" ] && ! flock -n 8; then
         for entry in /proc/[0-9]*; do
             read -r line 2> /dev/null < "$entry/stat" || continue
             set -- ${{line##*) }}
@@ -182,8 +187,8 @@ def run_command(
         _SECTION.format(size=len(part), name=shlex.quote(name)) for name, part in parts.items()
     )
     if command.files:
-        sections += f"\n    chmod 0700 {shlex.join(command.files)}"
-    script = _RUN.format(folder=folder, sections=sections) + _ANSWER
+        sections += f"\n    chmod 0700 {_names(command.files)}"
+    script = _RUN.format(folder=folder, sections=sections, names=_names(parts)) + _ANSWER
     stdin = SecretBytes(b"".join(parts.values()))
     start = clock.monotonic()
     lost: list[str] = []
@@ -241,6 +246,11 @@ def _kill(target: Target, folder: str, lost: list[str]) -> str:
 def remove_runs(target: Target, extension: Extension) -> str:
     """Removes the files of an extension's runs; returns what went wrong."""
     return target.insist(f"rm -rf {shlex.quote(_folder(extension))}").stderr.strip()
+
+
+def _names(parts: Iterable[str]) -> str:
+    """Files of the current folder as words for the guest's shell, whatever they are called."""
+    return shlex.join(f"./{name}" for name in parts)
 
 
 def _folder(extension: Extension) -> str:
