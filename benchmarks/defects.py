@@ -148,9 +148,23 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "what the guest wrote is not synchronised before the old disk goes",
         "operations/disk_swap.py",
-        "        Sync(new),\n        Commit(new),",
-        "        Commit(new),",
+        "AwaitHealth(generation, flush=True)",
+        "AwaitHealth(generation)",
         _tests("tests/simulation/test_defects.py"),
+    ),
+    _mutant(
+        "a guest that could not write out at once is not asked again",
+        "steps/guest.py",
+        "        if not is_flushed:\n            guest.sync()\n",
+        "",
+        _tests("tests/simulation/test_defects.py"),
+    ),
+    _mutant(
+        "an extension's command is marked as started before it is",
+        "guest/extensions/command.py",
+        "        flock 8\n        mv ",
+        "        flock 8\n        : > ../started\n        mv ",
+        _tests("tests/unit/test_command.py"),
     ),
     _mutant(
         "a file has its name before it is written",
