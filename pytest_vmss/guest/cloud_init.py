@@ -30,8 +30,7 @@ def wait_script(*, as_root: bool) -> str:
     """A script for the guest's shell that waits a while for cloud-init to finish.
 
     That is cheaper than polling. What it waits for is a link into a folder that may be root's
-    alone. Versions before 23.4 do not record recoverable errors, so the
-    log is searched.
+    alone. Versions before 23.4 do not record recoverable errors, so the log is searched.
 
     Args:
         as_root: Whether it is run as root. Without sudo, which costs an emulated guest a tenth

@@ -114,6 +114,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
+@pytest.fixture
+def without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the guest one that lacks some programs."""
+
+    def remove(*missing: str) -> None:
+        small = tmp_path / "bin"
+        small.mkdir()
+        for place in ("/usr/bin", "/bin"):
+            for program in Path(place).iterdir():
+                link = small / program.name
+                if program.name not in missing and not link.is_symlink():
+                    link.symlink_to(program)
+        monkeypatch.setenv("PATH", str(small))
+
+    return remove
+
+
 def run(
     guest: Here, folder: Path, *, timeout: float = 20.0, text: str = "", clock: Clock | None = None
 ) -> ExtensionResult:
@@ -182,17 +199,10 @@ def test_a_guest_that_cannot_be_reached_within_the_limit_is_an_error(folder: Pat
     ],
 )
 def test_what_takes_too_long_is_killed_and_told_so(
-    folder: Path, text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path, text: str, without: Callable[..., None]
 ) -> None:
     """Also in an image so small that it has no pkill."""
-    small = tmp_path / "bin"
-    small.mkdir()
-    for place in ("/usr/bin", "/bin"):
-        for program in Path(place).iterdir():
-            link = small / program.name
-            if program.name not in ("pkill", "pgrep", "killall") and not link.is_symlink():
-                link.symlink_to(program)
-    monkeypatch.setenv("PATH", str(small))
+    without("pkill", "pgrep", "killall")
     result = run(Here(), folder, timeout=1.0, text=text)
     assert (result.status, result.timed_out) == ("error", True)
     wait_until_ended(int((folder / "child").read_text()))
@@ -267,16 +277,9 @@ def test_the_number_of_a_command_that_a_restart_has_ended_may_be_anothers(folder
 
 @pytest.mark.parametrize("missing", ["timeout", "sleep"])
 def test_without_a_program_the_end_is_noticed(
-    folder: Path, missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    folder: Path, missing: str, without: Callable[..., None]
 ) -> None:
-    small = tmp_path / "bin"
-    small.mkdir()
-    for place in ("/usr/bin", "/bin"):
-        for program in Path(place).iterdir():
-            link = small / program.name
-            if program.name != missing and not link.is_symlink():
-                link.symlink_to(program)
-    monkeypatch.setenv("PATH", str(small))
+    without(missing)
     guest = Here()
     result = run(guest, folder, text="echo fine")
     assert (result.status, result.exit_code) == ("success", 0), result.message
