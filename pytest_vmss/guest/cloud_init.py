@@ -50,6 +50,7 @@ while [ ! -s {_RUN}/result.json ] && [ ! -e {_RUN}/disabled ]; do
     [ ! -L {_RUN}/result.json ] || {require(f"-e {_RUN}/result.json") or ":"}
     exit {AGAIN}
 done
+[ ! -L {_RUN}/result.json ] || {require(f"-e {_RUN}/result.json") or ":"}
 [ -s {_RUN}/result.json ] || exec echo disabled
 {require(f"-r {_RUN}/result.json")}
 {require(f"-r {_RUN}/status.json")}

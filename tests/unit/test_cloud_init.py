@@ -133,6 +133,8 @@ def test_so_is_what_is_a_link_into_a_folder_of_roots(guest: Path, folder: str) -
     (guest / folder).chmod(0o700)
     assert wait(guest, as_root=False)[0] == AS_ROOT
     assert wait(guest, as_root=True)[0] == 0
+    (guest / "run/cloud-init/disabled").touch()
+    assert wait(guest, as_root=False)[0] == AS_ROOT
 
 
 def test_without_a_status_root_is_not_sent_for_root(guest: Path) -> None:

@@ -196,6 +196,7 @@ def test_a_guest_that_cannot_be_reached_within_the_limit_is_an_error(folder: Pat
     [
         "echo $$ > ../child; sleep 600",
         "set -m; sleep 600 & echo $! > ../child; wait",  # in a process group of its own
+        "kill -KILL $PPID; echo $$ > ../child; sleep 600",  # without the shell that waits for it
     ],
 )
 def test_what_takes_too_long_is_killed_and_told_so(
@@ -269,10 +270,17 @@ def test_the_number_of_a_command_that_a_restart_has_ended_may_be_anothers(folder
     (folder / "1").mkdir(parents=True)
     (folder / "1/started").touch()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
-        (folder / "1/pid").write_text(f"{other.pid}\n")
+        (folder / "1/pid").write_text(f"{other.pid} of-the-boot-before\n")
         assert run(Here(), folder, timeout=0.5).timed_out
         assert other.poll() is None
         other.kill()
+
+
+def test_a_session_that_comes_after_a_command_timed_out_starts_nothing(folder: Path) -> None:
+    (folder / "1").mkdir(parents=True)
+    (folder / "1/status").write_text("timeout\n")  # before any session had begun
+    assert run(Here(), folder).timed_out
+    assert not (folder / "log").exists()
 
 
 @pytest.mark.parametrize("missing", ["timeout", "sleep"])

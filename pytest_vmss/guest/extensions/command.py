@@ -64,14 +64,15 @@ if [ ! -e "$folder/started" ]; then
 {sections}
     exec 8> ../running.lock 9> ../begin.lock
     flock 9
-    if [ ! -e ../started ]; then
+    if [ ! -e ../started ] && [ ! -e ../status ]; then
         flock 8
         mv {names} ..
         setsid sh -c '
             cd "$1"
+            read -r boot < /proc/sys/kernel/random/boot_id
+            echo "$$ $boot" > pid
             : > started
             exec 9>&-
-            echo $$ > pid
             end() {{
                 echo "$1" > status.part
                 mv status.part status
@@ -121,14 +122,16 @@ _AGAIN = 75
 
 # If the command finished just now, its own status stays. All of its session is killed, also
 # what is in process groups of its own; a small image has no pkill, and dash's kill knows no --
-# after -KILL. If nothing holds the lock, the guest was restarted since, and its number may be
-# another's.
+# after -KILL. What a restart of the guest has ended is left alone: its number may be another's.
+# With the lock no session is in the middle of a start, and none starts anything afterwards.
 _KILL = """\
 cd {folder} || exit 0
+exec 9> begin.lock
+timeout 3 flock 9 || :
 if [ ! -e status ]; then
-    exec 8> running.lock
-    session="$(cat pid)"
-    if [ -n "$session" ] && ! flock -n 8; then
+    read -r session boot < pid || session=
+    read -r now < /proc/sys/kernel/random/boot_id
+    if [ -n "$session" ] && [ "$boot" = "$now" ]; then
         for entry in /proc/[0-9]*; do
             read -r line 2> /dev/null < "$entry/stat" || continue
             set -- ${{line##*) }}
