@@ -12,7 +12,7 @@ from pytest_vmss.errors import CapacityError
 __all__ = ["RESERVE_MIB", "available_mib", "check_capacity", "memory_of"]
 
 #: Memory of a QEMU process besides the guest's, in MiB (measured).
-_OVERHEAD_MIB = {"kvm": 96, "tcg": 256}
+_OVERHEAD_MIB = {"kvm": 96, "tcg": 384}
 #: Memory left for the host, in MiB.
 RESERVE_MIB = 256
 #: Minimum that an instance writes to its OS disk, in MiB.

@@ -34,9 +34,10 @@ PRIVATE_NIC = "vmss-nic1"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 _VMSS = "urn:pytest-vmss:domain:1"
 
-# QEMU's translation cache for each guest; the default, a quarter of the host's memory, would
-# fill a laptop with three guests (measured: same speed).
-_TB_CACHE_MIB = 128
+# QEMU's translation cache for each guest. A boot of Debian fills 200 MiB; with half of that QEMU
+# throws everything away twice and translates it again (measured: 5 to 10 % of a boot). Its default,
+# a quarter of the host's memory, would fill a laptop with three guests.
+_TB_CACHE_MIB = 256
 
 # libvirt assigns the low slots; the network cards, which it does not know, sit here.
 _NIC_SLOT, _PRIVATE_NIC_SLOT = "0x1d", "0x1c"

@@ -22,9 +22,17 @@ from pytest_vmss.image_builder.recipe import BaseRecipe, ImageRecipe, VersionRec
 
 __all__ = ["assemble"]
 
+# `linux` wants the kernel at its preferred address, where GRUB's own heap is: it loads it elsewhere
+# and moves all that the kernel asks for, 58 MiB, byte by byte; 2 s where that is emulated. `linux16`
+# loads it where it stays, and the kernel moves itself, a word at a time. Only a BIOS knows it.
 _GRUB_CFG = """\
-linux /vmlinuz root=LABEL={label} rw {cmdline}
-initrd /initrd.img
+if [ "$grub_platform" = pc ]; then
+    linux16 /vmlinuz root=LABEL={label} rw {cmdline}
+    initrd16 /initrd.img
+else
+    linux /vmlinuz root=LABEL={label} rw {cmdline}
+    initrd /initrd.img
+fi
 boot
 """
 

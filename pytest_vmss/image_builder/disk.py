@@ -131,7 +131,7 @@ def _install_bios(raw: Path, early: Path, work: Path) -> None:
     core = work / "core.img"
     run(
         ["grub-mkimage", "-O", "i386-pc", "-p", "/boot/grub", "-c", early, "-o", core,
-         "biosdisk", *_GRUB_MODULES],
+         "biosdisk", "linux16", *_GRUB_MODULES],
         what="making GRUB's image for BIOS",
     )  # fmt: skip
     lba = _BIOS_MIB[0] * _MIB // _SECTOR

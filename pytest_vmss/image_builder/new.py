@@ -27,7 +27,8 @@ base: {base}
 size_mib: 1024
 
 # The kernel's command line, besides root=. What is shown on ttyS0 is the instance's console.
-cmdline: console=ttyS0,115200 loglevel=4 net.ifnames=0 nomodeset no_timer_check
+# norandmaps and init_on_alloc=0 save a sixth of a boot where there is no KVM.
+cmdline: console=ttyS0,115200 loglevel=4 net.ifnames=0 nomodeset no_timer_check norandmaps init_on_alloc=0
 
 # files/ beside this file is copied over the root filesystem of every version:
 # files/etc/motd becomes /etc/motd. Executables stay executable, symbolic links stay links. A service

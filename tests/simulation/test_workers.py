@@ -93,7 +93,7 @@ def test_workers_have_labs_of_their_own_and_one_summary(
 
 
 def test_a_worker_waits_for_room_and_says_so(suite: pytest.Pytester) -> None:
-    """Two sets of 2 x (1024 + 256) MiB do not fit at once."""
+    """Two sets of 2 x (1024 + 384) MiB do not fit at once."""
     result = run(
         suite,
         """
@@ -145,16 +145,16 @@ def test_a_wait_for_room_ends(others: list[SimulatedLab]) -> None:
     create(one)
     with pytest.raises(CapacityError, match=r"gave no memory back within 0 s") as refused:
         create(two)
-    assert f"{one.paths.folder.name} (process {os.getpid()}) 2560 MiB" in str(refused.value)
+    assert f"{one.paths.folder.name} (process {os.getpid()}) 2816 MiB" in str(refused.value)
     assert two.scale_sets() == []
     one.scale_set("web").delete_instances([0])
     create(two, 1)
-    with pytest.raises(CapacityError, match="this lab has 1280 MiB"):
+    with pytest.raises(CapacityError, match="this lab has 1408 MiB"):
         two.scale_set("web").scale(2)
     one.delete("web")
     two.scale_set("web").scale(2)
     told = [event.message for event in two.store.events() if "room" in event.message]
-    assert any(message.startswith("waits for room, up to 0 s: 2560 MiB") for message in told)
+    assert any(message.startswith("waits for room, up to 0 s: 2816 MiB") for message in told)
 
 
 def test_what_never_fits_is_refused_at_once(others: list[SimulatedLab]) -> None:

@@ -309,7 +309,7 @@ def test_addresses_of_labs_never_collide(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
     """M7."""
     check_capacity(1, 1, accelerator="kvm", folder=tmp_path, what="the set")
-    with pytest.raises(CapacityError, match=r"1000 x \(8192 \+ 256\)"):
+    with pytest.raises(CapacityError, match=r"1000 x \(8192 \+ 384\)"):
         check_capacity(1000, 8192, accelerator="tcg", folder=tmp_path, what="the set")
 
 
