@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
@@ -96,7 +96,10 @@ class _Builder(Transformer[Token, Any]):
         return Call(name, tuple(each for each in arguments if each is not None))
 
 
-_parser = Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), maybe_placeholders=True)
+@cache
+def _parser() -> Lark:
+    """Returns the parser; made for the first expression, as it takes 50 ms of each command's start."""
+    return Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), maybe_placeholders=True)
 
 
 def is_expression(text: str) -> bool:
@@ -136,7 +139,7 @@ def parse(text: str) -> Expression:
     if _nesting(text) > MAX_DEPTH:
         raise TemplateError(f"is an expression nested deeper than {MAX_DEPTH} levels")
     try:
-        return cast("Expression", _parser.parse(text[1:-1]))
+        return cast("Expression", _parser().parse(text[1:-1]))
     except UnexpectedInput as error:
         column = error.column + 1 if isinstance(error.column, int) and error.column > 0 else None
     where = "at its end" if column is None else f"at character {column}"
