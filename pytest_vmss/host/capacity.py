@@ -11,7 +11,8 @@ from pytest_vmss.errors import CapacityError
 
 __all__ = ["RESERVE_MIB", "available_mib", "check_capacity", "memory_of"]
 
-#: Memory of a QEMU process besides the guest's, in MiB (measured).
+#: Memory of a QEMU process besides the guest's, in MiB (measured; TCG's with a cache of half the size,
+#: and the other half added).
 _OVERHEAD_MIB = {"kvm": 96, "tcg": 384}
 #: Memory left for the host, in MiB.
 RESERVE_MIB = 256
